@@ -1,0 +1,3 @@
+//! The object model: resources, request paths, selectors, quantities, schemas.
+
+pub mod names;

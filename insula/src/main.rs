@@ -1,0 +1,2 @@
+//! The one binary: every process of an Insula cloud.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Pods on this node: CRI runtimes, volumes, logs, exec.

@@ -1,0 +1,57 @@
+//! An immutable, ordered view of one collection at one revision.
+//!
+//! Taking one is O(1): the maps are persistent and share their nodes with the live state.
+
+use std::{ops::Bound, sync::Arc};
+
+use bytes::Bytes;
+use imbl::OrdMap;
+
+use crate::store::Revision;
+
+/// A live value with its history's two ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The object's JSON with its revision filled in.
+    pub value: Bytes,
+    /// Revision of the change that made this value.
+    pub modified: Revision,
+}
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    pub(crate) revision: Revision,
+    pub(crate) entries: OrdMap<Arc<str>, Entry>,
+}
+
+impl Snapshot {
+    /// The revision of the whole partition this view stands for; at least that of every entry.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    pub fn get(&self, key: &str) -> Option<&Entry> {
+        self.entries.get(key)
+    }
+
+    /// Entries whose key begins with `prefix`, in key order, from `start` (inclusive) if given.
+    pub fn range<'a>(
+        &'a self,
+        prefix: &'a str,
+        start: Option<&'a str>,
+    ) -> impl Iterator<Item = (&'a Arc<str>, &'a Entry)> + 'a {
+        let from: &str = start.filter(|start| prefix < *start).unwrap_or(prefix);
+        self.entries
+            .range::<_, str>((Bound::Included(from), Bound::Unbounded))
+            .take_while(move |(key, _)| key.starts_with(prefix))
+    }
+
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+}

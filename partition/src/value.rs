@@ -1,0 +1,80 @@
+//! Where a value carries its revision.
+//!
+//! "What is stored is what is sent": a value is the JSON of an object as clients get it, except
+//! for its `resourceVersion`, which is known only once the write has its place in the history.
+//! A writer leaves an empty placeholder as the first field of `metadata`, and the store fills it
+//! in once, when it applies the change:
+//!
+//! ```text
+//! written: {"apiVersion":"v1","kind":"Pod","metadata":{"resourceVersion":"","name":...
+//! kept:    {"apiVersion":"v1","kind":"Pod","metadata":{"resourceVersion":"42","name":...
+//! ```
+//!
+//! # Invariants
+//!
+//! * `apiVersion`, `kind` and `metadata` come first, in this order, so the first occurrence of
+//!   the marker in the head of a value is the object's own. Nothing earlier can contain it: the
+//!   quotes inside a JSON string are escaped.
+//! * A value without the marker in its head (not an object of ours) is kept as it is.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::store::Revision;
+
+const MARKER: &[u8] = br#""metadata":{"resourceVersion":""#;
+
+/// `apiVersion` and `kind` are at most a few hundred bytes; the marker begins within this many.
+const HEAD: usize = 1024;
+
+/// Where the revision's digits begin, if `value` has the marker.
+fn digits_at(value: &[u8]) -> Option<usize> {
+    let head = &value[..value.len().min(HEAD)];
+    let at = head.windows(MARKER.len()).position(|window| window == MARKER)?;
+    Some(at + MARKER.len())
+}
+
+/// `value` with `revision` in the place of the one it holds, which may be empty.
+pub fn with_revision(value: &Bytes, revision: Revision) -> Bytes {
+    let Some(start) = digits_at(value) else { return value.clone() };
+    let digits = value[start..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let mut out = BytesMut::with_capacity(value.len() + 20);
+    out.put_slice(&value[..start]);
+    out.put_slice(revision.0.to_string().as_bytes());
+    out.put_slice(&value[start + digits..]);
+    out.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(value: &'static str, revision: u64, expected: &str) {
+        let out = with_revision(&Bytes::from_static(value.as_bytes()), Revision(revision));
+        assert_eq!(std::str::from_utf8(&out).unwrap(), expected);
+    }
+
+    #[test]
+    fn fills_the_placeholder() {
+        check(
+            r#"{"apiVersion":"v1","kind":"Pod","metadata":{"resourceVersion":"","name":"a"}}"#,
+            42,
+            r#"{"apiVersion":"v1","kind":"Pod","metadata":{"resourceVersion":"42","name":"a"}}"#,
+        );
+    }
+
+    #[test]
+    fn replaces_an_older_revision() {
+        check(
+            r#"{"kind":"Pod","metadata":{"resourceVersion":"7"}}"#,
+            1000,
+            r#"{"kind":"Pod","metadata":{"resourceVersion":"1000"}}"#,
+        );
+    }
+
+    #[test]
+    fn leaves_other_values_alone() {
+        check(r#"{"a":"\"metadata\":{\"resourceVersion\":\"\""}"#, 1, r#"{"a":"\"metadata\":{\"resourceVersion\":\"\""}"#);
+        check("", 1, "");
+    }
+}

@@ -1,0 +1,91 @@
+//! Watchers: cursors over a collection's ring of recent changes.
+//!
+//! A watcher holds a position, not a buffer, so a slow one costs nothing; when the ring has
+//! moved past it, it gets [`StoreError::Compacted`].
+
+use std::sync::Arc;
+
+use crate::{
+    snapshot::Entry,
+    store::{Revision, StoreError},
+};
+
+/// One change of a collection, as watchers see it. Shared by all of them.
+#[derive(Debug, Clone)]
+pub struct Event {
+    pub revision: Revision,
+    pub key: Arc<str>,
+    /// The value after the change; for a delete the last value, with the delete's revision in it.
+    pub entry: Entry,
+    /// The value before the change; `None` for a create. With `entry` it tells whether the
+    /// object came into or left a selector.
+    pub previous: Option<Entry>,
+    pub deleted: bool,
+}
+
+/// What a watcher waits on. Implemented by the state that holds the rings.
+pub trait Feed: Send + Sync {
+    /// Changes after `after`, oldest first, at most `limit`; empty if there are none yet.
+    ///
+    /// Also returns the partition's revision up to which this answer is complete.
+    fn changes(&self, after: Revision, limit: usize) -> Result<(Vec<Arc<Event>>, Revision), StoreError>;
+
+    /// A receiver that is marked changed whenever the collection has a new change
+    /// or the store shuts down.
+    fn wakeups(&self) -> tokio::sync::watch::Receiver<u64>;
+}
+
+/// See the module.
+pub struct Watcher {
+    feed: Arc<dyn Feed>,
+    wakeups: tokio::sync::watch::Receiver<u64>,
+    after: Revision,
+}
+
+impl std::fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watcher").field("after", &self.after).finish_non_exhaustive()
+    }
+}
+
+/// Most events handed over in one go, so that a far-behind watcher yields to others.
+const BATCH: usize = 256;
+
+impl Watcher {
+    /// Starts strictly after `after`. Does not look at the ring yet.
+    pub fn new(feed: Arc<dyn Feed>, after: Revision) -> Self {
+        let wakeups = feed.wakeups();
+        Self { feed, wakeups, after }
+    }
+
+    /// The next changes, at least one. Cancel safe: a dropped call loses nothing.
+    pub async fn next(&mut self) -> Result<Vec<Arc<Event>>, StoreError> {
+        loop {
+            // Mark before looking: a change between the look and the wait wakes us at once.
+            self.wakeups.mark_unchanged();
+            let (events, _) = self.feed.changes(self.after, BATCH)?;
+            if let Some(last) = events.last() {
+                self.after = last.revision;
+                return Ok(events);
+            }
+            if self.wakeups.changed().await.is_err() {
+                return Err(StoreError::Unavailable {
+                    reason: "the partition was shut down".into(),
+                    source: None,
+                });
+            }
+        }
+    }
+
+    /// The revision up to which everything was delivered, for bookmarks.
+    ///
+    /// `None` while undelivered changes wait: call [`Watcher::next`] first.
+    pub fn progress(&mut self) -> Result<Option<Revision>, StoreError> {
+        let (events, complete) = self.feed.changes(self.after, 1)?;
+        if events.is_empty() {
+            self.after = self.after.max(complete);
+            return Ok(Some(self.after));
+        }
+        Ok(None)
+    }
+}

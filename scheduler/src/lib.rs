@@ -1,0 +1,1 @@
+//! The unified scheduler of containers and virtual machines.
