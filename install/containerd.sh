@@ -109,11 +109,9 @@ end_containers() {
 
 # end_shims: ends what is left of them, known by the socket in their command line.
 end_shims() {
-    local proc
-    for proc in /proc/[0-9]*; do
-        if tr '\0' ' ' <"$proc/cmdline" 2>/dev/null | grep -qF -- "-address $SOCKET"; then
-            kill -9 "${proc#/proc/}" 2>/dev/null || true
-        fi
+    local pid
+    for pid in $(pgrep -f -- "-address $SOCKET" || true); do
+        kill -9 "$pid" 2>/dev/null || true
     done
 }
 
@@ -123,7 +121,7 @@ forget_network() {
     [ -s "$HOME_DIR/network" ] || return 0
     read -r bridge _ <"$HOME_DIR/network"
     # Each rule of the portmap plugin names its network in a comment; `-S` quotes it with \".
-    iptables -w -t nat -S 2>/dev/null | grep -F "name: \\\"$bridge\\\"" | while read -r rule; do
+    { iptables -w -t nat -S 2>/dev/null | grep -F "name: \\\"$bridge\\\"" || true; } | while read -r rule; do
         chain=$(sed -n 's/.* -j \(CNI-[^ ]*\)$/\1/p' <<<"$rule")
         eval "iptables -w -t nat -D ${rule#-A }" 2>/dev/null || true
         case $chain in
