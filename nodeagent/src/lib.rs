@@ -1,1 +1,7 @@
 //! Pods on this node: CRI runtimes, volumes, logs, exec.
+
+mod config;
+pub mod cri;
+pub mod pod;
+
+pub use config::NodeConfig;

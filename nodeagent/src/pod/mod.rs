@@ -1,0 +1,7 @@
+//! One pod: from what the API says it should be to what the runtime makes of it, and back.
+
+pub mod env;
+pub mod expand;
+pub mod identity;
+pub mod quantity;
+pub mod references;
