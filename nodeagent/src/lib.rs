@@ -3,5 +3,6 @@
 mod config;
 pub mod cri;
 pub mod pod;
+pub mod volume;
 
 pub use config::NodeConfig;

@@ -18,7 +18,8 @@ use super::{
     containerd::{SubscribeRequest, events_client::EventsClient},
     error::RuntimeError,
     v1::{
-        self, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
+        self, image_service_client::ImageServiceClient,
+        runtime_service_client::RuntimeServiceClient,
     },
 };
 
@@ -128,8 +129,17 @@ impl RuntimeClient {
     /// before containerd 2.0.
     pub async fn uses_systemd_cgroups(&self) -> Result<Option<bool>, RuntimeError> {
         let request = v1::RuntimeConfigRequest {};
-        match self.call("RuntimeConfig", LOOK, async move { self.runtime().runtime_config(request).await }).await {
-            Ok(config) => Ok(config.linux.map(|it| it.cgroup_driver() == v1::CgroupDriver::Systemd)),
+        match self
+            .call(
+                "RuntimeConfig",
+                LOOK,
+                async move { self.runtime().runtime_config(request).await },
+            )
+            .await
+        {
+            Ok(config) => {
+                Ok(config.linux.map(|it| it.cgroup_driver() == v1::CgroupDriver::Systemd))
+            }
             Err(error) if error.is_unimplemented() => Ok(None),
             Err(error) => Err(error),
         }
@@ -145,21 +155,27 @@ impl RuntimeClient {
             config: Some(config),
             runtime_handler: runtime_handler.to_owned(),
         };
-        let answer = self.call("RunPodSandbox", ACT, async move { self.runtime().run_pod_sandbox(request).await });
+        let answer = self.call("RunPodSandbox", ACT, async move {
+            self.runtime().run_pod_sandbox(request).await
+        });
         Ok(answer.await?.pod_sandbox_id)
     }
 
     /// Ends all in a sandbox and gives its network back. Repeating it does no harm.
     pub async fn stop_pod_sandbox(&self, id: &str) -> Result<(), RuntimeError> {
         let request = v1::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
-        let answer = self.call("StopPodSandbox", ACT, async move { self.runtime().stop_pod_sandbox(request).await });
+        let answer = self.call("StopPodSandbox", ACT, async move {
+            self.runtime().stop_pod_sandbox(request).await
+        });
         unless_gone(answer.await.map(drop))
     }
 
     /// Removes a sandbox with its containers. Repeating it does no harm.
     pub async fn remove_pod_sandbox(&self, id: &str) -> Result<(), RuntimeError> {
         let request = v1::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
-        let answer = self.call("RemovePodSandbox", ACT, async move { self.runtime().remove_pod_sandbox(request).await });
+        let answer = self.call("RemovePodSandbox", ACT, async move {
+            self.runtime().remove_pod_sandbox(request).await
+        });
         unless_gone(answer.await.map(drop))
     }
 
@@ -168,9 +184,10 @@ impl RuntimeClient {
         &self,
         id: &str,
     ) -> Result<Option<v1::PodSandboxStatus>, RuntimeError> {
-        let request =
-            v1::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
-        let answer = self.call("PodSandboxStatus", LOOK, async move { self.runtime().pod_sandbox_status(request).await });
+        let request = v1::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
+        let answer = self.call("PodSandboxStatus", LOOK, async move {
+            self.runtime().pod_sandbox_status(request).await
+        });
         found(answer.await.map(|it| it.status))
     }
 
@@ -179,10 +196,16 @@ impl RuntimeClient {
         &self,
         labels: &[(&str, &str)],
     ) -> Result<Vec<v1::PodSandbox>, RuntimeError> {
-        let filter =
-            v1::PodSandboxFilter { label_selector: owned(labels), ..Default::default() };
+        let filter = v1::PodSandboxFilter { label_selector: owned(labels), ..Default::default() };
         let request = v1::ListPodSandboxRequest { filter: Some(filter) };
-        Ok(self.call("ListPodSandbox", LOOK, async move { self.runtime().list_pod_sandbox(request).await }).await?.items)
+        Ok(self
+            .call(
+                "ListPodSandbox",
+                LOOK,
+                async move { self.runtime().list_pod_sandbox(request).await },
+            )
+            .await?
+            .items)
     }
 
     /// Containers, running or not, that carry all of `labels`.
@@ -192,7 +215,9 @@ impl RuntimeClient {
     ) -> Result<Vec<v1::Container>, RuntimeError> {
         let filter = v1::ContainerFilter { label_selector: owned(labels), ..Default::default() };
         let request = v1::ListContainersRequest { filter: Some(filter) };
-        let answer = self.call("ListContainers", LOOK, async move { self.runtime().list_containers(request).await });
+        let answer = self.call("ListContainers", LOOK, async move {
+            self.runtime().list_containers(request).await
+        });
         Ok(answer.await?.containers)
     }
 
@@ -202,7 +227,9 @@ impl RuntimeClient {
         id: &str,
     ) -> Result<Option<v1::ContainerStatus>, RuntimeError> {
         let request = v1::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
-        let answer = self.call("ContainerStatus", LOOK, async move { self.runtime().container_status(request).await });
+        let answer = self.call("ContainerStatus", LOOK, async move {
+            self.runtime().container_status(request).await
+        });
         found(answer.await.map(|it| it.status))
     }
 
@@ -218,13 +245,21 @@ impl RuntimeClient {
             config: Some(config),
             sandbox_config: Some(sandbox_config),
         };
-        let answer = self.call("CreateContainer", ACT, async move { self.runtime().create_container(request).await });
+        let answer = self.call("CreateContainer", ACT, async move {
+            self.runtime().create_container(request).await
+        });
         Ok(answer.await?.container_id)
     }
 
     pub async fn start_container(&self, id: &str) -> Result<(), RuntimeError> {
         let request = v1::StartContainerRequest { container_id: id.to_owned() };
-        self.call("StartContainer", ACT, async move { self.runtime().start_container(request).await }).await.map(drop)
+        self.call(
+            "StartContainer",
+            ACT,
+            async move { self.runtime().start_container(request).await },
+        )
+        .await
+        .map(drop)
     }
 
     /// Asks the container to end and kills it after `grace`. Repeating it does no harm, and a
@@ -233,22 +268,27 @@ impl RuntimeClient {
         let timeout = i64::try_from(grace.as_secs()).unwrap_or(i64::MAX);
         let request = v1::StopContainerRequest { container_id: id.to_owned(), timeout };
         let limit = grace.saturating_add(SLACK);
-        let answer = self.call("StopContainer", limit, async move { self.runtime().stop_container(request).await });
+        let answer = self.call("StopContainer", limit, async move {
+            self.runtime().stop_container(request).await
+        });
         unless_gone(answer.await.map(drop))
     }
 
     /// Removes a container, killing it if it runs. Repeating it does no harm.
     pub async fn remove_container(&self, id: &str) -> Result<(), RuntimeError> {
         let request = v1::RemoveContainerRequest { container_id: id.to_owned() };
-        let answer = self.call("RemoveContainer", ACT, async move { self.runtime().remove_container(request).await });
+        let answer = self.call("RemoveContainer", ACT, async move {
+            self.runtime().remove_container(request).await
+        });
         unless_gone(answer.await.map(drop))
     }
 
     /// Makes the runtime open the container's log file anew, after it was moved away.
     pub async fn reopen_container_log(&self, id: &str) -> Result<(), RuntimeError> {
         let request = v1::ReopenContainerLogRequest { container_id: id.to_owned() };
-        let answer =
-            self.call("ReopenContainerLog", LOOK, async move { self.runtime().reopen_container_log(request).await });
+        let answer = self.call("ReopenContainerLog", LOOK, async move {
+            self.runtime().reopen_container_log(request).await
+        });
         answer.await.map(drop)
     }
 
@@ -275,24 +315,38 @@ impl RuntimeClient {
 
     /// Prepares access to a container's own streams, found at the returned URL.
     pub async fn attach(&self, request: v1::AttachRequest) -> Result<String, RuntimeError> {
-        Ok(self.call("Attach", LOOK, async move { self.runtime().attach(request).await }).await?.url)
+        Ok(self
+            .call("Attach", LOOK, async move { self.runtime().attach(request).await })
+            .await?
+            .url)
     }
 
     /// Prepares access to a sandbox's ports, found at the returned URL.
-    pub async fn port_forward(&self, request: v1::PortForwardRequest) -> Result<String, RuntimeError> {
-        Ok(self.call("PortForward", LOOK, async move { self.runtime().port_forward(request).await }).await?.url)
+    pub async fn port_forward(
+        &self,
+        request: v1::PortForwardRequest,
+    ) -> Result<String, RuntimeError> {
+        Ok(self
+            .call("PortForward", LOOK, async move { self.runtime().port_forward(request).await })
+            .await?
+            .url)
     }
 
     pub async fn list_images(&self) -> Result<Vec<v1::Image>, RuntimeError> {
         let request = v1::ListImagesRequest {};
-        Ok(self.call("ListImages", LOOK, async move { self.images().list_images(request).await }).await?.images)
+        Ok(self
+            .call("ListImages", LOOK, async move { self.images().list_images(request).await })
+            .await?
+            .images)
     }
 
     /// The image of that name if the runtime has it.
     pub async fn image(&self, name: &str) -> Result<Option<ImageRef>, RuntimeError> {
         let image = Some(v1::ImageSpec { image: name.to_owned(), ..Default::default() });
         let request = v1::ImageStatusRequest { image, verbose: false };
-        let answer = self.call("ImageStatus", LOOK, async move { self.images().image_status(request).await }).await?;
+        let answer = self
+            .call("ImageStatus", LOOK, async move { self.images().image_status(request).await })
+            .await?;
         Ok(answer.image.map(|image| ImageRef {
             digest: image.repo_digests.into_iter().next().unwrap_or_else(|| image.id.clone()),
             id: image.id,
@@ -396,10 +450,10 @@ mod tests {
     #[tokio::test]
     async fn an_endpoint_must_be_an_absolute_path() {
         for endpoint in ["", "tcp://localhost:1", "run/containerd.sock", "unix://x.sock"] {
-            assert!(matches!(
-                RuntimeClient::new(endpoint),
-                Err(RuntimeError::Endpoint { .. })
-            ), "{endpoint:?}");
+            assert!(
+                matches!(RuntimeClient::new(endpoint), Err(RuntimeError::Endpoint { .. })),
+                "{endpoint:?}"
+            );
         }
     }
 }

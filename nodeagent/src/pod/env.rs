@@ -209,9 +209,8 @@ pub fn field_value(pod: &Pod, place: &Place, path: &str) -> Result<String, Confi
         "status.podIP" => Some(ips().next().unwrap_or_default()),
         "status.podIPs" => Some(ips().collect::<Vec<_>>().join(",")),
         _ => {
-            let key = |prefix: &str| {
-                path.strip_prefix(prefix)?.strip_prefix("['")?.strip_suffix("']")
-            };
+            let key =
+                |prefix: &str| path.strip_prefix(prefix)?.strip_prefix("['")?.strip_suffix("']");
             let entry = if let Some(key) = key("metadata.labels") {
                 meta.labels.as_ref().and_then(|it| it.get(key))
             } else if let Some(key) = key("metadata.annotations") {
@@ -320,8 +319,11 @@ mod tests {
         let place = Place { pod_ips: vec!["10.0.0.7".parse().unwrap()], ..Place::default() };
         let container = &pod.spec.as_ref().unwrap().containers[0];
         let environment = environment(&pod, container, &place, &references()).unwrap();
-        let text: Vec<_> =
-            environment.into_pairs().into_iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let text: Vec<_> = environment
+            .into_pairs()
+            .into_iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
         assert_eq!(
             text.join(" "),
             "P_k=over A=1 B=1v$(NOPE) NAME=web APP=web IP=10.0.0.7 CPU=250 CORES=1 KEY=v"

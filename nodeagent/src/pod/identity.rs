@@ -18,7 +18,8 @@ pub const NODE: &str = "io.insula.node";
 pub const CONTAINER_NAME: &str = "io.kubernetes.container.name";
 
 pub const RESTART_COUNT: &str = "io.kubernetes.container.restartCount";
-pub const CONTAINER_HASH: &str = "io.kubernetes.container.hash";
+/// The image of the spec the container was made from: another one there means another container.
+pub const IMAGE: &str = "io.insula.container.image";
 pub const MESSAGE_PATH: &str = "io.kubernetes.container.terminationMessagePath";
 pub const MESSAGE_POLICY: &str = "io.kubernetes.container.terminationMessagePolicy";
 pub const GRACE_PERIOD: &str = "io.kubernetes.pod.terminationGracePeriod";
