@@ -1,3 +1,4 @@
 //! The object model: resources, request paths, selectors, quantities, schemas.
 
+pub mod kinds;
 pub mod names;

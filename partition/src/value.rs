@@ -74,7 +74,11 @@ mod tests {
 
     #[test]
     fn leaves_other_values_alone() {
-        check(r#"{"a":"\"metadata\":{\"resourceVersion\":\"\""}"#, 1, r#"{"a":"\"metadata\":{\"resourceVersion\":\"\""}"#);
+        check(
+            r#"{"a":"\"metadata\":{\"resourceVersion\":\"\""}"#,
+            1,
+            r#"{"a":"\"metadata\":{\"resourceVersion\":\"\""}"#,
+        );
         check("", 1, "");
     }
 }
