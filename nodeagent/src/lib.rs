@@ -1,8 +1,15 @@
 //! Pods on this node: CRI runtimes, volumes, logs, exec.
 
+mod cgroup;
+mod cluster;
 mod config;
-pub mod cri;
-pub mod pod;
-pub mod volume;
+mod cri;
+mod logs;
+mod machine;
+mod node;
+mod pod;
+mod pods;
+mod relist;
+mod volume;
 
 pub use config::NodeConfig;

@@ -27,6 +27,10 @@ pub enum RuntimeError {
     #[error("{message}")]
     Failed { call: &'static str, code: Code, message: String },
 
+    /// Whoever waited for the runtime's answer went away.
+    #[error("{call} was interrupted")]
+    Interrupted { call: &'static str },
+
     /// The configured endpoint is not one.
     #[error("runtime endpoint {endpoint:?} is not of the form unix:///path/of/a.sock")]
     Endpoint { endpoint: String },

@@ -4,7 +4,7 @@ mod client;
 mod error;
 
 pub use self::{
-    client::{ImageRef, RuntimeClient, RuntimeEvents},
+    client::{ImageRef, RuntimeClient},
     error::RuntimeError,
 };
 
