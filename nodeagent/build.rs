@@ -1,7 +1,7 @@
 //! Compiles the runtime interfaces in `proto/`, without a `protoc`.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["runtime_v1.proto", "containerd_events.proto"];
+    let files = ["runtime_v1.proto", "containerd_events.proto", "grpc_health_v1.proto"];
     for file in files {
         println!("cargo::rerun-if-changed=proto/{file}");
     }

@@ -10,6 +10,8 @@ mod node;
 mod pod;
 mod pods;
 mod relist;
+#[cfg(test)]
+mod testing;
 mod volume;
 
 pub use config::NodeConfig;

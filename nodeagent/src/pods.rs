@@ -145,3 +145,6 @@ impl Entry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
