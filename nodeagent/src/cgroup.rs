@@ -6,7 +6,7 @@ const MOUNT: &str = "/sys/fs/cgroup";
 
 /// Removes the groups of an ended pod, in every hierarchy. Only empty groups can be removed, so
 /// this cannot harm what runs; what stays is logged.
-pub fn remove_pod(root: &str, uid: &str) {
+pub(crate) fn remove_pod(root: &str, uid: &str) {
     let root = root.trim_matches('/');
     let name = format!("pod{uid}");
     for hierarchy in hierarchies() {

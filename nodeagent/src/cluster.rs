@@ -21,13 +21,13 @@ use crate::pod::identity::PodKey;
 
 /// A service account token and its end.
 #[derive(Debug, Clone)]
-pub struct Token {
+pub(crate) struct Token {
     pub token: String,
     pub expires: Timestamp,
 }
 
 /// The API server as a pod's worker sees it. All calls are within the pod's tenant.
-pub trait Cluster: fmt::Debug + Send + Sync + 'static {
+pub(crate) trait Cluster: fmt::Debug + Send + Sync + 'static {
     /// `None` if there is no such config map.
     fn config_map<'a>(
         &'a self,
@@ -76,13 +76,13 @@ pub trait Cluster: fmt::Debug + Send + Sync + 'static {
 
 /// The API server over the client.
 #[derive(Debug, Clone)]
-pub struct ApiCluster {
+pub(crate) struct ApiCluster {
     client: Client,
     events: EventRecorder,
 }
 
 impl ApiCluster {
-    pub fn new(client: Client, events: EventRecorder) -> Self {
+    pub(crate) fn new(client: Client, events: EventRecorder) -> Self {
         Self { client, events }
     }
 }

@@ -4,7 +4,7 @@ use std::{fs, io, path::Path};
 
 /// The machine this agent runs on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Machine {
+pub(crate) struct Machine {
     pub millicpus: i64,
     /// Bytes.
     pub memory: i64,
@@ -19,7 +19,7 @@ pub struct Machine {
 
 impl Machine {
     /// Looks at the machine. What a machine may lack is empty.
-    pub fn look() -> io::Result<Self> {
+    pub(crate) fn look() -> io::Result<Self> {
         let n_cpus = std::thread::available_parallelism()?.get();
         let memory = memory_field("MemTotal:")?;
         let text = |path: &str| {
@@ -44,7 +44,7 @@ impl Machine {
 
 /// Room on the file system that holds `path`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Room {
+pub(crate) struct Room {
     pub bytes: u64,
     pub bytes_free: u64,
     pub inodes: u64,
@@ -52,7 +52,7 @@ pub struct Room {
 }
 
 impl Room {
-    pub fn at(path: &Path) -> io::Result<Self> {
+    pub(crate) fn at(path: &Path) -> io::Result<Self> {
         let stat = rustix::fs::statvfs(path)?;
         Ok(Self {
             bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
@@ -64,12 +64,12 @@ impl Room {
 }
 
 /// Memory that new work could get without swapping, in bytes.
-pub fn memory_available() -> io::Result<i64> {
+pub(crate) fn memory_available() -> io::Result<i64> {
     memory_field("MemAvailable:")
 }
 
 /// Processes and threads there are, and how many there can be.
-pub fn processes() -> io::Result<(u64, u64)> {
+pub(crate) fn processes() -> io::Result<(u64, u64)> {
     let number = |text: &str| text.trim().parse::<u64>().map_err(io::Error::other);
     // Fourth field: running/all.
     let load = fs::read_to_string("/proc/loadavg")?;

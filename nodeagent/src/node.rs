@@ -12,7 +12,7 @@ use crate::{
 
 /// The node as its pods' workers see it.
 #[derive(Debug)]
-pub struct Node {
+pub(crate) struct Node {
     pub config: NodeConfig,
     pub runtime: RuntimeClient,
     /// How container ids begin in statuses, such as `containerd`.
@@ -26,12 +26,12 @@ pub struct Node {
 
 impl Node {
     /// What makes the sandboxes of this node alike.
-    pub fn surroundings(&self) -> Surroundings {
+    pub(crate) fn surroundings(&self) -> Surroundings {
         Surroundings { resolver: self.resolver.clone(), systemd_cgroups: self.systemd_cgroups }
     }
 
     /// What a pod at `pod_ips` may ask about itself.
-    pub fn place(&self, pod_ips: &[IpAddr]) -> Place {
+    pub(crate) fn place(&self, pod_ips: &[IpAddr]) -> Place {
         Place {
             node_name: self.config.node_name.clone(),
             host_ip: Some(self.config.node_ip),

@@ -23,7 +23,7 @@ use crate::{
 
 /// The pods of this node. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Pods {
+pub(crate) struct Pods {
     shared: Arc<Shared>,
 }
 
@@ -45,20 +45,20 @@ struct Entry {
 
 /// One pod as those see it who serve its logs and streams.
 #[derive(Debug, Clone)]
-pub struct PodView {
+pub(crate) struct PodView {
     pub key: PodKey,
     pub pod: Arc<Tenanted<Pod>>,
     pub snapshot: watch::Receiver<Snapshot>,
 }
 
 impl Pods {
-    pub fn new(node: Arc<Node>, tasks: TaskTracker, shutdown: CancellationToken) -> Self {
+    pub(crate) fn new(node: Arc<Node>, tasks: TaskTracker, shutdown: CancellationToken) -> Self {
         let entries = Mutex::default();
         Self { shared: Arc::new(Shared { node, tasks, shutdown, entries }) }
     }
 
     /// A pod is to be here, or has changed.
-    pub fn set(&self, pod: Arc<Tenanted<Pod>>) {
+    pub(crate) fn set(&self, pod: Arc<Tenanted<Pod>>) {
         let Some(key) = PodKey::of(&pod.tenant, &pod) else {
             tracing::error!(name = pod.name(), "a pod without uid, namespace or name is ignored");
             return;
@@ -91,7 +91,7 @@ impl Pods {
     }
 
     /// The API has this pod no more.
-    pub fn remove(&self, uid: &str) {
+    pub(crate) fn remove(&self, uid: &str) {
         if let Some(entry) = self.shared.entries.lock().get(uid) {
             entry
                 .desired
@@ -100,7 +100,7 @@ impl Pods {
     }
 
     /// The runtime has news of this pod. Returns whether there is a worker to care.
-    pub fn wake(&self, uid: &str) -> bool {
+    pub(crate) fn wake(&self, uid: &str) -> bool {
         let entries = self.shared.entries.lock();
         let entry = entries.get(uid);
         if let Some(entry) = entry {
@@ -110,12 +110,12 @@ impl Pods {
     }
 
     /// The pod of that uid, if it is here.
-    pub fn by_uid(&self, uid: &str) -> Option<PodView> {
+    pub(crate) fn by_uid(&self, uid: &str) -> Option<PodView> {
         self.shared.entries.lock().get(uid).map(Entry::view)
     }
 
     /// The pod of that name. If an older one of the same name is still ending, the other one.
-    pub fn by_name(&self, tenant: &str, namespace: &str, name: &str) -> Option<PodView> {
+    pub(crate) fn by_name(&self, tenant: &str, namespace: &str, name: &str) -> Option<PodView> {
         let entries = self.shared.entries.lock();
         let is_it = |key: &PodKey| {
             key.tenant.as_str() == tenant && *key.namespace == *namespace && *key.name == *name
@@ -127,11 +127,11 @@ impl Pods {
     }
 
     /// Whether the pod of that uid has a worker.
-    pub fn has(&self, uid: &str) -> bool {
+    pub(crate) fn has(&self, uid: &str) -> bool {
         self.shared.entries.lock().contains_key(uid)
     }
 
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.shared.entries.lock().len()
     }
 }

@@ -30,7 +30,7 @@ const DEFAULT_GRACE: u64 = 30;
 type States = Vec<(String, i32)>;
 
 /// Looks until `shutdown`. Orphans are removed once `is_synced` says that `pods` is complete.
-pub async fn run(
+pub(crate) async fn run(
     node: Arc<Node>,
     pods: Pods,
     is_synced: impl Fn() -> bool,

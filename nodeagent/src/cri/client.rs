@@ -33,11 +33,11 @@ const SLACK: Duration = Duration::from_secs(30);
 const MAX_MESSAGE: usize = 64 << 20;
 
 /// A stream whose items say that something changed in the runtime, not what.
-pub type RuntimeEvents = BoxStream<'static, Result<(), RuntimeError>>;
+pub(super) type RuntimeEvents = BoxStream<'static, Result<(), RuntimeError>>;
 
 /// An image as the runtime knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ImageRef {
+pub(crate) struct ImageRef {
     /// What names this image to the runtime.
     pub id: String,
     /// `name@sha256:...` if the image came from a registry, else its id.
@@ -51,7 +51,7 @@ pub struct ImageRef {
 
 /// Speaks to one runtime. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct RuntimeClient {
+pub(crate) struct RuntimeClient {
     endpoint: String,
     channel: Channel,
 }
@@ -60,7 +60,7 @@ impl RuntimeClient {
     /// Takes `unix:///path` or a bare path. Does not connect yet.
     ///
     /// Must be called within a tokio runtime.
-    pub fn new(endpoint: &str) -> Result<Self, RuntimeError> {
+    pub(crate) fn new(endpoint: &str) -> Result<Self, RuntimeError> {
         let path = PathBuf::from(endpoint.strip_prefix("unix://").unwrap_or(endpoint));
         if !path.is_absolute() {
             return Err(RuntimeError::Endpoint { endpoint: endpoint.to_owned() });
@@ -76,7 +76,7 @@ impl RuntimeClient {
     }
 
     /// Where this client looks for the runtime.
-    pub fn endpoint(&self) -> &str {
+    pub(crate) fn endpoint(&self) -> &str {
         &self.endpoint
     }
 
@@ -114,20 +114,20 @@ impl RuntimeClient {
     }
 
     /// Name and version of the runtime.
-    pub async fn version(&self) -> Result<v1::VersionResponse, RuntimeError> {
+    pub(crate) async fn version(&self) -> Result<v1::VersionResponse, RuntimeError> {
         let request = v1::VersionRequest { version: "v1".to_owned() };
         self.call("Version", LOOK, async move { self.runtime().version(request).await }).await
     }
 
     /// Whether the runtime and its network are ready, and its handlers.
-    pub async fn status(&self) -> Result<v1::StatusResponse, RuntimeError> {
+    pub(crate) async fn status(&self) -> Result<v1::StatusResponse, RuntimeError> {
         let request = v1::StatusRequest { verbose: false };
         self.call("Status", LOOK, async move { self.runtime().status(request).await }).await
     }
 
     /// Whether the runtime leaves control groups to systemd. `None` if it does not say, as
     /// before containerd 2.0.
-    pub async fn uses_systemd_cgroups(&self) -> Result<Option<bool>, RuntimeError> {
+    pub(crate) async fn uses_systemd_cgroups(&self) -> Result<Option<bool>, RuntimeError> {
         let request = v1::RuntimeConfigRequest {};
         match self
             .call(
@@ -146,7 +146,7 @@ impl RuntimeClient {
     }
 
     /// Makes and starts a sandbox; returns its id.
-    pub async fn run_pod_sandbox(
+    pub(crate) async fn run_pod_sandbox(
         &self,
         config: v1::PodSandboxConfig,
         runtime_handler: &str,
@@ -162,7 +162,7 @@ impl RuntimeClient {
     }
 
     /// Ends all in a sandbox and gives its network back. Repeating it does no harm.
-    pub async fn stop_pod_sandbox(&self, id: &str) -> Result<(), RuntimeError> {
+    pub(crate) async fn stop_pod_sandbox(&self, id: &str) -> Result<(), RuntimeError> {
         let request = v1::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
         let answer = self.call("StopPodSandbox", ACT, async move {
             self.runtime().stop_pod_sandbox(request).await
@@ -171,7 +171,7 @@ impl RuntimeClient {
     }
 
     /// Removes a sandbox with its containers. Repeating it does no harm.
-    pub async fn remove_pod_sandbox(&self, id: &str) -> Result<(), RuntimeError> {
+    pub(crate) async fn remove_pod_sandbox(&self, id: &str) -> Result<(), RuntimeError> {
         let request = v1::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
         let answer = self.call("RemovePodSandbox", ACT, async move {
             self.runtime().remove_pod_sandbox(request).await
@@ -180,7 +180,7 @@ impl RuntimeClient {
     }
 
     /// State and addresses of a sandbox; `None` if there is no such sandbox.
-    pub async fn pod_sandbox_status(
+    pub(crate) async fn pod_sandbox_status(
         &self,
         id: &str,
     ) -> Result<Option<v1::PodSandboxStatus>, RuntimeError> {
@@ -192,7 +192,7 @@ impl RuntimeClient {
     }
 
     /// Sandboxes that carry all of `labels`.
-    pub async fn list_pod_sandboxes(
+    pub(crate) async fn list_pod_sandboxes(
         &self,
         labels: &[(&str, &str)],
     ) -> Result<Vec<v1::PodSandbox>, RuntimeError> {
@@ -209,7 +209,7 @@ impl RuntimeClient {
     }
 
     /// Containers, running or not, that carry all of `labels`.
-    pub async fn list_containers(
+    pub(crate) async fn list_containers(
         &self,
         labels: &[(&str, &str)],
     ) -> Result<Vec<v1::Container>, RuntimeError> {
@@ -222,7 +222,7 @@ impl RuntimeClient {
     }
 
     /// All that is known of a container; `None` if there is no such container.
-    pub async fn container_status(
+    pub(crate) async fn container_status(
         &self,
         id: &str,
     ) -> Result<Option<v1::ContainerStatus>, RuntimeError> {
@@ -234,7 +234,7 @@ impl RuntimeClient {
     }
 
     /// Makes a container, which does not run yet; returns its id.
-    pub async fn create_container(
+    pub(crate) async fn create_container(
         &self,
         sandbox_id: &str,
         config: v1::ContainerConfig,
@@ -251,7 +251,7 @@ impl RuntimeClient {
         Ok(answer.await?.container_id)
     }
 
-    pub async fn start_container(&self, id: &str) -> Result<(), RuntimeError> {
+    pub(crate) async fn start_container(&self, id: &str) -> Result<(), RuntimeError> {
         let request = v1::StartContainerRequest { container_id: id.to_owned() };
         self.call(
             "StartContainer",
@@ -264,7 +264,11 @@ impl RuntimeClient {
 
     /// Asks the container to end and kills it after `grace`. Repeating it does no harm, and a
     /// shorter grace then takes effect.
-    pub async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), RuntimeError> {
+    pub(crate) async fn stop_container(
+        &self,
+        id: &str,
+        grace: Duration,
+    ) -> Result<(), RuntimeError> {
         let timeout = i64::try_from(grace.as_secs()).unwrap_or(i64::MAX);
         let request = v1::StopContainerRequest { container_id: id.to_owned(), timeout };
         let limit = grace.saturating_add(SLACK);
@@ -275,7 +279,7 @@ impl RuntimeClient {
     }
 
     /// Removes a container, killing it if it runs. Repeating it does no harm.
-    pub async fn remove_container(&self, id: &str) -> Result<(), RuntimeError> {
+    pub(crate) async fn remove_container(&self, id: &str) -> Result<(), RuntimeError> {
         let request = v1::RemoveContainerRequest { container_id: id.to_owned() };
         let answer = self.call("RemoveContainer", ACT, async move {
             self.runtime().remove_container(request).await
@@ -284,7 +288,7 @@ impl RuntimeClient {
     }
 
     /// Makes the runtime open the container's log file anew, after it was moved away.
-    pub async fn reopen_container_log(&self, id: &str) -> Result<(), RuntimeError> {
+    pub(crate) async fn reopen_container_log(&self, id: &str) -> Result<(), RuntimeError> {
         let request = v1::ReopenContainerLogRequest { container_id: id.to_owned() };
         let answer = self.call("ReopenContainerLog", LOOK, async move {
             self.runtime().reopen_container_log(request).await
@@ -293,7 +297,7 @@ impl RuntimeClient {
     }
 
     /// Runs a command to its end and returns its output. The runtime kills it after `limit`.
-    pub async fn exec_sync(
+    pub(crate) async fn exec_sync(
         &self,
         id: &str,
         command: &[String],
@@ -309,12 +313,12 @@ impl RuntimeClient {
     }
 
     /// Prepares a command whose streams are then found at the returned URL.
-    pub async fn exec(&self, request: v1::ExecRequest) -> Result<String, RuntimeError> {
+    pub(crate) async fn exec(&self, request: v1::ExecRequest) -> Result<String, RuntimeError> {
         Ok(self.call("Exec", LOOK, async move { self.runtime().exec(request).await }).await?.url)
     }
 
     /// Prepares access to a container's own streams, found at the returned URL.
-    pub async fn attach(&self, request: v1::AttachRequest) -> Result<String, RuntimeError> {
+    pub(crate) async fn attach(&self, request: v1::AttachRequest) -> Result<String, RuntimeError> {
         Ok(self
             .call("Attach", LOOK, async move { self.runtime().attach(request).await })
             .await?
@@ -322,7 +326,7 @@ impl RuntimeClient {
     }
 
     /// Prepares access to a sandbox's ports, found at the returned URL.
-    pub async fn port_forward(
+    pub(crate) async fn port_forward(
         &self,
         request: v1::PortForwardRequest,
     ) -> Result<String, RuntimeError> {
@@ -332,7 +336,7 @@ impl RuntimeClient {
             .url)
     }
 
-    pub async fn list_images(&self) -> Result<Vec<v1::Image>, RuntimeError> {
+    pub(crate) async fn list_images(&self) -> Result<Vec<v1::Image>, RuntimeError> {
         let request = v1::ListImagesRequest {};
         Ok(self
             .call("ListImages", LOOK, async move { self.images().list_images(request).await })
@@ -341,7 +345,7 @@ impl RuntimeClient {
     }
 
     /// The image of that name if the runtime has it.
-    pub async fn image(&self, name: &str) -> Result<Option<ImageRef>, RuntimeError> {
+    pub(crate) async fn image(&self, name: &str) -> Result<Option<ImageRef>, RuntimeError> {
         let image = Some(v1::ImageSpec { image: name.to_owned(), ..Default::default() });
         let request = v1::ImageStatusRequest { image, verbose: false };
         let answer = self
@@ -358,7 +362,7 @@ impl RuntimeClient {
 
     /// Fetches an image. No limit: how long that takes is between registry and network, and the
     /// runtime gives up by itself when nothing more arrives.
-    pub async fn pull_image(
+    pub(crate) async fn pull_image(
         &self,
         name: &str,
         auth: Option<v1::AuthConfig>,
@@ -373,7 +377,7 @@ impl RuntimeClient {
     /// runtime has them, else containerd's. Ends with an error, at once if it has neither.
     ///
     /// Lazy, because a server of these streams sends nothing at all before the first event.
-    pub fn events(&self) -> RuntimeEvents {
+    pub(crate) fn events(&self) -> RuntimeEvents {
         let client = self.clone();
         let own = async move {
             match client.runtime().get_container_events(v1::GetEventsRequest {}).await {

@@ -7,7 +7,7 @@ use tonic::{Code, Status};
 /// Why a call to the runtime has no result.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum RuntimeError {
+pub(crate) enum RuntimeError {
     /// Nothing serves the socket.
     #[error(
         "containerd is not running at {endpoint}; \
@@ -38,22 +38,22 @@ pub enum RuntimeError {
 
 impl RuntimeError {
     /// The sandbox, container or image is not known to the runtime.
-    pub fn is_not_found(&self) -> bool {
+    pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Failed { code: Code::NotFound, .. })
     }
 
     /// The runtime does not have this call.
-    pub fn is_unimplemented(&self) -> bool {
+    pub(crate) fn is_unimplemented(&self) -> bool {
         matches!(self, Self::Failed { code: Code::Unimplemented, .. })
     }
 
     /// The runtime is away or not answering, which says nothing about the pod.
-    pub fn is_outage(&self) -> bool {
+    pub(crate) fn is_outage(&self) -> bool {
         matches!(self, Self::Absent { .. } | Self::Timeout { .. })
     }
 
     /// The call's own deadline passed, on whichever side noticed it first.
-    pub fn is_timeout(&self) -> bool {
+    pub(crate) fn is_timeout(&self) -> bool {
         matches!(self, Self::Timeout { .. } | Self::Failed { code: Code::DeadlineExceeded, .. })
     }
 }

@@ -3,7 +3,7 @@
 mod client;
 mod error;
 
-pub use self::{
+pub(crate) use self::{
     client::{ImageRef, RuntimeClient},
     error::RuntimeError,
 };

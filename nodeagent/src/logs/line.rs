@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 /// One line of the file. `P` marks a part of a longer line that the runtime has cut.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Line<'a> {
+pub(super) struct Line<'a> {
     pub time: &'a str,
     pub is_stderr: bool,
     /// Another part of the same line follows.
@@ -15,7 +15,7 @@ pub struct Line<'a> {
 impl<'a> Line<'a> {
     /// Takes a line without its line break. `None` if it is not of that form, as when the machine
     /// lost power while it was written.
-    pub fn parse(line: &'a [u8]) -> Option<Self> {
+    pub(super) fn parse(line: &'a [u8]) -> Option<Self> {
         let mut fields = line.splitn(4, |&byte| byte == b' ');
         let time = std::str::from_utf8(fields.next()?).ok()?;
         let is_stderr = match fields.next()? {
@@ -32,7 +32,7 @@ impl<'a> Line<'a> {
         Some(Self { time, is_stderr, is_partial, text: fields.next().unwrap_or_default() })
     }
 
-    pub fn timestamp(&self) -> Option<Timestamp> {
+    pub(super) fn timestamp(&self) -> Option<Timestamp> {
         self.time.parse().ok()
     }
 }

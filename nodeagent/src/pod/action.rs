@@ -29,7 +29,7 @@ const MAX_REDIRECTS: usize = 10;
 
 /// Why an action did not succeed. The text is shown to users.
 #[derive(Debug, thiserror::Error)]
-pub enum ActionError {
+pub(crate) enum ActionError {
     /// The container answered, and the answer is no.
     #[error("{0}")]
     Refused(String),
@@ -39,7 +39,7 @@ pub enum ActionError {
 }
 
 /// Runs a command in a container to its end. Its output, if it exits with 0.
-pub async fn exec(
+pub(crate) async fn exec(
     runtime: &RuntimeClient,
     container_id: &str,
     command: &[String],
@@ -62,12 +62,12 @@ pub async fn exec(
 }
 
 /// Opens a connection to a port.
-pub async fn tcp(host: &str, port: u16, limit: Duration) -> Result<(), ActionError> {
+pub(crate) async fn tcp(host: &str, port: u16, limit: Duration) -> Result<(), ActionError> {
     within(limit, async { TcpStream::connect((host, port)).await.map(drop).map_err(text) }).await
 }
 
 /// Runs a lifecycle hook.
-pub async fn hook(
+pub(crate) async fn hook(
     runtime: &RuntimeClient,
     hook: &LifecycleHandler,
     container: &Container,
@@ -93,7 +93,7 @@ pub async fn hook(
 }
 
 /// Asks for a page; 2xx and 3xx are good answers.
-pub async fn http_get(
+pub(crate) async fn http_get(
     action: &HTTPGetAction,
     container: &Container,
     pod_ip: IpAddr,
@@ -147,7 +147,7 @@ pub async fn http_get(
 }
 
 /// A port given by number or by the name the container gives it.
-pub fn port(port: &IntOrString, container: &Container) -> Result<u16, String> {
+pub(crate) fn port(port: &IntOrString, container: &Container) -> Result<u16, String> {
     let number = match port {
         IntOrString::Int(number) => Some(*number),
         IntOrString::String(name) => {

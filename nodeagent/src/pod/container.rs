@@ -17,11 +17,11 @@ use crate::{
 };
 
 /// Where a container's last words go unless it says otherwise.
-pub const DEFAULT_MESSAGE_PATH: &str = "/dev/termination-log";
+pub(crate) const DEFAULT_MESSAGE_PATH: &str = "/dev/termination-log";
 
 /// One instance of a container.
 #[derive(Debug, Clone)]
-pub struct Instance<'a> {
+pub(crate) struct Instance<'a> {
     pub container: &'a Container,
     /// 0 for the first instance, one more for each successor.
     pub attempt: u32,
@@ -35,7 +35,7 @@ pub struct Instance<'a> {
 }
 
 /// What the runtime is to make for this instance.
-pub fn config(
+pub(crate) fn config(
     node: &NodeConfig,
     key: &PodKey,
     pod: &Pod,
@@ -109,6 +109,6 @@ pub fn config(
 }
 
 /// An instance's log file, below the pod's log directory.
-pub fn log_path(container: &str, attempt: u32) -> String {
+pub(crate) fn log_path(container: &str, attempt: u32) -> String {
     format!("{container}/{attempt}.log")
 }

@@ -14,7 +14,7 @@ const MAX_SEARCHES: usize = 32;
 
 /// What the machine's own resolver configuration says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Resolver {
+pub(crate) struct Resolver {
     pub servers: Vec<String>,
     pub searches: Vec<String>,
     pub options: Vec<String>,
@@ -22,7 +22,7 @@ pub struct Resolver {
 
 impl Resolver {
     /// Reads the text of a `resolv.conf`. As resolvers do, skips what it does not know.
-    pub fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let mut resolver = Self::default();
         for line in text.lines() {
             let mut words = line.split_whitespace().map(str::to_owned);
@@ -38,7 +38,7 @@ impl Resolver {
 }
 
 /// The resolver configuration of a pod, by its `dnsPolicy` and `dnsConfig`.
-pub fn dns_config(
+pub(crate) fn dns_config(
     spec: &PodSpec,
     namespace: &str,
     cluster_dns: &[IpAddr],
@@ -89,7 +89,7 @@ fn keep_first_of_each(list: &mut Vec<String>) {
 }
 
 /// A pod's short name and, if it has a subdomain, its full name.
-pub fn hostname(
+pub(crate) fn hostname(
     spec: &PodSpec,
     pod_name: &str,
     namespace: &str,
@@ -116,7 +116,12 @@ pub fn hostname(
 }
 
 /// The /etc/hosts of a pod with a network of its own.
-pub fn hosts_file(spec: &PodSpec, ips: &[IpAddr], short: &str, full: Option<&str>) -> String {
+pub(crate) fn hosts_file(
+    spec: &PodSpec,
+    ips: &[IpAddr],
+    short: &str,
+    full: Option<&str>,
+) -> String {
     let mut text = "# Kubernetes-managed hosts file.\n\
         127.0.0.1\tlocalhost\n\
         ::1\tlocalhost ip6-localhost ip6-loopback\n\

@@ -11,7 +11,7 @@ use super::{expand::expand, quantity, references::References};
 
 /// Why a container cannot be configured. The text goes into the container's status.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ConfigError {
+pub(crate) enum ConfigError {
     #[error("{kind} {name:?} not found")]
     NoObject { kind: &'static str, name: String },
     #[error("couldn't find key {key} in {kind} {namespace}/{name}")]
@@ -30,7 +30,7 @@ pub enum ConfigError {
 
 /// What is known about a pod beyond its spec once its sandbox runs.
 #[derive(Debug, Clone, Default)]
-pub struct Place {
+pub(crate) struct Place {
     pub node_name: String,
     pub host_ip: Option<IpAddr>,
     pub pod_ips: Vec<IpAddr>,
@@ -42,10 +42,10 @@ pub struct Place {
 
 /// Name and value pairs in order; a name occurs once.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Environment(Vec<(String, String)>);
+pub(crate) struct Environment(Vec<(String, String)>);
 
 impl Environment {
-    pub fn get(&self, name: &str) -> Option<&str> {
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(it, _)| it == name).map(|(_, value)| value.as_str())
     }
 
@@ -56,17 +56,17 @@ impl Environment {
         }
     }
 
-    pub fn expand(&self, text: &str) -> String {
+    pub(crate) fn expand(&self, text: &str) -> String {
         expand(text, |name| self.get(name))
     }
 
-    pub fn into_pairs(self) -> Vec<(String, String)> {
+    pub(crate) fn into_pairs(self) -> Vec<(String, String)> {
         self.0
     }
 }
 
 /// The environment of `container`: services, then `envFrom`, then `env`, later over earlier.
-pub fn environment(
+pub(crate) fn environment(
     pod: &Pod,
     container: &Container,
     place: &Place,
@@ -192,7 +192,7 @@ fn no_object(kind: &'static str, name: &str) -> ConfigError {
 }
 
 /// A field of the pod as text, for `fieldRef` in variables and files.
-pub fn field_value(pod: &Pod, place: &Place, path: &str) -> Result<String, ConfigError> {
+pub(crate) fn field_value(pod: &Pod, place: &Place, path: &str) -> Result<String, ConfigError> {
     let meta = &pod.metadata;
     let spec = pod.spec.as_ref();
     let ips = || place.pod_ips.iter().map(ToString::to_string);
@@ -231,7 +231,7 @@ fn quoted_lines<'a>(pairs: impl Iterator<Item = (&'a String, &'a String)>) -> St
 }
 
 /// A container's request or limit as a whole number of `divisor`s.
-pub fn resource_value(
+pub(crate) fn resource_value(
     pod: &Pod,
     own: Option<&Container>,
     place: &Place,

@@ -2,7 +2,7 @@
 
 /// Replaces each `$(NAME)` that `lookup` knows. `$$` stands for `$`, so `$$(NAME)` yields
 /// `$(NAME)`; what is unknown or not closed stays as it is.
-pub fn expand<'env>(input: &str, lookup: impl Fn(&str) -> Option<&'env str>) -> String {
+pub(crate) fn expand<'env>(input: &str, lookup: impl Fn(&str) -> Option<&'env str>) -> String {
     let mut output = String::with_capacity(input.len());
     let mut rest = input;
     while let Some(at) = rest.find('$') {

@@ -14,7 +14,12 @@ mod grpc {
 }
 
 /// `Ok` if the server says that it serves. The error is a text for users.
-pub async fn check(host: IpAddr, port: i32, service: &str, limit: Duration) -> Result<(), String> {
+pub(crate) async fn check(
+    host: IpAddr,
+    port: i32,
+    service: &str,
+    limit: Duration,
+) -> Result<(), String> {
     let authority = match host {
         IpAddr::V4(host) => format!("http://{host}:{port}"),
         IpAddr::V6(host) => format!("http://[{host}]:{port}"),

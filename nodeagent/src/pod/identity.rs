@@ -9,29 +9,29 @@ use std::{fmt, sync::Arc};
 use insula_api::names::TenantName;
 use k8s_openapi::api::core::v1::Pod;
 
-pub const POD_NAME: &str = "io.kubernetes.pod.name";
-pub const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
-pub const POD_UID: &str = "io.kubernetes.pod.uid";
-pub const POD_TENANT: &str = "io.insula.pod.tenant";
+pub(crate) const POD_NAME: &str = "io.kubernetes.pod.name";
+pub(crate) const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
+pub(crate) const POD_UID: &str = "io.kubernetes.pod.uid";
+pub(crate) const POD_TENANT: &str = "io.insula.pod.tenant";
 /// The node whose agent made the sandbox: two agents may share a runtime.
-pub const NODE: &str = "io.insula.node";
-pub const CONTAINER_NAME: &str = "io.kubernetes.container.name";
+pub(crate) const NODE: &str = "io.insula.node";
+pub(crate) const CONTAINER_NAME: &str = "io.kubernetes.container.name";
 
-pub const RESTART_COUNT: &str = "io.kubernetes.container.restartCount";
+pub(crate) const RESTART_COUNT: &str = "io.kubernetes.container.restartCount";
 /// The image of the spec the container was made from: another one there means another container.
-pub const IMAGE: &str = "io.insula.container.image";
-pub const MESSAGE_PATH: &str = "io.kubernetes.container.terminationMessagePath";
-pub const MESSAGE_POLICY: &str = "io.kubernetes.container.terminationMessagePolicy";
-pub const GRACE_PERIOD: &str = "io.kubernetes.pod.terminationGracePeriod";
+pub(crate) const IMAGE: &str = "io.insula.container.image";
+pub(crate) const MESSAGE_PATH: &str = "io.kubernetes.container.terminationMessagePath";
+pub(crate) const MESSAGE_POLICY: &str = "io.kubernetes.container.terminationMessagePolicy";
+pub(crate) const GRACE_PERIOD: &str = "io.kubernetes.pod.terminationGracePeriod";
 /// Seconds to wait before the successor of this container starts.
-pub const RESTART_DELAY: &str = "io.insula.container.restartDelaySeconds";
+pub(crate) const RESTART_DELAY: &str = "io.insula.container.restartDelaySeconds";
 
 /// Names one pod, forever. Cheap to clone.
 ///
 /// Two tenants may have pods of the same namespace and name, and a pod of the same name may come
 /// again; only all four together, or the uid alone, say which pod is meant.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PodKey {
+pub(crate) struct PodKey {
     pub tenant: TenantName,
     pub namespace: Arc<str>,
     pub name: Arc<str>,
@@ -40,7 +40,7 @@ pub struct PodKey {
 
 impl PodKey {
     /// `None` if the pod has no uid, namespace or name, or one that could not be a file's name.
-    pub fn of(tenant: &TenantName, pod: &Pod) -> Option<Self> {
+    pub(crate) fn of(tenant: &TenantName, pod: &Pod) -> Option<Self> {
         let meta = &pod.metadata;
         Self::new(
             tenant.clone(),
@@ -51,7 +51,7 @@ impl PodKey {
     }
 
     /// The pod that a sandbox or container was made for.
-    pub fn from_labels(labels: &std::collections::HashMap<String, String>) -> Option<Self> {
+    pub(crate) fn from_labels(labels: &std::collections::HashMap<String, String>) -> Option<Self> {
         let label = |name| labels.get(name).map(String::as_str);
         Self::new(
             TenantName::parse(label(POD_TENANT)?).ok()?,
@@ -62,7 +62,7 @@ impl PodKey {
     }
 
     /// Namespace, name and uid become parts of paths, so what cannot be one is no key.
-    pub fn new(tenant: TenantName, namespace: &str, name: &str, uid: &str) -> Option<Self> {
+    pub(crate) fn new(tenant: TenantName, namespace: &str, name: &str, uid: &str) -> Option<Self> {
         let is_part = |text: &str| {
             (1..=253).contains(&text.len())
                 && !text.starts_with('.')
@@ -77,12 +77,12 @@ impl PodKey {
     }
 
     /// The name of this pod's directory of logs.
-    pub fn log_directory(&self) -> String {
+    pub(crate) fn log_directory(&self) -> String {
         format!("{}_{}_{}_{}", self.tenant, self.namespace, self.name, self.uid)
     }
 
     /// The labels that sandboxes of this pod carry; its containers carry one more.
-    pub fn labels(&self, node: &str) -> std::collections::HashMap<String, String> {
+    pub(crate) fn labels(&self, node: &str) -> std::collections::HashMap<String, String> {
         [
             (POD_TENANT, self.tenant.as_str()),
             (POD_NAMESPACE, &self.namespace),

@@ -17,7 +17,7 @@ use crate::cri::{RuntimeClient, RuntimeError, v1::AuthConfig};
 /// Completes an image's name as users write it: without tag and digest it means `:latest`.
 ///
 /// The error is a text for users.
-pub fn complete_name(image: &str) -> Result<String, String> {
+pub(crate) fn complete_name(image: &str) -> Result<String, String> {
     let invalid = |why: &str| {
         Err(format!(
             "Failed to apply default image tag {image:?}: couldn't parse image name {image:?}: {why}"
@@ -72,14 +72,14 @@ pub fn complete_name(image: &str) -> Result<String, String> {
 
 /// When to fetch an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PullPolicy {
+pub(crate) enum PullPolicy {
     Always,
     IfNotPresent,
     Never,
 }
 
 impl PullPolicy {
-    pub fn of(policy: Option<&str>, image: &str) -> Self {
+    pub(crate) fn of(policy: Option<&str>, image: &str) -> Self {
         match policy {
             Some("Always") => Self::Always,
             Some("Never") => Self::Never,
@@ -94,20 +94,20 @@ type Outcome = Option<Result<(), Arc<RuntimeError>>>;
 
 /// Fetches images; many pods that want the same one wait for a single fetch.
 #[derive(Debug, Clone)]
-pub struct Images {
+pub(crate) struct Images {
     runtime: RuntimeClient,
     under_way: Arc<Mutex<HashMap<(String, u64), watch::Receiver<Outcome>>>>,
 }
 
 impl Images {
-    pub fn new(runtime: RuntimeClient) -> Self {
+    pub(crate) fn new(runtime: RuntimeClient) -> Self {
         Self { runtime, under_way: Arc::default() }
     }
 
     /// Fetches an image with the first of `credentials` that does.
     ///
     /// The fetch goes on if the future is dropped: another pod will want the image.
-    pub async fn pull(
+    pub(crate) async fn pull(
         &self,
         image: &str,
         credentials: Vec<AuthConfig>,
@@ -177,7 +177,10 @@ struct DockerAuth {
 }
 
 /// The credentials in pull secrets that are meant for an image's registry.
-pub fn credentials<'a>(image: &str, secrets: impl Iterator<Item = &'a Secret>) -> Vec<AuthConfig> {
+pub(crate) fn credentials<'a>(
+    image: &str,
+    secrets: impl Iterator<Item = &'a Secret>,
+) -> Vec<AuthConfig> {
     let mut found = Vec::new();
     for secret in secrets {
         let data = |key: &str| secret.data.as_ref().and_then(|it| it.get(key)).map(|it| &it.0[..]);

@@ -12,7 +12,7 @@ use crate::cri::{RuntimeClient, RuntimeError, v1};
 
 /// One sandbox of the pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sandbox {
+pub(crate) struct Sandbox {
     pub id: String,
     pub attempt: u32,
     pub is_ready: bool,
@@ -22,7 +22,7 @@ pub struct Sandbox {
 
 /// One container the runtime has, whether it runs or not.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Instance {
+pub(crate) struct Instance {
     pub id: String,
     pub sandbox_id: String,
     /// How many instances of this container came before.
@@ -41,7 +41,7 @@ pub struct Instance {
 
 /// What an instance is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum State {
+pub(crate) enum State {
     /// Made and never started.
     Created,
     Running {
@@ -58,14 +58,14 @@ pub enum State {
 }
 
 impl Instance {
-    pub fn is_running(&self) -> bool {
+    pub(crate) fn is_running(&self) -> bool {
         matches!(self.state, State::Running { .. } | State::Unknown)
     }
 }
 
 /// All that the runtime has of one pod.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Observed {
+pub(crate) struct Observed {
     /// The newest first.
     pub sandboxes: Vec<Sandbox>,
     /// By name of the container, the newest first.
@@ -74,30 +74,30 @@ pub struct Observed {
 
 impl Observed {
     /// The newest instance of a container, in whatever sandbox.
-    pub fn latest(&self, container: &str) -> Option<&Instance> {
+    pub(crate) fn latest(&self, container: &str) -> Option<&Instance> {
         self.containers.get(container)?.first()
     }
 
-    pub fn instances(&self) -> impl Iterator<Item = (&str, &Instance)> {
+    pub(crate) fn instances(&self) -> impl Iterator<Item = (&str, &Instance)> {
         self.containers.iter().flat_map(|(name, all)| all.iter().map(|it| (name.as_str(), it)))
     }
 
     /// Whether the runtime has anything of the pod.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.sandboxes.is_empty() && self.containers.is_empty()
     }
 }
 
 /// Looks at one pod, again and again, and asks the runtime only for what can have changed.
 #[derive(Debug, Default)]
-pub struct Observer {
+pub(crate) struct Observer {
     /// Of instances whose state can only change in a way that the list of containers shows.
     statuses: HashMap<String, v1::ContainerStatus>,
     ips: HashMap<String, Vec<IpAddr>>,
 }
 
 impl Observer {
-    pub async fn observe(
+    pub(crate) async fn observe(
         &mut self,
         runtime: &RuntimeClient,
         key: &PodKey,

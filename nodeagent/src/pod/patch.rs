@@ -9,7 +9,7 @@ const MERGED_LISTS: [&str; 2] = ["podIPs", "hostIPs"];
 /// What turns `old` into `new`, for the pod with this uid only. `None` if nothing differs.
 ///
 /// Conditions that `new` does not have are left to whoever set them.
-pub fn status_patch(
+pub(crate) fn status_patch(
     uid: &str,
     old: &PodStatus,
     new: &PodStatus,

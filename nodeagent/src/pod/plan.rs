@@ -27,7 +27,7 @@ const N_KEPT: usize = 2;
 
 /// The part a container plays in its pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+pub(crate) enum Role {
     /// Runs to its end before the main containers start.
     Init,
     /// Starts in the order of init containers and runs beside the main ones.
@@ -36,7 +36,7 @@ pub enum Role {
 }
 
 /// All containers of a pod: init containers and sidecars in their order, then the main ones.
-pub fn containers(spec: &PodSpec) -> impl DoubleEndedIterator<Item = (Role, &Container)> {
+pub(crate) fn containers(spec: &PodSpec) -> impl DoubleEndedIterator<Item = (Role, &Container)> {
     let init = spec.init_containers.iter().flatten().map(|it| {
         let is_sidecar = it.restart_policy.as_deref() == Some("Always");
         (if is_sidecar { Role::Sidecar } else { Role::Init }, it)
@@ -46,14 +46,14 @@ pub fn containers(spec: &PodSpec) -> impl DoubleEndedIterator<Item = (Role, &Con
 
 /// What to do about containers that end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RestartPolicy {
+pub(crate) enum RestartPolicy {
     Always,
     OnFailure,
     Never,
 }
 
 impl RestartPolicy {
-    pub fn of(spec: &PodSpec) -> Self {
+    pub(crate) fn of(spec: &PodSpec) -> Self {
         match spec.restart_policy.as_deref() {
             Some("OnFailure") => Self::OnFailure,
             Some("Never") => Self::Never,
@@ -72,7 +72,7 @@ impl RestartPolicy {
 
 /// All that a decision depends on.
 #[allow(missing_debug_implementations, reason = "has closures")]
-pub struct World<'a> {
+pub(crate) struct World<'a> {
     pub spec: &'a PodSpec,
     pub observed: &'a Observed,
     /// The pod is being deleted, ran out of time, or its API object says that it has ended.
@@ -86,14 +86,14 @@ pub struct World<'a> {
 
 /// A probe that asks for its container's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FailedProbe {
+pub(crate) enum FailedProbe {
     Liveness,
     Startup,
 }
 
 /// Why a container is to be stopped while its pod goes on, or that the pod does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StopReason {
+pub(crate) enum StopReason {
     PodEnds,
     Probe(FailedProbe),
     SpecChanged,
@@ -103,7 +103,7 @@ pub enum StopReason {
 
 /// One instance to be stopped.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stop {
+pub(crate) struct Stop {
     pub id: String,
     pub container: String,
     pub reason: StopReason,
@@ -111,7 +111,7 @@ pub struct Stop {
 
 /// One instance to be made and started.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Start {
+pub(crate) struct Start {
     pub container: String,
     pub attempt: u32,
     /// How long its successor is to wait, should it end.
@@ -120,7 +120,7 @@ pub struct Start {
 
 /// What to do next.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Plan {
+pub(crate) struct Plan {
     pub stop: Vec<Stop>,
     /// Sandboxes to be stopped; what runs in them ends.
     pub stop_sandboxes: Vec<String>,
@@ -140,14 +140,14 @@ pub struct Plan {
 }
 
 /// The sandbox in which containers can be started.
-pub fn usable_sandbox<'a>(spec: &PodSpec, observed: &'a Observed) -> Option<&'a Sandbox> {
+pub(crate) fn usable_sandbox<'a>(spec: &PodSpec, observed: &'a Observed) -> Option<&'a Sandbox> {
     let newest = observed.sandboxes.first()?;
     let has_network = spec.host_network == Some(true) || !newest.ips.is_empty();
     (newest.is_ready && has_network).then_some(newest)
 }
 
 /// Whether the pod has run to its end, by its restart policy.
-pub fn has_ended(spec: &PodSpec, observed: &Observed) -> bool {
+pub(crate) fn has_ended(spec: &PodSpec, observed: &Observed) -> bool {
     let policy = RestartPolicy::of(spec);
     let exit_code = |container: &Container| match observed.latest(&container.name)?.state {
         State::Exited { exit_code, .. } => Some(exit_code),
@@ -166,7 +166,7 @@ pub fn has_ended(spec: &PodSpec, observed: &Observed) -> bool {
 }
 
 /// Decides what to do next.
-pub fn plan(world: &World<'_>) -> Plan {
+pub(crate) fn plan(world: &World<'_>) -> Plan {
     let World { spec, observed, .. } = *world;
     let mut plan = Plan::default();
     if world.is_ending || has_ended(spec, observed) {

@@ -23,7 +23,7 @@ use crate::{cluster::Cluster, cri::RuntimeClient};
 
 /// What probes found of one instance so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Findings {
+pub(crate) struct Findings {
     pub started: bool,
     pub ready: bool,
     pub failed: Option<FailedProbe>,
@@ -31,7 +31,7 @@ pub struct Findings {
 
 /// What the probes of all of a pod's containers share.
 #[derive(Debug, Clone)]
-pub struct ProbeContext {
+pub(crate) struct ProbeContext {
     pub key: PodKey,
     pub runtime: RuntimeClient,
     pub cluster: Arc<dyn Cluster>,
@@ -41,7 +41,7 @@ pub struct ProbeContext {
 
 /// The probes of one instance.
 #[derive(Debug)]
-pub struct Prober {
+pub(crate) struct Prober {
     findings: watch::Sender<Findings>,
     /// Ends with the prober.
     _tasks: JoinSet<()>,
@@ -57,7 +57,7 @@ enum Kind {
 impl Prober {
     /// Starts the probes of `container`. `was_ready` is what the API last said of this very
     /// instance: an agent that restarts must not take a working container out of service.
-    pub fn start(
+    pub(crate) fn start(
         context: &ProbeContext,
         container: &Container,
         container_id: &str,
@@ -93,7 +93,7 @@ impl Prober {
         Self { findings, _tasks: tasks }
     }
 
-    pub fn findings(&self) -> Findings {
+    pub(crate) fn findings(&self) -> Findings {
         *self.findings.borrow()
     }
 }

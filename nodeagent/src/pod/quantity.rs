@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 /// A quantity in thousandths, rounded up. `None` for a text that is no quantity or beyond all
 /// machines; the API server admits none such.
-pub fn millis(quantity: &Quantity) -> Option<i128> {
+pub(crate) fn millis(quantity: &Quantity) -> Option<i128> {
     let text = quantity.0.trim();
     let (sign, digits) = match text.as_bytes().first()? {
         b'-' => (-1, &text[1..]),
@@ -54,12 +54,12 @@ pub fn millis(quantity: &Quantity) -> Option<i128> {
 }
 
 /// A quantity as a whole number, rounded up.
-pub fn whole(quantity: &Quantity) -> Option<i64> {
+pub(crate) fn whole(quantity: &Quantity) -> Option<i64> {
     i64::try_from(div_ceil(millis(quantity)?, 1000)).ok()
 }
 
 /// `value / divisor`, rounded up.
-pub fn divided(value: &Quantity, divisor: &Quantity) -> Option<i128> {
+pub(crate) fn divided(value: &Quantity, divisor: &Quantity) -> Option<i128> {
     let divisor = millis(divisor)?;
     (divisor > 0).then_some(())?;
     Some(div_ceil(millis(value)?, divisor))

@@ -8,20 +8,20 @@ use k8s_openapi::api::core::v1::{ConfigMap, PodSpec, Secret, Volume};
 
 /// Names of what a pod refers to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Names {
+pub(crate) struct Names {
     pub config_maps: BTreeSet<String>,
     pub secrets: BTreeSet<String>,
 }
 
 /// What those names stand for at one moment. A name that is not in it does not exist.
 #[derive(Debug, Clone, Default)]
-pub struct References {
+pub(crate) struct References {
     pub config_maps: BTreeMap<String, ConfigMap>,
     pub secrets: BTreeMap<String, Secret>,
 }
 
 /// What the environment of the pod's containers needs.
-pub fn of_environment(spec: &PodSpec) -> Names {
+pub(crate) fn of_environment(spec: &PodSpec) -> Names {
     let mut names = Names::default();
     let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
     for container in containers {
@@ -38,7 +38,7 @@ pub fn of_environment(spec: &PodSpec) -> Names {
 }
 
 /// What the pod's volumes need.
-pub fn of_volumes(spec: &PodSpec) -> Names {
+pub(crate) fn of_volumes(spec: &PodSpec) -> Names {
     let mut names = Names::default();
     for volume in spec.volumes.iter().flatten() {
         let Volume { config_map, secret, projected, .. } = volume;

@@ -17,7 +17,7 @@ const MAX_SHARES: i64 = 262_144;
 
 /// How a pod's containers fare when resources run short.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum QosClass {
+pub(crate) enum QosClass {
     Guaranteed,
     Burstable,
     BestEffort,
@@ -30,7 +30,7 @@ fn amount<'a>(container: &'a Container, limits: bool, resource: &str) -> Option<
 }
 
 /// The class that follows from requests and limits of all containers.
-pub fn qos_class(spec: &PodSpec) -> QosClass {
+pub(crate) fn qos_class(spec: &PodSpec) -> QosClass {
     let containers = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
     let resources = ["cpu", "memory"];
     let has_any = containers().any(|container| {
@@ -61,7 +61,7 @@ pub fn qos_class(spec: &PodSpec) -> QosClass {
 /// The parent control group of a pod's containers.
 ///
 /// With the systemd driver it is the name of a slice, in which `-` separates levels.
-pub fn cgroup_parent(root: &str, class: QosClass, uid: &str, systemd: bool) -> String {
+pub(crate) fn cgroup_parent(root: &str, class: QosClass, uid: &str, systemd: bool) -> String {
     let tier = match class {
         QosClass::Guaranteed => None,
         QosClass::Burstable => Some("burstable"),
@@ -79,7 +79,7 @@ pub fn cgroup_parent(root: &str, class: QosClass, uid: &str, systemd: bool) -> S
 }
 
 /// The runtime's form of a container's requests and limits.
-pub fn linux_resources(
+pub(crate) fn linux_resources(
     container: &Container,
     class: QosClass,
     machine_memory: i64,

@@ -11,7 +11,7 @@ use crate::{config::NodeConfig, cri::v1};
 
 /// What makes sandboxes of this node alike.
 #[derive(Debug, Clone)]
-pub struct Surroundings {
+pub(crate) struct Surroundings {
     pub resolver: Resolver,
     /// The runtime leaves control groups to systemd.
     pub systemd_cgroups: bool,
@@ -19,7 +19,7 @@ pub struct Surroundings {
 
 /// What the runtime is to make for the pod. The same input gives the same configuration: it is
 /// asked for once with the sandbox and again with each of its containers.
-pub fn config(
+pub(crate) fn config(
     node: &NodeConfig,
     surroundings: &Surroundings,
     key: &PodKey,

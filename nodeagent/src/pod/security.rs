@@ -24,7 +24,7 @@ const READONLY_PATHS: [&str; 5] =
     ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Which namespaces a pod's containers share, and with whom.
-pub fn namespaces(spec: &PodSpec) -> v1::NamespaceOption {
+pub(crate) fn namespaces(spec: &PodSpec) -> v1::NamespaceOption {
     let mode = |host: Option<bool>, otherwise| {
         if host == Some(true) { v1::NamespaceMode::Node } else { otherwise }
     };
@@ -41,7 +41,7 @@ pub fn namespaces(spec: &PodSpec) -> v1::NamespaceOption {
 }
 
 /// The sandbox's own process needs no rights beyond those its containers' namespaces ask for.
-pub fn of_sandbox(spec: &PodSpec) -> v1::LinuxSandboxSecurityContext {
+pub(crate) fn of_sandbox(spec: &PodSpec) -> v1::LinuxSandboxSecurityContext {
     let pod = spec.security_context.as_ref();
     let is_privileged = spec
         .containers
@@ -64,7 +64,7 @@ pub fn of_sandbox(spec: &PodSpec) -> v1::LinuxSandboxSecurityContext {
 }
 
 /// The container's context over its pod's, over its image's.
-pub fn of_container(
+pub(crate) fn of_container(
     pod_name: &str,
     spec: &PodSpec,
     container: &Container,

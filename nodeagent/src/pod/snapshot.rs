@@ -8,7 +8,7 @@ use super::observed::Observed;
 
 /// One container, by what its users can reach.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ContainerView {
+pub(crate) struct ContainerView {
     /// The newest instance that was ever started, and whether it runs.
     pub current: Option<(String, u32)>,
     pub is_running: bool,
@@ -18,7 +18,7 @@ pub struct ContainerView {
 
 /// One pod at one moment.
 #[derive(Debug, Clone, Default)]
-pub struct Snapshot {
+pub(crate) struct Snapshot {
     pub status: PodStatus,
     pub sandbox_id: Option<String>,
     pub pod_ips: Vec<IpAddr>,
@@ -26,7 +26,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    pub fn new(status: PodStatus, observed: &Observed) -> Self {
+    pub(crate) fn new(status: PodStatus, observed: &Observed) -> Self {
         use super::observed::State;
         let sandbox = observed.sandboxes.first().filter(|it| it.is_ready);
         let view = |instances: &Vec<super::observed::Instance>| {

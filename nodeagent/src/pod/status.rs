@@ -19,28 +19,28 @@ use super::{
 
 /// Why a container does not run, when the runtime does not know.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Waiting {
+pub(crate) struct Waiting {
     pub reason: &'static str,
     pub message: String,
 }
 
 /// The end of a pod for a reason of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
+pub(crate) struct Failure {
     pub reason: String,
     pub message: String,
 }
 
 /// What a probe or the lack of one says about a running instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Health {
+pub(crate) struct Health {
     pub started: bool,
     pub ready: bool,
 }
 
 /// All that a status depends on.
 #[allow(missing_debug_implementations, reason = "has closures")]
-pub struct Report<'a> {
+pub(crate) struct Report<'a> {
     pub pod: &'a Pod,
     pub spec: &'a PodSpec,
     pub observed: &'a Observed,
@@ -57,7 +57,7 @@ pub struct Report<'a> {
 }
 
 /// The status that the API should show.
-pub fn status(report: &Report<'_>) -> PodStatus {
+pub(crate) fn status(report: &Report<'_>) -> PodStatus {
     let old = report.pod.status.clone().unwrap_or_default();
     let sandbox = usable_sandbox(report.spec, report.observed);
     let ips: Vec<IpAddr> = if report.spec.host_network == Some(true) {

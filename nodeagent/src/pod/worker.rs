@@ -47,7 +47,7 @@ const OUTAGE_DELAY: Duration = Duration::from_secs(1);
 
 /// What the API says about a pod.
 #[derive(Debug, Clone)]
-pub struct Desired {
+pub(crate) struct Desired {
     /// As last seen.
     pub pod: Arc<Tenanted<Pod>>,
     /// The API has it no more.
@@ -78,7 +78,7 @@ struct Outage(#[from] crate::cri::RuntimeError);
 
 /// The state of one pod's task. All of it can be lost: it is rebuilt from the runtime and the API.
 #[derive(Debug)]
-pub struct Worker {
+pub(crate) struct Worker {
     key: PodKey,
     node: Arc<Node>,
     desired: watch::Receiver<Desired>,
@@ -114,14 +114,14 @@ struct Retry {
 
 /// Both ends of a new worker.
 #[derive(Debug)]
-pub struct Handle {
+pub(crate) struct Handle {
     pub desired: watch::Sender<Desired>,
     pub snapshot: watch::Receiver<Snapshot>,
     pub wake: Arc<Notify>,
 }
 
 impl Worker {
-    pub fn new(
+    pub(crate) fn new(
         node: Arc<Node>,
         key: PodKey,
         pod: Arc<Tenanted<Pod>>,
@@ -158,7 +158,7 @@ impl Worker {
     /// Runs until all traces of the pod are gone, or the agent ends. In the latter case containers
     /// run on.
     #[tracing::instrument(name = "pod", skip_all, fields(pod = %self.key, uid = %self.key.uid))]
-    pub async fn run(mut self) {
+    pub(crate) async fn run(mut self) {
         let shutdown = self.shutdown.clone();
         loop {
             let desired = self.desired.borrow_and_update().clone();

@@ -21,7 +21,7 @@ use k8s_openapi::api::core::v1::{
     Container, EmptyDirVolumeSource, HostPathVolumeSource, Pod, Volume,
 };
 
-pub use self::payload::{TokenRequest, token_requests};
+pub(crate) use self::payload::{TokenRequest, token_requests};
 use crate::{
     cri::v1,
     pod::{
@@ -34,7 +34,7 @@ use crate::{
 /// Why a volume cannot be had. The text goes into events.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum VolumeError {
+pub(crate) enum VolumeError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error("{kind} references non-existent config key: {key}")]
@@ -59,17 +59,17 @@ pub enum VolumeError {
 /// One volume's trouble.
 #[derive(Debug, thiserror::Error)]
 #[error("MountVolume.SetUp failed for volume {volume:?}")]
-pub struct SetUpError {
+pub(crate) struct SetUpError {
     pub volume: String,
     #[source]
     pub source: VolumeError,
 }
 
 /// Where each volume of a pod lies.
-pub type VolumePaths = BTreeMap<String, PathBuf>;
+pub(crate) type VolumePaths = BTreeMap<String, PathBuf>;
 
 /// Makes the volumes of `pod` hold what they should.
-pub fn set_up(
+pub(crate) fn set_up(
     pod_dir: &Path,
     pod: &Pod,
     place: &Place,
@@ -181,7 +181,7 @@ fn host_path(source: &HostPathVolumeSource) -> Result<PathBuf, VolumeError> {
 }
 
 /// The mounts of one container, sub paths included.
-pub fn container_mounts(
+pub(crate) fn container_mounts(
     pod_dir: &Path,
     container: &Container,
     environment: &Environment,
@@ -231,7 +231,7 @@ pub fn container_mounts(
 }
 
 /// Removes all of a pod's files. Repeating it does no harm.
-pub fn tear_down(pod_dir: &Path) -> Result<(), VolumeError> {
+pub(crate) fn tear_down(pod_dir: &Path) -> Result<(), VolumeError> {
     let io = |action| move |source| VolumeError::Io { action, path: pod_dir.to_path_buf(), source };
     mounts::unmount_all(pod_dir).map_err(io("cannot unmount"))?;
     match fs::remove_dir_all(pod_dir) {

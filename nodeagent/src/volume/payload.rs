@@ -26,7 +26,7 @@ pub(super) type Payload = BTreeMap<String, File>;
 
 /// A service account token that a volume wants.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct TokenRequest {
+pub(crate) struct TokenRequest {
     /// Empty for the API server's own.
     pub audience: String,
     pub expiration_seconds: i64,
@@ -42,7 +42,7 @@ impl TokenRequest {
 }
 
 /// The tokens that the pod's volumes want.
-pub fn token_requests(pod: &Pod) -> Vec<TokenRequest> {
+pub(crate) fn token_requests(pod: &Pod) -> Vec<TokenRequest> {
     let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
     let sources = volumes.filter_map(|it| it.projected.as_ref()).flat_map(|it| &it.sources);
     let tokens = sources.flatten().filter_map(|it| it.service_account_token.as_ref());
