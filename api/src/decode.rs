@@ -37,7 +37,8 @@ pub fn json(schema: &Schema, root: Option<TypeId>, body: &[u8]) -> Result<Decode
     let mut context = Context::new(schema);
     let seed = Node { context: &mut context, shape: root_shape(root), owner: "" };
     let mut deserializer = serde_json::Deserializer::from_slice(body);
-    let value = seed.deserialize(&mut deserializer).map_err(|error| DecodeError(error.to_string()))?;
+    let value =
+        seed.deserialize(&mut deserializer).map_err(|error| DecodeError(error.to_string()))?;
     deserializer.end().map_err(|error| DecodeError(error.to_string()))?;
     Ok(Decoded { value, findings: context.findings })
 }
@@ -46,7 +47,8 @@ pub fn json(schema: &Schema, root: Option<TypeId>, body: &[u8]) -> Result<Decode
 pub fn yaml(schema: &Schema, root: Option<TypeId>, body: &[u8]) -> Result<Decoded, DecodeError> {
     // YAML's own types go through a JSON value first; aliases are bounded by the parser's budget.
     let text = std::str::from_utf8(body).map_err(|error| DecodeError(error.to_string()))?;
-    let raw: Value = serde_saphyr::from_str(text).map_err(|error| DecodeError(error.to_string()))?;
+    let raw: Value =
+        serde_saphyr::from_str(text).map_err(|error| DecodeError(error.to_string()))?;
     let mut context = Context::new(schema);
     let seed = Node { context: &mut context, shape: root_shape(root), owner: "" };
     let value = seed.deserialize(raw).map_err(|error| DecodeError(error.to_string()))?;
@@ -123,7 +125,9 @@ impl Node<'_, '_, '_> {
         let path = self.context.path_to(None);
         let wanted = go_type(self.shape);
         if path.is_empty() {
-            return E::custom(format!("json: cannot unmarshal {found} into Go value of type {wanted}"));
+            return E::custom(format!(
+                "json: cannot unmarshal {found} into Go value of type {wanted}"
+            ));
         }
         E::custom(format!(
             "json: cannot unmarshal {found} into Go struct field {}.{path} of type {wanted}",
@@ -218,9 +222,9 @@ impl<'de> Visitor<'de> for Node<'_, '_, '_> {
 
     fn visit_str<E: de::Error>(self, value: &str) -> Result<Value, E> {
         match self.shape {
-            Shape::Time => time::normalize(value)
-                .map(Value::String)
-                .ok_or_else(|| E::custom(bad_time(value))),
+            Shape::Time => {
+                time::normalize(value).map(Value::String).ok_or_else(|| E::custom(bad_time(value)))
+            }
             Shape::MicroTime => time::normalize_micro(value)
                 .map(Value::String)
                 .ok_or_else(|| E::custom(bad_time(value))),
@@ -377,7 +381,11 @@ mod tests {
     #[test]
     fn quantities_are_canonical() {
         let pod = Gvk::new("", "v1", "Pod");
-        let decoded = decode(&pod, r#"{"spec":{"containers":[{"resources":{"limits":{"cpu":"1000m","memory":64}}}]}}"#).unwrap();
+        let decoded = decode(
+            &pod,
+            r#"{"spec":{"containers":[{"resources":{"limits":{"cpu":"1000m","memory":64}}}]}}"#,
+        )
+        .unwrap();
         let limits = &decoded.value["spec"]["containers"][0]["resources"]["limits"];
         assert_eq!(*limits, value!({"cpu": "1", "memory": "64"}));
     }

@@ -263,23 +263,47 @@ mod tests {
         check("/apis/insula.io/v1/tenants/acme", "tenants", "", "acme", "");
         check("/apis/insula.io/v1/tenants/acme/status", "tenants", "", "acme", "status");
         check("/apis/insula.io/v1/tenants/system/partitions/p1", "partitions", "", "p1", "");
-        check("/apis/rbac.authorization.k8s.io/v1/clusterroles/system%3Anode", "clusterroles", "", "system:node", "");
+        check(
+            "/apis/rbac.authorization.k8s.io/v1/clusterroles/system%3Anode",
+            "clusterroles",
+            "",
+            "system:node",
+            "",
+        );
     }
 
     #[test]
     fn other_paths() {
-        for path in ["/", "/version", "/apis", "/apis/apps", "/apis/apps/v1", "/api/v1", "/openapi/v3/apis/apps/v1"] {
+        for path in [
+            "/",
+            "/version",
+            "/apis",
+            "/apis/apps",
+            "/apis/apps/v1",
+            "/api/v1",
+            "/openapi/v3/apis/apps/v1",
+        ] {
             let target = parse(path).unwrap();
             assert_eq!(target.place, Place::Other(path.into()));
         }
         assert_eq!(parse("/tenants/acme/version").unwrap().tenant, acme());
         let discovery = parse("/apis/apps/v1/tenants/acme").unwrap();
-        assert_eq!(discovery, Target { tenant: acme(), place: Place::Other("/apis/apps/v1".into()) });
+        assert_eq!(
+            discovery,
+            Target { tenant: acme(), place: Place::Other("/apis/apps/v1".into()) }
+        );
     }
 
     #[test]
     fn hostile_segments() {
-        for path in ["/api/v1/../x", "/api/v1/%2e%2e/x", "/api/v1/pods/a%2fb", "/api/v1/%", "/api/v1/%zz", "/api/v1/a%00"] {
+        for path in [
+            "/api/v1/../x",
+            "/api/v1/%2e%2e/x",
+            "/api/v1/pods/a%2fb",
+            "/api/v1/%",
+            "/api/v1/%zz",
+            "/api/v1/a%00",
+        ] {
             assert!(matches!(parse(path), Err(PathError::Segment(_))), "{path}");
         }
         assert!(matches!(parse("/tenants/Bad!/api/v1/pods"), Err(PathError::Tenant(_))));

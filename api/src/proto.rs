@@ -20,7 +20,9 @@ const MAX_DEPTH: usize = 64;
 /// Why bytes are not a Kubernetes protobuf object.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProtoError {
-    #[error("provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]")]
+    #[error(
+        "provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]"
+    )]
     Magic,
     #[error("unexpected end of protobuf data")]
     Truncated,
@@ -122,7 +124,9 @@ fn read(
         Shape::List(item) => {
             let list = out.entry(field.name).or_insert_with(|| Value::Array(Vec::new()));
             let Value::Array(list) = list else { return Ok(()) };
-            if let (Wire::Bytes(packed), Shape::Int32 | Shape::Int64 | Shape::Bool) = (&wire, &**item) {
+            if let (Wire::Bytes(packed), Shape::Int32 | Shape::Int64 | Shape::Bool) =
+                (&wire, &**item)
+            {
                 let mut rest = *packed;
                 while !rest.is_empty() {
                     let number = varint(&mut rest)?;
@@ -314,13 +318,14 @@ impl<'a> Fields<'a> {
         let wire = match key & 7 {
             0 => Wire::Varint(varint(&mut self.rest)?),
             1 => {
-                let (bits, rest) = self.rest.split_first_chunk::<8>().ok_or(ProtoError::Truncated)?;
+                let (bits, rest) =
+                    self.rest.split_first_chunk::<8>().ok_or(ProtoError::Truncated)?;
                 self.rest = rest;
                 Wire::Fixed64(u64::from_le_bytes(*bits))
             }
             2 => {
-                let length = usize::try_from(varint(&mut self.rest)?)
-                    .map_err(|_| ProtoError::Truncated)?;
+                let length =
+                    usize::try_from(varint(&mut self.rest)?).map_err(|_| ProtoError::Truncated)?;
                 let (bytes, rest) =
                     self.rest.split_at_checked(length).ok_or(ProtoError::Truncated)?;
                 self.rest = rest;
@@ -368,14 +373,11 @@ fn varint(rest: &mut &[u8]) -> Result<u64, ProtoError> {
 #[cfg(test)]
 mod tests {
     use k8s_pb::{
-        api::{
-            apps::v1 as apps,
-            core::v1 as core,
-        },
+        api::{apps::v1 as apps, core::v1 as core},
         apimachinery::pkg::{apis::meta::v1 as meta, runtime::Unknown, util::intstr},
     };
-    use prost::Message;
     use proptest::prelude::*;
+    use prost::Message;
     use serde_json::json;
 
     use super::*;
@@ -401,7 +403,8 @@ mod tests {
 
     #[test]
     fn a_deployment_as_kubectl_sends_it() {
-        let labels: std::collections::BTreeMap<_, _> = [("app".to_owned(), "web".to_owned())].into();
+        let labels: std::collections::BTreeMap<_, _> =
+            [("app".to_owned(), "web".to_owned())].into();
         let deployment = apps::Deployment {
             metadata: Some(meta::ObjectMeta {
                 name: Some("web".into()),
@@ -418,8 +421,16 @@ mod tests {
                 selector: Some(meta::LabelSelector { match_labels: labels, ..Default::default() }),
                 strategy: Some(apps::DeploymentStrategy {
                     rolling_update: Some(apps::RollingUpdateDeployment {
-                        max_surge: Some(intstr::IntOrString { r#type: Some(1), int_val: Some(0), str_val: Some("25%".into()) }),
-                        max_unavailable: Some(intstr::IntOrString { r#type: Some(0), int_val: Some(1), str_val: Some(String::new()) }),
+                        max_surge: Some(intstr::IntOrString {
+                            r#type: Some(1),
+                            int_val: Some(0),
+                            str_val: Some("25%".into()),
+                        }),
+                        max_unavailable: Some(intstr::IntOrString {
+                            r#type: Some(0),
+                            int_val: Some(1),
+                            str_val: Some(String::new()),
+                        }),
                     }),
                     ..Default::default()
                 }),
@@ -427,15 +438,20 @@ mod tests {
             }),
             status: Some(apps::DeploymentStatus::default()),
         };
-        check("apps/v1", "Deployment", &deployment, json!({
-            "apiVersion": "apps/v1", "kind": "Deployment",
-            "metadata": {"name": "web", "labels": {"app": "web"}},
-            "spec": {
-                "replicas": 0, "selector": {"matchLabels": {"app": "web"}},
-                "strategy": {"rollingUpdate": {"maxSurge": "25%", "maxUnavailable": 1}},
-            },
-            "status": {},
-        }));
+        check(
+            "apps/v1",
+            "Deployment",
+            &deployment,
+            json!({
+                "apiVersion": "apps/v1", "kind": "Deployment",
+                "metadata": {"name": "web", "labels": {"app": "web"}},
+                "spec": {
+                    "replicas": 0, "selector": {"matchLabels": {"app": "web"}},
+                    "strategy": {"rollingUpdate": {"maxSurge": "25%", "maxUnavailable": 1}},
+                },
+                "status": {},
+            }),
+        );
     }
 
     #[test]
@@ -446,7 +462,9 @@ mod tests {
                     name: Some("v".into()),
                     volume_source: Some(core::VolumeSource {
                         config_map: Some(core::ConfigMapVolumeSource {
-                            local_object_reference: Some(core::LocalObjectReference { name: Some("c".into()) }),
+                            local_object_reference: Some(core::LocalObjectReference {
+                                name: Some("c".into()),
+                            }),
                             default_mode: Some(0),
                             ..Default::default()
                         }),
@@ -457,10 +475,15 @@ mod tests {
             }),
             ..Default::default()
         };
-        check("v1", "Pod", &pod, json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "spec": {"volumes": [{"name": "v", "configMap": {"name": "c", "defaultMode": 0}}]},
-        }));
+        check(
+            "v1",
+            "Pod",
+            &pod,
+            json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "spec": {"volumes": [{"name": "v", "configMap": {"name": "c", "defaultMode": 0}}]},
+            }),
+        );
     }
 
     #[test]

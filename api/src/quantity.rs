@@ -6,8 +6,12 @@ pub struct Quantity(String);
 #[error("bad quantity")]
 pub struct QuantityError;
 impl Quantity {
-    pub fn parse(text: &str) -> Result<Self, QuantityError> { Ok(Self(text.to_owned())) }
+    pub fn parse(text: &str) -> Result<Self, QuantityError> {
+        Ok(Self(text.to_owned()))
+    }
 }
 impl fmt::Display for Quantity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { f.write_str(&self.0) }
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }

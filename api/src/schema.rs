@@ -224,7 +224,9 @@ impl Schema {
         let pointers: HashSet<(&str, &str)> =
             POINTERS.lines().filter_map(|line| line.split_once('\t')).collect();
         for [name, field, json, list, patch, default, proto, proto_type] in rows() {
-            let Some(&id) = schema.by_name.get(name).filter(|_| !field.is_empty()) else { continue };
+            let Some(&id) = schema.by_name.get(name).filter(|_| !field.is_empty()) else {
+                continue;
+            };
             let required = json.ends_with('!');
             let field = Field {
                 name: field,
@@ -243,7 +245,8 @@ impl Schema {
         }
         for it in &mut schema.types {
             it.fields.sort_by_key(|field| field.name);
-            let numbered = it.fields.iter().enumerate().filter(|(_, field)| !field.proto.is_empty());
+            let numbered =
+                it.fields.iter().enumerate().filter(|(_, field)| !field.proto.is_empty());
             it.by_number = numbered.map(|(index, field)| (field.proto.clone(), index)).collect();
             it.by_number.sort();
         }
@@ -300,9 +303,8 @@ impl Schema {
 
 /// `Shape::Object(id)` with a static life, for roots of documents in the built-in schema.
 pub(crate) fn object_shape(id: TypeId) -> &'static Shape {
-    static SHAPES: LazyLock<Vec<Shape>> = LazyLock::new(|| {
-        Schema::built_in().types().map(|(id, _)| Shape::Object(id)).collect()
-    });
+    static SHAPES: LazyLock<Vec<Shape>> =
+        LazyLock::new(|| Schema::built_in().types().map(|(id, _)| Shape::Object(id)).collect());
     SHAPES.get(id.0 as usize).unwrap_or(&Shape::Any)
 }
 
@@ -346,7 +348,10 @@ mod tests {
 
     #[test]
     fn our_additions_are_part_of_the_graph() {
-        assert_eq!(field("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta", "tenant").shape, Shape::String);
+        assert_eq!(
+            field("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta", "tenant").shape,
+            Shape::String
+        );
         let schema = Schema::built_in();
         assert!(schema.by_kind(&Gvk::new("insula.io", "v1", "Tenant")).is_some());
     }
@@ -357,7 +362,12 @@ mod tests {
         let schema = Schema::built_in();
         for (_, it) in schema.types() {
             for field in it.fields.iter().filter(|field| field.shape == Shape::Any) {
-                assert!(it.name.contains("apiextensions") || it.name.contains("WatchEvent"), "{} {}", it.name, field.name);
+                assert!(
+                    it.name.contains("apiextensions") || it.name.contains("WatchEvent"),
+                    "{} {}",
+                    it.name,
+                    field.name
+                );
             }
         }
     }
