@@ -2,6 +2,7 @@
 
 pub mod decode;
 pub mod defaults;
+pub mod kinds;
 pub mod names;
 pub mod object;
 pub mod path;
@@ -9,5 +10,6 @@ pub mod proto;
 pub mod quantity;
 pub mod resources;
 pub mod schema;
+pub mod selector;
 pub mod strategic;
 pub mod time;
