@@ -28,7 +28,11 @@ pub trait Feed: Send + Sync {
     /// Changes after `after`, oldest first, at most `limit`; empty if there are none yet.
     ///
     /// Also returns the partition's revision up to which this answer is complete.
-    fn changes(&self, after: Revision, limit: usize) -> Result<(Vec<Arc<Event>>, Revision), StoreError>;
+    fn changes(
+        &self,
+        after: Revision,
+        limit: usize,
+    ) -> Result<(Vec<Arc<Event>>, Revision), StoreError>;
 
     /// A receiver that is marked changed whenever the collection has a new change
     /// or the store shuts down.
