@@ -2,3 +2,5 @@
 
 pub mod kinds;
 pub mod names;
+pub mod quantity;
+pub mod selector;
