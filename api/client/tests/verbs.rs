@@ -1,5 +1,7 @@
 //! Each verb as it goes over the wire, and each kind of answer.
 
+#![allow(clippy::unwrap_used, reason = "a failure fails the test")]
+
 mod fake;
 
 use std::time::Duration;
