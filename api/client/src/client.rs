@@ -1,0 +1,360 @@
+//! The connection: where the API server is, who asks, and how one request is sent.
+
+use std::{fmt, marker::PhantomData, path::Path, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Limited};
+use insula_api::names::{ALL, TenantName};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
+use kube::{
+    client::{Body, ClientBuilder},
+    config::{Config, KubeConfigOptions, Kubeconfig},
+};
+use serde::de::DeserializeOwned;
+use tower::{BoxError, Service};
+
+use crate::{Api, Collection, Discovery, Error, Kind, Object, ResourceRef};
+
+/// No request but a watch takes longer: a little more than the server's own limit of 30 s for
+/// webhooks, less than the 60 s after which it gives up.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(40);
+/// The largest answer: several times a full page of the largest objects there can be.
+const MAX_ANSWER: usize = 256 << 20;
+/// How often a request that the server refused unread, for lack of room, is sent again.
+const MAX_REFUSALS: u32 = 5;
+/// The longest wait before a refused request is sent again.
+const MAX_REFUSAL_DELAY: Duration = Duration::from_secs(5);
+
+/// Why there is no client.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("cannot use kubeconfig {path}")]
+    Kubeconfig {
+        path: String,
+        #[source]
+        source: Box<kube::config::KubeconfigError>,
+    },
+    #[error("kubeconfig {path} names a server that is no address")]
+    Server {
+        path: String,
+        #[source]
+        source: http::Error,
+    },
+    #[error("cannot set up the connection")]
+    Connection(#[source] Box<kube::Error>),
+    #[error("{0:?} is not a user agent")]
+    UserAgent(String),
+}
+
+/// Speaks to the API server as one user. Cheap to clone; clones share connections.
+#[derive(Clone)]
+pub struct Client {
+    inner: kube::Client,
+    user_agent: HeaderValue,
+    timeout: Duration,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("user_agent", &self.user_agent).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// Connects as the current context of a kubeconfig says.
+    ///
+    /// A tenant prefix in its `server:` is dropped: this client names the tenant per request.
+    pub async fn from_kubeconfig(path: &Path, user_agent: &str) -> Result<Self, ClientError> {
+        let user_agent = parse_user_agent(user_agent)?;
+        let shown = || path.display().to_string();
+        let kubeconfig =
+            |source| ClientError::Kubeconfig { path: shown(), source: Box::new(source) };
+        let file = Kubeconfig::read_from(path).map_err(kubeconfig)?;
+        let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+            .await
+            .map_err(kubeconfig)?;
+        config.cluster_url = without_tenant(&config.cluster_url)
+            .map_err(|source| ClientError::Server { path: shown(), source })?;
+        // Which failures may be repeated is decided per request, below and by the caller.
+        config.default_retry = false;
+        let inner = ClientBuilder::try_from(config)
+            .map_err(|source| ClientError::Connection(Box::new(source)))?
+            .build();
+        Ok(Self { inner, user_agent, timeout: DEFAULT_TIMEOUT })
+    }
+
+    /// Hands requests to `service`, an API server in this process. Must be called inside a tokio
+    /// runtime.
+    ///
+    /// The service decides whose requests these are.
+    pub fn in_process<S, B>(service: S, user_agent: &str) -> Result<Self, ClientError>
+    where
+        S: Service<Request<Body>, Response = Response<B>> + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError>,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let user_agent = parse_user_agent(user_agent)?;
+        let inner = kube::Client::new(service, "default");
+        Ok(Self { inner, user_agent, timeout: DEFAULT_TIMEOUT })
+    }
+
+    /// The same client under another name, for example one per controller.
+    pub fn with_user_agent(&self, user_agent: &str) -> Result<Self, ClientError> {
+        Ok(Self { user_agent: parse_user_agent(user_agent)?, ..self.clone() })
+    }
+
+    /// The same client with another limit on how long a request but a watch may take.
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Self { timeout, ..self.clone() }
+    }
+
+    /// The API of one tenant.
+    pub fn tenant(&self, tenant: &TenantName) -> Scope {
+        Scope { client: self.clone(), tenant: tenant.clone() }
+    }
+
+    /// The API of the platform's own tenant, which holds what all tenants share.
+    pub fn system(&self) -> Scope {
+        self.tenant(&TenantName::system())
+    }
+
+    /// All tenants at once, to read only. For users of tenant `system`.
+    pub fn all(&self) -> AllTenants {
+        AllTenants { client: self.clone() }
+    }
+
+    /// Sends a request and decodes the answer, which must be a success.
+    pub(crate) async fn call<R: DeserializeOwned>(
+        &self,
+        method: Method,
+        uri: &str,
+        accept: &'static str,
+        body: Option<(&'static str, Bytes)>,
+    ) -> Result<R, Error> {
+        let bytes = self.fetch(&method, uri, accept, body).await?;
+        serde_json::from_slice(&bytes)
+            .map_err(|source| Error::Decode { request: describe(&method, uri), source })
+    }
+
+    /// Sends a request and reads the answer, which must be a success.
+    pub(crate) async fn fetch(
+        &self,
+        method: &Method,
+        uri: &str,
+        accept: &'static str,
+        body: Option<(&'static str, Bytes)>,
+    ) -> Result<Bytes, Error> {
+        let exchange = self.exchange(method, uri, accept, body);
+        tokio::time::timeout(self.timeout, exchange).await.unwrap_or_else(|_| {
+            let request = describe(method, uri);
+            Err(Error::Timeout { request, seconds: self.timeout.as_secs() })
+        })
+    }
+
+    async fn exchange(
+        &self,
+        method: &Method,
+        uri: &str,
+        accept: &'static str,
+        body: Option<(&'static str, Bytes)>,
+    ) -> Result<Bytes, Error> {
+        let mut n_refusals = 0;
+        loop {
+            let response = self.send(method, uri, accept, body.clone()).await?;
+            let Some(delay) = refusal_delay(&response, n_refusals) else {
+                let request = describe(method, uri);
+                return read(checked(response, &request).await?, &request).await;
+            };
+            n_refusals += 1;
+            tracing::debug!(request = describe(method, uri), ?delay, "refused for lack of room");
+            tokio::time::sleep(delay).await;
+        }
+    }
+
+    /// Sends a request; the answer is not yet read and may be a failure.
+    pub(crate) async fn send(
+        &self,
+        method: &Method,
+        uri: &str,
+        accept: &'static str,
+        body: Option<(&'static str, Bytes)>,
+    ) -> Result<Response<Body>, Error> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(uri)
+            .header(header::ACCEPT, accept)
+            .header(header::USER_AGENT, &self.user_agent);
+        let content = match body {
+            Some((content_type, bytes)) => {
+                request = request.header(header::CONTENT_TYPE, content_type);
+                Body::from(bytes)
+            }
+            None => Body::empty(),
+        };
+        let request = request
+            .body(content)
+            .map_err(|source| Error::Request { request: describe(method, uri), source })?;
+        self.inner.send(request).await.map_err(|source| Error::Transport {
+            request: describe(method, uri),
+            source: Box::new(source),
+        })
+    }
+}
+
+/// Turns an answer that is a failure into an error.
+pub(crate) async fn checked(
+    response: Response<Body>,
+    request: &str,
+) -> Result<Response<Body>, Error> {
+    let status = response.status();
+    if status.is_success() {
+        return Ok(response);
+    }
+    Err(failure(status, &read(response, request).await?))
+}
+
+/// Reads an answer to its end.
+async fn read(response: Response<Body>, request: &str) -> Result<Bytes, Error> {
+    let body = Limited::new(response.into_body(), MAX_ANSWER);
+    let collected = body.collect().await.map_err(|source| Error::Body {
+        request: request.to_owned(),
+        limit: MAX_ANSWER,
+        source,
+    })?;
+    Ok(collected.to_bytes())
+}
+
+/// The error in an answer that is not a success. Proxies on the way may answer in any language.
+fn failure(code: StatusCode, body: &[u8]) -> Error {
+    let mut status = serde_json::from_slice::<Status>(body).unwrap_or_else(|_| Status {
+        message: Some(String::from_utf8_lossy(body).chars().take(1000).collect()),
+        ..Status::default()
+    });
+    status.code.get_or_insert_with(|| code.as_u16().into());
+    Error::Api(Box::new(status))
+}
+
+/// How long to wait before sending again what the server refused before looking at it.
+fn refusal_delay(response: &Response<Body>, n_refusals: u32) -> Option<Duration> {
+    if response.status() != StatusCode::TOO_MANY_REQUESTS || n_refusals == MAX_REFUSALS {
+        return None;
+    }
+    let after = response.headers().get(header::RETRY_AFTER)?;
+    let delay = Duration::from_secs(after.to_str().ok()?.parse().ok()?);
+    (delay <= MAX_REFUSAL_DELAY).then_some(delay)
+}
+
+pub(crate) fn describe(method: &Method, uri: &str) -> String {
+    let path = uri.split_once('?').map_or(uri, |(path, _)| path);
+    format!("{method} {path}")
+}
+
+fn parse_user_agent(text: &str) -> Result<HeaderValue, ClientError> {
+    HeaderValue::from_str(text).map_err(|_| ClientError::UserAgent(text.to_owned()))
+}
+
+/// Cuts `/tenants/{t}` off the end of a server's address.
+fn without_tenant(url: &http::Uri) -> Result<http::Uri, http::Error> {
+    let path = url.path().trim_end_matches('/');
+    let cut = match path.rsplit_once("/tenants/") {
+        Some((before, tenant)) if !tenant.is_empty() && !tenant.contains('/') => before,
+        _ => path,
+    };
+    let mut parts = url.clone().into_parts();
+    parts.path_and_query = Some(if cut.is_empty() { "/" } else { cut }.parse()?);
+    Ok(http::Uri::from_parts(parts)?)
+}
+
+/// The API of one tenant.
+#[derive(Debug, Clone)]
+pub struct Scope {
+    client: Client,
+    tenant: TenantName,
+}
+
+impl Scope {
+    /// Objects of `K` that have no namespace, or those of all namespaces.
+    pub fn api<K: Kind>(&self) -> Api<K> {
+        self.resource(K::resource(), None)
+    }
+
+    /// Objects of `K` in one namespace.
+    pub fn namespaced<K: Kind>(&self, namespace: &str) -> Api<K> {
+        self.resource(K::resource(), Some(namespace))
+    }
+
+    /// Objects of a resource known only at run time, for example as [`crate::PartialObject`].
+    pub fn resource<K: Object>(&self, resource: ResourceRef, namespace: Option<&str>) -> Api<K> {
+        Api::new(Collection {
+            client: self.client.clone(),
+            tenant: self.tenant.as_str().into(),
+            namespace: namespace.filter(|it| !it.is_empty()).map(Into::into),
+            resource,
+            object: PhantomData,
+        })
+    }
+
+    /// What this tenant's API server offers.
+    pub async fn discover(&self) -> Result<Discovery, Error> {
+        Discovery::read(&self.client, self.tenant.as_str()).await
+    }
+}
+
+/// All tenants at once, to read only.
+#[derive(Debug, Clone)]
+pub struct AllTenants {
+    client: Client,
+}
+
+impl AllTenants {
+    /// Objects of `K` of all tenants and namespaces.
+    pub fn collection<K: Kind>(&self) -> Collection<K> {
+        self.resource(K::resource())
+    }
+
+    /// Objects of a resource known only at run time, of all tenants and namespaces.
+    pub fn resource<K: Object>(&self, resource: ResourceRef) -> Collection<K> {
+        Collection {
+            client: self.client.clone(),
+            tenant: ALL.into(),
+            namespace: None,
+            resource,
+            object: PhantomData,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(url: &str, expected: &str) {
+        assert_eq!(without_tenant(&url.parse().unwrap()).unwrap().to_string(), expected);
+    }
+
+    #[test]
+    fn the_tenant_prefix_is_dropped() {
+        check("https://10.0.0.1:6443", "https://10.0.0.1:6443/");
+        check("https://10.0.0.1:6443/tenants/acme", "https://10.0.0.1:6443/");
+        check("https://10.0.0.1:6443/tenants/acme/", "https://10.0.0.1:6443/");
+        check("https://gate/insula/tenants/acme", "https://gate/insula");
+        check("https://gate/tenants", "https://gate/tenants");
+    }
+
+    #[test]
+    fn a_failure_in_any_language_is_a_status() {
+        let error = failure(StatusCode::BAD_GATEWAY, b"<html>no upstream</html>");
+        assert_eq!(
+            (error.code(), error.to_string().as_str()),
+            (Some(502), "<html>no upstream</html>")
+        );
+        let status = br#"{"kind":"Status","apiVersion":"v1","metadata":{},"reason":"NotFound","message":"gone","code":404}"#;
+        let error = failure(StatusCode::NOT_FOUND, status);
+        assert!(error.is_not_found());
+        assert_eq!(error.to_string(), "gone");
+    }
+}

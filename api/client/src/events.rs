@@ -1,0 +1,413 @@
+//! Records what happened to an object as Events that users can read.
+//!
+//! Recording never blocks and never fails: events wait in a bounded queue, and one task writes
+//! them. Repeats of an event raise the `count` of the first. One object cannot flood: after a
+//! burst its events are admitted slowly, as upstream does.
+
+use std::{collections::HashMap, fmt, hash::Hash, sync::Arc, time::Duration};
+
+use insula_api::names::TenantName;
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::{Event, EventSource, ObjectReference},
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+};
+use serde_json::json;
+use tokio::{sync::mpsc, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{Client, Kind, Patch, Tenanted, chain};
+
+/// Events waiting to be written.
+const MAX_WAITING: usize = 4096;
+/// Events remembered, to count their repeats.
+const MAX_REMEMBERED: usize = 4096;
+/// Events one object may cause at once, and how long until it may cause one more.
+const BURST: f64 = 25.0;
+const REFILL: Duration = Duration::from_secs(300);
+/// The longest message that the API accepts.
+const MAX_MESSAGE: usize = 1024;
+/// How long writing goes on after shutdown began.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// Whether an event is good news.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum EventType {
+    Normal,
+    Warning,
+}
+
+impl fmt::Display for EventType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Normal => "Normal",
+            Self::Warning => "Warning",
+        })
+    }
+}
+
+/// Records events under one component's name. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct EventRecorder {
+    component: Arc<str>,
+    host: Arc<str>,
+    queue: mpsc::Sender<Occurrence>,
+}
+
+#[derive(Debug)]
+struct Occurrence {
+    tenant: TenantName,
+    event: Event,
+}
+
+impl EventRecorder {
+    /// Starts the writing task, which ends after `shutdown` once its queue is written.
+    ///
+    /// `component` is the source that users see, such as `replicaset-controller`; `host` may be
+    /// empty.
+    pub fn start(
+        client: Client,
+        component: &str,
+        host: &str,
+        tasks: &TaskTracker,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let (queue, waiting) = mpsc::channel(MAX_WAITING);
+        let writer = Writer { client, memory: Memory::default() };
+        tasks.spawn(writer.run(waiting, shutdown));
+        Self { component: component.into(), host: host.into(), queue }
+    }
+
+    /// The same queue under another component's name.
+    pub fn named(&self, component: &str) -> Self {
+        Self { component: component.into(), ..self.clone() }
+    }
+
+    /// Records that something happened to `object`.
+    pub fn record<K: Kind>(
+        &self,
+        object: &Tenanted<K>,
+        event_type: EventType,
+        reason: &str,
+        message: impl Into<String>,
+    ) {
+        self.record_about(&object.tenant, reference(object), event_type, reason, message.into());
+    }
+
+    /// Records that something happened to the object that `about` names, for example to a
+    /// container of a pod.
+    pub fn record_about(
+        &self,
+        tenant: &TenantName,
+        about: ObjectReference,
+        event_type: EventType,
+        reason: &str,
+        message: String,
+    ) {
+        let event = self.build(about, event_type, reason, message, Timestamp::now());
+        let occurrence = Occurrence { tenant: tenant.clone(), event };
+        if let Err(error) = self.queue.try_send(occurrence) {
+            tracing::warn!(component = %self.component, reason, %error, "event dropped");
+        }
+    }
+
+    fn build(
+        &self,
+        about: ObjectReference,
+        event_type: EventType,
+        reason: &str,
+        message: String,
+        now: Timestamp,
+    ) -> Event {
+        let namespace = about.namespace.clone().filter(|it| !it.is_empty());
+        let name = about.name.as_deref().unwrap_or_default();
+        Event {
+            metadata: ObjectMeta {
+                name: Some(format!("{name}.{:x}", now.as_nanosecond())),
+                // Events about objects outside namespaces are kept in the first one.
+                namespace: Some(namespace.unwrap_or_else(|| "default".to_owned())),
+                ..ObjectMeta::default()
+            },
+            involved_object: about,
+            reason: Some(reason.to_owned()),
+            message: Some(cut(message)),
+            type_: Some(event_type.to_string()),
+            source: Some(EventSource {
+                component: Some(self.component.to_string()),
+                host: Some(self.host.to_string()).filter(|host| !host.is_empty()),
+            }),
+            reporting_component: Some(self.component.to_string()),
+            reporting_instance: Some(self.host.to_string()),
+            first_timestamp: Some(Time(now)),
+            last_timestamp: Some(Time(now)),
+            count: Some(1),
+            ..Event::default()
+        }
+    }
+}
+
+/// Names an object as events, bindings and the like do.
+fn reference<K: Kind>(object: &Tenanted<K>) -> ObjectReference {
+    let resource = K::resource();
+    let meta = object.object.meta();
+    ObjectReference {
+        api_version: Some(resource.api_version()),
+        kind: Some(resource.kind.into_owned()),
+        name: meta.name.clone(),
+        namespace: meta.namespace.clone(),
+        uid: meta.uid.clone(),
+        resource_version: meta.resource_version.clone(),
+        field_path: None,
+    }
+}
+
+/// Cuts a message to what the API accepts, between characters.
+fn cut(mut message: String) -> String {
+    if message.len() > MAX_MESSAGE {
+        let end = (0..=MAX_MESSAGE - 3).rev().find(|&at| message.is_char_boundary(at));
+        message.truncate(end.unwrap_or_default());
+        message.push_str("...");
+    }
+    message
+}
+
+/// The task that writes.
+struct Writer {
+    client: Client,
+    memory: Memory,
+}
+
+impl Writer {
+    async fn run(mut self, mut waiting: mpsc::Receiver<Occurrence>, shutdown: CancellationToken) {
+        loop {
+            let occurrence = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                occurrence = waiting.recv() => occurrence,
+            };
+            match occurrence {
+                Some(occurrence) => self.write(occurrence).await,
+                None => return,
+            }
+        }
+        waiting.close();
+        let drain = async {
+            while let Some(occurrence) = waiting.recv().await {
+                self.write(occurrence).await;
+            }
+        };
+        if tokio::time::timeout(DRAIN, drain).await.is_err() {
+            tracing::warn!(n_lost = waiting.len(), "events lost at shutdown");
+        }
+    }
+
+    async fn write(&mut self, occurrence: Occurrence) {
+        let Occurrence { tenant, event } = occurrence;
+        let identity = Identity::of(&tenant, &event);
+        let verdict = self.memory.admit(identity.clone(), Instant::now());
+        let namespace = event.metadata.namespace.clone().unwrap_or_default();
+        let events = self.client.tenant(&tenant).namespaced::<Event>(&namespace);
+        let written = match verdict {
+            Verdict::Drop => return,
+            Verdict::Count { name, count } => {
+                let patch = Patch::Strategic(json!({
+                    "count": count,
+                    "lastTimestamp": event.last_timestamp,
+                    "message": event.message,
+                }));
+                match events.patch(&name, &patch).await {
+                    // It expired meanwhile: begin a new one.
+                    Err(error) if error.is_not_found() => events.create(&event).await,
+                    other => other,
+                }
+            }
+            Verdict::Create => events.create(&event).await,
+        };
+        match written {
+            Ok(written) => self.memory.remember(
+                identity,
+                written.name().to_owned(),
+                written.count.unwrap_or(1),
+                Instant::now(),
+            ),
+            // Expected at the end of a namespace or tenant; events are not worth a retry.
+            Err(error) => tracing::debug!(error = chain(&error), "event not written"),
+        }
+    }
+}
+
+/// The object an event is about and who saw it: the unit of flood protection.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Origin {
+    tenant: TenantName,
+    namespace: String,
+    component: String,
+    kind: String,
+    name: String,
+    uid: String,
+}
+
+/// Events with equal identity are repeats of one another.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Identity {
+    origin: Origin,
+    field_path: String,
+    event_type: String,
+    reason: String,
+    message: String,
+}
+
+impl Identity {
+    fn of(tenant: &TenantName, event: &Event) -> Self {
+        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+        let about = &event.involved_object;
+        Self {
+            origin: Origin {
+                tenant: tenant.clone(),
+                namespace: text(&event.metadata.namespace),
+                component: text(&event.reporting_component),
+                kind: text(&about.kind),
+                name: text(&about.name),
+                uid: text(&about.uid),
+            },
+            field_path: text(&about.field_path),
+            event_type: text(&event.type_),
+            reason: text(&event.reason),
+            message: text(&event.message),
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Create,
+    Count { name: String, count: i32 },
+    Drop,
+}
+
+/// What was written lately, and how much each object may still cause.
+#[derive(Debug, Default)]
+struct Memory {
+    written: HashMap<Identity, Written>,
+    allowances: HashMap<Origin, Allowance>,
+}
+
+#[derive(Debug)]
+struct Written {
+    name: String,
+    count: i32,
+    at: Instant,
+}
+
+#[derive(Debug)]
+struct Allowance {
+    tokens: f64,
+    at: Instant,
+}
+
+impl Memory {
+    fn admit(&mut self, identity: Identity, now: Instant) -> Verdict {
+        forget_oldest(&mut self.allowances, |it| it.at);
+        let allowance = self
+            .allowances
+            .entry(identity.origin.clone())
+            .or_insert(Allowance { tokens: BURST, at: now });
+        let earned = now.duration_since(allowance.at).as_secs_f64() / REFILL.as_secs_f64();
+        allowance.tokens = (allowance.tokens + earned).min(BURST);
+        allowance.at = now;
+        if allowance.tokens < 1.0 {
+            return Verdict::Drop;
+        }
+        allowance.tokens -= 1.0;
+        match self.written.get(&identity) {
+            Some(it) => Verdict::Count { name: it.name.clone(), count: it.count.saturating_add(1) },
+            None => Verdict::Create,
+        }
+    }
+
+    fn remember(&mut self, identity: Identity, name: String, count: i32, at: Instant) {
+        forget_oldest(&mut self.written, |it| it.at);
+        self.written.insert(identity, Written { name, count, at });
+    }
+}
+
+/// Makes room by forgetting the older half of a full map.
+fn forget_oldest<K: Clone + Eq + Hash, V>(map: &mut HashMap<K, V>, at: impl Fn(&V) -> Instant) {
+    if map.len() < MAX_REMEMBERED {
+        return;
+    }
+    let mut times: Vec<_> = map.values().map(&at).collect();
+    let middle = times.len() / 2;
+    let (_, median, _) = times.select_nth_unstable(middle);
+    let median = *median;
+    map.retain(|_, value| at(value) > median);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(object: &str, message: &str) -> Identity {
+        Identity {
+            origin: Origin {
+                tenant: TenantName::parse("acme").unwrap(),
+                namespace: "default".into(),
+                component: "test".into(),
+                kind: "Pod".into(),
+                name: object.into(),
+                uid: object.into(),
+            },
+            field_path: String::new(),
+            event_type: "Normal".into(),
+            reason: "Tested".into(),
+            message: message.into(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn repeats_are_counted() {
+        let mut memory = Memory::default();
+        let now = Instant::now();
+        assert_eq!(memory.admit(identity("a", "m"), now), Verdict::Create);
+        memory.remember(identity("a", "m"), "a.1".into(), 1, now);
+        let expected = Verdict::Count { name: "a.1".into(), count: 2 };
+        assert_eq!(memory.admit(identity("a", "m"), now), expected);
+        assert_eq!(memory.admit(identity("a", "other"), now), Verdict::Create);
+        assert_eq!(memory.admit(identity("b", "m"), now), Verdict::Create);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_object_cannot_flood_and_does_not_block_others() {
+        let mut memory = Memory::default();
+        let start = Instant::now();
+        for n in 0..25 {
+            assert_eq!(memory.admit(identity("a", &n.to_string()), start), Verdict::Create);
+        }
+        assert_eq!(memory.admit(identity("a", "more"), start), Verdict::Drop);
+        assert_eq!(memory.admit(identity("b", "more"), start), Verdict::Create);
+        let later = start + REFILL + Duration::from_secs(1);
+        assert_eq!(memory.admit(identity("a", "more"), later), Verdict::Create);
+        assert_eq!(memory.admit(identity("a", "still more"), later), Verdict::Drop);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn memory_is_bounded_and_keeps_the_newest() {
+        let mut memory = Memory::default();
+        for n in 0..3 * MAX_REMEMBERED {
+            tokio::time::advance(Duration::from_millis(1)).await;
+            let identity = identity(&n.to_string(), "m");
+            memory.admit(identity.clone(), Instant::now());
+            memory.remember(identity, format!("{n}"), 1, Instant::now());
+        }
+        assert!(memory.written.len() <= MAX_REMEMBERED);
+        assert!(memory.allowances.len() <= MAX_REMEMBERED);
+        let last = (3 * MAX_REMEMBERED - 1).to_string();
+        assert!(memory.written.contains_key(&identity(&last, "m")));
+    }
+
+    #[test]
+    fn long_messages_are_cut_between_characters() {
+        let cut = cut("ä".repeat(2000));
+        assert!(cut.len() <= MAX_MESSAGE && cut.ends_with("ä..."), "{}", cut.len());
+    }
+}

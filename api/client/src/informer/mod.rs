@@ -1,0 +1,220 @@
+//! A local copy of a collection that follows the server.
+//!
+//! One task lists the collection, then watches it. Readers see a consistent map from key to
+//! object, with indexes. Handlers learn of every change, in order, after the map shows it.
+//!
+//! # Invariants
+//!
+//! * A handler hears of an object's changes in order, and never twice of the same change, however
+//!   often the server replays it.
+//! * Changes missed while the watch was down reach handlers as the difference between the old
+//!   copy and the new list; none is skipped but intermediate states may be.
+//! * Readers never wait for the network.
+
+mod reflect;
+mod store;
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use insula_api::names::TenantName;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use self::store::IndexId;
+use self::{
+    reflect::Reflector,
+    store::{IndexFn, Store},
+};
+use crate::{Collection, Object, ObjectKey, Tenanted};
+
+/// A change to one object. At least one of `old` and `new` is there.
+#[derive(Debug)]
+pub struct Change<'a, K> {
+    pub key: &'a ObjectKey,
+    /// `None` if the object is new.
+    pub old: Option<&'a Arc<Tenanted<K>>>,
+    /// `None` if the object is gone.
+    pub new: Option<&'a Arc<Tenanted<K>>>,
+}
+
+impl<K> Change<'_, K> {
+    /// The newest state known: the present one, or the last if the object is gone.
+    pub fn latest(&self) -> Option<&Arc<Tenanted<K>>> {
+        self.new.or(self.old)
+    }
+}
+
+type Handler<K> = Box<dyn Fn(&Change<'_, K>) + Send + Sync>;
+type Trim<K> = Box<dyn Fn(&mut K) + Send + Sync>;
+
+/// A local copy of a collection. Cheap to clone; clones share the copy.
+pub struct Informer<K> {
+    shared: Arc<Shared<K>>,
+}
+
+// Not derived: that would ask for `K: Clone`.
+impl<K> Clone for Informer<K> {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared.clone() }
+    }
+}
+
+impl<K: Object> fmt::Debug for Informer<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Informer").field("n_objects", &self.len()).finish_non_exhaustive()
+    }
+}
+
+struct Shared<K> {
+    store: RwLock<Store<K>>,
+    /// Held while a change is shown and told, so that a new handler misses none.
+    handlers: Mutex<Vec<Handler<K>>>,
+    synced: watch::Sender<bool>,
+}
+
+impl<K: Object> Informer<K> {
+    /// Begins to describe an informer of `collection`.
+    pub fn builder(collection: impl Into<Collection<K>>) -> InformerBuilder<K> {
+        InformerBuilder {
+            collection: collection.into(),
+            label_selector: None,
+            field_selector: None,
+            indexes: Vec::new(),
+            trim: None,
+            idle_limit: reflect::IDLE_LIMIT,
+        }
+    }
+
+    /// Waits until the copy is complete. Returns `false` if the informer stopped before.
+    pub async fn synced(&self) -> bool {
+        self.shared.synced.subscribe().wait_for(|synced| *synced).await.is_ok()
+    }
+
+    /// Whether the copy has been complete once.
+    pub fn has_synced(&self) -> bool {
+        *self.shared.synced.borrow()
+    }
+
+    pub fn get(&self, key: &ObjectKey) -> Option<Arc<Tenanted<K>>> {
+        self.shared.store.read().get(key).cloned()
+    }
+
+    /// All objects, by key.
+    pub fn list(&self) -> Vec<Arc<Tenanted<K>>> {
+        self.shared.store.read().iter().cloned().collect()
+    }
+
+    /// The objects of one namespace, by name. With an empty namespace: a tenant's objects that
+    /// have none.
+    pub fn in_namespace(&self, tenant: &TenantName, namespace: &str) -> Vec<Arc<Tenanted<K>>> {
+        self.shared.store.read().in_namespace(tenant, namespace)
+    }
+
+    /// The objects of one tenant, by key.
+    pub fn in_tenant(&self, tenant: &TenantName) -> Vec<Arc<Tenanted<K>>> {
+        self.shared.store.read().in_tenant(tenant)
+    }
+
+    /// The objects that an index files under `value`, by key.
+    pub fn indexed(&self, index: IndexId, value: &str) -> Vec<Arc<Tenanted<K>>> {
+        self.shared.store.read().indexed(index, value)
+    }
+
+    pub fn len(&self) -> usize {
+        self.shared.store.read().len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Calls `handler` for every object there is, then for every change.
+    ///
+    /// The informer waits for the handler: it must be quick, must not block, and must not call
+    /// this function.
+    pub fn on_change(&self, handler: impl Fn(&Change<'_, K>) + Send + Sync + 'static) {
+        let mut handlers = self.shared.handlers.lock();
+        for object in self.list() {
+            handler(&Change { key: &object.key(), old: None, new: Some(&object) });
+        }
+        handlers.push(Box::new(handler));
+    }
+}
+
+/// Describes an informer before it starts.
+pub struct InformerBuilder<K> {
+    collection: Collection<K>,
+    label_selector: Option<String>,
+    field_selector: Option<String>,
+    indexes: Vec<IndexFn<K>>,
+    trim: Option<Trim<K>>,
+    idle_limit: Duration,
+}
+
+impl<K: Object> fmt::Debug for InformerBuilder<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InformerBuilder")
+            .field("resource", self.collection.resource())
+            .field("n_indexes", &self.indexes.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<K: Object> InformerBuilder<K> {
+    /// Copies only objects whose labels match.
+    pub fn label_selector(mut self, selector: impl Into<String>) -> Self {
+        self.label_selector = Some(selector.into());
+        self
+    }
+
+    /// Copies only objects whose fields match.
+    pub fn field_selector(mut self, selector: impl Into<String>) -> Self {
+        self.field_selector = Some(selector.into());
+        self
+    }
+
+    /// Adds an index. `values` says under what an object is filed; values that mean something
+    /// only within a tenant must carry it.
+    pub fn index(
+        &mut self,
+        values: impl Fn(&Tenanted<K>) -> Vec<String> + Send + Sync + 'static,
+    ) -> IndexId {
+        self.indexes.push(Box::new(values));
+        IndexId(self.indexes.len() - 1)
+    }
+
+    /// Drops from each object what no reader needs, to save memory. `managedFields` always go.
+    pub fn trim(mut self, trim: impl Fn(&mut K) + Send + Sync + 'static) -> Self {
+        self.trim = Some(Box::new(trim));
+        self
+    }
+
+    /// After how long without an event, bookmarks included, a watch counts as dead.
+    pub fn idle_limit(mut self, limit: Duration) -> Self {
+        self.idle_limit = limit;
+        self
+    }
+
+    /// Starts the task, which ends at `shutdown`.
+    pub fn start(self, tasks: &TaskTracker, shutdown: CancellationToken) -> Informer<K> {
+        let (synced, _) = watch::channel(false);
+        let shared = Arc::new(Shared {
+            store: RwLock::new(Store::new(self.indexes)),
+            handlers: Mutex::new(Vec::new()),
+            synced,
+        });
+        let reflector = Reflector {
+            collection: self.collection,
+            label_selector: self.label_selector,
+            field_selector: self.field_selector,
+            trim: self.trim,
+            idle_limit: self.idle_limit,
+            shared: shared.clone(),
+            round: 0,
+            deleted: reflect::Deletions::default(),
+        };
+        tasks.spawn(shutdown.run_until_cancelled_owned(reflector.run()));
+        Informer { shared }
+    }
+}

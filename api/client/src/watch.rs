@@ -1,0 +1,187 @@
+//! One watch: a stream of events, one per line.
+
+use std::borrow::Cow;
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::Method;
+use http_body_util::BodyExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
+use kube::client::Body;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::{
+    Client, Error, Object, Tenanted,
+    client::{checked, describe},
+};
+
+/// The longest event: several times the largest object that can be stored.
+const MAX_EVENT: usize = 16 << 20;
+
+/// A change to a collection.
+#[derive(Debug, Clone, PartialEq)]
+pub enum WatchEvent<K> {
+    Added(Tenanted<K>),
+    Modified(Tenanted<K>),
+    /// Carries the object's last state.
+    Deleted(Tenanted<K>),
+    /// Nothing up to this version was missed.
+    Bookmark {
+        resource_version: String,
+    },
+}
+
+/// Events as they arrive. Dropping it ends the watch.
+#[derive(Debug)]
+pub struct Watch<K> {
+    body: Body,
+    lines: Lines,
+    request: String,
+    object: std::marker::PhantomData<fn() -> K>,
+}
+
+#[derive(Deserialize)]
+struct WireEvent<'a> {
+    #[serde(borrow, rename = "type")]
+    event: Cow<'a, str>,
+    #[serde(borrow)]
+    object: &'a RawValue,
+}
+
+#[derive(Deserialize)]
+struct WireBookmark {
+    metadata: WireBookmarkMeta,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WireBookmarkMeta {
+    resource_version: String,
+}
+
+impl<K: Object> Watch<K> {
+    pub(crate) async fn open(client: &Client, uri: &str) -> Result<Self, Error> {
+        let request = describe(&Method::GET, uri);
+        let response = client.send(&Method::GET, uri, K::ACCEPT, None).await?;
+        Ok(Self {
+            body: checked(response, &request).await?.into_body(),
+            lines: Lines::default(),
+            request,
+            object: std::marker::PhantomData,
+        })
+    }
+
+    /// The next event; `None` once the server has ended the watch.
+    ///
+    /// An event of type ERROR is an error. Dropping the returned future loses nothing.
+    pub async fn next(&mut self) -> Result<Option<WatchEvent<K>>, Error> {
+        loop {
+            if let Some(line) = self.lines.pop() {
+                if line.iter().all(u8::is_ascii_whitespace) {
+                    continue;
+                }
+                return self.decode(&line).map(Some);
+            }
+            let broken =
+                |source| Error::Body { request: self.request.clone(), limit: MAX_EVENT, source };
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Err(source)) => return Err(broken(Box::new(source))),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.lines.push(&data).map_err(|source| broken(Box::new(source)))?;
+                    }
+                }
+            }
+        }
+    }
+
+    fn decode(&self, line: &[u8]) -> Result<WatchEvent<K>, Error> {
+        let decode = |source| Error::Decode { request: self.request.clone(), source };
+        let wire: WireEvent<'_> = serde_json::from_slice(line).map_err(decode)?;
+        let text = wire.object.get();
+        let object = || serde_json::from_str::<Tenanted<K>>(text).map_err(decode);
+        match wire.event.as_ref() {
+            "ADDED" => object().map(WatchEvent::Added),
+            "MODIFIED" => object().map(WatchEvent::Modified),
+            "DELETED" => object().map(WatchEvent::Deleted),
+            "BOOKMARK" => {
+                let bookmark: WireBookmark = serde_json::from_str(text).map_err(decode)?;
+                let resource_version = bookmark.metadata.resource_version;
+                Ok(WatchEvent::Bookmark { resource_version })
+            }
+            "ERROR" => {
+                let status: Status = serde_json::from_str(text).map_err(decode)?;
+                Err(Error::Api(Box::new(status)))
+            }
+            other => Err(decode(serde::de::Error::custom(format!("unknown event type {other:?}")))),
+        }
+    }
+}
+
+/// Cuts bytes into lines.
+#[derive(Debug, Default)]
+struct Lines {
+    buffer: BytesMut,
+    /// How much of the buffer is known to hold no line end.
+    n_searched: usize,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("a watch event is longer than {MAX_EVENT} bytes")]
+struct TooLong;
+
+impl Lines {
+    fn push(&mut self, data: &[u8]) -> Result<(), TooLong> {
+        if self.buffer.len() + data.len() > MAX_EVENT {
+            return Err(TooLong);
+        }
+        self.buffer.extend_from_slice(data);
+        Ok(())
+    }
+
+    fn pop(&mut self) -> Option<Bytes> {
+        let unsearched = self.buffer.get(self.n_searched..)?;
+        match unsearched.iter().position(|&byte| byte == b'\n') {
+            Some(at) => {
+                let line = self.buffer.split_to(self.n_searched + at).freeze();
+                self.buffer.advance(1);
+                self.n_searched = 0;
+                Some(line)
+            }
+            None => {
+                self.n_searched = self.buffer.len();
+                None
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_survive_any_cut() {
+        let text = b"one\ntwo\n\nthree\n";
+        for size in 1..=text.len() {
+            let mut lines = Lines::default();
+            let mut found = Vec::new();
+            for chunk in text.chunks(size) {
+                lines.push(chunk).unwrap();
+                while let Some(line) = lines.pop() {
+                    found.push(String::from_utf8(line.to_vec()).unwrap());
+                }
+            }
+            assert_eq!(found, ["one", "two", "", "three"], "cut every {size} bytes");
+        }
+    }
+
+    #[test]
+    fn an_endless_line_is_refused() {
+        let mut lines = Lines::default();
+        lines.push(&vec![b'x'; MAX_EVENT]).unwrap();
+        assert!(lines.pop().is_none());
+        assert!(lines.push(b"x").is_err());
+    }
+}
