@@ -1,4 +1,15 @@
 //! The object model: resources, request paths, selectors, quantities, schemas.
 
+pub mod decode;
+pub mod defaults;
 pub mod kinds;
 pub mod names;
+pub mod object;
+pub mod path;
+pub mod proto;
+pub mod quantity;
+pub mod resources;
+pub mod schema;
+pub mod selector;
+pub mod strategic;
+pub mod time;

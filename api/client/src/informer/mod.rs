@@ -211,6 +211,7 @@ impl<K: Object> InformerBuilder<K> {
             trim: self.trim,
             idle_limit: self.idle_limit,
             shared: shared.clone(),
+            round: 0,
             deleted: reflect::Deletions::default(),
         };
         tasks.spawn(shutdown.run_until_cancelled_owned(reflector.run()));

@@ -33,6 +33,8 @@ pub(super) struct Reflector<K> {
     pub(super) trim: Option<Trim<K>>,
     pub(super) idle_limit: Duration,
     pub(super) shared: Arc<Shared<K>>,
+    /// Counts lists begun. Objects that the newest did not show are gone.
+    pub(super) round: u64,
     pub(super) deleted: Deletions,
 }
 
@@ -44,10 +46,8 @@ impl<K: Object> Reflector<K> {
     /// Runs until dropped.
     pub(super) async fn run(mut self) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(15));
-        let mut round = 0;
         loop {
-            round += 1;
-            let version = match self.relist(round).await {
+            let version = match self.relist().await {
                 Ok(version) => version,
                 Err(error) => {
                     self.pause(&mut backoff, &error, "list failed").await;
@@ -55,7 +55,7 @@ impl<K: Object> Reflector<K> {
                 }
             };
             self.shared.synced.send_replace(true);
-            self.follow(version, round, &mut backoff).await;
+            self.follow(version, &mut backoff).await;
             // The list that answers an expired version must not become a loop of its own.
             tokio::time::sleep(backoff.next_delay()).await;
         }
@@ -74,7 +74,7 @@ impl<K: Object> Reflector<K> {
     }
 
     /// Brings the copy to the newest state; returns its version.
-    async fn relist(&mut self, round: u64) -> Result<String, Error> {
+    async fn relist(&mut self) -> Result<String, Error> {
         let mut options = ListOptions {
             label_selector: self.label_selector.clone(),
             field_selector: self.field_selector.clone(),
@@ -82,6 +82,7 @@ impl<K: Object> Reflector<K> {
             ..ListOptions::default()
         };
         let mut first_version = None;
+        self.round += 1;
         loop {
             let page = match self.collection.list(&options).await {
                 // Slower than the server keeps the state: take everything in one answer.
@@ -89,6 +90,7 @@ impl<K: Object> Reflector<K> {
                     options.continue_token = None;
                     options.limit = None;
                     first_version = None;
+                    self.round += 1;
                     continue;
                 }
                 other => other?,
@@ -96,10 +98,10 @@ impl<K: Object> Reflector<K> {
             // Pages are of one version; should a server not keep to that, the first is safe.
             let version = first_version.get_or_insert(page.resource_version).clone();
             for object in page.items {
-                self.show_listed(object, round);
+                self.show_listed(object);
             }
             if page.continue_token.is_none() {
-                self.forget_unseen(round);
+                self.forget_unseen();
                 self.deleted.clear();
                 return Ok(version);
             }
@@ -108,7 +110,7 @@ impl<K: Object> Reflector<K> {
     }
 
     /// Watches from `version` on until only a new list can help.
-    async fn follow(&mut self, mut version: String, round: u64, backoff: &mut Backoff) {
+    async fn follow(&mut self, mut version: String, backoff: &mut Backoff) {
         loop {
             let began = tokio::time::Instant::now();
             let options = WatchOptions {
@@ -118,7 +120,7 @@ impl<K: Object> Reflector<K> {
                 timeout_seconds: Some(rand::rng().random_range(WATCH_SECONDS)),
             };
             let outcome = match self.collection.watch(&options).await {
-                Ok(watch) => self.consume(watch, &mut version, round).await,
+                Ok(watch) => self.consume(watch, &mut version).await,
                 Err(error) => Err(error),
             };
             if began.elapsed() >= HEALTHY_AFTER {
@@ -140,12 +142,7 @@ impl<K: Object> Reflector<K> {
     }
 
     /// Applies events until the watch ends; `version` is then the one to resume from.
-    async fn consume(
-        &mut self,
-        mut watch: Watch<K>,
-        version: &mut String,
-        round: u64,
-    ) -> Result<(), Error> {
+    async fn consume(&mut self, mut watch: Watch<K>, version: &mut String) -> Result<(), Error> {
         loop {
             let event = match tokio::time::timeout(self.idle_limit, watch.next()).await {
                 Ok(Ok(Some(event))) => event,
@@ -162,11 +159,11 @@ impl<K: Object> Reflector<K> {
                     return Ok(());
                 }
             };
-            self.apply(event, version, round);
+            self.apply(event, version);
         }
     }
 
-    fn apply(&mut self, event: WatchEvent<K>, version: &mut String, round: u64) {
+    fn apply(&mut self, event: WatchEvent<K>, version: &mut String) {
         match event {
             WatchEvent::Bookmark { resource_version } => {
                 if !resource_version.is_empty() {
@@ -176,7 +173,7 @@ impl<K: Object> Reflector<K> {
             }
             WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                 self.advance(version, object.resource_version());
-                self.show_changed(object, round);
+                self.show_changed(object);
             }
             WatchEvent::Deleted(object) => {
                 self.advance(version, object.resource_version());
@@ -193,19 +190,19 @@ impl<K: Object> Reflector<K> {
         }
     }
 
-    fn show_listed(&self, object: Tenanted<K>, round: u64) {
+    fn show_listed(&self, object: Tenanted<K>) {
         let key = object.key();
         let known = self.shared.store.read().get(&key).is_some_and(|old| {
             old.uid() == object.uid() && old.resource_version() == object.resource_version()
         });
         if known {
-            self.shared.store.write().touch(&key, round);
+            self.shared.store.write().touch(&key, self.round);
         } else {
-            self.put(&key, object, round);
+            self.put(&key, object);
         }
     }
 
-    fn show_changed(&self, object: Tenanted<K>, round: u64) {
+    fn show_changed(&self, object: Tenanted<K>) {
         let key = object.key();
         let is_replay_of = |uid: &str, version: &str| {
             uid == object.uid()
@@ -225,7 +222,7 @@ impl<K: Object> Reflector<K> {
             .get(&key)
             .is_some_and(|old| is_replay_of(old.uid(), old.resource_version()));
         if !replayed {
-            self.put(&key, object, round);
+            self.put(&key, object);
         }
     }
 
@@ -244,8 +241,8 @@ impl<K: Object> Reflector<K> {
         }
     }
 
-    fn forget_unseen(&self, round: u64) {
-        let unseen = self.shared.store.read().unseen(round);
+    fn forget_unseen(&self) {
+        let unseen = self.shared.store.read().unseen(self.round);
         for key in unseen {
             self.remove(&key, None);
         }
@@ -259,10 +256,10 @@ impl<K: Object> Reflector<K> {
         Arc::new(object)
     }
 
-    fn put(&self, key: &ObjectKey, object: Tenanted<K>, round: u64) {
+    fn put(&self, key: &ObjectKey, object: Tenanted<K>) {
         let object = self.trimmed(object);
         let handlers = self.shared.handlers.lock();
-        let old = self.shared.store.write().put(key, object.clone(), round);
+        let old = self.shared.store.write().put(key, object.clone(), self.round);
         for handler in handlers.iter() {
             handler(&Change { key, old: old.as_ref(), new: Some(&object) });
         }

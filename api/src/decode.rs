@@ -1,0 +1,400 @@
+//! Decoding of JSON and YAML by the type graph.
+//!
+//! One pass turns a document into a [`Value`] in which every field is known and has its type.
+//! Unknown and duplicate fields are collected, not fatal: `fieldValidation` decides what they
+//! mean. A JSON null is the same as an absent field, as clients send `creationTimestamp: null`.
+
+use std::fmt;
+
+use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+
+use crate::{
+    schema::{Schema, Shape, TypeId},
+    time,
+};
+
+/// Deepest nesting of free-form parts (custom resources, JSON schemas).
+const MAX_DEPTH: usize = 96;
+/// Most findings that are kept; a hostile document has as many as bytes.
+const MAX_FINDINGS: usize = 64;
+
+/// A decoded document and what was odd about it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Decoded {
+    pub value: Value,
+    /// In document order, such as `unknown field "spec.x"` or `duplicate field "spec.replicas"`.
+    pub findings: Vec<String>,
+}
+
+/// Why a document could not be decoded at all.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct DecodeError(pub String);
+
+/// Decodes JSON as `root`; `None` keeps any JSON (still checking duplicates and depth).
+pub fn json(schema: &Schema, root: Option<TypeId>, body: &[u8]) -> Result<Decoded, DecodeError> {
+    let mut context = Context::new(schema);
+    let seed = Node { context: &mut context, shape: root_shape(root), owner: "" };
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let value =
+        seed.deserialize(&mut deserializer).map_err(|error| DecodeError(error.to_string()))?;
+    deserializer.end().map_err(|error| DecodeError(error.to_string()))?;
+    Ok(Decoded { value, findings: context.findings })
+}
+
+/// Decodes one YAML document (of which JSON is a subset) as `root`.
+pub fn yaml(schema: &Schema, root: Option<TypeId>, body: &[u8]) -> Result<Decoded, DecodeError> {
+    // YAML's own types go through a JSON value first; aliases are bounded by the parser's budget.
+    let text = std::str::from_utf8(body).map_err(|error| DecodeError(error.to_string()))?;
+    let raw: Value =
+        serde_saphyr::from_str(text).map_err(|error| DecodeError(error.to_string()))?;
+    let mut context = Context::new(schema);
+    let seed = Node { context: &mut context, shape: root_shape(root), owner: "" };
+    let value = seed.deserialize(raw).map_err(|error| DecodeError(error.to_string()))?;
+    Ok(Decoded { value, findings: context.findings })
+}
+
+/// Checks a value that was put together here (by a patch) as if it had been sent.
+pub fn value(schema: &Schema, root: Option<TypeId>, raw: Value) -> Result<Decoded, DecodeError> {
+    let mut context = Context::new(schema);
+    let seed = Node { context: &mut context, shape: root_shape(root), owner: "" };
+    let value = seed.deserialize(raw).map_err(|error| DecodeError(error.to_string()))?;
+    Ok(Decoded { value, findings: context.findings })
+}
+
+fn root_shape(root: Option<TypeId>) -> &'static Shape {
+    // Shapes of roots are made once per type and leaked never: the few variants are static.
+    static ANY: Shape = Shape::Any;
+    match root {
+        None => &ANY,
+        Some(id) => crate::schema::object_shape(id),
+    }
+}
+
+struct Context<'a> {
+    schema: &'a Schema,
+    findings: Vec<String>,
+    path: Vec<Step>,
+}
+
+#[derive(Clone)]
+enum Step {
+    Field(String),
+    Index(usize),
+}
+
+impl<'a> Context<'a> {
+    fn new(schema: &'a Schema) -> Self {
+        Self { schema, findings: Vec::new(), path: Vec::new() }
+    }
+
+    fn path_to(&self, last: Option<&str>) -> String {
+        let mut out = String::new();
+        for step in &self.path {
+            match step {
+                Step::Field(name) => {
+                    if !out.is_empty() {
+                        out.push('.');
+                    }
+                    out.push_str(name);
+                }
+                Step::Index(index) => out.push_str(&format!("[{index}]")),
+            }
+        }
+        if let Some(last) = last {
+            if !out.is_empty() {
+                out.push('.');
+            }
+            out.push_str(last);
+        }
+        out
+    }
+
+    fn find(&mut self, what: &str, field: &str) {
+        if self.findings.len() < MAX_FINDINGS {
+            let path = self.path_to(Some(field));
+            self.findings.push(format!("{what} field \"{path}\""));
+        }
+    }
+}
+
+/// A place in the document that is to be read as `shape`.
+struct Node<'c, 'a, 's> {
+    context: &'c mut Context<'a>,
+    shape: &'s Shape,
+    /// Short name of the type that has this field, for messages.
+    owner: &'static str,
+}
+
+impl Node<'_, '_, '_> {
+    /// The message of Go's decoder, which users know.
+    fn mismatch<E: de::Error>(&self, found: &str) -> E {
+        let path = self.context.path_to(None);
+        let wanted = go_type(self.shape);
+        if path.is_empty() {
+            return E::custom(format!(
+                "json: cannot unmarshal {found} into Go value of type {wanted}"
+            ));
+        }
+        E::custom(format!(
+            "json: cannot unmarshal {found} into Go struct field {}.{path} of type {wanted}",
+            self.owner
+        ))
+    }
+}
+
+fn go_type(shape: &Shape) -> &'static str {
+    match shape {
+        Shape::String | Shape::Quantity | Shape::IntOrString => "string",
+        Shape::Time => "v1.Time",
+        Shape::MicroTime => "v1.MicroTime",
+        Shape::Bytes => "[]uint8",
+        Shape::Bool => "bool",
+        Shape::Int32 => "int32",
+        Shape::Int64 => "int64",
+        Shape::Double => "float64",
+        Shape::List(_) => "[]interface {}",
+        Shape::Raw | Shape::Any | Shape::Object(_) | Shape::Map(_) => "map[string]interface {}",
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Node<'_, '_, '_> {
+    type Value = Value;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        if MAX_DEPTH < self.context.path.len() {
+            return Err(de::Error::custom(format!("exceeded max depth of {MAX_DEPTH}")));
+        }
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Node<'_, '_, '_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(go_type(self.shape))
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_none<E: de::Error>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<Value, E> {
+        match self.shape {
+            Shape::Bool | Shape::Any => Ok(Value::Bool(value)),
+            _ => Err(self.mismatch("bool")),
+        }
+    }
+
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<Value, E> {
+        match self.shape {
+            Shape::Int32 if i32::try_from(value).is_err() => {
+                Err(self.mismatch(&format!("number {value}")))
+            }
+            Shape::Int32 | Shape::Int64 | Shape::Double | Shape::Any => Ok(value.into()),
+            Shape::IntOrString if i32::try_from(value).is_ok() => Ok(value.into()),
+            Shape::Quantity => Ok(Value::String(value.to_string())),
+            _ => Err(self.mismatch("number")),
+        }
+    }
+
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<Value, E> {
+        match i64::try_from(value) {
+            Ok(signed) => self.visit_i64(signed),
+            Err(_) => match self.shape {
+                Shape::Double | Shape::Any => Ok(value.into()),
+                Shape::Quantity => Ok(Value::String(value.to_string())),
+                _ => Err(self.mismatch(&format!("number {value}"))),
+            },
+        }
+    }
+
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
+        match self.shape {
+            Shape::Double | Shape::Any => {
+                Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
+            }
+            Shape::Quantity => Ok(Value::String(value.to_string())),
+            _ => Err(self.mismatch(&format!("number {value}"))),
+        }
+    }
+
+    fn visit_str<E: de::Error>(self, value: &str) -> Result<Value, E> {
+        match self.shape {
+            Shape::Time => {
+                time::normalize(value).map(Value::String).ok_or_else(|| E::custom(bad_time(value)))
+            }
+            Shape::MicroTime => time::normalize_micro(value)
+                .map(Value::String)
+                .ok_or_else(|| E::custom(bad_time(value))),
+            Shape::Bytes if !is_base64(value) => {
+                Err(E::custom("illegal base64 data at input byte 0".to_string()))
+            }
+            Shape::Quantity => crate::quantity::Quantity::parse(value)
+                .map(|quantity| Value::String(quantity.to_string()))
+                .map_err(|error| E::custom(error.to_string())),
+            Shape::String | Shape::Bytes | Shape::IntOrString | Shape::Any => {
+                Ok(Value::String(value.to_owned()))
+            }
+            _ => Err(self.mismatch("string")),
+        }
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let inner = match self.shape {
+            Shape::List(inner) => inner.as_ref(),
+            Shape::Any => &Shape::Any,
+            _ => return Err(self.mismatch("array")),
+        };
+        let mut out = Vec::new();
+        loop {
+            self.context.path.push(Step::Index(out.len()));
+            let node = Node { context: self.context, shape: inner, owner: self.owner };
+            let item = items.next_element_seed(node)?;
+            self.context.path.pop();
+            match item {
+                Some(item) => out.push(item),
+                None => return Ok(Value::Array(out)),
+            }
+        }
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let schema = self.context.schema;
+        let (it, inner) = match self.shape {
+            Shape::Object(id) => (Some(schema.get(*id)), &Shape::Any),
+            Shape::Map(inner) => (None, inner.as_ref()),
+            Shape::Any | Shape::Raw => (None, &Shape::Any),
+            _ => return Err(self.mismatch("object")),
+        };
+        let mut out = Map::new();
+        // Null fields are dropped from `out` but count as seen.
+        let mut nulls: Vec<String> = Vec::new();
+        while let Some(key) = entries.next_key::<String>()? {
+            if out.contains_key(&key) || nulls.contains(&key) {
+                self.context.find("duplicate", &key);
+            }
+            let (shape, owner) = match it {
+                None => (inner, self.owner),
+                Some(it) => match it.field(&key) {
+                    Some(field) => (&field.shape, it.short_name()),
+                    None => {
+                        self.context.find("unknown", &key);
+                        entries.next_value::<de::IgnoredAny>()?;
+                        continue;
+                    }
+                },
+            };
+            self.context.path.push(Step::Field(key.clone()));
+            let value = entries.next_value_seed(Node { context: self.context, shape, owner })?;
+            self.context.path.pop();
+            if value.is_null() && it.is_some() {
+                out.remove(&key);
+                nulls.push(key);
+            } else if value.is_null() && *shape == Shape::String {
+                out.insert(key, Value::String(String::new()));
+            } else {
+                out.insert(key, value);
+            }
+        }
+        Ok(Value::Object(out))
+    }
+}
+
+fn bad_time(value: &str) -> String {
+    let shown: String = value.chars().take(64).collect();
+    format!("parsing time {shown:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {shown:?}")
+}
+
+fn is_base64(text: &str) -> bool {
+    use base64::Engine as _;
+    // Decoding into nothing would do; the engine has no such call, and secrets are small.
+    text.is_empty() || base64::engine::general_purpose::STANDARD.decode(text).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json as value;
+
+    use super::*;
+    use crate::schema::Gvk;
+
+    fn decode(kind: &Gvk, text: &str) -> Result<Decoded, DecodeError> {
+        let schema = Schema::built_in();
+        json(schema, schema.by_kind(kind), text.as_bytes())
+    }
+
+    fn deployment(text: &str) -> Result<Decoded, DecodeError> {
+        decode(&Gvk::new("apps", "v1", "Deployment"), text)
+    }
+
+    #[test]
+    fn findings_name_the_whole_path() {
+        let decoded = deployment(
+            r#"{"spec":{"replicas":1,"replicas":2,"template":{"spec":{"containers":[{"name":"a","imag":"b"}]}},"foo":1}}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            decoded.findings,
+            [
+                r#"duplicate field "spec.replicas""#,
+                r#"unknown field "spec.template.spec.containers[0].imag""#,
+                r#"unknown field "spec.foo""#
+            ]
+        );
+        assert_eq!(decoded.value["spec"]["replicas"], 2);
+    }
+
+    #[test]
+    fn nulls_are_absent() {
+        let decoded = deployment(r#"{"metadata":{"creationTimestamp":null,"name":"a"}}"#).unwrap();
+        assert_eq!(decoded.value, value!({"metadata": {"name": "a"}}));
+    }
+
+    #[test]
+    fn a_wrong_type_says_where() {
+        let error = deployment(r#"{"spec":{"replicas":"three"}}"#).unwrap_err();
+        assert!(
+            error.0.starts_with(
+                "json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32"
+            ),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn yaml_is_decoded_alike() {
+        let schema = Schema::built_in();
+        let id = schema.by_kind(&Gvk::new("", "v1", "ConfigMap"));
+        let decoded = yaml(schema, id, b"kind: ConfigMap\ndata:\n  a: b\nbogus: 1\n").unwrap();
+        assert_eq!(decoded.value, value!({"kind": "ConfigMap", "data": {"a": "b"}}));
+        assert_eq!(decoded.findings, [r#"unknown field "bogus""#]);
+    }
+
+    #[test]
+    fn depth_is_bounded() {
+        let text = format!("{}1{}", "[".repeat(200), "]".repeat(200));
+        assert!(json(Schema::built_in(), None, text.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn quantities_are_canonical() {
+        let pod = Gvk::new("", "v1", "Pod");
+        let decoded = decode(
+            &pod,
+            r#"{"spec":{"containers":[{"resources":{"limits":{"cpu":"1000m","memory":64}}}]}}"#,
+        )
+        .unwrap();
+        let limits = &decoded.value["spec"]["containers"][0]["resources"]["limits"];
+        assert_eq!(*limits, value!({"cpu": "1", "memory": "64"}));
+    }
+}

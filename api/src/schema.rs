@@ -1,0 +1,374 @@
+//! The types of all built-in kinds, as one graph.
+//!
+//! Everything structural is driven by it: decoding of JSON, YAML and protobuf, defaults, patches,
+//! OpenAPI. There is one table (`tables/types.tsv`, derived by `tables/generate.py`, plus our own
+//! additions in `tables/insula.tsv`) and no other place that says what fields a kind has.
+//!
+//! The table is parsed once at first use (about 4,000 rows, a few milliseconds).
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::LazyLock,
+};
+
+use serde_json::Value;
+
+const TYPES: &str = include_str!("../tables/types.tsv");
+const POINTERS: &str = include_str!("../tables/pointers.tsv");
+const OURS: &str = include_str!("../tables/insula.tsv");
+
+/// Index of a [`Type`] in its [`Schema`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TypeId(u32);
+
+/// A structured type: an object with known fields.
+#[derive(Debug, Clone)]
+pub struct Type {
+    /// Its name in OpenAPI, such as `io.k8s.api.core.v1.Pod`.
+    pub name: &'static str,
+    /// Sorted by name.
+    pub fields: Vec<Field>,
+    /// Replaced as a whole by server-side apply.
+    pub atomic: bool,
+    /// Paths of field numbers with the index of their field, sorted.
+    by_number: Vec<(Vec<u32>, usize)>,
+}
+
+/// What a field number of a message stands for.
+#[derive(Debug, Clone, Copy)]
+pub enum Numbered<'a> {
+    Field(&'a Field),
+    /// A message that Go embeds: its fields are the outer type's.
+    Embedded,
+}
+
+impl Type {
+    pub fn field(&self, name: &str) -> Option<&Field> {
+        let index = self.fields.binary_search_by(|field| field.name.cmp(name)).ok()?;
+        self.fields.get(index)
+    }
+
+    /// What the last number of `path` means in the embedded message that the rest leads to.
+    pub fn numbered(&self, path: &[u32]) -> Option<Numbered<'_>> {
+        let index = self.by_number.partition_point(|(known, _)| known.as_slice() < path);
+        let (known, field) = self.by_number.get(index)?;
+        if known == path {
+            return self.fields.get(*field).map(Numbered::Field);
+        }
+        known.starts_with(path).then_some(Numbered::Embedded)
+    }
+
+    /// The last part of the name, such as `PodSpec`.
+    pub fn short_name(&self) -> &'static str {
+        self.name.rsplit('.').next().unwrap_or(self.name)
+    }
+}
+
+/// One field of a [`Type`].
+#[derive(Debug, Clone)]
+pub struct Field {
+    pub name: &'static str,
+    pub shape: Shape,
+    /// Always present in what upstream's server sends.
+    pub required: bool,
+    /// An optional scalar in which zero differs from absent.
+    pub pointer: bool,
+    pub list: ListKind,
+    pub patch: PatchStrategy,
+    /// What the OpenAPI document gives as default.
+    pub default: Option<Value>,
+    /// Field numbers from the outer message inwards: more than one where Go embeds a message
+    /// that is flat in JSON. Empty if the field cannot be sent in protobuf.
+    pub proto: Vec<u32>,
+    /// The protobuf type as the `.proto` file writes it, without `optional`.
+    pub proto_type: &'static str,
+}
+
+/// What a value looks like in JSON.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Shape {
+    String,
+    /// base64 text.
+    Bytes,
+    Bool,
+    Int32,
+    Int64,
+    Double,
+    Quantity,
+    IntOrString,
+    /// RFC 3339, whole seconds.
+    Time,
+    /// RFC 3339 with microseconds.
+    MicroTime,
+    /// Any JSON object, kept as it is.
+    Raw,
+    /// Any JSON value, kept as it is.
+    Any,
+    Object(TypeId),
+    List(Box<Shape>),
+    Map(Box<Shape>),
+}
+
+/// How server-side apply sees a list.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum ListKind {
+    #[default]
+    Atomic,
+    Set,
+    Map(Vec<&'static str>),
+}
+
+/// How a strategic merge patch sees a field.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PatchStrategy {
+    pub merge: bool,
+    pub retain_keys: bool,
+    /// Names the field that identifies an item; empty for lists of scalars.
+    pub merge_key: &'static str,
+}
+
+/// A kind as the API names it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Gvk {
+    /// `""` for the core group.
+    pub group: String,
+    pub version: String,
+    pub kind: String,
+}
+
+impl Gvk {
+    pub fn new(group: &str, version: &str, kind: &str) -> Self {
+        Self { group: group.into(), version: version.into(), kind: kind.into() }
+    }
+
+    /// `v1` or `apps/v1`.
+    pub fn api_version(&self) -> String {
+        api_version(&self.group, &self.version)
+    }
+}
+
+/// `v1` for the core group, else `group/version`.
+pub fn api_version(group: &str, version: &str) -> String {
+    if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
+}
+
+/// All types, by name and by kind.
+#[derive(Debug)]
+pub struct Schema {
+    types: Vec<Type>,
+    by_name: HashMap<&'static str, TypeId>,
+    by_kind: BTreeMap<Gvk, TypeId>,
+}
+
+/// Names of types that are not structures in JSON.
+fn special(name: &str) -> Option<Shape> {
+    Some(match name {
+        "io.k8s.apimachinery.pkg.api.resource.Quantity" => Shape::Quantity,
+        "io.k8s.apimachinery.pkg.util.intstr.IntOrString" => Shape::IntOrString,
+        "io.k8s.apimachinery.pkg.apis.meta.v1.Time" => Shape::Time,
+        "io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime" => Shape::MicroTime,
+        "io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1"
+        | "io.k8s.apimachinery.pkg.runtime.RawExtension" => Shape::Raw,
+        "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSON"
+        | "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrArray"
+        | "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrBool"
+        | "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrStringArray" => {
+            Shape::Any
+        }
+        _ => return None,
+    })
+}
+
+impl Schema {
+    /// The table of this build. Parsed at the first call.
+    pub fn built_in() -> &'static Self {
+        static SCHEMA: LazyLock<Schema> = LazyLock::new(|| Schema::parse(&[TYPES, OURS]));
+        &SCHEMA
+    }
+
+    fn parse(tables: &[&'static str]) -> Self {
+        let rows = || {
+            let lines = tables.iter().flat_map(|table| table.lines());
+            lines.filter(|line| !line.starts_with('#') && !line.is_empty()).map(|line| {
+                let mut columns = [""; 8];
+                for (slot, column) in columns.iter_mut().zip(line.split('\t')) {
+                    *slot = column;
+                }
+                columns
+            })
+        };
+        let mut schema =
+            Self { types: Vec::new(), by_name: HashMap::new(), by_kind: BTreeMap::new() };
+        // Types first, so that fields can refer to any of them.
+        for [name, field, _, map_kind, kinds, ..] in rows() {
+            if !field.is_empty() {
+                continue;
+            }
+            let id = TypeId(u32::try_from(schema.types.len()).unwrap_or(u32::MAX));
+            schema.types.push(Type {
+                name,
+                fields: Vec::new(),
+                atomic: map_kind == "atomic",
+                by_number: Vec::new(),
+            });
+            schema.by_name.insert(name, id);
+            for kind in kinds.split(',').filter(|kind| !kind.is_empty()) {
+                let mut parts = kind.split('/');
+                if let (Some(group), Some(version), Some(kind)) =
+                    (parts.next(), parts.next(), parts.next())
+                {
+                    schema.by_kind.entry(Gvk::new(group, version, kind)).or_insert(id);
+                }
+            }
+        }
+        let pointers: HashSet<(&str, &str)> =
+            POINTERS.lines().filter_map(|line| line.split_once('\t')).collect();
+        for [name, field, json, list, patch, default, proto, proto_type] in rows() {
+            let Some(&id) = schema.by_name.get(name).filter(|_| !field.is_empty()) else {
+                continue;
+            };
+            let required = json.ends_with('!');
+            let field = Field {
+                name: field,
+                shape: schema.shape(json.trim_end_matches('!')),
+                required,
+                pointer: pointers.contains(&(name, field)),
+                list: parse_list(list),
+                patch: parse_patch(patch),
+                default: serde_json::from_str(default).ok(),
+                proto: proto.split('/').filter_map(|number| number.parse().ok()).collect(),
+                proto_type: proto_type
+                    .trim_start_matches("optional ")
+                    .trim_start_matches("repeated "),
+            };
+            schema.types[id.0 as usize].fields.push(field);
+        }
+        for it in &mut schema.types {
+            it.fields.sort_by_key(|field| field.name);
+            let numbered =
+                it.fields.iter().enumerate().filter(|(_, field)| !field.proto.is_empty());
+            it.by_number = numbered.map(|(index, field)| (field.proto.clone(), index)).collect();
+            it.by_number.sort();
+        }
+        schema
+    }
+
+    fn shape(&self, json: &str) -> Shape {
+        if let Some(inner) = json.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            return Shape::List(Box::new(self.shape(inner)));
+        }
+        if let Some(inner) = json.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
+            return Shape::Map(Box::new(self.shape(inner)));
+        }
+        if let Some(name) = json.strip_prefix("->") {
+            return special(name)
+                .or_else(|| self.by_name.get(name).map(|&id| Shape::Object(id)))
+                .unwrap_or(Shape::Any);
+        }
+        match json {
+            "string" => Shape::String,
+            "string:byte" => Shape::Bytes,
+            "boolean" => Shape::Bool,
+            "integer:int32" => Shape::Int32,
+            "integer:int64" | "integer" => Shape::Int64,
+            "number:double" | "number" => Shape::Double,
+            "object" => Shape::Raw,
+            _ => Shape::Any,
+        }
+    }
+
+    pub fn get(&self, id: TypeId) -> &Type {
+        &self.types[id.0 as usize]
+    }
+
+    pub fn by_name(&self, name: &str) -> Option<TypeId> {
+        self.by_name.get(name).copied()
+    }
+
+    /// The type of a kind that can be an object of its own.
+    pub fn by_kind(&self, kind: &Gvk) -> Option<TypeId> {
+        self.by_kind.get(kind).copied()
+    }
+
+    /// All kinds, in order.
+    pub fn kinds(&self) -> impl Iterator<Item = (&Gvk, TypeId)> {
+        self.by_kind.iter().map(|(kind, &id)| (kind, id))
+    }
+
+    /// All types, in table order.
+    pub fn types(&self) -> impl Iterator<Item = (TypeId, &Type)> {
+        self.types.iter().zip(0..).map(|(it, index)| (TypeId(index), it))
+    }
+}
+
+/// `Shape::Object(id)` with a static life, for roots of documents in the built-in schema.
+pub(crate) fn object_shape(id: TypeId) -> &'static Shape {
+    static SHAPES: LazyLock<Vec<Shape>> =
+        LazyLock::new(|| Schema::built_in().types().map(|(id, _)| Shape::Object(id)).collect());
+    SHAPES.get(id.0 as usize).unwrap_or(&Shape::Any)
+}
+
+fn parse_list(text: &'static str) -> ListKind {
+    match text.split_once(':') {
+        Some(("map", keys)) => ListKind::Map(keys.split(',').collect()),
+        _ if text == "set" => ListKind::Set,
+        _ => ListKind::Atomic,
+    }
+}
+
+fn parse_patch(text: &'static str) -> PatchStrategy {
+    let (strategies, merge_key) = text.split_once('/').unwrap_or((text, ""));
+    let has = |wanted: &str| strategies.split(',').any(|strategy| strategy == wanted);
+    PatchStrategy { merge: has("merge"), retain_keys: has("retainKeys"), merge_key }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn field(kind: &str, name: &str) -> &'static Field {
+        let schema = Schema::built_in();
+        schema.get(schema.by_name(kind).unwrap()).field(name).unwrap()
+    }
+
+    #[test]
+    fn pods_containers_are_a_keyed_list() {
+        let containers = field("io.k8s.api.core.v1.PodSpec", "containers");
+        assert_eq!(containers.list, ListKind::Map(vec!["name"]));
+        assert_eq!(containers.patch.merge_key, "name");
+        assert!(containers.patch.merge && containers.required);
+        assert_eq!(containers.proto, [2]);
+    }
+
+    #[test]
+    fn embedded_messages_have_number_paths() {
+        assert_eq!(field("io.k8s.api.core.v1.Volume", "emptyDir").proto, [2, 2]);
+        assert_eq!(field("io.k8s.api.core.v1.Volume", "name").proto, [1]);
+    }
+
+    #[test]
+    fn our_additions_are_part_of_the_graph() {
+        assert_eq!(
+            field("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta", "tenant").shape,
+            Shape::String
+        );
+        let schema = Schema::built_in();
+        assert!(schema.by_kind(&Gvk::new("insula.io", "v1", "Tenant")).is_some());
+    }
+
+    /// Every reference in the table leads somewhere: `Any` stands only for what JSON leaves open.
+    #[test]
+    fn no_field_fell_back_to_any() {
+        let schema = Schema::built_in();
+        for (_, it) in schema.types() {
+            for field in it.fields.iter().filter(|field| field.shape == Shape::Any) {
+                assert!(
+                    it.name.contains("apiextensions") || it.name.contains("WatchEvent"),
+                    "{} {}",
+                    it.name,
+                    field.name
+                );
+            }
+        }
+    }
+}
