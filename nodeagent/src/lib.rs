@@ -10,6 +10,7 @@ mod node;
 mod pod;
 mod pods;
 mod relist;
+mod spdy;
 #[cfg(test)]
 mod testing;
 mod volume;

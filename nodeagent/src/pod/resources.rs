@@ -84,10 +84,7 @@ pub(crate) fn linux_resources(
     class: QosClass,
     machine_memory: i64,
 ) -> v1::LinuxContainerResources {
-    let millicpus = |limits| {
-        let millis = quantity::millis(amount(container, limits, "cpu")?)?;
-        i64::try_from(millis).ok()
-    };
+    let millicpus = |limits| quantity::millis(amount(container, limits, "cpu")?);
     let memory = |limits| quantity::whole(amount(container, limits, "memory")?);
     // A limit without a request is its own request.
     let request = millicpus(false).or_else(|| millicpus(true)).unwrap_or(0);
