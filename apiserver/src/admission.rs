@@ -22,7 +22,7 @@ const SYSTEM_PRIORITIES: &[(&str, i64)] =
 const ACCOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// Changes `it` as the platform wants. `old` is absent for a create.
-pub async fn mutate(server: &Server, call: &Call, it: &mut Value, old: Option<&Value>) -> Result<()> {
+pub(crate) async fn mutate(server: &Server, call: &Call, it: &mut Value, old: Option<&Value>) -> Result<()> {
     let resource = &call.served.resource;
     let creating = old.is_none();
     if creating {
@@ -45,7 +45,7 @@ pub async fn mutate(server: &Server, call: &Call, it: &mut Value, old: Option<&V
 }
 
 /// Refuses what must not be. `new` is absent for a delete, `old` for a create.
-pub async fn validate(
+pub(crate) async fn validate(
     server: &Server,
     call: &Call,
     new: Option<&Value>,
@@ -67,7 +67,7 @@ pub async fn validate(
 }
 
 /// What follows from a create that succeeded.
-pub async fn created(
+pub(crate) async fn created(
     server: &Server,
     call: &Call,
     it: &Value,

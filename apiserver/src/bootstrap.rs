@@ -30,7 +30,7 @@ const FOR_TENANTS: &[&str] = &[
 ];
 
 /// Chooses the partition of a new tenant and writes it into its status.
-pub fn place(server: &Server, name: &TenantName, it: &mut Value) -> Result<()> {
+pub(crate) fn place(server: &Server, name: &TenantName, it: &mut Value) -> Result<()> {
     let wanted = object::text(it, &["spec", "partition"]).to_owned();
     if !wanted.is_empty() && !server.partitions.names().iter().any(|known| **known == *wanted) {
         let value = Value::from(wanted.as_str());
@@ -48,7 +48,7 @@ pub fn place(server: &Server, name: &TenantName, it: &mut Value) -> Result<()> {
 }
 
 /// Writes what a new tenant begins with. Safe to repeat.
-pub async fn tenant(server: &Server, it: &Value) -> Result<()> {
+pub(crate) async fn tenant(server: &Server, it: &Value) -> Result<()> {
     let tenant = TenantName::parse(object::name(it)).map_err(ApiError::internal)?;
     let wanted = object::text(it, &["spec", "partition"]);
     if !wanted.is_empty() {
@@ -71,7 +71,7 @@ pub async fn tenant(server: &Server, it: &Value) -> Result<()> {
 }
 
 /// Writes what the platform's own tenant begins with. Done at each start; safe to repeat.
-pub async fn system(server: &Server) -> Result<()> {
+pub(crate) async fn system(server: &Server) -> Result<()> {
     let system = TenantName::system();
     let tenant = json!({
         "apiVersion": "insula.io/v1", "kind": "Tenant",
@@ -154,7 +154,7 @@ async fn put(server: &Server, tenant: &TenantName, mut it: Value) -> Result<()> 
 /// A tenant takes new objects only while it is there and not going.
 ///
 /// While it is going, the platform still may write, so that clean-up can finish.
-pub async fn check_tenant_lives(
+pub(crate) async fn check_tenant_lives(
     server: &Server,
     tenant: &TenantName,
     caller: &Identity,
@@ -171,7 +171,7 @@ pub async fn check_tenant_lives(
 }
 
 /// Reads a Tenant object.
-pub async fn find_tenant(server: &Server, tenant: &TenantName) -> Result<Option<Value>> {
+pub(crate) async fn find_tenant(server: &Server, tenant: &TenantName) -> Result<Option<Value>> {
     let Some(served) = server.registry.get("insula.io", "v1", "tenants") else { return Ok(None) };
     let system = TenantName::system();
     let key = registry::key(&system, "", tenant.as_str());

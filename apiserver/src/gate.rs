@@ -26,7 +26,7 @@ use crate::{
 
 /// What the connection says of its other end.
 #[derive(Debug, Clone, Default)]
-pub struct Peer {
+pub(crate) struct Peer {
     /// The client certificate, verified against the CA by TLS, in DER.
     pub certificate: Option<Vec<u8>>,
     /// Set by callers in the same process only.
@@ -35,7 +35,7 @@ pub struct Peer {
 
 /// A request that was let in.
 #[derive(Debug)]
-pub enum Admitted {
+pub(crate) enum Admitted {
     /// For a resource.
     Resource(Box<Call>),
     /// For anything else, as a standard path.

@@ -28,7 +28,7 @@ const CONNECT: Duration = Duration::from_secs(10);
 const HEAD: Duration = Duration::from_secs(30);
 
 /// Opens connections to node agents.
-pub struct Dialer {
+pub(crate) struct Dialer {
     tls: TlsConnector,
 }
 
@@ -40,13 +40,13 @@ impl std::fmt::Debug for Dialer {
 
 impl Dialer {
     /// `config` trusts the cluster's CA and presents the server's client certificate.
-    pub fn new(config: Arc<rustls::ClientConfig>) -> Self {
+    pub(crate) fn new(config: Arc<rustls::ClientConfig>) -> Self {
         Self { tls: TlsConnector::from(config) }
     }
 }
 
 /// Answers a request for `log`, `exec`, `attach` or `portforward` of a pod.
-pub async fn serve(
+pub(crate) async fn serve(
     server: &Server,
     call: &Call,
     method: Method,

@@ -4,7 +4,7 @@
 use insula_api::{
     object,
     schema::Gvk,
-    selector::{LabelSelector, LabelSelectorRequirement},
+    selector::LabelSelector,
     time,
 };
 use insula_partition::store::ReadAt;
@@ -53,32 +53,12 @@ fn scale_of(it: &Value) -> Value {
 }
 
 fn selector_text(selector: &Value) -> String {
-    let labels = selector.get("matchLabels").and_then(Value::as_object).into_iter().flatten();
-    let expressions = selector.get("matchExpressions").and_then(Value::as_array);
-    let selector = LabelSelector {
-        match_labels: labels
-            .map(|(key, value)| (key.clone(), value.as_str().unwrap_or_default().to_owned()))
-            .collect(),
-        match_expressions: expressions
-            .into_iter()
-            .flatten()
-            .map(|it| LabelSelectorRequirement {
-                key: object::text(it, &["key"]).to_owned(),
-                operator: object::text(it, &["operator"]).to_owned(),
-                values: it["values"]
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .filter_map(|it| it.as_str().map(str::to_owned))
-                    .collect(),
-            })
-            .collect(),
-    };
-    selector.compile().map(|it| it.to_string()).unwrap_or_default()
+    let selector: Option<LabelSelector> = serde_json::from_value(selector.clone()).ok();
+    selector.and_then(|it| it.compile().ok()).map(|it| it.to_string()).unwrap_or_default()
 }
 
 /// Reads the object's scale.
-pub async fn get_scale(server: &Server, call: &Call) -> Result<Value> {
+pub(crate) async fn get_scale(server: &Server, call: &Call) -> Result<Value> {
     let name = &call.path.name;
     let (_, store) = call.served.place(&server.partitions, call.tenant()?, &call.namespace(), name);
     let entry = read::get(&call.served, &*store, &call.key(name)?, name, ReadAt::Latest).await?;
@@ -87,7 +67,7 @@ pub async fn get_scale(server: &Server, call: &Call) -> Result<Value> {
 }
 
 /// Writes the object's scale, whole (`put`) or patched.
-pub async fn write_scale(server: &Server, call: &Call, body: &[u8], put: bool) -> Result<Value> {
+pub(crate) async fn write_scale(server: &Server, call: &Call, body: &[u8], put: bool) -> Result<Value> {
     let kind = Gvk::new("autoscaling", "v1", "Scale");
     let whole = if put { Some(call.decode(&kind, body)?.0) } else { None };
     let patch = if put { None } else { Some(Patch::parse(call, body)?) };
@@ -122,7 +102,7 @@ pub async fn write_scale(server: &Server, call: &Call, body: &[u8], put: bool) -
 }
 
 /// Binds a pod to a node.
-pub async fn bind(server: &Server, call: &Call, body: &[u8]) -> Result<Value> {
+pub(crate) async fn bind(server: &Server, call: &Call, body: &[u8]) -> Result<Value> {
     let (binding, _) = call.decode(&Gvk::new("", "v1", "Binding"), body)?;
     let node = object::text(&binding, &["target", "name"]).to_owned();
     let kind = object::text(&binding, &["target", "kind"]);
@@ -188,7 +168,7 @@ fn success() -> Value {
 }
 
 /// Empties a namespace's own finalizers: PUT of the namespace to `finalize`.
-pub async fn finalize(server: &Server, call: &Call, body: &[u8]) -> Result<write::Written> {
+pub(crate) async fn finalize(server: &Server, call: &Call, body: &[u8]) -> Result<write::Written> {
     let (sent, warnings) = call.decode(&Gvk::new("", "v1", "Namespace"), body)?;
     let wanted = object::meta_str(&sent, "resourceVersion").to_owned();
     write::change(server, call, warnings, |current| {
@@ -204,7 +184,7 @@ pub async fn finalize(server: &Server, call: &Call, body: &[u8]) -> Result<write
 }
 
 /// Issues a token for a service account.
-pub async fn token(server: &Server, call: &Call, body: &[u8]) -> Result<Value> {
+pub(crate) async fn token(server: &Server, call: &Call, body: &[u8]) -> Result<Value> {
     let (mut request, _) = call.decode(&Gvk::new("authentication.k8s.io", "v1", "TokenRequest"), body)?;
     let tenant = call.tenant()?.clone();
     let (namespace, name) = (call.namespace(), call.path.name.clone());
@@ -297,7 +277,7 @@ async fn bind_token(server: &Server, call: &Call, reference: &Value, to: &mut Ku
 }
 
 /// Answers a review: objects that are asked, not kept.
-pub async fn review(server: &Server, call: &Call, body: &[u8]) -> Result<Value> {
+pub(crate) async fn review(server: &Server, call: &Call, body: &[u8]) -> Result<Value> {
     let (mut it, _) = call.decode(&call.served.resource.gvk(), body)?;
     let status = match &*call.served.resource.name {
         "selfsubjectaccessreviews" => access(server, call, &it["spec"], &call.identity.clone()).await?,

@@ -26,7 +26,7 @@ const DATA: usize = 1024 * 1024;
 type Errors = Vec<FieldError>;
 
 /// Checks a new object.
-pub fn create(resource: &Resource, it: &Value) -> Errors {
+pub(crate) fn create(resource: &Resource, it: &Value) -> Errors {
     let mut errors = Vec::new();
     metadata(resource, it, &mut errors);
     kind(resource, it, &mut errors);
@@ -34,7 +34,7 @@ pub fn create(resource: &Resource, it: &Value) -> Errors {
 }
 
 /// Checks what becomes of an object.
-pub fn update(resource: &Resource, subresource: &str, old: &Value, new: &Value) -> Errors {
+pub(crate) fn update(resource: &Resource, subresource: &str, old: &Value, new: &Value) -> Errors {
     let mut errors = Vec::new();
     metadata(resource, new, &mut errors);
     if object::is_deleting(old) {
