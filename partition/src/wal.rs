@@ -100,13 +100,13 @@ impl WalError {
     }
 }
 
-/// What the log did since it was opened.
+/// What the process's write-ahead log did since it was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct WalCounts {
+pub struct LogCounts {
     /// Batches written.
-    pub(crate) batches: u64,
+    pub batches: u64,
     /// Flushes for batches: fdatasync calls on a segment in use.
-    pub(crate) flushes: u64,
+    pub flushes: u64,
 }
 
 /// What one group appends at once, indivisibly.
@@ -320,18 +320,11 @@ impl Wal {
         self.options.segment_bytes
     }
 
-    pub(crate) fn counts(&self) -> WalCounts {
-        WalCounts {
+    pub(crate) fn counts(&self) -> LogCounts {
+        LogCounts {
             batches: self.batches.load(Ordering::Relaxed),
             flushes: self.flushes.load(Ordering::Relaxed),
         }
-    }
-
-    /// Why nothing can be written now, if so.
-    pub(crate) fn failure(&self) -> Option<WalError> {
-        let queue = self.queue.lock();
-        let full = || queue.full.1.clone().map(WalError::Full);
-        queue.broken.clone().or_else(full)
     }
 
     /// `group` no longer needs what lies before `segment`.
