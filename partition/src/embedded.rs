@@ -76,8 +76,6 @@ impl Embedded {
     ) -> Result<Self, OpenError> {
         let directory = Arc::new(Directory::open(path, names)?);
         let log_dir = directory.log();
-        std::fs::create_dir_all(&log_dir)
-            .map_err(|source| OpenError::io("create", &log_dir, source))?;
 
         let mut replays = Vec::new();
         let mut plans = Vec::new();
@@ -93,7 +91,8 @@ impl Embedded {
             replays.push(Replay::new(name, found.newest, options.ring));
         }
         let start = from.iter().copied().min().unwrap_or(1);
-        let (wal, clean) = Wal::open(&log_dir, options.wal.clone(), needs, start, |record| {
+        let (may_be_new, wal_options) = (directory.is_new(), options.wal.clone());
+        let (wal, clean) = Wal::open(&log_dir, wal_options, needs, start, may_be_new, |record| {
             match replays.get_mut(record.group as usize) {
                 Some(replay) => replay.visit(record),
                 None => Err(OpenError::Damaged {
@@ -101,6 +100,7 @@ impl Embedded {
                 }),
             }
         })?;
+        directory.complete(names)?;
         let checkpointer = Checkpointer::start(wal.clone(), directory.clone())
             .map_err(|source| OpenError::io("start on", path, source))?;
 
