@@ -108,7 +108,8 @@ pub(crate) fn list(call: &Call, page: &Page) -> Result<Response<Body>> {
             table::table(resource, &items, include, &metadata)
         }
         _ => {
-            let items: Vec<Value> = items.iter().map(insula_api::object::partial_metadata).collect();
+            let items: Vec<Value> =
+                items.iter().map(insula_api::object::partial_metadata).collect();
             json!({
                 "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1",
                 "metadata": metadata, "items": items,

@@ -54,9 +54,9 @@ pub(crate) async fn tenant(server: &Server, it: &Value) -> Result<()> {
     if !wanted.is_empty() {
         server.partitions.pin(tenant.as_str(), Some(wanted)).await.map_err(ApiError::internal)?;
     }
-    let roles = default_rbac().into_iter().filter(|it| {
-        FOR_TENANTS.contains(&object::name(it)) && !is_of_namespace(it)
-    });
+    let roles = default_rbac()
+        .into_iter()
+        .filter(|it| FOR_TENANTS.contains(&object::name(it)) && !is_of_namespace(it));
     for role in roles {
         put(server, &tenant, role).await?;
     }
@@ -129,7 +129,10 @@ async fn put(server: &Server, tenant: &TenantName, mut it: Value) -> Result<()> 
         .registry
         .all()
         .iter()
-        .find(|it| (&*it.resource.group, &*it.resource.version, &*it.resource.kind) == (&*group, &*version, &*kind))
+        .find(|it| {
+            (&*it.resource.group, &*it.resource.version, &*it.resource.kind)
+                == (&*group, &*version, &*kind)
+        })
         .cloned()
         .ok_or_else(|| ApiError::internal(format!("no resource holds {kind}")))?;
     let (namespace, name) = (object::namespace(&it).to_owned(), object::name(&it).to_owned());
@@ -190,9 +193,8 @@ fn is_of_namespace(it: &Value) -> bool {
 /// The default roles and bindings of the table, as objects.
 fn default_rbac() -> Vec<Value> {
     let mut objects: BTreeMap<(String, String, String), Value> = BTreeMap::new();
-    let list = |text: &str| -> Value {
-        text.split(',').map(Value::from).collect::<Vec<_>>().into()
-    };
+    let list =
+        |text: &str| -> Value { text.split(',').map(Value::from).collect::<Vec<_>>().into() };
     for line in TABLE.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
         let mut columns = [""; 9];
         for (slot, column) in columns.iter_mut().zip(line.split('\t')) {
@@ -273,12 +275,18 @@ mod tests {
             all.iter().find(|it| it["kind"] == kind && object::name(it) == name).cloned().unwrap()
         };
         let admin = find("ClusterRole", "cluster-admin");
-        assert_eq!(admin["rules"][0], json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}));
+        assert_eq!(
+            admin["rules"][0],
+            json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]})
+        );
         assert_eq!(admin["rules"][1], json!({"verbs": ["*"], "nonResourceURLs": ["*"]}));
         assert!(find("ClusterRole", "edit")["aggregationRule"].is_object());
         let binding = find("ClusterRoleBinding", "cluster-admin");
         assert_eq!(binding["roleRef"]["name"], "cluster-admin");
-        assert_eq!(binding["subjects"][0], json!({"kind": "Group", "apiGroup": GROUP, "name": "system:masters"}));
+        assert_eq!(
+            binding["subjects"][0],
+            json!({"kind": "Group", "apiGroup": GROUP, "name": "system:masters"})
+        );
         assert!(all.iter().all(|it| it["subjects"].as_array().is_none_or(|it| !it.is_empty())));
     }
 }

@@ -36,7 +36,9 @@ impl Call {
     /// The tenant whose objects are meant. Only reads may be about all of them.
     pub(crate) fn tenant(&self) -> Result<&TenantName> {
         self.whose.tenant().ok_or_else(|| {
-            ApiError::bad_request("tenant \"all\" stands for every tenant and can only be listed and watched")
+            ApiError::bad_request(
+                "tenant \"all\" stands for every tenant and can only be listed and watched",
+            )
         })
     }
 
@@ -46,7 +48,11 @@ impl Call {
 
     /// The namespace of the object; empty where the resource has none.
     pub(crate) fn namespace(&self) -> String {
-        if self.served.resource.is_namespaced() { self.path.namespace.clone() } else { String::new() }
+        if self.served.resource.is_namespaced() {
+            self.path.namespace.clone()
+        } else {
+            String::new()
+        }
     }
 
     pub(crate) fn not_found(&self, name: &str) -> ApiError {
@@ -86,12 +92,9 @@ impl Call {
         }
         check_kind(&mut value, kind)?;
         match validation {
-            FieldValidation::Strict if !decoded.findings.is_empty() => {
-                Err(ApiError::bad_request(format!(
-                    "strict decoding error: {}",
-                    decoded.findings.join(", ")
-                )))
-            }
+            FieldValidation::Strict if !decoded.findings.is_empty() => Err(ApiError::bad_request(
+                format!("strict decoding error: {}", decoded.findings.join(", ")),
+            )),
             FieldValidation::Warn => Ok((value, decoded.findings)),
             _ => Ok((value, Vec::new())),
         }

@@ -33,11 +33,17 @@ struct Labels {
 }
 
 impl Matcher {
-    pub(crate) fn parse(labels: Option<&str>, fields: Option<&str>, resource: &Resource) -> Result<Self> {
+    pub(crate) fn parse(
+        labels: Option<&str>,
+        fields: Option<&str>,
+        resource: &Resource,
+    ) -> Result<Self> {
         let labels = labels
             .map(|text| Selector::parse(text))
             .transpose()
-            .map_err(|error| ApiError::bad_request(format!("unable to parse requirement: {error}")))?
+            .map_err(|error| {
+                ApiError::bad_request(format!("unable to parse requirement: {error}"))
+            })?
             .filter(|selector| !selector.is_empty());
         let fields = fields
             .map(|text| FieldSelector::parse(text))

@@ -114,11 +114,10 @@ fn add_paths(resource: &Resource, paths: &mut Map<String, Value>) {
     let gvk = json!({
         "group": resource.group, "version": resource.version, "kind": resource.kind,
     });
-    let parameter = |name: &str| {
-        json!({"name": name, "in": "query", "schema": {"type": "string", "uniqueItems": true}})
-    };
+    let parameter = |name: &str| json!({"name": name, "in": "query", "schema": {"type": "string", "uniqueItems": true}});
     let write = ["dryRun", "fieldManager", "fieldValidation", "pretty"].map(parameter);
-    let read = ["labelSelector", "fieldSelector", "limit", "continue", "resourceVersion", "watch"].map(parameter);
+    let read = ["labelSelector", "fieldSelector", "limit", "continue", "resourceVersion", "watch"]
+        .map(parameter);
     let operation = |action: &str, parameters: &[Value]| {
         json!({
             "x-kubernetes-action": action, "x-kubernetes-group-version-kind": gvk,
@@ -258,8 +257,12 @@ mod tests {
         let value: Value = serde_json::from_slice(&body).unwrap();
         let post = &value["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments"]["post"];
         assert_eq!(post["x-kubernetes-group-version-kind"]["kind"], "Deployment");
-        let names: Vec<&str> =
-            post["parameters"].as_array().unwrap().iter().filter_map(|it| it["name"].as_str()).collect();
+        let names: Vec<&str> = post["parameters"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(|it| it["name"].as_str())
+            .collect();
         assert!(names.contains(&"fieldValidation"));
     }
 }

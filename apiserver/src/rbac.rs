@@ -129,10 +129,11 @@ impl Rule {
                         out.push(base);
                         continue;
                     }
-                    out.extend(self.resource_names.iter().map(|name| Self {
-                        resource_names: one(name),
-                        ..base.clone()
-                    }));
+                    out.extend(
+                        self.resource_names
+                            .iter()
+                            .map(|name| Self { resource_names: one(name), ..base.clone() }),
+                    );
                 }
             }
         }
@@ -222,11 +223,10 @@ impl Subject {
         match self.kind.as_str() {
             "User" => self.name == identity.user,
             "Group" => identity.in_group(&self.name),
-            "ServiceAccount" => {
-                identity.user.strip_prefix("system:serviceaccount:").is_some_and(|rest| {
-                    rest.split_once(':') == Some((&self.namespace, &self.name))
-                })
-            }
+            "ServiceAccount" => identity
+                .user
+                .strip_prefix("system:serviceaccount:")
+                .is_some_and(|rest| rest.split_once(':') == Some((&self.namespace, &self.name))),
             _ => false,
         }
     }
@@ -274,9 +274,8 @@ impl Policy {
 
     /// `SelfSubjectRulesReview.status`.
     pub(crate) fn review(&self, identity: &Identity, namespace: &str) -> Value {
-        let (others, resources): (Vec<&Rule>, Vec<&Rule>) = self
-            .rules(identity, namespace)
-            .partition(|rule| !rule.non_resource_urls.is_empty());
+        let (others, resources): (Vec<&Rule>, Vec<&Rule>) =
+            self.rules(identity, namespace).partition(|rule| !rule.non_resource_urls.is_empty());
         json!({
             "resourceRules": resources.iter().map(|it| it.review()).collect::<Vec<_>>(),
             "nonResourceRules": others.iter().map(|it| it.review()).collect::<Vec<_>>(),
@@ -302,9 +301,8 @@ struct Sources {
 
 impl Sources {
     async fn read(store: &dyn Store) -> Result<Self, StoreError> {
-        let read = async |resource: &str| {
-            store.read(&Collection::new(GROUP, resource), ReadAt::Any).await
-        };
+        let read =
+            async |resource: &str| store.read(&Collection::new(GROUP, resource), ReadAt::Any).await;
         Ok(Self {
             cluster_roles: read("clusterroles").await?,
             cluster_bindings: read("clusterrolebindings").await?,
@@ -323,7 +321,11 @@ impl Sources {
 
 impl Policies {
     /// The policy of `tenant`, whose partition is `store`.
-    pub(crate) async fn of(&self, tenant: &TenantName, store: &dyn Store) -> Result<Arc<Policy>, StoreError> {
+    pub(crate) async fn of(
+        &self,
+        tenant: &TenantName,
+        store: &dyn Store,
+    ) -> Result<Arc<Policy>, StoreError> {
         let sources = Sources::read(store).await?;
         if let Some((known, policy)) = self.cache.lock().get(tenant)
             && known.is_same(&sources)
@@ -410,9 +412,10 @@ fn collect(name: &str, roles: &HashMap<&str, Role>, out: &mut Vec<Rule>, depth: 
     for (other, it) in roles {
         let selected = aggregation.cluster_role_selectors.iter().any(|selector| {
             !selector.match_labels.is_empty()
-                && selector.match_labels.iter().all(|(key, value)| {
-                    it.metadata.labels.get(key) == Some(value)
-                })
+                && selector
+                    .match_labels
+                    .iter()
+                    .all(|(key, value)| it.metadata.labels.get(key) == Some(value))
         });
         if selected && *other != name {
             collect(other, roles, out, depth + 1);
@@ -477,7 +480,11 @@ mod tests {
             non_resource_urls: vec!["/api/*".into(), "/version".into()],
             ..Rule::default()
         };
-        let path = |path: &str| Attributes { verb: "get".into(), path: path.into(), ..Attributes::default() };
+        let path = |path: &str| Attributes {
+            verb: "get".into(),
+            path: path.into(),
+            ..Attributes::default()
+        };
         assert!(rule.allows(&path("/api/v1")) && rule.allows(&path("/version")));
         assert!(!rule.allows(&path("/versions")) && !rule.allows(&path("/metrics")));
     }

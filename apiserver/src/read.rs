@@ -63,9 +63,10 @@ pub(crate) async fn get(
     at: ReadAt,
 ) -> Result<Entry> {
     let snapshot = store.read(&served.collection, at).await?;
-    snapshot.get(key).cloned().ok_or_else(|| {
-        ApiError::not_found(&served.resource.group, &served.resource.name, name)
-    })
+    snapshot
+        .get(key)
+        .cloned()
+        .ok_or_else(|| ApiError::not_found(&served.resource.group, &served.resource.name, name))
 }
 
 /// The partitions of a list, each with its view.
@@ -135,7 +136,8 @@ pub(crate) async fn list(
     let mut entries: Vec<(Arc<str>, Entry)> = Vec::new();
     for snapshot in &snapshots {
         // With one partition a page needs no more than its own entries.
-        let enough = if snapshots.len() == 1 && 0 < options.limit { options.limit + 1 } else { usize::MAX };
+        let enough =
+            if snapshots.len() == 1 && 0 < options.limit { options.limit + 1 } else { usize::MAX };
         let found = snapshot
             .range(&prefix, start)
             .filter(|(_, entry)| matcher.matches(&served.resource, entry))

@@ -45,7 +45,9 @@ impl Query {
         let Some(text) = self.get(key) else { return Ok(None) };
         text.parse().map(Some).map_err(|_| {
             let shown: String = text.chars().take(64).collect();
-            ApiError::bad_request(format!("{key}: strconv.ParseInt: parsing {shown:?}: invalid syntax"))
+            ApiError::bad_request(format!(
+                "{key}: strconv.ParseInt: parsing {shown:?}: invalid syntax"
+            ))
         })
     }
 
@@ -203,7 +205,8 @@ pub(crate) struct ListOptions {
 
 impl ListOptions {
     pub(crate) fn parse(query: &Query, resource: &Arc<Resource>) -> Result<Self> {
-        let initial_events = query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
+        let initial_events =
+            query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
         let options = Self {
             labels: query.get("labelSelector").map(str::to_owned),
             fields: query.get("fieldSelector").map(str::to_owned),
@@ -233,7 +236,8 @@ impl ListOptions {
         if matching.is_some() && !self.exact && !self.not_older_than {
             return refuse("resourceVersionMatch", "unknown resourceVersionMatch value");
         }
-        if self.token.is_some() && !self.resource_version.is_empty() && self.resource_version != "0" {
+        if self.token.is_some() && !self.resource_version.is_empty() && self.resource_version != "0"
+        {
             return Err(ApiError::bad_request(
                 "specifying resource version is not allowed when using continue",
             ));

@@ -82,8 +82,7 @@ pub(crate) fn creates_on_update(resource: &Resource) -> bool {
 }
 
 pub(crate) fn needs_revision(resource: &Resource) -> bool {
-    is_in(CONDITIONAL_UPDATE, resource)
-        || (resource.group == "admissionregistration.k8s.io")
+    is_in(CONDITIONAL_UPDATE, resource) || (resource.group == "admissionregistration.k8s.io")
 }
 
 pub(crate) fn returns_deleted(resource: &Resource) -> bool {
@@ -92,7 +91,10 @@ pub(crate) fn returns_deleted(resource: &Resource) -> bool {
 
 /// What happens to dependents if a delete does not say.
 pub(crate) fn orphans_by_default(resource: &Resource) -> bool {
-    matches!((&*resource.group, &*resource.name), ("", "replicationcontrollers") | ("batch", "jobs"))
+    matches!(
+        (&*resource.group, &*resource.name),
+        ("", "replicationcontrollers") | ("batch", "jobs")
+    )
 }
 
 /// Fills in what the server decides about a new object.
@@ -198,7 +200,11 @@ pub(crate) fn prepare_update(served: &Served, subresource: &str, old: &Value, ne
                 }
             }
             if resource.group == "apps" || resource.name == "pods" {
-                restore_metadata(old, new, if resource.group == "apps" { "labels" } else { "ownerReferences" });
+                restore_metadata(
+                    old,
+                    new,
+                    if resource.group == "apps" { "labels" } else { "ownerReferences" },
+                );
             }
             if resource.name == "pods" {
                 let class = old["status"].get("qosClass").cloned();
@@ -262,8 +268,10 @@ fn restore_pod(old: &Value, new: &mut Value) {
 
 /// `Guaranteed`, `Burstable` or `BestEffort`, by the containers' cpu and memory.
 pub(crate) fn qos_class(pod: &Value) -> &'static str {
-    let list = |name: &str| pod["spec"].get(name).and_then(Value::as_array).cloned().unwrap_or_default();
-    let containers: Vec<Value> = list("containers").into_iter().chain(list("initContainers")).collect();
+    let list =
+        |name: &str| pod["spec"].get(name).and_then(Value::as_array).cloned().unwrap_or_default();
+    let containers: Vec<Value> =
+        list("containers").into_iter().chain(list("initContainers")).collect();
     let resource = |it: &Value, kind: &str, name: &str| {
         let found = it.get("resources").and_then(|it| it.get(kind)).and_then(|it| it.get(name));
         found.and_then(Value::as_str).filter(|text| *text != "0").map(str::to_owned)

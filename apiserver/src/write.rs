@@ -62,7 +62,9 @@ pub(crate) async fn create_value(
     let generated = object::name(&it).is_empty() && !generate.is_empty();
     {
         let metadata = object::metadata_mut(&mut it);
-        for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation", "uid"] {
+        for field in
+            ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation", "uid"]
+        {
             metadata.remove(field);
         }
         metadata.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());
@@ -170,19 +172,36 @@ pub(crate) async fn update(server: &Server, call: &Call, body: &[u8]) -> Result<
     let conditional = !wanted.is_empty() && wanted != "0";
     let resource = &call.served.resource;
     if !conditional && strategy::needs_revision(resource) && call.path.subresource.is_empty() {
-        let (_, store) = call.served.place(&server.partitions, call.tenant()?, &call.namespace(), &call.path.name);
+        let (_, store) = call.served.place(
+            &server.partitions,
+            call.tenant()?,
+            &call.namespace(),
+            &call.path.name,
+        );
         let current = store.read(&call.served.collection, ReadAt::Latest).await?;
         if current.get(&call.key(&call.path.name)?).is_some() {
             let zero = Value::from("0x0");
             let mut error = crate::error::FieldError::invalid(
-                "metadata.resourceVersion", &zero, "must be specified for an update",
+                "metadata.resourceVersion",
+                &zero,
+                "must be specified for an update",
             );
             error.message = "Invalid value: 0x0: must be specified for an update".into();
-            return Err(ApiError::invalid(&resource.group, &resource.kind, &call.path.name, &[error]));
+            return Err(ApiError::invalid(
+                &resource.group,
+                &resource.kind,
+                &call.path.name,
+                &[error],
+            ));
         }
     }
     if call.path.subresource.is_empty() && strategy::creates_on_update(resource) {
-        let (_, store) = call.served.place(&server.partitions, call.tenant()?, &call.namespace(), &call.path.name);
+        let (_, store) = call.served.place(
+            &server.partitions,
+            call.tenant()?,
+            &call.namespace(),
+            &call.path.name,
+        );
         let current = store.read(&call.served.collection, ReadAt::Latest).await?;
         if current.get(&call.key(&call.path.name)?).is_none() {
             object::metadata_mut(&mut value).remove("resourceVersion");
@@ -319,8 +338,10 @@ impl Patch {
         };
         match crate::request::media_type(&call.headers) {
             JSON => {
-                let patch: json_patch::Patch = serde_json::from_value(json()?)
-                    .map_err(|error| ApiError::bad_request(format!("error decoding patch: {error}")))?;
+                let patch: json_patch::Patch =
+                    serde_json::from_value(json()?).map_err(|error| {
+                        ApiError::bad_request(format!("error decoding patch: {error}"))
+                    })?;
                 if OPERATIONS < patch.0.len() {
                     return Err(ApiError::too_large(OPERATIONS));
                 }

@@ -28,8 +28,10 @@ pub(crate) enum Command {
     directory carries on where it was.")]
     Up(Up),
     /// Write a kubeconfig with a client certificate for a user of a tenant.
-    #[command(after_help = "Example:\n  insula kubeconfig --data-dir run --tenant acme --user dev \
-    --group acme-admins --out run/dev.kubeconfig")]
+    #[command(
+        after_help = "Example:\n  insula kubeconfig --data-dir run --tenant acme --user dev \
+    --group acme-admins --out run/dev.kubeconfig"
+    )]
     Kubeconfig(Kubeconfig),
     /// Print a completion script for a shell: `source <(insula completion bash)`.
     Completion { shell: Shell },

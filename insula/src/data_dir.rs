@@ -36,9 +36,7 @@ impl DataDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 bail!("there is no data directory {}; start `insula up` first", path.display())
             }
-            Err(error) => {
-                Err(error).with_context(|| format!("cannot open {}", path.display()))
-            }
+            Err(error) => Err(error).with_context(|| format!("cannot open {}", path.display())),
         }
     }
 

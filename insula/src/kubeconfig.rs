@@ -28,8 +28,9 @@ pub(crate) fn run(options: &cli::Kubeconfig) -> Result<()> {
         );
     }
     let authority = Authority::open_or_create(&directory.pki())?;
-    let server = fs::read_to_string(directory.path("endpoint"))
-        .context("the data directory does not say where its API server is; start `insula up` once")?;
+    let server = fs::read_to_string(directory.path("endpoint")).context(
+        "the data directory does not say where its API server is; start `insula up` once",
+    )?;
     let pair = authority.client(&tenant, &options.user, &options.group)?;
     let text = text(server.trim(), &authority, &tenant, &options.user, &pair);
     match &options.out {

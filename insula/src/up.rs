@@ -87,9 +87,8 @@ async fn cloud(options: &cli::Up, shutdown: CancellationToken) -> Result<()> {
     ];
     let serving = authority.server("insula-apiserver", &names, &addresses)?;
     let to_nodes = authority.client(&system, "system:apiserver", &[MASTERS])?;
-    let admin = authority.keep(&directory.pki(), "admin", || {
-        authority.client(&system, "admin", &[MASTERS])
-    })?;
+    let admin = authority
+        .keep(&directory.pki(), "admin", || authority.client(&system, "admin", &[MASTERS]))?;
     let config = kubeconfig::text(&endpoint, &authority, &system, "admin", &admin);
     write_private(&directory.path("admin.kubeconfig"), &config)?;
     write_private(&directory.path("ca.crt"), authority.certificate())?;
@@ -158,7 +157,10 @@ async fn end(
         tracing::warn!("some connections did not end in time");
     }
     if let Err(error) = partitions.shutdown().await {
-        tracing::error!(error = insula_apiserver::error::chain(&error), "storage did not end cleanly");
+        tracing::error!(
+            error = insula_apiserver::error::chain(&error),
+            "storage did not end cleanly"
+        );
     }
 }
 
@@ -202,7 +204,19 @@ impl Parts<'_> {
         port: u16,
     ) -> Result<tokio::sync::mpsc::Receiver<Failure>> {
         let (failed, failures) = tokio::sync::mpsc::channel(4);
-        let _ = (failed, workers, stop, node_name, address, port, NODES, self.client("x", MASTERS), self.directory, self.authority, self.options);
+        let _ = (
+            failed,
+            workers,
+            stop,
+            node_name,
+            address,
+            port,
+            NODES,
+            self.client("x", MASTERS),
+            self.directory,
+            self.authority,
+            self.options,
+        );
         Ok(failures)
     }
 }
@@ -210,7 +224,12 @@ impl Parts<'_> {
 fn store_config(options: &cli::Up) -> Result<StoreConfig> {
     match options.store.as_str() {
         "embedded" => Ok(StoreConfig::Embedded { partitions: options.partitions }),
-        other => bail!("unknown store {other:?}; use `embedded`"),
+        other => match other.strip_prefix("etcd=") {
+            Some(list) => Ok(StoreConfig::parse_etcd(list)?),
+            None => bail!(
+                "unknown store {other:?}; use `embedded` or `etcd=NAME=URL[,URL..];NAME=URL..`"
+            ),
+        },
     }
 }
 
@@ -243,7 +262,8 @@ fn reached_by(listen: IpAddr) -> IpAddr {
 }
 
 fn certificate_addresses(address: IpAddr, reached: IpAddr) -> Vec<IpAddr> {
-    let mut all = vec![address, reached, Ipv4Addr::LOCALHOST.into(), "::1".parse().unwrap_or(reached)];
+    let mut all =
+        vec![address, reached, Ipv4Addr::LOCALHOST.into(), "::1".parse().unwrap_or(reached)];
     all.sort();
     all.dedup();
     all

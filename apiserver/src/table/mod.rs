@@ -139,9 +139,19 @@ mod tests {
     #[test]
     fn a_row_has_a_cell_for_each_column() {
         for resource in insula_api::resources::built_in() {
-            let made = table(resource, &[json!({"metadata": {"name": "x"}})], IncludeObject::Metadata, &json!({}));
+            let made = table(
+                resource,
+                &[json!({"metadata": {"name": "x"}})],
+                IncludeObject::Metadata,
+                &json!({}),
+            );
             let columns = made["columnDefinitions"].as_array().unwrap().len();
-            assert_eq!(made["rows"][0]["cells"].as_array().unwrap().len(), columns, "{}", resource.name);
+            assert_eq!(
+                made["rows"][0]["cells"].as_array().unwrap().len(),
+                columns,
+                "{}",
+                resource.name
+            );
             assert_eq!(made["rows"][0]["cells"][0], "x", "{}", resource.name);
         }
     }
