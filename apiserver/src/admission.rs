@@ -22,7 +22,12 @@ const SYSTEM_PRIORITIES: &[(&str, i64)] =
 const ACCOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// Changes `it` as the platform wants. `old` is absent for a create.
-pub async fn mutate(server: &Server, call: &Call, it: &mut Value, old: Option<&Value>) -> Result<()> {
+pub(crate) async fn mutate(
+    server: &Server,
+    call: &Call,
+    it: &mut Value,
+    old: Option<&Value>,
+) -> Result<()> {
     let resource = &call.served.resource;
     let creating = old.is_none();
     if creating {
@@ -45,7 +50,7 @@ pub async fn mutate(server: &Server, call: &Call, it: &mut Value, old: Option<&V
 }
 
 /// Refuses what must not be. `new` is absent for a delete, `old` for a create.
-pub async fn validate(
+pub(crate) async fn validate(
     server: &Server,
     call: &Call,
     new: Option<&Value>,
@@ -67,7 +72,7 @@ pub async fn validate(
 }
 
 /// What follows from a create that succeeded.
-pub async fn created(
+pub(crate) async fn created(
     server: &Server,
     call: &Call,
     it: &Value,
@@ -123,7 +128,10 @@ async fn lifecycle(server: &Server, call: &Call) -> Result<()> {
 /// Every pod runs as a service account, whose token its containers can read.
 async fn service_account(server: &Server, call: &Call, pod: &mut Value) -> Result<()> {
     // Pods that a node mirrors from its own disk have none.
-    if object::metadata(pod).get("annotations").is_some_and(|it| it.get("kubernetes.io/config.mirror").is_some()) {
+    if object::metadata(pod)
+        .get("annotations")
+        .is_some_and(|it| it.get("kubernetes.io/config.mirror").is_some())
+    {
         return Ok(());
     }
     let name = match object::text(pod, &["spec", "serviceAccountName"]) {
@@ -200,24 +208,31 @@ fn mount_token(spec: &mut Value) {
 /// A pod's priority is that of its class.
 async fn priority(server: &Server, call: &Call, pod: &mut Value) -> Result<()> {
     let class = object::text(pod, &["spec", "priorityClassName"]).to_owned();
-    let (value, policy) = if let Some((_, value)) = SYSTEM_PRIORITIES.iter().find(|it| it.0 == class) {
-        (*value, "PreemptLowerPriority".to_owned())
-    } else if class.is_empty() {
-        (0, "PreemptLowerPriority".to_owned())
-    } else {
-        let tenant = call.tenant()?;
-        let missing = || {
-            call.forbidden(object::name(pod), &format!("no PriorityClass with name {class} was found"))
+    let (value, policy) =
+        if let Some((_, value)) = SYSTEM_PRIORITIES.iter().find(|it| it.0 == class) {
+            (*value, "PreemptLowerPriority".to_owned())
+        } else if class.is_empty() {
+            (0, "PreemptLowerPriority".to_owned())
+        } else {
+            let tenant = call.tenant()?;
+            let missing = || {
+                call.forbidden(
+                    object::name(pod),
+                    &format!("no PriorityClass with name {class} was found"),
+                )
+            };
+            let served = server
+                .registry
+                .get("scheduling.k8s.io", "v1", "priorityclasses")
+                .ok_or_else(missing)?;
+            let key = crate::registry::key(tenant, "", &class);
+            let (_, store) = served.place(&server.partitions, tenant, "", &class);
+            let found = store.read(&served.collection, ReadAt::Latest).await?.get(&key).cloned();
+            let found: Value = serde_json::from_slice(&found.ok_or_else(missing)?.value)
+                .map_err(ApiError::internal)?;
+            let policy = object::text(&found, &["preemptionPolicy"]).to_owned();
+            (found["value"].as_i64().unwrap_or(0), policy)
         };
-        let served = server.registry.get("scheduling.k8s.io", "v1", "priorityclasses").ok_or_else(missing)?;
-        let key = crate::registry::key(tenant, "", &class);
-        let (_, store) = served.place(&server.partitions, tenant, "", &class);
-        let found = store.read(&served.collection, ReadAt::Latest).await?.get(&key).cloned();
-        let found: Value = serde_json::from_slice(&found.ok_or_else(missing)?.value)
-            .map_err(ApiError::internal)?;
-        let policy = object::text(&found, &["preemptionPolicy"]).to_owned();
-        (found["value"].as_i64().unwrap_or(0), policy)
-    };
     let asked = pod["spec"].get("priority").and_then(Value::as_i64);
     if asked.is_some_and(|asked| asked != value) {
         let why = format!(
@@ -235,7 +250,8 @@ async fn priority(server: &Server, call: &Call, pod: &mut Value) -> Result<()> {
 
 /// Pods stay on a node that is lost for five minutes.
 fn tolerations(pod: &mut Value) {
-    let list = pod["spec"].get("tolerations").and_then(Value::as_array).cloned().unwrap_or_default();
+    let list =
+        pod["spec"].get("tolerations").and_then(Value::as_array).cloned().unwrap_or_default();
     let mut list = list;
     for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
         let tolerated = list.iter().any(|it| {
@@ -264,7 +280,11 @@ async fn rbac_escalation(
     let binding = resource.ends_with("bindings");
     let unchanged = old.is_some_and(|old| {
         let same = |field| old.get(field) == new.get(field);
-        if binding { same("subjects") && same("roleRef") } else { same("rules") && same("aggregationRule") }
+        if binding {
+            same("subjects") && same("roleRef")
+        } else {
+            same("rules") && same("aggregationRule")
+        }
     });
     if unchanged {
         return Ok(());

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Turns an error into its answer.
-pub fn error(error: &ApiError) -> Response<Body> {
+pub(crate) fn error(error: &ApiError) -> Response<Body> {
     let mut response = value(error.code, &error.status(), false);
     if let Some(seconds) = error.retry_after {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
@@ -27,13 +27,13 @@ pub fn error(error: &ApiError) -> Response<Body> {
 }
 
 /// A JSON document.
-pub fn value(code: StatusCode, value: &Value, pretty: bool) -> Response<Body> {
+pub(crate) fn value(code: StatusCode, value: &Value, pretty: bool) -> Response<Body> {
     let text = if pretty { format!("{value:#}\n") } else { format!("{value}\n") };
     bytes(code, text.into(), "application/json")
 }
 
 /// A body that is ready.
-pub fn bytes(code: StatusCode, bytes: Bytes, media_type: &'static str) -> Response<Body> {
+pub(crate) fn bytes(code: StatusCode, bytes: Bytes, media_type: &'static str) -> Response<Body> {
     let mut response = Response::new(full(bytes));
     *response.status_mut() = code;
     let headers = response.headers_mut();
@@ -55,7 +55,7 @@ fn document(code: StatusCode, json: Bytes, accept: Accept) -> Result<Response<Bo
 }
 
 /// One object, given as its JSON.
-pub fn object(call: &Call, code: StatusCode, json: &Bytes) -> Result<Response<Body>> {
+pub(crate) fn object(call: &Call, code: StatusCode, json: &Bytes) -> Result<Response<Body>> {
     match call.accept.form {
         Form::Object => document(code, json.clone(), call.accept),
         Form::PartialMetadata => {
@@ -75,7 +75,7 @@ pub fn object(call: &Call, code: StatusCode, json: &Bytes) -> Result<Response<Bo
 }
 
 /// A value that was made here and is no stored object, such as a Scale or a review.
-pub fn made(call: &Call, code: StatusCode, it: &Value) -> Result<Response<Body>> {
+pub(crate) fn made(call: &Call, code: StatusCode, it: &Value) -> Result<Response<Body>> {
     if call.accept.form != Form::Object && !call.served.resource.is_stored() {
         return Err(ApiError::not_acceptable());
     }
@@ -83,7 +83,7 @@ pub fn made(call: &Call, code: StatusCode, it: &Value) -> Result<Response<Body>>
 }
 
 /// One page of a list.
-pub fn list(call: &Call, page: &Page) -> Result<Response<Body>> {
+pub(crate) fn list(call: &Call, page: &Page) -> Result<Response<Body>> {
     let resource = &call.served.resource;
     if call.accept.form == Form::Object {
         let json = read::encode_list(&resource.api_version(), &resource.kind, page);
@@ -108,7 +108,8 @@ pub fn list(call: &Call, page: &Page) -> Result<Response<Body>> {
             table::table(resource, &items, include, &metadata)
         }
         _ => {
-            let items: Vec<Value> = items.iter().map(insula_api::object::partial_metadata).collect();
+            let items: Vec<Value> =
+                items.iter().map(insula_api::object::partial_metadata).collect();
             json!({
                 "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1",
                 "metadata": metadata, "items": items,
@@ -119,7 +120,7 @@ pub fn list(call: &Call, page: &Page) -> Result<Response<Body>> {
 }
 
 /// Adds a `Warning` header per finding. What a header cannot hold is left out of its text.
-pub fn warn(response: &mut Response<Body>, warnings: &[String]) {
+pub(crate) fn warn(response: &mut Response<Body>, warnings: &[String]) {
     for warning in warnings {
         let text: String = warning
             .chars()

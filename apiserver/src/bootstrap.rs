@@ -30,7 +30,7 @@ const FOR_TENANTS: &[&str] = &[
 ];
 
 /// Chooses the partition of a new tenant and writes it into its status.
-pub fn place(server: &Server, name: &TenantName, it: &mut Value) -> Result<()> {
+pub(crate) fn place(server: &Server, name: &TenantName, it: &mut Value) -> Result<()> {
     let wanted = object::text(it, &["spec", "partition"]).to_owned();
     if !wanted.is_empty() && !server.partitions.names().iter().any(|known| **known == *wanted) {
         let value = Value::from(wanted.as_str());
@@ -48,15 +48,15 @@ pub fn place(server: &Server, name: &TenantName, it: &mut Value) -> Result<()> {
 }
 
 /// Writes what a new tenant begins with. Safe to repeat.
-pub async fn tenant(server: &Server, it: &Value) -> Result<()> {
+pub(crate) async fn tenant(server: &Server, it: &Value) -> Result<()> {
     let tenant = TenantName::parse(object::name(it)).map_err(ApiError::internal)?;
     let wanted = object::text(it, &["spec", "partition"]);
     if !wanted.is_empty() {
         server.partitions.pin(tenant.as_str(), Some(wanted)).await.map_err(ApiError::internal)?;
     }
-    let roles = default_rbac().into_iter().filter(|it| {
-        FOR_TENANTS.contains(&object::name(it)) && !is_of_namespace(it)
-    });
+    let roles = default_rbac()
+        .into_iter()
+        .filter(|it| FOR_TENANTS.contains(&object::name(it)) && !is_of_namespace(it));
     for role in roles {
         put(server, &tenant, role).await?;
     }
@@ -71,7 +71,7 @@ pub async fn tenant(server: &Server, it: &Value) -> Result<()> {
 }
 
 /// Writes what the platform's own tenant begins with. Done at each start; safe to repeat.
-pub async fn system(server: &Server) -> Result<()> {
+pub(crate) async fn system(server: &Server) -> Result<()> {
     let system = TenantName::system();
     let tenant = json!({
         "apiVersion": "insula.io/v1", "kind": "Tenant",
@@ -129,7 +129,10 @@ async fn put(server: &Server, tenant: &TenantName, mut it: Value) -> Result<()> 
         .registry
         .all()
         .iter()
-        .find(|it| (&*it.resource.group, &*it.resource.version, &*it.resource.kind) == (&*group, &*version, &*kind))
+        .find(|it| {
+            (&*it.resource.group, &*it.resource.version, &*it.resource.kind)
+                == (&*group, &*version, &*kind)
+        })
         .cloned()
         .ok_or_else(|| ApiError::internal(format!("no resource holds {kind}")))?;
     let (namespace, name) = (object::namespace(&it).to_owned(), object::name(&it).to_owned());
@@ -154,7 +157,7 @@ async fn put(server: &Server, tenant: &TenantName, mut it: Value) -> Result<()> 
 /// A tenant takes new objects only while it is there and not going.
 ///
 /// While it is going, the platform still may write, so that clean-up can finish.
-pub async fn check_tenant_lives(
+pub(crate) async fn check_tenant_lives(
     server: &Server,
     tenant: &TenantName,
     caller: &Identity,
@@ -171,7 +174,7 @@ pub async fn check_tenant_lives(
 }
 
 /// Reads a Tenant object.
-pub async fn find_tenant(server: &Server, tenant: &TenantName) -> Result<Option<Value>> {
+pub(crate) async fn find_tenant(server: &Server, tenant: &TenantName) -> Result<Option<Value>> {
     let Some(served) = server.registry.get("insula.io", "v1", "tenants") else { return Ok(None) };
     let system = TenantName::system();
     let key = registry::key(&system, "", tenant.as_str());
@@ -190,9 +193,8 @@ fn is_of_namespace(it: &Value) -> bool {
 /// The default roles and bindings of the table, as objects.
 fn default_rbac() -> Vec<Value> {
     let mut objects: BTreeMap<(String, String, String), Value> = BTreeMap::new();
-    let list = |text: &str| -> Value {
-        text.split(',').map(Value::from).collect::<Vec<_>>().into()
-    };
+    let list =
+        |text: &str| -> Value { text.split(',').map(Value::from).collect::<Vec<_>>().into() };
     for line in TABLE.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
         let mut columns = [""; 9];
         for (slot, column) in columns.iter_mut().zip(line.split('\t')) {
@@ -273,12 +275,18 @@ mod tests {
             all.iter().find(|it| it["kind"] == kind && object::name(it) == name).cloned().unwrap()
         };
         let admin = find("ClusterRole", "cluster-admin");
-        assert_eq!(admin["rules"][0], json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}));
+        assert_eq!(
+            admin["rules"][0],
+            json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]})
+        );
         assert_eq!(admin["rules"][1], json!({"verbs": ["*"], "nonResourceURLs": ["*"]}));
         assert!(find("ClusterRole", "edit")["aggregationRule"].is_object());
         let binding = find("ClusterRoleBinding", "cluster-admin");
         assert_eq!(binding["roleRef"]["name"], "cluster-admin");
-        assert_eq!(binding["subjects"][0], json!({"kind": "Group", "apiGroup": GROUP, "name": "system:masters"}));
+        assert_eq!(
+            binding["subjects"][0],
+            json!({"kind": "Group", "apiGroup": GROUP, "name": "system:masters"})
+        );
         assert!(all.iter().all(|it| it["subjects"].as_array().is_none_or(|it| !it.is_empty())));
     }
 }

@@ -21,7 +21,7 @@ use crate::{
 
 /// See the module.
 #[derive(Debug, Clone)]
-pub struct Call {
+pub(crate) struct Call {
     pub identity: Identity,
     pub whose: Whose,
     pub served: Arc<Served>,
@@ -34,38 +34,44 @@ pub struct Call {
 
 impl Call {
     /// The tenant whose objects are meant. Only reads may be about all of them.
-    pub fn tenant(&self) -> Result<&TenantName> {
+    pub(crate) fn tenant(&self) -> Result<&TenantName> {
         self.whose.tenant().ok_or_else(|| {
-            ApiError::bad_request("tenant \"all\" stands for every tenant and can only be listed and watched")
+            ApiError::bad_request(
+                "tenant \"all\" stands for every tenant and can only be listed and watched",
+            )
         })
     }
 
-    pub fn key(&self, name: &str) -> Result<String> {
+    pub(crate) fn key(&self, name: &str) -> Result<String> {
         Ok(crate::registry::key(self.tenant()?, &self.namespace(), name))
     }
 
     /// The namespace of the object; empty where the resource has none.
-    pub fn namespace(&self) -> String {
-        if self.served.resource.is_namespaced() { self.path.namespace.clone() } else { String::new() }
+    pub(crate) fn namespace(&self) -> String {
+        if self.served.resource.is_namespaced() {
+            self.path.namespace.clone()
+        } else {
+            String::new()
+        }
     }
 
-    pub fn not_found(&self, name: &str) -> ApiError {
+    pub(crate) fn not_found(&self, name: &str) -> ApiError {
         let resource = &self.served.resource;
         ApiError::not_found(&resource.group, &resource.name, name)
     }
 
-    pub fn modified(&self, name: &str) -> ApiError {
+    pub(crate) fn modified(&self, name: &str) -> ApiError {
         let resource = &self.served.resource;
         ApiError::modified(&resource.group, &resource.name, name)
     }
 
-    pub fn forbidden(&self, name: &str, why: &str) -> ApiError {
+    pub(crate) fn forbidden(&self, name: &str, why: &str) -> ApiError {
         let resource = &self.served.resource;
         ApiError::forbidden(&resource.group, &resource.name, name, why)
     }
 
     /// Decodes a body that should be a `kind`. Returns it with warnings about its fields.
-    pub fn decode(&self, kind: &Gvk, body: &[u8]) -> Result<(Value, Vec<String>)> {
+    pub(crate) fn decode(&self, kind: &Gvk, body: &[u8]) -> Result<(Value, Vec<String>)> {
         let schema = Schema::built_in();
         let validation = FieldValidation::from_query(&self.query)?;
         let root = schema.by_kind(kind);
@@ -86,12 +92,9 @@ impl Call {
         }
         check_kind(&mut value, kind)?;
         match validation {
-            FieldValidation::Strict if !decoded.findings.is_empty() => {
-                Err(ApiError::bad_request(format!(
-                    "strict decoding error: {}",
-                    decoded.findings.join(", ")
-                )))
-            }
+            FieldValidation::Strict if !decoded.findings.is_empty() => Err(ApiError::bad_request(
+                format!("strict decoding error: {}", decoded.findings.join(", ")),
+            )),
             FieldValidation::Warn => Ok((value, decoded.findings)),
             _ => Ok((value, Vec::new())),
         }

@@ -16,7 +16,7 @@ use crate::{
 
 /// `metav1.DeleteOptions`, from the body or the query.
 #[derive(Debug, Clone, Default)]
-pub struct Options {
+pub(crate) struct Options {
     grace: Option<i64>,
     uid: Option<String>,
     revision: Option<String>,
@@ -36,7 +36,7 @@ const ORPHAN: &str = "orphan";
 const RETRIES: usize = 8;
 
 impl Options {
-    pub fn parse(call: &Call, body: &[u8]) -> Result<Self> {
+    pub(crate) fn parse(call: &Call, body: &[u8]) -> Result<Self> {
         let mut options = Self { dry_run: call.query.dry_run()?, ..Self::default() };
         let body = if body.is_empty() {
             json!({
@@ -88,7 +88,7 @@ impl Options {
 
 /// The answer to a delete.
 #[derive(Debug)]
-pub enum Deleted {
+pub(crate) enum Deleted {
     /// The object as it is now, or was last.
     Object(bytes::Bytes),
     /// It is gone; the `Status` says so.
@@ -96,7 +96,7 @@ pub enum Deleted {
 }
 
 /// Deletes the object of the path.
-pub async fn delete(server: &Server, call: &Call, options: &Options) -> Result<Deleted> {
+pub(crate) async fn delete(server: &Server, call: &Call, options: &Options) -> Result<Deleted> {
     delete_named(server, call, &call.path.name, &call.namespace(), options).await
 }
 
@@ -126,8 +126,7 @@ async fn delete_named(
             // Already on its way, and this request changes nothing.
             return Ok(Deleted::Object(entry.value));
         }
-        let change =
-            if gone { Change::Delete } else { Change::Put(object::encode(&new).into()) };
+        let change = if gone { Change::Delete } else { Change::Put(object::encode(&new).into()) };
         let write = Write {
             collection: call.served.collection.clone(),
             key: key.as_str().into(),
@@ -162,7 +161,9 @@ async fn delete_named(
 fn check_preconditions(call: &Call, name: &str, old: &Value, options: &Options) -> Result<()> {
     let resource = &call.served.resource;
     let conflict = |what: &str, wanted: &str, found: &str| {
-        let why = format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}");
+        let why = format!(
+            "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}"
+        );
         Err(ApiError::conflict(&resource.group, &resource.name, name, &why))
     };
     if let Some(uid) = &options.uid
@@ -257,7 +258,11 @@ fn pod_grace(pod: &Value, asked: Option<i64>) -> i64 {
 }
 
 /// Deletes all objects that the path and the selectors name, each by the normal way.
-pub async fn delete_collection(server: &Server, call: &Call, options: &Options) -> Result<Value> {
+pub(crate) async fn delete_collection(
+    server: &Server,
+    call: &Call,
+    options: &Options,
+) -> Result<Value> {
     let list = ListOptions::parse(&call.query, &call.served.resource)?;
     let namespace = call.namespace();
     let places = call.served.places(&server.partitions, &call.whose, &namespace);
@@ -265,7 +270,8 @@ pub async fn delete_collection(server: &Server, call: &Call, options: &Options) 
     let mut items = Vec::with_capacity(page.entries.len());
     for (key, entry) in &page.entries {
         let mut parts = key.splitn(3, '/').skip(1);
-        let (namespace, name) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        let (namespace, name) =
+            (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
         match delete_named(server, call, name, namespace, options).await {
             Ok(_) => items.push(serde_json::from_slice::<Value>(&entry.value).unwrap_or_default()),
             // Somebody else was faster; that is what was wanted.

@@ -9,11 +9,27 @@ use crate::registry::Registry;
 
 /// Groups in the order that clients resolve short names by; unlisted ones follow, by name.
 const ORDER: &[&str] = &[
-    "", "apiregistration.k8s.io", "apps", "events.k8s.io", "authentication.k8s.io",
-    "authorization.k8s.io", "autoscaling", "batch", "certificates.k8s.io", "networking.k8s.io",
-    "policy", "rbac.authorization.k8s.io", "storage.k8s.io", "admissionregistration.k8s.io",
-    "apiextensions.k8s.io", "scheduling.k8s.io", "coordination.k8s.io", "node.k8s.io",
-    "discovery.k8s.io", "flowcontrol.apiserver.k8s.io", "resource.k8s.io",
+    "",
+    "apiregistration.k8s.io",
+    "apps",
+    "events.k8s.io",
+    "authentication.k8s.io",
+    "authorization.k8s.io",
+    "autoscaling",
+    "batch",
+    "certificates.k8s.io",
+    "networking.k8s.io",
+    "policy",
+    "rbac.authorization.k8s.io",
+    "storage.k8s.io",
+    "admissionregistration.k8s.io",
+    "apiextensions.k8s.io",
+    "scheduling.k8s.io",
+    "coordination.k8s.io",
+    "node.k8s.io",
+    "discovery.k8s.io",
+    "flowcontrol.apiserver.k8s.io",
+    "resource.k8s.io",
 ];
 
 /// A group's versions, best first, each with its resources.
@@ -21,17 +37,17 @@ type Groups<'a> = Vec<(&'a str, BTreeMap<&'a str, Vec<&'a Resource>>)>;
 
 /// What one tenant sees of the registry.
 #[derive(Debug)]
-pub struct Discovery<'a> {
+pub(crate) struct Discovery<'a> {
     groups: Groups<'a>,
 }
 
 /// The media type of the aggregated form.
-pub const AGGREGATED: &str =
+pub(crate) const AGGREGATED: &str =
     "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
 impl<'a> Discovery<'a> {
     /// `platform` callers see fleet resources; tenants see only nodes of them.
-    pub fn new(registry: &'a Registry, platform: bool) -> Self {
+    pub(crate) fn new(registry: &'a Registry, platform: bool) -> Self {
         let mut by_group: BTreeMap<&str, BTreeMap<&str, Vec<&Resource>>> = BTreeMap::new();
         for served in registry.all() {
             let resource = &*served.resource;
@@ -52,7 +68,7 @@ impl<'a> Discovery<'a> {
     }
 
     /// `/api`.
-    pub fn core_versions(&self, address: &str) -> Value {
+    pub(crate) fn core_versions(&self, address: &str) -> Value {
         json!({
             "kind": "APIVersions", "versions": ["v1"],
             "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": address}],
@@ -60,7 +76,7 @@ impl<'a> Discovery<'a> {
     }
 
     /// `/apis`.
-    pub fn group_list(&self) -> Value {
+    pub(crate) fn group_list(&self) -> Value {
         let named = self.groups.iter().filter(|(group, _)| !group.is_empty());
         let groups: Vec<Value> =
             named.map(|(group, versions)| group_document(group, versions)).collect();
@@ -68,7 +84,7 @@ impl<'a> Discovery<'a> {
     }
 
     /// `/apis/<group>`.
-    pub fn one_group(&self, name: &str) -> Option<Value> {
+    pub(crate) fn one_group(&self, name: &str) -> Option<Value> {
         let mut document = group_document(name, self.group(name)?);
         document["kind"] = "APIGroup".into();
         document["apiVersion"] = "v1".into();
@@ -76,7 +92,7 @@ impl<'a> Discovery<'a> {
     }
 
     /// `/api/v1` and `/apis/<group>/<version>`.
-    pub fn resource_list(&self, group: &str, version: &str) -> Option<Value> {
+    pub(crate) fn resource_list(&self, group: &str, version: &str) -> Option<Value> {
         let resources = self.group(group)?.get(version)?;
         let mut list = Vec::new();
         for resource in resources {
@@ -113,7 +129,7 @@ impl<'a> Discovery<'a> {
     }
 
     /// `/api` and `/apis` in the aggregated form.
-    pub fn aggregated(&self, core: bool) -> Value {
+    pub(crate) fn aggregated(&self, core: bool) -> Value {
         let wanted = self.groups.iter().filter(|(group, _)| group.is_empty() == core);
         let items: Vec<Value> = wanted
             .map(|(group, versions)| {

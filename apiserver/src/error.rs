@@ -36,8 +36,11 @@ pub struct FieldError {
 
 impl FieldError {
     pub fn required(field: impl Into<String>, detail: &str) -> Self {
-        let message =
-            if detail.is_empty() { "Required value".into() } else { format!("Required value: {detail}") };
+        let message = if detail.is_empty() {
+            "Required value".into()
+        } else {
+            format!("Required value: {detail}")
+        };
         Self { field: field.into(), reason: "FieldValueRequired", message }
     }
 
@@ -48,8 +51,11 @@ impl FieldError {
 
     pub fn unsupported(field: impl Into<String>, value: &Value, allowed: &[&str]) -> Self {
         let allowed: Vec<String> = allowed.iter().map(|it| format!("{it:?}")).collect();
-        let message =
-            format!("Unsupported value: {}: supported values: {}", shown(value), allowed.join(", "));
+        let message = format!(
+            "Unsupported value: {}: supported values: {}",
+            shown(value),
+            allowed.join(", ")
+        );
         Self { field: field.into(), reason: "FieldValueNotSupported", message }
     }
 
@@ -203,7 +209,9 @@ impl ApiError {
         Self::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "UnsupportedMediaType",
-            format!("the body of the request was in an unknown format - accepted media types include: {supported}"),
+            format!(
+                "the body of the request was in an unknown format - accepted media types include: {supported}"
+            ),
         )
     }
 
@@ -243,8 +251,7 @@ impl ApiError {
     }
 
     pub fn unavailable(message: impl Into<String>) -> Self {
-        let mut error =
-            Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message);
+        let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message);
         error.retry_after = Some(1);
         error
     }
@@ -348,8 +355,12 @@ mod tests {
     fn messages_are_upstreams() {
         let error = ApiError::not_found("apps", "deployments", "web");
         assert_eq!(error.message, "deployments.apps \"web\" not found");
-        assert_eq!(error.status()["details"], json!({"name": "web", "group": "apps", "kind": "deployments"}));
-        let error = ApiError::invalid("", "Pod", "x", &[FieldError::required("spec.containers", "")]);
+        assert_eq!(
+            error.status()["details"],
+            json!({"name": "web", "group": "apps", "kind": "deployments"})
+        );
+        let error =
+            ApiError::invalid("", "Pod", "x", &[FieldError::required("spec.containers", "")]);
         assert_eq!(error.message, "Pod \"x\" is invalid: spec.containers: Required value");
         assert_eq!(error.status()["code"], 422);
     }

@@ -26,7 +26,7 @@ use crate::{
 
 /// What the connection says of its other end.
 #[derive(Debug, Clone, Default)]
-pub struct Peer {
+pub(crate) struct Peer {
     /// The client certificate, verified against the CA by TLS, in DER.
     pub certificate: Option<Vec<u8>>,
     /// Set by callers in the same process only.
@@ -35,7 +35,7 @@ pub struct Peer {
 
 /// A request that was let in.
 #[derive(Debug)]
-pub enum Admitted {
+pub(crate) enum Admitted {
     /// For a resource.
     Resource(Box<Call>),
     /// For anything else, as a standard path.
@@ -77,7 +77,11 @@ impl Server {
     }
 
     /// The service account of a token, if all that it is bound to still exists.
-    pub(crate) async fn authenticate_token(&self, token: &str, audiences: &[&str]) -> Option<Identity> {
+    pub(crate) async fn authenticate_token(
+        &self,
+        token: &str,
+        audiences: &[&str],
+    ) -> Option<Identity> {
         let claims = match self.keys.verify(token, audiences) {
             Ok(claims) => claims,
             Err(error) => {
@@ -136,9 +140,11 @@ impl Server {
         let Target { tenant, place } = target;
         let Some(identity) = identity else {
             return match place {
-                Place::Other(path) if is_public(&path) => {
-                    Ok(Admitted::Other { identity: None, whose: Whose::One(TenantName::system()), path })
-                }
+                Place::Other(path) if is_public(&path) => Ok(Admitted::Other {
+                    identity: None,
+                    whose: Whose::One(TenantName::system()),
+                    path,
+                }),
                 _ => Err(ApiError::unauthorized()),
             };
         };
@@ -215,7 +221,9 @@ impl Server {
             ("GET" | "HEAD", true) if query.flag("watch") => "watch",
             ("GET" | "HEAD", true) => "list",
             // The old form of watching one object.
-            ("GET" | "HEAD", false) if query.flag("watch") && path.subresource.is_empty() => "watch",
+            ("GET" | "HEAD", false) if query.flag("watch") && path.subresource.is_empty() => {
+                "watch"
+            }
             ("GET" | "HEAD", false) => "get",
             ("POST", _) => "create",
             ("PUT", false) => "update",
@@ -224,12 +232,19 @@ impl Server {
             ("DELETE", false) => "delete",
             _ => return Err(ApiError::method_not_allowed()),
         };
-        if !path.subresource.is_empty() && served.resource.subresource(&path.subresource).is_none() {
+        if !path.subresource.is_empty() && served.resource.subresource(&path.subresource).is_none()
+        {
             return Err(ApiError::unknown_resource());
         }
         let accept = Accept::from_request(headers, &query)?;
         let mut call = Call {
-            identity, whose: whose.clone(), served, path, verb, query, accept,
+            identity,
+            whose: whose.clone(),
+            served,
+            path,
+            verb,
+            query,
+            accept,
             headers: headers.clone(),
         };
         let mut attributes = attributes(&call, verb);

@@ -32,7 +32,11 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 impl Server {
     /// Answers a request of a caller in the same process.
-    pub async fn handle_trusted<B>(self: &Arc<Self>, request: Request<B>, caller: Identity) -> Response<Body>
+    pub async fn handle_trusted<B>(
+        self: &Arc<Self>,
+        request: Request<B>,
+        caller: Identity,
+    ) -> Response<Body>
     where
         B: http_body::Body + Send + 'static,
         B::Data: Send,
@@ -42,7 +46,11 @@ impl Server {
     }
 
     /// Answers any request.
-    pub(crate) async fn handle<B>(self: &Arc<Self>, mut request: Request<B>, peer: Peer) -> Response<Body>
+    pub(crate) async fn handle<B>(
+        self: &Arc<Self>,
+        mut request: Request<B>,
+        peer: Peer,
+    ) -> Response<Body>
     where
         B: http_body::Body + Send + 'static,
         B::Data: Send,
@@ -88,7 +96,8 @@ impl Server {
             }
             Admitted::Resource(call) => {
                 *label = (call.verb, call.served.resource.name.clone());
-                let streams = matches!(&*call.path.subresource, "log" | "exec" | "attach" | "portforward");
+                let streams =
+                    matches!(&*call.path.subresource, "log" | "exec" | "attach" | "portforward");
                 if streams {
                     return node_proxy::serve(self, &call, head.method.clone(), upgrade).await;
                 }
@@ -100,13 +109,21 @@ impl Server {
                     self.resource_answer(&call, &head.method, &body).await
                 };
                 tokio::time::timeout(DEADLINE, work).await.unwrap_or_else(|_| {
-                    Err(ApiError::timeout("request did not complete within the allotted timeout", 1))
+                    Err(ApiError::timeout(
+                        "request did not complete within the allotted timeout",
+                        1,
+                    ))
                 })
             }
         }
     }
 
-    async fn resource_answer(&self, call: &Call, method: &Method, body: &[u8]) -> Result<Response<Body>> {
+    async fn resource_answer(
+        &self,
+        call: &Call,
+        method: &Method,
+        body: &[u8],
+    ) -> Result<Response<Body>> {
         let resource = &call.served.resource;
         if !call.path.subresource.is_empty() {
             return self.subresource(call, method, body).await;
@@ -126,7 +143,8 @@ impl Server {
             "get" => {
                 let name = &call.path.name;
                 let at = read::read_at(call.query.get("resourceVersion").unwrap_or_default())?;
-                let (_, store) = call.served.place(&self.partitions, call.tenant()?, &call.namespace(), name);
+                let (_, store) =
+                    call.served.place(&self.partitions, call.tenant()?, &call.namespace(), name);
                 let entry = read::get(&call.served, &*store, &call.key(name)?, name, at).await?;
                 answer::object(call, StatusCode::OK, &for_caller(call, &entry.value))
             }
@@ -147,7 +165,9 @@ impl Server {
                 let options = delete::Options::parse(call, body)?;
                 match delete::delete(self, call, &options).await? {
                     delete::Deleted::Object(json) => answer::object(call, StatusCode::OK, &json),
-                    delete::Deleted::Status(status) => Ok(answer::value(StatusCode::OK, &status, false)),
+                    delete::Deleted::Status(status) => {
+                        Ok(answer::value(StatusCode::OK, &status, false))
+                    }
                 }
             }
             "deletecollection" => {
@@ -159,7 +179,12 @@ impl Server {
         }
     }
 
-    async fn subresource(&self, call: &Call, method: &Method, body: &[u8]) -> Result<Response<Body>> {
+    async fn subresource(
+        &self,
+        call: &Call,
+        method: &Method,
+        body: &[u8],
+    ) -> Result<Response<Body>> {
         match (&*call.path.subresource, method.as_str()) {
             ("status", "GET") => {
                 let mut whole = call.clone();
@@ -186,9 +211,13 @@ impl Server {
                 let token = subresources::token(self, call, body).await?;
                 answer::made(call, StatusCode::CREATED, &token)
             }
-            (sub, _) if call.served.resource.subresource(sub).is_some_and(|it| {
-                it.verbs.iter().any(|verb| verb == call.verb)
-            }) => {
+            (sub, _)
+                if call
+                    .served
+                    .resource
+                    .subresource(sub)
+                    .is_some_and(|it| it.verbs.iter().any(|verb| verb == call.verb)) =>
+            {
                 let mut error = ApiError::method_not_allowed();
                 error.message = format!("subresource {sub} is not served yet by this server");
                 Err(error)
@@ -244,7 +273,9 @@ impl Server {
         whose: &Whose,
         path: &str,
     ) -> Result<Response<Body>> {
-        let text = |text: String| Ok(answer::bytes(StatusCode::OK, text.into(), "text/plain; charset=utf-8"));
+        let text = |text: String| {
+            Ok(answer::bytes(StatusCode::OK, text.into(), "text/plain; charset=utf-8"))
+        };
         let json = |value: &Value| Ok(answer::value(StatusCode::OK, value, false));
         if head.method != Method::GET && head.method != Method::HEAD {
             return Err(ApiError::method_not_allowed());
@@ -282,8 +313,11 @@ impl Server {
             ["openapi", "v3", rest @ ..] => {
                 match openapi::document(&self.registry, &rest.join("/")) {
                     Some(document) => {
-                        let mut response =
-                            answer::bytes(StatusCode::OK, document.body.clone(), "application/json");
+                        let mut response = answer::bytes(
+                            StatusCode::OK,
+                            document.body.clone(),
+                            "application/json",
+                        );
                         if let Ok(tag) = HeaderValue::from_str(&format!("\"{}\"", document.hash)) {
                             response.headers_mut().insert(header::ETAG, tag);
                         }
@@ -296,21 +330,36 @@ impl Server {
             ["openid", "v1", "jwks"] => json(&self.keys.jwks()),
             [] => {
                 let paths = [
-                    "/api", "/api/v1", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v3",
-                    "/readyz", "/version",
+                    "/api",
+                    "/api/v1",
+                    "/apis",
+                    "/healthz",
+                    "/livez",
+                    "/metrics",
+                    "/openapi/v3",
+                    "/readyz",
+                    "/version",
                 ];
                 json(&json!({ "paths": paths }))
             }
             _ => {
-                let mut response =
-                    answer::bytes(StatusCode::NOT_FOUND, "404 page not found\n".into(), "text/plain; charset=utf-8");
+                let mut response = answer::bytes(
+                    StatusCode::NOT_FOUND,
+                    "404 page not found\n".into(),
+                    "text/plain; charset=utf-8",
+                );
                 *response.status_mut() = StatusCode::NOT_FOUND;
                 Ok(response)
             }
         }
     }
 
-    fn aggregated(&self, head: &http::request::Parts, discovery: &Discovery<'_>, core: bool) -> Result<Response<Body>> {
+    fn aggregated(
+        &self,
+        head: &http::request::Parts,
+        discovery: &Discovery<'_>,
+        core: bool,
+    ) -> Result<Response<Body>> {
         let text = discovery.aggregated(core).to_string();
         let tag = format!("\"{:X}\"", xxhash_rust::xxh3::xxh3_128(text.as_bytes()));
         let known = head.headers.get(header::IF_NONE_MATCH).and_then(|it| it.to_str().ok());
@@ -372,7 +421,8 @@ fn for_caller(call: &Call, json: &Bytes) -> Bytes {
     }
     let Ok(mut node) = serde_json::from_slice::<Value>(json) else { return Bytes::new() };
     if let Some(status) = node.get_mut("status").and_then(Value::as_object_mut) {
-        status.retain(|field, _| matches!(field.as_str(), "conditions" | "nodeInfo" | "allocatable"));
+        status
+            .retain(|field, _| matches!(field.as_str(), "conditions" | "nodeInfo" | "allocatable"));
     }
     if let Some(spec) = node.get_mut("spec").and_then(Value::as_object_mut) {
         spec.retain(|field, _| matches!(field.as_str(), "taints" | "unschedulable"));

@@ -74,7 +74,11 @@ impl Identity {
         let texts = |values: Vec<Result<&str, _>>| -> Result<Vec<String>, IdentityError> {
             let texts: Result<Vec<&str>, x509_parser::error::X509Error> =
                 values.into_iter().collect();
-            Ok(texts.map_err(|_| IdentityError::Unreadable)?.iter().map(|it| (*it).into()).collect())
+            Ok(texts
+                .map_err(|_| IdentityError::Unreadable)?
+                .iter()
+                .map(|it| (*it).into())
+                .collect())
         };
         let names = texts(subject.iter_common_name().map(|it| it.as_str()).collect())?;
         let [user] = names.as_slice() else { return Err(IdentityError::NoUser) };

@@ -14,7 +14,7 @@ use crate::error::{ApiError, Result};
 
 /// The selectors of one request. Empty ones match everything and read nothing.
 #[derive(Debug, Clone, Default)]
-pub struct Matcher {
+pub(crate) struct Matcher {
     labels: Option<Selector>,
     fields: Option<FieldSelector>,
 }
@@ -33,11 +33,17 @@ struct Labels {
 }
 
 impl Matcher {
-    pub fn parse(labels: Option<&str>, fields: Option<&str>, resource: &Resource) -> Result<Self> {
+    pub(crate) fn parse(
+        labels: Option<&str>,
+        fields: Option<&str>,
+        resource: &Resource,
+    ) -> Result<Self> {
         let labels = labels
             .map(|text| Selector::parse(text))
             .transpose()
-            .map_err(|error| ApiError::bad_request(format!("unable to parse requirement: {error}")))?
+            .map_err(|error| {
+                ApiError::bad_request(format!("unable to parse requirement: {error}"))
+            })?
             .filter(|selector| !selector.is_empty());
         let fields = fields
             .map(|text| FieldSelector::parse(text))
@@ -53,16 +59,16 @@ impl Matcher {
         Ok(Self { labels, fields })
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.labels.is_none() && self.fields.is_none()
     }
 
     /// The single name that the field selector asks for, if it does.
-    pub fn name(&self) -> Option<&str> {
+    pub(crate) fn name(&self) -> Option<&str> {
         self.fields.as_ref()?.required("metadata.name")
     }
 
-    pub fn matches(&self, resource: &Resource, entry: &Entry) -> bool {
+    pub(crate) fn matches(&self, resource: &Resource, entry: &Entry) -> bool {
         if let Some(selector) = &self.labels {
             let Ok(object) = serde_json::from_slice::<Labelled>(&entry.value) else { return false };
             if !selector.matches(&object.metadata.labels) {

@@ -34,7 +34,7 @@ struct Partition {
 
 /// Counters of one server. Labels are bounded: verbs, resources and codes, never tenants or names.
 #[derive(Debug)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     registry: Registry,
     requests: Family<Requests, Counter>,
     durations: Family<Verb, Histogram>,
@@ -65,7 +65,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    pub fn record(&self, verb: &str, resource: &str, code: u16, took: Duration) {
+    pub(crate) fn record(&self, verb: &str, resource: &str, code: u16, took: Duration) {
         let labels = Requests { verb: verb.into(), resource: resource.into(), code };
         self.requests.get_or_create(&labels).inc();
         if verb != "watch" {
@@ -75,7 +75,7 @@ impl Metrics {
     }
 
     /// The text of `/metrics`.
-    pub fn text(&self, partitions: &Partitions) -> String {
+    pub(crate) fn text(&self, partitions: &Partitions) -> String {
         for name in partitions.names() {
             let Some(stats) = partitions.store(name).map(|it| it.stats()) else { continue };
             let label = Partition { partition: name.to_string() };

@@ -28,7 +28,7 @@ const CONNECT: Duration = Duration::from_secs(10);
 const HEAD: Duration = Duration::from_secs(30);
 
 /// Opens connections to node agents.
-pub struct Dialer {
+pub(crate) struct Dialer {
     tls: TlsConnector,
 }
 
@@ -40,13 +40,13 @@ impl std::fmt::Debug for Dialer {
 
 impl Dialer {
     /// `config` trusts the cluster's CA and presents the server's client certificate.
-    pub fn new(config: Arc<rustls::ClientConfig>) -> Self {
+    pub(crate) fn new(config: Arc<rustls::ClientConfig>) -> Self {
         Self { tls: TlsConnector::from(config) }
     }
 }
 
 /// Answers a request for `log`, `exec`, `attach` or `portforward` of a pod.
-pub async fn serve(
+pub(crate) async fn serve(
     server: &Server,
     call: &Call,
     method: Method,
@@ -92,9 +92,12 @@ pub async fn serve(
     });
     let mut request = Request::new(Empty::<bytes::Bytes>::new());
     *request.method_mut() = method;
-    *request.uri_mut() = uri.parse().map_err(|_| ApiError::bad_request("the query cannot be passed on"))?;
+    *request.uri_mut() =
+        uri.parse().map_err(|_| ApiError::bad_request("the query cannot be passed on"))?;
     *request.headers_mut() = passed_on(&call.headers);
-    request.headers_mut().insert(header::HOST, HeaderValue::from_str(&address).map_err(ApiError::internal)?);
+    request
+        .headers_mut()
+        .insert(header::HOST, HeaderValue::from_str(&address).map_err(ApiError::internal)?);
     let answer = tokio::time::timeout(HEAD, sender.send_request(request))
         .await
         .map_err(|_| ApiError::bad_gateway(format!("node {node} at {address} does not answer")))?
@@ -107,7 +110,9 @@ pub async fn serve(
         return Ok(Response::from_parts(head, body));
     }
     let Some(upgrade) = upgrade else {
-        return Err(ApiError::bad_request("you must specify at least 1 of stdin, stdout, stderr, and ask for an upgrade"));
+        return Err(ApiError::bad_request(
+            "you must specify at least 1 of stdin, stdout, stderr, and ask for an upgrade",
+        ));
     };
     let mut response = Response::new(empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -158,8 +163,15 @@ fn query(call: &Call, pod: &Value) -> String {
     let mut out = form_urlencoded::Serializer::new(String::new());
     out.append_pair("uid", object::uid(pod));
     for key in [
-        "follow", "previous", "timestamps", "tailLines", "sinceSeconds", "sinceTime", "limitBytes",
-        "stream", "tty",
+        "follow",
+        "previous",
+        "timestamps",
+        "tailLines",
+        "sinceSeconds",
+        "sinceTime",
+        "limitBytes",
+        "stream",
+        "tty",
     ] {
         if let Some(value) = call.query.get(key) {
             out.append_pair(key, value);

@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use insula_api::{
     resources::Resource,
-    schema::{Field, ListKind, Schema, Shape, TypeId, api_version},
+    schema::{Field, ListKind, Schema, Shape, TypeId},
 };
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
@@ -17,7 +17,7 @@ use crate::registry::Registry;
 
 /// A document and the hash that changes with it.
 #[derive(Debug, Clone)]
-pub struct Document {
+pub(crate) struct Document {
     pub body: Bytes,
     pub hash: String,
 }
@@ -34,7 +34,7 @@ fn path_of(group: &str, version: &str) -> String {
 }
 
 /// `/openapi/v3`.
-pub fn index(registry: &Registry, platform: bool) -> Value {
+pub(crate) fn index(registry: &Registry, platform: bool) -> Value {
     let versions: BTreeSet<(&str, &str)> = registry
         .all()
         .iter()
@@ -53,7 +53,7 @@ pub fn index(registry: &Registry, platform: bool) -> Value {
 }
 
 /// `/openapi/v3/<path>`; `None` if there is no such group version.
-pub fn document(registry: &Registry, path: &str) -> Option<Arc<Document>> {
+pub(crate) fn document(registry: &Registry, path: &str) -> Option<Arc<Document>> {
     if let Some(known) = cache().lock().get(path) {
         return Some(known.clone());
     }
@@ -114,11 +114,10 @@ fn add_paths(resource: &Resource, paths: &mut Map<String, Value>) {
     let gvk = json!({
         "group": resource.group, "version": resource.version, "kind": resource.kind,
     });
-    let parameter = |name: &str| {
-        json!({"name": name, "in": "query", "schema": {"type": "string", "uniqueItems": true}})
-    };
+    let parameter = |name: &str| json!({"name": name, "in": "query", "schema": {"type": "string", "uniqueItems": true}});
     let write = ["dryRun", "fieldManager", "fieldValidation", "pretty"].map(parameter);
-    let read = ["labelSelector", "fieldSelector", "limit", "continue", "resourceVersion", "watch"].map(parameter);
+    let read = ["labelSelector", "fieldSelector", "limit", "continue", "resourceVersion", "watch"]
+        .map(parameter);
     let operation = |action: &str, parameters: &[Value]| {
         json!({
             "x-kubernetes-action": action, "x-kubernetes-group-version-kind": gvk,
@@ -258,9 +257,12 @@ mod tests {
         let value: Value = serde_json::from_slice(&body).unwrap();
         let post = &value["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments"]["post"];
         assert_eq!(post["x-kubernetes-group-version-kind"]["kind"], "Deployment");
-        let names: Vec<&str> =
-            post["parameters"].as_array().unwrap().iter().filter_map(|it| it["name"].as_str()).collect();
+        let names: Vec<&str> = post["parameters"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(|it| it["name"].as_str())
+            .collect();
         assert!(names.contains(&"fieldValidation"));
-        assert_eq!(api_version("apps", "v1"), "apps/v1");
     }
 }

@@ -18,7 +18,8 @@ fn object(server: &Server, name: &str) -> Option<Value> {
     let map = server.partitions.map();
     let slots = (0..SLOTS)
         .filter(|slot| {
-            insula_partition::map::Slot::new(*slot).is_some_and(|slot| map.owner_of_slot(slot) == name)
+            insula_partition::map::Slot::new(*slot)
+                .is_some_and(|slot| map.owner_of_slot(slot) == name)
         })
         .count();
     let phase = if stats.unhealthy.is_none() { "Ready" } else { "Unavailable" };
@@ -46,7 +47,8 @@ pub(crate) fn answer(server: &Server, call: &Call) -> Result<Response<Body>> {
         "get" => {
             let name = call.path.name.as_str();
             let known = server.partitions.names().iter().any(|it| **it == *name);
-            let found = object(server, name).filter(|_| known).ok_or_else(|| call.not_found(name))?;
+            let found =
+                object(server, name).filter(|_| known).ok_or_else(|| call.not_found(name))?;
             answer::object(call, StatusCode::OK, &entry(found).value)
         }
         "list" => {
@@ -58,8 +60,12 @@ pub(crate) fn answer(server: &Server, call: &Call) -> Result<Response<Body>> {
             let revision = names.iter().filter_map(|name| {
                 Some((name.to_string(), server.partitions.store(name)?.progress()))
             });
-            let page =
-                Page { entries, revision: Vector(revision.collect()), token: None, remaining: None };
+            let page = Page {
+                entries,
+                revision: Vector(revision.collect()),
+                token: None,
+                remaining: None,
+            };
             answer::list(call, &page)
         }
         _ => Err(ApiError::method_not_allowed()),

@@ -23,7 +23,7 @@ const GROUP: &str = "rbac.authorization.k8s.io";
 
 /// What a caller wants to do.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Attributes {
+pub(crate) struct Attributes {
     pub verb: String,
     pub group: String,
     pub resource: String,
@@ -37,7 +37,7 @@ pub struct Attributes {
 /// One policy rule.
 #[derive(Debug, Clone, Default, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase", default)]
-pub struct Rule {
+pub(crate) struct Rule {
     pub verbs: Vec<String>,
     pub api_groups: Vec<String>,
     pub resources: Vec<String>,
@@ -47,7 +47,7 @@ pub struct Rule {
 }
 
 impl Rule {
-    pub fn allows(&self, it: &Attributes) -> bool {
+    pub(crate) fn allows(&self, it: &Attributes) -> bool {
         let has = |list: &[String], value: &str| list.iter().any(|x| x == "*" || x == value);
         if !has(&self.verbs, &it.verb) {
             return false;
@@ -77,7 +77,7 @@ impl Rule {
 
 impl Rule {
     /// All verbs on everything.
-    pub fn everything() -> Self {
+    pub(crate) fn everything() -> Self {
         let all = || vec!["*".to_owned()];
         Self { verbs: all(), api_groups: all(), resources: all(), ..Self::default() }
     }
@@ -129,10 +129,11 @@ impl Rule {
                         out.push(base);
                         continue;
                     }
-                    out.extend(self.resource_names.iter().map(|name| Self {
-                        resource_names: one(name),
-                        ..base.clone()
-                    }));
+                    out.extend(
+                        self.resource_names
+                            .iter()
+                            .map(|name| Self { resource_names: one(name), ..base.clone() }),
+                    );
                 }
             }
         }
@@ -141,7 +142,7 @@ impl Rule {
 }
 
 /// The first part of `wanted` that no rule of `held` covers, as people read it.
-pub fn missing(held: &[&Rule], wanted: &[Rule]) -> Option<String> {
+pub(crate) fn missing(held: &[&Rule], wanted: &[Rule]) -> Option<String> {
     let singles = wanted.iter().flat_map(Rule::singles);
     let missing = singles.into_iter().find(|it| !held.iter().any(|held| held.covers(it)))?;
     Some(match missing.non_resource_urls.as_slice() {
@@ -222,11 +223,10 @@ impl Subject {
         match self.kind.as_str() {
             "User" => self.name == identity.user,
             "Group" => identity.in_group(&self.name),
-            "ServiceAccount" => {
-                identity.user.strip_prefix("system:serviceaccount:").is_some_and(|rest| {
-                    rest.split_once(':') == Some((&self.namespace, &self.name))
-                })
-            }
+            "ServiceAccount" => identity
+                .user
+                .strip_prefix("system:serviceaccount:")
+                .is_some_and(|rest| rest.split_once(':') == Some((&self.namespace, &self.name))),
             _ => false,
         }
     }
@@ -234,7 +234,7 @@ impl Subject {
 
 /// All rules of one tenant.
 #[derive(Debug, Default)]
-pub struct Policy {
+pub(crate) struct Policy {
     /// Rules of each cluster role, and of each role by namespace and name.
     cluster_roles: HashMap<String, Arc<[Rule]>>,
     roles: HashMap<(String, String), Arc<[Rule]>>,
@@ -246,7 +246,7 @@ pub struct Policy {
 
 impl Policy {
     /// The rules that apply to `identity` in `namespace` (`""`: at the cluster scope).
-    pub fn rules<'a>(
+    pub(crate) fn rules<'a>(
         &'a self,
         identity: &'a Identity,
         namespace: &str,
@@ -260,7 +260,7 @@ impl Policy {
     }
 
     /// The rules of a role that a binding may refer to.
-    pub fn role(&self, kind: &str, namespace: &str, name: &str) -> Option<&[Rule]> {
+    pub(crate) fn role(&self, kind: &str, namespace: &str, name: &str) -> Option<&[Rule]> {
         let found = match kind {
             "ClusterRole" => self.cluster_roles.get(name),
             _ => self.roles.get(&(namespace.to_owned(), name.to_owned())),
@@ -268,15 +268,14 @@ impl Policy {
         found.map(AsRef::as_ref)
     }
 
-    pub fn allows(&self, identity: &Identity, it: &Attributes) -> bool {
+    pub(crate) fn allows(&self, identity: &Identity, it: &Attributes) -> bool {
         self.rules(identity, &it.namespace).any(|rule| rule.allows(it))
     }
 
     /// `SelfSubjectRulesReview.status`.
-    pub fn review(&self, identity: &Identity, namespace: &str) -> Value {
-        let (others, resources): (Vec<&Rule>, Vec<&Rule>) = self
-            .rules(identity, namespace)
-            .partition(|rule| !rule.non_resource_urls.is_empty());
+    pub(crate) fn review(&self, identity: &Identity, namespace: &str) -> Value {
+        let (others, resources): (Vec<&Rule>, Vec<&Rule>) =
+            self.rules(identity, namespace).partition(|rule| !rule.non_resource_urls.is_empty());
         json!({
             "resourceRules": resources.iter().map(|it| it.review()).collect::<Vec<_>>(),
             "nonResourceRules": others.iter().map(|it| it.review()).collect::<Vec<_>>(),
@@ -287,7 +286,7 @@ impl Policy {
 
 /// Compiled policies, each good as long as the collections it was made from do not change.
 #[derive(Debug, Default)]
-pub struct Policies {
+pub(crate) struct Policies {
     cache: Mutex<HashMap<TenantName, (Sources, Arc<Policy>)>>,
 }
 
@@ -302,9 +301,8 @@ struct Sources {
 
 impl Sources {
     async fn read(store: &dyn Store) -> Result<Self, StoreError> {
-        let read = async |resource: &str| {
-            store.read(&Collection::new(GROUP, resource), ReadAt::Any).await
-        };
+        let read =
+            async |resource: &str| store.read(&Collection::new(GROUP, resource), ReadAt::Any).await;
         Ok(Self {
             cluster_roles: read("clusterroles").await?,
             cluster_bindings: read("clusterrolebindings").await?,
@@ -323,7 +321,11 @@ impl Sources {
 
 impl Policies {
     /// The policy of `tenant`, whose partition is `store`.
-    pub async fn of(&self, tenant: &TenantName, store: &dyn Store) -> Result<Arc<Policy>, StoreError> {
+    pub(crate) async fn of(
+        &self,
+        tenant: &TenantName,
+        store: &dyn Store,
+    ) -> Result<Arc<Policy>, StoreError> {
         let sources = Sources::read(store).await?;
         if let Some((known, policy)) = self.cache.lock().get(tenant)
             && known.is_same(&sources)
@@ -336,7 +338,7 @@ impl Policies {
     }
 
     /// Forgets a tenant that is gone.
-    pub fn forget(&self, tenant: &TenantName) {
+    pub(crate) fn forget(&self, tenant: &TenantName) {
         self.cache.lock().remove(tenant);
     }
 }
@@ -410,9 +412,10 @@ fn collect(name: &str, roles: &HashMap<&str, Role>, out: &mut Vec<Rule>, depth: 
     for (other, it) in roles {
         let selected = aggregation.cluster_role_selectors.iter().any(|selector| {
             !selector.match_labels.is_empty()
-                && selector.match_labels.iter().all(|(key, value)| {
-                    it.metadata.labels.get(key) == Some(value)
-                })
+                && selector
+                    .match_labels
+                    .iter()
+                    .all(|(key, value)| it.metadata.labels.get(key) == Some(value))
         });
         if selected && *other != name {
             collect(other, roles, out, depth + 1);
@@ -477,7 +480,11 @@ mod tests {
             non_resource_urls: vec!["/api/*".into(), "/version".into()],
             ..Rule::default()
         };
-        let path = |path: &str| Attributes { verb: "get".into(), path: path.into(), ..Attributes::default() };
+        let path = |path: &str| Attributes {
+            verb: "get".into(),
+            path: path.into(),
+            ..Attributes::default()
+        };
         assert!(rule.allows(&path("/api/v1")) && rule.allows(&path("/version")));
         assert!(!rule.allows(&path("/versions")) && !rule.allows(&path("/metrics")));
     }

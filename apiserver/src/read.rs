@@ -24,7 +24,7 @@ use crate::{
 
 /// What a list answers: entries of one page in key order, and the list's metadata.
 #[derive(Debug)]
-pub struct Page {
+pub(crate) struct Page {
     pub entries: Vec<(Arc<str>, Entry)>,
     pub revision: Vector,
     pub token: Option<String>,
@@ -55,7 +55,7 @@ impl Token {
 }
 
 /// Reads one object.
-pub async fn get(
+pub(crate) async fn get(
     served: &Served,
     store: &dyn Store,
     key: &str,
@@ -63,9 +63,10 @@ pub async fn get(
     at: ReadAt,
 ) -> Result<Entry> {
     let snapshot = store.read(&served.collection, at).await?;
-    snapshot.get(key).cloned().ok_or_else(|| {
-        ApiError::not_found(&served.resource.group, &served.resource.name, name)
-    })
+    snapshot
+        .get(key)
+        .cloned()
+        .ok_or_else(|| ApiError::not_found(&served.resource.group, &served.resource.name, name))
 }
 
 /// The partitions of a list, each with its view.
@@ -119,7 +120,7 @@ async fn snapshots(
 }
 
 /// Reads one page of a list.
-pub async fn list(
+pub(crate) async fn list(
     served: &Served,
     places: &[(String, Arc<dyn Store>)],
     whose: &Whose,
@@ -135,7 +136,8 @@ pub async fn list(
     let mut entries: Vec<(Arc<str>, Entry)> = Vec::new();
     for snapshot in &snapshots {
         // With one partition a page needs no more than its own entries.
-        let enough = if snapshots.len() == 1 && 0 < options.limit { options.limit + 1 } else { usize::MAX };
+        let enough =
+            if snapshots.len() == 1 && 0 < options.limit { options.limit + 1 } else { usize::MAX };
         let found = snapshot
             .range(&prefix, start)
             .filter(|(_, entry)| matcher.matches(&served.resource, entry))
@@ -163,7 +165,7 @@ pub async fn list(
 }
 
 /// The JSON of a list of `kind`s (without `List`), from stored bytes.
-pub fn encode_list(api_version: &str, kind: &str, page: &Page) -> Bytes {
+pub(crate) fn encode_list(api_version: &str, kind: &str, page: &Page) -> Bytes {
     let size: usize = page.entries.iter().map(|(_, entry)| entry.value.len() + 1).sum();
     let mut out = BytesMut::with_capacity(size + 256);
     let mut metadata = json!({"resourceVersion": page.revision.to_string()});
@@ -188,7 +190,7 @@ pub fn encode_list(api_version: &str, kind: &str, page: &Page) -> Bytes {
 }
 
 /// How fresh a read of one object must be.
-pub fn read_at(resource_version: &str) -> Result<ReadAt> {
+pub(crate) fn read_at(resource_version: &str) -> Result<ReadAt> {
     match resource_version {
         "" => Ok(ReadAt::Latest),
         "0" => Ok(ReadAt::Any),

@@ -16,7 +16,7 @@ use insula_partition::{
 
 /// A served resource with what is looked up once.
 #[derive(Debug)]
-pub struct Served {
+pub(crate) struct Served {
     pub resource: Arc<Resource>,
     pub collection: Collection,
     pub schema_type: TypeId,
@@ -24,14 +24,14 @@ pub struct Served {
 
 /// All served resources.
 #[derive(Debug)]
-pub struct Registry {
+pub(crate) struct Registry {
     by_path: HashMap<(String, String, String), Arc<Served>>,
     in_order: Vec<Arc<Served>>,
 }
 
 impl Registry {
     /// The built-in resources.
-    pub fn built_in() -> Self {
+    pub(crate) fn built_in() -> Self {
         let schema = Schema::built_in();
         let mut registry = Self { by_path: HashMap::new(), in_order: Vec::new() };
         for resource in resources::built_in() {
@@ -48,24 +48,24 @@ impl Registry {
         registry
     }
 
-    pub fn get(&self, group: &str, version: &str, name: &str) -> Option<&Arc<Served>> {
+    pub(crate) fn get(&self, group: &str, version: &str, name: &str) -> Option<&Arc<Served>> {
         self.by_path.get(&(group.to_owned(), version.to_owned(), name.to_owned()))
     }
 
     /// The resource in whatever version it is served.
-    pub fn any_version(&self, group: &str, name: &str) -> Option<&Arc<Served>> {
+    pub(crate) fn any_version(&self, group: &str, name: &str) -> Option<&Arc<Served>> {
         self.in_order.iter().find(|it| it.resource.group == group && it.resource.name == name)
     }
 
     /// In discovery order.
-    pub fn all(&self) -> &[Arc<Served>] {
+    pub(crate) fn all(&self) -> &[Arc<Served>] {
         &self.in_order
     }
 }
 
 /// Whose objects a request is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Whose {
+pub(crate) enum Whose {
     One(TenantName),
     /// Every tenant's: reads by the platform.
     All,
@@ -73,7 +73,7 @@ pub enum Whose {
 
 impl Whose {
     /// `reference` as seen by a caller of `callers`.
-    pub fn resolve(reference: &TenantRef, callers: &TenantName) -> Self {
+    pub(crate) fn resolve(reference: &TenantRef, callers: &TenantName) -> Self {
         match reference {
             TenantRef::Callers => Self::One(callers.clone()),
             TenantRef::Named(tenant) => Self::One(tenant.clone()),
@@ -81,7 +81,7 @@ impl Whose {
         }
     }
 
-    pub fn tenant(&self) -> Option<&TenantName> {
+    pub(crate) fn tenant(&self) -> Option<&TenantName> {
         match self {
             Self::One(tenant) => Some(tenant),
             Self::All => None,
@@ -91,12 +91,12 @@ impl Whose {
 
 /// The key of an object in its collection: `tenant/namespace/name`, the namespace empty where
 /// there is none.
-pub fn key(tenant: &TenantName, namespace: &str, name: &str) -> String {
+pub(crate) fn key(tenant: &TenantName, namespace: &str, name: &str) -> String {
     format!("{tenant}/{namespace}/{name}")
 }
 
 /// The prefix of all keys of a list.
-pub fn prefix(whose: &Whose, namespace: &str) -> String {
+pub(crate) fn prefix(whose: &Whose, namespace: &str) -> String {
     match whose {
         Whose::All => String::new(),
         Whose::One(tenant) if namespace.is_empty() => format!("{tenant}/"),
@@ -109,7 +109,7 @@ const NODE_LEASES: &str = "kube-node-lease";
 
 impl Served {
     /// What decides the partition of an object.
-    pub fn shard_key(&self, tenant: &TenantName, namespace: &str, name: &str) -> ShardKey {
+    pub(crate) fn shard_key(&self, tenant: &TenantName, namespace: &str, name: &str) -> ShardKey {
         match (self.resource.scope, &*self.resource.group, &*self.resource.name) {
             (_, "", "nodes") => ShardKey::Node(name.to_owned()),
             (_, "coordination.k8s.io", "leases")
@@ -138,7 +138,7 @@ impl Served {
     }
 
     /// How durable a write is: heartbeats and events may lose their last second in a crash.
-    pub fn durability(&self, namespace: &str) -> Durability {
+    pub(crate) fn durability(&self, namespace: &str) -> Durability {
         match (&*self.resource.group, &*self.resource.name) {
             ("" | "events.k8s.io", "events") => Durability::Relaxed,
             ("coordination.k8s.io", "leases") if namespace == NODE_LEASES => Durability::Relaxed,
@@ -147,7 +147,7 @@ impl Served {
     }
 
     /// The partition of one object.
-    pub fn place(
+    pub(crate) fn place(
         &self,
         partitions: &Partitions,
         tenant: &TenantName,
@@ -159,7 +159,7 @@ impl Served {
     }
 
     /// The partitions of a list, in a stable order.
-    pub fn places(
+    pub(crate) fn places(
         &self,
         partitions: &Partitions,
         whose: &Whose,

@@ -8,49 +8,51 @@ use insula_api::resources::Resource;
 use crate::error::{ApiError, Result};
 
 /// Largest request body, in bytes.
-pub const MAX_BODY: usize = 3 * 1024 * 1024;
+pub(crate) const MAX_BODY: usize = 3 * 1024 * 1024;
 
 /// The parameters of a query string, decoded, in order.
 #[derive(Debug, Clone, Default)]
-pub struct Query(Vec<(String, String)>);
+pub(crate) struct Query(Vec<(String, String)>);
 
 impl Query {
-    pub fn parse(query: Option<&str>) -> Self {
+    pub(crate) fn parse(query: Option<&str>) -> Self {
         let pairs = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
         Self(pairs.map(|(key, value)| (key.into_owned(), value.into_owned())).collect())
     }
 
     /// The first value, `None` if absent or empty.
-    pub fn get(&self, key: &str) -> Option<&str> {
+    pub(crate) fn get(&self, key: &str) -> Option<&str> {
         let found = self.0.iter().find(|(known, _)| known == key);
         found.map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
     }
 
-    pub fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
+    pub(crate) fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
         self.0.iter().filter(move |(known, _)| known == key).map(|(_, value)| value.as_str())
     }
 
     /// Adds a parameter as if it had been sent.
-    pub fn set(&mut self, key: &str, value: &str) {
+    pub(crate) fn set(&mut self, key: &str, value: &str) {
         self.0.retain(|(known, _)| known != key);
         self.0.push((key.to_owned(), value.to_owned()));
     }
 
     /// `true` and `1` are true, as Go reads them; anything else is not.
-    pub fn flag(&self, key: &str) -> bool {
+    pub(crate) fn flag(&self, key: &str) -> bool {
         matches!(self.get(key), Some("true" | "1" | "True" | "TRUE" | "t" | "T"))
     }
 
-    pub fn number(&self, key: &str) -> Result<Option<i64>> {
+    pub(crate) fn number(&self, key: &str) -> Result<Option<i64>> {
         let Some(text) = self.get(key) else { return Ok(None) };
         text.parse().map(Some).map_err(|_| {
             let shown: String = text.chars().take(64).collect();
-            ApiError::bad_request(format!("{key}: strconv.ParseInt: parsing {shown:?}: invalid syntax"))
+            ApiError::bad_request(format!(
+                "{key}: strconv.ParseInt: parsing {shown:?}: invalid syntax"
+            ))
         })
     }
 
     /// Whether the write is to be tried only.
-    pub fn dry_run(&self) -> Result<bool> {
+    pub(crate) fn dry_run(&self) -> Result<bool> {
         match self.get("dryRun") {
             None => Ok(false),
             Some("All") => Ok(true),
@@ -64,14 +66,14 @@ impl Query {
 
 /// What unknown and duplicate fields in a body lead to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FieldValidation {
+pub(crate) enum FieldValidation {
     Ignore,
     Warn,
     Strict,
 }
 
 impl FieldValidation {
-    pub fn from_query(query: &Query) -> Result<Self> {
+    pub(crate) fn from_query(query: &Query) -> Result<Self> {
         match query.get("fieldValidation") {
             None | Some("Warn") => Ok(Self::Warn),
             Some("Ignore") => Ok(Self::Ignore),
@@ -86,14 +88,14 @@ impl FieldValidation {
 
 /// Encoding of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Encoding {
+pub(crate) enum Encoding {
     Json,
     Yaml,
     Protobuf,
 }
 
 /// The encoding of the request's body; JSON if it does not say.
-pub fn body_encoding(headers: &HeaderMap) -> Result<Encoding> {
+pub(crate) fn body_encoding(headers: &HeaderMap) -> Result<Encoding> {
     match media_type(headers) {
         "" | "application/json" => Ok(Encoding::Json),
         "application/yaml" => Ok(Encoding::Yaml),
@@ -105,14 +107,14 @@ pub fn body_encoding(headers: &HeaderMap) -> Result<Encoding> {
 }
 
 /// `Content-Type` without parameters.
-pub fn media_type(headers: &HeaderMap) -> &str {
+pub(crate) fn media_type(headers: &HeaderMap) -> &str {
     let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     value.unwrap_or_default().split(';').next().unwrap_or_default().trim()
 }
 
 /// What the answer should look like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
+pub(crate) enum Form {
     /// The object or list itself.
     Object,
     Table,
@@ -121,7 +123,7 @@ pub enum Form {
 
 /// The best acceptable answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Accept {
+pub(crate) struct Accept {
     pub form: Form,
     pub yaml: bool,
     /// Indented for people.
@@ -129,7 +131,7 @@ pub struct Accept {
 }
 
 impl Accept {
-    pub fn from_request(headers: &HeaderMap, query: &Query) -> Result<Self> {
+    pub(crate) fn from_request(headers: &HeaderMap, query: &Query) -> Result<Self> {
         let pretty = match query.get("pretty") {
             Some(_) => query.flag("pretty"),
             None => {
@@ -185,7 +187,7 @@ impl Accept {
 
 /// Options of lists and watches, checked against each other.
 #[derive(Debug, Clone, Default)]
-pub struct ListOptions {
+pub(crate) struct ListOptions {
     pub labels: Option<String>,
     pub fields: Option<String>,
     /// As the client sent it; empty if it did not.
@@ -202,8 +204,9 @@ pub struct ListOptions {
 }
 
 impl ListOptions {
-    pub fn parse(query: &Query, resource: &Arc<Resource>) -> Result<Self> {
-        let initial_events = query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
+    pub(crate) fn parse(query: &Query, resource: &Arc<Resource>) -> Result<Self> {
+        let initial_events =
+            query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
         let options = Self {
             labels: query.get("labelSelector").map(str::to_owned),
             fields: query.get("fieldSelector").map(str::to_owned),
@@ -233,7 +236,8 @@ impl ListOptions {
         if matching.is_some() && !self.exact && !self.not_older_than {
             return refuse("resourceVersionMatch", "unknown resourceVersionMatch value");
         }
-        if self.token.is_some() && !self.resource_version.is_empty() && self.resource_version != "0" {
+        if self.token.is_some() && !self.resource_version.is_empty() && self.resource_version != "0"
+        {
             return Err(ApiError::bad_request(
                 "specifying resource version is not allowed when using continue",
             ));

@@ -9,11 +9,11 @@ use crate::error::{ApiError, Result};
 
 /// A point in the history of one or more partitions, in the order of the request's partitions.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Vector(pub Vec<(String, Revision)>);
+pub(crate) struct Vector(pub Vec<(String, Revision)>);
 
 impl Vector {
     /// Reads what a client sent back. `names` are the partitions of the request.
-    pub fn parse(text: &str, names: &[&str]) -> Result<Self> {
+    pub(crate) fn parse(text: &str, names: &[&str]) -> Result<Self> {
         let invalid = || {
             let shown: String = text.chars().take(64).collect();
             ApiError::bad_request(format!("invalid resource version {shown:?}"))

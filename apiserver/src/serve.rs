@@ -58,12 +58,10 @@ fn roots(ca: &str) -> Result<RootCertStore, ServeError> {
 impl Tls {
     /// Presents `pair`; client certificates are optional and must be signed by `ca`.
     pub fn new(ca: &str, pair: &Pair) -> Result<Self, ServeError> {
-        let verifier = WebPkiClientVerifier::builder(Arc::new(roots(ca)?))
-            .allow_unauthenticated()
-            .build()?;
-        let mut config = ServerConfig::builder()
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(
+        let verifier =
+            WebPkiClientVerifier::builder(Arc::new(roots(ca)?)).allow_unauthenticated().build()?;
+        let mut config =
+            ServerConfig::builder().with_client_cert_verifier(verifier).with_single_cert(
                 certificates(&pair.certificate)?,
                 PrivateKeyDer::from_pem_slice(pair.key.as_bytes())?,
             )?;
@@ -112,7 +110,11 @@ impl Server {
         }
     }
 
-    async fn run_connection(self: Arc<Self>, stream: TcpStream, acceptor: TlsAcceptor) -> io::Result<()> {
+    async fn run_connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        acceptor: TlsAcceptor,
+    ) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let stream = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await??;
         let certificate = stream.get_ref().1.peer_certificates().and_then(|it| it.first());
@@ -121,7 +123,9 @@ impl Server {
         let server = self.clone();
         let service = service_fn(move |request: hyper::Request<Incoming>| {
             let (server, peer) = (server.clone(), peer.clone());
-            async move { Ok::<_, std::convert::Infallible>(server.handle(request, (*peer).clone()).await) }
+            async move {
+                Ok::<_, std::convert::Infallible>(server.handle(request, (*peer).clone()).await)
+            }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);

@@ -73,30 +73,32 @@ fn is_in(list: &[(&str, &str)], resource: &Resource) -> bool {
     list.contains(&(&*resource.group, &*resource.name))
 }
 
-pub fn tracks_generation(resource: &Resource) -> bool {
+pub(crate) fn tracks_generation(resource: &Resource) -> bool {
     is_in(GENERATION, resource)
 }
 
-pub fn creates_on_update(resource: &Resource) -> bool {
+pub(crate) fn creates_on_update(resource: &Resource) -> bool {
     is_in(CREATE_ON_UPDATE, resource)
 }
 
-pub fn needs_revision(resource: &Resource) -> bool {
-    is_in(CONDITIONAL_UPDATE, resource)
-        || (resource.group == "admissionregistration.k8s.io")
+pub(crate) fn needs_revision(resource: &Resource) -> bool {
+    is_in(CONDITIONAL_UPDATE, resource) || (resource.group == "admissionregistration.k8s.io")
 }
 
-pub fn returns_deleted(resource: &Resource) -> bool {
+pub(crate) fn returns_deleted(resource: &Resource) -> bool {
     is_in(RETURNS_DELETED, resource)
 }
 
 /// What happens to dependents if a delete does not say.
-pub fn orphans_by_default(resource: &Resource) -> bool {
-    matches!((&*resource.group, &*resource.name), ("", "replicationcontrollers") | ("batch", "jobs"))
+pub(crate) fn orphans_by_default(resource: &Resource) -> bool {
+    matches!(
+        (&*resource.group, &*resource.name),
+        ("", "replicationcontrollers") | ("batch", "jobs")
+    )
 }
 
 /// Fills in what the server decides about a new object.
-pub fn prepare_create(served: &Served, it: &mut Value) {
+pub(crate) fn prepare_create(served: &Served, it: &mut Value) {
     let resource = &served.resource;
     if resource.subresource("status").is_some()
         && let Some(fields) = it.as_object_mut()
@@ -135,10 +137,10 @@ pub fn prepare_create(served: &Served, it: &mut Value) {
 }
 
 /// Keeps a Tenant until everything it owns is gone.
-pub const TENANT_FINALIZER: &str = "insula.io/tenant";
+pub(crate) const TENANT_FINALIZER: &str = "insula.io/tenant";
 
 /// Defaults and labels that every write of the resource gets.
-pub fn normalize(served: &Served, it: &mut Value) {
+pub(crate) fn normalize(served: &Served, it: &mut Value) {
     let resource = &served.resource;
     defaults::apply(Schema::built_in(), served.schema_type, it);
     match (&*resource.group, &*resource.name) {
@@ -168,7 +170,7 @@ fn string_data(it: &mut Value) {
 }
 
 /// Brings an update into the shape the server accepts: what cannot change is taken from `old`.
-pub fn prepare_update(served: &Served, subresource: &str, old: &Value, new: &mut Value) {
+pub(crate) fn prepare_update(served: &Served, subresource: &str, old: &Value, new: &mut Value) {
     let resource = &served.resource;
     match subresource {
         "" => {
@@ -198,7 +200,11 @@ pub fn prepare_update(served: &Served, subresource: &str, old: &Value, new: &mut
                 }
             }
             if resource.group == "apps" || resource.name == "pods" {
-                restore_metadata(old, new, if resource.group == "apps" { "labels" } else { "ownerReferences" });
+                restore_metadata(
+                    old,
+                    new,
+                    if resource.group == "apps" { "labels" } else { "ownerReferences" },
+                );
             }
             if resource.name == "pods" {
                 let class = old["status"].get("qosClass").cloned();
@@ -228,7 +234,7 @@ pub fn prepare_update(served: &Served, subresource: &str, old: &Value, new: &mut
     }
 }
 
-pub fn bump_generation(it: &mut Value) {
+pub(crate) fn bump_generation(it: &mut Value) {
     let generation = object::metadata(it).get("generation").and_then(Value::as_i64).unwrap_or(0);
     object::metadata_mut(it).insert("generation".into(), (generation + 1).into());
 }
@@ -261,9 +267,11 @@ fn restore_pod(old: &Value, new: &mut Value) {
 }
 
 /// `Guaranteed`, `Burstable` or `BestEffort`, by the containers' cpu and memory.
-pub fn qos_class(pod: &Value) -> &'static str {
-    let list = |name: &str| pod["spec"].get(name).and_then(Value::as_array).cloned().unwrap_or_default();
-    let containers: Vec<Value> = list("containers").into_iter().chain(list("initContainers")).collect();
+pub(crate) fn qos_class(pod: &Value) -> &'static str {
+    let list =
+        |name: &str| pod["spec"].get(name).and_then(Value::as_array).cloned().unwrap_or_default();
+    let containers: Vec<Value> =
+        list("containers").into_iter().chain(list("initContainers")).collect();
     let resource = |it: &Value, kind: &str, name: &str| {
         let found = it.get("resources").and_then(|it| it.get(kind)).and_then(|it| it.get(name));
         found.and_then(Value::as_str).filter(|text| *text != "0").map(str::to_owned)

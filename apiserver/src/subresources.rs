@@ -1,12 +1,7 @@
 //! Subresources that are not simply a part of their object: scale, binding, tokens, and the
 //! reviews that only get an answer.
 
-use insula_api::{
-    object,
-    schema::Gvk,
-    selector::{LabelSelector, LabelSelectorRequirement},
-    time,
-};
+use insula_api::{object, schema::Gvk, selector::LabelSelector, time};
 use insula_partition::store::ReadAt;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -53,32 +48,12 @@ fn scale_of(it: &Value) -> Value {
 }
 
 fn selector_text(selector: &Value) -> String {
-    let labels = selector.get("matchLabels").and_then(Value::as_object).into_iter().flatten();
-    let expressions = selector.get("matchExpressions").and_then(Value::as_array);
-    let selector = LabelSelector {
-        match_labels: labels
-            .map(|(key, value)| (key.clone(), value.as_str().unwrap_or_default().to_owned()))
-            .collect(),
-        match_expressions: expressions
-            .into_iter()
-            .flatten()
-            .map(|it| LabelSelectorRequirement {
-                key: object::text(it, &["key"]).to_owned(),
-                operator: object::text(it, &["operator"]).to_owned(),
-                values: it["values"]
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .filter_map(|it| it.as_str().map(str::to_owned))
-                    .collect(),
-            })
-            .collect(),
-    };
-    selector.compile().map(|it| it.to_string()).unwrap_or_default()
+    let selector: Option<LabelSelector> = serde_json::from_value(selector.clone()).ok();
+    selector.and_then(|it| it.compile().ok()).map(|it| it.to_string()).unwrap_or_default()
 }
 
 /// Reads the object's scale.
-pub async fn get_scale(server: &Server, call: &Call) -> Result<Value> {
+pub(crate) async fn get_scale(server: &Server, call: &Call) -> Result<Value> {
     let name = &call.path.name;
     let (_, store) = call.served.place(&server.partitions, call.tenant()?, &call.namespace(), name);
     let entry = read::get(&call.served, &*store, &call.key(name)?, name, ReadAt::Latest).await?;
@@ -87,7 +62,12 @@ pub async fn get_scale(server: &Server, call: &Call) -> Result<Value> {
 }
 
 /// Writes the object's scale, whole (`put`) or patched.
-pub async fn write_scale(server: &Server, call: &Call, body: &[u8], put: bool) -> Result<Value> {
+pub(crate) async fn write_scale(
+    server: &Server,
+    call: &Call,
+    body: &[u8],
+    put: bool,
+) -> Result<Value> {
     let kind = Gvk::new("autoscaling", "v1", "Scale");
     let whole = if put { Some(call.decode(&kind, body)?.0) } else { None };
     let patch = if put { None } else { Some(Patch::parse(call, body)?) };
@@ -103,7 +83,9 @@ pub async fn write_scale(server: &Server, call: &Call, body: &[u8], put: bool) -
         let replicas = scale["spec"].get("replicas").and_then(Value::as_i64).unwrap_or(0);
         if replicas < 0 {
             let error = crate::error::FieldError::invalid(
-                "spec.replicas", &replicas.into(), "must be greater than or equal to 0",
+                "spec.replicas",
+                &replicas.into(),
+                "must be greater than or equal to 0",
             );
             return Err(ApiError::invalid("autoscaling", "Scale", &call.path.name, &[error]));
         }
@@ -122,7 +104,7 @@ pub async fn write_scale(server: &Server, call: &Call, body: &[u8], put: bool) -
 }
 
 /// Binds a pod to a node.
-pub async fn bind(server: &Server, call: &Call, body: &[u8]) -> Result<Value> {
+pub(crate) async fn bind(server: &Server, call: &Call, body: &[u8]) -> Result<Value> {
     let (binding, _) = call.decode(&Gvk::new("", "v1", "Binding"), body)?;
     let node = object::text(&binding, &["target", "name"]).to_owned();
     let kind = object::text(&binding, &["target", "kind"]);
@@ -156,8 +138,11 @@ pub async fn bind(server: &Server, call: &Call, body: &[u8]) -> Result<Value> {
         }
         let mut pod = current.clone();
         pod["spec"]["nodeName"] = node.as_str().into();
-        if let Some(annotations) = object::metadata(&binding).get("annotations").and_then(Value::as_object) {
-            let have = object::metadata_mut(&mut pod).entry("annotations").or_insert_with(|| json!({}));
+        if let Some(annotations) =
+            object::metadata(&binding).get("annotations").and_then(Value::as_object)
+        {
+            let have =
+                object::metadata_mut(&mut pod).entry("annotations").or_insert_with(|| json!({}));
             for (key, value) in annotations {
                 have[key] = value.clone();
             }
@@ -175,7 +160,8 @@ fn strategy_generation(pod: &mut Value) {
 }
 
 fn set_condition(pod: &mut Value, kind: &str, status: &str) {
-    let list = pod["status"].get("conditions").and_then(Value::as_array).cloned().unwrap_or_default();
+    let list =
+        pod["status"].get("conditions").and_then(Value::as_array).cloned().unwrap_or_default();
     let mut list: Vec<Value> = list.into_iter().filter(|it| it["type"] != kind).collect();
     list.push(json!({
         "type": kind, "status": status, "lastProbeTime": null, "lastTransitionTime": time::now(),
@@ -188,7 +174,7 @@ fn success() -> Value {
 }
 
 /// Empties a namespace's own finalizers: PUT of the namespace to `finalize`.
-pub async fn finalize(server: &Server, call: &Call, body: &[u8]) -> Result<write::Written> {
+pub(crate) async fn finalize(server: &Server, call: &Call, body: &[u8]) -> Result<write::Written> {
     let (sent, warnings) = call.decode(&Gvk::new("", "v1", "Namespace"), body)?;
     let wanted = object::meta_str(&sent, "resourceVersion").to_owned();
     write::change(server, call, warnings, |current| {
@@ -204,17 +190,21 @@ pub async fn finalize(server: &Server, call: &Call, body: &[u8]) -> Result<write
 }
 
 /// Issues a token for a service account.
-pub async fn token(server: &Server, call: &Call, body: &[u8]) -> Result<Value> {
-    let (mut request, _) = call.decode(&Gvk::new("authentication.k8s.io", "v1", "TokenRequest"), body)?;
+pub(crate) async fn token(server: &Server, call: &Call, body: &[u8]) -> Result<Value> {
+    let (mut request, _) =
+        call.decode(&Gvk::new("authentication.k8s.io", "v1", "TokenRequest"), body)?;
     let tenant = call.tenant()?.clone();
     let (namespace, name) = (call.namespace(), call.path.name.clone());
     let (_, store) = call.served.place(&server.partitions, &tenant, &namespace, &name);
-    let account = read::get(&call.served, &*store, &call.key(&name)?, &name, ReadAt::Latest).await?;
+    let account =
+        read::get(&call.served, &*store, &call.key(&name)?, &name, ReadAt::Latest).await?;
     let account: Value = serde_json::from_slice(&account.value).map_err(ApiError::internal)?;
     let seconds = request["spec"].get("expirationSeconds").and_then(Value::as_i64).unwrap_or(3600);
     if seconds < MIN_LIFE {
         let error = crate::error::FieldError::invalid(
-            "spec.expirationSeconds", &seconds.into(), "may not specify a duration less than 10 minutes",
+            "spec.expirationSeconds",
+            &seconds.into(),
+            "may not specify a duration less than 10 minutes",
         );
         return Err(ApiError::invalid("authentication.k8s.io", "TokenRequest", "", &[error]));
     }
@@ -251,14 +241,21 @@ pub async fn token(server: &Server, call: &Call, body: &[u8]) -> Result<Value> {
     Ok(request)
 }
 
-async fn bind_token(server: &Server, call: &Call, reference: &Value, to: &mut Kubernetes) -> Result<()> {
+async fn bind_token(
+    server: &Server,
+    call: &Call,
+    reference: &Value,
+    to: &mut Kubernetes,
+) -> Result<()> {
     let (kind, name) = (object::text(reference, &["kind"]), object::text(reference, &["name"]));
     let resource = match kind {
         "Pod" => "pods",
         "Secret" => "secrets",
         _ => {
             let error = crate::error::FieldError::unsupported(
-                "spec.boundObjectRef.kind", &kind.into(), &["Pod", "Secret"],
+                "spec.boundObjectRef.kind",
+                &kind.into(),
+                &["Pod", "Secret"],
             );
             return Err(ApiError::invalid("authentication.k8s.io", "TokenRequest", "", &[error]));
         }
@@ -269,7 +266,9 @@ async fn bind_token(server: &Server, call: &Call, reference: &Value, to: &mut Ku
         .ok_or_else(|| ApiError::not_found("", resource, name))?;
     let uid = object::text(reference, &["uid"]);
     if !uid.is_empty() && uid != object::uid(&it) {
-        let why = format!("the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated");
+        let why = format!(
+            "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
+        );
         return Err(ApiError::conflict("", "serviceaccounts/token", &call.path.name, &why));
     }
     let bound = Bound { name: name.to_owned(), uid: object::uid(&it).to_owned() };
@@ -279,7 +278,10 @@ async fn bind_token(server: &Server, call: &Call, reference: &Value, to: &mut Ku
     }
     let account = object::text(&it, &["spec", "serviceAccountName"]);
     if account != call.path.name {
-        let why = format!("cannot bind token for serviceaccount {:?} to pod running with different serviceaccount name.", call.path.name);
+        let why = format!(
+            "cannot bind token for serviceaccount {:?} to pod running with different serviceaccount name.",
+            call.path.name
+        );
         return Err(ApiError::forbidden("", "serviceaccounts", &call.path.name, &why));
     }
     let node = object::text(&it, &["spec", "nodeName"]);
@@ -297,10 +299,12 @@ async fn bind_token(server: &Server, call: &Call, reference: &Value, to: &mut Ku
 }
 
 /// Answers a review: objects that are asked, not kept.
-pub async fn review(server: &Server, call: &Call, body: &[u8]) -> Result<Value> {
+pub(crate) async fn review(server: &Server, call: &Call, body: &[u8]) -> Result<Value> {
     let (mut it, _) = call.decode(&call.served.resource.gvk(), body)?;
     let status = match &*call.served.resource.name {
-        "selfsubjectaccessreviews" => access(server, call, &it["spec"], &call.identity.clone()).await?,
+        "selfsubjectaccessreviews" => {
+            access(server, call, &it["spec"], &call.identity.clone()).await?
+        }
         "subjectaccessreviews" | "localsubjectaccessreviews" => {
             let groups: Vec<&str> = it["spec"]["groups"]
                 .as_array()
@@ -378,7 +382,10 @@ async fn token_review(server: &Server, call: &Call, it: &Value) -> Value {
     let audiences = if asked.is_empty() { vec![API_AUDIENCE] } else { asked };
     match server.authenticate_token(token, &audiences).await {
         // A tenant learns nothing of tokens of others.
-        Some(identity) if call.whose.tenant() == Some(&identity.tenant) || call.identity.tenant.is_system() => {
+        Some(identity)
+            if call.whose.tenant() == Some(&identity.tenant)
+                || call.identity.tenant.is_system() =>
+        {
             json!({"authenticated": true, "user": user_info(&identity), "audiences": audiences})
         }
         _ => json!({"authenticated": false, "user": {}, "error": "invalid bearer token"}),

@@ -26,7 +26,7 @@ const DATA: usize = 1024 * 1024;
 type Errors = Vec<FieldError>;
 
 /// Checks a new object.
-pub fn create(resource: &Resource, it: &Value) -> Errors {
+pub(crate) fn create(resource: &Resource, it: &Value) -> Errors {
     let mut errors = Vec::new();
     metadata(resource, it, &mut errors);
     kind(resource, it, &mut errors);
@@ -34,7 +34,7 @@ pub fn create(resource: &Resource, it: &Value) -> Errors {
 }
 
 /// Checks what becomes of an object.
-pub fn update(resource: &Resource, subresource: &str, old: &Value, new: &Value) -> Errors {
+pub(crate) fn update(resource: &Resource, subresource: &str, old: &Value, new: &Value) -> Errors {
     let mut errors = Vec::new();
     metadata(resource, new, &mut errors);
     if object::is_deleting(old) {
@@ -69,9 +69,16 @@ fn metadata(resource: &Resource, it: &Value, errors: &mut Errors) {
             let why = "may not be '.' or '..' and may not contain '/' or '%'";
             errors.push(FieldError::invalid("metadata.name", &shown, why));
         }
-    } else if resource.name == "namespaces" || resource.name == "services" || resource.name == "tenants" {
+    } else if resource.name == "namespaces"
+        || resource.name == "services"
+        || resource.name == "tenants"
+    {
         if 63 < name.len() {
-            errors.push(FieldError::invalid("metadata.name", &shown, "must be no more than 63 bytes"));
+            errors.push(FieldError::invalid(
+                "metadata.name",
+                &shown,
+                "must be no more than 63 bytes",
+            ));
         } else if !is_dns1123_label(name) {
             errors.push(FieldError::invalid("metadata.name", &shown, LABEL));
         }
@@ -89,8 +96,10 @@ fn metadata(resource: &Resource, it: &Value, errors: &mut Errors) {
         for key in annotations.keys() {
             qualified_name(&key.to_lowercase(), key, "metadata.annotations", errors);
         }
-        let size: usize =
-            annotations.iter().map(|(key, value)| key.len() + value.as_str().unwrap_or_default().len()).sum();
+        let size: usize = annotations
+            .iter()
+            .map(|(key, value)| key.len() + value.as_str().unwrap_or_default().len())
+            .sum();
         if ANNOTATIONS < size {
             errors.push(FieldError::too_long("metadata.annotations", ANNOTATIONS));
         }
@@ -102,7 +111,11 @@ fn metadata(resource: &Resource, it: &Value, errors: &mut Errors) {
             if object::text(owner, &[field]).is_empty() {
                 let path = format!("metadata.ownerReferences[{index}].{field}");
                 let value = Value::from("");
-                errors.push(FieldError::invalid(path, &value, &format!("{field} must not be empty")));
+                errors.push(FieldError::invalid(
+                    path,
+                    &value,
+                    &format!("{field} must not be empty"),
+                ));
             }
         }
         controllers += usize::from(owner.get("controller") == Some(&Value::Bool(true)));
@@ -220,10 +233,16 @@ fn data(it: &Value, errors: &mut Errors) {
                 && key.len() <= 253
                 && key != "."
                 && !key.starts_with("..")
-                && key.bytes().all(|it| it.is_ascii_alphanumeric() || matches!(it, b'-' | b'_' | b'.'));
+                && key
+                    .bytes()
+                    .all(|it| it.is_ascii_alphanumeric() || matches!(it, b'-' | b'_' | b'.'));
             if !valid {
                 let why = "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')";
-                errors.push(FieldError::invalid(format!("{field}[{key}]"), &key.as_str().into(), why));
+                errors.push(FieldError::invalid(
+                    format!("{field}[{key}]"),
+                    &key.as_str().into(),
+                    why,
+                ));
             }
         }
     }
@@ -250,7 +269,8 @@ fn workload(it: &Value, errors: &mut Errors) {
         errors.push(FieldError::invalid("spec.selector", selector, why));
     }
     let none = Map::new();
-    let labels = spec.pointer("/template/metadata/labels").and_then(Value::as_object).unwrap_or(&none);
+    let labels =
+        spec.pointer("/template/metadata/labels").and_then(Value::as_object).unwrap_or(&none);
     let equal = wanted.into_iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
     let expressed = expressions.iter().all(|it| {
         let key = object::text(it, &["key"]);
@@ -281,7 +301,11 @@ fn template(it: &Value, errors: &mut Errors) {
     pod_spec(&template["spec"], "spec.template.spec", errors);
     let policy = &template["spec"]["restartPolicy"];
     if policy.is_string() && policy != "Always" {
-        errors.push(FieldError::unsupported("spec.template.spec.restartPolicy", policy, &["Always"]));
+        errors.push(FieldError::unsupported(
+            "spec.template.spec.restartPolicy",
+            policy,
+            &["Always"],
+        ));
     }
 }
 
@@ -312,7 +336,13 @@ fn pod_spec(spec: &Value, path: &str, errors: &mut Errors) {
         }
     }
     one_of(spec, "restartPolicy", path, &["Always", "Never", "OnFailure"], errors);
-    one_of(spec, "dnsPolicy", path, &["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"], errors);
+    one_of(
+        spec,
+        "dnsPolicy",
+        path,
+        &["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"],
+        errors,
+    );
     let grace = spec.get("terminationGracePeriodSeconds").and_then(Value::as_i64);
     if let Some(seconds @ ..0) = grace {
         let at = format!("{path}.terminationGracePeriodSeconds");
@@ -348,8 +378,18 @@ fn container(it: &Value, path: &str, volumes: &HashSet<&str>, errors: &mut Error
     }
     one_of(it, "imagePullPolicy", path, &["Always", "IfNotPresent", "Never"], errors);
     for (index, port) in list(it, "ports").iter().enumerate() {
-        port_number(port.get("containerPort"), &format!("{path}.ports[{index}].containerPort"), errors);
-        one_of(port, "protocol", &format!("{path}.ports[{index}]"), &["SCTP", "TCP", "UDP"], errors);
+        port_number(
+            port.get("containerPort"),
+            &format!("{path}.ports[{index}].containerPort"),
+            errors,
+        );
+        one_of(
+            port,
+            "protocol",
+            &format!("{path}.ports[{index}]"),
+            &["SCTP", "TCP", "UDP"],
+            errors,
+        );
     }
     for (index, env) in list(it, "env").iter().enumerate() {
         let name = object::text(env, &["name"]);
@@ -373,7 +413,8 @@ fn container(it: &Value, path: &str, volumes: &HashSet<&str>, errors: &mut Error
         }
         let target = object::text(mount, &["mountPath"]);
         if target.is_empty() {
-            errors.push(FieldError::required(format!("{path}.volumeMounts[{index}].mountPath"), ""));
+            errors
+                .push(FieldError::required(format!("{path}.volumeMounts[{index}].mountPath"), ""));
         } else if !paths.insert(target) {
             let at = format!("{path}.volumeMounts[{index}].mountPath");
             errors.push(FieldError::invalid(at, &target.into(), "must be unique"));
@@ -383,7 +424,8 @@ fn container(it: &Value, path: &str, volumes: &HashSet<&str>, errors: &mut Error
 }
 
 fn resources(it: &Value, path: &str, errors: &mut Errors) {
-    let amounts = |kind: &str| it.get("resources").and_then(|it| it.get(kind)).and_then(Value::as_object);
+    let amounts =
+        |kind: &str| it.get("resources").and_then(|it| it.get(kind)).and_then(Value::as_object);
     let parse = |value: &Value| value.as_str().and_then(|text| Quantity::parse(text).ok());
     for kind in ["limits", "requests"] {
         for (name, value) in amounts(kind).into_iter().flatten() {
@@ -444,7 +486,9 @@ fn immutable(resource: &Resource, old: &Value, new: &Value, errors: &mut Errors)
 fn pod_update(old: &Value, new: &Value, errors: &mut Errors) {
     // What may change is taken over; the rest must be equal.
     let mut allowed = old["spec"].clone();
-    for field in ["activeDeadlineSeconds", "tolerations", "schedulingGates", "terminationGracePeriodSeconds"] {
+    for field in
+        ["activeDeadlineSeconds", "tolerations", "schedulingGates", "terminationGracePeriodSeconds"]
+    {
         match new["spec"].get(field) {
             Some(value) => allowed[field] = value.clone(),
             None => {
@@ -484,7 +528,8 @@ mod tests {
     #[track_caller]
     fn check(it: Value, expected: &[&str]) {
         let errors = create(pods(), &it);
-        let got: Vec<String> = errors.iter().map(|it| format!("{}: {}", it.field, it.message)).collect();
+        let got: Vec<String> =
+            errors.iter().map(|it| format!("{}: {}", it.field, it.message)).collect();
         assert_eq!(got.len(), expected.len(), "{got:?}");
         for (got, expected) in got.iter().zip(expected) {
             assert!(got.starts_with(expected), "{got}");
@@ -493,11 +538,18 @@ mod tests {
 
     #[test]
     fn pods_are_checked() {
-        check(json!({"metadata": {"name": "a"}, "spec": {"containers": [{"name": "c", "image": "i"}]}}), &[]);
+        check(
+            json!({"metadata": {"name": "a"}, "spec": {"containers": [{"name": "c", "image": "i"}]}}),
+            &[],
+        );
         check(json!({"metadata": {"name": "a"}, "spec": {}}), &["spec.containers: Required value"]);
         check(
             json!({"metadata": {"name": "A"}, "spec": {"containers": [{"name": "c", "volumeMounts": [{"name": "v", "mountPath": "/x"}]}]}}),
-            &["metadata.name: Invalid value: \"A\"", "spec.containers[0].image: Required value", "spec.containers[0].volumeMounts[0].name: Not found: \"v\""],
+            &[
+                "metadata.name: Invalid value: \"A\"",
+                "spec.containers[0].image: Required value",
+                "spec.containers[0].volumeMounts[0].name: Not found: \"v\"",
+            ],
         );
     }
 

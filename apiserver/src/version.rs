@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
-pub const GIT_VERSION: &str = "v1.36.2+insula";
+pub(crate) const GIT_VERSION: &str = "v1.36.2+insula";
 
 /// `/version`.
-pub fn document() -> Value {
+pub(crate) fn document() -> Value {
     json!({
         "major": "1", "minor": "36", "gitVersion": GIT_VERSION,
         "gitCommit": "", "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z",

@@ -35,7 +35,7 @@ const SEND_WITHIN: Duration = Duration::from_secs(60);
 const CHUNK: usize = 64 * 1024;
 
 /// Everything a watch needs to run by itself.
-pub struct Watch {
+pub(crate) struct Watch {
     served: Arc<Served>,
     matcher: Matcher,
     prefix: String,
@@ -58,14 +58,14 @@ impl std::fmt::Debug for Watch {
 
 /// The form of events.
 #[derive(Debug, Clone, Copy)]
-pub struct EventForm {
+pub(crate) struct EventForm {
     pub form: Form,
     pub include: IncludeObject,
 }
 
 impl Watch {
     /// Checks the options and takes its place in the history; errors are plain answers.
-    pub async fn start(
+    pub(crate) async fn start(
         served: Arc<Served>,
         places: &[(String, Arc<dyn Store>)],
         whose: &Whose,
@@ -78,9 +78,9 @@ impl Watch {
             Matcher::parse(options.labels.as_deref(), options.fields.as_deref(), &served.resource)?;
         let prefix = registry::prefix(whose, namespace);
         let names: Vec<&str> = places.iter().map(|(name, _)| name.as_str()).collect();
-        let wants_state = options.initial_events.unwrap_or(
-            options.resource_version.is_empty() || options.resource_version == "0",
-        );
+        let wants_state = options
+            .initial_events
+            .unwrap_or(options.resource_version.is_empty() || options.resource_version == "0");
         let from = match options.resource_version.as_str() {
             "" | "0" => None,
             text => Some(Vector::parse(text, &names)?),
@@ -128,7 +128,7 @@ impl Watch {
     }
 
     /// Runs until the deadline, the client's going, or the server's end.
-    pub async fn run(mut self, sender: Sender) {
+    pub(crate) async fn run(mut self, sender: Sender) {
         let seconds = self
             .options
             .timeout_seconds
@@ -301,7 +301,7 @@ async fn send(sender: &Sender, bytes: Bytes) -> bool {
 }
 
 /// The stream of a watch that asked for history that is gone: a 200 with one ERROR event.
-pub fn expired_event(error: &ApiError) -> Bytes {
+pub(crate) fn expired_event(error: &ApiError) -> Bytes {
     let event = json!({"type": "ERROR", "object": error.status()});
     Bytes::from(format!("{event}\n"))
 }

@@ -27,20 +27,20 @@ const RETRIES: usize = 8;
 
 /// An accepted write.
 #[derive(Debug)]
-pub struct Written {
+pub(crate) struct Written {
     pub entry: Entry,
     pub created: bool,
     pub warnings: Vec<String>,
 }
 
 /// Creates the object of `body`.
-pub async fn create(server: &Server, call: &Call, body: &[u8]) -> Result<Written> {
+pub(crate) async fn create(server: &Server, call: &Call, body: &[u8]) -> Result<Written> {
     let (value, warnings) = call.decode(&call.served.resource.gvk(), body)?;
     create_value(server, call, value, warnings).await
 }
 
 /// Creates `it`, a decoded object of the call's kind.
-pub async fn create_value(
+pub(crate) async fn create_value(
     server: &Server,
     call: &Call,
     mut it: Value,
@@ -62,7 +62,9 @@ pub async fn create_value(
     let generated = object::name(&it).is_empty() && !generate.is_empty();
     {
         let metadata = object::metadata_mut(&mut it);
-        for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation", "uid"] {
+        for field in
+            ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation", "uid"]
+        {
             metadata.remove(field);
         }
         metadata.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());
@@ -162,7 +164,7 @@ fn check_head(call: &Call, it: &mut Value) -> Result<()> {
 }
 
 /// Replaces the object of the path by `body`.
-pub async fn update(server: &Server, call: &Call, body: &[u8]) -> Result<Written> {
+pub(crate) async fn update(server: &Server, call: &Call, body: &[u8]) -> Result<Written> {
     let kind = call.served.resource.gvk();
     let (mut value, warnings) = call.decode(&kind, body)?;
     check_head(call, &mut value)?;
@@ -170,19 +172,36 @@ pub async fn update(server: &Server, call: &Call, body: &[u8]) -> Result<Written
     let conditional = !wanted.is_empty() && wanted != "0";
     let resource = &call.served.resource;
     if !conditional && strategy::needs_revision(resource) && call.path.subresource.is_empty() {
-        let (_, store) = call.served.place(&server.partitions, call.tenant()?, &call.namespace(), &call.path.name);
+        let (_, store) = call.served.place(
+            &server.partitions,
+            call.tenant()?,
+            &call.namespace(),
+            &call.path.name,
+        );
         let current = store.read(&call.served.collection, ReadAt::Latest).await?;
         if current.get(&call.key(&call.path.name)?).is_some() {
             let zero = Value::from("0x0");
             let mut error = crate::error::FieldError::invalid(
-                "metadata.resourceVersion", &zero, "must be specified for an update",
+                "metadata.resourceVersion",
+                &zero,
+                "must be specified for an update",
             );
             error.message = "Invalid value: 0x0: must be specified for an update".into();
-            return Err(ApiError::invalid(&resource.group, &resource.kind, &call.path.name, &[error]));
+            return Err(ApiError::invalid(
+                &resource.group,
+                &resource.kind,
+                &call.path.name,
+                &[error],
+            ));
         }
     }
     if call.path.subresource.is_empty() && strategy::creates_on_update(resource) {
-        let (_, store) = call.served.place(&server.partitions, call.tenant()?, &call.namespace(), &call.path.name);
+        let (_, store) = call.served.place(
+            &server.partitions,
+            call.tenant()?,
+            &call.namespace(),
+            &call.path.name,
+        );
         let current = store.read(&call.served.collection, ReadAt::Latest).await?;
         if current.get(&call.key(&call.path.name)?).is_none() {
             object::metadata_mut(&mut value).remove("resourceVersion");
@@ -202,7 +221,7 @@ pub async fn update(server: &Server, call: &Call, body: &[u8]) -> Result<Written
 
 /// What a change makes of the current object.
 #[derive(Debug)]
-pub struct Changed {
+pub(crate) struct Changed {
     pub value: Value,
     /// Whether the change may be made again from a newer object.
     pub retry: bool,
@@ -210,7 +229,7 @@ pub struct Changed {
 }
 
 /// Applies `make` to the current object until nobody else was faster.
-pub async fn change(
+pub(crate) async fn change(
     server: &Server,
     call: &Call,
     mut warnings: Vec<String>,
@@ -272,7 +291,7 @@ pub async fn change(
 }
 
 /// Deletion had begun and nothing holds the object any longer.
-pub fn is_finished(it: &Value) -> bool {
+pub(crate) fn is_finished(it: &Value) -> bool {
     let grace = object::metadata(it).get("deletionGracePeriodSeconds").and_then(Value::as_i64);
     let of_spec = it["kind"] == "Namespace"
         && it["spec"].get("finalizers").and_then(Value::as_array).is_some_and(|it| !it.is_empty());
@@ -283,7 +302,7 @@ pub fn is_finished(it: &Value) -> bool {
 }
 
 /// Patches the object of the path.
-pub async fn patch(server: &Server, call: &Call, body: &[u8]) -> Result<Written> {
+pub(crate) async fn patch(server: &Server, call: &Call, body: &[u8]) -> Result<Written> {
     let patch = Patch::parse(call, body)?;
     change(server, call, Vec::new(), |current| {
         let (value, warnings) = patch.apply(call, current)?;
@@ -298,7 +317,7 @@ pub async fn patch(server: &Server, call: &Call, body: &[u8]) -> Result<Written>
 
 /// A decoded patch.
 #[derive(Debug)]
-pub enum Patch {
+pub(crate) enum Patch {
     Json(json_patch::Patch),
     Merge(Value),
     Strategic(Value),
@@ -311,7 +330,7 @@ const JSON: &str = "application/json-patch+json";
 const OPERATIONS: usize = 10_000;
 
 impl Patch {
-    pub fn parse(call: &Call, body: &[u8]) -> Result<Self> {
+    pub(crate) fn parse(call: &Call, body: &[u8]) -> Result<Self> {
         let json = || {
             decode::json(Schema::built_in(), None, body)
                 .map(|it| it.value)
@@ -319,8 +338,10 @@ impl Patch {
         };
         match crate::request::media_type(&call.headers) {
             JSON => {
-                let patch: json_patch::Patch = serde_json::from_value(json()?)
-                    .map_err(|error| ApiError::bad_request(format!("error decoding patch: {error}")))?;
+                let patch: json_patch::Patch =
+                    serde_json::from_value(json()?).map_err(|error| {
+                        ApiError::bad_request(format!("error decoding patch: {error}"))
+                    })?;
                 if OPERATIONS < patch.0.len() {
                     return Err(ApiError::too_large(OPERATIONS));
                 }
@@ -343,7 +364,7 @@ impl Patch {
     }
 
     /// What becomes of `current`, checked by its type; with warnings about unknown fields.
-    pub fn apply(&self, call: &Call, current: &Value) -> Result<(Value, Vec<String>)> {
+    pub(crate) fn apply(&self, call: &Call, current: &Value) -> Result<(Value, Vec<String>)> {
         let schema = Schema::built_in();
         let id = schema.by_kind(&insula_api::schema::Gvk::new(
             current["apiVersion"].as_str().and_then(|it| it.split_once('/')).map_or("", |it| it.0),

@@ -36,12 +36,13 @@ use self::{
     writer::{Health, LogProgress, Request, Writer, WriterOptions},
 };
 use crate::{
-    error::OpenError,
+    error::{OpenError, chain},
+    limits::check_limits,
     ring::RingLimits,
     snapshot::Snapshot,
     state::State,
     store::{Collection, Committed, ReadAt, Revision, Store, StoreError, StoreStats, Write},
-    wal::{Wal, WalCounts, WalOptions, frame::GroupId},
+    wal::{LogCounts, Wal, WalOptions, frame::GroupId},
     watch::Watcher,
 };
 
@@ -75,8 +76,6 @@ impl Embedded {
     ) -> Result<Self, OpenError> {
         let directory = Arc::new(Directory::open(path, names)?);
         let log_dir = directory.log();
-        std::fs::create_dir_all(&log_dir)
-            .map_err(|source| OpenError::io("create", &log_dir, source))?;
 
         let mut replays = Vec::new();
         let mut plans = Vec::new();
@@ -92,7 +91,8 @@ impl Embedded {
             replays.push(Replay::new(name, found.newest, options.ring));
         }
         let start = from.iter().copied().min().unwrap_or(1);
-        let (wal, clean) = Wal::open(&log_dir, options.wal.clone(), needs, start, |record| {
+        let (may_be_new, wal_options) = (directory.is_new(), options.wal.clone());
+        let (wal, clean) = Wal::open(&log_dir, wal_options, needs, start, may_be_new, |record| {
             match replays.get_mut(record.group as usize) {
                 Some(replay) => replay.visit(record),
                 None => Err(OpenError::Damaged {
@@ -100,6 +100,7 @@ impl Embedded {
                 }),
             }
         })?;
+        directory.complete(names)?;
         let checkpointer = Checkpointer::start(wal.clone(), directory.clone())
             .map_err(|source| OpenError::io("start on", path, source))?;
 
@@ -136,7 +137,7 @@ impl Embedded {
         let (state, log) = replay.finish()?;
         let next = log.applied().index + 1;
         let member = Member::new(group, FIRST_MEMBER, state.clone(), log, &trace::logger(name))
-            .map_err(|error| failed(crate::error::chain(&error)))?;
+            .map_err(|error| failed(chain(&error)))?;
         let health = Health::default();
         let mut writer = Writer {
             name: name.into(),
@@ -175,7 +176,7 @@ impl Embedded {
     }
 
     /// What the log did since it was opened.
-    pub(crate) fn log_counts(&self) -> WalCounts {
+    pub(crate) fn log_counts(&self) -> LogCounts {
         self.wal.counts()
     }
 
@@ -186,12 +187,14 @@ impl Embedded {
             outcome = outcome.and(store.shutdown().await);
         }
         let ended = tokio::task::spawn_blocking(move || self.close()).await;
-        outcome.and(ended.unwrap_or_else(|error| {
-            Err(StoreError::Unavailable {
-                reason: "shutting down failed".into(),
-                source: Some(error.into()),
-            })
-        }))
+        let closed = match ended {
+            Ok(closed) => closed,
+            Err(error) => {
+                let reason = "shutting down was cut short".into();
+                Err(StoreError::Unavailable { reason, source: Some(error.into()) })
+            }
+        };
+        outcome.and(closed)
     }
 
     fn close(&self) -> Result<(), StoreError> {
@@ -253,7 +256,7 @@ impl Store for EmbeddedStore {
 
     fn write(&self, write: Write) -> BoxFuture<'_, Result<Committed, StoreError>> {
         async move {
-            command::check_limits(&write)?;
+            check_limits(&write)?;
             self.ask(|reply| Request::Write(write, reply)).await
         }
         .boxed()

@@ -5,6 +5,8 @@ mod codec;
 mod contract;
 mod embedded;
 pub mod error;
+pub mod etcd;
+mod limits;
 pub mod map;
 pub mod partitions;
 mod ring;

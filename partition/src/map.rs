@@ -30,6 +30,11 @@ pub const SLOTS: u16 = 16_384;
 pub struct Slot(u16);
 
 impl Slot {
+    /// The bucket of that number, if there is one.
+    pub fn new(number: u16) -> Option<Self> {
+        (number < SLOTS).then_some(Self(number))
+    }
+
     /// The bucket's number, below [`SLOTS`].
     pub fn number(self) -> u16 {
         self.0

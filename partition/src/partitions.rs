@@ -1,6 +1,6 @@
 //! All partitions that this process serves, and who lives where.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -8,9 +8,13 @@ use bytes::Bytes;
 use crate::{
     embedded::{Embedded, EmbeddedOptions},
     error::OpenError,
+    etcd::{EtcdConfig, EtcdStore},
     map::{PartitionMap, ShardKey},
+    ring::RingLimits,
     store::{Change, Collection, Durability, Expect, ReadAt, Store, StoreError, Write},
 };
+
+pub use crate::wal::LogCounts;
 
 /// The partition that holds the partition map. Holds no tenant's objects.
 pub const META: &str = "meta";
@@ -28,6 +32,34 @@ pub struct PartitionsConfig {
 pub enum StoreConfig {
     /// In this process, named `p1` to `pn`.
     Embedded { partitions: u16 },
+    /// One etcd cluster each. The first one also holds the partition map.
+    Etcd { partitions: Vec<EtcdPartition> },
+}
+
+/// A partition in an etcd cluster.
+#[derive(Debug, Clone)]
+pub struct EtcdPartition {
+    pub name: String,
+    pub etcd: EtcdConfig,
+}
+
+impl StoreConfig {
+    /// Reads `NAME=URL[,URL..][;NAME=URL..]`, for clusters without TLS files and users.
+    pub fn parse_etcd(text: &str) -> Result<Self, OpenError> {
+        let partition = |part: &str| {
+            let (name, urls) = part.split_once('=')?;
+            let endpoints: Vec<_> = urls.split(',').map(|url| url.trim().to_owned()).collect();
+            let known = |url: &String| url.starts_with("http://") || url.starts_with("https://");
+            let valid = !name.trim().is_empty() && endpoints.iter().all(known);
+            let etcd = EtcdConfig::plain(endpoints);
+            valid.then(|| EtcdPartition { name: name.trim().into(), etcd })
+        };
+        let partitions = text.split(';').map(partition).collect::<Option<_>>();
+        let partitions = partitions.ok_or_else(|| OpenError::Config {
+            what: format!("{text:?} is not of the form NAME=URL[,URL..][;NAME=URL..]"),
+        })?;
+        Ok(Self::Etcd { partitions })
+    }
 }
 
 /// See the module.
@@ -50,7 +82,11 @@ impl std::fmt::Debug for Partitions {
 #[derive(Debug)]
 enum Backend {
     Embedded(Arc<Embedded>),
+    Etcd,
 }
+
+/// Where the partition map lies, beside the objects of the first partition.
+const META_PREFIX: &str = "/insula-meta";
 
 impl Partitions {
     /// Opens every partition, reads what they hold, and finds out who lives where.
@@ -60,6 +96,7 @@ impl Partitions {
                 let names: Vec<_> = (1..=partitions).map(|n| format!("p{n}")).collect();
                 Self::open_embedded(config.data_dir, names, EmbeddedOptions::default()).await
             }
+            StoreConfig::Etcd { partitions } => Self::open_etcd(partitions).await,
         }
     }
 
@@ -79,6 +116,23 @@ impl Partitions {
         stores.extend(embedded.stores().iter().map(|store| store.clone() as Arc<dyn Store>));
         let meta = stores.remove(0);
         Self::assemble(Backend::Embedded(embedded), meta, names, stores).await
+    }
+
+    async fn open_etcd(partitions: Vec<EtcdPartition>) -> Result<Self, OpenError> {
+        let names: Vec<_> = partitions.iter().map(|partition| partition.name.clone()).collect();
+        check_names(&names)?;
+        check_apart(&partitions)?;
+        let Some(first) = partitions.first() else {
+            return Err(OpenError::Config { what: "no etcd was given".into() });
+        };
+        let meta = EtcdConfig { prefix: META_PREFIX.into(), ..first.etcd.clone() };
+        let meta = EtcdStore::open(META, &meta, RingLimits::default()).await?;
+        let open = partitions.iter().map(|partition| {
+            EtcdStore::open(&partition.name, &partition.etcd, RingLimits::default())
+        });
+        let stores = futures::future::try_join_all(open).await?;
+        let stores = stores.into_iter().map(|store| Arc::new(store) as Arc<dyn Store>).collect();
+        Self::assemble(Backend::Etcd, Arc::new(meta), names, stores).await
     }
 
     async fn assemble(
@@ -144,11 +198,34 @@ impl Partitions {
         }
     }
 
+    /// Writes down the state of every embedded partition, so that the next start has less to
+    /// replay. An etcd takes care of this itself.
+    pub async fn checkpoint(&self) -> Result<(), StoreError> {
+        if let Backend::Embedded(embedded) = &self.backend {
+            for store in embedded.stores() {
+                store.checkpoint().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the embedded partitions' log did since it was opened; `None` with etcd.
+    pub fn log_counts(&self) -> Option<LogCounts> {
+        match &self.backend {
+            Backend::Embedded(embedded) => Some(embedded.log_counts()),
+            Backend::Etcd => None,
+        }
+    }
+
     /// Flushes and ends all partitions. Later calls on them fail `Unavailable`.
     pub async fn shutdown(&self) -> Result<(), StoreError> {
-        match &self.backend {
-            Backend::Embedded(embedded) => embedded.clone().shutdown().await,
+        if let Backend::Embedded(embedded) = &self.backend {
+            return embedded.clone().shutdown().await;
         }
+        for store in self.stores.iter().chain([&self.meta]) {
+            store.shutdown().await?;
+        }
+        Ok(())
     }
 }
 
@@ -177,6 +254,25 @@ fn check_names(names: &[String]) -> Result<(), OpenError> {
         }
         None => Ok(()),
     }
+}
+
+/// Two partitions must not share their keys.
+fn check_apart(partitions: &[EtcdPartition]) -> Result<(), OpenError> {
+    let mut places = BTreeSet::new();
+    for EtcdPartition { name, etcd } in partitions {
+        let prefix = etcd.prefix.trim_matches('/');
+        if prefix.is_empty() || prefix == META_PREFIX.trim_matches('/') {
+            let what = format!("partition {name} cannot have prefix {:?}", etcd.prefix);
+            return Err(OpenError::Config { what });
+        }
+        for endpoint in &etcd.endpoints {
+            if !places.insert((endpoint.trim_end_matches('/'), prefix)) {
+                let what = format!("partition {name} shares {endpoint} {prefix} with another");
+                return Err(OpenError::Config { what });
+            }
+        }
+    }
+    Ok(())
 }
 
 fn map_collection() -> Collection {
@@ -241,6 +337,7 @@ mod tests {
     use crate::{
         contract::{pods, put},
         embedded::tests::options,
+        etcd::tests::Server,
         store::Revision,
     };
 
@@ -289,6 +386,52 @@ mod tests {
         partitions.pin("acme", None).await.unwrap();
         assert_ne!(partitions.store_for(&tenant("acme")).0, other);
         partitions.shutdown().await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn partitions_in_etcd() {
+        let servers = [Server::start(), Server::start()];
+        let config = |names: &[&str]| {
+            let partitions = names.iter().zip(&servers).map(|(name, server)| EtcdPartition {
+                name: (*name).into(),
+                etcd: server.config(),
+            });
+            let store = StoreConfig::Etcd { partitions: partitions.collect() };
+            PartitionsConfig { data_dir: PathBuf::new(), store }
+        };
+        let partitions = Partitions::open(config(&["east", "west"])).await.unwrap();
+        let home = partitions.store_for(&tenant("acme")).0.to_owned();
+        let other = partitions.names().iter().find(|name| **name != home).unwrap().clone();
+        partitions.pin("acme", Some(&other)).await.unwrap();
+        let (_, store) = partitions.store_for(&tenant("acme"));
+        put(&*store, "a", "1").await;
+        partitions.shutdown().await.unwrap();
+
+        let partitions = Partitions::open(config(&["east", "west"])).await.unwrap();
+        let (name, store) = partitions.store_for(&tenant("acme"));
+        assert_eq!(name, other);
+        assert_eq!(store.read(&pods(), ReadAt::Latest).await.unwrap().len(), 1);
+        partitions.shutdown().await.unwrap();
+
+        let error = Partitions::open(config(&["east"])).await.unwrap_err();
+        assert!(matches!(error, OpenError::Partitions { .. }), "{error}");
+    }
+
+    #[test]
+    fn etcds_on_the_command_line() {
+        let text = "east=http://a:2379,http://b:2379;west=https://c:2379";
+        let StoreConfig::Etcd { partitions } = StoreConfig::parse_etcd(text).unwrap() else {
+            panic!("not etcd");
+        };
+        let found: Vec<_> =
+            partitions.iter().map(|p| (p.name.as_str(), p.etcd.endpoints.len())).collect();
+        assert_eq!(found, [("east", 2), ("west", 1)]);
+        for wrong in ["", "east", "east=", "=http://a", "east=a:2379", "east=http://a;"] {
+            assert!(StoreConfig::parse_etcd(wrong).is_err(), "{wrong}");
+        }
+        let twice = StoreConfig::parse_etcd("a=http://x:1;b=http://x:1/").unwrap();
+        let StoreConfig::Etcd { partitions } = twice else { panic!("not etcd") };
+        assert!(check_apart(&partitions).is_err());
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -139,6 +139,11 @@ impl State {
         }
     }
 
+    /// Fails after [`State::close`].
+    pub(crate) fn check_open(&self) -> Result<(), StoreError> {
+        self.contents.read().check_open()
+    }
+
     /// Names of the collections with live values, in order.
     pub(crate) fn collections(&self) -> Result<Vec<Collection>, StoreError> {
         let contents = self.contents.read();

@@ -100,13 +100,13 @@ impl WalError {
     }
 }
 
-/// What the log did since it was opened.
+/// What the process's write-ahead log did since it was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct WalCounts {
+pub struct LogCounts {
     /// Batches written.
-    pub(crate) batches: u64,
+    pub batches: u64,
     /// Flushes for batches: fdatasync calls on a segment in use.
-    pub(crate) flushes: u64,
+    pub flushes: u64,
 }
 
 /// What one group appends at once, indivisibly.
@@ -198,22 +198,25 @@ impl Wal {
     /// Reads the log in `dir` from segment `from` on, handing every record to `visit`, and makes
     /// it ready to go on. Says also whether the log had been closed in good order.
     ///
+    /// An empty directory is an error unless the log `may_be_new`.
     /// `needs` has the oldest segment that each group still needs; what is older goes.
     pub(crate) fn open<E: From<WalError>>(
         dir: &Path,
         options: WalOptions,
         needs: BTreeMap<GroupId, u64>,
         from: u64,
+        may_be_new: bool,
         mut visit: impl FnMut(Record<'_>) -> Result<(), E>,
     ) -> Result<(Arc<Self>, bool), E> {
         let disk = &*options.disk;
         let mut standing = BTreeMap::new();
-        let tail = recover::recover(disk, dir, from, options.segment_bytes, |record| {
-            if record.kind == frame::Kind::Standing {
-                standing.insert(record.group, record.payload.to_vec());
-            }
-            visit(record)
-        })?;
+        let tail =
+            recover::recover(disk, dir, from, may_be_new, options.segment_bytes, |record| {
+                if record.kind == frame::Kind::Standing {
+                    standing.insert(record.group, record.payload.to_vec());
+                }
+                visit(record)
+            })?;
         let clean = tail.clean;
         let keeper = Arc::new(Keeper::new(tail.retired));
         let has_spare = tail.spare.is_some();
@@ -320,18 +323,11 @@ impl Wal {
         self.options.segment_bytes
     }
 
-    pub(crate) fn counts(&self) -> WalCounts {
-        WalCounts {
+    pub(crate) fn counts(&self) -> LogCounts {
+        LogCounts {
             batches: self.batches.load(Ordering::Relaxed),
             flushes: self.flushes.load(Ordering::Relaxed),
         }
-    }
-
-    /// Why nothing can be written now, if so.
-    pub(crate) fn failure(&self) -> Option<WalError> {
-        let queue = self.queue.lock();
-        let full = || queue.full.1.clone().map(WalError::Full);
-        queue.broken.clone().or_else(full)
     }
 
     /// `group` no longer needs what lies before `segment`.

@@ -138,7 +138,11 @@ pub(super) fn job_duration(object: &Value) -> Value {
 }
 
 pub(super) fn suspend(object: &Value) -> Value {
-    if at(object, "spec.suspend") == Some(&Value::Bool(true)) { "True".into() } else { "False".into() }
+    if at(object, "spec.suspend") == Some(&Value::Bool(true)) {
+        "True".into()
+    } else {
+        "False".into()
+    }
 }
 
 pub(super) fn active_jobs(object: &Value) -> Value {
@@ -284,9 +288,18 @@ mod tests {
     #[test]
     fn durations_read_as_kubectls() {
         let cases = [
-            (5, "5s"), (119, "119s"), (120, "2m"), (130, "2m10s"), (601, "10m"),
-            (10_800, "3h"), (11_000, "3h3m"), (30_000, "8h"), (172_800, "2d"),
-            (176_400, "2d1h"), (700_000, "8d"), (63_072_000, "2y"),
+            (5, "5s"),
+            (119, "119s"),
+            (120, "2m"),
+            (130, "2m10s"),
+            (601, "10m"),
+            (10_800, "3h"),
+            (11_000, "3h3m"),
+            (30_000, "8h"),
+            (172_800, "2d"),
+            (176_400, "2d1h"),
+            (700_000, "8d"),
+            (63_072_000, "2y"),
         ];
         for (seconds, expected) in cases {
             assert_eq!(human(seconds), expected, "{seconds}");

@@ -134,13 +134,21 @@ pub(super) fn of(resource: &Resource) -> &'static [Column] {
                 wide("External-IP", Computed(cells::node_external_ip)),
                 wide("OS-Image", Path("status.nodeInfo.osImage", "<unknown>")),
                 wide("Kernel-Version", Path("status.nodeInfo.kernelVersion", "<unknown>")),
-                wide("Container-Runtime", Path("status.nodeInfo.containerRuntimeVersion", "<unknown>")),
+                wide(
+                    "Container-Runtime",
+                    Path("status.nodeInfo.containerRuntimeVersion", "<unknown>"),
+                ),
             ];
             IT
         }
         ("", "events") => {
             const IT: &[Column] = &[
-                Column { name: "Last Seen", kind: "string", priority: 0, cell: Computed(cells::event_last_seen) },
+                Column {
+                    name: "Last Seen",
+                    kind: "string",
+                    priority: 0,
+                    cell: Computed(cells::event_last_seen),
+                },
                 text("Type", Path("type", "")),
                 text("Reason", Path("reason", "")),
                 text("Object", Computed(cells::event_object)),
@@ -153,9 +161,9 @@ pub(super) fn of(resource: &Resource) -> &'static [Column] {
             ];
             IT
         }
-        ("", "namespaces") | ("", "persistentvolumes") | ("insula.io", "partitions" | "tenants") => {
-            status_columns(&resource.name)
-        }
+        ("", "namespaces")
+        | ("", "persistentvolumes")
+        | ("insula.io", "partitions" | "tenants") => status_columns(&resource.name),
         ("", "secrets") => {
             const IT: &[Column] =
                 &[NAME, text("Type", Path("type", "")), count("Data", Computed(cells::data)), AGE];
@@ -205,7 +213,8 @@ pub(super) fn of(resource: &Resource) -> &'static [Column] {
             IT
         }
         ("rbac.authorization.k8s.io", "roles" | "clusterroles") => {
-            const IT: &[Column] = &[NAME, text("Created At", Path("metadata.creationTimestamp", ""))];
+            const IT: &[Column] =
+                &[NAME, text("Created At", Path("metadata.creationTimestamp", ""))];
             IT
         }
         ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => {
@@ -238,7 +247,8 @@ pub(super) fn of(resource: &Resource) -> &'static [Column] {
             IT
         }
         _ => {
-            const IT: &[Column] = &[NAME, text("Created At", Path("metadata.creationTimestamp", ""))];
+            const IT: &[Column] =
+                &[NAME, text("Created At", Path("metadata.creationTimestamp", ""))];
             IT
         }
     }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 /// How much of each object goes along with its row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum IncludeObject {
+pub(crate) enum IncludeObject {
     None,
     Metadata,
     Object,
@@ -20,7 +20,7 @@ pub enum IncludeObject {
 
 impl IncludeObject {
     /// The `includeObject` parameter; metadata if it is absent.
-    pub fn parse(text: Option<&str>) -> crate::error::Result<Self> {
+    pub(crate) fn parse(text: Option<&str>) -> crate::error::Result<Self> {
         match text {
             None | Some("Metadata") => Ok(Self::Metadata),
             Some("None") => Ok(Self::None),
@@ -55,7 +55,7 @@ pub(crate) enum Cell {
 }
 
 /// A `meta.k8s.io/v1` Table of `objects`, which are of `resource`.
-pub fn table(
+pub(crate) fn table(
     resource: &Resource,
     objects: &[Value],
     include: IncludeObject,
@@ -139,9 +139,19 @@ mod tests {
     #[test]
     fn a_row_has_a_cell_for_each_column() {
         for resource in insula_api::resources::built_in() {
-            let made = table(resource, &[json!({"metadata": {"name": "x"}})], IncludeObject::Metadata, &json!({}));
+            let made = table(
+                resource,
+                &[json!({"metadata": {"name": "x"}})],
+                IncludeObject::Metadata,
+                &json!({}),
+            );
             let columns = made["columnDefinitions"].as_array().unwrap().len();
-            assert_eq!(made["rows"][0]["cells"].as_array().unwrap().len(), columns, "{}", resource.name);
+            assert_eq!(
+                made["rows"][0]["cells"].as_array().unwrap().len(),
+                columns,
+                "{}",
+                resource.name
+            );
             assert_eq!(made["rows"][0]["cells"][0], "x", "{}", resource.name);
         }
     }

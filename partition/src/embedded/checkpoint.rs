@@ -127,7 +127,6 @@ pub(crate) fn write(
     image: &Image,
     mut description: Description,
 ) -> Result<Description, CheckpointError> {
-    fs::create_dir_all(dir)?;
     let target = path(dir, &description);
     if target.exists() {
         // Nothing was applied since.

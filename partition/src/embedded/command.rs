@@ -17,7 +17,7 @@
 
 use crate::{
     codec::{Reader, put_bytes, put_text},
-    store::{Change, Durability, Expect, Revision, StoreError, Write},
+    store::{Change, Durability, Expect, Revision, Write},
 };
 
 /// Changes with the layout above.
@@ -30,15 +30,6 @@ const PUT: u8 = 1;
 const DELETE: u8 = 2;
 const SKIP: u8 = 3;
 const COMPACT: u8 = 4;
-
-/// Longest key, in bytes. A tenant, a namespace and a name fit thrice.
-pub(crate) const MAX_KEY: usize = 2048;
-
-/// Longest collection name, in bytes.
-pub(crate) const MAX_COLLECTION: usize = 512;
-
-/// Largest value, in bytes: what etcd takes in one request by default.
-pub(crate) const MAX_VALUE: usize = 3 << 19;
 
 /// One command, borrowed from the entry that holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,7 +58,7 @@ impl Batch {
         self.data.len()
     }
 
-    /// Adds a write that passed [`check_limits`].
+    /// Adds a write that passed [`crate::limits::check_limits`].
     pub(crate) fn write(&mut self, write: &Write) {
         let (kind, value) = match &write.change {
             Change::Put(value) => (PUT, Some(value)),
@@ -114,23 +105,6 @@ impl Batch {
                 self.data.extend_from_slice(&revision.0.to_le_bytes());
             }
         }
-    }
-}
-
-/// Refuses what the layout or the partition's limits do not take.
-pub(crate) fn check_limits(write: &Write) -> Result<(), StoreError> {
-    let value = match &write.change {
-        Change::Put(value) => value.len(),
-        Change::Delete => 0,
-    };
-    let sizes = [
-        (write.collection.as_str().len(), MAX_COLLECTION),
-        (write.key.len(), MAX_KEY),
-        (value, MAX_VALUE),
-    ];
-    match sizes.into_iter().find(|(size, limit)| limit < size) {
-        Some((size, limit)) => Err(StoreError::TooLarge { size, limit }),
-        None => Ok(()),
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! LOCK           held by the process that has the directory open
-//! FORMAT         JSON: the format's number and the partitions' names
+//! FORMAT         JSON: the format's number, the partitions' names, whether the log was made
 //! log/           the write-ahead log
 //! checkpoints/   one directory per partition
 //! ```
@@ -26,30 +26,58 @@ pub(crate) struct Directory {
     path: PathBuf,
     /// Locked as long as the file is open, or until it is released.
     lock: File,
+    is_new: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Format {
     format: u32,
     partitions: Vec<String>,
+    /// False until the first start has made the log: a log that is missing after that is lost.
+    complete: bool,
 }
 
 impl Directory {
     /// Locks `path`, made if it is not there, for the given partitions.
     pub(crate) fn open(path: &Path, partitions: &[String]) -> Result<Self, OpenError> {
-        fs::create_dir_all(path).map_err(|source| OpenError::io("create", path, source))?;
+        let failed = |source| OpenError::io("create", path, source);
+        fs::create_dir_all(path).map_err(failed)?;
         let lock = lock(path)?;
-        let directory = Self { path: path.into(), lock };
+        let mut directory = Self { path: path.into(), lock, is_new: true };
         match directory.read_format()? {
-            Some(found) if found != partitions => {
-                Err(OpenError::Partitions { found, asked: partitions.to_vec() })
+            Some(found) if found.partitions != partitions => {
+                let found = found.partitions;
+                return Err(OpenError::Partitions { found, asked: partitions.to_vec() });
             }
-            Some(_) => Ok(directory),
-            None => {
-                directory.write_format(partitions)?;
-                Ok(directory)
-            }
+            Some(found) => directory.is_new = !found.complete,
+            None => directory.write_format(partitions, false)?,
         }
+        directory.create_parts(partitions).map_err(failed)?;
+        Ok(directory)
+    }
+
+    /// Makes the directories in it, durably: a file is lost if the way to it is.
+    fn create_parts(&self, partitions: &[String]) -> io::Result<()> {
+        fs::create_dir_all(self.log())?;
+        for partition in partitions {
+            fs::create_dir_all(self.checkpoints(partition))?;
+        }
+        sync(&self.path.join("checkpoints"))?;
+        sync(&self.path)?;
+        match self.path.canonicalize()?.parent() {
+            Some(parent) => sync(parent),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether this may be the first start: there need be no log yet.
+    pub(crate) fn is_new(&self) -> bool {
+        self.is_new
+    }
+
+    /// The log has been made; from now on there must be one.
+    pub(crate) fn complete(&self, partitions: &[String]) -> Result<(), OpenError> {
+        if self.is_new { self.write_format(partitions, true) } else { Ok(()) }
     }
 
     /// Lets others use the directory. Nothing in it may be touched after this.
@@ -65,12 +93,12 @@ impl Directory {
         self.path.join("checkpoints").join(partition)
     }
 
-    /// The partitions of the data in here. `None` if there is none yet.
-    fn read_format(&self) -> Result<Option<Vec<String>>, OpenError> {
+    /// What is in here. `None` if nothing is yet.
+    fn read_format(&self) -> Result<Option<Format>, OpenError> {
         let path = self.path.join("FORMAT");
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
-            // The format is written before anything else.
+            // It is written before anything else.
             Err(error) if error.kind() == io::ErrorKind::NotFound && !self.log().exists() => {
                 return Ok(None);
             }
@@ -83,14 +111,14 @@ impl Directory {
             let (dir, found) = (self.path.clone(), number.to_string());
             return Err(OpenError::Format { dir, found, ours: FORMAT });
         }
-        let format: Format = serde_json::from_value(value)
-            .map_err(|error| OpenError::Damaged { what: format!("{}: {error}", path.display()) })?;
-        Ok(Some(format.partitions))
+        serde_json::from_value(value)
+            .map(Some)
+            .map_err(|error| OpenError::Damaged { what: format!("{}: {error}", path.display()) })
     }
 
-    fn write_format(&self, partitions: &[String]) -> Result<(), OpenError> {
+    fn write_format(&self, partitions: &[String], complete: bool) -> Result<(), OpenError> {
         let path = self.path.join("FORMAT");
-        let format = Format { format: FORMAT, partitions: partitions.to_vec() };
+        let format = Format { format: FORMAT, partitions: partitions.to_vec(), complete };
         let failed = |source| OpenError::io("write", &path, source);
         let mut text = serde_json::to_vec(&format).map_err(|error| failed(error.into()))?;
         text.push(b'\n');

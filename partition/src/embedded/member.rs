@@ -159,7 +159,8 @@ impl Member {
         self.node.tick();
     }
 
-    /// Another member's message.
+    /// Another member's message. Members of a process meet only in tests yet.
+    #[cfg(test)]
     pub(crate) fn step(&mut self, message: Message) -> Result<(), MemberError> {
         Ok(self.node.step(message)?)
     }

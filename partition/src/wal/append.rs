@@ -100,24 +100,16 @@ impl Active {
         Ok(())
     }
 
-    /// Goes on in the next segment, which begins with what stands. All that is left behind is
-    /// made durable first, so that only the last segment can have a torn end.
+    /// Goes on in the next segment. All that is left behind is made durable first, so that only
+    /// the last segment can have a torn end.
     fn next_segment(&mut self, wal: &Wal) -> Result<(), WalError> {
         self.flush(wal).map_err(|error| WalError::Broken(Arc::new(error)))?;
         let segment = self.segment + 1;
         let file = wal.next_segment(segment).map_err(classify)?;
         let size = file.metadata().map_err(classify)?.len();
-        let header =
-            SegmentHeader { segment, first_batch: self.batch + 1, previous_end: self.offset };
-        self.buffer.clear();
-        self.buffer.extend_from_slice(&header.encode());
-        let start = frame::begin_batch(&mut self.buffer);
-        for (&group, payload) in &self.standing {
-            let record = Record { group, kind: Kind::Standing, payload };
-            frame::put_record(&mut self.buffer, record);
-        }
-        let number = self.batch + 1;
-        frame::finish_batch(&mut self.buffer, start, segment, number, self.durable, 0);
+        let (first_batch, previous_end) = (self.batch + 1, self.offset);
+        let header = SegmentHeader { segment, first_batch, previous_end, size };
+        encode_beginning(&mut self.buffer, &header, self.durable, &self.standing);
         if let Err(error) = wal.options.disk.write_at(&file, &self.buffer, 0) {
             wal.keeper.offer(segment, file);
             return Err(classify(error));
@@ -126,11 +118,28 @@ impl Active {
         self.segment = segment;
         self.size = size;
         self.offset = self.buffer.len() as u64;
-        self.batch = number;
+        self.batch = first_batch;
+        wal.batches.fetch_add(1, Ordering::Relaxed);
         wal.segment.store(segment, Ordering::Release);
         wal.keeper.want(segment + 1);
-        Ok(())
+        self.flush(wal).map_err(|error| WalError::Broken(Arc::new(error)))
     }
+}
+
+/// A segment's header and its first batch, which holds what stands.
+pub(super) fn encode_beginning(
+    out: &mut Vec<u8>,
+    header: &SegmentHeader,
+    durable: u64,
+    standing: &BTreeMap<GroupId, Vec<u8>>,
+) {
+    out.clear();
+    out.extend_from_slice(&header.encode());
+    let start = frame::begin_batch(out);
+    for (&group, payload) in standing {
+        frame::put_record(out, Record { group, kind: Kind::Standing, payload });
+    }
+    frame::finish_batch(out, start, header.segment, header.first_batch, durable, 0);
 }
 
 /// Space comes back; whatever else a disk says does not.

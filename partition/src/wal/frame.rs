@@ -1,8 +1,8 @@
 //! How the log looks on disk: segments of batches of records.
 //!
 //! ```text
-//! segment header (64): magic 8 | segment u64 | first batch u64 | previous end u64 | zero | check u64
-//! batch header   (40): magic 4 | body length u32 | number u64 | durable u64 | flags u32 | zero | check u64
+//! segment header (64): magic 8 | segment u64 | first batch u64 | previous end u64 | size u64 | zero | check u64
+//! batch header   (40): magic 4 | body length u32 | number u64 | durable u64 | flags u32 | tag u32 | check u64
 //! body:                records, padded with zeros to a multiple of 8
 //! record:              group u32 | kind u8 | length u32 | payload
 //! ```
@@ -12,7 +12,10 @@
 //! # Invariants
 //!
 //! * Checksums are seeded with the segment's number, so nothing that a recycled file held before
-//!   can pass for a batch of its new life.
+//!   can pass for a batch of its new life. The tag, the number's lower half, tells a torn batch
+//!   from the remains of a former life.
+//! * A segment begins with a batch that is flushed together with its header before any other is
+//!   written. So a batch further on proves that the header was once there.
 //! * Batches are numbered without gaps through all segments.
 //! * `durable` names the newest batch that was known to be on stable storage when this one was
 //!   written. A bad batch that a later one calls durable was damaged; any other bad batch at the
@@ -116,6 +119,8 @@ pub(crate) struct SegmentHeader {
     pub(crate) first_batch: u64,
     /// Where the previous segment's batches end.
     pub(crate) previous_end: u64,
+    /// Bytes that the file has. It never shrinks.
+    pub(crate) size: u64,
 }
 
 impl SegmentHeader {
@@ -125,6 +130,7 @@ impl SegmentHeader {
         out[8..16].copy_from_slice(&self.segment.to_le_bytes());
         out[16..24].copy_from_slice(&self.first_batch.to_le_bytes());
         out[24..32].copy_from_slice(&self.previous_end.to_le_bytes());
+        out[32..40].copy_from_slice(&self.size.to_le_bytes());
         let check = checksum(self.segment, &[&out[..SEGMENT_HEADER - 8]]);
         out[SEGMENT_HEADER - 8..].copy_from_slice(&check.to_le_bytes());
         out
@@ -141,6 +147,7 @@ impl SegmentHeader {
             segment,
             first_batch: number(header, 16)?,
             previous_end: number(header, 24)?,
+            size: number(header, 32)?,
         })
     }
 }
@@ -185,6 +192,7 @@ pub(crate) fn finish_batch(
     batch[8..16].copy_from_slice(&number.to_le_bytes());
     batch[16..24].copy_from_slice(&durable.to_le_bytes());
     batch[24..28].copy_from_slice(&flags.to_le_bytes());
+    batch[28..32].copy_from_slice(&tag(segment));
     let check = checksum(segment, &[&batch[..32], &batch[BATCH_HEADER..]]);
     batch[32..40].copy_from_slice(&check.to_le_bytes());
 }
@@ -208,6 +216,16 @@ pub(crate) fn batch_at(data: &[u8], offset: usize, segment: u64) -> Option<Batch
         flags: u32::from_le_bytes(*flags),
         body: &batch[BATCH_HEADER..],
     })
+}
+
+/// Whether a batch of `segment` was at least begun at `offset`.
+pub(crate) fn is_begun(data: &[u8], offset: usize, segment: u64) -> bool {
+    let Some(batch) = data.get(offset..) else { return false };
+    batch.starts_with(&BATCH_MAGIC) && batch.get(28..32) == Some(&tag(segment)[..])
+}
+
+fn tag(segment: u64) -> [u8; 4] {
+    (segment as u32).to_le_bytes()
 }
 
 /// Offsets from `from` on where a whole batch of `segment` lies, wherever the ones before end.
@@ -280,8 +298,9 @@ mod tests {
         }
 
         #[test]
-        fn a_segment_header_reads_back(segment in any::<u64>(), first_batch in any::<u64>(), previous_end in any::<u64>()) {
-            let header = SegmentHeader { segment, first_batch, previous_end };
+        fn a_segment_header_reads_back(numbers in any::<[u64; 4]>()) {
+            let [segment, first_batch, previous_end, size] = numbers;
+            let header = SegmentHeader { segment, first_batch, previous_end, size };
             prop_assert_eq!(SegmentHeader::decode(&header.encode(), segment), Some(header));
             prop_assert_eq!(SegmentHeader::decode(&header.encode(), segment.wrapping_add(1)), None);
         }

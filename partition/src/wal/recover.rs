@@ -2,12 +2,14 @@
 //! or the machine went down is cut off, and what was damaged since is reported.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     path::{Path, PathBuf},
 };
 
 use super::{
     WalError,
+    append::encode_beginning,
     disk::Disk,
     frame::{self, Record, SegmentHeader},
     segment,
@@ -20,7 +22,7 @@ pub(crate) struct Tail {
     pub(crate) segment: u64,
     pub(crate) size: u64,
     pub(crate) offset: u64,
-    /// Number of the newest batch; 0 if there never was one.
+    /// Number of the newest batch.
     pub(crate) batch: u64,
     /// The log was closed in good order: nothing that was handed out can be missing.
     pub(crate) clean: bool,
@@ -37,20 +39,21 @@ struct Segment {
     data: Vec<u8>,
 }
 
-/// Reads all batches from segment `from` on, in order. An empty directory is a new log.
+/// Reads all batches from segment `from` on, in order. If the log `may_be_new`, there may be none.
 ///
 /// `visit` sees each record once, in the order of the log.
 pub(crate) fn recover<E: From<WalError>>(
     disk: &dyn Disk,
     dir: &Path,
     from: u64,
+    may_be_new: bool,
     segment_bytes: u64,
     mut visit: impl FnMut(Record<'_>) -> Result<(), E>,
 ) -> Result<Tail, E> {
     let listing = segment::list(dir).map_err(|source| WalError::io("read the log", dir, source))?;
     let segments: Vec<_> = listing.segments.iter().copied().filter(|n| from <= *n).collect();
     let oldest = listing.segments.first().copied().unwrap_or(from);
-    if segments.is_empty() && listing.segments.is_empty() && from <= 1 {
+    if listing.segments.is_empty() && may_be_new {
         return Ok(create(disk, dir, segment_bytes, listing.retired)?);
     }
     if segments.first() != Some(&from) {
@@ -58,7 +61,14 @@ pub(crate) fn recover<E: From<WalError>>(
         return Err(WalError::Damaged { what }.into());
     }
 
-    let mut current = open(dir, from)?.ok_or_else(|| header_damage(dir, from))?;
+    let mut current = match open(dir, from)? {
+        Some(segment) => segment,
+        // The log's very first moments.
+        None if may_be_new && segments == [1] => {
+            return Ok(create(disk, dir, segment_bytes, listing.retired)?);
+        }
+        None => return Err(damage(dir, from, 0).into()),
+    };
     let mut batch = current.header.first_batch.wrapping_sub(1);
     let mut clean = false;
     let mut numbers = segments.iter().copied().skip(1).peekable();
@@ -102,7 +112,7 @@ pub(crate) fn recover<E: From<WalError>>(
             None => {
                 let spare = numbers.next();
                 if let Some(unknown) = numbers.next() {
-                    return Err(header_damage(dir, unknown - 1).into());
+                    return Err(damage(dir, unknown - 1, 0).into());
                 }
                 let torn = cut(disk, dir, &current, offset, batch)?;
                 let spare = spare.map(|spare| writable(dir, spare)).transpose()?;
@@ -134,15 +144,17 @@ fn create(
 ) -> Result<Tail, WalError> {
     let failed = |source| WalError::io("create", &segment::path(dir, 1), source);
     let file = segment::prepare(disk, dir, 1, segment_bytes, None).map_err(failed)?;
-    let header = SegmentHeader { segment: 1, first_batch: 1, previous_end: 0 };
-    disk.write_at(&file, &header.encode(), 0).map_err(failed)?;
+    let header = SegmentHeader { segment: 1, first_batch: 1, previous_end: 0, size: segment_bytes };
+    let mut beginning = Vec::new();
+    encode_beginning(&mut beginning, &header, 0, &BTreeMap::new());
+    disk.write_at(&file, &beginning, 0).map_err(failed)?;
     disk.sync_data(&file).map_err(failed)?;
     Ok(Tail {
         file,
         segment: 1,
         size: segment_bytes,
-        offset: frame::SEGMENT_HEADER as u64,
-        batch: 0,
+        offset: beginning.len() as u64,
+        batch: 1,
         clean: true,
         spare: None,
         retired,
@@ -155,19 +167,15 @@ fn open(dir: &Path, number: u64) -> Result<Option<Segment>, WalError> {
     let path = segment::path(dir, number);
     let data = fs::read(&path).map_err(|source| WalError::io("read", &path, source))?;
     if let Some(header) = SegmentHeader::decode(&data, number) {
+        if (data.len() as u64) < header.size {
+            return Err(damage(dir, number, data.len()));
+        }
         return Ok(Some(Segment { header, data }));
     }
-    // The header and the first batch are flushed together: a whole batch that a later one calls
-    // durable proves that the header was there.
-    let first = frame::find_batches(&data, frame::SEGMENT_HEADER, number).next();
-    match first {
-        Some((_, batch))
-            if frame::find_batches(&data, frame::SEGMENT_HEADER, number)
-                .any(|(_, later)| batch.number <= later.durable) =>
-        {
-            Err(header_damage(dir, number))
-        }
-        _ => Ok(None),
+    // The first batch is flushed together with the header, so it proves nothing.
+    match frame::find_batches(&data, frame::SEGMENT_HEADER + 1, number).next() {
+        Some(_) => Err(damage(dir, number, 0)),
+        None => Ok(None),
     }
 }
 
@@ -195,28 +203,25 @@ fn cut(
     if damaged {
         return Err(damage(dir, number, offset));
     }
-    let rest = &segment.data[offset..];
-    let torn = rest.starts_with(b"iBat")
+    let torn = frame::is_begun(&segment.data, offset, number)
         || frame::find_batches(&segment.data, offset, number).next().is_some();
-    if rest.iter().all(|byte| *byte == 0) {
+    if !torn {
         return Ok(false);
     }
-    if torn {
-        tracing::warn!(
-            segment = %path.display(),
-            offset,
-            batch = lost,
-            "cut off a write that was under way when the log ended"
-        );
-    }
+    tracing::warn!(
+        segment = %path.display(),
+        offset,
+        batch = lost,
+        "cut off a write that was under way when the log ended"
+    );
     // Cleared rather than left: a whole batch behind the torn one must never come back to life
     // when the space before it is written again.
     let file = writable(dir, number)?;
-    let zeros = vec![0; rest.len()];
+    let zeros = vec![0; segment.data.len() - offset];
     disk.write_at(&file, &zeros, offset as u64)
         .and_then(|()| disk.sync_data(&file))
         .map_err(|source| WalError::io("clear the tail of", &path, source))?;
-    Ok(torn)
+    Ok(true)
 }
 
 fn writable(dir: &Path, number: u64) -> Result<File, WalError> {
@@ -231,8 +236,4 @@ fn writable(dir: &Path, number: u64) -> Result<File, WalError> {
 fn damage(dir: &Path, number: u64, offset: usize) -> WalError {
     let path = segment::path(dir, number);
     WalError::Damaged { what: format!("log segment {} at offset {offset}", path.display()) }
-}
-
-fn header_damage(dir: &Path, number: u64) -> WalError {
-    damage(dir, number, 0)
 }
