@@ -118,7 +118,7 @@ impl Front {
 async fn logs_and_commands_of_a_pod() {
     let lab = Lab::start().await;
     let front = Front::start(&lab).await;
-    let counter = "echo one; echo two >&2; trap 'exit 0' TERM; while :; do sleep 0.1; done";
+    let counter = "echo one; echo two; trap 'exit 0' TERM; while :; do sleep 0.1; done";
     let once = "if [ -e /keep/x ]; then echo second; sleep 1000; fi; touch /keep/x; echo first";
     let mut again = shell_container("again", once);
     again["volumeMounts"] = json!([{"name": "keep", "mountPath": "/keep"}]);

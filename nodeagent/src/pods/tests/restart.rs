@@ -20,6 +20,13 @@ async fn an_agent_that_restarts_disturbs_nothing() {
     lab.wait(&orphan, "ready", is_ready).await;
     lab.stop_agent().await;
     lab.cluster.delete_at_once(orphan.uid());
+    // What a pod leaves that ended before it had a sandbox.
+    let leftovers =
+        [lab.config.pod_dir("0-0"), lab.config.pod_logs_dir.join("acme_default_gone_0-0")];
+    let others = lab.config.pod_logs_dir.join("others");
+    for path in leftovers.iter().chain([&others]) {
+        std::fs::create_dir_all(path.join("c")).unwrap();
+    }
     let n_patches = lab.cluster.n_patches();
 
     lab.start_agent();
@@ -29,6 +36,7 @@ async fn an_agent_that_restarts_disturbs_nothing() {
         }
     };
     tokio::time::timeout(PATIENCE, gone).await.expect("the orphan goes");
+    assert!(leftovers.iter().all(|it| !it.exists()) && others.exists());
     let after = lab.cluster.get(pod.uid()).unwrap();
     assert_eq!(container_id(&after, "c"), container_id(&before, "c"));
     assert_eq!(lab.cluster.n_patches(), n_patches, "nothing to tell");
