@@ -55,6 +55,14 @@ pub fn yaml(schema: &Schema, root: Option<TypeId>, body: &[u8]) -> Result<Decode
     Ok(Decoded { value, findings: context.findings })
 }
 
+/// Checks a value that was put together here (by a patch) as if it had been sent.
+pub fn value(schema: &Schema, root: Option<TypeId>, raw: Value) -> Result<Decoded, DecodeError> {
+    let mut context = Context::new(schema);
+    let seed = Node { context: &mut context, shape: root_shape(root), owner: "" };
+    let value = seed.deserialize(raw).map_err(|error| DecodeError(error.to_string()))?;
+    Ok(Decoded { value, findings: context.findings })
+}
+
 fn root_shape(root: Option<TypeId>) -> &'static Shape {
     // Shapes of roots are made once per type and leaked never: the few variants are static.
     static ANY: Shape = Shape::Any;

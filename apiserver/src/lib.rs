@@ -1,1 +1,202 @@
-//! The HTTP front: authentication, authorization, admission, registry, watch.
+//! The HTTP front of the cloud: authentication, authorization, admission, registry, watch.
+//!
+//! A request's way is `gate` (who, where, may) -> `handlers` (read, write, watch, streams), which
+//! are the same for every resource; what differs is data in `insula-api` and few functions in
+//! [`strategy`] and [`admission`].
+
+mod admission;
+mod answer;
+pub mod body;
+mod bootstrap;
+mod call;
+mod delete;
+mod discovery;
+pub mod error;
+mod gate;
+mod handlers;
+pub mod identity;
+mod matcher;
+mod metrics;
+mod node_proxy;
+mod openapi;
+mod partitions_view;
+pub mod pki;
+mod rbac;
+mod read;
+mod registry;
+mod request;
+mod revision;
+mod serve;
+mod strategy;
+mod subresources;
+mod table;
+pub mod tokens;
+mod validate;
+mod version;
+mod watch;
+mod write;
+
+use std::sync::Arc;
+
+use insula_api::names::TenantName;
+use insula_partition::{partitions::Partitions, store::ReadAt};
+use serde_json::Value;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    call::Call,
+    error::{ApiError, Result},
+    identity::Identity,
+    node_proxy::Dialer,
+    rbac::{Attributes, Policies, Policy, Rule},
+    registry::{Registry, Whose},
+    tokens::Keys,
+};
+
+pub use crate::serve::{ServeError, Tls};
+
+/// What a server is made of.
+#[derive(Debug)]
+pub struct ServerConfig {
+    pub partitions: Arc<Partitions>,
+    pub keys: Keys,
+    /// Trusts the CA and presents the server's client certificate to node agents.
+    pub node_tls: Arc<rustls::ClientConfig>,
+    /// `host:port` under which clients reach this server.
+    pub advertise: String,
+    /// Ends watches and streams when cancelled.
+    pub shutdown: CancellationToken,
+}
+
+/// One API server.
+#[derive(Debug)]
+pub struct Server {
+    pub(crate) partitions: Arc<Partitions>,
+    pub(crate) registry: Registry,
+    pub(crate) policies: Policies,
+    pub(crate) keys: Keys,
+    pub(crate) dialer: Dialer,
+    pub(crate) advertise: String,
+    pub(crate) metrics: metrics::Metrics,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) shutdown: CancellationToken,
+}
+
+impl Server {
+    /// Prepares the platform's own tenant and is then ready to answer.
+    pub async fn start(config: ServerConfig) -> Result<Arc<Self>> {
+        let server = Arc::new(Self {
+            partitions: config.partitions,
+            registry: Registry::built_in(),
+            policies: Policies::default(),
+            keys: config.keys,
+            dialer: Dialer::new(config.node_tls),
+            advertise: config.advertise,
+            metrics: metrics::Metrics::default(),
+            tasks: TaskTracker::new(),
+            shutdown: config.shutdown,
+        });
+        bootstrap::system(&server).await?;
+        Ok(server)
+    }
+
+    /// Waits for connections, watches and streams to end. Call after cancelling `shutdown`.
+    pub async fn drain(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// Reads one object of a built-in resource.
+    pub(crate) async fn find(
+        &self,
+        tenant: &TenantName,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Value>> {
+        let Some(served) = self.registry.any_version(group, resource) else { return Ok(None) };
+        let (_, store) = served.place(&self.partitions, tenant, namespace, name);
+        let snapshot = store.read(&served.collection, ReadAt::Latest).await?;
+        let entry = snapshot.get(&registry::key(tenant, namespace, name));
+        entry.map(|it| serde_json::from_slice(&it.value).map_err(ApiError::internal)).transpose()
+    }
+
+    /// The rules of the tenant that `identity` belongs to.
+    async fn policy_of(&self, tenant: &TenantName) -> Result<Arc<Policy>> {
+        let key = match tenant.is_system() {
+            true => insula_partition::map::ShardKey::System,
+            false => insula_partition::map::ShardKey::Tenant(tenant.as_str().to_owned()),
+        };
+        let (_, store) = self.partitions.store_for(&key);
+        Ok(self.policies.of(tenant, &*store).await?)
+    }
+
+    /// The rules that the caller is judged by.
+    pub(crate) async fn policy_for(&self, call: &Call) -> Result<Arc<Policy>> {
+        self.policy_of(&call.identity.tenant).await
+    }
+
+    /// Whether `identity` may do `attributes` to objects of `whose`.
+    ///
+    /// Users of a tenant are judged by its rules, in it alone. Users of the platform are judged
+    /// by the platform's cluster-wide rules wherever they go.
+    pub(crate) async fn may(
+        &self,
+        identity: &Identity,
+        whose: &Whose,
+        attributes: &Attributes,
+    ) -> Result<bool> {
+        if identity.is_superuser() {
+            return Ok(true);
+        }
+        let at_home = whose.tenant() == Some(&identity.tenant);
+        if !at_home && !identity.tenant.is_system() {
+            return Ok(false);
+        }
+        let policy = self.policy_of(&identity.tenant).await?;
+        let namespace = if at_home { attributes.namespace.as_str() } else { "" };
+        Ok(policy.rules(identity, namespace).any(|rule| rule.allows(attributes)))
+    }
+
+    /// Whether the caller may also do `verb` on an RBAC resource.
+    pub(crate) async fn allows(
+        &self,
+        call: &Call,
+        verb: &str,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<bool> {
+        let attributes = Attributes {
+            verb: verb.into(),
+            group: "rbac.authorization.k8s.io".into(),
+            resource: resource.into(),
+            namespace: namespace.into(),
+            name: name.into(),
+            ..Attributes::default()
+        };
+        self.may(&call.identity, &call.whose, &attributes).await
+    }
+
+    /// The rules of a role in `tenant`; none if it does not exist.
+    pub(crate) async fn role_rules(
+        &self,
+        tenant: &TenantName,
+        kind: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Vec<Rule>> {
+        let policy = self.policy_of(tenant).await?;
+        Ok(policy.role(kind, namespace, name).unwrap_or_default().to_vec())
+    }
+
+    /// Judges a second verb on the object of a call that was let in for another.
+    pub(crate) async fn authorize_verb(&self, call: &Call, verb: &str) -> Result<()> {
+        let attributes = gate::attributes(call, verb);
+        if self.may(&call.identity, &call.whose, &attributes).await? {
+            return Ok(());
+        }
+        Err(gate::denied(&call.identity, &attributes))
+    }
+}

@@ -1,2 +1,37 @@
 //! The one binary: every process of an Insula cloud.
-fn main() {}
+
+mod cli;
+mod data_dir;
+mod kubeconfig;
+mod logging;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::cli::{Cli, Command};
+
+// Many small objects of many sizes: measured, it keeps the process smaller than the system's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    logging::start();
+    let ran = match cli.command {
+        Command::Up(options) => up::run(&options),
+        Command::Kubeconfig(options) => kubeconfig::run(&options),
+        Command::Completion { shell } => {
+            cli::completion(shell);
+            Ok(())
+        }
+    };
+    match ran {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            cli::fail(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

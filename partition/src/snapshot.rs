@@ -47,6 +47,12 @@ impl Snapshot {
             .take_while(move |(key, _)| key.starts_with(prefix))
     }
 
+    /// Whether both views hold the very same entries, told by identity: what was derived from one
+    /// is good for the other. May be false for views that happen to be equal.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.entries.ptr_eq(&other.entries)
+    }
+
     pub fn len(&self) -> usize {
         self.entries.len()
     }

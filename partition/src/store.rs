@@ -18,7 +18,7 @@
 //! The one thing the store knows about a value is where its revision is written, see
 //! [`crate::value`].
 
-use std::{fmt, sync::Arc};
+use std::{borrow::Borrow, fmt, sync::Arc};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -60,8 +60,20 @@ impl Collection {
         valid.then(|| Self(text.into()))
     }
 
+    /// Takes over a name that [`Collection::as_str`] printed before it was stored.
+    pub(crate) fn of(name: &str) -> Self {
+        Self(name.into())
+    }
+
     /// The name as it appears in keys and logs.
     pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Equal names hash and order alike, so maps of collections can be asked with a plain string.
+impl Borrow<str> for Collection {
+    fn borrow(&self) -> &str {
         &self.0
     }
 }
@@ -212,8 +224,8 @@ pub enum StoreError {
     #[error("revision {requested} is in the future; the newest is {newest}")]
     Future { requested: Revision, newest: Revision },
 
-    /// The value is larger than a partition takes.
-    #[error("value of {size} bytes exceeds the limit of {limit}")]
+    /// The value, or the key, is larger than a partition takes.
+    #[error("{size} bytes exceed the limit of {limit}")]
     TooLarge { size: usize, limit: usize },
 
     /// The call may or may not have taken effect. Safe to repeat for guarded writes.

@@ -17,7 +17,7 @@
 //!   quotes inside a JSON string are escaped.
 //! * A value without the marker in its head (not an object of ours) is kept as it is.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 
 use crate::store::Revision;
 
@@ -35,13 +35,38 @@ fn digits_at(value: &[u8]) -> Option<usize> {
 
 /// `value` with `revision` in the place of the one it holds, which may be empty.
 pub fn with_revision(value: &Bytes, revision: Revision) -> Bytes {
-    let Some(start) = digits_at(value) else { return value.clone() };
-    let digits = value[start..].iter().take_while(|byte| byte.is_ascii_digit()).count();
-    let mut out = BytesMut::with_capacity(value.len() + 20);
-    out.put_slice(&value[..start]);
-    out.put_slice(revision.0.to_string().as_bytes());
-    out.put_slice(&value[start + digits..]);
-    out.freeze()
+    spliced(value, revision).map_or_else(|| value.clone(), Bytes::from)
+}
+
+/// As [`with_revision`], but always in memory of its own, so that it pins no larger buffer.
+pub(crate) fn own_with_revision(value: &[u8], revision: Revision) -> Bytes {
+    spliced(value, revision).map_or_else(|| Bytes::copy_from_slice(value), Bytes::from)
+}
+
+/// The capacity is exact: a full `Vec` becomes `Bytes` without a second allocation.
+fn spliced(value: &[u8], revision: Revision) -> Option<Vec<u8>> {
+    let start = digits_at(value)?;
+    let old = value[start..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let mut buffer = [0; 20];
+    let digits = decimal(revision.0, &mut buffer);
+    let mut out = Vec::with_capacity(value.len() - old + digits.len());
+    out.extend_from_slice(&value[..start]);
+    out.extend_from_slice(digits);
+    out.extend_from_slice(&value[start + old..]);
+    Some(out)
+}
+
+/// `number` in decimal, at the end of `buffer`, which fits every `u64`.
+fn decimal(mut number: u64, buffer: &mut [u8; 20]) -> &[u8] {
+    let mut at = buffer.len();
+    loop {
+        at -= 1;
+        buffer[at] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            return &buffer[at..];
+        }
+    }
 }
 
 #[cfg(test)]
@@ -73,12 +98,20 @@ mod tests {
     }
 
     #[test]
+    fn writes_the_extremes() {
+        for revision in [0, 9, 10, u64::MAX] {
+            check(
+                r#"{"metadata":{"resourceVersion":""}}"#,
+                revision,
+                &format!(r#"{{"metadata":{{"resourceVersion":"{revision}"}}}}"#),
+            );
+        }
+    }
+
+    #[test]
     fn leaves_other_values_alone() {
-        check(
-            r#"{"a":"\"metadata\":{\"resourceVersion\":\"\""}"#,
-            1,
-            r#"{"a":"\"metadata\":{\"resourceVersion\":\"\""}"#,
-        );
+        let escaped = r#"{"a":"\"metadata\":{\"resourceVersion\":\"\""}"#;
+        check(escaped, 1, escaped);
         check("", 1, "");
     }
 }

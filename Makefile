@@ -1,0 +1,39 @@
+# Thin: it calls cargo and install/. Build artefacts stay outside the checkout.
+CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/insula/target
+export CARGO_TARGET_DIR
+INSULA := $(CARGO_TARGET_DIR)/release/insula
+DATA_DIR ?= run
+
+.PHONY: help deps build install run test lint docs bench
+
+help:
+	@echo "make run    install what is needed, build, and run a cloud in ./$(DATA_DIR)"
+	@echo "make test   everything that is tested"
+	@echo "make deps   system packages, containerd and the test images (root; safe to repeat)"
+	@echo "make install  put the insula command into /usr/local/bin"
+	@echo "make lint | docs | bench"
+
+deps:
+	@install/deps.sh
+
+build:
+	cargo build --release --locked -p insula
+
+install: build
+	install -m 755 $(INSULA) /usr/local/bin/insula
+
+run: deps install
+	exec $(INSULA) up --data-dir $(DATA_DIR)
+
+test: deps
+	cargo test --workspace --locked
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+docs:
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+
+bench: deps
+	cargo run --release --locked -p insula-partition --example bench

@@ -1,0 +1,63 @@
+//! Response bodies.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http_body::Frame;
+use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
+use tokio::sync::mpsc;
+
+/// Why a streamed body broke off.
+pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
+/// The body of every answer of this server.
+pub type Body = UnsyncBoxBody<Bytes, BodyError>;
+
+/// A body that is known whole.
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never: Infallible| match never {}).boxed_unsync()
+}
+
+/// No body.
+pub fn empty() -> Body {
+    full(Bytes::new())
+}
+
+/// The writing end of a streamed body.
+#[derive(Debug, Clone)]
+pub struct Sender(mpsc::Sender<Bytes>);
+
+impl Sender {
+    /// False if the reader is gone.
+    pub async fn send(&self, bytes: Bytes) -> bool {
+        self.0.send(bytes).await.is_ok()
+    }
+
+    /// Returns when the reader is gone.
+    pub async fn closed(&self) {
+        self.0.closed().await;
+    }
+}
+
+/// A body that is written while it is read; it ends when the sender is dropped.
+pub fn channel() -> (Sender, Body) {
+    let (sender, receiver) = mpsc::channel(4);
+    (Sender(sender), Receiver(receiver).boxed_unsync())
+}
+
+struct Receiver(mpsc::Receiver<Bytes>);
+
+impl http_body::Body for Receiver {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.0.poll_recv(context).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+    }
+}

@@ -1,0 +1,292 @@
+//! What a tenant begins with: namespaces of the platform, default roles and bindings.
+
+use std::collections::BTreeMap;
+
+use insula_api::{names::TenantName, object, time};
+use insula_partition::store::{Change, Durability, Expect, ReadAt, StoreError, Write};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    Server,
+    error::{ApiError, Result},
+    identity::{Identity, NODES},
+    registry,
+};
+
+const TABLE: &str = include_str!("../../api/tables/default-rbac.tsv");
+const GROUP: &str = "rbac.authorization.k8s.io";
+/// Default cluster roles that every tenant has; the platform has all of them.
+const FOR_TENANTS: &[&str] = &[
+    "admin",
+    "cluster-admin",
+    "edit",
+    "view",
+    "system:aggregate-to-admin",
+    "system:aggregate-to-edit",
+    "system:aggregate-to-view",
+    "system:basic-user",
+    "system:discovery",
+    "system:public-info-viewer",
+];
+
+/// Chooses the partition of a new tenant and writes it into its status.
+pub(crate) fn place(server: &Server, name: &TenantName, it: &mut Value) -> Result<()> {
+    let wanted = object::text(it, &["spec", "partition"]).to_owned();
+    if !wanted.is_empty() && !server.partitions.names().iter().any(|known| **known == *wanted) {
+        let value = Value::from(wanted.as_str());
+        let known: Vec<&str> = server.partitions.names().iter().map(|it| &**it).collect();
+        let error = crate::error::FieldError::unsupported("spec.partition", &value, &known);
+        return Err(ApiError::invalid("insula.io", "Tenant", name.as_str(), &[error]));
+    }
+    let key = insula_partition::map::ShardKey::Tenant(name.as_str().to_owned());
+    let partition = match wanted.is_empty() {
+        true => server.partitions.store_for(&key).0.to_owned(),
+        false => wanted,
+    };
+    it["status"]["partition"] = partition.into();
+    Ok(())
+}
+
+/// Writes what a new tenant begins with. Safe to repeat.
+pub(crate) async fn tenant(server: &Server, it: &Value) -> Result<()> {
+    let tenant = TenantName::parse(object::name(it)).map_err(ApiError::internal)?;
+    let wanted = object::text(it, &["spec", "partition"]);
+    if !wanted.is_empty() {
+        server.partitions.pin(tenant.as_str(), Some(wanted)).await.map_err(ApiError::internal)?;
+    }
+    let roles = default_rbac()
+        .into_iter()
+        .filter(|it| FOR_TENANTS.contains(&object::name(it)) && !is_of_namespace(it));
+    for role in roles {
+        put(server, &tenant, role).await?;
+    }
+    let admins = it["spec"].get("admins").cloned().unwrap_or_else(|| json!([]));
+    let binding = json!({
+        "apiVersion": format!("{GROUP}/v1"), "kind": "ClusterRoleBinding",
+        "metadata": {"name": "tenant-admins"},
+        "roleRef": {"apiGroup": GROUP, "kind": "ClusterRole", "name": "cluster-admin"},
+        "subjects": admins,
+    });
+    put(server, &tenant, binding).await
+}
+
+/// Writes what the platform's own tenant begins with. Done at each start; safe to repeat.
+pub(crate) async fn system(server: &Server) -> Result<()> {
+    let system = TenantName::system();
+    let tenant = json!({
+        "apiVersion": "insula.io/v1", "kind": "Tenant",
+        "metadata": {"name": "system", "generation": 1},
+        "spec": {},
+        "status": {
+            "phase": "Active",
+            "partition": server.partitions.store_for(&insula_partition::map::ShardKey::System).0,
+        },
+    });
+    put(server, &system, tenant).await?;
+    for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
+        put(server, &system, namespace(name)).await?;
+    }
+    for it in default_rbac() {
+        put(server, &system, it).await?;
+    }
+    let nodes = json!({
+        "apiVersion": format!("{GROUP}/v1"), "kind": "ClusterRoleBinding",
+        "metadata": {"name": "insula:nodes"},
+        "roleRef": {"apiGroup": GROUP, "kind": "ClusterRole", "name": "system:node"},
+        "subjects": [{"kind": "Group", "apiGroup": GROUP, "name": NODES}],
+    });
+    put(server, &system, nodes).await?;
+    // A crash may have come between a Tenant and what it begins with.
+    if let Some(served) = server.registry.get("insula.io", "v1", "tenants") {
+        let (_, store) = served.place(&server.partitions, &system, "", "");
+        let tenants = store.read(&served.collection, ReadAt::Latest).await?;
+        for (_, entry) in tenants.range("system/", None) {
+            let it: Value = serde_json::from_slice(&entry.value).map_err(ApiError::internal)?;
+            if object::name(&it) != "system" && !object::is_deleting(&it) {
+                self::tenant(server, &it).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn namespace(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Namespace",
+        "metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}},
+        "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"},
+    })
+}
+
+/// Creates an object that is not there yet.
+async fn put(server: &Server, tenant: &TenantName, mut it: Value) -> Result<()> {
+    let (group, version) = match it["apiVersion"].as_str().unwrap_or_default().split_once('/') {
+        Some((group, version)) => (group.to_owned(), version.to_owned()),
+        None => (String::new(), it["apiVersion"].as_str().unwrap_or_default().to_owned()),
+    };
+    let kind = it["kind"].as_str().unwrap_or_default().to_owned();
+    let served = server
+        .registry
+        .all()
+        .iter()
+        .find(|it| {
+            (&*it.resource.group, &*it.resource.version, &*it.resource.kind)
+                == (&*group, &*version, &*kind)
+        })
+        .cloned()
+        .ok_or_else(|| ApiError::internal(format!("no resource holds {kind}")))?;
+    let (namespace, name) = (object::namespace(&it).to_owned(), object::name(&it).to_owned());
+    let metadata = object::metadata_mut(&mut it);
+    metadata.insert("tenant".into(), tenant.as_str().into());
+    metadata.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());
+    metadata.insert("creationTimestamp".into(), time::now().into());
+    let (_, store) = served.place(&server.partitions, tenant, &namespace, &name);
+    let write = Write {
+        collection: served.collection.clone(),
+        key: registry::key(tenant, &namespace, &name).into(),
+        expect: Expect::Absent,
+        change: Change::Put(object::encode(&it).into()),
+        durability: Durability::Durable,
+    };
+    match store.write(write).await {
+        Ok(_) | Err(StoreError::Conflict { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A tenant takes new objects only while it is there and not going.
+///
+/// While it is going, the platform still may write, so that clean-up can finish.
+pub(crate) async fn check_tenant_lives(
+    server: &Server,
+    tenant: &TenantName,
+    caller: &Identity,
+) -> Result<()> {
+    let found = find_tenant(server, tenant).await?;
+    let Some(found) = found else {
+        return Err(ApiError::not_found("insula.io", "tenants", tenant.as_str()));
+    };
+    if object::is_deleting(&found) && !caller.tenant.is_system() {
+        let why = "the tenant is being terminated";
+        return Err(ApiError::forbidden("insula.io", "tenants", tenant.as_str(), why));
+    }
+    Ok(())
+}
+
+/// Reads a Tenant object.
+pub(crate) async fn find_tenant(server: &Server, tenant: &TenantName) -> Result<Option<Value>> {
+    let Some(served) = server.registry.get("insula.io", "v1", "tenants") else { return Ok(None) };
+    let system = TenantName::system();
+    let key = registry::key(&system, "", tenant.as_str());
+    let (_, store) = served.place(&server.partitions, &system, "", tenant.as_str());
+    let mut found = store.read(&served.collection, ReadAt::Any).await?.get(&key).cloned();
+    if found.is_none() {
+        found = store.read(&served.collection, ReadAt::Latest).await?.get(&key).cloned();
+    }
+    found.map(|it| serde_json::from_slice(&it.value).map_err(ApiError::internal)).transpose()
+}
+
+fn is_of_namespace(it: &Value) -> bool {
+    !object::namespace(it).is_empty()
+}
+
+/// The default roles and bindings of the table, as objects.
+fn default_rbac() -> Vec<Value> {
+    let mut objects: BTreeMap<(String, String, String), Value> = BTreeMap::new();
+    let list =
+        |text: &str| -> Value { text.split(',').map(Value::from).collect::<Vec<_>>().into() };
+    for line in TABLE.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
+        let mut columns = [""; 9];
+        for (slot, column) in columns.iter_mut().zip(line.split('\t')) {
+            *slot = column;
+        }
+        let [kind, namespace, name, labels, groups, resources, names, urls, verbs] = columns;
+        let key = (kind.to_owned(), namespace.to_owned(), name.to_owned());
+        let it = objects.entry(key).or_insert_with(|| {
+            let mut metadata = json!({
+                "name": name,
+                "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"},
+                "annotations": {"rbac.authorization.kubernetes.io/autoupdate": "true"},
+            });
+            if !namespace.is_empty() {
+                metadata["namespace"] = namespace.into();
+            }
+            json!({"apiVersion": format!("{GROUP}/v1"), "kind": kind, "metadata": metadata})
+        });
+        if kind.ends_with("Binding") {
+            bind(it, labels, groups);
+            continue;
+        }
+        for (key, value) in labels.split(',').filter_map(|pair| pair.split_once('=')) {
+            it["metadata"]["labels"][key] = value.into();
+        }
+        if let Some(selectors) = groups.strip_prefix("aggregates ") {
+            if let Ok(selectors) = serde_json::from_str::<Value>(selectors) {
+                it["aggregationRule"] = json!({ "clusterRoleSelectors": selectors });
+                it["rules"] = json!([]);
+            }
+            continue;
+        }
+        let mut rule = Map::new();
+        rule.insert("verbs".into(), list(verbs));
+        if urls.is_empty() {
+            rule.insert("apiGroups".into(), list(groups));
+            rule.insert("resources".into(), list(resources));
+            if !names.is_empty() {
+                rule.insert("resourceNames".into(), list(names));
+            }
+        } else {
+            rule.insert("nonResourceURLs".into(), list(urls));
+        }
+        match it.get_mut("rules").and_then(Value::as_array_mut) {
+            Some(rules) => rules.push(rule.into()),
+            None => it["rules"] = json!([rule]),
+        }
+    }
+    objects.into_values().collect()
+}
+
+/// A binding's row: `Kind:name` of the role, then its subjects, each `Kind:namespace:name`.
+fn bind(it: &mut Value, role: &str, subjects: &str) {
+    let (kind, name) = role.split_once(':').unwrap_or(("ClusterRole", role));
+    it["roleRef"] = json!({"apiGroup": GROUP, "kind": kind, "name": name});
+    let subjects: Vec<Value> = subjects
+        .split(',')
+        .filter_map(|subject| {
+            let mut parts = subject.splitn(3, ':');
+            let (kind, namespace, name) = (parts.next()?, parts.next()?, parts.next()?);
+            Some(match kind {
+                "ServiceAccount" => json!({"kind": kind, "namespace": namespace, "name": name}),
+                _ => json!({"kind": kind, "apiGroup": GROUP, "name": name}),
+            })
+        })
+        .collect();
+    it["subjects"] = subjects.into();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_makes_roles_and_bindings() {
+        let all = default_rbac();
+        let find = |kind: &str, name: &str| {
+            all.iter().find(|it| it["kind"] == kind && object::name(it) == name).cloned().unwrap()
+        };
+        let admin = find("ClusterRole", "cluster-admin");
+        assert_eq!(
+            admin["rules"][0],
+            json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]})
+        );
+        assert_eq!(admin["rules"][1], json!({"verbs": ["*"], "nonResourceURLs": ["*"]}));
+        assert!(find("ClusterRole", "edit")["aggregationRule"].is_object());
+        let binding = find("ClusterRoleBinding", "cluster-admin");
+        assert_eq!(binding["roleRef"]["name"], "cluster-admin");
+        assert_eq!(
+            binding["subjects"][0],
+            json!({"kind": "Group", "apiGroup": GROUP, "name": "system:masters"})
+        );
+        assert!(all.iter().all(|it| it["subjects"].as_array().is_none_or(|it| !it.is_empty())));
+    }
+}

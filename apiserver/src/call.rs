@@ -1,0 +1,133 @@
+//! One authorized request for a resource: what the handlers get.
+
+use std::sync::Arc;
+
+use http::HeaderMap;
+use insula_api::{
+    decode,
+    names::TenantName,
+    path::ResourcePath,
+    proto,
+    schema::{Gvk, Schema},
+};
+use serde_json::Value;
+
+use crate::{
+    error::{ApiError, Result},
+    identity::Identity,
+    registry::{Served, Whose},
+    request::{Accept, Encoding, FieldValidation, Query, body_encoding},
+};
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub(crate) struct Call {
+    pub identity: Identity,
+    pub whose: Whose,
+    pub served: Arc<Served>,
+    pub path: ResourcePath,
+    pub verb: &'static str,
+    pub query: Query,
+    pub accept: Accept,
+    pub headers: HeaderMap,
+}
+
+impl Call {
+    /// The tenant whose objects are meant. Only reads may be about all of them.
+    pub(crate) fn tenant(&self) -> Result<&TenantName> {
+        self.whose.tenant().ok_or_else(|| {
+            ApiError::bad_request(
+                "tenant \"all\" stands for every tenant and can only be listed and watched",
+            )
+        })
+    }
+
+    pub(crate) fn key(&self, name: &str) -> Result<String> {
+        Ok(crate::registry::key(self.tenant()?, &self.namespace(), name))
+    }
+
+    /// The namespace of the object; empty where the resource has none.
+    pub(crate) fn namespace(&self) -> String {
+        if self.served.resource.is_namespaced() {
+            self.path.namespace.clone()
+        } else {
+            String::new()
+        }
+    }
+
+    pub(crate) fn not_found(&self, name: &str) -> ApiError {
+        let resource = &self.served.resource;
+        ApiError::not_found(&resource.group, &resource.name, name)
+    }
+
+    pub(crate) fn modified(&self, name: &str) -> ApiError {
+        let resource = &self.served.resource;
+        ApiError::modified(&resource.group, &resource.name, name)
+    }
+
+    pub(crate) fn forbidden(&self, name: &str, why: &str) -> ApiError {
+        let resource = &self.served.resource;
+        ApiError::forbidden(&resource.group, &resource.name, name, why)
+    }
+
+    /// Decodes a body that should be a `kind`. Returns it with warnings about its fields.
+    pub(crate) fn decode(&self, kind: &Gvk, body: &[u8]) -> Result<(Value, Vec<String>)> {
+        let schema = Schema::built_in();
+        let validation = FieldValidation::from_query(&self.query)?;
+        let root = schema.by_kind(kind);
+        let decoded = match body_encoding(&self.headers)? {
+            Encoding::Json => decode::json(schema, root, body)?,
+            Encoding::Yaml => decode::yaml(schema, root, body)?,
+            Encoding::Protobuf => {
+                let (found, value) = proto::decode(schema, body, Some(kind))?;
+                if found != *kind {
+                    return Err(wrong_kind(&found, kind));
+                }
+                decode::Decoded { value, findings: Vec::new() }
+            }
+        };
+        let mut value = decoded.value;
+        if !value.is_object() {
+            return Err(ApiError::bad_request("the request body is not an object"));
+        }
+        check_kind(&mut value, kind)?;
+        match validation {
+            FieldValidation::Strict if !decoded.findings.is_empty() => Err(ApiError::bad_request(
+                format!("strict decoding error: {}", decoded.findings.join(", ")),
+            )),
+            FieldValidation::Warn => Ok((value, decoded.findings)),
+            _ => Ok((value, Vec::new())),
+        }
+    }
+}
+
+fn wrong_kind(found: &Gvk, wanted: &Gvk) -> ApiError {
+    ApiError::bad_request(format!(
+        "the API version or kind in the data ({}, {}) does not match the expected ({}, {})",
+        found.api_version(),
+        found.kind,
+        wanted.api_version(),
+        wanted.kind
+    ))
+}
+
+/// A body may leave out its kind; it may not name another.
+fn check_kind(value: &mut Value, kind: &Gvk) -> Result<()> {
+    let api_version = kind.api_version();
+    let found = value["apiVersion"].as_str().unwrap_or_default();
+    if !found.is_empty() && found != api_version {
+        return Err(ApiError::bad_request(format!(
+            "the API version in the data ({found}) does not match the expected API version ({api_version})"
+        )));
+    }
+    let found = value["kind"].as_str().unwrap_or_default();
+    if !found.is_empty() && found != kind.kind {
+        return Err(ApiError::bad_request(format!(
+            "the kind in the data ({found}) does not match the expected kind ({})",
+            kind.kind
+        )));
+    }
+    value["apiVersion"] = api_version.into();
+    value["kind"] = kind.kind.as_str().into();
+    Ok(())
+}

@@ -1,0 +1,287 @@
+//! Deleting: at once, gracefully (pods), or when finalizers let go.
+
+use insula_api::{object, schema::Gvk, time};
+use insula_partition::store::{Change, Expect, ReadAt, StoreError, Write};
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+
+use crate::{
+    Server, admission,
+    call::Call,
+    error::{ApiError, Result},
+    read,
+    request::ListOptions,
+    strategy, write,
+};
+
+/// `metav1.DeleteOptions`, from the body or the query.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Options {
+    grace: Option<i64>,
+    uid: Option<String>,
+    revision: Option<String>,
+    propagation: Option<Propagation>,
+    dry_run: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Propagation {
+    Background,
+    Foreground,
+    Orphan,
+}
+
+const FOREGROUND: &str = "foregroundDeletion";
+const ORPHAN: &str = "orphan";
+const RETRIES: usize = 8;
+
+impl Options {
+    pub(crate) fn parse(call: &Call, body: &[u8]) -> Result<Self> {
+        let mut options = Self { dry_run: call.query.dry_run()?, ..Self::default() };
+        let body = if body.is_empty() {
+            json!({
+                "gracePeriodSeconds": call.query.number("gracePeriodSeconds")?,
+                "propagationPolicy": call.query.get("propagationPolicy"),
+                "orphanDependents": call.query.get("orphanDependents").map(|it| it == "true"),
+            })
+        } else {
+            let mut lenient = call.clone();
+            // A body without kind is fine; unknown fields are the client's business.
+            lenient.query = crate::request::Query::parse(Some("fieldValidation=Ignore"));
+            let kind = Gvk::new("", "v1", "DeleteOptions");
+            let meta = Gvk::new("meta.k8s.io", "v1", "DeleteOptions");
+            match lenient.decode(&kind, body) {
+                Ok((value, _)) => value,
+                Err(error) => lenient.decode(&meta, body).map(|it| it.0).map_err(|_| error)?,
+            }
+        };
+        options.grace = body["gracePeriodSeconds"].as_i64();
+        options.uid = body["preconditions"]["uid"].as_str().map(str::to_owned);
+        options.revision = body["preconditions"]["resourceVersion"].as_str().map(str::to_owned);
+        options.dry_run |= body["dryRun"].as_array().is_some_and(|it| !it.is_empty());
+        let orphan = body["orphanDependents"].as_bool();
+        options.propagation = match (body["propagationPolicy"].as_str(), orphan) {
+            (Some(_), Some(_)) => {
+                let error = crate::error::FieldError::invalid(
+                    "propagationPolicy",
+                    &body["propagationPolicy"],
+                    "orphanDependents and deletionPropagation cannot be both set",
+                );
+                return Err(ApiError::invalid("", "DeleteOptions", "", &[error]));
+            }
+            (Some("Background"), _) | (None, Some(false)) => Some(Propagation::Background),
+            (Some("Foreground"), _) => Some(Propagation::Foreground),
+            (Some("Orphan"), _) | (None, Some(true)) => Some(Propagation::Orphan),
+            (Some(_), None) => {
+                let error = crate::error::FieldError::unsupported(
+                    "propagationPolicy",
+                    &body["propagationPolicy"],
+                    &["Foreground", "Background", "Orphan"],
+                );
+                return Err(ApiError::invalid("", "DeleteOptions", "", &[error]));
+            }
+            (None, None) => None,
+        };
+        Ok(options)
+    }
+}
+
+/// The answer to a delete.
+#[derive(Debug)]
+pub(crate) enum Deleted {
+    /// The object as it is now, or was last.
+    Object(bytes::Bytes),
+    /// It is gone; the `Status` says so.
+    Status(Value),
+}
+
+/// Deletes the object of the path.
+pub(crate) async fn delete(server: &Server, call: &Call, options: &Options) -> Result<Deleted> {
+    delete_named(server, call, &call.path.name, &call.namespace(), options).await
+}
+
+async fn delete_named(
+    server: &Server,
+    call: &Call,
+    name: &str,
+    namespace: &str,
+    options: &Options,
+) -> Result<Deleted> {
+    let resource = &call.served.resource;
+    let tenant = call.tenant()?.clone();
+    let key = crate::registry::key(&tenant, namespace, name);
+    let (_, store) = call.served.place(&server.partitions, &tenant, namespace, name);
+    let mut entry = read::get(&call.served, &*store, &key, name, ReadAt::Latest).await?;
+    for _ in 0..RETRIES {
+        let old: Value = serde_json::from_slice(&entry.value).map_err(ApiError::internal)?;
+        check_preconditions(call, name, &old, options)?;
+        admission::validate(server, call, None, Some(&old)).await?;
+        let mut new = old.clone();
+        let began = begin(call, &mut new, options);
+        if options.dry_run {
+            return Ok(Deleted::Object(entry.value));
+        }
+        let gone = write::is_finished(&new);
+        if !gone && !began {
+            // Already on its way, and this request changes nothing.
+            return Ok(Deleted::Object(entry.value));
+        }
+        let change = if gone { Change::Delete } else { Change::Put(object::encode(&new).into()) };
+        let write = Write {
+            collection: call.served.collection.clone(),
+            key: key.as_str().into(),
+            expect: Expect::At(entry.modified),
+            change,
+            durability: call.served.durability(namespace),
+        };
+        match store.write(write).await {
+            Ok(committed) if !gone || strategy::returns_deleted(resource) => {
+                return Ok(Deleted::Object(committed.entry.value));
+            }
+            Ok(_) => {
+                let mut details = json!({
+                    "name": name, "kind": resource.name, "uid": object::uid(&old),
+                });
+                if !resource.group.is_empty() {
+                    details["group"] = resource.group.as_str().into();
+                }
+                return Ok(Deleted::Status(json!({
+                    "kind": "Status", "apiVersion": "v1", "metadata": {},
+                    "status": "Success", "details": details,
+                })));
+            }
+            Err(StoreError::Conflict { found: Some(found), .. }) => entry = found,
+            Err(StoreError::Conflict { found: None, .. }) => return Err(call.not_found(name)),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(call.modified(name))
+}
+
+fn check_preconditions(call: &Call, name: &str, old: &Value, options: &Options) -> Result<()> {
+    let resource = &call.served.resource;
+    let conflict = |what: &str, wanted: &str, found: &str| {
+        let why = format!(
+            "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}"
+        );
+        Err(ApiError::conflict(&resource.group, &resource.name, name, &why))
+    };
+    if let Some(uid) = &options.uid
+        && uid != object::uid(old)
+    {
+        return conflict("UID", uid, object::uid(old));
+    }
+    if let Some(revision) = &options.revision
+        && revision != object::meta_str(old, "resourceVersion")
+    {
+        return conflict("ResourceVersion", revision, object::meta_str(old, "resourceVersion"));
+    }
+    Ok(())
+}
+
+/// Marks `it` as being deleted. False if it was so already, just as this request wants it.
+fn begin(call: &Call, it: &mut Value, options: &Options) -> bool {
+    let before = object::metadata(it).clone();
+    let resource = &call.served.resource;
+    // What the request says, else what the object already says, else the resource's default.
+    let had = object::finalizers(it);
+    let said = options.propagation.or_else(|| {
+        if had.contains(&ORPHAN) {
+            Some(Propagation::Orphan)
+        } else if had.contains(&FOREGROUND) {
+            Some(Propagation::Foreground)
+        } else {
+            None
+        }
+    });
+    let propagation = said.unwrap_or(if strategy::orphans_by_default(resource) {
+        Propagation::Orphan
+    } else {
+        Propagation::Background
+    });
+    let mut finalizers: Vec<String> = had
+        .iter()
+        .filter(|it| **it != ORPHAN && **it != FOREGROUND)
+        .map(|it| (*it).to_owned())
+        .collect();
+    match propagation {
+        Propagation::Background => (),
+        Propagation::Foreground => finalizers.push(FOREGROUND.into()),
+        Propagation::Orphan => finalizers.push(ORPHAN.into()),
+    }
+    let grace = if resource.group.is_empty() && resource.name == "pods" {
+        pod_grace(it, options.grace)
+    } else {
+        0
+    };
+    let now = Timestamp::now();
+    let already = object::is_deleting(it);
+    let metadata = object::metadata_mut(it);
+    if finalizers.is_empty() {
+        metadata.remove("finalizers");
+    } else {
+        metadata.insert("finalizers".into(), finalizers.into());
+    }
+    let previous = metadata.get("deletionGracePeriodSeconds").and_then(Value::as_i64);
+    // A second delete can only make it sooner.
+    if !already || previous.is_some_and(|previous| grace < previous) {
+        let at = now + SignedDuration::from_secs(grace);
+        metadata.insert("deletionTimestamp".into(), time::seconds(at).into());
+        metadata.insert("deletionGracePeriodSeconds".into(), grace.into());
+        if !already && strategy::tracks_generation(resource) {
+            strategy::bump_generation(it);
+        }
+        if resource.name == "namespaces" {
+            it["status"]["phase"] = "Terminating".into();
+        }
+        if resource.name == "tenants" {
+            it["status"]["phase"] = "Terminating".into();
+        }
+    }
+    before != *object::metadata(it)
+}
+
+/// Seconds that a pod may still run.
+fn pod_grace(pod: &Value, asked: Option<i64>) -> i64 {
+    let over = matches!(object::text(pod, &["status", "phase"]), "Succeeded" | "Failed");
+    if object::text(pod, &["spec", "nodeName"]).is_empty() || over {
+        return 0;
+    }
+    let of_spec = pod["spec"].get("terminationGracePeriodSeconds").and_then(Value::as_i64);
+    match asked.unwrap_or_else(|| of_spec.unwrap_or(30)) {
+        negative @ ..0 => {
+            let _ = negative;
+            1
+        }
+        seconds => seconds,
+    }
+}
+
+/// Deletes all objects that the path and the selectors name, each by the normal way.
+pub(crate) async fn delete_collection(
+    server: &Server,
+    call: &Call,
+    options: &Options,
+) -> Result<Value> {
+    let list = ListOptions::parse(&call.query, &call.served.resource)?;
+    let namespace = call.namespace();
+    let places = call.served.places(&server.partitions, &call.whose, &namespace);
+    let page = read::list(&call.served, &places, &call.whose, &namespace, &list).await?;
+    let mut items = Vec::with_capacity(page.entries.len());
+    for (key, entry) in &page.entries {
+        let mut parts = key.splitn(3, '/').skip(1);
+        let (namespace, name) =
+            (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        match delete_named(server, call, name, namespace, options).await {
+            Ok(_) => items.push(serde_json::from_slice::<Value>(&entry.value).unwrap_or_default()),
+            // Somebody else was faster; that is what was wanted.
+            Err(error) if error.reason == "NotFound" => (),
+            Err(error) => return Err(error),
+        }
+    }
+    let resource = &call.served.resource;
+    Ok(json!({
+        "kind": format!("{}List", resource.kind), "apiVersion": resource.api_version(),
+        "metadata": {"resourceVersion": page.revision.to_string()}, "items": items,
+    }))
+}

@@ -1,0 +1,193 @@
+//! Discovery: which groups, versions and resources there are, as the caller's tenant sees them.
+
+use std::collections::BTreeMap;
+
+use insula_api::resources::{Resource, Scope};
+use serde_json::{Value, json};
+
+use crate::registry::Registry;
+
+/// Groups in the order that clients resolve short names by; unlisted ones follow, by name.
+const ORDER: &[&str] = &[
+    "",
+    "apiregistration.k8s.io",
+    "apps",
+    "events.k8s.io",
+    "authentication.k8s.io",
+    "authorization.k8s.io",
+    "autoscaling",
+    "batch",
+    "certificates.k8s.io",
+    "networking.k8s.io",
+    "policy",
+    "rbac.authorization.k8s.io",
+    "storage.k8s.io",
+    "admissionregistration.k8s.io",
+    "apiextensions.k8s.io",
+    "scheduling.k8s.io",
+    "coordination.k8s.io",
+    "node.k8s.io",
+    "discovery.k8s.io",
+    "flowcontrol.apiserver.k8s.io",
+    "resource.k8s.io",
+];
+
+/// A group's versions, best first, each with its resources.
+type Groups<'a> = Vec<(&'a str, BTreeMap<&'a str, Vec<&'a Resource>>)>;
+
+/// What one tenant sees of the registry.
+#[derive(Debug)]
+pub(crate) struct Discovery<'a> {
+    groups: Groups<'a>,
+}
+
+/// The media type of the aggregated form.
+pub(crate) const AGGREGATED: &str =
+    "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+
+impl<'a> Discovery<'a> {
+    /// `platform` callers see fleet resources; tenants see only nodes of them.
+    pub(crate) fn new(registry: &'a Registry, platform: bool) -> Self {
+        let mut by_group: BTreeMap<&str, BTreeMap<&str, Vec<&Resource>>> = BTreeMap::new();
+        for served in registry.all() {
+            let resource = &*served.resource;
+            let hidden = resource.scope == Scope::Fleet && resource.name != "nodes";
+            if platform || !hidden {
+                let versions = by_group.entry(&resource.group).or_default();
+                versions.entry(&resource.version).or_default().push(resource);
+            }
+        }
+        let rank = |group: &str| ORDER.iter().position(|it| *it == group).unwrap_or(ORDER.len());
+        let mut groups: Groups<'a> = by_group.into_iter().collect();
+        groups.sort_by_key(|(group, _)| (rank(group), *group));
+        Self { groups }
+    }
+
+    fn group(&self, name: &str) -> Option<&BTreeMap<&'a str, Vec<&'a Resource>>> {
+        self.groups.iter().find(|(group, _)| *group == name).map(|(_, versions)| versions)
+    }
+
+    /// `/api`.
+    pub(crate) fn core_versions(&self, address: &str) -> Value {
+        json!({
+            "kind": "APIVersions", "versions": ["v1"],
+            "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": address}],
+        })
+    }
+
+    /// `/apis`.
+    pub(crate) fn group_list(&self) -> Value {
+        let named = self.groups.iter().filter(|(group, _)| !group.is_empty());
+        let groups: Vec<Value> =
+            named.map(|(group, versions)| group_document(group, versions)).collect();
+        json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
+    }
+
+    /// `/apis/<group>`.
+    pub(crate) fn one_group(&self, name: &str) -> Option<Value> {
+        let mut document = group_document(name, self.group(name)?);
+        document["kind"] = "APIGroup".into();
+        document["apiVersion"] = "v1".into();
+        Some(document)
+    }
+
+    /// `/api/v1` and `/apis/<group>/<version>`.
+    pub(crate) fn resource_list(&self, group: &str, version: &str) -> Option<Value> {
+        let resources = self.group(group)?.get(version)?;
+        let mut list = Vec::new();
+        for resource in resources {
+            let mut entry = json!({
+                "name": resource.name, "singularName": resource.singular,
+                "namespaced": resource.is_namespaced(), "kind": resource.kind,
+                "verbs": resource.verbs,
+            });
+            if !resource.short_names.is_empty() {
+                entry["shortNames"] = json!(resource.short_names);
+            }
+            if !resource.categories.is_empty() {
+                entry["categories"] = json!(resource.categories);
+            }
+            list.push(entry);
+            for sub in &resource.subresources {
+                let mut entry = json!({
+                    "name": format!("{}/{}", resource.name, sub.name), "singularName": "",
+                    "namespaced": resource.is_namespaced(), "kind": sub.kind.kind,
+                    "verbs": sub.verbs,
+                });
+                if (&sub.kind.group, &sub.kind.version) != (&resource.group, &resource.version) {
+                    entry["group"] = sub.kind.group.as_str().into();
+                    entry["version"] = sub.kind.version.as_str().into();
+                }
+                list.push(entry);
+            }
+        }
+        let group_version = insula_api::schema::api_version(group, version);
+        Some(json!({
+            "kind": "APIResourceList", "apiVersion": "v1",
+            "groupVersion": group_version, "resources": list,
+        }))
+    }
+
+    /// `/api` and `/apis` in the aggregated form.
+    pub(crate) fn aggregated(&self, core: bool) -> Value {
+        let wanted = self.groups.iter().filter(|(group, _)| group.is_empty() == core);
+        let items: Vec<Value> = wanted
+            .map(|(group, versions)| {
+                let versions: Vec<Value> = versions
+                    .iter()
+                    .map(|(version, resources)| {
+                        let resources: Vec<Value> =
+                            resources.iter().map(|it| aggregated_resource(it)).collect();
+                        json!({"version": version, "freshness": "Current", "resources": resources})
+                    })
+                    .collect();
+                let metadata = if group.is_empty() { json!({}) } else { json!({"name": group}) };
+                json!({"metadata": metadata, "versions": versions})
+            })
+            .collect();
+        json!({
+            "kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2",
+            "metadata": {}, "items": items,
+        })
+    }
+}
+
+fn group_document(group: &str, versions: &BTreeMap<&str, Vec<&Resource>>) -> Value {
+    let versions: Vec<Value> = versions
+        .keys()
+        .map(|it| json!({"groupVersion": format!("{group}/{it}"), "version": it}))
+        .collect();
+    json!({"name": group, "versions": versions, "preferredVersion": versions.first()})
+}
+
+fn aggregated_resource(resource: &Resource) -> Value {
+    let kind = |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
+    let subresources: Vec<Value> = resource
+        .subresources
+        .iter()
+        .map(|sub| {
+            json!({
+                "subresource": sub.name,
+                "responseKind": kind(&sub.kind.group, &sub.kind.version, &sub.kind.kind),
+                "verbs": sub.verbs,
+            })
+        })
+        .collect();
+    let mut entry = json!({
+        "resource": resource.name,
+        "responseKind": kind(&resource.group, &resource.version, &resource.kind),
+        "scope": if resource.is_namespaced() { "Namespaced" } else { "Cluster" },
+        "singularResource": resource.singular,
+        "verbs": resource.verbs,
+    });
+    if !resource.short_names.is_empty() {
+        entry["shortNames"] = json!(resource.short_names);
+    }
+    if !resource.categories.is_empty() {
+        entry["categories"] = json!(resource.categories);
+    }
+    if !subresources.is_empty() {
+        entry["subresources"] = subresources.into();
+    }
+    entry
+}

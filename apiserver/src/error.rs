@@ -1,0 +1,367 @@
+//! Errors as clients see them: one `metav1.Status`.
+//!
+//! This is the only place that knows which HTTP code a failure has. Layers below have error types
+//! of their own and are turned into [`ApiError`] where their meaning for the request is known.
+
+use http::StatusCode;
+use insula_api::{decode::DecodeError, path::PathError, proto::ProtoError};
+use insula_partition::store::StoreError;
+use serde_json::{Value, json};
+
+/// A refused or failed request.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    pub code: StatusCode,
+    /// Upstream's machine-readable reason, such as `NotFound`.
+    pub reason: &'static str,
+    pub message: String,
+    /// `Status.details`, if the reason has any.
+    pub details: Option<Value>,
+    /// Also sent as `Retry-After`.
+    pub retry_after: Option<u32>,
+    /// `Status.metadata.continue`: where an expired paged list can go on.
+    pub fresh_token: Option<String>,
+}
+
+pub type Result<T, E = ApiError> = std::result::Result<T, E>;
+
+/// One finding of validation: field path, upstream's cause reason, and message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FieldError {
+    pub field: String,
+    pub reason: &'static str,
+    pub message: String,
+}
+
+impl FieldError {
+    pub fn required(field: impl Into<String>, detail: &str) -> Self {
+        let message = if detail.is_empty() {
+            "Required value".into()
+        } else {
+            format!("Required value: {detail}")
+        };
+        Self { field: field.into(), reason: "FieldValueRequired", message }
+    }
+
+    pub fn invalid(field: impl Into<String>, value: &Value, detail: &str) -> Self {
+        let message = format!("Invalid value: {}: {detail}", shown(value));
+        Self { field: field.into(), reason: "FieldValueInvalid", message }
+    }
+
+    pub fn unsupported(field: impl Into<String>, value: &Value, allowed: &[&str]) -> Self {
+        let allowed: Vec<String> = allowed.iter().map(|it| format!("{it:?}")).collect();
+        let message = format!(
+            "Unsupported value: {}: supported values: {}",
+            shown(value),
+            allowed.join(", ")
+        );
+        Self { field: field.into(), reason: "FieldValueNotSupported", message }
+    }
+
+    pub fn forbidden(field: impl Into<String>, detail: &str) -> Self {
+        let message = format!("Forbidden: {detail}");
+        Self { field: field.into(), reason: "FieldValueForbidden", message }
+    }
+
+    pub fn duplicate(field: impl Into<String>, value: &Value) -> Self {
+        let message = format!("Duplicate value: {}", shown(value));
+        Self { field: field.into(), reason: "FieldValueDuplicate", message }
+    }
+
+    pub fn too_long(field: impl Into<String>, limit: usize) -> Self {
+        let message = format!("Too long: may not be more than {limit} bytes");
+        Self { field: field.into(), reason: "FieldValueTooLong", message }
+    }
+}
+
+fn shown(value: &Value) -> String {
+    let text = value.to_string();
+    if text.len() <= 512 { text } else { text.chars().take(512).chain("...".chars()).collect() }
+}
+
+impl ApiError {
+    fn new(code: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            reason,
+            message: message.into(),
+            details: None,
+            retry_after: None,
+            fresh_token: None,
+        }
+    }
+
+    fn about(mut self, group: &str, resource: &str, name: &str) -> Self {
+        let mut details = json!({"kind": resource});
+        if !name.is_empty() {
+            details["name"] = name.into();
+        }
+        if !group.is_empty() {
+            details["group"] = group.into();
+        }
+        self.details = Some(details);
+        self
+    }
+
+    /// `resource` as in `pods`.
+    pub fn not_found(group: &str, resource: &str, name: &str) -> Self {
+        let message = format!("{} \"{name}\" not found", qualified(group, resource));
+        Self::new(StatusCode::NOT_FOUND, "NotFound", message).about(group, resource, name)
+    }
+
+    /// A path under a known group version, or a group version, that means nothing here.
+    pub fn unknown_resource() -> Self {
+        let mut error = Self::new(
+            StatusCode::NOT_FOUND,
+            "NotFound",
+            "the server could not find the requested resource",
+        );
+        error.details = Some(json!({}));
+        error
+    }
+
+    pub fn already_exists(group: &str, resource: &str, name: &str) -> Self {
+        let message = format!("{} \"{name}\" already exists", qualified(group, resource));
+        Self::new(StatusCode::CONFLICT, "AlreadyExists", message).about(group, resource, name)
+    }
+
+    pub fn conflict(group: &str, resource: &str, name: &str, why: &str) -> Self {
+        let message = format!(
+            "Operation cannot be fulfilled on {} \"{name}\": {why}",
+            qualified(group, resource)
+        );
+        Self::new(StatusCode::CONFLICT, "Conflict", message).about(group, resource, name)
+    }
+
+    /// The caller's object is older than the stored one.
+    pub fn modified(group: &str, resource: &str, name: &str) -> Self {
+        Self::conflict(
+            group,
+            resource,
+            name,
+            "the object has been modified; please apply your changes to the latest version and try again",
+        )
+    }
+
+    pub fn invalid(group: &str, kind: &str, name: &str, errors: &[FieldError]) -> Self {
+        let texts: Vec<String> =
+            errors.iter().map(|it| format!("{}: {}", it.field, it.message)).collect();
+        let list = match texts.as_slice() {
+            [one] => one.clone(),
+            many => format!("[{}]", many.join(", ")),
+        };
+        let qualified = if group.is_empty() { kind.to_owned() } else { format!("{kind}.{group}") };
+        let message = format!("{qualified} \"{name}\" is invalid: {list}");
+        let causes: Vec<Value> = errors
+            .iter()
+            .map(|it| json!({"reason": it.reason, "message": it.message, "field": it.field}))
+            .collect();
+        let mut error = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message)
+            .about(group, kind, name);
+        if let Some(details) = &mut error.details {
+            details["causes"] = causes.into();
+        }
+        error
+    }
+
+    pub fn forbidden(group: &str, resource: &str, name: &str, why: &str) -> Self {
+        let named = if name.is_empty() { String::new() } else { format!(" \"{name}\"") };
+        let message = format!("{}{named} is forbidden: {why}", qualified(group, resource));
+        Self::new(StatusCode::FORBIDDEN, "Forbidden", message).about(group, resource, name)
+    }
+
+    /// A denial that says nothing of what the caller may not see.
+    pub fn forbidden_path(user: &str, verb: &str, path: &str) -> Self {
+        let message = format!("forbidden: User {user:?} cannot {verb} path {path:?}");
+        let mut error = Self::new(StatusCode::FORBIDDEN, "Forbidden", message);
+        error.details = Some(json!({}));
+        error
+    }
+
+    pub fn unauthorized() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized")
+    }
+
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "BadRequest", message)
+    }
+
+    pub fn method_not_allowed() -> Self {
+        let mut error = Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "MethodNotAllowed",
+            "the server does not allow this method on the requested resource",
+        );
+        error.details = Some(json!({}));
+        error
+    }
+
+    pub fn not_acceptable() -> Self {
+        Self::new(
+            StatusCode::NOT_ACCEPTABLE,
+            "NotAcceptable",
+            "only the following media types are accepted: application/json, application/yaml",
+        )
+    }
+
+    pub fn unsupported_media_type(supported: &str) -> Self {
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "UnsupportedMediaType",
+            format!(
+                "the body of the request was in an unknown format - accepted media types include: {supported}"
+            ),
+        )
+    }
+
+    pub fn too_large(limit: usize) -> Self {
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "RequestEntityTooLarge",
+            format!("Request entity too large: limit is {limit}"),
+        )
+    }
+
+    pub fn expired(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::GONE, "Expired", message)
+    }
+
+    pub fn timeout(message: impl Into<String>, retry_after: u32) -> Self {
+        let mut error = Self::new(StatusCode::GATEWAY_TIMEOUT, "Timeout", message);
+        error.retry_after = Some(retry_after);
+        error
+    }
+
+    /// The caller's revision has not happened yet.
+    pub fn future_revision(requested: &str, newest: &str) -> Self {
+        let message =
+            format!("Timeout: Too large resource version: {requested}, current: {newest}");
+        let mut error = Self::timeout(message, 1);
+        error.details = Some(json!({"causes": [
+            {"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}
+        ]}));
+        error
+    }
+
+    pub fn too_many_requests(message: impl Into<String>, retry_after: u32) -> Self {
+        let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", message);
+        error.retry_after = Some(retry_after);
+        error
+    }
+
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message);
+        error.retry_after = Some(1);
+        error
+    }
+
+    pub fn bad_gateway(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_GATEWAY, "InternalError", message)
+    }
+
+    pub fn internal(message: impl std::fmt::Display) -> Self {
+        let text = format!("Internal error occurred: {message}");
+        let mut error = Self::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", text);
+        error.details = Some(json!({"causes": [{"message": message.to_string()}]}));
+        error
+    }
+
+    /// The `metav1.Status` document.
+    pub fn status(&self) -> Value {
+        let mut status = json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+            "message": self.message, "reason": self.reason, "code": self.code.as_u16(),
+        });
+        if let Some(details) = &self.details {
+            status["details"] = details.clone();
+        }
+        if let Some(seconds) = self.retry_after {
+            status["details"]["retryAfterSeconds"] = seconds.into();
+        }
+        if let Some(token) = &self.fresh_token {
+            status["metadata"]["continue"] = token.as_str().into();
+        }
+        status
+    }
+}
+
+/// `pods` or `deployments.apps`.
+fn qualified(group: &str, resource: &str) -> String {
+    if group.is_empty() { resource.to_owned() } else { format!("{resource}.{group}") }
+}
+
+impl From<PathError> for ApiError {
+    fn from(error: PathError) -> Self {
+        Self::bad_request(error.to_string())
+    }
+}
+
+impl From<DecodeError> for ApiError {
+    fn from(error: DecodeError) -> Self {
+        Self::bad_request(format!("the object provided is unrecognized: {error}"))
+    }
+}
+
+impl From<ProtoError> for ApiError {
+    fn from(error: ProtoError) -> Self {
+        Self::bad_request(format!("the object provided is unrecognized: {error}"))
+    }
+}
+
+/// Failures of the store whose meaning does not depend on the request.
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match &error {
+            StoreError::Compacted { requested, oldest } => Self::expired(format!(
+                "The resourceVersion for the provided list is too old: {requested} ({oldest})"
+            )),
+            StoreError::Future { requested, newest } => {
+                Self::future_revision(&requested.to_string(), &newest.to_string())
+            }
+            StoreError::TooLarge { limit, .. } => Self::too_large(*limit),
+            StoreError::Conflict { .. } => Self::internal(&error),
+            _ => {
+                // The client learns that it may retry; the operator learns why.
+                tracing::warn!(error = chain(&error), "a partition failed");
+                match &error {
+                    StoreError::Unavailable { reason, .. } => {
+                        Self::unavailable(format!("the storage partition is unavailable: {reason}"))
+                    }
+                    _ => Self::internal("stored data cannot be read; see the server's log"),
+                }
+            }
+        }
+    }
+}
+
+/// An error and each of its causes, separated by `: `.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_upstreams() {
+        let error = ApiError::not_found("apps", "deployments", "web");
+        assert_eq!(error.message, "deployments.apps \"web\" not found");
+        assert_eq!(
+            error.status()["details"],
+            json!({"name": "web", "group": "apps", "kind": "deployments"})
+        );
+        let error =
+            ApiError::invalid("", "Pod", "x", &[FieldError::required("spec.containers", "")]);
+        assert_eq!(error.message, "Pod \"x\" is invalid: spec.containers: Required value");
+        assert_eq!(error.status()["code"], 422);
+    }
+}

@@ -1,0 +1,239 @@
+//! The way to a pod's node: logs, exec, attach and port-forward.
+//!
+//! The server finds the pod's node, opens TLS to its agent and becomes a pipe: for logs of the
+//! answer's body, for the others of the upgraded connection, byte for byte.
+
+use std::{sync::Arc, time::Duration};
+
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Empty};
+use hyper_util::rt::TokioIo;
+use insula_api::object;
+use insula_partition::store::ReadAt;
+use rustls_pki_types::ServerName;
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::{
+    Server,
+    body::{Body, BodyError, empty},
+    call::Call,
+    error::{ApiError, Result, chain},
+    read,
+};
+
+/// How long a node has to accept a connection and to answer with a head.
+const CONNECT: Duration = Duration::from_secs(10);
+const HEAD: Duration = Duration::from_secs(30);
+
+/// Opens connections to node agents.
+pub(crate) struct Dialer {
+    tls: TlsConnector,
+}
+
+impl std::fmt::Debug for Dialer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dialer").finish_non_exhaustive()
+    }
+}
+
+impl Dialer {
+    /// `config` trusts the cluster's CA and presents the server's client certificate.
+    pub(crate) fn new(config: Arc<rustls::ClientConfig>) -> Self {
+        Self { tls: TlsConnector::from(config) }
+    }
+}
+
+/// Answers a request for `log`, `exec`, `attach` or `portforward` of a pod.
+pub(crate) async fn serve(
+    server: &Server,
+    call: &Call,
+    method: Method,
+    upgrade: Option<hyper::upgrade::OnUpgrade>,
+) -> Result<Response<Body>> {
+    let name = &call.path.name;
+    let tenant = call.tenant()?.clone();
+    let namespace = call.namespace();
+    let (_, store) = call.served.place(&server.partitions, &tenant, &namespace, name);
+    let entry = read::get(&call.served, &*store, &call.key(name)?, name, ReadAt::Latest).await?;
+    let pod: Value = serde_json::from_slice(&entry.value).map_err(ApiError::internal)?;
+    let node = object::text(&pod, &["spec", "nodeName"]);
+    if node.is_empty() {
+        return Err(ApiError::bad_request(format!("pod {name} does not have a host assigned")));
+    }
+    let place = match &*call.path.subresource {
+        "portforward" => format!("portForward/{namespace}/{name}"),
+        sub => {
+            let container = container(&pod, call)?;
+            let action = if sub == "log" { "containerLogs" } else { sub };
+            format!("{action}/{namespace}/{name}/{container}")
+        }
+    };
+    let query = query(call, &pod);
+    let uri = format!("/tenants/{tenant}/{place}?{query}");
+    let (address, node_name) = address(server, node).await?;
+    let unreachable = |error: BodyError| {
+        let why = chain(&*error);
+        tracing::warn!(node, error = why, "cannot reach the node's agent");
+        ApiError::bad_gateway(format!("error dialing node {node} at {address}: {why}"))
+    };
+    let stream = tokio::time::timeout(CONNECT, connect(server, &address, &node_name))
+        .await
+        .map_err(|_| ApiError::bad_gateway(format!("node {node} at {address} does not answer")))?
+        .map_err(unreachable)?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| unreachable(error.into()))?;
+    server.tasks.spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "the connection to a node ended");
+        }
+    });
+    let mut request = Request::new(Empty::<bytes::Bytes>::new());
+    *request.method_mut() = method;
+    *request.uri_mut() =
+        uri.parse().map_err(|_| ApiError::bad_request("the query cannot be passed on"))?;
+    *request.headers_mut() = passed_on(&call.headers);
+    request
+        .headers_mut()
+        .insert(header::HOST, HeaderValue::from_str(&address).map_err(ApiError::internal)?);
+    let answer = tokio::time::timeout(HEAD, sender.send_request(request))
+        .await
+        .map_err(|_| ApiError::bad_gateway(format!("node {node} at {address} does not answer")))?
+        .map_err(|error| unreachable(error.into()))?;
+    if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let (mut head, body) = answer.into_parts();
+        head.headers.remove(header::CONNECTION);
+        head.headers.remove(header::TRANSFER_ENCODING);
+        let body = body.map_err(|error| Box::new(error) as BodyError).boxed_unsync();
+        return Ok(Response::from_parts(head, body));
+    }
+    let Some(upgrade) = upgrade else {
+        return Err(ApiError::bad_request(
+            "you must specify at least 1 of stdin, stdout, stderr, and ask for an upgrade",
+        ));
+    };
+    let mut response = Response::new(empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    *response.headers_mut() = answer.headers().clone();
+    let shutdown = server.shutdown.clone();
+    server.tasks.spawn(async move {
+        let ends = tokio::try_join!(upgrade, hyper::upgrade::on(answer));
+        let Ok((client, node)) = ends else { return };
+        let (mut client, mut node) = (TokioIo::new(client), TokioIo::new(node));
+        tokio::select! {
+            _ = tokio::io::copy_bidirectional(&mut client, &mut node) => (),
+            () = shutdown.cancelled() => (),
+        }
+    });
+    Ok(response)
+}
+
+/// The container that the query names, or the only one there is.
+fn container(pod: &Value, call: &Call) -> Result<String> {
+    let name = object::name(pod);
+    let lists = ["containers", "initContainers", "ephemeralContainers"];
+    let all: Vec<&str> = lists
+        .iter()
+        .flat_map(|list| pod["spec"].get(list).and_then(Value::as_array).into_iter().flatten())
+        .map(|it| object::text(it, &["name"]))
+        .collect();
+    if let Some(wanted) = call.query.get("container") {
+        return match all.contains(&wanted) {
+            true => Ok(wanted.to_owned()),
+            false => {
+                let shown: String = wanted.chars().take(64).collect();
+                Err(ApiError::bad_request(format!("container {shown} is not valid for pod {name}")))
+            }
+        };
+    }
+    let containers = pod["spec"].get("containers").and_then(Value::as_array);
+    match containers.map(Vec::as_slice) {
+        Some([one]) => Ok(object::text(one, &["name"]).to_owned()),
+        _ => Err(ApiError::bad_request(format!(
+            "a container name must be specified for pod {name}, choose one of: [{}]",
+            all.join(" ")
+        ))),
+    }
+}
+
+/// The query as the node's agent reads it.
+fn query(call: &Call, pod: &Value) -> String {
+    let mut out = form_urlencoded::Serializer::new(String::new());
+    out.append_pair("uid", object::uid(pod));
+    for key in [
+        "follow",
+        "previous",
+        "timestamps",
+        "tailLines",
+        "sinceSeconds",
+        "sinceTime",
+        "limitBytes",
+        "stream",
+        "tty",
+    ] {
+        if let Some(value) = call.query.get(key) {
+            out.append_pair(key, value);
+        }
+    }
+    for (from, to) in [("stdin", "input"), ("stdout", "output"), ("stderr", "error")] {
+        if call.query.flag(from) {
+            out.append_pair(to, "1");
+        }
+    }
+    for key in ["command", "ports", "port"] {
+        for value in call.query.all(key) {
+            out.append_pair(key, value);
+        }
+    }
+    out.finish()
+}
+
+/// Where a node's agent listens, and the name its certificate must have.
+async fn address(server: &Server, node: &str) -> Result<(String, String)> {
+    let system = insula_api::names::TenantName::system();
+    let found = server.find(&system, "", "nodes", "", node).await?;
+    let found = found.ok_or_else(|| ApiError::bad_gateway(format!("node {node} is not known")))?;
+    let addresses = found["status"].get("addresses").and_then(Value::as_array);
+    let ip = addresses
+        .into_iter()
+        .flatten()
+        .find(|it| it["type"] == "InternalIP")
+        .map(|it| object::text(it, &["address"]).to_owned());
+    let port = object::at(&found, &["status", "daemonEndpoints", "kubeletEndpoint", "Port"])
+        .and_then(Value::as_i64);
+    match (ip, port) {
+        (Some(ip), Some(port)) => {
+            let host = if ip.contains(':') { format!("[{ip}]") } else { ip.clone() };
+            Ok((format!("{host}:{port}"), ip))
+        }
+        _ => Err(ApiError::bad_gateway(format!("node {node} has no address yet"))),
+    }
+}
+
+async fn connect(
+    server: &Server,
+    address: &str,
+    name: &str,
+) -> Result<tokio_rustls::client::TlsStream<TcpStream>, BodyError> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let name = ServerName::try_from(name.to_owned())?;
+    Ok(server.dialer.tls.connect(name, stream).await?)
+}
+
+/// Headers that matter to the node. Credentials stay here.
+fn passed_on(headers: &HeaderMap) -> HeaderMap {
+    let mut out = HeaderMap::new();
+    for (name, value) in headers {
+        let text = name.as_str();
+        let wanted = matches!(text, "connection" | "upgrade" | "user-agent")
+            || text.starts_with("sec-websocket-")
+            || text == "x-stream-protocol-version";
+        if wanted {
+            out.append(name.clone(), value.clone());
+        }
+    }
+    out
+}

@@ -1,0 +1,491 @@
+//! Role based access control, evaluated inside one tenant.
+//!
+//! A tenant's rules are compiled from its roles and bindings once and kept until one of them
+//! changes; a check is then a walk over the bindings of the caller's subjects.
+//!
+//! Semantics are upstream's: a request is allowed if any rule of any role bound to the caller
+//! matches; `ClusterRoleBinding`s count everywhere, `RoleBinding`s in their namespace.
+
+use std::{collections::HashMap, sync::Arc};
+
+use insula_api::names::TenantName;
+use insula_partition::{
+    snapshot::Snapshot,
+    store::{Collection, ReadAt, Store, StoreError},
+};
+use parking_lot::Mutex;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::identity::Identity;
+
+const GROUP: &str = "rbac.authorization.k8s.io";
+
+/// What a caller wants to do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Attributes {
+    pub verb: String,
+    pub group: String,
+    pub resource: String,
+    pub subresource: String,
+    pub namespace: String,
+    pub name: String,
+    /// Set for requests that are not about a resource; the rest is then empty.
+    pub path: String,
+}
+
+/// One policy rule.
+#[derive(Debug, Clone, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Rule {
+    pub verbs: Vec<String>,
+    pub api_groups: Vec<String>,
+    pub resources: Vec<String>,
+    pub resource_names: Vec<String>,
+    #[serde(rename = "nonResourceURLs")]
+    pub non_resource_urls: Vec<String>,
+}
+
+impl Rule {
+    pub(crate) fn allows(&self, it: &Attributes) -> bool {
+        let has = |list: &[String], value: &str| list.iter().any(|x| x == "*" || x == value);
+        if !has(&self.verbs, &it.verb) {
+            return false;
+        }
+        if !it.path.is_empty() {
+            return self.non_resource_urls.iter().any(|url| match url.strip_suffix('*') {
+                Some(prefix) => it.path.starts_with(prefix),
+                None => *url == it.path,
+            });
+        }
+        has(&self.api_groups, &it.group)
+            && self.resources.iter().any(|known| resource_matches(known, it))
+            && (self.resource_names.is_empty()
+                || (!it.name.is_empty() && self.resource_names.contains(&it.name)))
+    }
+
+    /// As `SelfSubjectRulesReview` shows it.
+    fn review(&self) -> Value {
+        if self.non_resource_urls.is_empty() {
+            json!({"verbs": self.verbs, "apiGroups": self.api_groups,
+                   "resources": self.resources, "resourceNames": self.resource_names})
+        } else {
+            json!({"verbs": self.verbs, "nonResourceURLs": self.non_resource_urls})
+        }
+    }
+}
+
+impl Rule {
+    /// All verbs on everything.
+    pub(crate) fn everything() -> Self {
+        let all = || vec!["*".to_owned()];
+        Self { verbs: all(), api_groups: all(), resources: all(), ..Self::default() }
+    }
+
+    /// Whether this rule alone allows all that `one`, a rule with single entries, allows.
+    fn covers(&self, one: &Self) -> bool {
+        let within = |have: &[String], want: &[String]| {
+            have.iter().any(|it| it == "*") || want.iter().all(|it| have.contains(it))
+        };
+        if !within(&self.verbs, &one.verbs) {
+            return false;
+        }
+        if !one.non_resource_urls.is_empty() {
+            return one.non_resource_urls.iter().all(|url| {
+                self.non_resource_urls.iter().any(|have| match have.strip_suffix('*') {
+                    Some(prefix) => url.starts_with(prefix),
+                    None => have == url,
+                })
+            });
+        }
+        let resources = within(&self.resources, &one.resources)
+            || one.resources.iter().all(|it| match it.split_once('/') {
+                Some((_, sub)) => self.resources.contains(&format!("*/{sub}")),
+                None => false,
+            });
+        let names = self.resource_names.is_empty()
+            || (!one.resource_names.is_empty()
+                && one.resource_names.iter().all(|it| self.resource_names.contains(it)));
+        within(&self.api_groups, &one.api_groups) && resources && names
+    }
+
+    /// The rule as rules with one verb and one target each.
+    fn singles(&self) -> Vec<Self> {
+        let mut out = Vec::new();
+        let one = |text: &String| vec![text.clone()];
+        for verb in &self.verbs {
+            for url in &self.non_resource_urls {
+                out.push(Self { verbs: one(verb), non_resource_urls: one(url), ..Self::default() });
+            }
+            for group in &self.api_groups {
+                for resource in &self.resources {
+                    let base = Self {
+                        verbs: one(verb),
+                        api_groups: one(group),
+                        resources: one(resource),
+                        ..Self::default()
+                    };
+                    if self.resource_names.is_empty() {
+                        out.push(base);
+                        continue;
+                    }
+                    out.extend(
+                        self.resource_names
+                            .iter()
+                            .map(|name| Self { resource_names: one(name), ..base.clone() }),
+                    );
+                }
+            }
+        }
+        out
+    }
+}
+
+/// The first part of `wanted` that no rule of `held` covers, as people read it.
+pub(crate) fn missing(held: &[&Rule], wanted: &[Rule]) -> Option<String> {
+    let singles = wanted.iter().flat_map(Rule::singles);
+    let missing = singles.into_iter().find(|it| !held.iter().any(|held| held.covers(it)))?;
+    Some(match missing.non_resource_urls.as_slice() {
+        [] => format!(
+            "{{APIGroups:{:?}, Resources:{:?}, Verbs:{:?}}}",
+            missing.api_groups, missing.resources, missing.verbs
+        ),
+        urls => format!("{{NonResourceURLs:{urls:?}, Verbs:{:?}}}", missing.verbs),
+    })
+}
+
+fn resource_matches(known: &str, it: &Attributes) -> bool {
+    if known == "*" {
+        return true;
+    }
+    match (known.split_once('/'), it.subresource.is_empty()) {
+        (None, true) => known == it.resource,
+        (Some((resource, sub)), false) => {
+            sub == it.subresource && (resource == "*" || resource == it.resource)
+        }
+        _ => false,
+    }
+}
+
+/// A role or cluster role.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Role {
+    rules: Option<Vec<Rule>>,
+    #[serde(rename = "aggregationRule")]
+    aggregation: Option<Aggregation>,
+    metadata: Meta,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Meta {
+    labels: HashMap<String, String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Aggregation {
+    cluster_role_selectors: Vec<LabelsOnly>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct LabelsOnly {
+    match_labels: HashMap<String, String>,
+}
+
+/// A role binding or cluster role binding.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Binding {
+    subjects: Option<Vec<Subject>>,
+    role_ref: RoleRef,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, PartialEq, Eq)]
+#[serde(default)]
+struct Subject {
+    kind: String,
+    name: String,
+    namespace: String,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct RoleRef {
+    kind: String,
+    name: String,
+}
+
+impl Subject {
+    fn is(&self, identity: &Identity) -> bool {
+        match self.kind.as_str() {
+            "User" => self.name == identity.user,
+            "Group" => identity.in_group(&self.name),
+            "ServiceAccount" => identity
+                .user
+                .strip_prefix("system:serviceaccount:")
+                .is_some_and(|rest| rest.split_once(':') == Some((&self.namespace, &self.name))),
+            _ => false,
+        }
+    }
+}
+
+/// All rules of one tenant.
+#[derive(Debug, Default)]
+pub(crate) struct Policy {
+    /// Rules of each cluster role, and of each role by namespace and name.
+    cluster_roles: HashMap<String, Arc<[Rule]>>,
+    roles: HashMap<(String, String), Arc<[Rule]>>,
+    /// Subjects and the rules they get in every namespace.
+    everywhere: Vec<(Vec<Subject>, Arc<[Rule]>)>,
+    /// By namespace.
+    within: HashMap<String, Vec<(Vec<Subject>, Arc<[Rule]>)>>,
+}
+
+impl Policy {
+    /// The rules that apply to `identity` in `namespace` (`""`: at the cluster scope).
+    pub(crate) fn rules<'a>(
+        &'a self,
+        identity: &'a Identity,
+        namespace: &str,
+    ) -> impl Iterator<Item = &'a Rule> {
+        let within = self.within.get(namespace).filter(|_| !namespace.is_empty());
+        self.everywhere
+            .iter()
+            .chain(within.into_iter().flatten())
+            .filter(|(subjects, _)| subjects.iter().any(|subject| subject.is(identity)))
+            .flat_map(|(_, rules)| rules.iter())
+    }
+
+    /// The rules of a role that a binding may refer to.
+    pub(crate) fn role(&self, kind: &str, namespace: &str, name: &str) -> Option<&[Rule]> {
+        let found = match kind {
+            "ClusterRole" => self.cluster_roles.get(name),
+            _ => self.roles.get(&(namespace.to_owned(), name.to_owned())),
+        };
+        found.map(AsRef::as_ref)
+    }
+
+    pub(crate) fn allows(&self, identity: &Identity, it: &Attributes) -> bool {
+        self.rules(identity, &it.namespace).any(|rule| rule.allows(it))
+    }
+
+    /// `SelfSubjectRulesReview.status`.
+    pub(crate) fn review(&self, identity: &Identity, namespace: &str) -> Value {
+        let (others, resources): (Vec<&Rule>, Vec<&Rule>) =
+            self.rules(identity, namespace).partition(|rule| !rule.non_resource_urls.is_empty());
+        json!({
+            "resourceRules": resources.iter().map(|it| it.review()).collect::<Vec<_>>(),
+            "nonResourceRules": others.iter().map(|it| it.review()).collect::<Vec<_>>(),
+            "incomplete": false,
+        })
+    }
+}
+
+/// Compiled policies, each good as long as the collections it was made from do not change.
+#[derive(Debug, Default)]
+pub(crate) struct Policies {
+    cache: Mutex<HashMap<TenantName, (Sources, Arc<Policy>)>>,
+}
+
+/// Snapshots of the four collections that a policy is made from.
+#[derive(Debug, Clone)]
+struct Sources {
+    cluster_roles: Snapshot,
+    cluster_bindings: Snapshot,
+    roles: Snapshot,
+    bindings: Snapshot,
+}
+
+impl Sources {
+    async fn read(store: &dyn Store) -> Result<Self, StoreError> {
+        let read =
+            async |resource: &str| store.read(&Collection::new(GROUP, resource), ReadAt::Any).await;
+        Ok(Self {
+            cluster_roles: read("clusterroles").await?,
+            cluster_bindings: read("clusterrolebindings").await?,
+            roles: read("roles").await?,
+            bindings: read("rolebindings").await?,
+        })
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        self.cluster_roles.is_same(&other.cluster_roles)
+            && self.cluster_bindings.is_same(&other.cluster_bindings)
+            && self.roles.is_same(&other.roles)
+            && self.bindings.is_same(&other.bindings)
+    }
+}
+
+impl Policies {
+    /// The policy of `tenant`, whose partition is `store`.
+    pub(crate) async fn of(
+        &self,
+        tenant: &TenantName,
+        store: &dyn Store,
+    ) -> Result<Arc<Policy>, StoreError> {
+        let sources = Sources::read(store).await?;
+        if let Some((known, policy)) = self.cache.lock().get(tenant)
+            && known.is_same(&sources)
+        {
+            return Ok(policy.clone());
+        }
+        let policy = Arc::new(compile(tenant, &sources));
+        self.cache.lock().insert(tenant.clone(), (sources, policy.clone()));
+        Ok(policy)
+    }
+
+    /// Forgets a tenant that is gone.
+    pub(crate) fn forget(&self, tenant: &TenantName) {
+        self.cache.lock().remove(tenant);
+    }
+}
+
+fn compile(tenant: &TenantName, sources: &Sources) -> Policy {
+    let prefix = format!("{tenant}/");
+    // (namespace, name) of each object of the tenant, with its value. What cannot be read grants
+    // nothing.
+    fn each<'a, T: Deserialize<'a>>(
+        snapshot: &'a Snapshot,
+        prefix: &'a str,
+    ) -> impl Iterator<Item = ((&'a str, &'a str), T)> {
+        snapshot.range(prefix, None).filter_map(move |(key, entry)| {
+            let place = key[prefix.len()..].split_once('/')?;
+            match serde_json::from_slice(&entry.value) {
+                Ok(value) => Some((place, value)),
+                Err(error) => {
+                    tracing::error!(%key, %error, "a role or binding cannot be read");
+                    None
+                }
+            }
+        })
+    }
+    let cluster_roles: HashMap<&str, Role> =
+        each(&sources.cluster_roles, &prefix).map(|((_, name), role)| (name, role)).collect();
+    let rules_of = |name: &str| -> Arc<[Rule]> {
+        let mut rules = Vec::new();
+        collect(name, &cluster_roles, &mut rules, 0);
+        rules.into()
+    };
+    let mut compiled: HashMap<&str, Arc<[Rule]>> = HashMap::new();
+    for name in cluster_roles.keys() {
+        compiled.insert(name, rules_of(name));
+    }
+    let roles: HashMap<(&str, &str), Arc<[Rule]>> = each::<Role>(&sources.roles, &prefix)
+        .map(|(place, role)| (place, role.rules.unwrap_or_default().into()))
+        .collect();
+    let mut policy = Policy::default();
+    for (_, binding) in each::<Binding>(&sources.cluster_bindings, &prefix) {
+        if let Some(rules) = compiled.get(binding.role_ref.name.as_str()) {
+            policy.everywhere.push((binding.subjects.unwrap_or_default(), rules.clone()));
+        }
+    }
+    for ((namespace, _), binding) in each::<Binding>(&sources.bindings, &prefix) {
+        let name = binding.role_ref.name.as_str();
+        let rules = match binding.role_ref.kind.as_str() {
+            "ClusterRole" => compiled.get(name),
+            _ => roles.get(&(namespace, name)),
+        };
+        if let Some(rules) = rules {
+            let list = policy.within.entry(namespace.to_owned()).or_default();
+            list.push((binding.subjects.unwrap_or_default(), rules.clone()));
+        }
+    }
+    policy.cluster_roles =
+        compiled.iter().map(|(name, rules)| ((*name).to_owned(), rules.clone())).collect();
+    policy.roles = roles
+        .iter()
+        .map(|((namespace, name), rules)| (((*namespace).into(), (*name).into()), rules.clone()))
+        .collect();
+    policy
+}
+
+/// Gathers a cluster role's rules, following aggregation.
+fn collect(name: &str, roles: &HashMap<&str, Role>, out: &mut Vec<Rule>, depth: usize) {
+    let Some(role) = roles.get(name).filter(|_| depth < 8) else { return };
+    let Some(aggregation) = &role.aggregation else {
+        out.extend(role.rules.iter().flatten().cloned());
+        return;
+    };
+    for (other, it) in roles {
+        let selected = aggregation.cluster_role_selectors.iter().any(|selector| {
+            !selector.match_labels.is_empty()
+                && selector
+                    .match_labels
+                    .iter()
+                    .all(|(key, value)| it.metadata.labels.get(key) == Some(value))
+        });
+        if selected && *other != name {
+            collect(other, roles, out, depth + 1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(verbs: &[&str], groups: &[&str], resources: &[&str], names: &[&str]) -> Rule {
+        let own = |list: &[&str]| list.iter().map(|it| (*it).to_owned()).collect();
+        Rule {
+            verbs: own(verbs),
+            api_groups: own(groups),
+            resources: own(resources),
+            resource_names: own(names),
+            non_resource_urls: Vec::new(),
+        }
+    }
+
+    fn get(resource: &str, sub: &str, name: &str) -> Attributes {
+        Attributes {
+            verb: "get".into(),
+            resource: resource.into(),
+            subresource: sub.into(),
+            name: name.into(),
+            ..Attributes::default()
+        }
+    }
+
+    #[test]
+    fn rules_match_as_upstreams() {
+        assert!(rule(&["get"], &[""], &["pods"], &[]).allows(&get("pods", "", "x")));
+        assert!(!rule(&["get"], &[""], &["pods"], &[]).allows(&get("pods", "log", "x")));
+        assert!(rule(&["get"], &[""], &["pods/log"], &[]).allows(&get("pods", "log", "x")));
+        assert!(rule(&["get"], &[""], &["*/log"], &[]).allows(&get("pods", "log", "x")));
+        assert!(rule(&["*"], &["*"], &["*"], &[]).allows(&get("pods", "log", "x")));
+        assert!(!rule(&["list"], &[""], &["pods"], &[]).allows(&get("pods", "", "x")));
+        assert!(!rule(&["get"], &["apps"], &["pods"], &[]).allows(&get("pods", "", "x")));
+        assert!(rule(&["get"], &[""], &["pods"], &["x"]).allows(&get("pods", "", "x")));
+        assert!(!rule(&["get"], &[""], &["pods"], &["x"]).allows(&get("pods", "", "")));
+    }
+
+    #[test]
+    fn nobody_gives_what_they_lack() {
+        let all = Rule::everything();
+        let pods = rule(&["get", "list"], &[""], &["pods", "pods/log"], &[]);
+        let one = rule(&["get"], &[""], &["pods"], &["x"]);
+        assert_eq!(missing(&[&all], &[pods.clone()]), None);
+        assert_eq!(missing(&[&pods], &[one.clone()]), None);
+        assert!(missing(&[&one], &[pods.clone()]).is_some());
+        assert!(missing(&[&pods], &[Rule::everything()]).is_some());
+        assert!(missing(&[], &[one]).is_some());
+    }
+
+    #[test]
+    fn paths_match_by_prefix() {
+        let rule = Rule {
+            verbs: vec!["get".into()],
+            non_resource_urls: vec!["/api/*".into(), "/version".into()],
+            ..Rule::default()
+        };
+        let path = |path: &str| Attributes {
+            verb: "get".into(),
+            path: path.into(),
+            ..Attributes::default()
+        };
+        assert!(rule.allows(&path("/api/v1")) && rule.allows(&path("/version")));
+        assert!(!rule.allows(&path("/versions")) && !rule.allows(&path("/metrics")));
+    }
+}

@@ -1,0 +1,205 @@
+//! Reading: one object, and lists in pages.
+//!
+//! Answers are made of the stored bytes: an object is sent as it lies in the store, a list is
+//! those bytes with commas between.
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use bytes::{BufMut as _, Bytes, BytesMut};
+use insula_partition::{
+    snapshot::{Entry, Snapshot},
+    store::{ReadAt, Revision, Store, StoreError},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::{
+    error::{ApiError, Result},
+    matcher::Matcher,
+    registry::{self, Served, Whose},
+    request::ListOptions,
+    revision::Vector,
+};
+
+/// What a list answers: entries of one page in key order, and the list's metadata.
+#[derive(Debug)]
+pub(crate) struct Page {
+    pub entries: Vec<(Arc<str>, Entry)>,
+    pub revision: Vector,
+    pub token: Option<String>,
+    pub remaining: Option<usize>,
+}
+
+/// Where a paged list goes on. Opaque to clients.
+#[derive(Debug, Serialize, Deserialize)]
+struct Token {
+    #[serde(rename = "rv")]
+    revision: String,
+    /// The key to go on with.
+    start: String,
+}
+
+impl Token {
+    fn encode(&self) -> String {
+        let text = serde_json::to_vec(self).unwrap_or_default();
+        base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(text)
+    }
+
+    fn decode(text: &str) -> Result<Self> {
+        let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(text).ok();
+        bytes
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .ok_or_else(|| ApiError::bad_request("continue key is not valid"))
+    }
+}
+
+/// Reads one object.
+pub(crate) async fn get(
+    served: &Served,
+    store: &dyn Store,
+    key: &str,
+    name: &str,
+    at: ReadAt,
+) -> Result<Entry> {
+    let snapshot = store.read(&served.collection, at).await?;
+    snapshot
+        .get(key)
+        .cloned()
+        .ok_or_else(|| ApiError::not_found(&served.resource.group, &served.resource.name, name))
+}
+
+/// The partitions of a list, each with its view.
+async fn snapshots(
+    served: &Served,
+    places: &[(String, Arc<dyn Store>)],
+    options: &ListOptions,
+    token: Option<&Token>,
+) -> Result<Vec<Snapshot>> {
+    let names: Vec<&str> = places.iter().map(|(name, _)| name.as_str()).collect();
+    let at: Vec<ReadAt> = match (token, options.resource_version.as_str()) {
+        (Some(token), _) if token.revision.is_empty() => vec![ReadAt::Latest; places.len()],
+        (Some(token), _) => {
+            let vector = Vector::parse(&token.revision, &names)?;
+            vector.0.iter().map(|(_, revision)| ReadAt::Exactly(*revision)).collect()
+        }
+        (None, "") => vec![ReadAt::Latest; places.len()],
+        (None, "0") => vec![ReadAt::Any; places.len()],
+        (None, text) => {
+            let vector = Vector::parse(text, &names)?;
+            // A limit with a revision means exactly that revision, for old clients.
+            let exact = options.exact || (0 < options.limit && !options.not_older_than);
+            let at = |revision| {
+                if exact { ReadAt::Exactly(revision) } else { ReadAt::NotOlderThan(revision) }
+            };
+            vector.0.iter().map(|(_, revision)| at(*revision)).collect()
+        }
+    };
+    let mut out = Vec::with_capacity(places.len());
+    for ((_, store), at) in places.iter().zip(at) {
+        match store.read(&served.collection, at).await {
+            Ok(snapshot) => out.push(snapshot),
+            Err(StoreError::Compacted { .. }) if token.is_some() => {
+                let mut error = ApiError::expired(
+                    "The provided continue parameter is too old to display a consistent list \
+                     result. You can start a new list without the continue parameter, or use the \
+                     continue token in this response to retrieve the remainder of the results. \
+                     Continuing with the provided token results in an inconsistent list - objects \
+                     that were created, modified, or deleted between the time the first chunk was \
+                     returned and now may show up in the list.",
+                );
+                error.fresh_token = token.map(|token| {
+                    Token { revision: String::new(), start: token.start.clone() }.encode()
+                });
+                return Err(error);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(out)
+}
+
+/// Reads one page of a list.
+pub(crate) async fn list(
+    served: &Served,
+    places: &[(String, Arc<dyn Store>)],
+    whose: &Whose,
+    namespace: &str,
+    options: &ListOptions,
+) -> Result<Page> {
+    let matcher =
+        Matcher::parse(options.labels.as_deref(), options.fields.as_deref(), &served.resource)?;
+    let token = options.token.as_deref().map(Token::decode).transpose()?;
+    let snapshots = snapshots(served, places, options, token.as_ref()).await?;
+    let prefix = registry::prefix(whose, namespace);
+    let start = token.as_ref().map(|token| token.start.as_str());
+    let mut entries: Vec<(Arc<str>, Entry)> = Vec::new();
+    for snapshot in &snapshots {
+        // With one partition a page needs no more than its own entries.
+        let enough =
+            if snapshots.len() == 1 && 0 < options.limit { options.limit + 1 } else { usize::MAX };
+        let found = snapshot
+            .range(&prefix, start)
+            .filter(|(_, entry)| matcher.matches(&served.resource, entry))
+            .take(enough);
+        entries.extend(found.map(|(key, entry)| (key.clone(), entry.clone())));
+    }
+    if 1 < snapshots.len() {
+        entries.sort_by(|(left, _), (right, _)| left.cmp(right));
+    }
+    let names = places.iter().map(|(name, _)| name.clone());
+    let revision = Vector(names.zip(snapshots.iter().map(Snapshot::revision)).collect());
+    let (mut next, mut remaining) = (None, None);
+    if 0 < options.limit && options.limit < entries.len() {
+        let start = entries[options.limit].0.to_string();
+        entries.truncate(options.limit);
+        if matcher.is_empty() {
+            let left = snapshots.iter().map(|it| it.range(&prefix, Some(&start)).count()).sum();
+            remaining = Some(left);
+        }
+        let at = token.map_or_else(|| revision.to_string(), |token| token.revision);
+        let at = if at.is_empty() { revision.to_string() } else { at };
+        next = Some(Token { revision: at, start }.encode());
+    }
+    Ok(Page { entries, revision, token: next, remaining })
+}
+
+/// The JSON of a list of `kind`s (without `List`), from stored bytes.
+pub(crate) fn encode_list(api_version: &str, kind: &str, page: &Page) -> Bytes {
+    let size: usize = page.entries.iter().map(|(_, entry)| entry.value.len() + 1).sum();
+    let mut out = BytesMut::with_capacity(size + 256);
+    let mut metadata = json!({"resourceVersion": page.revision.to_string()});
+    if let Some(token) = &page.token {
+        metadata["continue"] = token.as_str().into();
+    }
+    if let Some(remaining) = page.remaining {
+        metadata["remainingItemCount"] = remaining.into();
+    }
+    let head = format!(
+        "{{\"kind\":\"{kind}List\",\"apiVersion\":\"{api_version}\",\"metadata\":{metadata},\"items\":["
+    );
+    out.put_slice(head.as_bytes());
+    for (index, (_, entry)) in page.entries.iter().enumerate() {
+        if index != 0 {
+            out.put_u8(b',');
+        }
+        out.put_slice(&entry.value);
+    }
+    out.put_slice(b"]}");
+    out.freeze()
+}
+
+/// How fresh a read of one object must be.
+pub(crate) fn read_at(resource_version: &str) -> Result<ReadAt> {
+    match resource_version {
+        "" => Ok(ReadAt::Latest),
+        "0" => Ok(ReadAt::Any),
+        text => match text.parse() {
+            Ok(revision) => Ok(ReadAt::NotOlderThan(Revision(revision))),
+            Err(_) => Err(ApiError::bad_request(format!(
+                "invalid resource version {:?}",
+                text.chars().take(64).collect::<String>()
+            ))),
+        },
+    }
+}

@@ -1,0 +1,178 @@
+//! Which resources this server serves, and where their objects are kept.
+
+use std::{collections::HashMap, sync::Arc};
+
+use insula_api::{
+    names::TenantName,
+    path::TenantRef,
+    resources::{self, Resource, Scope},
+    schema::{Schema, TypeId},
+};
+use insula_partition::{
+    map::ShardKey,
+    partitions::Partitions,
+    store::{Collection, Durability, Store},
+};
+
+/// A served resource with what is looked up once.
+#[derive(Debug)]
+pub(crate) struct Served {
+    pub resource: Arc<Resource>,
+    pub collection: Collection,
+    pub schema_type: TypeId,
+}
+
+/// All served resources.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    by_path: HashMap<(String, String, String), Arc<Served>>,
+    in_order: Vec<Arc<Served>>,
+}
+
+impl Registry {
+    /// The built-in resources.
+    pub(crate) fn built_in() -> Self {
+        let schema = Schema::built_in();
+        let mut registry = Self { by_path: HashMap::new(), in_order: Vec::new() };
+        for resource in resources::built_in() {
+            let Some(schema_type) = schema.by_kind(&resource.gvk()) else { continue };
+            let served = Arc::new(Served {
+                collection: Collection::new(&resource.group, &resource.name),
+                resource: Arc::new(resource.clone()),
+                schema_type,
+            });
+            let key = (resource.group.clone(), resource.version.clone(), resource.name.clone());
+            registry.by_path.insert(key, served.clone());
+            registry.in_order.push(served);
+        }
+        registry
+    }
+
+    pub(crate) fn get(&self, group: &str, version: &str, name: &str) -> Option<&Arc<Served>> {
+        self.by_path.get(&(group.to_owned(), version.to_owned(), name.to_owned()))
+    }
+
+    /// The resource in whatever version it is served.
+    pub(crate) fn any_version(&self, group: &str, name: &str) -> Option<&Arc<Served>> {
+        self.in_order.iter().find(|it| it.resource.group == group && it.resource.name == name)
+    }
+
+    /// In discovery order.
+    pub(crate) fn all(&self) -> &[Arc<Served>] {
+        &self.in_order
+    }
+}
+
+/// Whose objects a request is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Whose {
+    One(TenantName),
+    /// Every tenant's: reads by the platform.
+    All,
+}
+
+impl Whose {
+    /// `reference` as seen by a caller of `callers`.
+    pub(crate) fn resolve(reference: &TenantRef, callers: &TenantName) -> Self {
+        match reference {
+            TenantRef::Callers => Self::One(callers.clone()),
+            TenantRef::Named(tenant) => Self::One(tenant.clone()),
+            TenantRef::All => Self::All,
+        }
+    }
+
+    pub(crate) fn tenant(&self) -> Option<&TenantName> {
+        match self {
+            Self::One(tenant) => Some(tenant),
+            Self::All => None,
+        }
+    }
+}
+
+/// The key of an object in its collection: `tenant/namespace/name`, the namespace empty where
+/// there is none.
+pub(crate) fn key(tenant: &TenantName, namespace: &str, name: &str) -> String {
+    format!("{tenant}/{namespace}/{name}")
+}
+
+/// The prefix of all keys of a list.
+pub(crate) fn prefix(whose: &Whose, namespace: &str) -> String {
+    match whose {
+        Whose::All => String::new(),
+        Whose::One(tenant) if namespace.is_empty() => format!("{tenant}/"),
+        Whose::One(tenant) => format!("{tenant}/{namespace}/"),
+    }
+}
+
+/// The namespace of node heartbeats.
+const NODE_LEASES: &str = "kube-node-lease";
+
+impl Served {
+    /// What decides the partition of an object.
+    pub(crate) fn shard_key(&self, tenant: &TenantName, namespace: &str, name: &str) -> ShardKey {
+        match (self.resource.scope, &*self.resource.group, &*self.resource.name) {
+            (_, "", "nodes") => ShardKey::Node(name.to_owned()),
+            (_, "coordination.k8s.io", "leases")
+                if tenant.is_system() && namespace == NODE_LEASES =>
+            {
+                ShardKey::Node(name.to_owned())
+            }
+            (Scope::Fleet, ..) => ShardKey::System,
+            _ if tenant.is_system() => ShardKey::System,
+            _ => ShardKey::Tenant(tenant.as_str().to_owned()),
+        }
+    }
+
+    /// Whether objects of one list lie in more than one partition.
+    fn is_spread(&self, whose: &Whose, namespace: &str) -> bool {
+        let leases = &*self.resource.group == "coordination.k8s.io"
+            && &*self.resource.name == "leases"
+            && (namespace.is_empty() || namespace == NODE_LEASES);
+        match whose {
+            Whose::All => self.resource.scope != Scope::Fleet || &*self.resource.name == "nodes",
+            Whose::One(tenant) => {
+                (self.resource.group.is_empty() && self.resource.name == "nodes")
+                    || (leases && tenant.is_system())
+            }
+        }
+    }
+
+    /// How durable a write is: heartbeats and events may lose their last second in a crash.
+    pub(crate) fn durability(&self, namespace: &str) -> Durability {
+        match (&*self.resource.group, &*self.resource.name) {
+            ("" | "events.k8s.io", "events") => Durability::Relaxed,
+            ("coordination.k8s.io", "leases") if namespace == NODE_LEASES => Durability::Relaxed,
+            _ => Durability::Durable,
+        }
+    }
+
+    /// The partition of one object.
+    pub(crate) fn place(
+        &self,
+        partitions: &Partitions,
+        tenant: &TenantName,
+        namespace: &str,
+        name: &str,
+    ) -> (String, Arc<dyn Store>) {
+        let (partition, store) = partitions.store_for(&self.shard_key(tenant, namespace, name));
+        (partition.to_owned(), store)
+    }
+
+    /// The partitions of a list, in a stable order.
+    pub(crate) fn places(
+        &self,
+        partitions: &Partitions,
+        whose: &Whose,
+        namespace: &str,
+    ) -> Vec<(String, Arc<dyn Store>)> {
+        if self.is_spread(whose, namespace) {
+            let names = partitions.names();
+            return names
+                .iter()
+                .filter_map(|name| Some((name.to_string(), partitions.store(name)?)))
+                .collect();
+        }
+        let tenant = whose.tenant().cloned().unwrap_or_else(TenantName::system);
+        vec![self.place(partitions, &tenant, namespace, "")]
+    }
+}

@@ -1,0 +1,314 @@
+//! What a request asks for beyond its path: query options and the forms of body and answer.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, header};
+use insula_api::resources::Resource;
+
+use crate::error::{ApiError, Result};
+
+/// Largest request body, in bytes.
+pub(crate) const MAX_BODY: usize = 3 * 1024 * 1024;
+
+/// The parameters of a query string, decoded, in order.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Query(Vec<(String, String)>);
+
+impl Query {
+    pub(crate) fn parse(query: Option<&str>) -> Self {
+        let pairs = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
+        Self(pairs.map(|(key, value)| (key.into_owned(), value.into_owned())).collect())
+    }
+
+    /// The first value, `None` if absent or empty.
+    pub(crate) fn get(&self, key: &str) -> Option<&str> {
+        let found = self.0.iter().find(|(known, _)| known == key);
+        found.map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
+    }
+
+    pub(crate) fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
+        self.0.iter().filter(move |(known, _)| known == key).map(|(_, value)| value.as_str())
+    }
+
+    /// Adds a parameter as if it had been sent.
+    pub(crate) fn set(&mut self, key: &str, value: &str) {
+        self.0.retain(|(known, _)| known != key);
+        self.0.push((key.to_owned(), value.to_owned()));
+    }
+
+    /// `true` and `1` are true, as Go reads them; anything else is not.
+    pub(crate) fn flag(&self, key: &str) -> bool {
+        matches!(self.get(key), Some("true" | "1" | "True" | "TRUE" | "t" | "T"))
+    }
+
+    pub(crate) fn number(&self, key: &str) -> Result<Option<i64>> {
+        let Some(text) = self.get(key) else { return Ok(None) };
+        text.parse().map(Some).map_err(|_| {
+            let shown: String = text.chars().take(64).collect();
+            ApiError::bad_request(format!(
+                "{key}: strconv.ParseInt: parsing {shown:?}: invalid syntax"
+            ))
+        })
+    }
+
+    /// Whether the write is to be tried only.
+    pub(crate) fn dry_run(&self) -> Result<bool> {
+        match self.get("dryRun") {
+            None => Ok(false),
+            Some("All") => Ok(true),
+            Some(other) => Err(ApiError::bad_request(format!(
+                "invalid dryRun value {:?}: supported values: \"All\"",
+                other.chars().take(64).collect::<String>()
+            ))),
+        }
+    }
+}
+
+/// What unknown and duplicate fields in a body lead to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FieldValidation {
+    Ignore,
+    Warn,
+    Strict,
+}
+
+impl FieldValidation {
+    pub(crate) fn from_query(query: &Query) -> Result<Self> {
+        match query.get("fieldValidation") {
+            None | Some("Warn") => Ok(Self::Warn),
+            Some("Ignore") => Ok(Self::Ignore),
+            Some("Strict") => Ok(Self::Strict),
+            Some(other) => Err(ApiError::bad_request(format!(
+                "invalid fieldValidation value {:?}: supported values: \"Ignore\", \"Warn\", \"Strict\"",
+                other.chars().take(64).collect::<String>()
+            ))),
+        }
+    }
+}
+
+/// Encoding of a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Encoding {
+    Json,
+    Yaml,
+    Protobuf,
+}
+
+/// The encoding of the request's body; JSON if it does not say.
+pub(crate) fn body_encoding(headers: &HeaderMap) -> Result<Encoding> {
+    match media_type(headers) {
+        "" | "application/json" => Ok(Encoding::Json),
+        "application/yaml" => Ok(Encoding::Yaml),
+        "application/vnd.kubernetes.protobuf" => Ok(Encoding::Protobuf),
+        _ => Err(ApiError::unsupported_media_type(
+            "application/json, application/yaml, application/vnd.kubernetes.protobuf",
+        )),
+    }
+}
+
+/// `Content-Type` without parameters.
+pub(crate) fn media_type(headers: &HeaderMap) -> &str {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    value.unwrap_or_default().split(';').next().unwrap_or_default().trim()
+}
+
+/// What the answer should look like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// The object or list itself.
+    Object,
+    Table,
+    PartialMetadata,
+}
+
+/// The best acceptable answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Accept {
+    pub form: Form,
+    pub yaml: bool,
+    /// Indented for people.
+    pub pretty: bool,
+}
+
+impl Accept {
+    pub(crate) fn from_request(headers: &HeaderMap, query: &Query) -> Result<Self> {
+        let pretty = match query.get("pretty") {
+            Some(_) => query.flag("pretty"),
+            None => {
+                let agent = headers.get(header::USER_AGENT).and_then(|it| it.to_str().ok());
+                let agent = agent.unwrap_or_default();
+                ["curl", "Wget", "Mozilla/5.0"].iter().any(|it| agent.starts_with(it))
+            }
+        };
+        let plain = Self { form: Form::Object, yaml: false, pretty };
+        let Some(accept) = headers.get(header::ACCEPT).and_then(|it| it.to_str().ok()) else {
+            return Ok(plain);
+        };
+        let mut clauses: Vec<(f32, Self)> = Vec::new();
+        for clause in accept.split(',') {
+            let mut parts = clause.split(';').map(str::trim);
+            let yaml = match parts.next().unwrap_or_default() {
+                "application/json" | "*/*" | "application/*" | "" => false,
+                "application/yaml" => true,
+                _ => continue,
+            };
+            let (mut form, mut quality, mut group) = (Some(Form::Object), 1.0, "");
+            for (key, value) in parts.filter_map(|part| part.split_once('=')) {
+                match key {
+                    "as" => {
+                        form = match value {
+                            "Table" => Some(Form::Table),
+                            "PartialObjectMetadata" | "PartialObjectMetadataList" => {
+                                Some(Form::PartialMetadata)
+                            }
+                            _ => None,
+                        }
+                    }
+                    "g" => group = value,
+                    "q" => quality = value.parse().unwrap_or(1.0),
+                    _ => (),
+                }
+            }
+            let form = form.filter(|form| *form == Form::Object || group == "meta.k8s.io");
+            if let Some(form) = form {
+                clauses.push((quality, Self { form, yaml, pretty }));
+            }
+        }
+        // The first of the best.
+        let mut best: Option<(f32, Self)> = None;
+        for clause in clauses {
+            if best.as_ref().is_none_or(|(quality, _)| *quality < clause.0) {
+                best = Some(clause);
+            }
+        }
+        best.map(|(_, accept)| accept).ok_or_else(ApiError::not_acceptable)
+    }
+}
+
+/// Options of lists and watches, checked against each other.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ListOptions {
+    pub labels: Option<String>,
+    pub fields: Option<String>,
+    /// As the client sent it; empty if it did not.
+    pub resource_version: String,
+    pub exact: bool,
+    pub not_older_than: bool,
+    /// 0: no limit.
+    pub limit: usize,
+    pub token: Option<String>,
+    pub watch: bool,
+    pub bookmarks: bool,
+    pub initial_events: Option<bool>,
+    pub timeout_seconds: Option<u64>,
+}
+
+impl ListOptions {
+    pub(crate) fn parse(query: &Query, resource: &Arc<Resource>) -> Result<Self> {
+        let initial_events =
+            query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
+        let options = Self {
+            labels: query.get("labelSelector").map(str::to_owned),
+            fields: query.get("fieldSelector").map(str::to_owned),
+            resource_version: query.get("resourceVersion").unwrap_or_default().to_owned(),
+            exact: query.get("resourceVersionMatch") == Some("Exact"),
+            not_older_than: query.get("resourceVersionMatch") == Some("NotOlderThan"),
+            limit: usize::try_from(query.number("limit")?.unwrap_or(0).max(0)).unwrap_or(0),
+            token: query.get("continue").map(str::to_owned),
+            watch: query.flag("watch"),
+            bookmarks: query.flag("allowWatchBookmarks"),
+            initial_events,
+            timeout_seconds: query
+                .number("timeoutSeconds")?
+                .and_then(|it| u64::try_from(it).ok())
+                .filter(|it| 0 < *it),
+        };
+        options.check(query, resource)?;
+        Ok(options)
+    }
+
+    fn check(&self, query: &Query, resource: &Arc<Resource>) -> Result<()> {
+        let refuse = |field: &str, why: &str| {
+            let error = crate::error::FieldError::forbidden(field, why);
+            Err(ApiError::invalid("meta.k8s.io", "ListOptions", "", &[error]))
+        };
+        let matching = query.get("resourceVersionMatch");
+        if matching.is_some() && !self.exact && !self.not_older_than {
+            return refuse("resourceVersionMatch", "unknown resourceVersionMatch value");
+        }
+        if self.token.is_some() && !self.resource_version.is_empty() && self.resource_version != "0"
+        {
+            return Err(ApiError::bad_request(
+                "specifying resource version is not allowed when using continue",
+            ));
+        }
+        if self.watch {
+            match self.initial_events {
+                Some(_) if !self.not_older_than => {
+                    return refuse(
+                        "resourceVersionMatch",
+                        "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+                    );
+                }
+                None if matching.is_some() => {
+                    return refuse(
+                        "resourceVersionMatch",
+                        "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+                    );
+                }
+                _ => (),
+            }
+            if !resource.has_verb("watch") {
+                return Err(ApiError::method_not_allowed());
+            }
+            return Ok(());
+        }
+        if self.initial_events.is_some() {
+            return refuse("sendInitialEvents", "sendInitialEvents is forbidden for list");
+        }
+        if matching.is_some() && self.token.is_some() {
+            return refuse(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden when continue is provided",
+            );
+        }
+        if matching.is_some() && self.resource_version.is_empty() {
+            return refuse(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden unless resourceVersion is provided",
+            );
+        }
+        if self.exact && self.resource_version == "0" {
+            return refuse(
+                "resourceVersionMatch",
+                "resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\"",
+            );
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accept(value: &str) -> Result<Accept> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ACCEPT, value.parse().unwrap());
+        Accept::from_request(&headers, &Query::default())
+    }
+
+    #[test]
+    fn kubectls_table_comes_first() {
+        let value = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
+        assert_eq!(accept(value).unwrap().form, Form::Table);
+    }
+
+    #[test]
+    fn protobuf_falls_back_to_json() {
+        let found = accept("application/vnd.kubernetes.protobuf,application/json").unwrap();
+        assert_eq!((found.form, found.yaml), (Form::Object, false));
+        assert!(accept("application/vnd.kubernetes.protobuf").is_err());
+        assert!(accept("application/yaml").unwrap().yaml);
+    }
+}

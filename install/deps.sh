@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Brings this machine to where Insula builds, runs and tests: system packages, a running containerd,
+# the test images. Safe to run again, and quick when nothing is to do.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+need_root "make deps"
+
+PACKAGES=(
+    busybox-static ca-certificates containerd containernetworking-plugins curl etcd-client
+    etcd-server gcc iproute2 iptables jq libc6-dev libprotobuf-dev make nftables openssl procps protobuf-compiler
+    runc strace util-linux
+)
+SYSTEM_SOCKET=/run/containerd/containerd.sock
+APT=(apt-get -o DPkg::Lock::Timeout=600 -q -y)
+
+install_packages() {
+    local wanted=() package
+    for package in "$@"; do
+        dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed ||
+            wanted+=("$package")
+    done
+    [ ${#wanted[@]} = 0 ] && return
+    command -v apt-get >/dev/null ||
+        die "this is no Debian machine: install these by hand, then run again: ${wanted[*]}"
+    say "installing ${wanted[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    "${APT[@]}" update >/dev/null || say "apt-get update failed; trying with the lists at hand"
+    "${APT[@]}" install --no-install-recommends "${wanted[@]}" >/dev/null && return
+    # One at a time, so that the message names the one that failed.
+    for package in "${wanted[@]}"; do
+        "${APT[@]}" install --no-install-recommends "$package" >/dev/null ||
+            die "cannot install package $package; see the lines above"
+    done
+}
+
+# Debian's kubernetes-client claims /usr/bin/kubectl, which a vendor's kubectl package owns where it
+# is installed; so only where there is no kubectl at all.
+install_kubectl() {
+    command -v kubectl >/dev/null || install_packages kubernetes-client
+}
+
+start_containerd() {
+    if ! ls /etc/cni/net.d/*.conf* >/dev/null 2>&1; then
+        mkdir -p /etc/cni/net.d
+        cni_config insula insula0 10.244.0.0/24 true /var/lib/cni/networks \
+            >/etc/cni/net.d/10-insula.conflist
+    fi
+    answers "$SYSTEM_SOCKET" && return
+    if has_systemd; then
+        systemctl start containerd ||
+            die "containerd does not start; see: journalctl -u containerd"
+        return
+    fi
+    say "starting containerd; pid file $RUN_DIR/containerd.pid, log /var/log/insula/containerd.log"
+    mkdir -p "$ETC_DIR" "$RUN_DIR" /var/log/insula
+    containerd_config /var/lib/containerd /run/containerd "$SYSTEM_SOCKET" /etc/cni/net.d \
+        >"$ETC_DIR/containerd.toml"
+    start_detached "$ETC_DIR/containerd.toml" "$SYSTEM_SOCKET" "$RUN_DIR/containerd.pid" \
+        /var/log/insula/containerd.log
+}
+
+# A containerd we did not configure names another sandbox image, which it would fetch from the
+# network when the first pod starts. Without it at hand, ours serves under that name.
+provide_sandbox_image() {
+    local image
+    has_systemd || return 0
+    image=$(containerd config dump 2>/dev/null | sed -n 's/^ *sandbox_image = "\(.*\)"$/\1/p' | head -n 1)
+    [ -n "$image" ] && [ "$image" != localhost/insula/pause:1 ] || return 0
+    ctr -n k8s.io images list -q | grep -qxF "$image" ||
+        ctr -n k8s.io images tag localhost/insula/pause:1 "$image" >/dev/null
+}
+
+install_packages "${PACKAGES[@]}"
+install_kubectl
+"$INSTALL_DIR/images/build.sh" "$IMAGE_DIR"
+start_containerd
+import_images "$SYSTEM_SOCKET"
+provide_sandbox_image

@@ -1,0 +1,118 @@
+//! The command line.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
+
+/// A Kubernetes-compatible cloud control plane, sharded by tenant.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    propagate_version = true,
+    arg_required_else_help = true,
+    after_help = "Begin with `insula up --data-dir run`, then\n  \
+    export KUBECONFIG=run/admin.kubeconfig\n  kubectl get nodes"
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a whole cloud in one process: storage, API server, controllers, scheduler and a node.
+    #[command(after_help = "Prints `ready https://ADDR:PORT` when a pod can be served and writes \
+    DIR/admin.kubeconfig (tenant system, cluster admin) and DIR/ca.crt.\n\
+    Ctrl-C or SIGTERM ends it; running containers go on, and a second start on the same \
+    directory carries on where it was.")]
+    Up(Up),
+    /// Write a kubeconfig with a client certificate for a user of a tenant.
+    #[command(
+        after_help = "Example:\n  insula kubeconfig --data-dir run --tenant acme --user dev \
+    --group acme-admins --out run/dev.kubeconfig"
+    )]
+    Kubeconfig(Kubeconfig),
+    /// Print a completion script for a shell: `source <(insula completion bash)`.
+    Completion { shell: Shell },
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Up {
+    /// Where everything is kept. Made if it is not there.
+    #[arg(long, value_name = "DIR", env = "INSULA_DATA_DIR")]
+    pub(crate) data_dir: PathBuf,
+    /// Address and port of the API server; port 0 takes a free one.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:6443")]
+    pub(crate) listen: SocketAddr,
+    /// Address under which others reach this machine; the one it reaches others with by default.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) advertise_address: Option<std::net::IpAddr>,
+    /// Storage partitions. Chosen once: a data directory keeps its number.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) partitions: u16,
+    /// `embedded`, or real etcds: `etcd=NAME=URL[,URL..];NAME=URL..`.
+    #[arg(long, value_name = "STORE", default_value = "embedded")]
+    pub(crate) store: String,
+    /// Parts to leave out, separated by commas: node, controllers, scheduler, vm-runtime, network.
+    #[arg(long, value_name = "PARTS", value_delimiter = ',', value_parser = ["node", "controllers", "scheduler", "vm-runtime", "network"])]
+    pub(crate) without: Vec<String>,
+    /// Name of this machine as a node; its host name by default.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node_name: Option<String>,
+    /// Socket of the container runtime.
+    #[arg(long, value_name = "URL", default_value = "unix:///run/containerd/containerd.sock")]
+    pub(crate) container_runtime_endpoint: String,
+    /// Port of the node agent's own server; 0 takes a free one.
+    #[arg(long, value_name = "PORT", default_value_t = 10250)]
+    pub(crate) node_port: u16,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Kubeconfig {
+    /// The data directory of `insula up`.
+    #[arg(long, value_name = "DIR", env = "INSULA_DATA_DIR")]
+    pub(crate) data_dir: PathBuf,
+    /// The user's tenant.
+    #[arg(long, value_name = "T")]
+    pub(crate) tenant: String,
+    /// The user's name.
+    #[arg(long, value_name = "U")]
+    pub(crate) user: String,
+    /// A group of the user; may be repeated.
+    #[arg(long, value_name = "G")]
+    pub(crate) group: Vec<String>,
+    /// Where to write it; standard output by default.
+    #[arg(long, value_name = "F")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[allow(clippy::print_stderr, reason = "this is where errors reach the user")]
+pub(crate) fn fail(error: &anyhow::Error) {
+    // The chain, each cause once: some errors already say what caused them.
+    let mut shown = String::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        if !shown.contains(&text) {
+            if !shown.is_empty() {
+                shown.push_str(": ");
+            }
+            shown.push_str(&text);
+        }
+    }
+    eprintln!("error: {shown}");
+}
+
+pub(crate) fn completion(shell: Shell) {
+    clap_complete::generate(shell, &mut Cli::command(), "insula", &mut std::io::stdout());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

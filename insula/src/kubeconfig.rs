@@ -1,0 +1,77 @@
+//! Kubeconfigs: a server, its CA, and a client certificate of a user.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, bail};
+use base64::Engine as _;
+use insula_api::names::TenantName;
+use insula_apiserver::pki::{Authority, Pair, write_private};
+use serde_json::json;
+
+use crate::{cli, data_dir::DataDir};
+
+/// `insula kubeconfig`.
+pub(crate) fn run(options: &cli::Kubeconfig) -> Result<()> {
+    let directory = DataDir::open(&options.data_dir)?;
+    let tenant = TenantName::parse(&options.tenant)?;
+    if options.user.is_empty() || options.user.chars().any(char::is_control) {
+        bail!("{:?} is not a user name", options.user);
+    }
+    if options.group.iter().any(|it| it.is_empty() || it.chars().any(char::is_control)) {
+        bail!("a group name is empty or has control characters");
+    }
+    if !directory.pki().join("ca.crt").exists() {
+        bail!(
+            "{} has no certificate authority; start `insula up --data-dir {}` once first",
+            options.data_dir.display(),
+            options.data_dir.display()
+        );
+    }
+    let authority = Authority::open_or_create(&directory.pki())?;
+    let server = fs::read_to_string(directory.path("endpoint")).context(
+        "the data directory does not say where its API server is; start `insula up` once",
+    )?;
+    let pair = authority.client(&tenant, &options.user, &options.group)?;
+    let text = text(server.trim(), &authority, &tenant, &options.user, &pair);
+    match &options.out {
+        Some(path) => Ok(write_private(path, &text)?),
+        None => {
+            print(&text);
+            Ok(())
+        }
+    }
+}
+
+#[allow(clippy::print_stdout, reason = "the kubeconfig is this command's output")]
+fn print(text: &str) {
+    print!("{text}");
+}
+
+/// A kubeconfig, as JSON, which is YAML too.
+pub(crate) fn text(
+    server: &str,
+    authority: &Authority,
+    tenant: &TenantName,
+    user: &str,
+    pair: &Pair,
+) -> String {
+    let encode = |pem: &str| base64::engine::general_purpose::STANDARD.encode(pem);
+    let name = format!("{user}@{tenant}");
+    let config = json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": tenant.as_str(), "cluster": {
+            "server": format!("{server}/tenants/{tenant}"),
+            "certificate-authority-data": encode(authority.certificate()),
+        }}],
+        "users": [{"name": name, "user": {
+            "client-certificate-data": encode(&pair.certificate),
+            "client-key-data": encode(&pair.key),
+        }}],
+        "contexts": [{"name": name, "context": {
+            "cluster": tenant.as_str(), "user": name, "namespace": "default",
+        }}],
+        "current-context": name,
+    });
+    format!("{config:#}\n")
+}

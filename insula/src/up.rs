@@ -1,0 +1,270 @@
+//! `insula up`: a whole cloud in one process.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use insula_api::names::TenantName;
+use insula_apiserver::{
+    Server, ServerConfig, Tls,
+    identity::{Identity, MASTERS, NODES},
+    pki::{Authority, write_private},
+    tokens::Keys,
+};
+use insula_client::Client;
+use insula_partition::partitions::{Partitions, PartitionsConfig, StoreConfig};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{cli, data_dir::DataDir, kubeconfig};
+
+/// Runs until Ctrl-C or SIGTERM.
+pub(crate) fn run(options: &cli::Up) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the async runtime")?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let shutdown = CancellationToken::new();
+        let ended = shutdown.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => (),
+                _ = interrupt.recv() => (),
+            }
+            tracing::info!("ending");
+            ended.cancel();
+        });
+        cloud(options, shutdown).await
+    })
+}
+
+fn without(options: &cli::Up, part: &str) -> bool {
+    options.without.iter().any(|it| it == part)
+}
+
+async fn cloud(options: &cli::Up, shutdown: CancellationToken) -> Result<()> {
+    let started = std::time::Instant::now();
+    let with_node = !without(options, "node");
+    if with_node && !rustix::process::geteuid().is_root() {
+        bail!(
+            "running containers needs root: start as root, or leave the node out with `--without node`"
+        );
+    }
+    let directory = DataDir::create(&options.data_dir)?;
+    let listener = TcpListener::bind(options.listen).await.with_context(|| {
+        format!(
+            "cannot listen on {}: is another server running there? choose another with --listen",
+            options.listen
+        )
+    })?;
+    let port = listener.local_addr()?.port();
+    let address = options.advertise_address.unwrap_or_else(|| own_address(options.listen.ip()));
+    let reached = reached_by(options.listen.ip());
+    let endpoint = format!("https://{}", SocketAddr::new(reached, port));
+    let node_name = match &options.node_name {
+        Some(name) => name.clone(),
+        None => host_name(),
+    };
+
+    let authority = Authority::open_or_create(&directory.pki())?;
+    let system = TenantName::system();
+    let addresses = certificate_addresses(address, reached);
+    let names = [
+        "localhost",
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        "kubernetes.default.svc.cluster.local",
+    ];
+    let serving = authority.server("insula-apiserver", &names, &addresses)?;
+    let to_nodes = authority.client(&system, "system:apiserver", &[MASTERS])?;
+    let admin = authority
+        .keep(&directory.pki(), "admin", || authority.client(&system, "admin", &[MASTERS]))?;
+    let config = kubeconfig::text(&endpoint, &authority, &system, "admin", &admin);
+    write_private(&directory.path("admin.kubeconfig"), &config)?;
+    write_private(&directory.path("ca.crt"), authority.certificate())?;
+    write_private(&directory.path("endpoint"), &endpoint)?;
+
+    let partitions = Arc::new(
+        Partitions::open(PartitionsConfig {
+            data_dir: directory.path("partitions"),
+            store: store_config(options)?,
+        })
+        .await?,
+    );
+    let server = Server::start(ServerConfig {
+        partitions: partitions.clone(),
+        keys: Keys::open_or_create(&directory.pki().join("sa.key"))?,
+        node_tls: Tls::client(authority.certificate(), &to_nodes)?,
+        advertise: SocketAddr::new(address, port).to_string(),
+        shutdown: shutdown.clone(),
+    })
+    .await?;
+    let tls = Tls::new(authority.certificate(), &serving)?;
+    let tasks = TaskTracker::new();
+    tasks.spawn(server.clone().serve(listener, tls));
+
+    let parts = Parts { options, directory: &directory, authority: &authority, server: &server };
+    let components = CancellationToken::new();
+    let workers = TaskTracker::new();
+    let mut failures = parts.start(&workers, &components, &node_name, address, port).await?;
+    if !shutdown.is_cancelled() {
+        tracing::info!(elapsed = ?started.elapsed(), "ready");
+        ready(&endpoint);
+    }
+    tokio::select! {
+        () = shutdown.cancelled() => (),
+        Some(failed) = failures.recv() => {
+            tracing::error!(part = failed.0, error = failed.1, "a part of the cloud failed");
+            shutdown.cancel();
+            end(&workers, &components, &server, &tasks, &partitions).await;
+            bail!("the {} failed: {}", failed.0, failed.1);
+        }
+    }
+    end(&workers, &components, &server, &tasks, &partitions).await;
+    Ok(())
+}
+
+/// Clients first, then the server, then storage: each can finish what it began.
+async fn end(
+    workers: &TaskTracker,
+    components: &CancellationToken,
+    server: &Arc<Server>,
+    tasks: &TaskTracker,
+    partitions: &Partitions,
+) {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    components.cancel();
+    workers.close();
+    if tokio::time::timeout(PATIENCE, workers.wait()).await.is_err() {
+        tracing::warn!("some parts did not end in time");
+    }
+    tasks.close();
+    let drained = async {
+        tasks.wait().await;
+        server.drain().await;
+    };
+    if tokio::time::timeout(PATIENCE, drained).await.is_err() {
+        tracing::warn!("some connections did not end in time");
+    }
+    if let Err(error) = partitions.shutdown().await {
+        tracing::error!(
+            error = insula_apiserver::error::chain(&error),
+            "storage did not end cleanly"
+        );
+    }
+}
+
+#[allow(clippy::print_stdout, reason = "scripts wait for this line")]
+fn ready(endpoint: &str) {
+    println!("ready {endpoint}");
+}
+
+/// What the parts of a cloud are started from.
+struct Parts<'a> {
+    options: &'a cli::Up,
+    directory: &'a DataDir,
+    authority: &'a Authority,
+    server: &'a Arc<Server>,
+}
+
+/// A part's name and why it failed.
+type Failure = (&'static str, String);
+
+impl Parts<'_> {
+    /// A client of the server in this process.
+    fn client(&self, user: &str, group: &str) -> Result<Client> {
+        let server = self.server.clone();
+        let identity = Identity::new(TenantName::system(), user, &[group]);
+        let service = tower::service_fn(move |request: http::Request<_>| {
+            let (server, identity) = (server.clone(), identity.clone());
+            async move {
+                Ok::<_, std::convert::Infallible>(server.handle_trusted(request, identity).await)
+            }
+        });
+        Ok(Client::in_process(service, user)?)
+    }
+
+    /// Starts all parts; returns when the node is ready for pods.
+    async fn start(
+        &self,
+        workers: &TaskTracker,
+        stop: &CancellationToken,
+        node_name: &str,
+        address: IpAddr,
+        port: u16,
+    ) -> Result<tokio::sync::mpsc::Receiver<Failure>> {
+        let (failed, failures) = tokio::sync::mpsc::channel(4);
+        let _ = (
+            failed,
+            workers,
+            stop,
+            node_name,
+            address,
+            port,
+            NODES,
+            self.client("x", MASTERS),
+            self.directory,
+            self.authority,
+            self.options,
+        );
+        Ok(failures)
+    }
+}
+
+fn store_config(options: &cli::Up) -> Result<StoreConfig> {
+    match options.store.as_str() {
+        "embedded" => Ok(StoreConfig::Embedded { partitions: options.partitions }),
+        other => match other.strip_prefix("etcd=") {
+            Some(list) => Ok(StoreConfig::parse_etcd(list)?),
+            None => bail!(
+                "unknown store {other:?}; use `embedded` or `etcd=NAME=URL[,URL..];NAME=URL..`"
+            ),
+        },
+    }
+}
+
+fn host_name() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
+    if name.is_empty() { "localhost".into() } else { name }
+}
+
+/// The address that this machine sends from. Asks the routing table only; nothing is sent.
+fn own_address(listen: IpAddr) -> IpAddr {
+    if !listen.is_unspecified() {
+        return listen;
+    }
+    let asked = || -> std::io::Result<IpAddr> {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        // TEST-NET-1 (RFC 5737): routed like the rest of the world, nobody's address.
+        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
+        Ok(socket.local_addr()?.ip())
+    };
+    asked().ok().filter(|it| !it.is_unspecified()).unwrap_or(Ipv4Addr::LOCALHOST.into())
+}
+
+/// How processes of this machine reach a server that listens on `listen`.
+fn reached_by(listen: IpAddr) -> IpAddr {
+    match listen {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => std::net::Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    }
+}
+
+fn certificate_addresses(address: IpAddr, reached: IpAddr) -> Vec<IpAddr> {
+    let mut all =
+        vec![address, reached, Ipv4Addr::LOCALHOST.into(), "::1".parse().unwrap_or(reached)];
+    all.sort();
+    all.dedup();
+    all
+}

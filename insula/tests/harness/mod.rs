@@ -1,0 +1,287 @@
+//! A whole cloud for one test: its own directory, port, and (if it has a node) containerd.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+/// How long a debug build on a busy machine may take to get ready.
+const READY: Duration = Duration::from_secs(60);
+
+/// See the module.
+pub struct Cloud {
+    dir: tempfile::TempDir,
+    child: Option<Child>,
+    /// `https://127.0.0.1:PORT`.
+    pub endpoint: String,
+    socket: Option<String>,
+    extra: Vec<String>,
+}
+
+/// The repository's root.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The binary under test.
+pub fn insula() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_insula"))
+}
+
+impl Cloud {
+    /// API server, controllers and scheduler, without a node.
+    pub fn without_node() -> Self {
+        Self::start(false, &[])
+    }
+
+    /// With a node on a private containerd.
+    pub fn with_node() -> Self {
+        Self::start(true, &[])
+    }
+
+    pub fn start(node: bool, extra: &[&str]) -> Self {
+        // Short, because a unix socket's path is.
+        let dir = tempfile::Builder::new().prefix("ins").tempdir_in("/tmp").unwrap();
+        let socket = node.then(|| {
+            let out = Command::new(root().join("install/containerd.sh"))
+                .args(["start", "--root"])
+                .arg(dir.path())
+                .output()
+                .unwrap();
+            assert!(out.status.success(), "containerd: {}", String::from_utf8_lossy(&out.stderr));
+            String::from_utf8(out.stdout).unwrap().trim().to_owned()
+        });
+        let extra = extra.iter().map(|it| (*it).to_owned()).collect();
+        let mut cloud = Self { dir, child: None, endpoint: String::new(), socket, extra };
+        cloud.up("127.0.0.1:0");
+        cloud
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join("run").join(name)
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
+    fn up(&mut self, listen: &str) {
+        let mut command = insula();
+        command.arg("up").arg("--data-dir").arg(self.data_dir()).args(["--listen", listen]);
+        command.args(["--node-port", "0"]);
+        match &self.socket {
+            Some(socket) => {
+                command.arg("--container-runtime-endpoint").arg(format!("unix://{socket}"));
+            }
+            None => {
+                command.args(["--without", "node"]);
+            }
+        }
+        command.args(&self.extra).stdout(Stdio::piped());
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.dir.path().join("log"))
+            .unwrap();
+        let mut child = command.stderr(log).spawn().unwrap();
+        let stdout = child.stdout.take().unwrap();
+        self.child = Some(child);
+        let (sender, lines) = mpsc::channel();
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let line =
+            lines.recv_timeout(READY).unwrap_or_else(|_| panic!("not ready\n{}", self.log()));
+        self.endpoint = line.strip_prefix("ready ").unwrap_or_else(|| panic!("{line}")).to_owned();
+    }
+
+    /// What the cloud has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Ends the process by SIGTERM and checks that it ends well.
+    pub fn terminate(&mut self) {
+        let mut child = self.child.take().unwrap();
+        let id = child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+        let status = child.wait().unwrap();
+        assert!(status.success(), "{status}\n{}", self.log());
+    }
+
+    /// Ends the process at once, as a crash does.
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Starts again on the same directory and address.
+    pub fn again(&mut self) {
+        let address = self.endpoint.trim_start_matches("https://").to_owned();
+        self.up(&address);
+    }
+
+    /// The process's resident memory, in bytes.
+    pub fn memory(&self) -> u64 {
+        let id = self.child.as_ref().unwrap().id();
+        let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        let line = status.lines().find(|it| it.starts_with("VmRSS:")).unwrap();
+        let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+        kib * 1024
+    }
+
+    /// A user of the platform: cluster admin.
+    pub fn admin(&self) -> Kubectl {
+        Kubectl::new(self.path("admin.kubeconfig"))
+    }
+
+    /// A user of a tenant.
+    pub fn user(&self, tenant: &str, user: &str, group: &str) -> Kubectl {
+        let out = self.dir.path().join(format!("{tenant}-{user}.kubeconfig"));
+        let made = insula()
+            .arg("kubeconfig")
+            .arg("--data-dir")
+            .arg(self.data_dir())
+            .args(["--tenant", tenant, "--user", user, "--group", group, "--out"])
+            .arg(&out)
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        Kubectl::new(out)
+    }
+
+    /// The tenants of the example, active; with an administrator of each.
+    pub fn tenants(&self) -> (Kubectl, Kubectl) {
+        let admin = self.admin();
+        admin.ok(&["create", "-f", root().join("docs/examples/tenants.yaml").to_str().unwrap()]);
+        for tenant in ["acme", "globex"] {
+            admin.until(&["get", "tenant", tenant, "-o", "jsonpath={.status.phase}"], |phase| {
+                phase == "Active"
+            });
+        }
+        (self.user("acme", "dev", "acme-admins"), self.user("globex", "dev", "globex-admins"))
+    }
+}
+
+impl Drop for Cloud {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            for line in &lines[lines.len().saturating_sub(60)..] {
+                eprintln!("{line}");
+            }
+        }
+        if self.socket.is_some() {
+            let _ = Command::new(root().join("install/containerd.sh"))
+                .args(["stop", "--root"])
+                .arg(self.dir.path())
+                .output();
+        }
+    }
+}
+
+/// The stock kubectl with one kubeconfig and a cache of its own.
+pub struct Kubectl {
+    kubeconfig: PathBuf,
+    cache: PathBuf,
+}
+
+/// How long the world may take to become as expected.
+const EVENTUALLY: Duration = Duration::from_secs(60);
+
+impl Kubectl {
+    pub fn new(kubeconfig: PathBuf) -> Self {
+        let cache = kubeconfig.with_extension("cache");
+        Self { kubeconfig, cache }
+    }
+
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    pub fn command(&self) -> Command {
+        let mut command = Command::new("kubectl");
+        command.arg("--kubeconfig").arg(&self.kubeconfig).arg("--cache-dir").arg(&self.cache);
+        command.env_remove("KUBECONFIG");
+        command
+    }
+
+    pub fn run(&self, args: &[&str]) -> Output {
+        self.command().args(args).output().unwrap()
+    }
+
+    /// Runs with `input` on standard input.
+    pub fn feed(&self, args: &[&str], input: &str) -> Output {
+        use std::io::Write as _;
+        let mut child = self
+            .command()
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    }
+
+    /// What a command that must succeed prints.
+    #[track_caller]
+    pub fn ok(&self, args: &[&str]) -> String {
+        let out = self.run(args);
+        let (stdout, stderr) = texts(&out);
+        assert!(out.status.success(), "kubectl {}: {stdout}{stderr}", args.join(" "));
+        stdout
+    }
+
+    /// What a command that must fail says.
+    #[track_caller]
+    pub fn fails(&self, args: &[&str]) -> String {
+        let out = self.run(args);
+        let (stdout, stderr) = texts(&out);
+        assert!(!out.status.success(), "kubectl {} succeeded: {stdout}", args.join(" "));
+        stderr
+    }
+
+    /// Repeats a command until it succeeds with an answer that is as wanted.
+    #[track_caller]
+    pub fn until(&self, args: &[&str], wanted: impl Fn(&str) -> bool) -> String {
+        let begin = Instant::now();
+        loop {
+            let out = self.run(args);
+            let (stdout, stderr) = texts(&out);
+            if out.status.success() && wanted(&stdout) {
+                return stdout;
+            }
+            assert!(
+                begin.elapsed() < EVENTUALLY,
+                "kubectl {}: still {stdout}{stderr}",
+                args.join(" ")
+            );
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+/// Standard output and error as text.
+pub fn texts(out: &Output) -> (String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (text(&out.stdout), text(&out.stderr))
+}

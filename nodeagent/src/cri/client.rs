@@ -1,0 +1,463 @@
+//! [`RuntimeClient`]: the runtime's calls with time limits and typed errors.
+//!
+//! A client is cheap to clone and connects when it is first used, and again whenever the runtime
+//! comes back. Each call has a limit of its own, because "the runtime hangs" and "the runtime is
+//! pulling an image" look the same from here.
+
+use std::{path::PathBuf, time::Duration};
+
+use futures::{FutureExt, Stream, StreamExt, stream::BoxStream};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::{
+    Code, Response, Status,
+    transport::{Channel, Endpoint, Uri},
+};
+
+use super::{
+    containerd::{SubscribeRequest, events_client::EventsClient},
+    error::RuntimeError,
+    v1::{
+        self, image_service_client::ImageServiceClient,
+        runtime_service_client::RuntimeServiceClient,
+    },
+};
+
+/// Limit of calls that only look.
+const LOOK: Duration = Duration::from_secs(20);
+/// Limit of calls that change something; setting up a pod's network may take its time.
+const ACT: Duration = Duration::from_secs(240);
+/// What a call that itself waits may take on top of what it waits for.
+const SLACK: Duration = Duration::from_secs(30);
+/// A node's thousands of containers still fit in one answer.
+const MAX_MESSAGE: usize = 64 << 20;
+
+/// A stream whose items say that something changed in the runtime, not what.
+pub(super) type RuntimeEvents = BoxStream<'static, Result<(), RuntimeError>>;
+
+/// An image as the runtime knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ImageRef {
+    /// What names this image to the runtime.
+    pub id: String,
+    /// `name@sha256:...` if the image came from a registry, else its id.
+    pub digest: String,
+    /// The user it runs as by default, if the image says so as a number.
+    pub uid: Option<i64>,
+    /// The user it runs as by default, if the image says so as a name.
+    pub username: String,
+    pub size: u64,
+}
+
+/// Speaks to one runtime. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct RuntimeClient {
+    endpoint: String,
+    channel: Channel,
+}
+
+impl RuntimeClient {
+    /// Takes `unix:///path` or a bare path. Does not connect yet.
+    ///
+    /// Must be called within a tokio runtime.
+    pub(crate) fn new(endpoint: &str) -> Result<Self, RuntimeError> {
+        let path = PathBuf::from(endpoint.strip_prefix("unix://").unwrap_or(endpoint));
+        if !path.is_absolute() {
+            return Err(RuntimeError::Endpoint { endpoint: endpoint.to_owned() });
+        }
+        let connector = tower::service_fn(move |_: Uri| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        });
+        // The URI is never resolved; HTTP/2 wants one for its `:authority`.
+        let channel =
+            Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector);
+        Ok(Self { endpoint: endpoint.to_owned(), channel })
+    }
+
+    /// Where this client looks for the runtime.
+    pub(crate) fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    fn runtime(&self) -> RuntimeServiceClient<Channel> {
+        RuntimeServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    fn images(&self) -> ImageServiceClient<Channel> {
+        ImageServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    fn error(&self, call: &'static str, status: Status) -> RuntimeError {
+        // The runtime itself never answers `Unavailable`: that is the transport's word.
+        if status.code() == Code::Unavailable {
+            return RuntimeError::Absent { endpoint: self.endpoint.clone(), source: status };
+        }
+        let message = match status.message() {
+            "" => format!("{call} failed with code {:?}", status.code()),
+            text => text.to_owned(),
+        };
+        RuntimeError::Failed { call, code: status.code(), message }
+    }
+
+    async fn call<T>(
+        &self,
+        call: &'static str,
+        limit: Duration,
+        answer: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, RuntimeError> {
+        match tokio::time::timeout(limit, answer).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(self.error(call, status)),
+            Err(_) => Err(RuntimeError::Timeout { call, limit }),
+        }
+    }
+
+    /// Name and version of the runtime.
+    pub(crate) async fn version(&self) -> Result<v1::VersionResponse, RuntimeError> {
+        let request = v1::VersionRequest { version: "v1".to_owned() };
+        self.call("Version", LOOK, async move { self.runtime().version(request).await }).await
+    }
+
+    /// Whether the runtime and its network are ready, and its handlers.
+    pub(crate) async fn status(&self) -> Result<v1::StatusResponse, RuntimeError> {
+        let request = v1::StatusRequest { verbose: false };
+        self.call("Status", LOOK, async move { self.runtime().status(request).await }).await
+    }
+
+    /// Whether the runtime leaves control groups to systemd. `None` if it does not say, as
+    /// before containerd 2.0.
+    pub(crate) async fn uses_systemd_cgroups(&self) -> Result<Option<bool>, RuntimeError> {
+        let request = v1::RuntimeConfigRequest {};
+        match self
+            .call(
+                "RuntimeConfig",
+                LOOK,
+                async move { self.runtime().runtime_config(request).await },
+            )
+            .await
+        {
+            Ok(config) => {
+                Ok(config.linux.map(|it| it.cgroup_driver() == v1::CgroupDriver::Systemd))
+            }
+            Err(error) if error.is_unimplemented() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes and starts a sandbox; returns its id.
+    pub(crate) async fn run_pod_sandbox(
+        &self,
+        config: v1::PodSandboxConfig,
+        runtime_handler: &str,
+    ) -> Result<String, RuntimeError> {
+        let request = v1::RunPodSandboxRequest {
+            config: Some(config),
+            runtime_handler: runtime_handler.to_owned(),
+        };
+        let answer = self.call("RunPodSandbox", ACT, async move {
+            self.runtime().run_pod_sandbox(request).await
+        });
+        Ok(answer.await?.pod_sandbox_id)
+    }
+
+    /// Ends all in a sandbox and gives its network back. Repeating it does no harm.
+    pub(crate) async fn stop_pod_sandbox(&self, id: &str) -> Result<(), RuntimeError> {
+        let request = v1::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        let answer = self.call("StopPodSandbox", ACT, async move {
+            self.runtime().stop_pod_sandbox(request).await
+        });
+        unless_gone(answer.await.map(drop))
+    }
+
+    /// Removes a sandbox with its containers. Repeating it does no harm.
+    pub(crate) async fn remove_pod_sandbox(&self, id: &str) -> Result<(), RuntimeError> {
+        let request = v1::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        let answer = self.call("RemovePodSandbox", ACT, async move {
+            self.runtime().remove_pod_sandbox(request).await
+        });
+        unless_gone(answer.await.map(drop))
+    }
+
+    /// State and addresses of a sandbox; `None` if there is no such sandbox.
+    pub(crate) async fn pod_sandbox_status(
+        &self,
+        id: &str,
+    ) -> Result<Option<v1::PodSandboxStatus>, RuntimeError> {
+        let request = v1::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
+        let answer = self.call("PodSandboxStatus", LOOK, async move {
+            self.runtime().pod_sandbox_status(request).await
+        });
+        found(answer.await.map(|it| it.status))
+    }
+
+    /// Sandboxes that carry all of `labels`.
+    pub(crate) async fn list_pod_sandboxes(
+        &self,
+        labels: &[(&str, &str)],
+    ) -> Result<Vec<v1::PodSandbox>, RuntimeError> {
+        let filter = v1::PodSandboxFilter { label_selector: owned(labels), ..Default::default() };
+        let request = v1::ListPodSandboxRequest { filter: Some(filter) };
+        Ok(self
+            .call(
+                "ListPodSandbox",
+                LOOK,
+                async move { self.runtime().list_pod_sandbox(request).await },
+            )
+            .await?
+            .items)
+    }
+
+    /// Containers, running or not, that carry all of `labels`.
+    pub(crate) async fn list_containers(
+        &self,
+        labels: &[(&str, &str)],
+    ) -> Result<Vec<v1::Container>, RuntimeError> {
+        let filter = v1::ContainerFilter { label_selector: owned(labels), ..Default::default() };
+        let request = v1::ListContainersRequest { filter: Some(filter) };
+        let answer = self.call("ListContainers", LOOK, async move {
+            self.runtime().list_containers(request).await
+        });
+        Ok(answer.await?.containers)
+    }
+
+    /// All that is known of a container; `None` if there is no such container.
+    pub(crate) async fn container_status(
+        &self,
+        id: &str,
+    ) -> Result<Option<v1::ContainerStatus>, RuntimeError> {
+        let request = v1::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
+        let answer = self.call("ContainerStatus", LOOK, async move {
+            self.runtime().container_status(request).await
+        });
+        found(answer.await.map(|it| it.status))
+    }
+
+    /// Makes a container, which does not run yet; returns its id.
+    pub(crate) async fn create_container(
+        &self,
+        sandbox_id: &str,
+        config: v1::ContainerConfig,
+        sandbox_config: v1::PodSandboxConfig,
+    ) -> Result<String, RuntimeError> {
+        let request = v1::CreateContainerRequest {
+            pod_sandbox_id: sandbox_id.to_owned(),
+            config: Some(config),
+            sandbox_config: Some(sandbox_config),
+        };
+        let answer = self.call("CreateContainer", ACT, async move {
+            self.runtime().create_container(request).await
+        });
+        Ok(answer.await?.container_id)
+    }
+
+    pub(crate) async fn start_container(&self, id: &str) -> Result<(), RuntimeError> {
+        let request = v1::StartContainerRequest { container_id: id.to_owned() };
+        self.call(
+            "StartContainer",
+            ACT,
+            async move { self.runtime().start_container(request).await },
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Asks the container to end and kills it after `grace`. Repeating it does no harm, and a
+    /// shorter grace then takes effect.
+    pub(crate) async fn stop_container(
+        &self,
+        id: &str,
+        grace: Duration,
+    ) -> Result<(), RuntimeError> {
+        let timeout = i64::try_from(grace.as_secs()).unwrap_or(i64::MAX);
+        let request = v1::StopContainerRequest { container_id: id.to_owned(), timeout };
+        let limit = grace.saturating_add(SLACK);
+        let answer = self.call("StopContainer", limit, async move {
+            self.runtime().stop_container(request).await
+        });
+        unless_gone(answer.await.map(drop))
+    }
+
+    /// Removes a container, killing it if it runs. Repeating it does no harm.
+    pub(crate) async fn remove_container(&self, id: &str) -> Result<(), RuntimeError> {
+        let request = v1::RemoveContainerRequest { container_id: id.to_owned() };
+        let answer = self.call("RemoveContainer", ACT, async move {
+            self.runtime().remove_container(request).await
+        });
+        unless_gone(answer.await.map(drop))
+    }
+
+    /// Makes the runtime open the container's log file anew, after it was moved away.
+    pub(crate) async fn reopen_container_log(&self, id: &str) -> Result<(), RuntimeError> {
+        let request = v1::ReopenContainerLogRequest { container_id: id.to_owned() };
+        let answer = self.call("ReopenContainerLog", LOOK, async move {
+            self.runtime().reopen_container_log(request).await
+        });
+        answer.await.map(drop)
+    }
+
+    /// Runs a command to its end and returns its output. The runtime kills it after `limit`.
+    pub(crate) async fn exec_sync(
+        &self,
+        id: &str,
+        command: &[String],
+        limit: Duration,
+    ) -> Result<v1::ExecSyncResponse, RuntimeError> {
+        let request = v1::ExecSyncRequest {
+            container_id: id.to_owned(),
+            cmd: command.to_vec(),
+            timeout: i64::try_from(limit.as_secs().max(1)).unwrap_or(i64::MAX),
+        };
+        let limit = limit.saturating_add(Duration::from_secs(2));
+        self.call("ExecSync", limit, async move { self.runtime().exec_sync(request).await }).await
+    }
+
+    /// Prepares a command whose streams are then found at the returned URL.
+    pub(crate) async fn exec(&self, request: v1::ExecRequest) -> Result<String, RuntimeError> {
+        Ok(self.call("Exec", LOOK, async move { self.runtime().exec(request).await }).await?.url)
+    }
+
+    /// Prepares access to a container's own streams, found at the returned URL.
+    pub(crate) async fn attach(&self, request: v1::AttachRequest) -> Result<String, RuntimeError> {
+        Ok(self
+            .call("Attach", LOOK, async move { self.runtime().attach(request).await })
+            .await?
+            .url)
+    }
+
+    /// Prepares access to a sandbox's ports, found at the returned URL.
+    pub(crate) async fn port_forward(
+        &self,
+        request: v1::PortForwardRequest,
+    ) -> Result<String, RuntimeError> {
+        Ok(self
+            .call("PortForward", LOOK, async move { self.runtime().port_forward(request).await })
+            .await?
+            .url)
+    }
+
+    pub(crate) async fn list_images(&self) -> Result<Vec<v1::Image>, RuntimeError> {
+        let request = v1::ListImagesRequest {};
+        Ok(self
+            .call("ListImages", LOOK, async move { self.images().list_images(request).await })
+            .await?
+            .images)
+    }
+
+    /// The image of that name if the runtime has it.
+    pub(crate) async fn image(&self, name: &str) -> Result<Option<ImageRef>, RuntimeError> {
+        let image = Some(v1::ImageSpec { image: name.to_owned(), ..Default::default() });
+        let request = v1::ImageStatusRequest { image, verbose: false };
+        let answer = self
+            .call("ImageStatus", LOOK, async move { self.images().image_status(request).await })
+            .await?;
+        Ok(answer.image.map(|image| ImageRef {
+            digest: image.repo_digests.into_iter().next().unwrap_or_else(|| image.id.clone()),
+            id: image.id,
+            uid: image.uid.map(|uid| uid.value),
+            username: image.username,
+            size: image.size,
+        }))
+    }
+
+    /// Fetches an image. No limit: how long that takes is between registry and network, and the
+    /// runtime gives up by itself when nothing more arrives.
+    pub(crate) async fn pull_image(
+        &self,
+        name: &str,
+        auth: Option<v1::AuthConfig>,
+    ) -> Result<(), RuntimeError> {
+        let image = Some(v1::ImageSpec { image: name.to_owned(), ..Default::default() });
+        let request = v1::PullImageRequest { image, auth, sandbox_config: None };
+        let answer = self.images().pull_image(request).await;
+        answer.map(drop).map_err(|status| self.error("PullImage", status))
+    }
+
+    /// A stream that has an item whenever something changed: the interface's own events where the
+    /// runtime has them, else containerd's. Ends with an error, at once if it has neither.
+    ///
+    /// Lazy, because a server of these streams sends nothing at all before the first event.
+    pub(crate) fn events(&self) -> RuntimeEvents {
+        let client = self.clone();
+        let own = async move {
+            match client.runtime().get_container_events(v1::GetEventsRequest {}).await {
+                Ok(response) => client.hints("GetContainerEvents", response.into_inner()),
+                Err(status) if status.code() == Code::Unimplemented => client.containerd_events(),
+                Err(status) => failed(client.error("GetContainerEvents", status)),
+            }
+        };
+        own.flatten_stream().boxed()
+    }
+
+    fn containerd_events(&self) -> RuntimeEvents {
+        let client = self.clone();
+        let subscription = async move {
+            let filters = vec![r#"namespace=="k8s.io",topic~="^/tasks/""#.to_owned()];
+            let mut events = EventsClient::new(client.channel.clone());
+            match events.subscribe(SubscribeRequest { filters }).await {
+                Ok(response) => client.hints("Subscribe", response.into_inner()),
+                Err(status) => failed(client.error("Subscribe", status)),
+            }
+        };
+        subscription.flatten_stream().boxed()
+    }
+
+    fn hints<T>(
+        &self,
+        call: &'static str,
+        events: impl Stream<Item = Result<T, Status>> + Send + 'static,
+    ) -> RuntimeEvents {
+        let client = self.clone();
+        events
+            .map(move |event| event.map(drop).map_err(|status| client.error(call, status)))
+            .boxed()
+    }
+}
+
+fn failed(error: RuntimeError) -> RuntimeEvents {
+    futures::stream::once(async { Err(error) }).boxed()
+}
+
+fn owned(labels: &[(&str, &str)]) -> std::collections::HashMap<String, String> {
+    labels.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+/// What is to be gone already is.
+fn unless_gone(result: Result<(), RuntimeError>) -> Result<(), RuntimeError> {
+    match result {
+        Err(error) if error.is_not_found() => Ok(()),
+        other => other,
+    }
+}
+
+fn found<T>(result: Result<Option<T>, RuntimeError>) -> Result<Option<T>, RuntimeError> {
+    match result {
+        Err(error) if error.is_not_found() => Ok(None),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_absent_runtime_is_told_with_what_to_do() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("none.sock");
+        let client = RuntimeClient::new(&format!("unix://{}", socket.display())).unwrap();
+        let error = client.version().await.unwrap_err();
+        assert!(error.is_outage(), "{error:?}");
+        assert!(error.to_string().contains("start it with"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_must_be_an_absolute_path() {
+        for endpoint in ["", "tcp://localhost:1", "run/containerd.sock", "unix://x.sock"] {
+            assert!(
+                matches!(RuntimeClient::new(endpoint), Err(RuntimeError::Endpoint { .. })),
+                "{endpoint:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! What a raft entry says: the commands of one batch, in the order in which they are applied.
+//!
+//! The layout is on disk and on the wire between members:
+//!
+//! ```text
+//! batch:   format u8 | class u8 | command..
+//! command: 1 put     expect | collection | key | value
+//!          2 delete  expect | collection | key
+//!          3 skip    count u64
+//!          4 compact revision u64
+//! expect:  0 absent | 1 anything | 2 present | 3 at, revision u64
+//! collection, key: length u16, bytes          value: length u32, bytes
+//! ```
+//!
+//! Integers are little-endian. The class is that of the batch's most demanding command, so that
+//! whoever logs the entry knows whether to wait for the disk.
+
+use crate::{
+    codec::{Reader, put_bytes, put_text},
+    store::{Change, Durability, Expect, Revision, Write},
+};
+
+/// Changes with the layout above.
+const FORMAT: u8 = 1;
+
+const RELAXED: u8 = 0;
+const DURABLE: u8 = 1;
+
+const PUT: u8 = 1;
+const DELETE: u8 = 2;
+const SKIP: u8 = 3;
+const COMPACT: u8 = 4;
+
+/// One command, borrowed from the entry that holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Command<'a> {
+    Put { expect: Expect, collection: &'a str, key: &'a str, value: &'a [u8] },
+    Delete { expect: Expect, collection: &'a str, key: &'a str },
+    Skip { count: u64 },
+    Compact { revision: Revision },
+}
+
+/// Collects commands into the data of one raft entry.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    data: Vec<u8>,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self { data: vec![FORMAT, RELAXED] }
+    }
+}
+
+impl Batch {
+    /// Size of the entry so far.
+    pub(crate) fn bytes(&self) -> usize {
+        self.data.len()
+    }
+
+    /// Adds a write that passed [`crate::limits::check_limits`].
+    pub(crate) fn write(&mut self, write: &Write) {
+        let (kind, value) = match &write.change {
+            Change::Put(value) => (PUT, Some(value)),
+            Change::Delete => (DELETE, None),
+        };
+        self.begin(kind, write.durability);
+        self.expect(write.expect);
+        put_text(&mut self.data, write.collection.as_str());
+        put_text(&mut self.data, &write.key);
+        if let Some(value) = value {
+            put_bytes(&mut self.data, value);
+        }
+    }
+
+    pub(crate) fn skip(&mut self, count: u64) {
+        self.begin(SKIP, Durability::Durable);
+        self.data.extend_from_slice(&count.to_le_bytes());
+    }
+
+    pub(crate) fn compact(&mut self, revision: Revision) {
+        self.begin(COMPACT, Durability::Relaxed);
+        self.data.extend_from_slice(&revision.0.to_le_bytes());
+    }
+
+    /// The entry's data.
+    pub(crate) fn finish(self) -> Vec<u8> {
+        self.data
+    }
+
+    fn begin(&mut self, kind: u8, durability: Durability) {
+        if durability == Durability::Durable {
+            self.data[1] = DURABLE;
+        }
+        self.data.push(kind);
+    }
+
+    fn expect(&mut self, expect: Expect) {
+        match expect {
+            Expect::Absent => self.data.push(0),
+            Expect::Anything => self.data.push(1),
+            Expect::Present => self.data.push(2),
+            Expect::At(revision) => {
+                self.data.push(3);
+                self.data.extend_from_slice(&revision.0.to_le_bytes());
+            }
+        }
+    }
+}
+
+/// Whether an entry may be acknowledged before it is on disk. Raft's own entries are empty.
+pub(crate) fn is_relaxed(data: &[u8]) -> bool {
+    matches!(data, [FORMAT, RELAXED, ..])
+}
+
+/// Reads the commands of an entry. Ends after the first error.
+pub(crate) fn commands(data: &[u8]) -> Commands<'_> {
+    let mut reader = Reader::new(data);
+    // Raft's own entries are empty.
+    let known = data.is_empty()
+        || reader.byte() == Some(FORMAT) && matches!(reader.byte(), Some(RELAXED | DURABLE));
+    Commands { reader, malformed: !known }
+}
+
+/// See [`commands`].
+#[derive(Debug)]
+pub(crate) struct Commands<'a> {
+    reader: Reader<'a>,
+    malformed: bool,
+}
+
+/// An entry whose checksum is right but whose content makes no sense: written by other code.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a log entry holds a command that this version does not know")]
+pub(crate) struct UnknownCommand;
+
+impl<'a> Iterator for Commands<'a> {
+    type Item = Result<Command<'a>, UnknownCommand>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if !self.malformed && self.reader.is_empty() {
+            return None;
+        }
+        let command = if self.malformed { None } else { command(&mut self.reader) };
+        if command.is_none() {
+            *self = Commands { reader: Reader::new(&[]), malformed: false };
+        }
+        Some(command.ok_or(UnknownCommand))
+    }
+}
+
+fn command<'a>(reader: &mut Reader<'a>) -> Option<Command<'a>> {
+    Some(match reader.byte()? {
+        PUT => Command::Put {
+            expect: expect(reader)?,
+            collection: reader.text()?,
+            key: reader.text()?,
+            value: reader.bytes()?,
+        },
+        DELETE => Command::Delete {
+            expect: expect(reader)?,
+            collection: reader.text()?,
+            key: reader.text()?,
+        },
+        SKIP => Command::Skip { count: reader.u64()? },
+        COMPACT => Command::Compact { revision: Revision(reader.u64()?) },
+        _ => return None,
+    })
+}
+
+fn expect(reader: &mut Reader<'_>) -> Option<Expect> {
+    Some(match reader.byte()? {
+        0 => Expect::Absent,
+        1 => Expect::Anything,
+        2 => Expect::Present,
+        3 => Expect::At(Revision(reader.u64()?)),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::store::Collection;
+
+    fn expect() -> impl Strategy<Value = Expect> {
+        prop_oneof![
+            Just(Expect::Absent),
+            Just(Expect::Anything),
+            Just(Expect::Present),
+            any::<u64>().prop_map(|revision| Expect::At(Revision(revision))),
+        ]
+    }
+
+    fn write() -> impl Strategy<Value = Write> {
+        let change = prop_oneof![
+            Just(Change::Delete),
+            prop::collection::vec(any::<u8>(), 0..200)
+                .prop_map(|value| Change::Put(Bytes::from(value))),
+        ];
+        (("[a-z]{1,8}", "[a-z]{1,8}"), ".{0,30}", expect(), change, any::<bool>()).prop_map(
+            |((group, resource), key, expect, change, durable)| Write {
+                collection: Collection::new(&group, &resource),
+                key: key.into(),
+                expect,
+                change,
+                durability: if durable { Durability::Durable } else { Durability::Relaxed },
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn a_batch_reads_back(writes in prop::collection::vec(write(), 0..8)) {
+            let mut batch = Batch::default();
+            writes.iter().for_each(|write| batch.write(write));
+            let data = batch.finish();
+            let durable = writes.iter().any(|write| write.durability == Durability::Durable);
+            prop_assert_eq!(is_relaxed(&data), !durable);
+            let read: Vec<_> = commands(&data).collect::<Result<_, _>>().unwrap();
+            prop_assert_eq!(read.len(), writes.len());
+            for (read, write) in read.iter().zip(&writes) {
+                let (expect, collection, key) = (write.expect, write.collection.as_str(), &*write.key);
+                let expected = match &write.change {
+                    Change::Put(value) => Command::Put { expect, collection, key, value },
+                    Change::Delete => Command::Delete { expect, collection, key },
+                };
+                prop_assert_eq!(read, &expected);
+            }
+        }
+
+        #[test]
+        fn noise_never_panics_and_ends(data in prop::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert!(commands(&data).count() <= data.len() + 1);
+        }
+    }
+
+    #[test]
+    fn the_layout_is_pinned() {
+        let mut batch = Batch::default();
+        batch.write(&Write {
+            collection: Collection::new("", "pods"),
+            key: "k".into(),
+            expect: Expect::At(Revision(7)),
+            change: Change::Put(Bytes::from_static(b"v")),
+            durability: Durability::Durable,
+        });
+        batch.skip(2);
+        let expected = b"\x01\x01\
+            \x01\x03\x07\0\0\0\0\0\0\0\x09\0core/pods\x01\0k\x01\0\0\0v\
+            \x03\x02\0\0\0\0\0\0\0";
+        assert_eq!(batch.finish(), expected);
+    }
+}

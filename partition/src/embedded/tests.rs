@@ -1,0 +1,189 @@
+//! The embedded backend as its callers see it.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use super::{Embedded, EmbeddedOptions};
+use crate::{
+    contract::{contract_tests, pods, put, stored, value, write},
+    error::OpenError,
+    store::{Durability, Expect, ReadAt, Revision, Store, StoreError, Write},
+    wal::WalOptions,
+};
+
+/// Small files, so that tests are quick and cross from one segment to the next.
+pub(crate) fn options() -> EmbeddedOptions {
+    let wal =
+        WalOptions { segment_bytes: 4 << 20, batch_bytes: 256 << 10, ..WalOptions::default() };
+    EmbeddedOptions { wal, ..EmbeddedOptions::default() }
+}
+
+pub(crate) fn open(dir: &Path, options: &EmbeddedOptions) -> Result<Arc<Embedded>, OpenError> {
+    Ok(Arc::new(Embedded::open(dir, &["p1".to_owned()], options)?))
+}
+
+async fn empty() -> (Arc<dyn Store>, (Arc<Embedded>, tempfile::TempDir)) {
+    let dir = tempfile::tempdir().unwrap();
+    let embedded = open(dir.path(), &options()).unwrap();
+    (embedded.stores()[0].clone(), (embedded, dir))
+}
+
+contract_tests!(empty);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn carries_on_where_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut last = Revision(0);
+    for round in 0..4 {
+        let embedded = open(dir.path(), &options()).unwrap();
+        let store = embedded.stores()[0].clone();
+        assert_eq!(store.progress(), last);
+        let snapshot = store.read(&pods(), ReadAt::Latest).await.unwrap();
+        assert_eq!(snapshot.len(), round * 10);
+        for n in 0..10 {
+            last = put(&*store, &format!("{round}-{n}"), "x").await.revision;
+        }
+        if round == 2 {
+            store.checkpoint().await.unwrap();
+        }
+        embedded.shutdown().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_goes_on_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let embedded = open(dir.path(), &options()).unwrap();
+    let first = put(&*embedded.stores()[0], "a", "1").await.revision;
+    let second = put(&*embedded.stores()[0], "a", "2").await.revision;
+    embedded.shutdown().await.unwrap();
+    let embedded = open(dir.path(), &options()).unwrap();
+    let mut watcher = embedded.stores()[0].watch(&pods(), first).unwrap();
+    assert_eq!(watcher.next().await.unwrap()[0].revision, second);
+    embedded.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unclean_end_leaves_out_revisions() {
+    let dir = tempfile::tempdir().unwrap();
+    let embedded = open(dir.path(), &options()).unwrap();
+    let last = put(&*embedded.stores()[0], "a", "1").await.revision;
+    // The partition ends, but the log is not closed.
+    embedded.stores()[0].shutdown().await.unwrap();
+    drop(embedded);
+    let embedded = reopen(dir.path()).await;
+    let store = embedded.stores()[0].clone();
+    let lost = store.watch(&pods(), Revision(last.0 + 1));
+    assert!(matches!(lost, Err(StoreError::Compacted { .. })));
+    let next = put(&*store, "a", "2").await.revision;
+    assert_eq!(next.0, last.0 + super::writer::RESERVE + 1);
+    let mut watcher = store.watch(&pods(), last).unwrap();
+    assert_eq!(watcher.next().await.unwrap()[0].revision, next);
+    embedded.shutdown().await.unwrap();
+}
+
+/// Opens a directory whose former user may still be letting go of it.
+async fn reopen(dir: &Path) -> Arc<Embedded> {
+    loop {
+        match open(dir, &options()) {
+            Ok(embedded) => return embedded,
+            Err(OpenError::Locked { .. }) => tokio::time::sleep(Duration::from_millis(10)).await,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn alone_a_write_is_one_flush() {
+    let (store, (embedded, _dir)) = empty().await;
+    put(&*store, "warm", "up").await;
+    let before = embedded.log_counts();
+    for n in 0..20 {
+        put(&*store, "a", &n.to_string()).await;
+    }
+    let after = embedded.log_counts();
+    assert_eq!((after.batches - before.batches, after.flushes - before.flushes), (20, 20));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_share_a_flush() {
+    let (store, (embedded, _dir)) = empty().await;
+    let before = embedded.log_counts();
+    let writes = (0..2_000).map(|n| {
+        let store = store.clone();
+        tokio::spawn(async move { put(&*store, &format!("k{n}"), "x").await })
+    });
+    for write in writes.collect::<Vec<_>>() {
+        write.await.unwrap();
+    }
+    let after = embedded.log_counts();
+    assert_eq!(after.batches - before.batches, after.flushes - before.flushes);
+    assert!(after.flushes - before.flushes < 1_000, "{:?}", after);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relaxed_writes_do_not_wait_for_the_disk() {
+    let (store, (embedded, _dir)) = empty().await;
+    let before = embedded.log_counts().flushes;
+    for n in 0..50 {
+        let write = write("lease", Expect::Anything, value(&n.to_string()));
+        store.write(Write { durability: Durability::Relaxed, ..write }).await.unwrap();
+    }
+    assert!(embedded.log_counts().flushes - before <= 1);
+    // On disk within a second, with nobody asking.
+    let flushed = async {
+        while embedded.log_counts().flushes == before {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), flushed).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn checkpoints_let_go_of_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = options();
+    options.checkpoint.min_log_bytes = 2 << 20;
+    let embedded = open(dir.path(), &options).unwrap();
+    let store = embedded.stores()[0].clone();
+    let value = crate::store::Change::Put(bytes::Bytes::from(vec![b'x'; 100 << 10]));
+    let mut last = Revision(0);
+    for n in 0..400 {
+        let write = write(&format!("k{}", n % 8), Expect::Anything, value.clone());
+        last = store.write(write).await.unwrap().revision;
+    }
+    embedded.shutdown().await.unwrap();
+    let log = std::fs::read_dir(dir.path().join("log")).unwrap().count();
+    assert!(log <= 8, "{log} segments of 4 MiB are left after 40 MiB");
+    let embedded = open(dir.path(), &options).unwrap();
+    let snapshot = embedded.stores()[0].read(&pods(), ReadAt::Latest).await.unwrap();
+    assert_eq!((snapshot.len(), snapshot.revision()), (8, last));
+    assert_eq!(snapshot.get("k7").unwrap().modified, last);
+    embedded.shutdown().await.unwrap();
+}
+
+/// A partition that nobody writes to must not keep the log of all others from shrinking.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_partition_does_not_pin_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = options();
+    options.checkpoint.min_log_bytes = 2 << 20;
+    options.checkpoint.max_log_bytes = 16 << 20;
+    let names = ["p1".to_owned(), "p2".to_owned()];
+    let embedded = Arc::new(Embedded::open(dir.path(), &names, &options).unwrap());
+    let [busy, idle] = [0, 1].map(|n| embedded.stores()[n].clone());
+    let kept = put(&*idle, "a", "1").await;
+    let value = crate::store::Change::Put(bytes::Bytes::from(vec![b'x'; 1 << 20]));
+    for _ in 0..120 {
+        let write = write("k", Expect::Anything, value.clone());
+        busy.write(write).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    embedded.shutdown().await.unwrap();
+    let log = std::fs::read_dir(dir.path().join("log")).unwrap().count();
+    assert!(log <= 16, "{log} segments of 4 MiB are left after 120 MiB");
+    let embedded = Arc::new(Embedded::open(dir.path(), &names, &options).unwrap());
+    let snapshot = embedded.stores()[1].read(&pods(), ReadAt::Latest).await.unwrap();
+    assert_eq!(snapshot.get("a").unwrap().value, stored("1", kept.revision));
+    embedded.shutdown().await.unwrap();
+}

@@ -1,0 +1,88 @@
+//! Why partitions could not be opened.
+
+use std::path::{Path, PathBuf};
+
+use crate::{store::StoreError, wal::WalError};
+
+/// See the module. `Display` never repeats the source.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// Another process has the directory open.
+    #[error("{} is in use by process {holder}", dir.display())]
+    Locked { dir: PathBuf, holder: String },
+
+    /// The directory's layout is not the one that this version reads and writes.
+    #[error(
+        "{} was written by another version of insula (format {found}, this one reads {ours}); \
+         start that version, or restore a backup into an empty directory with this one",
+        dir.display()
+    )]
+    Format { dir: PathBuf, found: String, ours: u32 },
+
+    /// The partitions that were asked for are not the ones that the data is spread over.
+    #[error(
+        "the data is spread over partitions {}, but {} were asked for; \
+         start with the former: data does not move by itself",
+        found.join(","), asked.join(",")
+    )]
+    Partitions { found: Vec<String>, asked: Vec<String> },
+
+    /// The configuration makes no sense.
+    #[error("invalid configuration: {what}")]
+    Config { what: String },
+
+    /// What is on disk is not what was written. Nothing is served from it.
+    #[error(
+        "stored data is damaged: {what}; restore this directory from a backup, \
+         or from another member of the partition"
+    )]
+    Damaged { what: String },
+
+    #[error("could not {doing} {}", path.display())]
+    Io {
+        doing: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+
+    /// The log failed while it was opened.
+    #[error("the write-ahead log could not be opened")]
+    Log(#[source] Box<dyn std::error::Error + Send + Sync>),
+
+    /// A partition did not come up.
+    #[error("partition {partition} did not come up")]
+    Partition {
+        partition: String,
+        #[source]
+        source: StoreError,
+    },
+}
+
+impl OpenError {
+    pub(crate) fn io(doing: &'static str, path: &Path, source: std::io::Error) -> Self {
+        Self::Io { doing, path: path.into(), source }
+    }
+}
+
+impl From<WalError> for OpenError {
+    fn from(error: WalError) -> Self {
+        match error {
+            WalError::Damaged { what } => Self::Damaged { what },
+            error => Self::Log(error.into()),
+        }
+    }
+}
+
+/// An error with all its causes, for a line of log or a reason.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}

@@ -1,0 +1,421 @@
+//! The etcd backend: one etcd cluster holds the partition, a cache in this process serves reads.
+//!
+//! ```text
+//! write -> guarded transaction -> etcd -> watch -> state -> answer
+//! read  -> what is etcd's revision? -> wait until the state has it -> state
+//! ```
+//!
+//! Revisions are etcd's. Values lie in etcd with an empty revision; the cache fills it in.
+//! The cluster may hold other keys too; only those under the prefix are looked at.
+
+mod follow;
+mod keys;
+mod probe;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use etcd_client::{
+    Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, Identity, TlsOptions,
+    Txn, TxnOp, TxnOpResponse, TxnResponse,
+};
+use futures::{FutureExt, future::BoxFuture};
+use parking_lot::Mutex;
+use tokio::{task::AbortHandle, time::Instant};
+
+use self::{
+    follow::{ANSWER, FollowError, Follower, Health},
+    keys::Keys,
+    probe::Probe,
+};
+use crate::{
+    error::{OpenError, chain},
+    limits::check_limits,
+    ring::RingLimits,
+    snapshot::{Entry, Snapshot},
+    state::{FUTURE_WAIT, State},
+    store::{
+        Change, Collection, Committed, Expect, ReadAt, Revision, Store, StoreError, StoreStats,
+        Write,
+    },
+    value,
+    watch::Watcher,
+};
+
+/// How to reach an etcd cluster.
+#[derive(Debug, Clone)]
+pub struct EtcdConfig {
+    /// URLs of the members; `https` needs [`EtcdConfig::tls`] unless public roots will do.
+    pub endpoints: Vec<String>,
+    /// All keys begin with it. Two partitions on one cluster need two prefixes.
+    pub prefix: String,
+    pub tls: Option<EtcdTls>,
+    pub user: Option<EtcdUser>,
+}
+
+impl EtcdConfig {
+    /// Where objects lie unless configured otherwise.
+    pub const PREFIX: &str = "/insula";
+
+    /// A cluster without TLS and users.
+    pub fn plain(endpoints: Vec<String>) -> Self {
+        Self { endpoints, prefix: Self::PREFIX.into(), tls: None, user: None }
+    }
+}
+
+/// PEM files for a TLS connection to etcd.
+#[derive(Debug, Clone)]
+pub struct EtcdTls {
+    /// Who may sign the members' certificates.
+    pub ca: PathBuf,
+    /// This process's own certificate and key, if the members ask for one.
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+/// Who to be in an etcd with authentication.
+#[derive(Clone)]
+pub struct EtcdUser {
+    pub name: String,
+    pub password: String,
+}
+
+impl std::fmt::Debug for EtcdUser {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EtcdUser").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// How long to go on trying while a partition is opened: its etcd may be starting too.
+const OPEN_WAIT: Duration = Duration::from_secs(15);
+
+/// A read waits this long for the watch before it makes sure that the watch has something to say.
+const WATCH_LAG: Duration = Duration::from_millis(30);
+
+/// One partition in an etcd. See the module.
+#[derive(Debug)]
+pub(crate) struct EtcdStore {
+    keys: Keys,
+    client: ClientHandle,
+    state: Arc<State>,
+    health: Arc<Mutex<Health>>,
+    probe: Probe,
+    /// The newest revision that a caller was told. The cache may still be behind it.
+    told: AtomicU64,
+    /// Held while a marker is written.
+    marking: tokio::sync::Mutex<()>,
+    tasks: Vec<AbortHandle>,
+}
+
+/// The client, which says nothing about itself.
+#[derive(Clone)]
+struct ClientHandle(Client);
+
+impl std::fmt::Debug for ClientHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Client")
+    }
+}
+
+impl EtcdStore {
+    /// Connects, loads everything and begins to follow.
+    pub(crate) async fn open(
+        name: &str,
+        config: &EtcdConfig,
+        limits: RingLimits,
+    ) -> Result<Self, OpenError> {
+        let options = connect_options(config)?;
+        let failed = |error: FollowError| OpenError::Partition {
+            partition: name.into(),
+            source: StoreError::Unavailable {
+                reason: format!("no answer from etcd at {}", config.endpoints.join(", ")),
+                source: Some(error.into()),
+            },
+        };
+        let keys = Keys::new(&config.prefix);
+        let begun = Instant::now();
+        let (client, image) = loop {
+            match connect(config, &options, &keys).await {
+                Ok(loaded) => break loaded,
+                Err(error) if OPEN_WAIT < begun.elapsed() => return Err(failed(error)),
+                Err(error) => {
+                    tracing::debug!(
+                        partition = name,
+                        error = chain(&error),
+                        "etcd is not there yet"
+                    );
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+            }
+        };
+        let state = State::new(image, limits);
+        let health = Arc::new(Mutex::new(Health::default()));
+        let follower = Follower {
+            name: name.into(),
+            client: client.clone(),
+            keys: keys.clone(),
+            state: state.clone(),
+            health: health.clone(),
+        };
+        let follow = tokio::spawn(follower.run()).abort_handle();
+        let (probe, probing) = Probe::start(client.clone(), keys.clone());
+        Ok(Self {
+            keys,
+            client: ClientHandle(client),
+            told: AtomicU64::new(state.revision().0),
+            state,
+            health,
+            probe,
+            marking: tokio::sync::Mutex::new(()),
+            tasks: vec![follow, probing],
+        })
+    }
+
+    /// Fails at once after the end, and while the etcd is known to be away.
+    fn check_health(&self) -> Result<(), StoreError> {
+        self.state.check_open()?;
+        match &self.health.lock().unhealthy {
+            Some(reason) => {
+                let reason = format!("etcd is not available: {reason}");
+                Err(StoreError::Unavailable { reason, source: None })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until the cache has everything that was acknowledged before the call.
+    async fn catch_up(&self) -> Result<(), StoreError> {
+        self.check_health()?;
+        let revision = self.probe.revision().await?;
+        if self.state.reach(revision, WATCH_LAG).await.is_ok() {
+            return Ok(());
+        }
+        // The newest change may be of a key that is not ours, and the watch silent about it.
+        if let Ok(_alone) = self.marking.try_lock() {
+            let mut kv = self.client.0.kv_client();
+            let marked = kv.put(self.keys.marker(), "", None);
+            tokio::time::timeout(ANSWER, marked).await.map_err(late)?.map_err(unavailable)?;
+        }
+        self.state.reach(revision, FUTURE_WAIT).await.map_err(|error| StoreError::Unavailable {
+            reason: "the watch on etcd is behind".into(),
+            source: Some(error.into()),
+        })
+    }
+
+    async fn transact(&self, write: &Write) -> Result<TxnResponse, StoreError> {
+        let key = self.keys.of(&write.collection, &write.key);
+        let exists = |op| Compare::version(key.as_str(), op, 0);
+        let guard = match (write.expect, &write.change) {
+            (Expect::Absent, _) => vec![exists(CompareOp::Equal)],
+            (Expect::At(revision), _) => {
+                vec![Compare::mod_revision(key.as_str(), CompareOp::Equal, revision.0 as i64)]
+            }
+            (Expect::Present, _) | (Expect::Anything, Change::Delete) => {
+                vec![exists(CompareOp::Greater)]
+            }
+            (Expect::Anything, Change::Put(_)) => Vec::new(),
+        };
+        let change = match &write.change {
+            Change::Put(value) => TxnOp::put(key.as_str(), value.as_ref(), None),
+            Change::Delete => {
+                TxnOp::delete(key.as_str(), Some(DeleteOptions::new().with_prev_key()))
+            }
+        };
+        let found = TxnOp::get(key.as_str(), None);
+        let txn = Txn::new().when(guard).and_then([change]).or_else([found]);
+        let mut kv = self.client.0.kv_client();
+        let answer = tokio::time::timeout(ANSWER, kv.txn(txn)).await.map_err(late)?;
+        answer.map_err(|error| match &write.change {
+            Change::Put(value) if is_too_large(&error) => {
+                StoreError::TooLarge { size: value.len(), limit: crate::limits::MAX_VALUE }
+            }
+            _ => unavailable(error),
+        })
+    }
+
+    async fn write(&self, write: Write) -> Result<Committed, StoreError> {
+        check_limits(&write)?;
+        self.check_health()?;
+        let answer = self.transact(&write).await?;
+        let first = answer.op_responses().into_iter().next();
+        let live = |kvs: &[etcd_client::KeyValue]| kvs.first().map(follow::entry);
+        if !answer.succeeded() {
+            let found = match &first {
+                Some(TxnOpResponse::Get(get)) => live(get.kvs()),
+                _ => None,
+            };
+            let Write { collection, key, .. } = write;
+            return Err(StoreError::Conflict { collection, key, found });
+        }
+        let revision = Revision(answer.header().map_or(0, |header| header.revision()) as u64);
+        let value = match (&write.change, &first) {
+            (Change::Put(value), _) => value.clone(),
+            (Change::Delete, Some(TxnOpResponse::Delete(delete))) => {
+                live(delete.prev_kvs()).map(|entry| entry.value).unwrap_or_default()
+            }
+            (Change::Delete, _) => bytes::Bytes::new(),
+        };
+        let entry = Entry { value: value::with_revision(&value, revision), modified: revision };
+        self.told.fetch_max(revision.0, Ordering::AcqRel);
+        // Whoever was told reads its own write from the cache, whichever way it reads. A cache
+        // that is cut off says so itself to the readers; the write has happened all the same.
+        if let Err(error) = self.state.reach(revision, WATCH_LAG * 10).await {
+            tracing::debug!(error = chain(&error), "the watch is behind a write");
+        }
+        Ok(Committed { revision, entry })
+    }
+
+    async fn read(&self, collection: &Collection, at: ReadAt) -> Result<Snapshot, StoreError> {
+        match at {
+            ReadAt::Latest => self.catch_up().await?,
+            ReadAt::Any => {
+                let told = Revision(self.told.load(Ordering::Acquire));
+                if self.state.reach(told, FUTURE_WAIT).await.is_err() {
+                    self.check_health()?;
+                    self.catch_up().await?;
+                }
+            }
+            ReadAt::NotOlderThan(revision) | ReadAt::Exactly(revision) => {
+                if self.state.reach(revision, WATCH_LAG).await.is_err() {
+                    self.catch_up().await?;
+                }
+            }
+        }
+        self.state.read(collection, at).await
+    }
+
+    async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
+        self.check_health()?;
+        self.catch_up().await?;
+        let mut kv = self.client.0.kv_client();
+        let answer = tokio::time::timeout(ANSWER, kv.compact(revision.0 as i64, None)).await;
+        match answer.map_err(late)? {
+            Ok(_) => {}
+            // Someone else was faster.
+            Err(error) if follow::is_compacted(&error) => {}
+            Err(error) if follow::says(&error, "is a future revision") => {
+                let newest = self.progress();
+                return Err(StoreError::Future { requested: revision, newest });
+            }
+            Err(error) => return Err(unavailable(error)),
+        }
+        self.state.apply(|contents| contents.compact(revision))
+    }
+}
+
+async fn connect(
+    config: &EtcdConfig,
+    options: &ConnectOptions,
+    keys: &Keys,
+) -> Result<(Client, crate::state::Image), FollowError> {
+    let connecting = Client::connect(&config.endpoints, Some(options.clone()));
+    let client = tokio::time::timeout(ANSWER, connecting).await??;
+    let image = follow::load(&client, keys).await?;
+    Ok((client, image))
+}
+
+fn connect_options(config: &EtcdConfig) -> Result<ConnectOptions, OpenError> {
+    let mut options = ConnectOptions::new()
+        .with_connect_timeout(Duration::from_secs(2))
+        // Servers close connections that ping more often than every five seconds.
+        .with_keep_alive(Duration::from_secs(10), Duration::from_secs(3))
+        .with_tcp_keepalive(Duration::from_secs(10))
+        .with_require_leader(true)
+        .with_auto_token_refresh(true);
+    if let Some(user) = &config.user {
+        options = options.with_user(&user.name, &user.password);
+    }
+    if let Some(tls) = &config.tls {
+        let read = |path: &PathBuf| {
+            std::fs::read(path).map_err(|source| OpenError::io("read", path, source))
+        };
+        let mut connect = TlsOptions::new().ca_certificate(Certificate::from_pem(read(&tls.ca)?));
+        if let Some((certificate, key)) = &tls.identity {
+            connect = connect.identity(Identity::from_pem(read(certificate)?, read(key)?));
+        }
+        options = options.with_tls(connect);
+    }
+    Ok(options)
+}
+
+fn is_too_large(error: &etcd_client::Error) -> bool {
+    follow::says(error, "request is too large") || follow::says(error, "larger than max")
+}
+
+fn late(_: tokio::time::error::Elapsed) -> StoreError {
+    let reason = "etcd did not answer in time".into();
+    StoreError::Unavailable { reason, source: None }
+}
+
+fn unavailable(error: etcd_client::Error) -> StoreError {
+    let reason = "etcd refused or could not be reached".into();
+    StoreError::Unavailable { reason, source: Some(error.into()) }
+}
+
+impl Store for EtcdStore {
+    fn read<'a>(
+        &'a self,
+        collection: &'a Collection,
+        at: ReadAt,
+    ) -> BoxFuture<'a, Result<Snapshot, StoreError>> {
+        self.read(collection, at).boxed()
+    }
+
+    fn write(&self, write: Write) -> BoxFuture<'_, Result<Committed, StoreError>> {
+        self.write(write).boxed()
+    }
+
+    fn watch(&self, collection: &Collection, after: Revision) -> Result<Watcher, StoreError> {
+        self.state.watch(collection, after)
+    }
+
+    fn progress(&self) -> Revision {
+        self.state.revision().max(Revision(self.told.load(Ordering::Acquire)))
+    }
+
+    fn compact(&self, revision: Revision) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.compact(revision).boxed()
+    }
+
+    fn collections(&self) -> BoxFuture<'_, Result<Vec<Collection>, StoreError>> {
+        async move {
+            self.catch_up().await?;
+            self.state.collections()
+        }
+        .boxed()
+    }
+
+    fn stats(&self) -> StoreStats {
+        let totals = self.state.totals();
+        let health = self.health.lock().clone();
+        StoreStats {
+            objects: totals.objects,
+            bytes: totals.bytes,
+            revision: totals.revision,
+            compacted: totals.floor,
+            unhealthy: health.unhealthy,
+            leader: health.leader,
+            backend: "etcd",
+        }
+    }
+
+    fn shutdown(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.tasks.iter().for_each(AbortHandle::abort);
+        let reason = "the partition was shut down";
+        self.state.close(reason);
+        std::future::ready(Ok(())).boxed()
+    }
+}
+
+impl Drop for EtcdStore {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
+}

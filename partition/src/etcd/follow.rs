@@ -1,0 +1,276 @@
+//! Keeping the state in memory equal to the etcd: load once, then follow one watch for ever.
+//!
+//! # Invariants
+//!
+//! * The state's revision is never ahead of what the watch has delivered, whatever the etcd says
+//!   its own is: old versions report progress before they have sent all changes up to it.
+//! * After a lost connection the watch goes on where it was. Only when the etcd has compacted
+//!   what was missed is everything loaded again, and watchers are sent back to their lists.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use etcd_client::{Client, EventType, GetOptions, KeyValue, WatchOptions, WatchResponse};
+use imbl::OrdMap;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::keys::Keys;
+use crate::{
+    error::chain,
+    snapshot::Entry,
+    state::{Image, State},
+    store::{Collection, Revision},
+    value,
+};
+
+/// Objects per request while loading.
+const PAGE: i64 = 256;
+
+/// Largest message taken: a page of the largest values.
+const MAX_MESSAGE: usize = 512 << 20;
+
+/// Changes applied under one lock.
+const STEP: usize = 64;
+
+/// How long to wait before connecting again, at first and at most.
+const BACKOFF: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
+
+/// How long an etcd may take to answer anything.
+pub(super) const ANSWER: Duration = Duration::from_secs(5);
+
+/// How often the etcd is asked who leads it.
+const ASK_STATUS: Duration = Duration::from_secs(10);
+
+/// Why following stopped for now.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FollowError {
+    #[error("etcd failed")]
+    Etcd(#[from] etcd_client::Error),
+    #[error("etcd did not answer in time")]
+    Timeout(#[from] tokio::time::error::Elapsed),
+    #[error("etcd ended the watch: {0}")]
+    Ended(String),
+    #[error("etcd compacted changes that were not seen yet")]
+    Compacted,
+    /// Not by itself ever right again.
+    #[error(
+        "etcd went back from revision {seen} to {now}: it was restored without raising its \
+         revision; restore it with `--bump-revision --mark-compacted`, then restart this process"
+    )]
+    WentBack { seen: Revision, now: Revision },
+}
+
+/// What is known of the etcd, for status pages.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Health {
+    /// Why calls fail now.
+    pub(super) unhealthy: Option<String>,
+    pub(super) leader: String,
+}
+
+/// See the module.
+pub(super) struct Follower {
+    pub(super) name: String,
+    pub(super) client: Client,
+    pub(super) keys: Keys,
+    pub(super) state: Arc<State>,
+    pub(super) health: Arc<Mutex<Health>>,
+}
+
+impl Follower {
+    /// Follows until the task is ended.
+    pub(super) async fn run(mut self) {
+        let mut backoff = BACKOFF[0];
+        loop {
+            let begun = Instant::now();
+            let Err(error) = self.follow().await;
+            if let FollowError::Compacted = error {
+                tracing::warn!(
+                    partition = self.name,
+                    "etcd compacted changes that were missed; loading everything"
+                );
+                match load(&self.client, &self.keys).await {
+                    Ok(image) => {
+                        self.state.apply(|contents| contents.reset(image));
+                        continue;
+                    }
+                    Err(error) => self.fail(&error),
+                }
+            } else {
+                self.fail(&error);
+            }
+            if BACKOFF[1] < begun.elapsed() {
+                backoff = BACKOFF[0];
+            }
+            tokio::time::sleep(backoff).await;
+            backoff = (backoff * 2).min(BACKOFF[1]);
+        }
+    }
+
+    fn fail(&self, error: &FollowError) {
+        let reason = chain(error);
+        let mut health = self.health.lock();
+        if health.unhealthy.as_ref() != Some(&reason) {
+            tracing::error!(
+                partition = self.name,
+                error = reason,
+                "lost the etcd; connecting again"
+            );
+        }
+        health.unhealthy = Some(reason);
+    }
+
+    async fn follow(&mut self) -> Result<std::convert::Infallible, FollowError> {
+        let seen = self.state.revision();
+        let now = revision(&self.client, &self.keys).await?;
+        if now < seen {
+            return Err(FollowError::WentBack { seen, now });
+        }
+        let options = WatchOptions::new()
+            .with_prefix()
+            .with_start_revision(seen.0 as i64 + 1)
+            .with_progress_notify()
+            .with_fragment();
+        let mut watch = self.client.watch_client().max_decoding_message_size(MAX_MESSAGE);
+        let prefix = self.keys.prefix();
+        let mut stream = tokio::time::timeout(ANSWER, watch.watch(prefix, Some(options))).await??;
+        let mut ask = tokio::time::interval(ASK_STATUS);
+        loop {
+            tokio::select! {
+                message = stream.message() => {
+                    let Some(message) = message? else {
+                        return Err(FollowError::Ended("the connection was closed".into()));
+                    };
+                    self.take(&message)?;
+                }
+                _ = ask.tick() => self.ask_status().await?,
+            }
+        }
+    }
+
+    fn take(&self, message: &WatchResponse) -> Result<(), FollowError> {
+        if message.compact_revision() != 0 {
+            return Err(FollowError::Compacted);
+        }
+        if message.canceled() {
+            return Err(FollowError::Ended(message.cancel_reason().into()));
+        }
+        if message.created() {
+            let recovered = self.health.lock().unhealthy.take().is_some();
+            if recovered {
+                tracing::info!(partition = self.name, "connected to the etcd again");
+            }
+            return Ok(());
+        }
+        for events in message.events().chunks(STEP) {
+            self.state.apply(|contents| {
+                for event in events {
+                    let Some(kv) = event.kv() else { continue };
+                    let at = Revision(kv.mod_revision() as u64);
+                    match self.keys.split(kv.key()) {
+                        Some((collection, key)) => match event.event_type() {
+                            EventType::Put => contents.put_at(collection, key, kv.value(), at),
+                            EventType::Delete => contents.delete_at(collection, key, at),
+                        },
+                        None => contents.advance(at),
+                    }
+                }
+            });
+        }
+        // Unasked, an etcd reports progress only on a watch that it has sent everything.
+        if message.events().is_empty()
+            && let Some(header) = message.header()
+        {
+            let revision = Revision(header.revision() as u64);
+            self.state.apply(|contents| contents.advance(revision));
+        }
+        Ok(())
+    }
+
+    async fn ask_status(&self) -> Result<(), FollowError> {
+        let mut maintenance = self.client.maintenance_client();
+        let status = tokio::time::timeout(ANSWER, maintenance.status()).await;
+        // A user who may not ask is no reason to stop following.
+        match status {
+            Ok(Ok(status)) => self.health.lock().leader = format!("{:x}", status.leader()),
+            Ok(Err(error)) => {
+                tracing::debug!(partition = self.name, %error, "etcd does not say who leads it");
+            }
+            Err(late) => return Err(late.into()),
+        }
+        Ok(())
+    }
+}
+
+/// The etcd's revision, not older than the call.
+pub(super) async fn revision(client: &Client, keys: &Keys) -> Result<Revision, FollowError> {
+    let options = GetOptions::new().with_count_only();
+    let mut kv = client.kv_client();
+    let answer = tokio::time::timeout(ANSWER, kv.get(keys.marker(), Some(options))).await??;
+    Ok(Revision(answer.header().map_or(0, |header| header.revision()) as u64))
+}
+
+/// Everything under the prefix at one revision.
+pub(super) async fn load(client: &Client, keys: &Keys) -> Result<Image, FollowError> {
+    let mut kv = client.kv_client().max_decoding_message_size(MAX_MESSAGE);
+    let end = prefix_end(keys.prefix());
+    let mut from = keys.prefix().as_bytes().to_vec();
+    let mut at = 0;
+    let mut collections: BTreeMap<Collection, OrdMap<Arc<str>, Entry>> = BTreeMap::new();
+    loop {
+        let options = GetOptions::new().with_range(end.clone()).with_limit(PAGE).with_revision(at);
+        let page = tokio::time::timeout(ANSWER, kv.get(from.clone(), Some(options))).await?;
+        let page = page.map_err(classify)?;
+        if at == 0 {
+            at = page.header().map_or(0, |header| header.revision());
+        }
+        for kv in page.kvs() {
+            if let Some((collection, key)) = keys.split(kv.key()) {
+                let entries = collections.entry(Collection::of(collection)).or_default();
+                entries.insert(key.into(), entry(kv));
+            }
+        }
+        match page.kvs().last() {
+            Some(last) if page.more() => {
+                from = last.key().to_vec();
+                from.push(0);
+            }
+            _ => break,
+        }
+    }
+    let collections = collections.into_iter().collect();
+    Ok(Image { revision: Revision(at as u64), collections })
+}
+
+/// A stored value as clients see it.
+pub(super) fn entry(kv: &KeyValue) -> Entry {
+    let modified = Revision(kv.mod_revision() as u64);
+    Entry { value: value::own_with_revision(kv.value(), modified), modified }
+}
+
+/// `bytes` with its last byte one higher: the end of all keys that begin with `prefix`, which
+/// ends in `/`.
+fn prefix_end(prefix: &str) -> Vec<u8> {
+    let mut end = prefix.as_bytes().to_vec();
+    if let Some(last) = end.last_mut() {
+        *last += 1;
+    }
+    end
+}
+
+fn classify(error: etcd_client::Error) -> FollowError {
+    if is_compacted(&error) { FollowError::Compacted } else { FollowError::Etcd(error) }
+}
+
+/// Whether etcd says that a revision is gone.
+pub(super) fn is_compacted(error: &etcd_client::Error) -> bool {
+    says(error, "required revision has been compacted")
+}
+
+/// Whether etcd's answer has `text` in its message: its errors have no finer codes.
+pub(super) fn says(error: &etcd_client::Error, text: &str) -> bool {
+    match error {
+        etcd_client::Error::GRpcStatus(status) => status.message().contains(text),
+        _ => false,
+    }
+}

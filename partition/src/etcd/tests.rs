@@ -1,0 +1,318 @@
+//! The etcd backend on real etcd processes.
+
+use std::{
+    net::TcpListener,
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{EtcdConfig, EtcdStore};
+use crate::{
+    contract::{contract_tests, pods, put, stored, value, write},
+    ring::RingLimits,
+    store::{Change, Expect, ReadAt, Revision, Store, StoreError},
+};
+
+/// An etcd of the test's own. Ends with it.
+pub(crate) struct Server {
+    child: Option<Child>,
+    ports: [u16; 2],
+    dir: tempfile::TempDir,
+}
+
+impl Server {
+    pub(crate) fn start() -> Self {
+        let mut server = Self { child: None, ports: [0; 2], dir: tempfile::tempdir().unwrap() };
+        // Somebody else may take a free port before the etcd does.
+        for _ in 0..5 {
+            let free = [0; 2].map(|_: u16| TcpListener::bind("127.0.0.1:0").unwrap());
+            server.ports = free.map(|listener| listener.local_addr().unwrap().port());
+            server.spawn();
+            if server.is_up() {
+                return server;
+            }
+            server.kill();
+        }
+        panic!("etcd did not come up; see {}", server.dir.path().display());
+    }
+
+    fn spawn(&mut self) {
+        let [client, peer] = self.ports.map(|port| format!("http://127.0.0.1:{port}"));
+        let log = std::fs::File::create(self.dir.path().join("log")).unwrap();
+        let child = Command::new("etcd")
+            .args(["--name=test", "--unsafe-no-fsync", "--log-level=warn"])
+            .arg(format!("--data-dir={}", self.dir.path().join("data").display()))
+            .arg(format!("--listen-client-urls={client}"))
+            .arg(format!("--advertise-client-urls={client}"))
+            .arg(format!("--listen-peer-urls={peer}"))
+            .arg(format!("--initial-advertise-peer-urls={peer}"))
+            .arg(format!("--initial-cluster=test={peer}"))
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("etcd is installed by `make deps`");
+        self.child = Some(child);
+    }
+
+    /// Waits until it answers, or has given up.
+    fn is_up(&mut self) -> bool {
+        for _ in 0..600 {
+            let child = self.child.as_mut().unwrap();
+            if child.try_wait().unwrap().is_some() {
+                return false;
+            }
+            if std::net::TcpStream::connect(("127.0.0.1", self.ports[0])).is_ok() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        false
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    pub(crate) fn config(&self) -> EtcdConfig {
+        EtcdConfig::plain(vec![format!("http://127.0.0.1:{}", self.ports[0])])
+    }
+
+    async fn open(&self) -> Arc<dyn Store> {
+        Arc::new(EtcdStore::open("p1", &self.config(), RingLimits::default()).await.unwrap())
+    }
+
+    /// A client beside ours.
+    async fn client(&self) -> etcd_client::Client {
+        etcd_client::Client::connect(self.config().endpoints, None).await.unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+async fn empty() -> (Arc<dyn Store>, Server) {
+    let server = Server::start();
+    (server.open().await, server)
+}
+
+contract_tests!(empty);
+
+async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
+    let begun = std::time::Instant::now();
+    loop {
+        if let Some(found) = check().await {
+            return found;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30), "{what} never happened");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn carries_on_where_it_was() {
+    let server = Server::start();
+    let store = server.open().await;
+    let mut last = Revision(0);
+    for n in 0..700 {
+        last = put(&*store, &format!("k{n:04}"), "x").await.revision;
+    }
+    store.shutdown().await.unwrap();
+    let store = server.open().await;
+    let snapshot = store.read(&pods(), ReadAt::Latest).await.unwrap();
+    assert_eq!((snapshot.len(), snapshot.revision()), (700, last));
+    assert_eq!(snapshot.get("k0699").unwrap().value, stored("x", last));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_processes_see_each_other() {
+    let server = Server::start();
+    let (one, two) = (server.open().await, server.open().await);
+    let mut watcher = two.watch(&pods(), two.progress()).unwrap();
+    for n in 0..30 {
+        let (here, there) = if n % 2 == 0 { (&one, &two) } else { (&two, &one) };
+        let committed = put(&**here, "a", &n.to_string()).await;
+        let snapshot = there.read(&pods(), ReadAt::Latest).await.unwrap();
+        assert_eq!(snapshot.get("a").unwrap(), &committed.entry);
+    }
+    assert!(!watcher.next().await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_of_others_do_not_hold_up_reads() {
+    let (store, server) = empty().await;
+    let mut other = server.client().await;
+    for n in 0..5 {
+        let committed = put(&*store, "a", &n.to_string()).await;
+        other.put("/elsewhere", "x", None).await.unwrap();
+        let snapshot = store.read(&pods(), ReadAt::Latest).await.unwrap();
+        assert!(committed.revision < snapshot.revision());
+        assert_eq!(snapshot.get("a").unwrap(), &committed.entry);
+        assert_eq!(snapshot.len(), 1);
+    }
+    // Nor do keys under the prefix that are no objects.
+    other.put("/insula/stray", "x", None).await.unwrap();
+    assert_eq!(store.read(&pods(), ReadAt::Latest).await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_etcd_that_is_down_is_said_at_once_and_comes_back() {
+    let (store, mut server) = empty().await;
+    let before = put(&*store, "a", "1").await;
+    let mut watcher = store.watch(&pods(), before.revision).unwrap();
+    server.kill();
+    eventually("noticing", async || store.stats().unhealthy).await;
+    let begun = std::time::Instant::now();
+    let read = store.read(&pods(), ReadAt::Latest).await;
+    assert!(matches!(read, Err(StoreError::Unavailable { .. })), "{read:?}");
+    let refused = store.write(write("a", Expect::Present, value("2"))).await;
+    assert!(matches!(refused, Err(StoreError::Unavailable { .. })), "{refused:?}");
+    assert!(begun.elapsed() < Duration::from_millis(500));
+    // What is at hand is still served to whoever does not ask for more.
+    let cached = store.read(&pods(), ReadAt::Any).await.unwrap();
+    assert_eq!(cached.get("a").unwrap(), &before.entry);
+
+    server.spawn();
+    let after = eventually("recovery", async || {
+        store.write(write("a", Expect::At(before.revision), value("2"))).await.ok()
+    })
+    .await;
+    assert_eq!(store.stats().unhealthy, None);
+    let events = watcher.next().await.unwrap();
+    assert_eq!(events[0].revision, after.revision);
+}
+
+/// A way to the etcd that can be cut.
+struct Proxy {
+    port: u16,
+    /// Connections may exist while this is true.
+    open: tokio::sync::watch::Sender<bool>,
+}
+
+impl Proxy {
+    async fn start(target: u16) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let open = tokio::sync::watch::Sender::new(true);
+        let gate = open.clone();
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let mut gate = gate.subscribe();
+                tokio::spawn(async move {
+                    if !*gate.borrow() {
+                        return;
+                    }
+                    let target = ("127.0.0.1", target);
+                    let Ok(mut far) = tokio::net::TcpStream::connect(target).await else { return };
+                    tokio::select! {
+                        copied = tokio::io::copy_bidirectional(&mut near, &mut far) => drop(copied),
+                        _ = gate.wait_for(|open| !open) => {}
+                    }
+                });
+            }
+        });
+        Self { port, open }
+    }
+
+    async fn store(&self) -> Arc<dyn Store> {
+        let config = EtcdConfig::plain(vec![format!("http://127.0.0.1:{}", self.port)]);
+        Arc::new(EtcdStore::open("p1", &config, RingLimits::default()).await.unwrap())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_connection_misses_nothing() {
+    let server = Server::start();
+    let proxy = Proxy::start(server.ports[0]).await;
+    let (store, other) = (proxy.store().await, server.open().await);
+    let first = put(&*store, "a", "1").await;
+    let mut watcher = store.watch(&pods(), first.revision).unwrap();
+    let mut expected = Vec::new();
+    for _ in 0..3 {
+        proxy.open.send_replace(false);
+        eventually("noticing", async || store.stats().unhealthy).await;
+        for n in 0..10 {
+            expected.push(put(&*other, "a", &n.to_string()).await.revision);
+        }
+        proxy.open.send_replace(true);
+        let last = *expected.last().unwrap();
+        eventually("recovery", async || store.read(&pods(), ReadAt::NotOlderThan(last)).await.ok())
+            .await;
+    }
+    let mut seen = Vec::new();
+    while seen.len() < expected.len() {
+        seen.extend(watcher.next().await.unwrap().iter().map(|event| event.revision));
+    }
+    assert_eq!(seen, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_missed_and_compacted_send_watchers_back() {
+    let server = Server::start();
+    let proxy = Proxy::start(server.ports[0]).await;
+    let (store, other) = (proxy.store().await, server.open().await);
+    put(&*store, "a", "1").await;
+    let before = put(&*store, "b", "1").await;
+    let mut watcher = store.watch(&pods(), before.revision).unwrap();
+    proxy.open.send_replace(false);
+    eventually("noticing", async || store.stats().unhealthy).await;
+    put(&*other, "c", "1").await;
+    other.write(write("b", Expect::Present, Change::Delete)).await.unwrap();
+    let last = put(&*other, "d", "1").await.revision;
+    other.compact(last).await.unwrap();
+    proxy.open.send_replace(true);
+    let snapshot =
+        eventually("recovery", async || store.read(&pods(), ReadAt::NotOlderThan(last)).await.ok())
+            .await;
+    let keys: Vec<_> = snapshot.range("", None).map(|(key, _)| key.to_string()).collect();
+    assert_eq!(keys, ["a", "c", "d"]);
+    assert!(matches!(watcher.next().await, Err(StoreError::Compacted { .. })));
+    assert_eq!((store.stats().objects, store.stats().unhealthy), (3, None));
+    // Life goes on.
+    let after = put(&*store, "e", "1").await.revision;
+    let mut watcher = store.watch(&pods(), last).unwrap();
+    assert_eq!(watcher.next().await.unwrap()[0].revision, after);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_etcd_that_went_back_is_not_believed() {
+    let mut server = Server::start();
+    let store = server.open().await;
+    for n in 0..5 {
+        put(&*store, "a", &n.to_string()).await;
+    }
+    server.kill();
+    std::fs::remove_dir_all(server.dir.path().join("data")).unwrap();
+    server.spawn();
+    let reason = eventually("noticing", async || {
+        store.stats().unhealthy.filter(|reason| reason.contains("went back"))
+    })
+    .await;
+    let read = store.read(&pods(), ReadAt::Latest).await.unwrap_err();
+    assert!(read.to_string().contains(&reason), "{read}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_largest_values_that_etcd_takes() {
+    let (store, _server) = empty().await;
+    let fits = Change::Put(bytes::Bytes::from(vec![b'x'; (3 << 19) - 2_000]));
+    store.write(write("a", Expect::Absent, fits)).await.unwrap();
+    let too_large = Change::Put(bytes::Bytes::from(vec![b'x'; 3 << 19]));
+    let refused = store.write(write("b", Expect::Absent, too_large)).await;
+    assert!(matches!(refused, Err(StoreError::TooLarge { .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn nobody_there_is_an_error() {
+    let config = EtcdConfig::plain(vec!["http://127.0.0.1:1".into()]);
+    let opening = EtcdStore::open("p1", &config, RingLimits::default());
+    // Not before it was tried for a while.
+    let early = tokio::time::timeout(Duration::from_millis(500), opening).await;
+    assert!(early.is_err());
+}

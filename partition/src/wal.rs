@@ -1,0 +1,456 @@
+//! The write-ahead log: one per process, shared by all its partitions.
+//!
+//! Whoever appends first while nobody writes becomes the writer: it takes what all groups have
+//! queued by then, writes it in one go, flushes once, and wakes those who wait for it. One
+//! partition alone thus pays one flush and no hand-over to another thread; many share a flush.
+//!
+//! # Invariants
+//!
+//! * Records of one group reach the disk in the order in which they were submitted, and what is
+//!   read back is a prefix of that order.
+//! * [`Wal::settle`] with [`Durability::Durable`] returns only after the flush of that record.
+//! * A failed flush breaks the log for good: what the disk holds is unknown until it is read
+//!   again, so the process must be restarted. A full disk does not: nothing was half-accepted,
+//!   the queue waits, and [`Wal::settle`] may be tried again.
+
+mod append;
+pub(crate) mod disk;
+pub(crate) mod frame;
+mod keeper;
+mod recover;
+mod segment;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use self::{
+    append::Active,
+    disk::Disk,
+    frame::{GroupId, Kind, Record},
+    keeper::Keeper,
+};
+use crate::store::Durability;
+
+/// How a log is laid out and when it is flushed.
+#[derive(Debug, Clone)]
+pub(crate) struct WalOptions {
+    /// Size of a segment file. Holds at least the largest piece.
+    pub(crate) segment_bytes: u64,
+    /// A write takes no more pieces once it has this many bytes.
+    pub(crate) batch_bytes: usize,
+    /// Relaxed records are flushed at least this often.
+    pub(crate) flush_every: std::time::Duration,
+    pub(crate) disk: Arc<dyn Disk>,
+}
+
+impl Default for WalOptions {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 16 << 20,
+            batch_bytes: 4 << 20,
+            flush_every: std::time::Duration::from_millis(500),
+            disk: Arc::new(disk::RealDisk),
+        }
+    }
+}
+
+/// Relaxed records may wait in memory while the disk is busy, up to this many bytes.
+const MAX_UNWRITTEN: usize = 64 << 20;
+
+/// Why the log did not take or keep a record.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum WalError {
+    /// No space. The records stay queued; the same call succeeds once there is space again.
+    #[error("no space is left for the log")]
+    Full(#[source] Arc<io::Error>),
+
+    /// The disk failed. Nothing is accepted until the process is started again.
+    #[error("the log can no longer be written; the process must be restarted")]
+    Broken(#[source] Arc<io::Error>),
+
+    #[error("the log was closed")]
+    Closed,
+
+    #[error("could not {doing} {}", path.display())]
+    Io {
+        doing: &'static str,
+        path: PathBuf,
+        #[source]
+        source: Arc<io::Error>,
+    },
+
+    #[error("stored data is damaged: {what}")]
+    Damaged { what: String },
+}
+
+impl WalError {
+    pub(crate) fn io(doing: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io { doing, path: path.into(), source: Arc::new(source) }
+    }
+}
+
+/// What the process's write-ahead log did since it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogCounts {
+    /// Batches written.
+    pub batches: u64,
+    /// Flushes for batches: fdatasync calls on a segment in use.
+    pub flushes: u64,
+}
+
+/// What one group appends at once, indivisibly.
+#[derive(Debug, Default)]
+pub(crate) struct Piece {
+    body: Vec<u8>,
+    /// The newest standing record in it.
+    standing: Option<(GroupId, Vec<u8>)>,
+}
+
+impl Piece {
+    /// Adds the record that from now on stands for `group`.
+    pub(crate) fn standing(&mut self, group: GroupId, payload: &[u8]) {
+        frame::put_record(&mut self.body, Record { group, kind: Kind::Standing, payload });
+        self.standing = Some((group, payload.to_vec()));
+    }
+
+    /// Adds an entry, whose payload `write` appends.
+    pub(crate) fn entry(&mut self, group: GroupId, write: impl FnOnce(&mut Vec<u8>)) {
+        let start = frame::begin_record(&mut self.body, group, Kind::Entry);
+        write(&mut self.body);
+        frame::finish_record(&mut self.body, start);
+    }
+
+    /// Bytes that it takes in the log.
+    pub(crate) fn bytes(&self) -> usize {
+        self.body.len()
+    }
+}
+
+/// The place of a piece in the queue. Tickets grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Ticket(u64);
+
+/// See the module.
+pub(crate) struct Wal {
+    dir: PathBuf,
+    options: WalOptions,
+    queue: Mutex<Queue>,
+    /// Signalled whenever somebody stopped writing.
+    done: Condvar,
+    /// Locked only by the one who writes.
+    active: Mutex<Active>,
+    /// Held while a segment is prepared.
+    preparing: Mutex<()>,
+    /// Number of the segment being written.
+    segment: AtomicU64,
+    /// Something was written but not flushed.
+    dirty: AtomicBool,
+    batches: AtomicU64,
+    flushes: AtomicU64,
+    keeper: Arc<Keeper>,
+    keeper_thread: Mutex<Option<JoinHandle<()>>>,
+    /// The oldest segment that each group needs, and the oldest on disk.
+    needs: Mutex<Needs>,
+}
+
+impl std::fmt::Debug for Wal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Wal").field("dir", &self.dir).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct Needs {
+    groups: BTreeMap<GroupId, u64>,
+    oldest: u64,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: VecDeque<Piece>,
+    bytes: usize,
+    /// The ticket that the next piece gets.
+    next: u64,
+    /// All tickets before are written.
+    written: u64,
+    /// All tickets before are durable.
+    synced: u64,
+    /// All tickets before are waited for by someone who wants them durable.
+    wanted: u64,
+    writing: bool,
+    /// Number of attempts that failed for want of space, and the last one's error.
+    full: (u64, Option<Arc<io::Error>>),
+    broken: Option<WalError>,
+}
+
+impl Wal {
+    /// Reads the log in `dir` from segment `from` on, handing every record to `visit`, and makes
+    /// it ready to go on. Says also whether the log had been closed in good order.
+    ///
+    /// An empty directory is an error unless the log `may_be_new`.
+    /// `needs` has the oldest segment that each group still needs; what is older goes.
+    pub(crate) fn open<E: From<WalError>>(
+        dir: &Path,
+        options: WalOptions,
+        needs: BTreeMap<GroupId, u64>,
+        from: u64,
+        may_be_new: bool,
+        mut visit: impl FnMut(Record<'_>) -> Result<(), E>,
+    ) -> Result<(Arc<Self>, bool), E> {
+        let disk = &*options.disk;
+        let mut standing = BTreeMap::new();
+        let tail =
+            recover::recover(disk, dir, from, may_be_new, options.segment_bytes, |record| {
+                if record.kind == frame::Kind::Standing {
+                    standing.insert(record.group, record.payload.to_vec());
+                }
+                visit(record)
+            })?;
+        let clean = tail.clean;
+        let keeper = Arc::new(Keeper::new(tail.retired));
+        let has_spare = tail.spare.is_some();
+        if let Some(spare) = tail.spare {
+            keeper.offer(tail.segment + 1, spare);
+        }
+        let wal = Arc::new(Self {
+            dir: dir.into(),
+            queue: Mutex::default(),
+            done: Condvar::new(),
+            segment: AtomicU64::new(tail.segment),
+            dirty: AtomicBool::new(false),
+            batches: AtomicU64::new(0),
+            flushes: AtomicU64::new(0),
+            needs: Mutex::new(Needs { groups: needs, oldest: tail.oldest }),
+            active: Mutex::new(Active::new(
+                tail.file,
+                tail.segment,
+                tail.size,
+                tail.offset,
+                tail.batch,
+                standing,
+            )),
+            preparing: Mutex::new(()),
+            keeper,
+            keeper_thread: Mutex::new(None),
+            options,
+        });
+        wal.drop_old_segments();
+        let thread = keeper::start(&wal).map_err(|source| WalError::io("start", dir, source))?;
+        *wal.keeper_thread.lock() = Some(thread);
+        if !has_spare {
+            wal.keeper.want(tail.segment + 1);
+        }
+        Ok((wal, clean))
+    }
+
+    /// Queues a piece. It is neither written nor durable before [`Wal::settle`] says so.
+    pub(crate) fn submit(&self, piece: Piece) -> Ticket {
+        let mut queue = self.queue.lock();
+        let ticket = Ticket(queue.next);
+        queue.next += 1;
+        queue.bytes += piece.body.len();
+        queue.waiting.push_back(piece);
+        ticket
+    }
+
+    /// Brings the piece of `ticket`, and all before it, as far as `durability` asks.
+    ///
+    /// Relaxed pieces may still be on their way when this returns: if somebody else is writing,
+    /// it is not waited for.
+    pub(crate) fn settle(&self, ticket: Ticket, durability: Durability) -> Result<(), WalError> {
+        let durable = durability == Durability::Durable;
+        let mut queue = self.queue.lock();
+        if durable {
+            queue.wanted = queue.wanted.max(ticket.0 + 1);
+        }
+        let attempts = queue.full.0;
+        loop {
+            let reached = if durable { queue.synced } else { queue.written };
+            if ticket.0 < reached {
+                return Ok(());
+            }
+            if let Some(broken) = &queue.broken {
+                return Err(broken.clone());
+            }
+            // Someone else has just tried for all of us.
+            if attempts < queue.full.0
+                && let Some(error) = &queue.full.1
+            {
+                return Err(WalError::Full(error.clone()));
+            }
+            if !queue.writing {
+                self.write(&mut queue);
+            } else if durable || MAX_UNWRITTEN < queue.bytes {
+                self.done.wait(&mut queue);
+            } else {
+                self.mark_dirty();
+                return Ok(());
+            }
+        }
+    }
+
+    /// Makes everything submitted so far durable.
+    pub(crate) fn flush(&self) -> Result<(), WalError> {
+        let next = self.queue.lock().next;
+        match next.checked_sub(1) {
+            Some(last) => self.settle(Ticket(last), Durability::Durable),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the piece of `ticket` is on stable storage.
+    pub(crate) fn is_durable(&self, ticket: Ticket) -> bool {
+        ticket.0 < self.queue.lock().synced
+    }
+
+    /// The segment that the next submitted piece goes to, or one before it.
+    pub(crate) fn segment(&self) -> u64 {
+        self.segment.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn segment_bytes(&self) -> u64 {
+        self.options.segment_bytes
+    }
+
+    pub(crate) fn counts(&self) -> LogCounts {
+        LogCounts {
+            batches: self.batches.load(Ordering::Relaxed),
+            flushes: self.flushes.load(Ordering::Relaxed),
+        }
+    }
+
+    /// `group` no longer needs what lies before `segment`.
+    pub(crate) fn release(&self, group: GroupId, segment: u64) {
+        self.needs.lock().groups.insert(group, segment);
+        self.drop_old_segments();
+    }
+
+    /// Flushes, marks the log as closed in good order, and refuses everything from then on.
+    pub(crate) fn close(&self) -> Result<(), WalError> {
+        let flushed = self.flush();
+        let mut queue = self.queue.lock();
+        while queue.writing {
+            self.done.wait(&mut queue);
+        }
+        let first = queue.broken.is_none();
+        let ended = if first && flushed.is_ok() && queue.waiting.is_empty() {
+            self.active.lock().seal(self).map_err(|error| WalError::Broken(Arc::new(error)))
+        } else {
+            Ok(())
+        };
+        queue.broken.get_or_insert(WalError::Closed);
+        self.done.notify_all();
+        drop(queue);
+        self.keeper.stop();
+        let thread = self.keeper_thread.lock().take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the log's housekeeping ended in a panic");
+        }
+        if first { flushed.and(ended) } else { Ok(()) }
+    }
+
+    /// One write, and one flush if someone waits for it, of what is queued now.
+    fn write(&self, queue: &mut MutexGuard<'_, Queue>) {
+        queue.writing = true;
+        let mut pieces = Vec::new();
+        let mut bytes = 0;
+        while let Some(piece) = queue.waiting.front()
+            && (pieces.is_empty() || bytes + piece.body.len() <= self.options.batch_bytes)
+        {
+            bytes += piece.body.len();
+            pieces.extend(queue.waiting.pop_front());
+        }
+        queue.bytes -= bytes;
+        let flush = queue.synced < queue.wanted;
+        let outcome = MutexGuard::unlocked(queue, || {
+            let outcome = self.active.lock().append(self, &pieces, flush);
+            if outcome.is_ok() && !flush {
+                self.mark_dirty();
+            }
+            outcome
+        });
+        match outcome {
+            Ok(()) => {
+                queue.written += pieces.len() as u64;
+                if flush {
+                    queue.synced = queue.written;
+                }
+                queue.full.1 = None;
+            }
+            Err(error) => {
+                queue.bytes += bytes;
+                pieces.into_iter().rev().for_each(|piece| queue.waiting.push_front(piece));
+                match error {
+                    WalError::Full(error) => queue.full = (queue.full.0 + 1, Some(error)),
+                    error => {
+                        tracing::error!(%error, "the log is broken");
+                        queue.broken.get_or_insert(error);
+                    }
+                }
+            }
+        }
+        queue.writing = false;
+        self.done.notify_all();
+    }
+
+    fn mark_dirty(&self) {
+        if !self.dirty.swap(true, Ordering::AcqRel) {
+            self.keeper.wake();
+        }
+    }
+
+    /// Hands segments that no group needs to the keeper, which recycles or removes them.
+    fn drop_old_segments(&self) {
+        let mut needs = self.needs.lock();
+        let Some(needed) = needs.groups.values().copied().min() else { return };
+        while needs.oldest < needed.min(self.segment()) {
+            match segment::retire(&self.dir, needs.oldest) {
+                Ok(path) => self.keeper.recycle(path),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    tracing::warn!(segment = needs.oldest, %error, "could not retire a log segment");
+                    return;
+                }
+            }
+            needs.oldest += 1;
+        }
+    }
+
+    /// The next segment's file: the prepared one, or one made now.
+    fn next_segment(&self, segment: u64) -> io::Result<File> {
+        if let Some(file) = self.keeper.take(segment) {
+            return Ok(file);
+        }
+        // The housekeeping may be about to have it ready.
+        let _alone = self.preparing.lock();
+        match self.keeper.take(segment) {
+            Some(file) => Ok(file),
+            None => self.prepare(segment),
+        }
+    }
+
+    fn prepare(&self, segment: u64) -> io::Result<File> {
+        let recycled = self.keeper.recycled();
+        let (disk, size) = (&*self.options.disk, self.options.segment_bytes);
+        segment::prepare(disk, &self.dir, segment, size, recycled.as_deref())
+    }
+}
+
+impl Drop for Wal {
+    fn drop(&mut self) {
+        self.keeper.stop();
+    }
+}
