@@ -10,11 +10,13 @@ use anyhow::{Context as _, Result, bail};
 use insula_api::names::TenantName;
 use insula_apiserver::{
     Server, ServerConfig, Tls,
+    error::chain,
     identity::{Identity, MASTERS, NODES},
     pki::{Authority, write_private},
     tokens::Keys,
 };
 use insula_client::Client;
+use insula_nodeagent::{NodeAgent, NodeConfig};
 use insula_partition::partitions::{Partitions, PartitionsConfig, StoreConfig};
 use tokio::{
     net::TcpListener,
@@ -158,7 +160,7 @@ async fn end(
     }
     if let Err(error) = partitions.shutdown().await {
         tracing::error!(
-            error = insula_apiserver::error::chain(&error),
+            error = chain(&error),
             "storage did not end cleanly"
         );
     }
@@ -176,6 +178,12 @@ struct Parts<'a> {
     authority: &'a Authority,
     server: &'a Arc<Server>,
 }
+
+/// A part of the cloud while it runs; it ends when told to, or with a reason.
+type Task = std::pin::Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
+
+/// How long the node may take to be ready for pods.
+const NODE_READY: Duration = Duration::from_secs(60);
 
 /// A part's name and why it failed.
 type Failure = (&'static str, String);
@@ -204,20 +212,59 @@ impl Parts<'_> {
         port: u16,
     ) -> Result<tokio::sync::mpsc::Receiver<Failure>> {
         let (failed, failures) = tokio::sync::mpsc::channel(4);
-        let _ = (
-            failed,
-            workers,
-            stop,
-            node_name,
-            address,
-            port,
-            NODES,
-            self.client("x", MASTERS),
-            self.directory,
-            self.authority,
-            self.options,
-        );
+        let run = |part: &'static str, task: Task| {
+            let failed = failed.clone();
+            workers.spawn(async move {
+                if let Err(why) = task.await {
+                    let _ = failed.send((part, why)).await;
+                }
+            });
+        };
+        if !without(self.options, "controllers") {
+            let client = self.client("system:kube-controller-manager", MASTERS)?;
+            let config = insula_controllers::Config::new(self.authority.certificate());
+            let stop = stop.clone();
+            run("controllers", Box::pin(async move {
+                insula_controllers::run(config, client, stop).await.map_err(|it| chain(&it))
+            }));
+        }
+        if without(self.options, "node") {
+            return Ok(failures);
+        }
+        let user = format!("system:node:{node_name}");
+        let agent = NodeAgent::new(self.node_config(node_name, address, port)?, self.client(&user, NODES)?);
+        let mut ready = agent.ready();
+        let stop = stop.clone();
+        run("node agent", Box::pin(async move { agent.run(stop).await.map_err(|it| chain(&it)) }));
+        let mut failures = failures;
+        tokio::select! {
+            _ = ready.wait_for(|ready| *ready) => (),
+            Some((part, why)) = failures.recv() => bail!("the {part} failed: {why}"),
+            () = tokio::time::sleep(NODE_READY) => bail!(
+                "the node did not get ready within {} s; see the log above", NODE_READY.as_secs()
+            ),
+        }
         Ok(failures)
+    }
+}
+
+impl Parts<'_> {
+    fn node_config(&self, name: &str, address: IpAddr, port: u16) -> Result<NodeConfig> {
+        let pki = self.directory.pki();
+        let addresses = [address, Ipv4Addr::LOCALHOST.into()];
+        self.authority.keep(&pki, "node", || {
+            self.authority.server(&format!("system:node:{name}"), &[name], &addresses)
+        })?;
+        let (cert, key) = (pki.join("node.crt"), pki.join("node.key"));
+        let mut config = NodeConfig::new(name, address, cert, key, pki.join("ca.crt"));
+        config.root_dir = self.directory.path("node");
+        config.pod_logs_dir = self.directory.path("logs");
+        config.runtime_endpoint.clone_from(&self.options.container_runtime_endpoint);
+        // Only who reaches this machine reaches its agent.
+        let listen = if address.is_loopback() { address } else { self.options.listen.ip() };
+        config.listen = SocketAddr::new(listen, self.options.node_port);
+        config.apiserver_address = Some(SocketAddr::new(address, port));
+        Ok(config)
     }
 }
 

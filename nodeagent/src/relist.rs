@@ -7,17 +7,23 @@
 //! Here the orphans are found too: what carries this node's label and belongs to a pod that the
 //! API does not have.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::StreamExt;
 use insula_client::chain;
+use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     cri::{RuntimeClient, RuntimeError, v1},
+    leftovers::remove_files,
     node::Node,
-    pod::identity::{GRACE_PERIOD, NODE, POD_UID},
+    pod::identity::{GRACE_PERIOD, NODE, POD_UID, PodKey},
     pods::Pods,
 };
 
@@ -41,11 +47,16 @@ pub(crate) async fn run(
     let look = async {
         let mut known = HashMap::new();
         let mut last_error = None;
+        let orphans = Orphans::default();
         loop {
             match list(&node).await {
                 Ok(states) => {
                     last_error = None;
-                    tell(&node, &pods, &known, &states, is_synced()).await;
+                    tell(&pods, &known, &states, |uid| {
+                        if is_synced() {
+                            orphans.remove(&node, uid);
+                        }
+                    });
                     known = states;
                 }
                 Err(error) => {
@@ -109,23 +120,39 @@ async fn list(node: &Node) -> Result<HashMap<String, States>, RuntimeError> {
     Ok(states)
 }
 
-/// Wakes the workers of pods whose states differ, and ends orphans.
-async fn tell(
-    node: &Arc<Node>,
+/// Wakes the workers of pods whose states differ; those without a worker are orphans.
+fn tell(
     pods: &Pods,
     before: &HashMap<String, States>,
     now: &HashMap<String, States>,
-    is_synced: bool,
+    on_orphan: impl Fn(&str),
 ) {
     for (uid, states) in now {
-        let has_worker =
-            if before.get(uid) == Some(states) { pods.has(uid) } else { pods.wake(uid) };
-        if !has_worker && is_synced {
-            remove_orphan(node, uid).await;
+        let is_same = before.get(uid) == Some(states);
+        let has_worker = if is_same { pods.has(uid) } else { pods.wake(uid) };
+        if !has_worker {
+            on_orphan(uid);
         }
     }
     for uid in before.keys().filter(|uid| !now.contains_key(*uid)) {
         pods.wake(uid);
+    }
+}
+
+/// The orphans that are being removed, each once at a time.
+#[derive(Debug, Clone, Default)]
+struct Orphans(Arc<Mutex<HashSet<String>>>);
+
+impl Orphans {
+    fn remove(&self, node: &Arc<Node>, uid: &str) {
+        if !self.0.lock().insert(uid.to_owned()) {
+            return;
+        }
+        let (orphans, node, uid) = (self.clone(), node.clone(), uid.to_owned());
+        tokio::spawn(async move {
+            remove_orphan(&node, &uid).await;
+            orphans.0.lock().remove(&uid);
+        });
     }
 }
 
@@ -146,6 +173,10 @@ async fn remove_orphan(node: &Arc<Node>, uid: &str) {
         // Containers go with their sandbox; one without is a leftover of its own.
         for container in &containers {
             node.runtime.remove_container(&container.id).await?;
+        }
+        let key = sandboxes.iter().find_map(|it| PodKey::from_labels(&it.labels));
+        if let Some(key) = key {
+            remove_files(node, &key).await;
         }
         Ok::<_, RuntimeError>(())
     };

@@ -15,10 +15,14 @@
 
 mod append;
 pub(crate) mod disk;
+#[cfg(test)]
+pub(crate) mod faults;
 pub(crate) mod frame;
 mod keeper;
 mod recover;
 mod segment;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, VecDeque},

@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use super::{line::Line, tail};
+use crate::rotation;
 
 const BLOCK: usize = 64 << 10;
 /// How often a followed file is looked at. Watching it would take one of the machine's few watches.
@@ -62,7 +63,7 @@ pub(crate) async fn read(
 
 /// The files to read, each at the right place.
 fn files(path: &Path, tail_lines: Option<u64>) -> io::Result<VecDeque<File>> {
-    let mut paths = rotated(path)?;
+    let mut paths = rotation::moved_files(path)?;
     paths.push(path.to_path_buf());
     let mut files = VecDeque::new();
     let mut n_wanted = tail_lines;
@@ -84,23 +85,6 @@ fn files(path: &Path, tail_lines: Option<u64>) -> io::Result<VecDeque<File>> {
         }
     }
     Ok(files)
-}
-
-/// Files that this log was rotated to, the oldest first: their names end in the time.
-fn rotated(path: &Path) -> io::Result<Vec<PathBuf>> {
-    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
-        return Ok(Vec::new());
-    };
-    let start = format!("{}.", name.to_string_lossy());
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(directory)? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(&start) {
-            found.push(entry.path());
-        }
-    }
-    found.sort();
-    Ok(found)
 }
 
 struct Reading {

@@ -120,7 +120,7 @@ impl Decoder {
     fn headers(&mut self, block: &[u8]) -> Result<Headers, SpdyError> {
         let plain = self.decompress(block)?;
         let mut rest = &plain[..];
-        let mut number = |rest: &mut &[u8]| {
+        let number = |rest: &mut &[u8]| {
             let number = rest.try_get_u32().map_err(|_| SpdyError::HeadersMalformed)?;
             usize::try_from(number).map_err(|_| SpdyError::HeadersMalformed)
         };

@@ -23,7 +23,7 @@ mod frame;
 pub(crate) use self::{
     decode::Decoder,
     encode::Encoder,
-    frame::{Frame, Headers, SpdyError},
+    frame::{Frame, SpdyError},
 };
 
 /// The longest control frame that is taken.

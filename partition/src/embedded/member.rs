@@ -165,6 +165,12 @@ impl Member {
         Ok(self.node.step(message)?)
     }
 
+    /// Asks the group to take in or let go of a member. Only tests have more than one yet.
+    #[cfg(test)]
+    pub(crate) fn propose_membership(&mut self, change: ConfChange) -> Result<(), MemberError> {
+        Ok(self.node.propose_conf_change(Vec::new(), change)?)
+    }
+
     /// What the other members must be sent.
     pub(crate) fn take_messages(&mut self) -> Vec<Message> {
         std::mem::take(&mut self.messages)

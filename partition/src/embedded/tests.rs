@@ -1,5 +1,8 @@
 //! The embedded backend as its callers see it.
 
+mod crash;
+mod members;
+
 use std::{path::Path, sync::Arc, time::Duration};
 
 use super::{Embedded, EmbeddedOptions};

@@ -16,14 +16,13 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{Desired, Next, Outage, RESYNC, Worker};
 use crate::{
-    cgroup,
     cri::RuntimeClient,
+    leftovers,
     pod::{
         action,
         observed::Observed,
         plan::{FailedProbe, Stop, StopReason, containers},
     },
-    volume,
 };
 
 /// A container gets this long at least, so that it can end by itself at all.
@@ -142,8 +141,7 @@ impl Worker {
             return Ok(Next::Wait(again));
         }
         if !self.is_cleaned {
-            if let Err(error) = self.clean().await {
-                tracing::warn!(error = chain(&error), "volumes not torn down");
+            if !leftovers::remove_volumes(&self.node, &self.key).await {
                 return Ok(Next::Wait(RETRY));
             }
             self.is_cleaned = true;
@@ -155,7 +153,7 @@ impl Worker {
         for sandbox in &observed.sandboxes {
             runtime.remove_pod_sandbox(&sandbox.id).await?;
         }
-        self.remove_leftovers().await;
+        leftovers::remove_files(&self.node, &self.key).await;
         if desired.is_gone {
             tracing::info!("pod is gone");
             return Ok(Next::Done);
@@ -170,36 +168,6 @@ impl Worker {
             }
         }
         Ok(Next::Wait(RESYNC))
-    }
-
-    /// Removes the pod's volumes and other files.
-    async fn clean(&self) -> Result<(), volume::VolumeError> {
-        let pod_dir = self.node.config.pod_dir(&self.key.uid);
-        let work = tokio::task::spawn_blocking(move || volume::tear_down(&pod_dir));
-        // A thread that panicked has left the files; the next pass tries again.
-        work.await.unwrap_or_else(|error| {
-            Err(volume::VolumeError::Io {
-                action: "cannot remove",
-                path: self.node.config.pod_dir(&self.key.uid),
-                source: std::io::Error::other(error),
-            })
-        })
-    }
-
-    /// Logs and control groups. What cannot be removed costs a little space and is logged.
-    async fn remove_leftovers(&self) {
-        let logs = self.node.config.pod_logs_dir.join(self.key.log_directory());
-        match tokio::fs::remove_dir_all(&logs).await {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(path = %logs.display(), %error, "logs not removed");
-            }
-            _ => {}
-        }
-        let (root, uid) = (self.node.config.cgroup_root.clone(), self.key.uid.clone());
-        let work = tokio::task::spawn_blocking(move || cgroup::remove_pod(&root, &uid));
-        if let Err(error) = work.await {
-            tracing::warn!(%error, "control groups not removed");
-        }
     }
 }
 

@@ -1,0 +1,363 @@
+//! The Node object: made, kept true, and its lease kept alive.
+//!
+//! The status is looked at every few seconds and written when it says something new, and every five
+//! minutes in any case; that the node lives is told by its lease, which costs less.
+
+mod conditions;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use insula_client::{Api, Client, Error, Patch, Tenanted, chain};
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::{
+        coordination::v1::{Lease, LeaseSpec},
+        core::v1::{
+            ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeDaemonEndpoints, NodeStatus,
+            NodeSystemInfo,
+        },
+    },
+    apimachinery::pkg::{
+        api::resource::Quantity,
+        apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference},
+    },
+};
+use serde_json::{Value, json};
+use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use self::conditions::{Observation, conditions};
+use crate::{
+    NodeConfig,
+    cri::RuntimeClient,
+    machine::{self, Machine, Room},
+};
+
+/// The Kubernetes version whose behaviour the agent has.
+const KUBELET_VERSION: &str = concat!("v1.36.2+insula-", env!("CARGO_PKG_VERSION"));
+const LOOK_PERIOD: Duration = Duration::from_secs(5);
+/// While the node is not ready, news of its readiness are awaited.
+const LOOK_PERIOD_UNREADY: Duration = Duration::from_millis(500);
+const WRITE_PERIOD: Duration = Duration::from_secs(300);
+const LEASE_PERIOD: Duration = Duration::from_secs(10);
+const LEASE_SECONDS: i32 = 40;
+const LEASE_NAMESPACE: &str = "kube-node-lease";
+const RETRY: Duration = Duration::from_secs(1);
+/// Images told of; the largest.
+const MAX_IMAGES: usize = 50;
+/// Kept for the system when pods' memory is counted.
+const RESERVED_MEMORY: i64 = 100 << 20;
+
+/// What the rest of the agent may know of the node's condition.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct RuntimeState {
+    /// The API has been told that the node is ready.
+    pub(crate) is_reported_ready: bool,
+}
+
+/// Registers the node and keeps its object.
+#[derive(Debug)]
+pub(crate) struct Registration {
+    config: NodeConfig,
+    client: Client,
+    runtime: RuntimeClient,
+    machine: Machine,
+    state: watch::Sender<RuntimeState>,
+}
+
+impl Registration {
+    pub(crate) fn new(
+        config: NodeConfig,
+        client: Client,
+        runtime: RuntimeClient,
+        machine: Machine,
+        state: watch::Sender<RuntimeState>,
+    ) -> Self {
+        Self { config, client, runtime, machine, state }
+    }
+
+    /// Runs until `shutdown`.
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
+        let work = async { tokio::join!(self.keep_status(), self.keep_lease()) };
+        shutdown.run_until_cancelled(work).await;
+    }
+
+    fn nodes(&self) -> Api<Node> {
+        self.client.system().api()
+    }
+
+    async fn keep_status(&self) {
+        let mut registered: Option<Tenanted<Node>> = None;
+        let mut written_at = Instant::now();
+        loop {
+            let node = match registered.take() {
+                Some(node) => node,
+                None => match self.register().await {
+                    Ok(node) => node,
+                    Err(error) => {
+                        tracing::warn!(error = chain(&error), "node not registered");
+                        tokio::time::sleep(RETRY).await;
+                        continue;
+                    }
+                },
+            };
+            let status = self.status(node.status.as_ref()).await;
+            let is_ready = conditions::is_ready(&status);
+            let is_due = written_at.elapsed() >= WRITE_PERIOD;
+            if !is_due && node.status.as_ref().is_some_and(|old| is_same(old, &status)) {
+                self.tell(is_ready);
+                registered = Some(node);
+            } else {
+                let patch = Patch::Strategic(json!({"status": replaced(&status)}));
+                match self.nodes().patch_status(&self.config.node_name, &patch).await {
+                    Ok(node) => {
+                        written_at = Instant::now();
+                        self.tell(is_ready);
+                        registered = Some(node);
+                    }
+                    // Somebody deleted it. It comes again.
+                    Err(error) if error.is_not_found() => continue,
+                    Err(error) => {
+                        tracing::warn!(error = chain(&error), "node status not written");
+                        registered = Some(node);
+                    }
+                }
+            }
+            tokio::time::sleep(if is_ready { LOOK_PERIOD } else { LOOK_PERIOD_UNREADY }).await;
+        }
+    }
+
+    fn tell(&self, is_reported_ready: bool) {
+        let state = RuntimeState { is_reported_ready };
+        let is_new = self.state.send_if_modified(|it| std::mem::replace(it, state) != state);
+        if is_new {
+            tracing::info!(
+                node = self.config.node_name,
+                is_ready = is_reported_ready,
+                "told the API"
+            );
+        }
+    }
+
+    /// Makes the object, or makes the labels of the one there is right.
+    async fn register(&self) -> Result<Tenanted<Node>, Error> {
+        let name = &self.config.node_name;
+        let labels = self.labels();
+        let Some(node) = self.nodes().get_opt(name).await? else {
+            let node = Node {
+                metadata: ObjectMeta {
+                    name: Some(name.clone()),
+                    labels: Some(labels),
+                    ..ObjectMeta::default()
+                },
+                status: Some(self.status(None).await),
+                ..Node::default()
+            };
+            return match self.nodes().create(&node).await {
+                Ok(node) => {
+                    tracing::info!(node = name, "node registered");
+                    Ok(node)
+                }
+                Err(error) if error.is_already_exists() => self.nodes().get(name).await,
+                Err(error) => Err(error),
+            };
+        };
+        let has = |(key, value): (&String, &String)| {
+            node.metadata.labels.as_ref().and_then(|it| it.get(key)) == Some(value)
+        };
+        if labels.iter().all(has) {
+            return Ok(node);
+        }
+        let patch = Patch::Strategic(json!({"metadata": {"labels": labels}}));
+        self.nodes().patch(name, &patch).await
+    }
+
+    fn labels(&self) -> BTreeMap<String, String> {
+        let own = [
+            ("kubernetes.io/hostname", self.config.node_name.as_str()),
+            ("kubernetes.io/os", "linux"),
+            ("kubernetes.io/arch", self.machine.architecture),
+        ];
+        let own = own.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        self.config.node_labels.iter().cloned().chain(own).collect()
+    }
+
+    async fn status(&self, old: Option<&NodeStatus>) -> NodeStatus {
+        let version = self.runtime.version().await;
+        let runtime = match &version {
+            Ok(_) => self.runtime.status().await.map(|it| it.status.unwrap_or_default()),
+            Err(_) => Ok(Default::default()),
+        };
+        let runtime = match (&version, runtime) {
+            (Err(error), _) => Err(error.to_string()),
+            (Ok(_), other) => other.map_err(|error| error.to_string()),
+        };
+        let room = Room::at(&self.config.root_dir);
+        let observation = Observation {
+            runtime,
+            memory_available: machine::memory_available().ok(),
+            room: room.as_ref().ok().copied(),
+            processes: machine::processes().ok(),
+        };
+        let old_conditions = old.and_then(|it| it.conditions.as_deref()).unwrap_or_default();
+        let (capacity, allocatable) = self.resources(room.as_ref().ok().copied());
+        let text = |kind: &str, address: String| NodeAddress { type_: kind.to_owned(), address };
+        let runtime_version = match &version {
+            Ok(it) => format!("{}://{}", it.runtime_name, it.runtime_version),
+            Err(_) => old
+                .and_then(|it| it.node_info.as_ref())
+                .map(|it| it.container_runtime_version.clone())
+                .unwrap_or_default(),
+        };
+        NodeStatus {
+            addresses: Some(vec![
+                text("InternalIP", self.config.node_ip.to_string()),
+                text("Hostname", self.config.node_name.clone()),
+            ]),
+            capacity: Some(capacity),
+            allocatable: Some(allocatable),
+            conditions: Some(conditions(&observation, old_conditions, Timestamp::now())),
+            daemon_endpoints: Some(NodeDaemonEndpoints {
+                kubelet_endpoint: Some(DaemonEndpoint { port: self.config.listen.port().into() }),
+            }),
+            images: self.images().await,
+            node_info: Some(NodeSystemInfo {
+                architecture: self.machine.architecture.to_owned(),
+                boot_id: self.machine.boot_id.clone(),
+                container_runtime_version: runtime_version,
+                kernel_version: self.machine.kernel.clone(),
+                kube_proxy_version: String::new(),
+                kubelet_version: KUBELET_VERSION.to_owned(),
+                machine_id: self.machine.machine_id.clone(),
+                operating_system: "linux".to_owned(),
+                os_image: self.machine.os_image.clone(),
+                swap: None,
+                system_uuid: self.machine.system_uuid.clone(),
+            }),
+            ..NodeStatus::default()
+        }
+    }
+
+    fn resources(
+        &self,
+        room: Option<Room>,
+    ) -> (BTreeMap<String, Quantity>, BTreeMap<String, Quantity>) {
+        let list = |memory: i64, disk: u64| {
+            BTreeMap::from([
+                ("cpu".to_owned(), Quantity((self.machine.millicpus / 1000).to_string())),
+                ("memory".to_owned(), Quantity(format!("{}Ki", memory / 1024))),
+                ("ephemeral-storage".to_owned(), Quantity(format!("{}Ki", disk / 1024))),
+                ("pods".to_owned(), Quantity(self.config.max_pods.to_string())),
+            ])
+        };
+        let (memory, disk) = (self.machine.memory, room.map_or(0, |it| it.bytes));
+        let kept = (memory - RESERVED_MEMORY).max(0);
+        (list(memory, disk), list(kept, disk / 10 * 9))
+    }
+
+    async fn images(&self) -> Option<Vec<ContainerImage>> {
+        let mut images = self.runtime.list_images().await.ok()?;
+        images.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.id.cmp(&b.id)));
+        images.truncate(MAX_IMAGES);
+        let images = images.into_iter().map(|it| ContainerImage {
+            names: Some(it.repo_digests.into_iter().chain(it.repo_tags).collect()),
+            size_bytes: i64::try_from(it.size).ok(),
+        });
+        Some(images.collect())
+    }
+
+    async fn keep_lease(&self) {
+        let mut lease = None;
+        loop {
+            match self.renew(lease.take()).await {
+                Ok(renewed) => {
+                    lease = Some(renewed);
+                    tokio::time::sleep(LEASE_PERIOD).await;
+                }
+                Err(error) => {
+                    tracing::warn!(error = chain(&error), "node lease not renewed");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Renews the lease last seen, or the one there is, or makes one.
+    async fn renew(&self, last: Option<Tenanted<Lease>>) -> Result<Tenanted<Lease>, Error> {
+        let leases = self.client.system().namespaced::<Lease>(LEASE_NAMESPACE);
+        let name = &self.config.node_name;
+        let now = Some(MicroTime(Timestamp::now()));
+        let last = match last {
+            Some(lease) => Some(lease),
+            None => leases.get_opt(name).await?,
+        };
+        if let Some(lease) = last {
+            let mut lease = lease.object;
+            let spec = lease.spec.get_or_insert_default();
+            spec.holder_identity = Some(name.clone());
+            spec.lease_duration_seconds = Some(LEASE_SECONDS);
+            spec.renew_time = now;
+            return leases.update(&lease).await;
+        }
+        // Goes with its node.
+        let node = self.nodes().get(name).await?;
+        let lease = Lease {
+            metadata: ObjectMeta {
+                name: Some(name.clone()),
+                namespace: Some(LEASE_NAMESPACE.to_owned()),
+                owner_references: Some(vec![OwnerReference {
+                    api_version: "v1".to_owned(),
+                    kind: "Node".to_owned(),
+                    name: name.clone(),
+                    uid: node.uid().to_owned(),
+                    ..OwnerReference::default()
+                }]),
+                ..ObjectMeta::default()
+            },
+            spec: Some(LeaseSpec {
+                holder_identity: Some(name.clone()),
+                lease_duration_seconds: Some(LEASE_SECONDS),
+                renew_time: now,
+                ..LeaseSpec::default()
+            }),
+        };
+        leases.create(&lease).await
+    }
+}
+
+/// Whether two statuses say the same, whenever they say it.
+fn is_same(old: &NodeStatus, new: &NodeStatus) -> bool {
+    let timeless = |status: &NodeStatus| {
+        let mut status = status.clone();
+        for condition in status.conditions.iter_mut().flatten() {
+            condition.last_heartbeat_time = None;
+            condition.last_transition_time = None;
+        }
+        // Others add conditions of their own.
+        let ours = |it: &k8s_openapi::api::core::v1::NodeCondition| {
+            conditions::TYPES.contains(&it.type_.as_str())
+        };
+        status.conditions.iter_mut().for_each(|all| {
+            all.retain(ours);
+            all.sort_by(|a, b| a.type_.cmp(&b.type_));
+        });
+        status
+    };
+    let (old, new) = (timeless(old), timeless(new));
+    old.addresses == new.addresses
+        && old.capacity == new.capacity
+        && old.allocatable == new.allocatable
+        && old.conditions == new.conditions
+        && old.daemon_endpoints == new.daemon_endpoints
+        && old.images == new.images
+        && old.node_info == new.node_info
+}
+
+/// A status as a patch: addresses that are no more must not stay.
+fn replaced(status: &NodeStatus) -> Value {
+    let mut status = json!(status);
+    if let Some(addresses) = status["addresses"].as_array_mut() {
+        addresses.insert(0, json!({"$patch": "replace"}));
+    }
+    status
+}

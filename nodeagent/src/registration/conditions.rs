@@ -1,0 +1,218 @@
+//! The conditions of a node. No I/O, no clock.
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::{NodeCondition, NodeStatus},
+    apimachinery::pkg::apis::meta::v1::Time,
+};
+
+use crate::{cri::v1, machine::Room};
+
+/// Below this the node is short of memory.
+const MIN_MEMORY: i64 = 100 << 20;
+/// Parts of a hundred that must be free on disk.
+const MIN_DISK: u64 = 10;
+const MIN_INODES: u64 = 5;
+const MIN_PROCESSES: u64 = 5;
+
+pub(super) const TYPES: [&str; 5] =
+    ["MemoryPressure", "DiskPressure", "PIDPressure", "ContainerRuntimeReady", "Ready"];
+
+/// What was seen of the machine and its runtime. What could not be seen is not a pressure.
+#[derive(Debug)]
+pub(super) struct Observation {
+    /// The error is what to tell.
+    pub(super) runtime: Result<v1::RuntimeStatus, String>,
+    pub(super) memory_available: Option<i64>,
+    pub(super) room: Option<Room>,
+    /// How many there are, and how many there can be.
+    pub(super) processes: Option<(u64, u64)>,
+}
+
+/// A condition before it has times.
+struct Verdict {
+    is_true: bool,
+    reason: &'static str,
+    message: String,
+}
+
+pub(super) fn is_ready(status: &NodeStatus) -> bool {
+    status.conditions.iter().flatten().any(|it| it.type_ == "Ready" && it.status == "True")
+}
+
+/// All conditions, those that are unchanged with the time since when they are.
+pub(super) fn conditions(
+    seen: &Observation,
+    old: &[NodeCondition],
+    now: Timestamp,
+) -> Vec<NodeCondition> {
+    let share = |free: u64, all: u64| if all == 0 { 100 } else { free.saturating_mul(100) / all };
+    let memory = seen.memory_available.is_some_and(|it| it < MIN_MEMORY);
+    let disk = seen.room.is_some_and(|it| {
+        share(it.bytes_free, it.bytes) < MIN_DISK || share(it.inodes_free, it.inodes) < MIN_INODES
+    });
+    let processes =
+        seen.processes.is_some_and(|(n, all)| share(all.saturating_sub(n), all) < MIN_PROCESSES);
+    let (runtime, ready) = readiness(&seen.runtime);
+    let verdicts = [
+        pressure(
+            memory,
+            ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
+            ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+        ),
+        pressure(
+            disk,
+            ("KubeletHasDiskPressure", "kubelet has disk pressure"),
+            ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        ),
+        pressure(
+            processes,
+            ("KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
+            ("KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+        ),
+        runtime,
+        ready,
+    ];
+    let with_times = |(type_, verdict): (&&str, Verdict)| {
+        let status = if verdict.is_true { "True" } else { "False" };
+        let before = old.iter().find(|it| it.type_ == *type_ && it.status == status);
+        NodeCondition {
+            type_: (*type_).to_owned(),
+            status: status.to_owned(),
+            reason: Some(verdict.reason.to_owned()),
+            message: Some(verdict.message),
+            last_heartbeat_time: Some(Time(now)),
+            last_transition_time: before
+                .and_then(|it| it.last_transition_time.clone())
+                .or(Some(Time(now))),
+        }
+    };
+    TYPES.iter().zip(verdicts).map(with_times).collect()
+}
+
+fn pressure(
+    is_true: bool,
+    yes: (&'static str, &'static str),
+    no: (&'static str, &'static str),
+) -> Verdict {
+    let (reason, message) = if is_true { yes } else { no };
+    Verdict { is_true, reason, message: message.to_owned() }
+}
+
+/// Whether the runtime is ready, and whether the node is.
+fn readiness(runtime: &Result<v1::RuntimeStatus, String>) -> (Verdict, Verdict) {
+    let unready = |why: String| Verdict { is_true: false, reason: "KubeletNotReady", message: why };
+    let status = match runtime {
+        Ok(status) => status,
+        Err(why) => {
+            let message = format!("container runtime is down: {why}");
+            let down = Verdict { is_true: false, reason: "RuntimeDown", message: why.clone() };
+            return (down, unready(message));
+        }
+    };
+    let find = |type_: &str| status.conditions.iter().find(|it| it.r#type == type_);
+    let problem = |type_: &str| match find(type_) {
+        Some(it) if it.status => None,
+        Some(it) => Some(format!("{type_}=false reason:{} message:{}", it.reason, it.message)),
+        None => Some(format!("{type_} is not known")),
+    };
+    let runtime = match problem("RuntimeReady") {
+        None => Verdict {
+            is_true: true,
+            reason: "RuntimeReady",
+            message: "container runtime is ready".to_owned(),
+        },
+        Some(message) => Verdict { is_true: false, reason: "RuntimeNotReady", message },
+    };
+    let ready = match (problem("RuntimeReady"), problem("NetworkReady")) {
+        (None, None) => Verdict {
+            is_true: true,
+            reason: "KubeletReady",
+            message: "kubelet is posting ready status".to_owned(),
+        },
+        (Some(why), _) => unready(format!("container runtime not ready: {why}")),
+        (None, Some(why)) => unready(format!("container runtime network not ready: {why}")),
+    };
+    (runtime, ready)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn runtime(network: bool) -> v1::RuntimeStatus {
+        let condition = |type_: &str, status| v1::RuntimeCondition {
+            r#type: type_.to_owned(),
+            status,
+            reason: "R".to_owned(),
+            message: "M".to_owned(),
+        };
+        let conditions = vec![condition("RuntimeReady", true), condition("NetworkReady", network)];
+        v1::RuntimeStatus { conditions }
+    }
+
+    fn seen(runtime: Result<v1::RuntimeStatus, String>) -> Observation {
+        let room = Room { bytes: 100, bytes_free: 50, inodes: 100, inodes_free: 50 };
+        Observation {
+            runtime,
+            memory_available: Some(1 << 30),
+            room: Some(room),
+            processes: Some((10, 100)),
+        }
+    }
+
+    fn text(conditions: &[NodeCondition]) -> String {
+        let mut text = String::new();
+        for it in conditions {
+            text += &format!("{}={} ", it.type_, it.status);
+        }
+        text + conditions.last().unwrap().message.as_deref().unwrap()
+    }
+
+    #[test]
+    fn a_healthy_node() {
+        let found = conditions(&seen(Ok(runtime(true))), &[], Timestamp::UNIX_EPOCH);
+        assert_eq!(
+            text(&found),
+            "MemoryPressure=False DiskPressure=False PIDPressure=False \
+             ContainerRuntimeReady=True Ready=True kubelet is posting ready status"
+        );
+    }
+
+    #[test]
+    fn pressures() {
+        let mut seen = seen(Ok(runtime(true)));
+        seen.memory_available = Some(1);
+        seen.room = Some(Room { bytes: 100, bytes_free: 50, inodes: 100, inodes_free: 4 });
+        seen.processes = Some((96, 100));
+        let found = conditions(&seen, &[], Timestamp::UNIX_EPOCH);
+        assert!(
+            text(&found).starts_with("MemoryPressure=True DiskPressure=True PIDPressure=True ")
+        );
+    }
+
+    #[test]
+    fn a_node_that_is_not_ready_says_why() {
+        let message = |runtime| {
+            let found = conditions(&seen(runtime), &[], Timestamp::UNIX_EPOCH);
+            assert_eq!(found[4].status, "False");
+            found[4].message.clone().unwrap()
+        };
+        assert_eq!(message(Err("gone".to_owned())), "container runtime is down: gone");
+        assert_eq!(
+            message(Ok(runtime(false))),
+            "container runtime network not ready: NetworkReady=false reason:R message:M"
+        );
+    }
+
+    #[test]
+    fn a_condition_keeps_its_time_while_it_holds() {
+        let then = Timestamp::UNIX_EPOCH;
+        let now = Timestamp::from_second(100).unwrap();
+        let before = conditions(&seen(Ok(runtime(true))), &[], then);
+        let after = conditions(&seen(Err("gone".to_owned())), &before, now);
+        assert_eq!(after[0].last_transition_time, Some(Time(then)));
+        assert_eq!(after[0].last_heartbeat_time, Some(Time(now)));
+        assert_eq!(after[4].last_transition_time, Some(Time(now)));
+    }
+}
