@@ -61,6 +61,9 @@ async fn cloud(options: &cli::Up, shutdown: CancellationToken) -> Result<()> {
             "running containers needs root: start as root, or leave the node out with `--without node`"
         );
     }
+    if with_node {
+        check_runtime(&options.container_runtime_endpoint).await?;
+    }
     let directory = DataDir::create(&options.data_dir)?;
     let listener = TcpListener::bind(options.listen).await.with_context(|| {
         format!(
@@ -159,10 +162,7 @@ async fn end(
         tracing::warn!("some connections did not end in time");
     }
     if let Err(error) = partitions.shutdown().await {
-        tracing::error!(
-            error = chain(&error),
-            "storage did not end cleanly"
-        );
+        tracing::error!(error = chain(&error), "storage did not end cleanly");
     }
 }
 
@@ -224,15 +224,30 @@ impl Parts<'_> {
             let client = self.client("system:kube-controller-manager", MASTERS)?;
             let config = insula_controllers::Config::new(self.authority.certificate());
             let stop = stop.clone();
-            run("controllers", Box::pin(async move {
-                insula_controllers::run(config, client, stop).await.map_err(|it| chain(&it))
-            }));
+            run(
+                "controllers",
+                Box::pin(async move {
+                    insula_controllers::run(config, client, stop).await.map_err(|it| chain(&it))
+                }),
+            );
+        }
+        if !without(self.options, "scheduler") {
+            let client = self.client("system:kube-scheduler", MASTERS)?;
+            let config = insula_scheduler::Config::default();
+            let stop = stop.clone();
+            run(
+                "scheduler",
+                Box::pin(async move {
+                    insula_scheduler::run(config, client, stop).await.map_err(|it| chain(&it))
+                }),
+            );
         }
         if without(self.options, "node") {
             return Ok(failures);
         }
         let user = format!("system:node:{node_name}");
-        let agent = NodeAgent::new(self.node_config(node_name, address, port)?, self.client(&user, NODES)?);
+        let agent =
+            NodeAgent::new(self.node_config(node_name, address, port)?, self.client(&user, NODES)?);
         let mut ready = agent.ready();
         let stop = stop.clone();
         run("node agent", Box::pin(async move { agent.run(stop).await.map_err(|it| chain(&it)) }));
@@ -277,6 +292,19 @@ fn store_config(options: &cli::Up) -> Result<StoreConfig> {
                 "unknown store {other:?}; use `embedded` or `etcd=NAME=URL[,URL..];NAME=URL..`"
             ),
         },
+    }
+}
+
+/// Says at once what the node agent would wait for.
+async fn check_runtime(endpoint: &str) -> Result<()> {
+    let path = endpoint.strip_prefix("unix://").unwrap_or(endpoint);
+    match tokio::net::UnixStream::connect(path).await {
+        Ok(_) => Ok(()),
+        Err(error) => bail!(
+            "containerd is not running at {endpoint} ({error}); start it with `make deps` or \
+             `systemctl start containerd`, name another with --container-runtime-endpoint, \
+             or leave the node out with `--without node`"
+        ),
     }
 }
 

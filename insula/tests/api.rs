@@ -209,7 +209,7 @@ fn a_user_without_rights_gets_none() {
     assert!(said.contains(r#"User "guest" cannot list resource "pods""#), "{said}");
     acme.ok(&["create", "clusterrolebinding", "guests", "--clusterrole=view", "--group=nobodies"]);
     guest.until(&["get", "pods"], |_| true);
-    assert!(guest.fails(&["create", "configmap", "x"]).contains("Forbidden"));
+    assert!(guest.fails(&["create", "configmap", "x"]).contains("is forbidden"));
     assert!(guest.fails(&["get", "secrets"]).contains("Forbidden"));
     // Who may write bindings cannot give more than they have.
     acme.ok(&[
