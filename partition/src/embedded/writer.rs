@@ -258,8 +258,9 @@ impl Writer {
             }
             Err(error @ WalError::Full(_)) => {
                 let reason = chain(&error);
+                let said = self.health.lock().replace(reason.clone()).is_some();
                 self.member.refuse_waiting(&reason);
-                if self.health.lock().replace(reason.clone()).is_none() {
+                if !said {
                     tracing::error!(
                         partition = self.name,
                         error = reason,
@@ -309,8 +310,8 @@ impl Writer {
             error = reason,
             "the partition stopped taking writes"
         );
-        self.member.refuse_waiting(&reason);
         *self.health.lock() = Some(reason.clone());
+        self.member.refuse_waiting(&reason);
         self.progress.ended = Some(reason);
     }
 
