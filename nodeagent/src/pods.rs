@@ -122,8 +122,9 @@ impl Pods {
         };
         let mut found = entries.values().filter(|it| is_it(&it.key));
         let first = found.next()?;
-        Some(found.fold(first, |best, it| if best.desired.borrow().is_gone { it } else { best }))
-            .map(Entry::view)
+        let best =
+            found.fold(first, |best, it| if best.desired.borrow().is_gone { it } else { best });
+        Some(best.view())
     }
 
     /// Whether the pod of that uid has a worker.

@@ -227,7 +227,8 @@ impl Worker {
             })
         };
         tracing::trace!(?plan, "planned");
-        let has_acted = self.act(desired, &pod, spec, &observed, &plan).await?;
+        // Boxed, so that a pod at rest costs little.
+        let has_acted = Box::pin(self.act(desired, &pod, spec, &observed, &plan)).await?;
         if has_acted {
             return Ok(Next::Now);
         }
