@@ -324,7 +324,7 @@ fn own_address(listen: IpAddr) -> IpAddr {
         socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
         Ok(socket.local_addr()?.ip())
     };
-    asked().ok().filter(|it| !it.is_unspecified()).unwrap_or(Ipv4Addr::LOCALHOST.into())
+    asked().ok().filter(|it| !it.is_unspecified()).unwrap_or_else(|| Ipv4Addr::LOCALHOST.into())
 }
 
 /// How processes of this machine reach a server that listens on `listen`.

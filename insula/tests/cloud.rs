@@ -1,5 +1,7 @@
 //! A cloud with real containers, through stock kubectl.
 
+#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+
 mod harness;
 
 use std::{process::Stdio, time::Duration};

@@ -1,6 +1,11 @@
 //! A whole cloud for one test: its own directory, port, and (if it has a node) containerd.
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test stops at what it did not expect"
+)]
 
 use std::{
     fs,
