@@ -85,12 +85,11 @@ fn conditional(name: &str, map: &mut Map<String, Value>) {
         "core.v1.Volume" if map.len() <= 1 => set(map, "emptyDir", json!({})),
         "core.v1.PodSpec" => {
             // The deprecated alias always shows the same name.
-            match map.get("serviceAccountName").or_else(|| map.get("serviceAccount")).cloned() {
-                Some(account) => {
-                    map.insert("serviceAccount".into(), account.clone());
-                    set(map, "serviceAccountName", account);
-                }
-                None => (),
+            if let Some(account) =
+                map.get("serviceAccountName").or_else(|| map.get("serviceAccount")).cloned()
+            {
+                map.insert("serviceAccount".into(), account.clone());
+                set(map, "serviceAccountName", account);
             }
             if map.get("hostNetwork") == Some(&Value::Bool(true)) {
                 host_ports(map);
@@ -149,14 +148,12 @@ fn conditional(name: &str, map: &mut Map<String, Value>) {
         "rbac.v1.Subject" if is(map, "kind", "User") || is(map, "kind", "Group") => {
             set(map, "apiGroup", "rbac.authorization.k8s.io".into());
         }
-        "networking.v1.NetworkPolicySpec" => {
-            if !map.contains_key("policyTypes") {
-                let mut types = vec![Value::from("Ingress")];
-                if map.contains_key("egress") {
-                    types.push("Egress".into());
-                }
-                map.insert("policyTypes".into(), types.into());
+        "networking.v1.NetworkPolicySpec" if !map.contains_key("policyTypes") => {
+            let mut types = vec![Value::from("Ingress")];
+            if map.contains_key("egress") {
+                types.push("Egress".into());
             }
+            map.insert("policyTypes".into(), types.into());
         }
         "core.v1.PodTemplateSpec" | "core.v1.Pod" => {
             // Enabled unless said otherwise; the field is only ever defaulted on pods and templates.

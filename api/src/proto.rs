@@ -134,7 +134,7 @@ fn read(
                 }
                 return Ok(());
             }
-            if let Some(value) = value(schema, item, field.proto_type, wire, depth)? {
+            if let Some(value) = value(schema, item, wire, depth)? {
                 list.push(value);
             }
         }
@@ -146,7 +146,7 @@ fn read(
             for part in Fields::new(entry) {
                 match part? {
                     (1, Wire::Bytes(text)) => key = utf8(text)?.to_owned(),
-                    (2, wire) => found = value(schema, item, field.proto_type, wire, depth)?,
+                    (2, wire) => found = value(schema, item, wire, depth)?,
                     _ => (),
                 }
             }
@@ -164,7 +164,7 @@ fn read(
                 }
                 return Ok(());
             }
-            let Some(value) = value(schema, shape, field.proto_type, wire, depth)? else {
+            let Some(value) = value(schema, shape, wire, depth)? else {
                 return Ok(());
             };
             let zero = match &value {
@@ -193,7 +193,6 @@ fn scalar(shape: &Shape, number: u64) -> Value {
 fn value(
     schema: &Schema,
     shape: &Shape,
-    proto_type: &str,
     wire: Wire<'_>,
     depth: usize,
 ) -> Result<Option<Value>, ProtoError> {
@@ -269,7 +268,7 @@ fn value(
             let mut list = Vec::new();
             for field in Fields::new(bytes) {
                 if let (1, wire) = field? {
-                    list.extend(value(schema, item, proto_type, wire, depth + 1)?);
+                    list.extend(value(schema, item, wire, depth + 1)?);
                 }
             }
             Value::Array(list)

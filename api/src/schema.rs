@@ -80,8 +80,6 @@ pub struct Field {
     /// Field numbers from the outer message inwards: more than one where Go embeds a message
     /// that is flat in JSON. Empty if the field cannot be sent in protobuf.
     pub proto: Vec<u32>,
-    /// The protobuf type as the `.proto` file writes it, without `optional`.
-    pub proto_type: &'static str,
 }
 
 /// What a value looks like in JSON.
@@ -223,7 +221,7 @@ impl Schema {
         }
         let pointers: HashSet<(&str, &str)> =
             POINTERS.lines().filter_map(|line| line.split_once('\t')).collect();
-        for [name, field, json, list, patch, default, proto, proto_type] in rows() {
+        for [name, field, json, list, patch, default, proto, _] in rows() {
             let Some(&id) = schema.by_name.get(name).filter(|_| !field.is_empty()) else {
                 continue;
             };
@@ -237,9 +235,6 @@ impl Schema {
                 patch: parse_patch(patch),
                 default: serde_json::from_str(default).ok(),
                 proto: proto.split('/').filter_map(|number| number.parse().ok()).collect(),
-                proto_type: proto_type
-                    .trim_start_matches("optional ")
-                    .trim_start_matches("repeated "),
             };
             schema.types[id.0 as usize].fields.push(field);
         }

@@ -194,10 +194,12 @@ fn begin(call: &Call, it: &mut Value, options: &Options) -> bool {
             None
         }
     });
-    let propagation = said.unwrap_or(if strategy::orphans_by_default(resource) {
-        Propagation::Orphan
-    } else {
-        Propagation::Background
+    let propagation = said.unwrap_or_else(|| {
+        if strategy::orphans_by_default(resource) {
+            Propagation::Orphan
+        } else {
+            Propagation::Background
+        }
     });
     let mut finalizers: Vec<String> = had
         .iter()

@@ -39,14 +39,14 @@ impl Matcher {
         resource: &Resource,
     ) -> Result<Self> {
         let labels = labels
-            .map(|text| Selector::parse(text))
+            .map(Selector::parse)
             .transpose()
             .map_err(|error| {
                 ApiError::bad_request(format!("unable to parse requirement: {error}"))
             })?
             .filter(|selector| !selector.is_empty());
         let fields = fields
-            .map(|text| FieldSelector::parse(text))
+            .map(FieldSelector::parse)
             .transpose()
             .map_err(|error| ApiError::bad_request(error.to_string()))?
             .filter(|selector| !selector.is_empty());
@@ -61,11 +61,6 @@ impl Matcher {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.labels.is_none() && self.fields.is_none()
-    }
-
-    /// The single name that the field selector asks for, if it does.
-    pub(crate) fn name(&self) -> Option<&str> {
-        self.fields.as_ref()?.required("metadata.name")
     }
 
     pub(crate) fn matches(&self, resource: &Resource, entry: &Entry) -> bool {

@@ -96,7 +96,7 @@ pub(crate) async fn write_scale(
         }
         let mut value = current.clone();
         value["spec"]["replicas"] = replicas.into();
-        Ok(Changed { value, retry: put && wanted.is_empty() || !put, warnings: Vec::new() })
+        Ok(Changed { value, retry: !put || wanted.is_empty(), warnings: Vec::new() })
     })
     .await?;
     let it: Value = serde_json::from_slice(&written.entry.value).map_err(ApiError::internal)?;

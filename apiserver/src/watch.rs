@@ -78,9 +78,8 @@ impl Watch {
             Matcher::parse(options.labels.as_deref(), options.fields.as_deref(), &served.resource)?;
         let prefix = registry::prefix(whose, namespace);
         let names: Vec<&str> = places.iter().map(|(name, _)| name.as_str()).collect();
-        let wants_state = options
-            .initial_events
-            .unwrap_or(options.resource_version.is_empty() || options.resource_version == "0");
+        let wants_state =
+            options.initial_events.unwrap_or(matches!(options.resource_version.as_str(), "" | "0"));
         let from = match options.resource_version.as_str() {
             "" | "0" => None,
             text => Some(Vector::parse(text, &names)?),

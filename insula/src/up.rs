@@ -10,11 +10,13 @@ use anyhow::{Context as _, Result, bail};
 use insula_api::names::TenantName;
 use insula_apiserver::{
     Server, ServerConfig, Tls,
+    error::chain,
     identity::{Identity, MASTERS, NODES},
     pki::{Authority, write_private},
     tokens::Keys,
 };
 use insula_client::Client;
+use insula_nodeagent::{NodeAgent, NodeConfig};
 use insula_partition::partitions::{Partitions, PartitionsConfig, StoreConfig};
 use tokio::{
     net::TcpListener,
@@ -58,6 +60,9 @@ async fn cloud(options: &cli::Up, shutdown: CancellationToken) -> Result<()> {
         bail!(
             "running containers needs root: start as root, or leave the node out with `--without node`"
         );
+    }
+    if with_node {
+        check_runtime(&options.container_runtime_endpoint).await?;
     }
     let directory = DataDir::create(&options.data_dir)?;
     let listener = TcpListener::bind(options.listen).await.with_context(|| {
@@ -157,10 +162,7 @@ async fn end(
         tracing::warn!("some connections did not end in time");
     }
     if let Err(error) = partitions.shutdown().await {
-        tracing::error!(
-            error = insula_apiserver::error::chain(&error),
-            "storage did not end cleanly"
-        );
+        tracing::error!(error = chain(&error), "storage did not end cleanly");
     }
 }
 
@@ -176,6 +178,12 @@ struct Parts<'a> {
     authority: &'a Authority,
     server: &'a Arc<Server>,
 }
+
+/// A part of the cloud while it runs; it ends when told to, or with a reason.
+type Task = std::pin::Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
+
+/// How long the node may take to be ready for pods.
+const NODE_READY: Duration = Duration::from_secs(60);
 
 /// A part's name and why it failed.
 type Failure = (&'static str, String);
@@ -204,20 +212,74 @@ impl Parts<'_> {
         port: u16,
     ) -> Result<tokio::sync::mpsc::Receiver<Failure>> {
         let (failed, failures) = tokio::sync::mpsc::channel(4);
-        let _ = (
-            failed,
-            workers,
-            stop,
-            node_name,
-            address,
-            port,
-            NODES,
-            self.client("x", MASTERS),
-            self.directory,
-            self.authority,
-            self.options,
-        );
+        let run = |part: &'static str, task: Task| {
+            let failed = failed.clone();
+            workers.spawn(async move {
+                if let Err(why) = task.await {
+                    let _ = failed.send((part, why)).await;
+                }
+            });
+        };
+        if !without(self.options, "controllers") {
+            let client = self.client("system:kube-controller-manager", MASTERS)?;
+            let config = insula_controllers::Config::new(self.authority.certificate());
+            let stop = stop.clone();
+            run(
+                "controllers",
+                Box::pin(async move {
+                    insula_controllers::run(config, client, stop).await.map_err(|it| chain(&it))
+                }),
+            );
+        }
+        if !without(self.options, "scheduler") {
+            let client = self.client("system:kube-scheduler", MASTERS)?;
+            let config = insula_scheduler::Config::default();
+            let stop = stop.clone();
+            run(
+                "scheduler",
+                Box::pin(async move {
+                    insula_scheduler::run(config, client, stop).await.map_err(|it| chain(&it))
+                }),
+            );
+        }
+        if without(self.options, "node") {
+            return Ok(failures);
+        }
+        let user = format!("system:node:{node_name}");
+        let agent =
+            NodeAgent::new(self.node_config(node_name, address, port)?, self.client(&user, NODES)?);
+        let mut ready = agent.ready();
+        let stop = stop.clone();
+        run("node agent", Box::pin(async move { agent.run(stop).await.map_err(|it| chain(&it)) }));
+        let mut failures = failures;
+        tokio::select! {
+            _ = ready.wait_for(|ready| *ready) => (),
+            Some((part, why)) = failures.recv() => bail!("the {part} failed: {why}"),
+            () = tokio::time::sleep(NODE_READY) => bail!(
+                "the node did not get ready within {} s; see the log above", NODE_READY.as_secs()
+            ),
+        }
         Ok(failures)
+    }
+}
+
+impl Parts<'_> {
+    fn node_config(&self, name: &str, address: IpAddr, port: u16) -> Result<NodeConfig> {
+        let pki = self.directory.pki();
+        let addresses = [address, Ipv4Addr::LOCALHOST.into()];
+        self.authority.keep(&pki, "node", || {
+            self.authority.server(&format!("system:node:{name}"), &[name], &addresses)
+        })?;
+        let (cert, key) = (pki.join("node.crt"), pki.join("node.key"));
+        let mut config = NodeConfig::new(name, address, cert, key, pki.join("ca.crt"));
+        config.root_dir = self.directory.path("node");
+        config.pod_logs_dir = self.directory.path("logs");
+        config.runtime_endpoint.clone_from(&self.options.container_runtime_endpoint);
+        // Only who reaches this machine reaches its agent.
+        let listen = if address.is_loopback() { address } else { self.options.listen.ip() };
+        config.listen = SocketAddr::new(listen, self.options.node_port);
+        config.apiserver_address = Some(SocketAddr::new(address, port));
+        Ok(config)
     }
 }
 
@@ -230,6 +292,19 @@ fn store_config(options: &cli::Up) -> Result<StoreConfig> {
                 "unknown store {other:?}; use `embedded` or `etcd=NAME=URL[,URL..];NAME=URL..`"
             ),
         },
+    }
+}
+
+/// Says at once what the node agent would wait for.
+async fn check_runtime(endpoint: &str) -> Result<()> {
+    let path = endpoint.strip_prefix("unix://").unwrap_or(endpoint);
+    match tokio::net::UnixStream::connect(path).await {
+        Ok(_) => Ok(()),
+        Err(error) => bail!(
+            "containerd is not running at {endpoint} ({error}); start it with `make deps` or \
+             `systemctl start containerd`, name another with --container-runtime-endpoint, \
+             or leave the node out with `--without node`"
+        ),
     }
 }
 
@@ -249,7 +324,7 @@ fn own_address(listen: IpAddr) -> IpAddr {
         socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
         Ok(socket.local_addr()?.ip())
     };
-    asked().ok().filter(|it| !it.is_unspecified()).unwrap_or(Ipv4Addr::LOCALHOST.into())
+    asked().ok().filter(|it| !it.is_unspecified()).unwrap_or_else(|| Ipv4Addr::LOCALHOST.into())
 }
 
 /// How processes of this machine reach a server that listens on `listen`.

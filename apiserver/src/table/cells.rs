@@ -222,7 +222,7 @@ pub(super) fn node_external_ip(object: &Value) -> Value {
 pub(super) fn event_last_seen(object: &Value) -> Value {
     let times = ["series.lastObservedTime", "lastTimestamp", "eventTime", "firstTimestamp"];
     let time = times.iter().map(|path| text(object, path)).find(|it| !it.is_empty());
-    since(time.or(Some(object::meta_str(object, "creationTimestamp"))))
+    since(time.or_else(|| Some(object::meta_str(object, "creationTimestamp"))))
 }
 
 pub(super) fn event_object(object: &Value) -> Value {

@@ -152,7 +152,10 @@ mod tests {
                 "{}",
                 resource.name
             );
-            assert_eq!(made["rows"][0]["cells"][0], "x", "{}", resource.name);
+            // Events begin with the time.
+            if resource.name != "events" {
+                assert_eq!(made["rows"][0]["cells"][0], "x", "{}", resource.name);
+            }
         }
     }
 }

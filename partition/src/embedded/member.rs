@@ -154,6 +154,11 @@ impl Member {
         self.node.raft.state == StateRole::Leader
     }
 
+    /// Whether this is the group's only member.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.node.store().is_alone()
+    }
+
     /// A tenth of an election timeout went by.
     pub(crate) fn tick(&mut self) {
         self.node.tick();
@@ -163,6 +168,12 @@ impl Member {
     #[cfg(test)]
     pub(crate) fn step(&mut self, message: Message) -> Result<(), MemberError> {
         Ok(self.node.step(message)?)
+    }
+
+    /// Asks the group to take in or let go of a member. Only tests have more than one yet.
+    #[cfg(test)]
+    pub(crate) fn propose_membership(&mut self, change: ConfChange) -> Result<(), MemberError> {
+        Ok(self.node.propose_conf_change(Vec::new(), change)?)
     }
 
     /// What the other members must be sent.

@@ -1,0 +1,316 @@
+//! Deletes objects whose owners are gone.
+//!
+//! Watches the metadata of all objects of all resources that can be deleted, keeps the graph of
+//! who owns whom, and looks at those objects that a change may have left without owner. Before
+//! anything is deleted both it and the owners it names are read from the server: the graph only
+//! says where to look.
+//!
+//! Three ways to go: in the *background* an owner goes first and those it owns after it; in the
+//! *foreground* they go first and it waits with a finalizer; *orphaned*, they stay and only the
+//! references to it go.
+
+mod graph;
+mod resources;
+mod verdict;
+
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use insula_api::names::TenantName;
+use insula_client::{
+    Api, Change, Client, DeleteOptions, Error, ObjectKey, PartialObject, Patch, Propagation,
+    ResourceRef, Tenanted,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use parking_lot::Mutex;
+use serde_json::json;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::{
+    graph::{FOREGROUND, Graph, Node, ORPHAN, OwnerState},
+    resources::Resources,
+    verdict::{Verdict, judge},
+};
+use crate::{
+    controller::{Controller, Next, ReconcileError},
+    queue::{Key, Queue},
+};
+
+/// How long the first look waits for resources that do not answer.
+const SYNC_LIMIT: Duration = Duration::from_secs(60);
+
+/// An object that is worth a look.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Suspect {
+    tenant: TenantName,
+    uid: Arc<str>,
+}
+
+impl fmt::Display for Suspect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.tenant, self.uid)
+    }
+}
+
+impl Key for Suspect {
+    fn tenant(&self) -> &TenantName {
+        &self.tenant
+    }
+}
+
+/// Collects what nobody owns any more.
+#[derive(Debug)]
+pub(crate) struct GarbageCollector {
+    client: Client,
+    graph: Mutex<Graph>,
+    resources: Resources,
+    queue: OnceLock<Queue<Suspect>>,
+}
+
+impl GarbageCollector {
+    pub(crate) fn new(client: Client, tasks: TaskTracker, shutdown: CancellationToken) -> Self {
+        let resources = Resources::new(client.clone(), tasks, shutdown);
+        Self { client, graph: Mutex::new(Graph::default()), resources, queue: OnceLock::new() }
+    }
+
+    fn changed(&self, resource: &Arc<ResourceRef>, change: &Change<'_, PartialObject>) {
+        let Some(queue) = self.queue.get() else { return };
+        let mut graph = self.graph.lock();
+        let mut look = Vec::new();
+        if let Some(old) = change.old
+            && change.new.is_none_or(|new| new.uid() != old.uid())
+        {
+            look.extend(graph.remove(old.uid()));
+        }
+        if let Some(new) = change.new {
+            look.extend(graph.put(Node::new(resource, new)));
+        }
+        for uid in look {
+            if let Some(node) = graph.get(&uid) {
+                queue.add(Suspect { tenant: node.key.tenant.clone(), uid: uid.into() });
+            }
+        }
+    }
+
+    fn api(
+        &self,
+        resource: &ResourceRef,
+        tenant: &TenantName,
+        namespace: &str,
+    ) -> Api<PartialObject> {
+        let namespace = resource.namespaced.then_some(namespace);
+        self.client.tenant(tenant).resource(resource.clone(), namespace)
+    }
+
+    fn api_of(&self, node: &Node) -> Api<PartialObject> {
+        self.api(&node.resource, &node.key.tenant, &node.key.namespace)
+    }
+
+    /// The object as it is on the server, if it is still the same.
+    async fn live(&self, node: &Node) -> Result<Option<Tenanted<PartialObject>>, Error> {
+        let live = self.api_of(node).get_opt(&node.key.name).await?;
+        Ok(live.filter(|it| it.uid() == node.uid))
+    }
+
+    /// An object that waits for those it owns: lets it go, or sees to them.
+    async fn end_in_foreground(&self, node: &Node) -> Result<(), ReconcileError> {
+        let mut is_blocked = false;
+        {
+            let graph = self.graph.lock();
+            for dependent in graph.dependents(&node.uid).filter(|it| it.blocks(&node.uid)) {
+                is_blocked = true;
+                if !dependent.waits_for_dependents
+                    && let Some(queue) = self.queue.get()
+                {
+                    queue.add(Suspect {
+                        tenant: dependent.key.tenant.clone(),
+                        uid: dependent.uid.as_str().into(),
+                    });
+                }
+            }
+        }
+        if !is_blocked {
+            self.remove_finalizer(node, FOREGROUND).await?;
+        }
+        Ok(())
+    }
+
+    /// An object whose dependents are to stay: makes them forget it, then lets it go.
+    async fn orphan_dependents(&self, node: &Node) -> Result<(), ReconcileError> {
+        let dependents: Vec<Node> = self.graph.lock().dependents(&node.uid).cloned().collect();
+        for dependent in &dependents {
+            if let Some(live) = self.live(dependent).await? {
+                self.drop_owners(dependent, &live, std::slice::from_ref(&node.uid)).await?;
+            }
+        }
+        self.remove_finalizer(node, ORPHAN).await?;
+        Ok(())
+    }
+
+    async fn drop_owners(
+        &self,
+        node: &Node,
+        live: &Tenanted<PartialObject>,
+        uids: &[String],
+    ) -> Result<(), Error> {
+        let owners = live.metadata.owner_references.as_deref().unwrap_or_default();
+        let kept: Vec<_> = owners.iter().filter(|it| !uids.contains(&it.uid)).collect();
+        if kept.len() == owners.len() {
+            return Ok(());
+        }
+        self.patch_metadata(node, live, "ownerReferences", json!(kept)).await
+    }
+
+    async fn remove_finalizer(&self, node: &Node, name: &str) -> Result<(), Error> {
+        let Some(live) = self.live(node).await? else { return Ok(()) };
+        let finalizers = live.metadata.finalizers.as_deref().unwrap_or_default();
+        let kept: Vec<_> = finalizers.iter().filter(|it| *it != name).collect();
+        if kept.len() == finalizers.len() {
+            return Ok(());
+        }
+        self.patch_metadata(node, &live, "finalizers", json!(kept)).await
+    }
+
+    async fn patch_metadata(
+        &self,
+        node: &Node,
+        live: &Tenanted<PartialObject>,
+        field: &str,
+        value: serde_json::Value,
+    ) -> Result<(), Error> {
+        let patch = json!({
+            "metadata": {
+                "uid": live.uid(),
+                "resourceVersion": live.resource_version(),
+                field: value,
+            },
+        });
+        match self.api_of(node).patch(&node.key.name, &Patch::Merge(patch)).await {
+            Err(error) if error.is_not_found() => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// Looks an owner up: in the graph, else on the server.
+    async fn owner_state(
+        &self,
+        dependent: &ObjectKey,
+        owner: &OwnerReference,
+    ) -> Result<OwnerState, ReconcileError> {
+        let known = self.graph.lock().owner_state(dependent, &owner.uid);
+        if known != OwnerState::Unknown {
+            return Ok(known);
+        }
+        let Some(resource) = self.resources.of_kind(&owner.api_version, &owner.kind) else {
+            // The kind may come back, and with it the owner.
+            return Err(ReconcileError::Incomplete(format!(
+                "nothing serves kind {} of {}, owner of {dependent}",
+                owner.kind, owner.api_version
+            )));
+        };
+        if resource.namespaced && dependent.namespace.is_empty() {
+            tracing::warn!(%dependent, owner = owner.name, "an object outside namespaces names one in a namespace as its owner");
+            return Ok(OwnerState::Solid);
+        }
+        let api = self.api(&resource, &dependent.tenant, &dependent.namespace);
+        let found = api.get_opt(&owner.name).await?;
+        Ok(match found.filter(|it| it.uid() == owner.uid) {
+            None => OwnerState::Unknown,
+            Some(live) if Node::new(&Arc::new(resource), &live).waits_for_dependents => {
+                OwnerState::Waiting
+            }
+            Some(_) => OwnerState::Solid,
+        })
+    }
+
+    async fn judge_by_owners(&self, node: &Node) -> Result<(), ReconcileError> {
+        let Some(live) = self.live(node).await? else { return Ok(()) };
+        if live.is_deleting() {
+            return Ok(());
+        }
+        let mut owners = Vec::new();
+        for owner in live.metadata.owner_references.iter().flatten() {
+            owners.push((owner.uid.clone(), self.owner_state(&node.key, owner).await?));
+        }
+        let has_dependents = self.graph.lock().dependents(&node.uid).next().is_some();
+        match judge(&owners, has_dependents, own_propagation(&live)) {
+            Verdict::Keep => Ok(()),
+            Verdict::Drop { owners } => Ok(self.drop_owners(node, &live, &owners).await?),
+            Verdict::Delete { propagation } => {
+                let options = DeleteOptions::default()
+                    .only_uid(live.uid())
+                    .only_version(live.resource_version())
+                    .propagation(propagation);
+                match self.api_of(node).delete(live.name(), &options).await {
+                    Err(error) if error.is_not_found() => Ok(()),
+                    Err(error) => Err(error.into()),
+                    Ok(_) => {
+                        tracing::debug!(
+                            resource = %node.resource, key = %node.key, ?propagation, "collected"
+                        );
+                        Ok(())
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// How an object says, by its finalizers, that those it owns are to be treated.
+fn own_propagation(object: &Tenanted<PartialObject>) -> Option<Propagation> {
+    let has = |name: &str| object.metadata.finalizers.iter().flatten().any(|it| it == name);
+    if has(ORPHAN) {
+        Some(Propagation::Orphan)
+    } else if has(FOREGROUND) {
+        Some(Propagation::Foreground)
+    } else {
+        None
+    }
+}
+
+impl Controller for GarbageCollector {
+    const NAME: &'static str = "generic-garbage-collector";
+    const WORKERS: usize = 20;
+    type Key = Suspect;
+
+    fn watch(self: &Arc<Self>, queue: &Queue<Suspect>) {
+        if self.queue.set(queue.clone()).is_err() {
+            tracing::error!("the garbage collector is watched twice");
+            return;
+        }
+        // Weak, so that the handlers, which the collector holds, do not hold it in turn.
+        let it = Arc::downgrade(self);
+        self.resources.start(Arc::new(move |resource, change| {
+            if let Some(it) = it.upgrade() {
+                it.changed(resource, change);
+            }
+        }));
+    }
+
+    async fn synced(&self) -> bool {
+        if tokio::time::timeout(SYNC_LIMIT, self.resources.synced()).await.is_err() {
+            tracing::warn!("some resources do not answer; collecting without them");
+        }
+        tracing::debug!(n_objects = self.graph.lock().len(), "ownership graph built");
+        true
+    }
+
+    async fn reconcile(&self, key: &Suspect) -> Result<Next, ReconcileError> {
+        let (node, is_questionable) = {
+            let graph = self.graph.lock();
+            let Some(node) = graph.get(&key.uid) else { return Ok(Next::WhenChanged) };
+            (node.clone(), graph.is_questionable(node))
+        };
+        if node.orphans_dependents {
+            self.orphan_dependents(&node).await?;
+        } else if node.waits_for_dependents {
+            self.end_in_foreground(&node).await?;
+        } else if is_questionable && !node.is_deleting {
+            self.judge_by_owners(&node).await?;
+        }
+        Ok(Next::WhenChanged)
+    }
+}

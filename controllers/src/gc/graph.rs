@@ -1,0 +1,275 @@
+//! Who owns whom: the ownership graph of all objects of all tenants, by uid.
+//!
+//! The graph is fed by events and says which objects a change makes worth a look. It decides
+//! nothing: what it does not know may still exist.
+//!
+//! # Invariants
+//!
+//! * An owner is only one that its dependent may have: of the same tenant, and of the same
+//!   namespace or of none. Any other object with that uid is someone else's.
+//! * `dependents` holds exactly the uids that nodes name as owners.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use insula_client::{ObjectKey, PartialObject, ResourceRef, Tenanted};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+
+/// An object waits with this finalizer until those that it owns are gone.
+pub(super) const FOREGROUND: &str = "foregroundDeletion";
+/// An object waits with this finalizer until those that it owns no longer name it.
+pub(super) const ORPHAN: &str = "orphan";
+
+/// What the graph knows of an object.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Node {
+    pub(super) resource: Arc<ResourceRef>,
+    pub(super) key: ObjectKey,
+    pub(super) uid: String,
+    pub(super) owners: Vec<OwnerReference>,
+    pub(super) is_deleting: bool,
+    pub(super) waits_for_dependents: bool,
+    pub(super) orphans_dependents: bool,
+}
+
+impl Node {
+    pub(super) fn new(resource: &Arc<ResourceRef>, object: &Tenanted<PartialObject>) -> Self {
+        let has = |name: &str| object.metadata.finalizers.iter().flatten().any(|it| it == name);
+        let is_deleting = object.is_deleting();
+        Self {
+            resource: resource.clone(),
+            key: object.key(),
+            uid: object.uid().to_owned(),
+            owners: object.metadata.owner_references.clone().unwrap_or_default(),
+            is_deleting,
+            waits_for_dependents: is_deleting && has(FOREGROUND),
+            orphans_dependents: is_deleting && has(ORPHAN),
+        }
+    }
+
+    /// Whether `owner` keeps waiting as long as this object is there.
+    pub(super) fn blocks(&self, owner: &str) -> bool {
+        self.owners.iter().any(|it| it.uid == owner && it.block_owner_deletion == Some(true))
+    }
+
+    /// Whether this object can own one with `dependent`'s key.
+    pub(super) fn can_own(&self, dependent: &ObjectKey) -> bool {
+        self.key.tenant == dependent.tenant
+            && (self.key.namespace.is_empty() || self.key.namespace == dependent.namespace)
+    }
+}
+
+/// What the graph knows of an owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OwnerState {
+    /// There, and not waiting for this dependent.
+    Solid,
+    /// There, but about to go once its dependents are gone.
+    Waiting,
+    /// Not known; it may exist all the same.
+    Unknown,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Graph {
+    nodes: HashMap<String, Node>,
+    dependents: HashMap<String, BTreeSet<String>>,
+}
+
+impl Graph {
+    pub(super) fn get(&self, uid: &str) -> Option<&Node> {
+        self.nodes.get(uid)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// The objects that name `uid` as an owner and may do so.
+    pub(super) fn dependents(&self, uid: &str) -> impl Iterator<Item = &Node> {
+        let owner = self.nodes.get(uid);
+        let uids = self.dependents.get(uid).into_iter().flatten();
+        uids.filter_map(|uid| self.nodes.get(uid))
+            .filter(move |it| owner.is_none_or(|owner| owner.can_own(&it.key)))
+    }
+
+    /// What is known of the owner that `dependent` names.
+    pub(super) fn owner_state(&self, dependent: &ObjectKey, owner: &str) -> OwnerState {
+        match self.nodes.get(owner).filter(|it| it.can_own(dependent)) {
+            Some(owner) if owner.waits_for_dependents => OwnerState::Waiting,
+            Some(_) => OwnerState::Solid,
+            None => OwnerState::Unknown,
+        }
+    }
+
+    /// Notes an object as it is now; returns the uids that are worth a look.
+    pub(super) fn put(&mut self, node: Node) -> Vec<String> {
+        let uid = node.uid.clone();
+        let old = self.nodes.insert(uid.clone(), node.clone());
+        let old_owners = old.as_ref().map(|it| it.owners.as_slice()).unwrap_or_default();
+        let mut look = Vec::new();
+        for owner in old_owners.iter().filter(|it| !names(&node.owners, &it.uid)) {
+            self.unlink(&owner.uid, &uid);
+        }
+        for owner in &node.owners {
+            self.dependents.entry(owner.uid.clone()).or_default().insert(uid.clone());
+        }
+        // An owner may be waiting for just this: that nothing blocks it any more.
+        for owner in old_owners {
+            let blocked = owner.block_owner_deletion == Some(true);
+            if blocked && !node.blocks(&owner.uid) {
+                look.extend(self.if_waiting(&owner.uid));
+            }
+        }
+        let began = |now: bool, was: fn(&Node) -> bool| now && !old.as_ref().is_some_and(was);
+        let owners_changed = old.is_none() || old_owners != node.owners.as_slice();
+        if began(node.waits_for_dependents, |it| it.waits_for_dependents)
+            || began(node.orphans_dependents, |it| it.orphans_dependents)
+            || (owners_changed && self.is_questionable(&node))
+        {
+            look.push(uid);
+        }
+        look
+    }
+
+    /// Notes that an object is gone; returns the uids that are worth a look.
+    pub(super) fn remove(&mut self, uid: &str) -> Vec<String> {
+        let Some(node) = self.nodes.remove(uid) else { return Vec::new() };
+        let mut look: Vec<String> =
+            self.dependents.get(uid).into_iter().flatten().cloned().collect();
+        for owner in &node.owners {
+            self.unlink(&owner.uid, uid);
+            look.extend(self.if_waiting(&owner.uid));
+        }
+        look
+    }
+
+    /// Whether not all owners are known to be there and to stay.
+    pub(super) fn is_questionable(&self, node: &Node) -> bool {
+        let state = |owner: &OwnerReference| self.owner_state(&node.key, &owner.uid);
+        node.owners.iter().any(|owner| state(owner) != OwnerState::Solid)
+    }
+
+    fn if_waiting(&self, owner: &str) -> Option<String> {
+        self.nodes.get(owner).filter(|it| it.waits_for_dependents).map(|it| it.uid.clone())
+    }
+
+    fn unlink(&mut self, owner: &str, dependent: &str) {
+        if let Some(dependents) = self.dependents.get_mut(owner) {
+            dependents.remove(dependent);
+            if dependents.is_empty() {
+                self.dependents.remove(owner);
+            }
+        }
+    }
+}
+
+fn names(owners: &[OwnerReference], uid: &str) -> bool {
+    owners.iter().any(|it| it.uid == uid)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use insula_api::names::TenantName;
+
+    use super::*;
+
+    fn key(place: &str, uid: &str) -> ObjectKey {
+        let (tenant, namespace) = place.split_once('/').unwrap_or((place, ""));
+        ObjectKey::new(&TenantName::parse(tenant).unwrap(), namespace, uid)
+    }
+
+    /// A node whose owners are named by uid; those with `!` block.
+    fn node(place: &str, uid: &str, owners: &str) -> Node {
+        let resource = ResourceRef {
+            group: Cow::Borrowed(""),
+            version: Cow::Borrowed("v1"),
+            plural: Cow::Borrowed("things"),
+            kind: Cow::Borrowed("Thing"),
+            namespaced: true,
+        };
+        let owner = |text: &str| OwnerReference {
+            uid: text.trim_end_matches('!').to_owned(),
+            block_owner_deletion: Some(text.ends_with('!')),
+            ..OwnerReference::default()
+        };
+        Node {
+            resource: Arc::new(resource),
+            key: key(place, uid),
+            uid: uid.to_owned(),
+            owners: owners.split_whitespace().map(owner).collect(),
+            is_deleting: false,
+            waits_for_dependents: false,
+            orphans_dependents: false,
+        }
+    }
+
+    fn waiting(place: &str, uid: &str) -> Node {
+        Node { is_deleting: true, waits_for_dependents: true, ..node(place, uid, "") }
+    }
+
+    const NS: &str = "acme/ns";
+
+    #[test]
+    fn dependents_are_looked_at_when_their_owner_goes() {
+        let mut graph = Graph::default();
+        assert!(graph.put(node(NS, "owner", "")).is_empty());
+        assert!(graph.put(node(NS, "a", "owner")).is_empty(), "its owner is there");
+        assert_eq!(graph.remove("owner"), ["a"]);
+        assert!(graph.remove("a").is_empty());
+        assert!(graph.dependents.is_empty() && graph.nodes.is_empty());
+    }
+
+    #[test]
+    fn an_object_with_an_unknown_owner_is_looked_at() {
+        let mut graph = Graph::default();
+        assert_eq!(graph.put(node(NS, "a", "owner")), ["a"]);
+        assert!(graph.put(node(NS, "a", "owner")).is_empty(), "once");
+        assert!(graph.put(node(NS, "owner", "")).is_empty());
+        assert!(!graph.is_questionable(&node(NS, "a", "owner")));
+    }
+
+    #[test]
+    fn owners_of_other_places_do_not_count() {
+        let mut graph = Graph::default();
+        graph.put(node("acme/other", "elsewhere", ""));
+        graph.put(node("globex/ns", "foreign", ""));
+        graph.put(node("acme", "cluster", ""));
+        let state = |owner| graph.owner_state(&key(NS, "a"), owner);
+        assert_eq!(state("elsewhere"), OwnerState::Unknown);
+        assert_eq!(state("foreign"), OwnerState::Unknown);
+        assert_eq!(state("cluster"), OwnerState::Solid);
+        assert_eq!(graph.put(node(NS, "a", "foreign cluster")), ["a"]);
+        assert_eq!(graph.dependents("foreign").count(), 0);
+        assert_eq!(graph.dependents("cluster").count(), 1);
+    }
+
+    #[test]
+    fn a_waiting_owner_is_looked_at_when_it_begins_and_when_nothing_blocks_it() {
+        let mut graph = Graph::default();
+        graph.put(node(NS, "owner", ""));
+        graph.put(node(NS, "a", "owner!"));
+        graph.put(node(NS, "b", "owner!"));
+        assert_eq!(graph.put(waiting(NS, "owner")), ["owner"]);
+        assert!(graph.put(waiting(NS, "owner")).is_empty());
+        assert_eq!(graph.owner_state(&key(NS, "a"), "owner"), OwnerState::Waiting);
+        assert_eq!(graph.remove("a"), ["owner"]);
+        assert_eq!(graph.put(node(NS, "b", "owner")), ["owner", "b"], "b no longer blocks");
+        assert_eq!(graph.dependents("owner").filter(|it| it.blocks("owner")).count(), 0);
+    }
+
+    #[test]
+    fn changed_owners_move_the_edges() {
+        let mut graph = Graph::default();
+        graph.put(node(NS, "x", ""));
+        graph.put(node(NS, "y", ""));
+        graph.put(node(NS, "a", "x"));
+        graph.put(node(NS, "a", "y"));
+        assert!(graph.remove("x").is_empty());
+        assert_eq!(graph.remove("y"), ["a"]);
+    }
+}

@@ -1,0 +1,95 @@
+//! The local copies that controllers share: one watch per resource over all tenants.
+
+use insula_api::names::TenantName;
+use insula_client::{Client, IndexId, Informer, Kind, Object, Tenant, Tenanted};
+use k8s_openapi::api::{
+    apps::v1::{Deployment, ReplicaSet},
+    core::v1::{ConfigMap, Namespace, Pod, ServiceAccount},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::objects::controller_uid;
+
+/// The name of the account that every namespace has.
+pub(crate) const DEFAULT_ACCOUNT: &str = "default";
+/// The name of the ConfigMap with the certificate authority that every namespace has.
+pub(crate) const ROOT_CA: &str = "kube-root-ca.crt";
+
+/// A local copy whose objects can be found by the one that manages them.
+#[derive(Debug, Clone)]
+pub(crate) struct Owned<K: Object> {
+    pub(crate) informer: Informer<K>,
+    by_controller: IndexId,
+}
+
+impl<K: Kind> Owned<K> {
+    fn start(client: &Client, tasks: &TaskTracker, shutdown: &CancellationToken) -> Self {
+        let mut builder = Informer::builder(client.all().collection::<K>());
+        let by_controller =
+            builder.index(|object: &Tenanted<K>| match controller_uid(&object.object) {
+                Some(uid) => vec![uid.to_owned()],
+                None => vec![orphans_of(&object.tenant, object.namespace())],
+            });
+        Self { informer: builder.start(tasks, shutdown.clone()), by_controller }
+    }
+
+    /// The objects that the object with `uid` manages.
+    pub(crate) fn managed_by(&self, uid: &str) -> Vec<std::sync::Arc<Tenanted<K>>> {
+        self.informer.indexed(self.by_controller, uid)
+    }
+
+    /// The objects of a namespace that nobody manages.
+    pub(crate) fn orphans(
+        &self,
+        tenant: &TenantName,
+        namespace: &str,
+    ) -> Vec<std::sync::Arc<Tenanted<K>>> {
+        self.informer.indexed(self.by_controller, &orphans_of(tenant, namespace))
+    }
+}
+
+/// No uid looks like this.
+fn orphans_of(tenant: &TenantName, namespace: &str) -> String {
+    format!("orphans of {tenant}/{namespace}")
+}
+
+/// All shared local copies.
+#[derive(Debug, Clone)]
+pub(crate) struct Informers {
+    pub(crate) tenants: Informer<Tenant>,
+    pub(crate) namespaces: Informer<Namespace>,
+    /// Only those named [`DEFAULT_ACCOUNT`].
+    pub(crate) default_accounts: Informer<ServiceAccount>,
+    /// Only those named [`ROOT_CA`].
+    pub(crate) root_cas: Informer<ConfigMap>,
+    pub(crate) pods: Owned<Pod>,
+    pub(crate) replica_sets: Owned<ReplicaSet>,
+    pub(crate) deployments: Informer<Deployment>,
+}
+
+impl Informers {
+    /// Starts them all.
+    pub(crate) fn start(
+        client: &Client,
+        tasks: &TaskTracker,
+        shutdown: &CancellationToken,
+    ) -> Self {
+        let named = |name: &str| format!("metadata.name={name}");
+        Self {
+            tenants: Informer::builder(client.system().api::<Tenant>())
+                .start(tasks, shutdown.clone()),
+            namespaces: Informer::builder(client.all().collection::<Namespace>())
+                .start(tasks, shutdown.clone()),
+            default_accounts: Informer::builder(client.all().collection::<ServiceAccount>())
+                .field_selector(named(DEFAULT_ACCOUNT))
+                .start(tasks, shutdown.clone()),
+            root_cas: Informer::builder(client.all().collection::<ConfigMap>())
+                .field_selector(named(ROOT_CA))
+                .start(tasks, shutdown.clone()),
+            pods: Owned::start(client, tasks, shutdown),
+            replica_sets: Owned::start(client, tasks, shutdown),
+            deployments: Informer::builder(client.all().collection::<Deployment>())
+                .start(tasks, shutdown.clone()),
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Small questions that controllers ask of objects.
+
+use insula_api::selector::{Selector, SelectorError};
+use insula_client::{Kind, Object, Tenanted};
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::{Pod, PodCondition},
+    apimachinery::pkg::apis::meta::v1::{LabelSelector, OwnerReference, Time},
+};
+
+use crate::controller::ReconcileError;
+
+/// The letters of generated names: none that could form words or be misread.
+const NAME_LETTERS: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
+/// The longest base of a generated name; five letters follow.
+const MAX_BASE: usize = 58;
+
+/// A name as the server would generate it from `metadata.generateName`.
+pub(crate) fn generated_name(base: &str) -> String {
+    let mut name: String = base.chars().take(MAX_BASE).collect();
+    for _ in 0..5 {
+        let letter = NAME_LETTERS[rand::random_range(0..NAME_LETTERS.len())];
+        name.push(char::from(letter));
+    }
+    name
+}
+
+/// Writes a number in the letters of generated names, digit by digit, so that it spells no word.
+pub(crate) fn safe_number(number: u32) -> String {
+    let letter = |digit: u8| char::from(NAME_LETTERS[usize::from(digit) % NAME_LETTERS.len()]);
+    number.to_string().bytes().map(letter).collect()
+}
+
+/// The one owner that manages an object.
+pub(crate) fn controller_of(object: &impl Object) -> Option<&OwnerReference> {
+    object.meta().owner_references.iter().flatten().find(|it| it.controller == Some(true))
+}
+
+/// The uid of the one owner that manages an object.
+pub(crate) fn controller_uid(object: &impl Object) -> Option<&str> {
+    controller_of(object).map(|owner| owner.uid.as_str())
+}
+
+/// A reference to `owner` as the one that manages an object.
+pub(crate) fn controller_reference<K: Kind>(owner: &Tenanted<K>) -> OwnerReference {
+    let resource = K::resource();
+    OwnerReference {
+        api_version: resource.api_version(),
+        kind: resource.kind.into_owned(),
+        name: owner.name().to_owned(),
+        uid: owner.uid().to_owned(),
+        controller: Some(true),
+        block_owner_deletion: Some(true),
+    }
+}
+
+/// A label selector of a spec, ready to match.
+pub(crate) fn compile(selector: &LabelSelector) -> Result<Selector, SelectorError> {
+    let labels = selector.match_labels.iter().flatten();
+    let expressions = selector.match_expressions.iter().flatten();
+    Selector::from_parts(
+        labels.map(|(key, value)| (key.as_str(), value.as_str())),
+        expressions.map(|it| {
+            (it.key.as_str(), it.operator.as_str(), it.values.as_deref().unwrap_or_default())
+        }),
+    )
+}
+
+/// Like [`compile`], with an error that names the object.
+pub(crate) fn compile_of<K: Object>(
+    object: &Tenanted<K>,
+    selector: &LabelSelector,
+) -> Result<Selector, ReconcileError> {
+    compile(selector).map_err(|error| ReconcileError::Invalid {
+        object: object.key().to_string(),
+        why: error.to_string(),
+    })
+}
+
+/// Whether a selector matches an object's labels.
+pub(crate) fn selects(selector: &Selector, object: &impl Object) -> bool {
+    let labels = object.meta().labels.as_ref();
+    selector.matches_by(|key| labels.and_then(|labels| labels.get(key)).map(String::as_str))
+}
+
+pub(crate) fn pod_phase(pod: &Pod) -> &str {
+    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
+}
+
+/// Whether a pod's containers have ended for good.
+pub(crate) fn is_pod_finished(pod: &Pod) -> bool {
+    matches!(pod_phase(pod), "Succeeded" | "Failed")
+}
+
+/// Whether a pod counts towards what its controller wants.
+pub(crate) fn is_pod_active(pod: &Tenanted<Pod>) -> bool {
+    !is_pod_finished(pod) && !pod.is_deleting()
+}
+
+fn ready_condition(pod: &Pod) -> Option<&PodCondition> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    conditions.iter().find(|it| it.type_ == "Ready" && it.status == "True")
+}
+
+pub(crate) fn is_pod_ready(pod: &Pod) -> bool {
+    ready_condition(pod).is_some()
+}
+
+/// Since when a pod is ready.
+pub(crate) fn pod_ready_since(pod: &Pod) -> Option<Timestamp> {
+    ready_condition(pod)?.last_transition_time.as_ref().map(|time| time.0)
+}
+
+/// Whether a pod has been ready for as long as its controller asks.
+pub(crate) fn is_pod_available(pod: &Pod, min_ready_seconds: i32, now: Timestamp) -> bool {
+    is_pod_ready(pod)
+        && (min_ready_seconds <= 0
+            || pod_ready_since(pod).is_some_and(|since| {
+                since.as_second() + i64::from(min_ready_seconds) <= now.as_second()
+            }))
+}
+
+/// The time as objects carry it: whole seconds.
+pub(crate) fn to_time(now: Timestamp) -> Time {
+    Time(Timestamp::from_second(now.as_second()).unwrap_or(now))
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::PodStatus;
+
+    use super::*;
+
+    #[test]
+    fn generated_names_fit_a_label() {
+        let name = generated_name(&"x".repeat(200));
+        assert_eq!(name.len(), 63);
+        assert!(insula_api::names::is_dns1123_label(&name));
+        assert!(generated_name("web-").starts_with("web-"));
+    }
+
+    #[test]
+    fn safe_numbers_are_distinct_and_spell_nothing() {
+        assert_eq!(safe_number(0), "4");
+        assert_eq!(safe_number(1_234_567_890), "56789bcdf4");
+        assert_ne!(safe_number(12), safe_number(21));
+    }
+
+    #[test]
+    fn availability_takes_its_time() {
+        let now = Timestamp::from_second(1000).unwrap();
+        let pod = |since: i64| Pod {
+            status: Some(PodStatus {
+                conditions: Some(vec![PodCondition {
+                    type_: "Ready".into(),
+                    status: "True".into(),
+                    last_transition_time: Some(Time(Timestamp::from_second(since).unwrap())),
+                    ..PodCondition::default()
+                }]),
+                ..PodStatus::default()
+            }),
+            ..Pod::default()
+        };
+        assert!(is_pod_available(&pod(1000), 0, now));
+        assert!(is_pod_available(&pod(990), 10, now));
+        assert!(!is_pod_available(&pod(991), 10, now));
+        assert!(!is_pod_available(&Pod::default(), 0, now));
+    }
+}

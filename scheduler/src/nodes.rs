@@ -1,0 +1,413 @@
+//! All nodes, as columns: one packed array per property, one row per node.
+//!
+//! A filter is a pass over such arrays. Rows are reused when nodes go; a row without a name is
+//! free and never handed to a filter.
+//!
+//! # Invariants
+//!
+//! * `held` is exactly the sum over the pods that were noted by [`Nodes::hold`] and not
+//!   [`Nodes::release`]d.
+//! * Only resources that some node offers have a column: what pods ask for cannot make the table
+//!   grow.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use k8s_openapi::api::core::v1::{Node, Taint};
+
+use crate::{
+    candidate::HostPort,
+    labels::Labels,
+    queue::Happenings,
+    requests::{CPU, EPHEMERAL_STORAGE, MEMORY, PODS, Requests, amount},
+};
+
+/// Taint of a node whose agent says it is not ready.
+const NOT_READY: &str = "node.kubernetes.io/not-ready";
+/// Taint of a node whose agent says nothing.
+const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
+
+/// One resource of all nodes.
+#[derive(Debug)]
+pub(crate) struct Column {
+    pub(crate) name: Arc<str>,
+    pub(crate) allocatable: Vec<i64>,
+    pub(crate) held: Vec<i64>,
+}
+
+impl Column {
+    pub(crate) fn free(&self, row: usize) -> i64 {
+        self.allocatable[row].saturating_sub(self.held[row])
+    }
+}
+
+/// Names a column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ResourceId(usize);
+
+/// The table of nodes.
+#[derive(Debug)]
+pub(crate) struct Nodes {
+    names: Vec<Option<Arc<str>>>,
+    rows: HashMap<Arc<str>, usize>,
+    free: Vec<usize>,
+    columns: Vec<Column>,
+    resources: HashMap<Arc<str>, ResourceId>,
+    /// CPU and memory as scores see them: with guesses for pods that do not say.
+    pub(crate) supposed_cpu: Vec<i64>,
+    pub(crate) supposed_memory: Vec<i64>,
+    pub(crate) unschedulable: Vec<bool>,
+    /// Which of `taint_sets` a row has. Many nodes share few sets.
+    pub(crate) taints: Vec<usize>,
+    pub(crate) taint_sets: Vec<Vec<Taint>>,
+    pub(crate) ports: Vec<Vec<HostPort>>,
+    pub(crate) labels: Labels,
+}
+
+/// What a change of a node means to others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Changed {
+    /// What pods without a node may hope for.
+    pub(crate) happenings: Happenings,
+    /// Whether amounts held must be noted anew: a resource is counted that was not before.
+    pub(crate) has_new_column: bool,
+}
+
+impl Nodes {
+    pub(crate) fn new() -> Self {
+        let mut nodes = Self {
+            names: Vec::new(),
+            rows: HashMap::new(),
+            free: Vec::new(),
+            columns: Vec::new(),
+            resources: HashMap::new(),
+            supposed_cpu: Vec::new(),
+            supposed_memory: Vec::new(),
+            unschedulable: Vec::new(),
+            taints: Vec::new(),
+            taint_sets: vec![Vec::new()],
+            ports: Vec::new(),
+            labels: Labels::default(),
+        };
+        for name in [CPU, MEMORY, EPHEMERAL_STORAGE, PODS] {
+            nodes.add_column(name);
+        }
+        nodes
+    }
+
+    fn add_column(&mut self, name: &str) -> ResourceId {
+        let id = ResourceId(self.columns.len());
+        let name: Arc<str> = name.into();
+        let empty = vec![0; self.names.len()];
+        let column = Column { name: name.clone(), allocatable: empty.clone(), held: empty };
+        self.columns.push(column);
+        self.resources.insert(name, id);
+        id
+    }
+
+    /// The rows that hold nodes.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = usize> + '_ {
+        self.names.iter().enumerate().filter(|(_, name)| name.is_some()).map(|(row, _)| row)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub(crate) fn row(&self, name: &str) -> Option<usize> {
+        self.rows.get(name).copied()
+    }
+
+    /// A row's node; empty for a free row.
+    pub(crate) fn name(&self, row: usize) -> Arc<str> {
+        self.names.get(row).cloned().flatten().unwrap_or_else(|| "".into())
+    }
+
+    /// The column of a resource, if any node offers it.
+    pub(crate) fn resource(&self, name: &str) -> Option<&Column> {
+        self.resources.get(name).and_then(|id| self.columns.get(id.0))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn columns(&self) -> &[Column] {
+        &self.columns
+    }
+
+    /// Notes a node as it is now.
+    pub(crate) fn put(&mut self, name: &str, node: &Node) -> Changed {
+        let known = self.rows.get(name).copied();
+        let row = known.unwrap_or_else(|| self.add_row(name));
+        let status = node.status.as_ref();
+        let offered = status.and_then(|it| it.allocatable.as_ref().or(it.capacity.as_ref()));
+        let mut has_new_column = false;
+        for resource in offered.into_iter().flat_map(BTreeMap::keys) {
+            if !self.resources.contains_key(resource.as_str()) {
+                self.add_column(resource);
+                has_new_column = true;
+            }
+        }
+        let mut happenings = Happenings::NONE;
+        for column in &mut self.columns {
+            let offer = offered
+                .and_then(|offered| offered.get(&*column.name))
+                .map_or(0, |quantity| amount(&column.name, quantity));
+            if column.allocatable[row] < offer {
+                happenings |= Happenings::NODE_GREW;
+            }
+            column.allocatable[row] = offer;
+        }
+        let no_labels = BTreeMap::new();
+        if self.labels.set(row, node.metadata.labels.as_ref().unwrap_or(&no_labels)) {
+            happenings |= Happenings::NODE_LABELS;
+        }
+        let unschedulable = node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false);
+        let taints = self.taint_set(taints_of(node));
+        if self.unschedulable[row] != unschedulable || self.taints[row] != taints {
+            happenings |= Happenings::NODE_TAINTS;
+        }
+        self.unschedulable[row] = unschedulable;
+        self.taints[row] = taints;
+        if known.is_none() {
+            happenings = Happenings::NODE_ADDED;
+        }
+        Changed { happenings, has_new_column }
+    }
+
+    fn add_row(&mut self, name: &str) -> usize {
+        let name: Arc<str> = name.into();
+        let row = self.free.pop().unwrap_or_else(|| {
+            self.names.push(None);
+            self.supposed_cpu.push(0);
+            self.supposed_memory.push(0);
+            self.unschedulable.push(false);
+            self.taints.push(0);
+            self.ports.push(Vec::new());
+            for column in &mut self.columns {
+                column.allocatable.push(0);
+                column.held.push(0);
+            }
+            self.names.len() - 1
+        });
+        self.names[row] = Some(name.clone());
+        self.rows.insert(name, row);
+        row
+    }
+
+    /// Forgets a node and all that is held on it.
+    pub(crate) fn remove(&mut self, name: &str) {
+        let Some(row) = self.rows.remove(name) else { return };
+        self.names[row] = None;
+        self.clear_held(row);
+        for column in &mut self.columns {
+            column.allocatable[row] = 0;
+        }
+        self.labels.set(row, &BTreeMap::new());
+        self.unschedulable[row] = false;
+        self.taints[row] = 0;
+        self.free.push(row);
+    }
+
+    /// Forgets what is held on a row, to note it anew.
+    pub(crate) fn clear_held(&mut self, row: usize) {
+        for column in &mut self.columns {
+            column.held[row] = 0;
+        }
+        self.supposed_cpu[row] = 0;
+        self.supposed_memory[row] = 0;
+        self.ports[row].clear();
+    }
+
+    /// Notes that a pod takes this from a row.
+    pub(crate) fn hold(&mut self, row: usize, requests: &Requests, ports: &[HostPort]) {
+        self.add(row, requests, 1);
+        self.ports[row].extend_from_slice(ports);
+    }
+
+    /// Notes that a pod takes this no longer.
+    pub(crate) fn release(&mut self, row: usize, requests: &Requests, ports: &[HostPort]) {
+        self.add(row, requests, -1);
+        for port in ports {
+            if let Some(at) = self.ports[row].iter().position(|it| it == port) {
+                self.ports[row].swap_remove(at);
+            }
+        }
+    }
+
+    fn add(&mut self, row: usize, requests: &Requests, sign: i64) {
+        for (name, amount) in &requests.amounts {
+            if let Some(ResourceId(at)) = self.resources.get(name) {
+                let held = &mut self.columns[*at].held[row];
+                *held = held.saturating_add(sign * amount);
+            }
+        }
+        self.supposed_cpu[row] += sign * requests.supposed_cpu;
+        self.supposed_memory[row] += sign * requests.supposed_memory;
+    }
+
+    fn taint_set(&mut self, taints: Vec<Taint>) -> usize {
+        if let Some(at) = self.taint_sets.iter().position(|set| *set == taints) {
+            return at;
+        }
+        // Sets that no row has any more are reused before the list grows.
+        let unused = (1..self.taint_sets.len()).find(|at| !self.taints.contains(at));
+        match unused {
+            Some(at) => {
+                self.taint_sets[at] = taints;
+                at
+            }
+            None => {
+                self.taint_sets.push(taints);
+                self.taint_sets.len() - 1
+            }
+        }
+    }
+}
+
+/// A node's taints that keep pods away, with those that its state amounts to.
+fn taints_of(node: &Node) -> Vec<Taint> {
+    let taints = node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
+    let mut taints: Vec<Taint> = taints
+        .into_iter()
+        .map(|taint| Taint {
+            time_added: None,
+            value: taint.value.filter(|it| !it.is_empty()),
+            ..taint
+        })
+        .collect();
+    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let ready = conditions.into_iter().flatten().find(|it| it.type_ == "Ready");
+    let state = match ready.map(|it| it.status.as_str()) {
+        Some("True") => None,
+        Some("Unknown") => Some(UNREACHABLE),
+        // A node that says nothing of itself yet is not ready either.
+        Some(_) | None => Some(NOT_READY),
+    };
+    if let Some(key) = state
+        && !taints.iter().any(|taint| taint.key == key && taint.effect == "NoSchedule")
+    {
+        taints.push(Taint {
+            key: key.to_owned(),
+            effect: "NoSchedule".to_owned(),
+            ..Taint::default()
+        });
+    }
+    taints.sort_by(|a, b| (&a.key, &a.effect, &a.value).cmp(&(&b.key, &b.effect, &b.value)));
+    taints
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn node(value: serde_json::Value) -> Node {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn plain(cpu: &str) -> Node {
+        node(json!({"status": {
+            "allocatable": {"cpu": cpu, "memory": "1Gi", "pods": "10"},
+            "conditions": [{"type": "Ready", "status": "True"}],
+        }}))
+    }
+
+    fn requests(cpu: i64) -> Requests {
+        Requests {
+            amounts: vec![(CPU.into(), cpu), (PODS.into(), 1), ("example.com/gpu".into(), 1)],
+            supposed_cpu: cpu,
+            supposed_memory: 5,
+        }
+    }
+
+    #[test]
+    fn what_changed_is_told() {
+        let mut nodes = Nodes::new();
+        let happened = |nodes: &mut Nodes, it: &Node| nodes.put("n", it).happenings;
+        assert_eq!(happened(&mut nodes, &plain("2")), Happenings::NODE_ADDED);
+        assert_eq!(happened(&mut nodes, &plain("2")), Happenings::NONE);
+        assert_eq!(happened(&mut nodes, &plain("3")), Happenings::NODE_GREW);
+        assert_eq!(happened(&mut nodes, &plain("1")), Happenings::NONE);
+        let mut it = plain("1");
+        it.spec.get_or_insert_default().unschedulable = Some(true);
+        assert_eq!(happened(&mut nodes, &it), Happenings::NODE_TAINTS);
+        it.metadata.labels = Some([("a".to_owned(), "b".to_owned())].into());
+        assert_eq!(happened(&mut nodes, &it), Happenings::NODE_LABELS);
+    }
+
+    #[test]
+    fn held_amounts_come_and_go_and_rows_are_reused_empty() {
+        let mut nodes = Nodes::new();
+        nodes.put("n", &plain("2"));
+        let row = nodes.row("n").unwrap();
+        let port = HostPort { address: String::new(), protocol: "TCP".into(), port: 80 };
+        nodes.hold(row, &requests(500), std::slice::from_ref(&port));
+        nodes.hold(row, &requests(700), &[]);
+        nodes.release(row, &requests(700), &[]);
+        assert_eq!(nodes.resource(CPU).unwrap().free(row), 1500);
+        assert_eq!(nodes.ports[row], [port]);
+        nodes.remove("n");
+        assert_eq!((nodes.len(), nodes.rows().count()), (0, 0));
+        nodes.put("m", &plain("1"));
+        assert_eq!(nodes.row("m"), Some(row));
+        assert_eq!(nodes.resource(CPU).unwrap().free(row), 1000);
+        assert!(nodes.ports[row].is_empty() && nodes.row("n").is_none());
+    }
+
+    #[test]
+    fn only_offered_resources_are_counted() {
+        let mut nodes = Nodes::new();
+        nodes.put("n", &plain("2"));
+        let row = nodes.row("n").unwrap();
+        nodes.hold(row, &requests(1), &[]);
+        assert!(nodes.resource("example.com/gpu").is_none());
+        let mut it = plain("2");
+        let offered = it.status.as_mut().unwrap().allocatable.as_mut().unwrap();
+        offered.insert(
+            "example.com/gpu".into(),
+            k8s_openapi::apimachinery::pkg::api::resource::Quantity("2".into()),
+        );
+        let changed = nodes.put("n", &it);
+        assert!(changed.has_new_column && changed.happenings == Happenings::NODE_GREW);
+        nodes.clear_held(row);
+        nodes.hold(row, &requests(1), &[]);
+        assert_eq!(nodes.resource("example.com/gpu").unwrap().free(row), 1);
+    }
+
+    #[test]
+    fn a_node_that_is_not_ready_is_tainted() {
+        let keys = |status: &str| -> Vec<String> {
+            let it = node(json!({
+                "spec": {"taints": [{"key": "a", "effect": "NoExecute"}]},
+                "status": {"conditions": [{"type": "Ready", "status": status}]},
+            }));
+            taints_of(&it).into_iter().map(|taint| taint.key).collect()
+        };
+        assert_eq!(keys("True"), ["a"]);
+        assert_eq!(keys("False"), ["a", NOT_READY]);
+        assert_eq!(keys("Unknown"), ["a", UNREACHABLE]);
+        assert_eq!(taints_of(&Node::default()).len(), 1);
+    }
+
+    #[test]
+    fn taint_sets_are_shared_and_reused() {
+        let mut nodes = Nodes::new();
+        let tainted = |key: &str| {
+            let mut it = plain("1");
+            let taint = Taint { key: key.into(), effect: "NoSchedule".into(), ..Taint::default() };
+            it.spec.get_or_insert_default().taints = Some(vec![taint]);
+            it
+        };
+        for round in 0..10 {
+            for name in ["a", "b", "c"] {
+                nodes.put(name, &tainted(&format!("round-{round}")));
+            }
+        }
+        assert!(nodes.taint_sets.len() <= 4, "{:?}", nodes.taint_sets);
+        let sets: Vec<_> = nodes.rows().map(|row| nodes.taints[row]).collect();
+        assert!(sets.windows(2).all(|it| it[0] == it[1]));
+        assert_eq!(nodes.taint_sets[sets[0]][0].key, "round-9");
+    }
+}

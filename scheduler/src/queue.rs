@@ -1,0 +1,359 @@
+//! Pods that look for a node, and when each may look again.
+//!
+//! A pod is *active* when it may look now; *backing off* when it looked too recently; *stuck*
+//! when it found nothing and nothing happened since that could help; *gated* when it asked not to
+//! be looked at.
+//!
+//! # Invariants
+//!
+//! * Tenants take turns; within a tenant higher priority goes first, then whoever came first.
+//! * A stuck pod becomes active, or backs off, on the first happening that could help it, and in
+//!   any case after [`STUCK_LIMIT`].
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    ops::{BitOr, BitOrAssign},
+    sync::Arc,
+    time::Duration,
+};
+
+use insula_api::names::TenantName;
+use insula_client::ObjectKey;
+use tokio::time::Instant;
+
+use crate::candidate::Candidate;
+
+/// The wait after a first failure, and the longest.
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+const LAST_BACKOFF: Duration = Duration::from_secs(10);
+/// A pod that nothing seemed to help looks again after this.
+const STUCK_LIMIT: Duration = Duration::from_secs(300);
+
+/// What can happen that gives stuck pods hope. A set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Happenings(u8);
+
+impl Happenings {
+    pub(crate) const NONE: Self = Self(0);
+    pub(crate) const NODE_ADDED: Self = Self(1);
+    /// A node offers more of something.
+    pub(crate) const NODE_GREW: Self = Self(2);
+    /// A node's taints or readiness changed.
+    pub(crate) const NODE_TAINTS: Self = Self(4);
+    pub(crate) const NODE_LABELS: Self = Self(8);
+    /// A pod gave back what it held.
+    pub(crate) const POD_GONE: Self = Self(16);
+
+    fn meets(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+}
+
+impl BitOr for Happenings {
+    type Output = Self;
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl BitOrAssign for Happenings {
+    fn bitor_assign(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+}
+
+/// A pod that looks for a node.
+#[derive(Debug, Clone)]
+pub(crate) struct Waiting {
+    pub(crate) candidate: Arc<Candidate>,
+    /// How often it looked in vain.
+    pub(crate) n_attempts: u32,
+    /// When it came; kept through failures.
+    pub(crate) since: Instant,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Active(Rank),
+    BackingOff { until: Instant },
+    Stuck { helped_by: Happenings, looked: Instant, until: Instant },
+    Gated,
+}
+
+/// Smaller is sooner: higher priority, then earlier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    descending_priority: i64,
+    number: u64,
+}
+
+/// All pods that look for a node.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    pods: HashMap<ObjectKey, (Waiting, Place)>,
+    active: HashMap<TenantName, BTreeSet<(Rank, ObjectKey)>>,
+    turns: VecDeque<TenantName>,
+    /// Pods that are to look again by then: those that back off, and stuck ones at their limit.
+    alarms: BTreeSet<(Instant, ObjectKey)>,
+    n_ranked: u64,
+}
+
+impl Queue {
+    /// Notes a pod, new or changed. A change makes it look at once.
+    pub(crate) fn put(&mut self, key: &ObjectKey, candidate: Candidate, now: Instant) {
+        let known = self.remove(key);
+        let waiting = Waiting {
+            candidate: Arc::new(candidate),
+            n_attempts: 0,
+            since: known.map_or(now, |it| it.since),
+        };
+        if waiting.candidate.is_gated {
+            self.pods.insert(key.clone(), (waiting, Place::Gated));
+        } else {
+            self.activate(key, waiting);
+        }
+    }
+
+    pub(crate) fn get(&self, key: &ObjectKey) -> Option<&Waiting> {
+        self.pods.get(key).map(|(waiting, _)| waiting)
+    }
+
+    /// Forgets a pod.
+    pub(crate) fn remove(&mut self, key: &ObjectKey) -> Option<Waiting> {
+        let (waiting, place) = self.pods.remove(key)?;
+        match place {
+            Place::Active(rank) => {
+                if let Some(pods) = self.active.get_mut(&key.tenant) {
+                    pods.remove(&(rank, key.clone()));
+                    if pods.is_empty() {
+                        self.active.remove(&key.tenant);
+                        self.turns.retain(|tenant| *tenant != key.tenant);
+                    }
+                }
+            }
+            Place::BackingOff { until } | Place::Stuck { until, .. } => {
+                self.alarms.remove(&(until, key.clone()));
+            }
+            Place::Gated => (),
+        }
+        Some(waiting)
+    }
+
+    fn activate(&mut self, key: &ObjectKey, waiting: Waiting) {
+        let rank = Rank {
+            descending_priority: -i64::from(waiting.candidate.priority),
+            number: self.n_ranked,
+        };
+        self.n_ranked += 1;
+        self.pods.insert(key.clone(), (waiting, Place::Active(rank)));
+        let pods = self.active.entry(key.tenant.clone()).or_default();
+        if pods.is_empty() {
+            self.turns.push_back(key.tenant.clone());
+        }
+        pods.insert((rank, key.clone()));
+    }
+
+    /// Takes the pod whose turn it is out of the queue.
+    pub(crate) fn take(&mut self, now: Instant) -> Option<(ObjectKey, Waiting)> {
+        self.wake(now);
+        let tenant = self.turns.pop_front()?;
+        let pods = self.active.get_mut(&tenant)?;
+        let (_, key) = pods.pop_first()?;
+        if pods.is_empty() {
+            self.active.remove(&tenant);
+        } else {
+            self.turns.push_back(tenant);
+        }
+        let (waiting, _) = self.pods.remove(&key)?;
+        Some((key, waiting))
+    }
+
+    /// Puts back a pod that found no node.
+    pub(crate) fn stuck(
+        &mut self,
+        key: &ObjectKey,
+        mut waiting: Waiting,
+        helped_by: Happenings,
+        now: Instant,
+    ) {
+        waiting.n_attempts = waiting.n_attempts.saturating_add(1);
+        let until = now + STUCK_LIMIT;
+        self.alarms.insert((until, key.clone()));
+        self.pods.insert(key.clone(), (waiting, Place::Stuck { helped_by, looked: now, until }));
+    }
+
+    /// Puts back a pod whose node could not be written down.
+    pub(crate) fn retry(&mut self, key: &ObjectKey, mut waiting: Waiting, now: Instant) {
+        waiting.n_attempts = waiting.n_attempts.saturating_add(1);
+        let until = now + backoff(waiting.n_attempts);
+        self.back_off(key, waiting, until);
+    }
+
+    fn back_off(&mut self, key: &ObjectKey, waiting: Waiting, until: Instant) {
+        self.alarms.insert((until, key.clone()));
+        self.pods.insert(key.clone(), (waiting, Place::BackingOff { until }));
+    }
+
+    /// Something happened: stuck pods that it could help may look again.
+    pub(crate) fn happened(&mut self, what: Happenings, now: Instant) {
+        if what == Happenings::NONE {
+            return;
+        }
+        let mut hopeful: Vec<(Instant, ObjectKey)> = self
+            .pods
+            .iter()
+            .filter_map(|(key, (waiting, place))| match place {
+                Place::Stuck { helped_by, looked, .. } if helped_by.meets(what) => {
+                    Some((*looked + backoff(waiting.n_attempts), key.clone()))
+                }
+                _ => None,
+            })
+            .collect();
+        // In the order in which they would have looked, not in that of the map.
+        hopeful.sort_by_key(|(until, key)| (*until, self.pods.get(key).map(|it| it.0.since)));
+        for (until, key) in hopeful {
+            if let Some(waiting) = self.remove(&key) {
+                if until <= now {
+                    self.activate(&key, waiting);
+                } else {
+                    self.back_off(&key, waiting, until);
+                }
+            }
+        }
+    }
+
+    fn wake(&mut self, now: Instant) {
+        while let Some((until, key)) = self.alarms.first().cloned() {
+            if now < until {
+                return;
+            }
+            match self.remove(&key) {
+                Some(waiting) => self.activate(&key, waiting),
+                None => {
+                    self.alarms.remove(&(until, key));
+                }
+            }
+        }
+    }
+
+    /// When the next pod becomes active by itself.
+    pub(crate) fn next_alarm(&self) -> Option<Instant> {
+        self.alarms.first().map(|(until, _)| *until)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.pods.len()
+    }
+}
+
+fn backoff(n_attempts: u32) -> Duration {
+    let factor = 1_u32.checked_shl(n_attempts.saturating_sub(1)).unwrap_or(u32::MAX);
+    FIRST_BACKOFF.saturating_mul(factor).min(LAST_BACKOFF)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(text: &str) -> ObjectKey {
+        let (tenant, name) = text.split_once('/').unwrap();
+        ObjectKey::new(&TenantName::parse(tenant).unwrap(), "ns", name)
+    }
+
+    fn with_priority(priority: i32) -> Candidate {
+        Candidate { priority, ..Candidate::default() }
+    }
+
+    fn take(queue: &mut Queue, now: Instant) -> Option<String> {
+        queue.take(now).map(|(key, _)| format!("{}/{}", key.tenant, key.name))
+    }
+
+    fn take_stuck(queue: &mut Queue, helped_by: Happenings, now: Instant) {
+        let (key, waiting) = queue.take(now).unwrap();
+        queue.stuck(&key, waiting, helped_by, now);
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn tenants_take_turns_and_priority_counts_within_one() {
+        let now = Instant::now();
+        let mut queue = Queue::default();
+        for (name, priority) in [("a/1", 0), ("a/2", 9), ("a/3", 9), ("b/1", 5), ("b/2", -5)] {
+            queue.put(&key(name), with_priority(priority), now);
+        }
+        let order: Vec<_> = std::iter::from_fn(|| take(&mut queue, now)).collect();
+        assert_eq!(order, ["a/2", "b/1", "a/3", "b/2", "a/1"]);
+    }
+
+    #[test]
+    fn a_stuck_pod_waits_for_what_helps_it() {
+        let now = Instant::now();
+        let mut queue = Queue::default();
+        queue.put(&key("a/1"), with_priority(0), now);
+        take_stuck(&mut queue, Happenings::POD_GONE | Happenings::NODE_ADDED, now);
+        queue.happened(Happenings::NODE_LABELS, now + 5 * SECOND);
+        assert_eq!(take(&mut queue, now + 5 * SECOND), None);
+        queue.happened(Happenings::POD_GONE, now + 5 * SECOND);
+        assert_eq!(take(&mut queue, now + 5 * SECOND).as_deref(), Some("a/1"));
+    }
+
+    #[test]
+    fn help_that_comes_early_is_kept_until_the_backoff_ends() {
+        let now = Instant::now();
+        let mut queue = Queue::default();
+        queue.put(&key("a/1"), with_priority(0), now);
+        take_stuck(&mut queue, Happenings::NODE_ADDED, now);
+        queue.happened(Happenings::NODE_ADDED, now);
+        assert_eq!(take(&mut queue, now), None);
+        assert_eq!(queue.next_alarm(), Some(now + SECOND));
+        assert_eq!(take(&mut queue, now + SECOND).as_deref(), Some("a/1"));
+    }
+
+    #[test]
+    fn backoff_doubles_to_ten_seconds() {
+        let shown: Vec<_> = (0..7).map(|n| backoff(n).as_secs()).collect();
+        assert_eq!(shown, [1, 1, 2, 4, 8, 10, 10]);
+        assert_eq!(backoff(u32::MAX), LAST_BACKOFF);
+    }
+
+    #[test]
+    fn a_stuck_pod_looks_again_in_the_end() {
+        let now = Instant::now();
+        let mut queue = Queue::default();
+        queue.put(&key("a/1"), with_priority(0), now);
+        take_stuck(&mut queue, Happenings::NONE, now);
+        assert_eq!(take(&mut queue, now + STUCK_LIMIT - SECOND), None);
+        assert_eq!(take(&mut queue, now + STUCK_LIMIT).as_deref(), Some("a/1"));
+    }
+
+    #[test]
+    fn a_change_makes_a_pod_look_at_once_and_a_gate_stops_it() {
+        let now = Instant::now();
+        let mut queue = Queue::default();
+        queue.put(&key("a/1"), with_priority(0), now);
+        take_stuck(&mut queue, Happenings::NONE, now);
+        queue.put(&key("a/1"), Candidate { is_gated: true, ..with_priority(0) }, now);
+        assert_eq!(take(&mut queue, now + STUCK_LIMIT), None);
+        queue.put(&key("a/1"), with_priority(0), now);
+        assert_eq!(take(&mut queue, now).as_deref(), Some("a/1"));
+        assert_eq!(queue.len(), 0);
+    }
+
+    #[test]
+    fn a_pod_that_is_gone_leaves_no_trace() {
+        let now = Instant::now();
+        let mut queue = Queue::default();
+        for name in ["a/active", "a/off", "a/stuck"] {
+            queue.put(&key(name), with_priority(0), now);
+        }
+        let (stuck, waiting) = queue.take(now).unwrap();
+        queue.stuck(&stuck, waiting, Happenings::NODE_ADDED, now);
+        let (off, waiting) = queue.take(now).unwrap();
+        queue.retry(&off, waiting, now);
+        for name in ["a/active", "a/off", "a/stuck"] {
+            assert!(queue.remove(&key(name)).is_some());
+        }
+        assert!(queue.alarms.is_empty() && queue.turns.is_empty() && queue.active.is_empty());
+    }
+}
