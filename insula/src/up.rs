@@ -159,10 +159,7 @@ async fn end(
         tracing::warn!("some connections did not end in time");
     }
     if let Err(error) = partitions.shutdown().await {
-        tracing::error!(
-            error = chain(&error),
-            "storage did not end cleanly"
-        );
+        tracing::error!(error = chain(&error), "storage did not end cleanly");
     }
 }
 
@@ -224,15 +221,19 @@ impl Parts<'_> {
             let client = self.client("system:kube-controller-manager", MASTERS)?;
             let config = insula_controllers::Config::new(self.authority.certificate());
             let stop = stop.clone();
-            run("controllers", Box::pin(async move {
-                insula_controllers::run(config, client, stop).await.map_err(|it| chain(&it))
-            }));
+            run(
+                "controllers",
+                Box::pin(async move {
+                    insula_controllers::run(config, client, stop).await.map_err(|it| chain(&it))
+                }),
+            );
         }
         if without(self.options, "node") {
             return Ok(failures);
         }
         let user = format!("system:node:{node_name}");
-        let agent = NodeAgent::new(self.node_config(node_name, address, port)?, self.client(&user, NODES)?);
+        let agent =
+            NodeAgent::new(self.node_config(node_name, address, port)?, self.client(&user, NODES)?);
         let mut ready = agent.ready();
         let stop = stop.clone();
         run("node agent", Box::pin(async move { agent.run(stop).await.map_err(|it| chain(&it)) }));
