@@ -72,21 +72,24 @@ start() {
     echo "$SOCKET"
 }
 
-halt() {
+# end_daemon SIGNAL: ends containerd itself and waits until it is gone.
+end_daemon() {
     local pid
     [ -s "$HOME_DIR/pid" ] || return 0
     pid=$(cat "$HOME_DIR/pid")
     # The number may have gone to another process since.
     if tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF "$HOME_DIR/config.toml"; then
-        kill "$pid"
+        kill -s "$1" "$pid"
         for _ in $(seq 100); do
             kill -0 "$pid" 2>/dev/null || break
-            sleep 0.1
+            sleep 0.05
         done
         kill -9 "$pid" 2>/dev/null || true
     fi
     rm -f "$HOME_DIR/pid"
 }
+
+halt() { end_daemon TERM; }
 
 # end_containers: kills every task with its shim and removes the pods' network namespaces.
 end_containers() {
@@ -143,7 +146,8 @@ stop() {
         start_detached "$HOME_DIR/config.toml" "$SOCKET" "$HOME_DIR/pid" "$HOME_DIR/log"
     fi
     answers "$SOCKET" && end_containers
-    halt
+    # Nothing of it is kept, so nothing needs to be written down.
+    end_daemon KILL
     end_shims
     forget_network
     awk -v below="$HOME_DIR/" 'index($2, below) == 1 {print $2}' /proc/mounts | sort -r |

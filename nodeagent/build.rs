@@ -6,6 +6,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("cargo::rerun-if-changed=proto/{file}");
     }
     let descriptors = protox::compile(files, ["proto"])?;
-    tonic_prost_build::configure().build_server(false).compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .build_server(false)
+        .client_mod_attribute(
+            ".",
+            "#[allow(clippy::allow_attributes_without_reason, reason = \"generated code\")]",
+        )
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -40,9 +40,10 @@ pub(crate) async fn mutate(
             tolerations(it);
         }
         ("insula.io", "tenants") if creating => {
-            let name = TenantName::parse(object::name(it))
-                .map_err(|error| ApiError::bad_request(error.to_string()))?;
-            bootstrap::place(server, &name, it)?;
+            // A name that cannot be is refused by validation, with all else that is wrong.
+            if let Ok(name) = TenantName::parse(object::name(it)) {
+                bootstrap::place(server, &name, it)?;
+            }
         }
         _ => (),
     }
@@ -59,6 +60,14 @@ pub(crate) async fn validate(
     let resource = &call.served.resource;
     match (&*resource.group, &*resource.name, new, old) {
         ("", "namespaces", None, Some(old)) if IMMORTAL.contains(&object::name(old)) => {
+            // They go with their tenant, and only so.
+            let tenant = call.tenant()?;
+            if call.identity.tenant.is_system() && !tenant.is_system() {
+                let found = bootstrap::find_tenant(server, tenant).await?;
+                if found.is_none_or(|it| object::is_deleting(&it)) {
+                    return Ok(());
+                }
+            }
             Err(call.forbidden(object::name(old), "this namespace may not be deleted"))
         }
         ("insula.io", "tenants", None, Some(old)) if object::name(old) == "system" => {

@@ -56,7 +56,9 @@ pub(crate) async fn tenant(server: &Server, it: &Value) -> Result<()> {
     }
     let roles = default_rbac()
         .into_iter()
-        .filter(|it| FOR_TENANTS.contains(&object::name(it)) && !is_of_namespace(it));
+        .filter(|it| FOR_TENANTS.contains(&object::name(it)) && !is_of_namespace(it))
+        // Superusers are the platform's; in a tenant their group is a name like any other.
+        .filter(|it| !(it["kind"] == "ClusterRoleBinding" && object::name(it) == "cluster-admin"));
     for role in roles {
         put(server, &tenant, role).await?;
     }

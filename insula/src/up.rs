@@ -61,6 +61,9 @@ async fn cloud(options: &cli::Up, shutdown: CancellationToken) -> Result<()> {
             "running containers needs root: start as root, or leave the node out with `--without node`"
         );
     }
+    if with_node {
+        check_runtime(&options.container_runtime_endpoint).await?;
+    }
     let directory = DataDir::create(&options.data_dir)?;
     let listener = TcpListener::bind(options.listen).await.with_context(|| {
         format!(
@@ -228,6 +231,17 @@ impl Parts<'_> {
                 }),
             );
         }
+        if !without(self.options, "scheduler") {
+            let client = self.client("system:kube-scheduler", MASTERS)?;
+            let config = insula_scheduler::Config::default();
+            let stop = stop.clone();
+            run(
+                "scheduler",
+                Box::pin(async move {
+                    insula_scheduler::run(config, client, stop).await.map_err(|it| chain(&it))
+                }),
+            );
+        }
         if without(self.options, "node") {
             return Ok(failures);
         }
@@ -281,6 +295,19 @@ fn store_config(options: &cli::Up) -> Result<StoreConfig> {
     }
 }
 
+/// Says at once what the node agent would wait for.
+async fn check_runtime(endpoint: &str) -> Result<()> {
+    let path = endpoint.strip_prefix("unix://").unwrap_or(endpoint);
+    match tokio::net::UnixStream::connect(path).await {
+        Ok(_) => Ok(()),
+        Err(error) => bail!(
+            "containerd is not running at {endpoint} ({error}); start it with `make deps` or \
+             `systemctl start containerd`, name another with --container-runtime-endpoint, \
+             or leave the node out with `--without node`"
+        ),
+    }
+}
+
 fn host_name() -> String {
     let name = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
     if name.is_empty() { "localhost".into() } else { name }
@@ -297,7 +324,7 @@ fn own_address(listen: IpAddr) -> IpAddr {
         socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
         Ok(socket.local_addr()?.ip())
     };
-    asked().ok().filter(|it| !it.is_unspecified()).unwrap_or(Ipv4Addr::LOCALHOST.into())
+    asked().ok().filter(|it| !it.is_unspecified()).unwrap_or_else(|| Ipv4Addr::LOCALHOST.into())
 }
 
 /// How processes of this machine reach a server that listens on `listen`.

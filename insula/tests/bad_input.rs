@@ -1,5 +1,7 @@
 //! Bad input: each kind gets a clear message that says what to do; nothing is lost or hangs.
 
+#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+
 mod harness;
 
 use std::{

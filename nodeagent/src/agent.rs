@@ -80,7 +80,8 @@ impl NodeAgent {
     ) -> Result<(), NodeError> {
         let Self { mut config, client, ready } = self;
         let machine = Machine::look().map_err(NodeError::Machine)?;
-        let runtime = RuntimeClient::new(&config.runtime_endpoint).map_err(NodeError::Runtime)?;
+        let runtime = RuntimeClient::new(&config.runtime_endpoint)
+            .map_err(|error| NodeError::Runtime(error.into()))?;
         for path in [&config.root_dir, &config.pod_logs_dir] {
             make_directory(path).await?;
         }
@@ -104,7 +105,7 @@ impl NodeAgent {
             machine.clone(),
             runtime_state,
         );
-        tasks.spawn(registration.run(shutdown.clone()));
+        tasks.spawn(Box::pin(registration.run(shutdown.clone())));
 
         let Some(version) = wait_for_runtime(&runtime, shutdown).await else { return Ok(()) };
         let node = Arc::new(Node {

@@ -2,8 +2,6 @@
 
 use std::{io, net::SocketAddr, path::PathBuf};
 
-use crate::cri::RuntimeError;
-
 /// Why the agent did not start, or ended.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -17,7 +15,7 @@ pub enum NodeError {
         source: io::Error,
     },
     #[error("cannot reach a container runtime")]
-    Runtime(#[source] RuntimeError),
+    Runtime(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("cannot listen at {address}")]
     Listen {
         address: SocketAddr,

@@ -4,7 +4,7 @@
 //! have left something here. What the runtime has of a pod that the API does not know is an orphan
 //! and is removed, but only once the API has been heard in full.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use insula_client::Tenanted;
 use k8s_openapi::api::core::v1::Pod;
@@ -17,9 +17,12 @@ use crate::{
     pod::{
         identity::PodKey,
         snapshot::Snapshot,
-        worker::{Desired, Worker},
+        worker::{Desired, Links, Worker},
     },
 };
+
+/// How long to wait before a worker that panicked is begun anew.
+const AFTER_PANIC: Duration = Duration::from_secs(5);
 
 /// The pods of this node. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -73,21 +76,39 @@ impl Pods {
             });
             return;
         }
-        let (worker, handle) =
-            Worker::new(shared.node.clone(), key.clone(), pod, shared.shutdown.child_token());
-        let entry = Entry {
-            key: key.clone(),
-            desired: handle.desired,
-            snapshot: handle.snapshot,
-            wake: handle.wake,
+        let (desired, desired_seen) = watch::channel(Desired { pod, is_gone: false });
+        let (snapshot, snapshot_seen) = watch::channel(Snapshot::default());
+        let links = Links {
+            desired: desired_seen,
+            snapshot,
+            wake: Arc::new(Notify::new()),
+            shutdown: shared.shutdown.clone(),
         };
-        let uid = key.uid.clone();
-        entries.insert(uid.clone(), entry);
-        let pods = self.clone();
-        shared.tasks.spawn(async move {
-            worker.run().await;
-            pods.shared.entries.lock().remove(&uid);
-        });
+        let entry =
+            Entry { key: key.clone(), desired, snapshot: snapshot_seen, wake: links.wake.clone() };
+        entries.insert(key.uid.clone(), entry);
+        shared.tasks.spawn(self.clone().work(key, links));
+    }
+
+    /// Keeps a worker at its work until it is done.
+    ///
+    /// One that panics is begun anew, as by a restart of the agent: without a worker the pod's
+    /// containers would count as orphans.
+    async fn work(self, key: PodKey, links: Links) {
+        loop {
+            let worker = Worker::new(self.shared.node.clone(), key.clone(), links.clone());
+            match tokio::spawn(worker.run()).await {
+                Ok(()) => break,
+                Err(error) => {
+                    tracing::error!(pod = %key, uid = %key.uid, %error, "worker failed");
+                    let pause = tokio::time::sleep(AFTER_PANIC);
+                    if links.shutdown.run_until_cancelled(pause).await.is_none() {
+                        break;
+                    }
+                }
+            }
+        }
+        self.shared.entries.lock().remove(&key.uid);
     }
 
     /// The API has this pod no more.
@@ -122,8 +143,9 @@ impl Pods {
         };
         let mut found = entries.values().filter(|it| is_it(&it.key));
         let first = found.next()?;
-        Some(found.fold(first, |best, it| if best.desired.borrow().is_gone { it } else { best }))
-            .map(Entry::view)
+        let best =
+            found.fold(first, |best, it| if best.desired.borrow().is_gone { it } else { best });
+        Some(best.view())
     }
 
     /// Whether the pod of that uid has a worker.

@@ -23,7 +23,10 @@ use k8s_openapi::{
     },
 };
 use serde_json::{Value, json};
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use self::conditions::{Observation, conditions};
@@ -78,7 +81,13 @@ impl Registration {
 
     /// Runs until `shutdown`.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
-        let work = async { tokio::join!(self.keep_status(), self.keep_lease()) };
+        // The lease belongs to the node, so it can only be made after it.
+        let registered = Notify::new();
+        let lease = async {
+            registered.notified().await;
+            self.keep_lease().await;
+        };
+        let work = Box::pin(async { tokio::join!(self.keep_status(&registered), lease) });
         shutdown.run_until_cancelled(work).await;
     }
 
@@ -86,14 +95,17 @@ impl Registration {
         self.client.system().api()
     }
 
-    async fn keep_status(&self) {
+    async fn keep_status(&self, on_registered: &Notify) {
         let mut registered: Option<Tenanted<Node>> = None;
         let mut written_at = Instant::now();
         loop {
             let node = match registered.take() {
                 Some(node) => node,
                 None => match self.register().await {
-                    Ok(node) => node,
+                    Ok(node) => {
+                        on_registered.notify_one();
+                        node
+                    }
                     Err(error) => {
                         tracing::warn!(error = chain(&error), "node not registered");
                         tokio::time::sleep(RETRY).await;

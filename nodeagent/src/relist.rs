@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     cri::{RuntimeClient, RuntimeError, v1},
-    leftovers::remove_files,
+    leftovers,
     node::Node,
     pod::identity::{GRACE_PERIOD, NODE, POD_UID, PodKey},
     pods::Pods,
@@ -48,6 +48,7 @@ pub(crate) async fn run(
         let mut known = HashMap::new();
         let mut last_error = None;
         let orphans = Orphans::default();
+        let mut is_swept = false;
         loop {
             match list(&node).await {
                 Ok(states) => {
@@ -57,6 +58,10 @@ pub(crate) async fn run(
                             orphans.remove(&node, uid);
                         }
                     });
+                    if is_synced() && !std::mem::replace(&mut is_swept, true) {
+                        leftovers::sweep(&node, |uid| pods.has(uid) || states.contains_key(uid))
+                            .await;
+                    }
                     known = states;
                 }
                 Err(error) => {
@@ -176,7 +181,7 @@ async fn remove_orphan(node: &Arc<Node>, uid: &str) {
         }
         let key = sandboxes.iter().find_map(|it| PodKey::from_labels(&it.labels));
         if let Some(key) = key {
-            remove_files(node, &key).await;
+            leftovers::remove_files(node, &key).await;
         }
         Ok::<_, RuntimeError>(())
     };

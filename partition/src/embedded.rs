@@ -162,7 +162,10 @@ impl Embedded {
             .map_err(|error| failed(error.to_string()))?;
         let thread = std::thread::Builder::new()
             .name(format!("writer {name}"))
-            .spawn(move || runtime.block_on(writer.run(inbox)))
+            .spawn(move || {
+                let _guard = writer.guard();
+                runtime.block_on(writer.run(inbox));
+            })
             .map_err(|error| failed(error.to_string()))?;
         self.threads.lock().push(thread);
         let store = EmbeddedStore { name: name.into(), state, requests, health };
@@ -235,8 +238,16 @@ impl EmbeddedStore {
         request: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Request,
     ) -> Result<T, StoreError> {
         let (reply, outcome) = oneshot::channel();
-        self.requests.send(request(reply)).await.map_err(|_| shut_down())?;
-        outcome.await.unwrap_or_else(|_| Err(shut_down()))
+        self.requests.send(request(reply)).await.map_err(|_| self.ended())?;
+        outcome.await.unwrap_or_else(|_| Err(self.ended()))
+    }
+
+    /// Why the writer no longer answers.
+    fn ended(&self) -> StoreError {
+        match self.health.lock().clone() {
+            Some(reason) => StoreError::Unavailable { reason, source: None },
+            None => shut_down(),
+        }
     }
 
     /// Writes the state down now, so that a restart has less to replay.

@@ -8,6 +8,7 @@
 //! Revisions are etcd's. Values lie in etcd with an empty revision; the cache fills it in.
 //! The cluster may hold other keys too; only those under the prefix are looked at.
 
+mod config;
 mod follow;
 mod keys;
 mod probe;
@@ -15,7 +16,6 @@ mod probe;
 pub(crate) mod tests;
 
 use std::{
-    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -24,13 +24,14 @@ use std::{
 };
 
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, Identity, TlsOptions,
-    Txn, TxnOp, TxnOpResponse, TxnResponse,
+    Client, Compare, CompareOp, ConnectOptions, DeleteOptions, Txn, TxnOp, TxnOpResponse,
+    TxnResponse,
 };
 use futures::{FutureExt, future::BoxFuture};
 use parking_lot::Mutex;
 use tokio::{task::AbortHandle, time::Instant};
 
+pub use self::config::{EtcdConfig, EtcdTls, EtcdUser};
 use self::{
     follow::{ANSWER, FollowError, Follower, Health},
     keys::Keys,
@@ -49,49 +50,6 @@ use crate::{
     value,
     watch::Watcher,
 };
-
-/// How to reach an etcd cluster.
-#[derive(Debug, Clone)]
-pub struct EtcdConfig {
-    /// URLs of the members; `https` needs [`EtcdConfig::tls`] unless public roots will do.
-    pub endpoints: Vec<String>,
-    /// All keys begin with it. Two partitions on one cluster need two prefixes.
-    pub prefix: String,
-    pub tls: Option<EtcdTls>,
-    pub user: Option<EtcdUser>,
-}
-
-impl EtcdConfig {
-    /// Where objects lie unless configured otherwise.
-    pub const PREFIX: &str = "/insula";
-
-    /// A cluster without TLS and users.
-    pub fn plain(endpoints: Vec<String>) -> Self {
-        Self { endpoints, prefix: Self::PREFIX.into(), tls: None, user: None }
-    }
-}
-
-/// PEM files for a TLS connection to etcd.
-#[derive(Debug, Clone)]
-pub struct EtcdTls {
-    /// Who may sign the members' certificates.
-    pub ca: PathBuf,
-    /// This process's own certificate and key, if the members ask for one.
-    pub identity: Option<(PathBuf, PathBuf)>,
-}
-
-/// Who to be in an etcd with authentication.
-#[derive(Clone)]
-pub struct EtcdUser {
-    pub name: String,
-    pub password: String,
-}
-
-impl std::fmt::Debug for EtcdUser {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("EtcdUser").field("name", &self.name).finish_non_exhaustive()
-    }
-}
 
 /// How long to go on trying while a partition is opened: its etcd may be starting too.
 const OPEN_WAIT: Duration = Duration::from_secs(15);
@@ -131,7 +89,7 @@ impl EtcdStore {
         config: &EtcdConfig,
         limits: RingLimits,
     ) -> Result<Self, OpenError> {
-        let options = connect_options(config)?;
+        let options = config.connect_options()?;
         let failed = |error: FollowError| OpenError::Partition {
             partition: name.into(),
             source: StoreError::Unavailable {
@@ -319,30 +277,6 @@ async fn connect(
     let client = tokio::time::timeout(ANSWER, connecting).await??;
     let image = follow::load(&client, keys).await?;
     Ok((client, image))
-}
-
-fn connect_options(config: &EtcdConfig) -> Result<ConnectOptions, OpenError> {
-    let mut options = ConnectOptions::new()
-        .with_connect_timeout(Duration::from_secs(2))
-        // Servers close connections that ping more often than every five seconds.
-        .with_keep_alive(Duration::from_secs(10), Duration::from_secs(3))
-        .with_tcp_keepalive(Duration::from_secs(10))
-        .with_require_leader(true)
-        .with_auto_token_refresh(true);
-    if let Some(user) = &config.user {
-        options = options.with_user(&user.name, &user.password);
-    }
-    if let Some(tls) = &config.tls {
-        let read = |path: &PathBuf| {
-            std::fs::read(path).map_err(|source| OpenError::io("read", path, source))
-        };
-        let mut connect = TlsOptions::new().ca_certificate(Certificate::from_pem(read(&tls.ca)?));
-        if let Some((certificate, key)) = &tls.identity {
-            connect = connect.identity(Identity::from_pem(read(certificate)?, read(key)?));
-        }
-        options = options.with_tls(connect);
-    }
-    Ok(options)
 }
 
 fn is_too_large(error: &etcd_client::Error) -> bool {

@@ -1,4 +1,33 @@
 //! Slots, the partition map, and the Store contract with its backends.
+//!
+//! A partition is one ordered history of changes to keyed values, with a revision counter of its
+//! own. This crate keeps partitions and says which of them owns what; it knows nothing of HTTP
+//! or of Kubernetes.
+//!
+//! ```text
+//! partitions   opens everything, finds the partition of a shard key
+//!   map        slots and pins: which partition owns what
+//!   store      the contract: guarded writes, reads at a revision, watches
+//!     snapshot   what a read gives          value   where a value carries its revision
+//!     watch      what a watch gives         error   why partitions could not be opened
+//!   embedded   raft groups in this process, over
+//!     wal        the write-ahead log that all of them share
+//!   etcd       one etcd cluster per partition
+//!   state      the applied state in memory, under both backends
+//!     ring       a collection's recent changes
+//! contract     the suite that every backend passes
+//! ```
+//!
+//! # What survives what
+//!
+//! | | durable write | relaxed write | writes afterwards |
+//! |---|---|---|---|
+//! | the process is killed | kept | kept, unless the disk was busy | go on |
+//! | power goes | kept | the last second's may be lost | go on |
+//! | the disk is full | refused, or tried again later | as durable ones | go on once there is space |
+//! | a flush fails | refused; what was acknowledged is kept | may be lost | after a restart |
+//! | a byte rots before the log's end | never served: `OpenError::Damaged` | the same | from a backup |
+//! | a byte rots in the newest checkpoint | read from the one before and the log | the same | go on |
 
 mod codec;
 #[cfg(test)]

@@ -1,9 +1,12 @@
 //! All partitions that this process serves, and who lives where.
 
+mod stored_map;
+#[cfg(test)]
+mod tests;
+
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 
 use crate::{
     embedded::{Embedded, EmbeddedOptions},
@@ -11,9 +14,10 @@ use crate::{
     etcd::{EtcdConfig, EtcdStore},
     map::{PartitionMap, ShardKey},
     ring::RingLimits,
-    store::{Change, Collection, Durability, Expect, ReadAt, Store, StoreError, Write},
+    store::{Expect, Store, StoreError},
 };
 
+use self::stored_map::{load_map, read_map, write_map};
 pub use crate::wal::LogCounts;
 
 /// The partition that holds the partition map. Holds no tenant's objects.
@@ -273,175 +277,4 @@ fn check_apart(partitions: &[EtcdPartition]) -> Result<(), OpenError> {
         }
     }
     Ok(())
-}
-
-fn map_collection() -> Collection {
-    Collection::new("insula", "partitionmaps")
-}
-
-const MAP_KEY: &str = "current";
-
-/// The stored map; the first start makes it.
-async fn load_map(meta: &dyn Store, names: &[String]) -> Result<PartitionMap, OpenError> {
-    let failed = |source| OpenError::Partition { partition: META.into(), source };
-    let first = PartitionMap::even(names.to_vec())
-        .map_err(|error| OpenError::Config { what: error.to_string() })?;
-    loop {
-        if let Some((map, _)) = read_map(meta).await.map_err(failed)? {
-            let mut found = map.partitions().to_vec();
-            let mut asked = names.to_vec();
-            found.sort();
-            asked.sort();
-            return if found == asked {
-                Ok(map)
-            } else {
-                Err(OpenError::Partitions { found, asked })
-            };
-        }
-        match write_map(meta, &first, Expect::Absent).await {
-            // Conflict: another server starts for the first time too, and was first.
-            Ok(()) | Err(StoreError::Conflict { .. }) => {}
-            Err(error) => return Err(failed(error)),
-        }
-    }
-}
-
-async fn read_map(
-    meta: &dyn Store,
-) -> Result<Option<(PartitionMap, crate::store::Revision)>, StoreError> {
-    let snapshot = meta.read(&map_collection(), ReadAt::Latest).await?;
-    let Some(entry) = snapshot.get(MAP_KEY) else { return Ok(None) };
-    let map = serde_json::from_slice(&entry.value)
-        .map_err(|error| StoreError::Damaged { what: format!("partition map: {error}") })?;
-    Ok(Some((map, entry.modified)))
-}
-
-async fn write_map(meta: &dyn Store, map: &PartitionMap, expect: Expect) -> Result<(), StoreError> {
-    let value = serde_json::to_vec(map).map_err(|error| StoreError::Unavailable {
-        reason: "the partition map cannot be written down".into(),
-        source: Some(error.into()),
-    })?;
-    let write = Write {
-        collection: map_collection(),
-        key: MAP_KEY.into(),
-        expect,
-        change: Change::Put(Bytes::from(value)),
-        durability: Durability::Durable,
-    };
-    meta.write(write).await.map(drop)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        contract::{pods, put},
-        embedded::tests::options,
-        etcd::tests::Server,
-        store::Revision,
-    };
-
-    async fn open(dir: &std::path::Path, count: usize) -> Result<Partitions, OpenError> {
-        let names = (1..=count).map(|n| format!("p{n}")).collect();
-        Partitions::open_embedded(dir.into(), names, options()).await
-    }
-
-    fn tenant(name: &str) -> ShardKey {
-        ShardKey::Tenant(name.into())
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn partitions_have_revisions_of_their_own() {
-        let dir = tempfile::tempdir().unwrap();
-        let partitions = open(dir.path(), 2).await.unwrap();
-        assert_eq!(partitions.names(), ["p1", "p2"]);
-        let [one, two] = ["p1", "p2"].map(|name| partitions.store(name).unwrap());
-        put(&*one, "a", "1").await;
-        put(&*one, "a", "2").await;
-        assert_eq!(put(&*two, "a", "1").await.revision, Revision(1));
-        assert!(partitions.store("p3").is_none());
-        partitions.shutdown().await.unwrap();
-
-        let partitions = open(dir.path(), 2).await.unwrap();
-        let read = partitions.store("p1").unwrap().read(&pods(), ReadAt::Latest).await;
-        assert_eq!(read.unwrap().revision(), Revision(2));
-        partitions.shutdown().await.unwrap();
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn keys_find_their_partition_and_pins_survive() {
-        let dir = tempfile::tempdir().unwrap();
-        let partitions = open(dir.path(), 3).await.unwrap();
-        let (home, _) = partitions.store_for(&tenant("acme"));
-        assert_eq!(home, partitions.map().owner(&tenant("acme")));
-        let other = partitions.names().iter().find(|name| *name != home).unwrap().clone();
-        partitions.pin("acme", Some(&other)).await.unwrap();
-        assert_eq!(partitions.store_for(&tenant("acme")).0, other);
-        assert!(matches!(partitions.pin("acme", Some("p9")).await, Err(PinError::Map(_))));
-        partitions.shutdown().await.unwrap();
-
-        let partitions = open(dir.path(), 3).await.unwrap();
-        assert_eq!(partitions.store_for(&tenant("acme")).0, other);
-        assert_eq!(partitions.map().epoch(), 2);
-        partitions.pin("acme", None).await.unwrap();
-        assert_ne!(partitions.store_for(&tenant("acme")).0, other);
-        partitions.shutdown().await.unwrap();
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn partitions_in_etcd() {
-        let servers = [Server::start(), Server::start()];
-        let config = |names: &[&str]| {
-            let partitions = names.iter().zip(&servers).map(|(name, server)| EtcdPartition {
-                name: (*name).into(),
-                etcd: server.config(),
-            });
-            let store = StoreConfig::Etcd { partitions: partitions.collect() };
-            PartitionsConfig { data_dir: PathBuf::new(), store }
-        };
-        let partitions = Partitions::open(config(&["east", "west"])).await.unwrap();
-        let home = partitions.store_for(&tenant("acme")).0.to_owned();
-        let other = partitions.names().iter().find(|name| **name != home).unwrap().clone();
-        partitions.pin("acme", Some(&other)).await.unwrap();
-        let (_, store) = partitions.store_for(&tenant("acme"));
-        put(&*store, "a", "1").await;
-        partitions.shutdown().await.unwrap();
-
-        let partitions = Partitions::open(config(&["east", "west"])).await.unwrap();
-        let (name, store) = partitions.store_for(&tenant("acme"));
-        assert_eq!(name, other);
-        assert_eq!(store.read(&pods(), ReadAt::Latest).await.unwrap().len(), 1);
-        partitions.shutdown().await.unwrap();
-
-        let error = Partitions::open(config(&["east"])).await.unwrap_err();
-        assert!(matches!(error, OpenError::Partitions { .. }), "{error}");
-    }
-
-    #[test]
-    fn etcds_on_the_command_line() {
-        let text = "east=http://a:2379,http://b:2379;west=https://c:2379";
-        let StoreConfig::Etcd { partitions } = StoreConfig::parse_etcd(text).unwrap() else {
-            panic!("not etcd");
-        };
-        let found: Vec<_> =
-            partitions.iter().map(|p| (p.name.as_str(), p.etcd.endpoints.len())).collect();
-        assert_eq!(found, [("east", 2), ("west", 1)]);
-        for wrong in ["", "east", "east=", "=http://a", "east=a:2379", "east=http://a;"] {
-            assert!(StoreConfig::parse_etcd(wrong).is_err(), "{wrong}");
-        }
-        let twice = StoreConfig::parse_etcd("a=http://x:1;b=http://x:1/").unwrap();
-        let StoreConfig::Etcd { partitions } = twice else { panic!("not etcd") };
-        assert!(check_apart(&partitions).is_err());
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn another_number_of_partitions_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        open(dir.path(), 2).await.unwrap().shutdown().await.unwrap();
-        let error = open(dir.path(), 3).await.unwrap_err();
-        assert!(matches!(error, OpenError::Partitions { .. }), "{error}");
-        open(dir.path(), 2).await.unwrap().shutdown().await.unwrap();
-        let none = open(tempfile::tempdir().unwrap().path(), 0).await.unwrap_err();
-        assert!(matches!(none, OpenError::Config { .. }), "{none}");
-    }
 }

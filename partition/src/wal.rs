@@ -15,6 +15,7 @@
 
 mod append;
 pub(crate) mod disk;
+mod error;
 #[cfg(test)]
 pub(crate) mod faults;
 pub(crate) mod frame;
@@ -38,6 +39,7 @@ use std::{
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+pub(crate) use self::error::WalError;
 use self::{
     append::Active,
     disk::Disk,
@@ -71,38 +73,6 @@ impl Default for WalOptions {
 
 /// Relaxed records may wait in memory while the disk is busy, up to this many bytes.
 const MAX_UNWRITTEN: usize = 64 << 20;
-
-/// Why the log did not take or keep a record.
-#[derive(Debug, Clone, thiserror::Error)]
-pub(crate) enum WalError {
-    /// No space. The records stay queued; the same call succeeds once there is space again.
-    #[error("no space is left for the log")]
-    Full(#[source] Arc<io::Error>),
-
-    /// The disk failed. Nothing is accepted until the process is started again.
-    #[error("the log can no longer be written; the process must be restarted")]
-    Broken(#[source] Arc<io::Error>),
-
-    #[error("the log was closed")]
-    Closed,
-
-    #[error("could not {doing} {}", path.display())]
-    Io {
-        doing: &'static str,
-        path: PathBuf,
-        #[source]
-        source: Arc<io::Error>,
-    },
-
-    #[error("stored data is damaged: {what}")]
-    Damaged { what: String },
-}
-
-impl WalError {
-    pub(crate) fn io(doing: &'static str, path: &Path, source: io::Error) -> Self {
-        Self::Io { doing, path: path.into(), source: Arc::new(source) }
-    }
-}
 
 /// What the process's write-ahead log did since it was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

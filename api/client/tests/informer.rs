@@ -1,5 +1,7 @@
 //! What an informer's readers and handlers see, whatever the server and the network do.
 
+#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+
 mod fake;
 
 use std::{

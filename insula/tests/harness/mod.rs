@@ -1,6 +1,11 @@
 //! A whole cloud for one test: its own directory, port, and (if it has a node) containerd.
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test stops at what it did not expect"
+)]
 
 use std::{
     fs,
@@ -16,39 +21,48 @@ use std::{
 const READY: Duration = Duration::from_secs(60);
 
 /// See the module.
-pub struct Cloud {
+pub(crate) struct Cloud {
     dir: tempfile::TempDir,
     child: Option<Child>,
     /// `https://127.0.0.1:PORT`.
-    pub endpoint: String,
+    pub(crate) endpoint: String,
     socket: Option<String>,
     extra: Vec<String>,
 }
 
 /// The repository's root.
-pub fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
 /// The binary under test.
-pub fn insula() -> Command {
+pub(crate) fn insula() -> Command {
     Command::new(env!("CARGO_BIN_EXE_insula"))
 }
 
 impl Cloud {
     /// API server, controllers and scheduler, without a node.
-    pub fn without_node() -> Self {
+    pub(crate) fn without_node() -> Self {
         Self::start(false, &[])
     }
 
     /// With a node on a private containerd.
-    pub fn with_node() -> Self {
+    pub(crate) fn with_node() -> Self {
         Self::start(true, &[])
     }
 
-    pub fn start(node: bool, extra: &[&str]) -> Self {
+    pub(crate) fn start(node: bool, extra: &[&str]) -> Self {
         // Short, because a unix socket's path is.
-        let dir = tempfile::Builder::new().prefix("ins").tempdir_in("/tmp").unwrap();
+        Self::start_in(Path::new("/tmp"), node, extra)
+    }
+
+    /// Without a node, with all it keeps below `parent`.
+    pub(crate) fn on(parent: &Path, extra: &[&str]) -> Self {
+        Self::start_in(parent, false, extra)
+    }
+
+    fn start_in(parent: &Path, node: bool, extra: &[&str]) -> Self {
+        let dir = tempfile::Builder::new().prefix("ins").tempdir_in(parent).unwrap();
         let socket = node.then(|| {
             let out = Command::new(root().join("install/containerd.sh"))
                 .args(["start", "--root"])
@@ -64,11 +78,11 @@ impl Cloud {
         cloud
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join("run").join(name)
     }
 
-    pub fn data_dir(&self) -> PathBuf {
+    pub(crate) fn data_dir(&self) -> PathBuf {
         self.dir.path().join("run")
     }
 
@@ -107,12 +121,12 @@ impl Cloud {
     }
 
     /// What the cloud has logged.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
     /// Ends the process by SIGTERM and checks that it ends well.
-    pub fn terminate(&mut self) {
+    pub(crate) fn terminate(&mut self) {
         let mut child = self.child.take().unwrap();
         let id = child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
@@ -121,20 +135,20 @@ impl Cloud {
     }
 
     /// Ends the process at once, as a crash does.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         let mut child = self.child.take().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
     }
 
     /// Starts again on the same directory and address.
-    pub fn again(&mut self) {
+    pub(crate) fn again(&mut self) {
         let address = self.endpoint.trim_start_matches("https://").to_owned();
         self.up(&address);
     }
 
     /// The process's resident memory, in bytes.
-    pub fn memory(&self) -> u64 {
+    pub(crate) fn memory(&self) -> u64 {
         let id = self.child.as_ref().unwrap().id();
         let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
         let line = status.lines().find(|it| it.starts_with("VmRSS:")).unwrap();
@@ -143,12 +157,12 @@ impl Cloud {
     }
 
     /// A user of the platform: cluster admin.
-    pub fn admin(&self) -> Kubectl {
+    pub(crate) fn admin(&self) -> Kubectl {
         Kubectl::new(self.path("admin.kubeconfig"))
     }
 
     /// A user of a tenant.
-    pub fn user(&self, tenant: &str, user: &str, group: &str) -> Kubectl {
+    pub(crate) fn user(&self, tenant: &str, user: &str, group: &str) -> Kubectl {
         let out = self.dir.path().join(format!("{tenant}-{user}.kubeconfig"));
         let made = insula()
             .arg("kubeconfig")
@@ -163,7 +177,7 @@ impl Cloud {
     }
 
     /// The tenants of the example, active; with an administrator of each.
-    pub fn tenants(&self) -> (Kubectl, Kubectl) {
+    pub(crate) fn tenants(&self) -> (Kubectl, Kubectl) {
         let admin = self.admin();
         admin.ok(&["create", "-f", root().join("docs/examples/tenants.yaml").to_str().unwrap()]);
         for tenant in ["acme", "globex"] {
@@ -198,7 +212,7 @@ impl Drop for Cloud {
 }
 
 /// The stock kubectl with one kubeconfig and a cache of its own.
-pub struct Kubectl {
+pub(crate) struct Kubectl {
     kubeconfig: PathBuf,
     cache: PathBuf,
 }
@@ -207,28 +221,28 @@ pub struct Kubectl {
 const EVENTUALLY: Duration = Duration::from_secs(60);
 
 impl Kubectl {
-    pub fn new(kubeconfig: PathBuf) -> Self {
+    pub(crate) fn new(kubeconfig: PathBuf) -> Self {
         let cache = kubeconfig.with_extension("cache");
         Self { kubeconfig, cache }
     }
 
-    pub fn kubeconfig(&self) -> &Path {
+    pub(crate) fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
     }
 
-    pub fn command(&self) -> Command {
+    pub(crate) fn command(&self) -> Command {
         let mut command = Command::new("kubectl");
         command.arg("--kubeconfig").arg(&self.kubeconfig).arg("--cache-dir").arg(&self.cache);
         command.env_remove("KUBECONFIG");
         command
     }
 
-    pub fn run(&self, args: &[&str]) -> Output {
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
         self.command().args(args).output().unwrap()
     }
 
     /// Runs with `input` on standard input.
-    pub fn feed(&self, args: &[&str], input: &str) -> Output {
+    pub(crate) fn feed(&self, args: &[&str], input: &str) -> Output {
         use std::io::Write as _;
         let mut child = self
             .command()
@@ -244,7 +258,7 @@ impl Kubectl {
 
     /// What a command that must succeed prints.
     #[track_caller]
-    pub fn ok(&self, args: &[&str]) -> String {
+    pub(crate) fn ok(&self, args: &[&str]) -> String {
         let out = self.run(args);
         let (stdout, stderr) = texts(&out);
         assert!(out.status.success(), "kubectl {}: {stdout}{stderr}", args.join(" "));
@@ -253,7 +267,7 @@ impl Kubectl {
 
     /// What a command that must fail says.
     #[track_caller]
-    pub fn fails(&self, args: &[&str]) -> String {
+    pub(crate) fn fails(&self, args: &[&str]) -> String {
         let out = self.run(args);
         let (stdout, stderr) = texts(&out);
         assert!(!out.status.success(), "kubectl {} succeeded: {stdout}", args.join(" "));
@@ -262,7 +276,7 @@ impl Kubectl {
 
     /// Repeats a command until it succeeds with an answer that is as wanted.
     #[track_caller]
-    pub fn until(&self, args: &[&str], wanted: impl Fn(&str) -> bool) -> String {
+    pub(crate) fn until(&self, args: &[&str], wanted: impl Fn(&str) -> bool) -> String {
         let begin = Instant::now();
         loop {
             let out = self.run(args);
@@ -281,7 +295,7 @@ impl Kubectl {
 }
 
 /// Standard output and error as text.
-pub fn texts(out: &Output) -> (String, String) {
+pub(crate) fn texts(out: &Output) -> (String, String) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (text(&out.stdout), text(&out.stderr))
 }

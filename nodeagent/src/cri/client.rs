@@ -6,7 +6,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use futures::{FutureExt, Stream, StreamExt, stream::BoxStream};
+use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::BoxStream};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::{
@@ -75,11 +75,6 @@ impl RuntimeClient {
         Ok(Self { endpoint: endpoint.to_owned(), channel })
     }
 
-    /// Where this client looks for the runtime.
-    pub(crate) fn endpoint(&self) -> &str {
-        &self.endpoint
-    }
-
     fn runtime(&self) -> RuntimeServiceClient<Channel> {
         RuntimeServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
@@ -100,11 +95,13 @@ impl RuntimeClient {
         RuntimeError::Failed { call, code: status.code(), message }
     }
 
+    /// The future of a call is large, and would make that of everyone who waits for it large:
+    /// hence the box.
     async fn call<T>(
         &self,
         call: &'static str,
         limit: Duration,
-        answer: impl Future<Output = Result<Response<T>, Status>>,
+        answer: BoxFuture<'_, Result<Response<T>, Status>>,
     ) -> Result<T, RuntimeError> {
         match tokio::time::timeout(limit, answer).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
@@ -116,13 +113,15 @@ impl RuntimeClient {
     /// Name and version of the runtime.
     pub(crate) async fn version(&self) -> Result<v1::VersionResponse, RuntimeError> {
         let request = v1::VersionRequest { version: "v1".to_owned() };
-        self.call("Version", LOOK, async move { self.runtime().version(request).await }).await
+        self.call("Version", LOOK, Box::pin(async move { self.runtime().version(request).await }))
+            .await
     }
 
     /// Whether the runtime and its network are ready, and its handlers.
     pub(crate) async fn status(&self) -> Result<v1::StatusResponse, RuntimeError> {
         let request = v1::StatusRequest { verbose: false };
-        self.call("Status", LOOK, async move { self.runtime().status(request).await }).await
+        self.call("Status", LOOK, Box::pin(async move { self.runtime().status(request).await }))
+            .await
     }
 
     /// Whether the runtime leaves control groups to systemd. `None` if it does not say, as
@@ -133,7 +132,7 @@ impl RuntimeClient {
             .call(
                 "RuntimeConfig",
                 LOOK,
-                async move { self.runtime().runtime_config(request).await },
+                Box::pin(async move { self.runtime().runtime_config(request).await }),
             )
             .await
         {
@@ -155,27 +154,33 @@ impl RuntimeClient {
             config: Some(config),
             runtime_handler: runtime_handler.to_owned(),
         };
-        let answer = self.call("RunPodSandbox", ACT, async move {
-            self.runtime().run_pod_sandbox(request).await
-        });
+        let answer = self.call(
+            "RunPodSandbox",
+            ACT,
+            Box::pin(async move { self.runtime().run_pod_sandbox(request).await }),
+        );
         Ok(answer.await?.pod_sandbox_id)
     }
 
     /// Ends all in a sandbox and gives its network back. Repeating it does no harm.
     pub(crate) async fn stop_pod_sandbox(&self, id: &str) -> Result<(), RuntimeError> {
         let request = v1::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
-        let answer = self.call("StopPodSandbox", ACT, async move {
-            self.runtime().stop_pod_sandbox(request).await
-        });
+        let answer = self.call(
+            "StopPodSandbox",
+            ACT,
+            Box::pin(async move { self.runtime().stop_pod_sandbox(request).await }),
+        );
         unless_gone(answer.await.map(drop))
     }
 
     /// Removes a sandbox with its containers. Repeating it does no harm.
     pub(crate) async fn remove_pod_sandbox(&self, id: &str) -> Result<(), RuntimeError> {
         let request = v1::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
-        let answer = self.call("RemovePodSandbox", ACT, async move {
-            self.runtime().remove_pod_sandbox(request).await
-        });
+        let answer = self.call(
+            "RemovePodSandbox",
+            ACT,
+            Box::pin(async move { self.runtime().remove_pod_sandbox(request).await }),
+        );
         unless_gone(answer.await.map(drop))
     }
 
@@ -185,9 +190,11 @@ impl RuntimeClient {
         id: &str,
     ) -> Result<Option<v1::PodSandboxStatus>, RuntimeError> {
         let request = v1::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
-        let answer = self.call("PodSandboxStatus", LOOK, async move {
-            self.runtime().pod_sandbox_status(request).await
-        });
+        let answer = self.call(
+            "PodSandboxStatus",
+            LOOK,
+            Box::pin(async move { self.runtime().pod_sandbox_status(request).await }),
+        );
         found(answer.await.map(|it| it.status))
     }
 
@@ -202,7 +209,7 @@ impl RuntimeClient {
             .call(
                 "ListPodSandbox",
                 LOOK,
-                async move { self.runtime().list_pod_sandbox(request).await },
+                Box::pin(async move { self.runtime().list_pod_sandbox(request).await }),
             )
             .await?
             .items)
@@ -215,9 +222,11 @@ impl RuntimeClient {
     ) -> Result<Vec<v1::Container>, RuntimeError> {
         let filter = v1::ContainerFilter { label_selector: owned(labels), ..Default::default() };
         let request = v1::ListContainersRequest { filter: Some(filter) };
-        let answer = self.call("ListContainers", LOOK, async move {
-            self.runtime().list_containers(request).await
-        });
+        let answer = self.call(
+            "ListContainers",
+            LOOK,
+            Box::pin(async move { self.runtime().list_containers(request).await }),
+        );
         Ok(answer.await?.containers)
     }
 
@@ -227,9 +236,11 @@ impl RuntimeClient {
         id: &str,
     ) -> Result<Option<v1::ContainerStatus>, RuntimeError> {
         let request = v1::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
-        let answer = self.call("ContainerStatus", LOOK, async move {
-            self.runtime().container_status(request).await
-        });
+        let answer = self.call(
+            "ContainerStatus",
+            LOOK,
+            Box::pin(async move { self.runtime().container_status(request).await }),
+        );
         found(answer.await.map(|it| it.status))
     }
 
@@ -245,9 +256,11 @@ impl RuntimeClient {
             config: Some(config),
             sandbox_config: Some(sandbox_config),
         };
-        let answer = self.call("CreateContainer", ACT, async move {
-            self.runtime().create_container(request).await
-        });
+        let answer = self.call(
+            "CreateContainer",
+            ACT,
+            Box::pin(async move { self.runtime().create_container(request).await }),
+        );
         Ok(answer.await?.container_id)
     }
 
@@ -256,7 +269,7 @@ impl RuntimeClient {
         self.call(
             "StartContainer",
             ACT,
-            async move { self.runtime().start_container(request).await },
+            Box::pin(async move { self.runtime().start_container(request).await }),
         )
         .await
         .map(drop)
@@ -272,27 +285,33 @@ impl RuntimeClient {
         let timeout = i64::try_from(grace.as_secs()).unwrap_or(i64::MAX);
         let request = v1::StopContainerRequest { container_id: id.to_owned(), timeout };
         let limit = grace.saturating_add(SLACK);
-        let answer = self.call("StopContainer", limit, async move {
-            self.runtime().stop_container(request).await
-        });
+        let answer = self.call(
+            "StopContainer",
+            limit,
+            Box::pin(async move { self.runtime().stop_container(request).await }),
+        );
         unless_gone(answer.await.map(drop))
     }
 
     /// Removes a container, killing it if it runs. Repeating it does no harm.
     pub(crate) async fn remove_container(&self, id: &str) -> Result<(), RuntimeError> {
         let request = v1::RemoveContainerRequest { container_id: id.to_owned() };
-        let answer = self.call("RemoveContainer", ACT, async move {
-            self.runtime().remove_container(request).await
-        });
+        let answer = self.call(
+            "RemoveContainer",
+            ACT,
+            Box::pin(async move { self.runtime().remove_container(request).await }),
+        );
         unless_gone(answer.await.map(drop))
     }
 
     /// Makes the runtime open the container's log file anew, after it was moved away.
     pub(crate) async fn reopen_container_log(&self, id: &str) -> Result<(), RuntimeError> {
         let request = v1::ReopenContainerLogRequest { container_id: id.to_owned() };
-        let answer = self.call("ReopenContainerLog", LOOK, async move {
-            self.runtime().reopen_container_log(request).await
-        });
+        let answer = self.call(
+            "ReopenContainerLog",
+            LOOK,
+            Box::pin(async move { self.runtime().reopen_container_log(request).await }),
+        );
         answer.await.map(drop)
     }
 
@@ -309,18 +328,26 @@ impl RuntimeClient {
             timeout: i64::try_from(limit.as_secs().max(1)).unwrap_or(i64::MAX),
         };
         let limit = limit.saturating_add(Duration::from_secs(2));
-        self.call("ExecSync", limit, async move { self.runtime().exec_sync(request).await }).await
+        self.call(
+            "ExecSync",
+            limit,
+            Box::pin(async move { self.runtime().exec_sync(request).await }),
+        )
+        .await
     }
 
     /// Prepares a command whose streams are then found at the returned URL.
     pub(crate) async fn exec(&self, request: v1::ExecRequest) -> Result<String, RuntimeError> {
-        Ok(self.call("Exec", LOOK, async move { self.runtime().exec(request).await }).await?.url)
+        Ok(self
+            .call("Exec", LOOK, Box::pin(async move { self.runtime().exec(request).await }))
+            .await?
+            .url)
     }
 
     /// Prepares access to a container's own streams, found at the returned URL.
     pub(crate) async fn attach(&self, request: v1::AttachRequest) -> Result<String, RuntimeError> {
         Ok(self
-            .call("Attach", LOOK, async move { self.runtime().attach(request).await })
+            .call("Attach", LOOK, Box::pin(async move { self.runtime().attach(request).await }))
             .await?
             .url)
     }
@@ -331,7 +358,11 @@ impl RuntimeClient {
         request: v1::PortForwardRequest,
     ) -> Result<String, RuntimeError> {
         Ok(self
-            .call("PortForward", LOOK, async move { self.runtime().port_forward(request).await })
+            .call(
+                "PortForward",
+                LOOK,
+                Box::pin(async move { self.runtime().port_forward(request).await }),
+            )
             .await?
             .url)
     }
@@ -339,7 +370,11 @@ impl RuntimeClient {
     pub(crate) async fn list_images(&self) -> Result<Vec<v1::Image>, RuntimeError> {
         let request = v1::ListImagesRequest {};
         Ok(self
-            .call("ListImages", LOOK, async move { self.images().list_images(request).await })
+            .call(
+                "ListImages",
+                LOOK,
+                Box::pin(async move { self.images().list_images(request).await }),
+            )
             .await?
             .images)
     }
@@ -349,7 +384,11 @@ impl RuntimeClient {
         let image = Some(v1::ImageSpec { image: name.to_owned(), ..Default::default() });
         let request = v1::ImageStatusRequest { image, verbose: false };
         let answer = self
-            .call("ImageStatus", LOOK, async move { self.images().image_status(request).await })
+            .call(
+                "ImageStatus",
+                LOOK,
+                Box::pin(async move { self.images().image_status(request).await }),
+            )
             .await?;
         Ok(answer.image.map(|image| ImageRef {
             digest: image.repo_digests.into_iter().next().unwrap_or_else(|| image.id.clone()),

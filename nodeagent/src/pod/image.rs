@@ -91,12 +91,14 @@ impl PullPolicy {
 }
 
 type Outcome = Option<Result<(), Arc<RuntimeError>>>;
+/// By image and a hash of the credentials.
+type UnderWay = HashMap<(String, u64), watch::Receiver<Outcome>>;
 
 /// Fetches images; many pods that want the same one wait for a single fetch.
 #[derive(Debug, Clone)]
 pub(crate) struct Images {
     runtime: RuntimeClient,
-    under_way: Arc<Mutex<HashMap<(String, u64), watch::Receiver<Outcome>>>>,
+    under_way: Arc<Mutex<UnderWay>>,
 }
 
 impl Images {

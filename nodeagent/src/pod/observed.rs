@@ -81,11 +81,6 @@ impl Observed {
     pub(crate) fn instances(&self) -> impl Iterator<Item = (&str, &Instance)> {
         self.containers.iter().flat_map(|(name, all)| all.iter().map(|it| (name.as_str(), it)))
     }
-
-    /// Whether the runtime has anything of the pod.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.sandboxes.is_empty() && self.containers.is_empty()
-    }
 }
 
 /// Looks at one pod, again and again, and asks the runtime only for what can have changed.

@@ -343,3 +343,6 @@ fn advance(
 fn start(container: &Container, attempt: u32, restart_delay: Duration) -> Start {
     Start { container: container.name.clone(), attempt, restart_delay }
 }
+
+#[cfg(test)]
+mod tests;

@@ -97,7 +97,7 @@ pub(crate) fn linux_resources(
         cpu_quota,
         cpu_shares: (request.saturating_mul(1024) / 1000).clamp(MIN_SHARES, MAX_SHARES),
         memory_limit_in_bytes: memory(true).unwrap_or(0),
-        oom_score_adj: oom_score_adj(class, memory(false).or(memory(true)), machine_memory),
+        oom_score_adj: oom_score_adj(class, memory(false).or_else(|| memory(true)), machine_memory),
         ..Default::default()
     }
 }

@@ -392,3 +392,6 @@ fn conditions(
     }
     conditions
 }
+
+#[cfg(test)]
+mod tests;

@@ -98,7 +98,6 @@ pub(crate) struct Worker {
     failure: Option<Failure>,
     /// The pod as the API last answered, which may be newer than what was watched.
     answered: Option<Arc<Tenanted<Pod>>>,
-    ended_at: Option<Timestamp>,
     /// Sandboxes and volumes of the ended pod are gone.
     is_cleaned: bool,
     is_removed: bool,
@@ -112,29 +111,23 @@ struct Retry {
     at: Instant,
 }
 
-/// Both ends of a new worker.
-#[derive(Debug)]
-pub(crate) struct Handle {
-    pub desired: watch::Sender<Desired>,
-    pub snapshot: watch::Receiver<Snapshot>,
-    pub wake: Arc<Notify>,
+/// What joins a worker to the rest of the agent. Outlives the worker.
+#[derive(Debug, Clone)]
+pub(crate) struct Links {
+    pub(crate) desired: watch::Receiver<Desired>,
+    pub(crate) snapshot: watch::Sender<Snapshot>,
+    pub(crate) wake: Arc<Notify>,
+    pub(crate) shutdown: CancellationToken,
 }
 
 impl Worker {
-    pub(crate) fn new(
-        node: Arc<Node>,
-        key: PodKey,
-        pod: Arc<Tenanted<Pod>>,
-        shutdown: CancellationToken,
-    ) -> (Self, Handle) {
-        let (desired_sender, desired) = watch::channel(Desired { pod, is_gone: false });
-        let (snapshot, snapshots) = watch::channel(Snapshot::default());
-        let wake = Arc::new(Notify::new());
-        let worker = Self {
+    pub(crate) fn new(node: Arc<Node>, key: PodKey, links: Links) -> Self {
+        let Links { desired, snapshot, wake, shutdown } = links;
+        Self {
             key,
             node,
             desired,
-            wake: wake.clone(),
+            wake,
             snapshot,
             shutdown,
             observer: Observer::default(),
@@ -147,12 +140,10 @@ impl Worker {
             last_words: HashMap::new(),
             failure: None,
             answered: None,
-            ended_at: None,
             is_cleaned: false,
             is_removed: false,
             last_outage: None,
-        };
-        (worker, Handle { desired: desired_sender, snapshot: snapshots, wake })
+        }
     }
 
     /// Runs until all traces of the pod are gone, or the agent ends. In the latter case containers
@@ -227,7 +218,8 @@ impl Worker {
             })
         };
         tracing::trace!(?plan, "planned");
-        let has_acted = self.act(desired, &pod, spec, &observed, &plan).await?;
+        // Boxed, so that a pod at rest costs little.
+        let has_acted = Box::pin(self.act(desired, &pod, spec, &observed, &plan)).await?;
         if has_acted {
             return Ok(Next::Now);
         }

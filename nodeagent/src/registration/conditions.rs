@@ -46,7 +46,7 @@ pub(super) fn conditions(
     old: &[NodeCondition],
     now: Timestamp,
 ) -> Vec<NodeCondition> {
-    let share = |free: u64, all: u64| if all == 0 { 100 } else { free.saturating_mul(100) / all };
+    let share = |free: u64, all: u64| free.saturating_mul(100).checked_div(all).unwrap_or(100);
     let memory = seen.memory_available.is_some_and(|it| it < MIN_MEMORY);
     let disk = seen.room.is_some_and(|it| {
         share(it.bytes_free, it.bytes) < MIN_DISK || share(it.inodes_free, it.inodes) < MIN_INODES

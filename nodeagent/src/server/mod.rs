@@ -175,3 +175,6 @@ impl Server {
         )
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
+use insula_api::names::SYSTEM;
 use rustls::{RootCertStore, ServerConfig, ServerConnection, server::WebPkiClientVerifier};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -55,16 +56,27 @@ pub(super) fn caller(connection: &ServerConnection) -> Result<(), String> {
     may_call(leaf)
 }
 
+/// Certificates carry `CN`, the user; exactly one `O=tenant:<name>`; groups in all other `O` and in
+/// `OU`, there several joined by the unit separator. Only the platform's own tenant comes here: a
+/// user of another may have any name and any group.
 fn may_call(leaf: &[u8]) -> Result<(), String> {
     let (_, certificate) =
         X509Certificate::from_der(leaf).map_err(|error| format!("client certificate: {error}"))?;
     let subject = certificate.subject();
-    let name = subject.iter_common_name().next().and_then(|it| it.as_str().ok());
-    let mut groups = subject.iter_organization().filter_map(|it| it.as_str().ok());
-    if name == Some(API_SERVER) || groups.any(|it| it == MASTERS) {
+    let mut names = subject.iter_common_name().filter_map(|it| it.as_str().ok());
+    let name = names.next().unwrap_or_default();
+    let organizations = subject.iter_organization().filter_map(|it| it.as_str().ok());
+    let (tenants, groups): (Vec<&str>, Vec<&str>) =
+        organizations.partition(|it| it.starts_with("tenant:"));
+    let units = subject.iter_organizational_unit().filter_map(|it| it.as_str().ok());
+    let mut groups = groups.into_iter().chain(units.flat_map(|it| it.split('\u{1f}')));
+    let is_system =
+        matches!(tenants[..], [tenant] if tenant.strip_prefix("tenant:") == Some(SYSTEM));
+    if is_system && names.next().is_none() && (name == API_SERVER || groups.any(|it| it == MASTERS))
+    {
         return Ok(());
     }
-    Err(format!("user {:?} may not use this node's server", name.unwrap_or_default()))
+    Err(format!("user {name:?} may not use this node's server"))
 }
 
 #[cfg(test)]
@@ -74,20 +86,25 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(name: &str, group: &str, expected: bool) {
+    fn check(name: &str, organization: &str, unit: &str, expected: bool) {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
-        params.distinguished_name.push(DnType::OrganizationName, group);
+        params.distinguished_name.push(DnType::OrganizationName, organization);
+        params.distinguished_name.push(DnType::OrganizationalUnitName, unit);
         let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
-        assert_eq!(may_call(certificate.der()).is_ok(), expected, "{name} {group}");
+        let found = may_call(certificate.der()).is_ok();
+        assert_eq!(found, expected, "{name} {organization} {unit}");
     }
 
     #[test]
     fn callers() {
-        check("system:apiserver", "any", true);
-        check("root", "system:masters", true);
-        check("system:node:a", "system:nodes", false);
-        check("system:masters", "system:apiserver", false);
+        check("system:apiserver", "tenant:system", "any", true);
+        check("root", "tenant:system", "ops\u{1f}system:masters", true);
+        check("system:node:a", "tenant:system", "system:nodes", false);
+        check("system:masters", "tenant:system", "system:apiserver", false);
+        // A tenant's administrator chooses names and groups, but not the tenant.
+        check("system:apiserver", "tenant:acme", "system:masters", false);
+        check("root", "system:masters", "system:masters", false);
         assert!(may_call(b"junk").is_err());
     }
 }

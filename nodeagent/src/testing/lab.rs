@@ -35,6 +35,7 @@ pub(crate) struct Lab {
 }
 
 struct Agent {
+    node: Arc<Node>,
     pods: Pods,
     tasks: TaskTracker,
     shutdown: CancellationToken,
@@ -90,8 +91,8 @@ impl Lab {
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let pods = Pods::new(node.clone(), tasks.clone(), shutdown.clone());
         self.cluster.attach(pods.clone());
-        tasks.spawn(relist::run(node, pods.clone(), || true, shutdown.clone()));
-        self.agent = Some(Agent { pods, tasks, shutdown });
+        tasks.spawn(relist::run(node.clone(), pods.clone(), || true, shutdown.clone()));
+        self.agent = Some(Agent { node, pods, tasks, shutdown });
     }
 
     /// Ends the agent as a signal would; containers run on.
@@ -102,6 +103,10 @@ impl Lab {
             agent.tasks.close();
             tokio::time::timeout(PATIENCE, agent.tasks.wait()).await.expect("the agent ends");
         }
+    }
+
+    pub(crate) fn node(&self) -> Arc<Node> {
+        self.agent.as_ref().unwrap().node.clone()
     }
 
     pub(crate) fn pods(&self) -> &Pods {

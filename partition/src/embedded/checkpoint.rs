@@ -97,6 +97,7 @@ pub(crate) struct Found {
 /// Reads the newest checkpoint in `dir` that is whole. What is not is set aside.
 pub(crate) fn load(dir: &Path) -> Result<Found, OpenError> {
     let failed = |source| OpenError::io("read checkpoints in", dir, source);
+    remove_partial(dir).map_err(failed)?;
     let mut found = Found::default();
     let mut damaged = Vec::new();
     for path in list(dir).map_err(failed)?.into_iter().rev() {
@@ -272,13 +273,8 @@ fn path(dir: &Path, description: &Description) -> PathBuf {
 
 /// The checkpoints in `dir`, oldest first.
 fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
     let mut found = Vec::new();
-    for entry in entries {
+    for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         let name = path.file_name().and_then(|name| name.to_str());
         let parts = name.and_then(|name| name.split_once('-'));
@@ -290,6 +286,17 @@ fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
     }
     found.sort_unstable();
     Ok(found)
+}
+
+/// Removes what a crash left half-written.
+fn remove_partial(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == PARTIAL) {
+            fs::remove_dir_all(path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes a directory with everything in it durable.

@@ -154,6 +154,11 @@ impl Member {
         self.node.raft.state == StateRole::Leader
     }
 
+    /// Whether this is the group's only member.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.node.store().is_alone()
+    }
+
     /// A tenth of an election timeout went by.
     pub(crate) fn tick(&mut self) {
         self.node.tick();

@@ -61,13 +61,18 @@ impl RaftLog {
     /// The state now holds everything up to `applied`.
     pub(crate) fn set_applied(&mut self, applied: Position) {
         self.applied = applied;
-        let members = self.conf.voters.len() + self.conf.voters_outgoing.len();
-        let alone = members + self.conf.learners.len() + self.conf.learners_next.len() <= 1;
-        let keep = if alone { 0 } else { KEPT_FOR_FOLLOWERS };
+        let keep = if self.is_alone() { 0 } else { KEPT_FOR_FOLLOWERS };
         let drop_to = applied.index.saturating_sub(keep);
         while let Some(entry) = self.entries.pop_front_if(|entry| entry.index <= drop_to) {
             self.truncated = Position { index: entry.index, term: entry.term };
         }
+    }
+
+    /// Whether the group has one member only.
+    pub(crate) fn is_alone(&self) -> bool {
+        let conf = &self.conf;
+        let parts = [&conf.voters, &conf.voters_outgoing, &conf.learners, &conf.learners_next];
+        parts.iter().map(|part| part.len()).sum::<usize>() <= 1
     }
 
     /// Starts over behind a snapshot, which `state` now holds.

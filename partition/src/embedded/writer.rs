@@ -16,7 +16,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, oneshot},
-    time::MissedTickBehavior,
+    time::Instant,
 };
 
 use super::{
@@ -38,8 +38,11 @@ pub(crate) const RESERVE: u64 = 1 << 16;
 /// Requests taken from the queue at once.
 const MAX_REQUESTS: usize = 1024;
 
-/// One tick of raft's clock.
+/// One tick of raft's clock, and the pause before the log is tried again.
 const TICK: Duration = Duration::from_millis(100);
+
+/// The same for a group of one, which has nobody to hear from.
+const TICK_ALONE: Duration = Duration::from_millis(500);
 
 /// What a partition can be asked.
 #[derive(Debug)]
@@ -103,12 +106,14 @@ impl Writer {
     /// Works until asked to shut down or until nobody is left who could ask.
     pub(crate) async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         let mut inbox = Vec::with_capacity(MAX_REQUESTS);
-        let mut ticks = tokio::time::interval(TICK);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut next_tick = Instant::now();
         loop {
             tokio::select! {
                 biased;
-                _ = ticks.tick() => self.tick(),
+                () = tokio::time::sleep_until(next_tick) => {
+                    self.tick();
+                    next_tick = Instant::now() + self.pause();
+                }
                 taken = requests.recv_many(&mut inbox, MAX_REQUESTS) => {
                     if taken == 0 {
                         return self.end("the partition was closed");
@@ -202,6 +207,11 @@ impl Writer {
         self.progress.ended.clone().or_else(|| stalled.then(reason))
     }
 
+    fn pause(&self) -> Duration {
+        let alone = self.member.is_alone() && self.progress.stalled.is_none();
+        if alone { TICK_ALONE } else { TICK }
+    }
+
     /// Time went by.
     fn tick(&mut self) {
         if let Some((work, ticket)) = self.progress.stalled.take() {
@@ -258,8 +268,9 @@ impl Writer {
             }
             Err(error @ WalError::Full(_)) => {
                 let reason = chain(&error);
+                let said = self.health.lock().replace(reason.clone()).is_some();
                 self.member.refuse_waiting(&reason);
-                if self.health.lock().replace(reason.clone()).is_none() {
+                if !said {
                     tracing::error!(
                         partition = self.name,
                         error = reason,
@@ -309,8 +320,8 @@ impl Writer {
             error = reason,
             "the partition stopped taking writes"
         );
-        self.member.refuse_waiting(&reason);
         *self.health.lock() = Some(reason.clone());
+        self.member.refuse_waiting(&reason);
         self.progress.ended = Some(reason);
     }
 
@@ -350,11 +361,29 @@ impl Writer {
         Description::new(applied, self.member.members(), segment)
     }
 
+    /// Says so if the thread ends in a way that nobody foresaw.
+    pub(crate) fn guard(&self) -> PanicGuard {
+        PanicGuard(self.health.clone())
+    }
+
     fn end(&mut self, reason: &'static str) {
         self.member.refuse_waiting(reason);
         self.progress.ended.get_or_insert_with(|| reason.into());
         self.health.lock().get_or_insert_with(|| reason.into());
         self.state.close(reason);
+    }
+}
+
+/// Notes a panic of the thread that holds it.
+#[derive(Debug)]
+pub(crate) struct PanicGuard(Health);
+
+impl Drop for PanicGuard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let reason = "the partition's writer ended in a panic; the process must be restarted";
+            *self.0.lock() = Some(reason.into());
+        }
     }
 }
 

@@ -275,8 +275,8 @@ async fn changes_missed_and_compacted_send_watchers_back() {
     assert!(matches!(watcher.next().await, Err(StoreError::Compacted { .. })));
     assert_eq!((store.stats().objects, store.stats().unhealthy), (3, None));
     // Life goes on.
+    let mut watcher = store.watch(&pods(), snapshot.revision()).unwrap();
     let after = put(&*store, "e", "1").await.revision;
-    let mut watcher = store.watch(&pods(), last).unwrap();
     assert_eq!(watcher.next().await.unwrap()[0].revision, after);
 }
 

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     path::{Path, PathBuf},
 };
 
@@ -226,11 +226,7 @@ fn cut(
 
 fn writable(dir: &Path, number: u64) -> Result<File, WalError> {
     let path = segment::path(dir, number);
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(&path)
-        .map_err(|source| WalError::io("open", &path, source))
+    segment::writable(&path).map_err(|source| WalError::io("open", &path, source))
 }
 
 fn damage(dir: &Path, number: u64, offset: usize) -> WalError {

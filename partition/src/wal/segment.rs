@@ -10,6 +10,7 @@ use super::disk::Disk;
 
 const SUFFIX: &str = ".log";
 const RETIRED: &str = ".old";
+const PARTIAL: &str = ".new";
 
 /// Path of a segment in use, or prepared to be used next.
 pub(crate) fn path(dir: &Path, segment: u64) -> PathBuf {
@@ -28,7 +29,8 @@ pub(crate) struct Listing {
     pub(crate) retired: Vec<PathBuf>,
 }
 
-/// Reads a log directory. Files of other names are left alone.
+/// Reads a log directory. Files of other names are left alone, except that halves of new segments
+/// are removed.
 pub(crate) fn list(dir: &Path) -> io::Result<Listing> {
     let mut listing = Listing::default();
     for entry in fs::read_dir(dir)? {
@@ -38,6 +40,8 @@ pub(crate) fn list(dir: &Path) -> io::Result<Listing> {
             listing.segments.extend(u64::from_str_radix(number, 16).ok());
         } else if name.ends_with(RETIRED) {
             listing.retired.push(path);
+        } else if name.ends_with(PARTIAL) {
+            fs::remove_file(path)?;
         }
     }
     listing.segments.sort_unstable();
@@ -54,17 +58,21 @@ pub(crate) fn prepare(
     recycled: Option<&Path>,
 ) -> io::Result<File> {
     let target = path(dir, segment);
+    let recycled = recycled.map(|old| Ok::<_, io::Error>((old, writable(old)?))).transpose()?;
     let file = match recycled {
-        Some(old) => {
-            let file = OpenOptions::new().read(true).write(true).open(old)?;
+        // Segments may once have been smaller.
+        Some((old, file)) if file.metadata()?.len() == size => {
             disk.write_at(&file, &[0; super::frame::SEGMENT_HEADER], 0)?;
             disk.sync_data(&file)?;
             fs::rename(old, &target)?;
             file
         }
-        None => {
+        other => {
+            if let Some((old, _)) = other {
+                fs::remove_file(old)?;
+            }
             // Filled under another name: a half-filled file must not look like a segment.
-            let partial = dir.join(format!("{segment:016x}.new"));
+            let partial = dir.join(format!("{segment:016x}{PARTIAL}"));
             let mut options = OpenOptions::new();
             let file = options.read(true).write(true).create(true).truncate(true).open(&partial)?;
             let filled = disk.fill(&file, size).and_then(|()| fs::rename(&partial, &target));
@@ -78,6 +86,11 @@ pub(crate) fn prepare(
     };
     sync_dir(dir)?;
     Ok(file)
+}
+
+/// Opens a segment to go on writing it.
+pub(crate) fn writable(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open(path)
 }
 
 /// Takes `segment` out of use; returns where it waits to be recycled.

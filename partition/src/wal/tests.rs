@@ -338,9 +338,11 @@ proptest! {
                 Step::Reopen => {
                     kill(wal);
                     let (reopened, _, read) = open(dir.path(), faulty()).unwrap();
-                    prop_assert_eq!(&read, &written);
+                    // A relaxed record may not even have left the process when it was killed.
+                    prop_assert!(durable <= read.len() && written.starts_with(&read));
                     wal = reopened;
-                    durable = written.len();
+                    durable = read.len();
+                    written = read;
                 }
             }
         }
@@ -349,12 +351,12 @@ proptest! {
         kill(wal);
         let (wal, _, read) = open(dir.path(), options()).unwrap();
         prop_assert!(durable <= read.len(), "{} of {durable} durable records are left", read.len());
-        prop_assert_eq!(&read[..], &written[..read.len()]);
+        prop_assert!(written.starts_with(&read));
         // What was cut off stays so.
         put(&wal, 9, b"after");
         kill(wal);
         let (wal, _, again) = open(dir.path(), options()).unwrap();
-        prop_assert_eq!(&again[..read.len()], &read[..]);
+        prop_assert!(again.starts_with(&read));
         prop_assert_eq!(&again[read.len()..], &[(9, b"after".to_vec())][..]);
         wal.close().unwrap();
     }

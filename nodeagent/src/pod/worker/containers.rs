@@ -161,12 +161,12 @@ impl Worker {
                 is_fetched = true;
             }
             Some(Pull::Done { image: of }) if of == image => is_fetched = true,
-            Some(Pull::Failed { image: of, error }) if of == image => {
-                if self.is_too_soon(&pull_key(&container.name)) {
-                    self.back_off_pull(container, own_name, &error);
-                    self.pulls.insert(container.name.clone(), Pull::Failed { image: of, error });
-                    return Ok(None);
-                }
+            Some(Pull::Failed { image: of, error })
+                if of == image && self.is_too_soon(&pull_key(&container.name)) =>
+            {
+                self.back_off_pull(container, own_name, &error);
+                self.pulls.insert(container.name.clone(), Pull::Failed { image: of, error });
+                return Ok(None);
             }
             _ => {}
         }

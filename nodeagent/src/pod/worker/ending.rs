@@ -9,7 +9,6 @@ use std::{
 };
 
 use insula_client::{EventType, Tenanted, chain};
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
@@ -60,9 +59,6 @@ impl Worker {
     ) {
         let container = containers(spec).map(|(_, it)| it).find(|it| it.name == stop.container);
         let grace = grace(desired, pod, spec, container, stop.reason);
-        if stop.reason == StopReason::PodEnds && self.ended_at.is_none() {
-            self.ended_at = Some(Timestamp::now());
-        }
         if let Some(stopping) = self.stopping.get(&stop.id) {
             // Counted from now, as a second delete with a shorter grace means it.
             let deadline = Instant::now() + grace;

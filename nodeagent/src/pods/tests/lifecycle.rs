@@ -1,15 +1,9 @@
-//! Pods on a real containerd, from the API object to the process and back. Needs root.
+//! Starting, running to the end, restarting, not starting.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::testing::{
-    Lab, container_id, container_status, is_ready, phase_of, shell_container as shell,
-};
-
-fn sleeper(name: &str) -> Value {
-    // Ends by itself at once when asked.
-    shell(name, "trap 'exit 0' TERM; while :; do sleep 0.1; done")
-}
+use super::sleeper;
+use crate::testing::{Lab, container_status, is_ready, phase_of, shell_container as shell};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_with_all_that_pods_have() {
@@ -127,42 +121,6 @@ async fn containers_that_end_are_restarted_or_not() {
     assert_eq!(phase_of(&waiting), "Running");
     let message = status.state.as_ref().unwrap().waiting.as_ref().unwrap().message.clone().unwrap();
     assert!(message.starts_with("back-off 10s restarting failed container=c"), "{message}");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_agent_that_restarts_disturbs_nothing() {
-    let mut lab = Lab::start().await;
-    let pod = lab
-        .create("stay", json!({"terminationGracePeriodSeconds": 1, "containers": [sleeper("c")]}));
-    let orphan = lab.create(
-        "orphan",
-        json!({"terminationGracePeriodSeconds": 1, "containers": [sleeper("c")]}),
-    );
-    let before = lab.wait(&pod, "ready", is_ready).await;
-    lab.wait(&orphan, "ready", is_ready).await;
-    lab.stop_agent().await;
-    lab.cluster.delete_at_once(orphan.uid());
-    let n_patches = lab.cluster.n_patches();
-
-    lab.start_agent();
-    let gone = async {
-        while lab.runtime.list_pod_sandboxes(&[]).await.unwrap().len() > 1 {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(crate::testing::PATIENCE, gone).await.expect("the orphan goes");
-    let after = lab.cluster.get(pod.uid()).unwrap();
-    assert_eq!(container_id(&after, "c"), container_id(&before, "c"));
-    assert_eq!(lab.cluster.n_patches(), n_patches, "nothing to tell");
-
-    // While the runtime is away nothing is reported, and afterwards nothing was lost.
-    lab.halt_runtime().await;
-    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
-    lab.resume_runtime().await;
-    assert_eq!(lab.shell(&after, "c", "echo alive").await, "alive");
-    assert_eq!(lab.cluster.n_patches(), n_patches);
-    lab.cluster.delete_gracefully(pod.uid(), 1);
-    lab.wait_gone(&pod).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

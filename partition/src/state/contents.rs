@@ -1,0 +1,272 @@
+//! What a state's lock guards, and every way in which it changes.
+
+use std::{collections::HashMap, sync::Arc};
+
+use bytes::Bytes;
+use imbl::OrdMap;
+use tokio::sync::watch;
+
+use super::Image;
+use crate::{
+    ring::{Ring, RingLimits},
+    snapshot::Entry,
+    store::{Collection, Committed, Expect, Revision, StoreError},
+    value,
+    watch::Event,
+};
+
+/// What the lock guards. Changed only inside [`State::apply`].
+#[derive(Debug)]
+pub(crate) struct Contents {
+    pub(super) revision: Revision,
+    /// History at or below is unknown in every collection.
+    pub(super) floor: Revision,
+    /// Open intervals of revisions that an unclean end may have handed out and lost.
+    lost: Vec<(Revision, Revision)>,
+    /// Why nothing changes any more, once the partition was shut down.
+    closed: Option<&'static str>,
+    pub(super) shelves: Vec<Shelf>,
+    pub(super) index: HashMap<Collection, usize>,
+    touched: Vec<usize>,
+    pub(super) objects: u64,
+    pub(super) bytes: u64,
+    limits: RingLimits,
+}
+
+/// One collection: its live values and its recent changes.
+#[derive(Debug)]
+pub(super) struct Shelf {
+    pub(super) collection: Collection,
+    pub(super) entries: OrdMap<Arc<str>, Entry>,
+    pub(super) ring: Ring,
+    pub(super) changed: watch::Sender<u64>,
+    touched: bool,
+}
+
+impl Contents {
+    pub(super) fn new(image: Image, limits: RingLimits) -> Self {
+        let mut contents = Self {
+            revision: image.revision,
+            floor: image.revision,
+            lost: Vec::new(),
+            closed: None,
+            shelves: Vec::new(),
+            index: HashMap::new(),
+            touched: Vec::new(),
+            objects: 0,
+            bytes: 0,
+            limits,
+        };
+        contents.fill(image);
+        contents
+    }
+
+    /// Stops everything; the first reason stays.
+    pub(super) fn close(&mut self, reason: &'static str) {
+        self.closed.get_or_insert(reason);
+        self.touch_all();
+    }
+
+    /// Does a guarded write at the next revision. An empty `value` is a delete.
+    pub(crate) fn write(
+        &mut self,
+        collection: &str,
+        key: &str,
+        expect: Expect,
+        value: Option<&[u8]>,
+    ) -> Result<Committed, StoreError> {
+        let shelf = self.shelf(collection);
+        let found = self.shelves[shelf].entries.get(key);
+        let allowed = match expect {
+            Expect::Absent => found.is_none(),
+            Expect::At(revision) => found.is_some_and(|entry| entry.modified == revision),
+            Expect::Present => found.is_some(),
+            Expect::Anything => true,
+        };
+        // There is nothing that a delete of nothing could give back.
+        if !allowed || (value.is_none() && found.is_none()) {
+            return Err(StoreError::Conflict {
+                collection: self.shelves[shelf].collection.clone(),
+                key: key.into(),
+                found: found.cloned(),
+            });
+        }
+        let revision = Revision(self.revision.0 + 1);
+        let event = match value {
+            Some(value) => self.put(shelf, key, value, revision),
+            None => self.remove(shelf, key, revision),
+        };
+        // `remove` finds nothing only where `found` is `None`, which was refused above.
+        event.map(|event| Committed { revision, entry: event.entry.clone() }).ok_or_else(|| {
+            StoreError::Damaged {
+                what: format!("{collection} {key} vanished while it was deleted"),
+            }
+        })
+    }
+
+    /// Records a put that got its revision elsewhere.
+    pub(crate) fn put_at(&mut self, collection: &str, key: &str, value: &[u8], at: Revision) {
+        let shelf = self.shelf(collection);
+        self.put(shelf, key, value, at);
+    }
+
+    /// Records a delete that got its revision elsewhere; without a live value it only counts.
+    pub(crate) fn delete_at(&mut self, collection: &str, key: &str, at: Revision) {
+        let shelf = self.shelf(collection);
+        self.remove(shelf, key, at);
+        self.advance(at);
+    }
+
+    /// Nothing happened in this partition up to `revision` but what was recorded.
+    pub(crate) fn advance(&mut self, revision: Revision) {
+        self.revision = self.revision.max(revision);
+    }
+
+    /// Leaves out `count` revisions: an unclean end may have handed them out and lost them.
+    pub(crate) fn skip(&mut self, count: u64) {
+        let to = Revision(self.revision.0 + count);
+        self.lost.push((self.revision, to));
+        self.revision = to;
+    }
+
+    /// Forgets history at or below `revision`.
+    pub(crate) fn compact(&mut self, revision: Revision) -> Result<(), StoreError> {
+        if self.revision < revision {
+            return Err(StoreError::Future { requested: revision, newest: self.revision });
+        }
+        self.floor = self.floor.max(revision);
+        let floor = self.floor;
+        self.lost.retain(|(_, end)| floor < *end);
+        for shelf in &mut self.shelves {
+            shelf.ring.forget(floor);
+        }
+        Ok(())
+    }
+
+    /// Replaces everything by `image`. Watchers that were behind it must start anew.
+    pub(crate) fn reset(&mut self, image: Image) {
+        self.revision = self.revision.max(image.revision);
+        self.floor = self.revision;
+        self.objects = 0;
+        self.bytes = 0;
+        self.lost.clear();
+        for shelf in &mut self.shelves {
+            shelf.entries = OrdMap::new();
+            shelf.ring.forget(self.floor);
+        }
+        self.fill(image);
+        self.touch_all();
+    }
+
+    fn fill(&mut self, image: Image) {
+        for (collection, entries) in image.collections {
+            let shelf = self.shelf(collection.as_str());
+            self.objects += entries.len() as u64;
+            self.bytes += entries.iter().map(|(key, entry)| size_of_entry(key, entry)).sum::<u64>();
+            self.shelves[shelf].entries = entries;
+        }
+    }
+
+    fn put(
+        &mut self,
+        shelf: usize,
+        key: &str,
+        value: &[u8],
+        revision: Revision,
+    ) -> Option<Arc<Event>> {
+        let entry = Entry { value: value::own_with_revision(value, revision), modified: revision };
+        let entries = &mut self.shelves[shelf].entries;
+        let key = entries.get_key_value(key).map_or_else(|| key.into(), |(key, _)| key.clone());
+        let previous = entries.insert(key.clone(), entry.clone());
+        self.count(&key, &entry, previous.as_ref());
+        Some(self.record(shelf, Event { revision, key, entry, previous, deleted: false }))
+    }
+
+    fn remove(&mut self, shelf: usize, key: &str, revision: Revision) -> Option<Arc<Event>> {
+        let (key, previous) = self.shelves[shelf].entries.remove_with_key(key)?;
+        self.objects -= 1;
+        self.bytes -= size_of_entry(&key, &previous);
+        let value: Bytes = value::with_revision(&previous.value, revision);
+        let entry = Entry { value, modified: revision };
+        let previous = Some(previous);
+        Some(self.record(shelf, Event { revision, key, entry, previous, deleted: true }))
+    }
+
+    fn count(&mut self, key: &str, entry: &Entry, previous: Option<&Entry>) {
+        self.bytes += size_of_entry(key, entry);
+        match previous {
+            Some(previous) => self.bytes -= size_of_entry(key, previous),
+            None => self.objects += 1,
+        }
+    }
+
+    fn record(&mut self, shelf: usize, event: Event) -> Arc<Event> {
+        self.advance(event.revision);
+        let event = Arc::new(event);
+        self.shelves[shelf].ring.push(event.clone());
+        self.touch(shelf);
+        event
+    }
+
+    /// The place of a collection, made if this is the first that is heard of it.
+    pub(super) fn shelf(&mut self, name: &str) -> usize {
+        if let Some(&shelf) = self.index.get(name) {
+            return shelf;
+        }
+        let collection = Collection::of(name);
+        let shelf = self.shelves.len();
+        self.shelves.push(Shelf {
+            collection: collection.clone(),
+            entries: OrdMap::new(),
+            ring: Ring::new(self.floor, self.limits),
+            changed: watch::Sender::new(0),
+            touched: false,
+        });
+        self.index.insert(collection, shelf);
+        shelf
+    }
+
+    fn touch(&mut self, shelf: usize) {
+        if !std::mem::replace(&mut self.shelves[shelf].touched, true) {
+            self.touched.push(shelf);
+        }
+    }
+
+    fn touch_all(&mut self) {
+        for shelf in 0..self.shelves.len() {
+            self.touch(shelf);
+        }
+    }
+
+    pub(super) fn take_wakeups(&mut self) -> Vec<watch::Sender<u64>> {
+        let touched = std::mem::take(&mut self.touched);
+        let wakeup = |shelf: usize| {
+            self.shelves[shelf].touched = false;
+            self.shelves[shelf].changed.clone()
+        };
+        touched.into_iter().map(wakeup).collect()
+    }
+
+    pub(super) fn check_open(&self) -> Result<(), StoreError> {
+        match self.closed {
+            Some(reason) => Err(StoreError::Unavailable { reason: reason.into(), source: None }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether all that happened after `revision` is known, as far as no single ring decides.
+    pub(super) fn check_history(&self, revision: Revision) -> Result<(), StoreError> {
+        if revision < self.floor {
+            return Err(StoreError::Compacted { requested: revision, oldest: self.floor });
+        }
+        match self.lost.iter().find(|(start, end)| *start < revision && revision < *end) {
+            Some(&(_, end)) => Err(StoreError::Compacted { requested: revision, oldest: end }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What an entry counts in `StoreStats::bytes`.
+fn size_of_entry(key: &str, entry: &Entry) -> u64 {
+    (key.len() + entry.value.len()) as u64
+}

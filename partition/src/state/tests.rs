@@ -1,0 +1,95 @@
+//! What a state shows its readers and watchers.
+
+use bytes::Bytes;
+
+use super::*;
+use crate::store::Expect;
+
+fn state() -> Arc<State> {
+    State::new(Image::default(), RingLimits { events: 4, bytes: 1 << 20 })
+}
+
+fn put(state: &State, key: &str, value: &str) -> Revision {
+    let write = |contents: &mut Contents| {
+        contents.write("core/pods", key, Expect::Anything, Some(value.as_bytes()))
+    };
+    state.apply(write).unwrap().revision
+}
+
+fn pods() -> Collection {
+    Collection::new("", "pods")
+}
+
+#[tokio::test]
+async fn reads_exactly_an_older_revision() {
+    let state = state();
+    let first = put(&state, "a", "1");
+    put(&state, "b", "2");
+    put(&state, "a", "3");
+    state.apply(|contents| contents.write("core/pods", "b", Expect::Present, None)).unwrap();
+    let old = state.read(&pods(), ReadAt::Exactly(first)).await.unwrap();
+    assert_eq!(old.revision(), first);
+    assert_eq!(old.get("a").unwrap().value, "1");
+    assert_eq!(old.len(), 1);
+    assert_eq!(state.read(&pods(), ReadAt::Latest).await.unwrap().get("a").unwrap().value, "3");
+    assert_eq!((state.totals().objects, state.totals().bytes), (1, 2));
+}
+
+#[tokio::test]
+async fn history_that_left_the_ring_is_compacted() {
+    let state = state();
+    let first = put(&state, "a", "1");
+    for n in 0..5 {
+        put(&state, "a", &n.to_string());
+    }
+    let read = state.read(&pods(), ReadAt::Exactly(first)).await;
+    assert!(matches!(read, Err(StoreError::Compacted { oldest: Revision(2), .. })));
+    assert!(matches!(state.watch(&pods(), first), Err(StoreError::Compacted { .. })));
+    // A collection without a ring of its own is not affected.
+    assert!(state.watch(&Collection::new("", "nodes"), first).is_ok());
+}
+
+#[tokio::test]
+async fn lost_revisions_are_compacted_but_their_ends_are_not() {
+    let state = state();
+    let before = put(&state, "a", "1");
+    state.apply(|contents| contents.skip(100));
+    let after = put(&state, "a", "2");
+    assert_eq!(after, Revision(before.0 + 101));
+    let inside = state.watch(&pods(), Revision(before.0 + 50));
+    assert!(matches!(inside, Err(StoreError::Compacted { .. })));
+    let mut watcher = state.watch(&pods(), before).unwrap();
+    assert_eq!(watcher.next().await.unwrap()[0].revision, after);
+}
+
+#[tokio::test]
+async fn a_closed_state_ends_its_watches() {
+    let state = state();
+    let mut watcher = state.watch(&pods(), Revision(0)).unwrap();
+    let waiting = tokio::spawn(async move { watcher.next().await });
+    tokio::task::yield_now().await;
+    state.close("the partition was shut down");
+    assert!(matches!(waiting.await.unwrap(), Err(StoreError::Unavailable { .. })));
+}
+
+#[tokio::test]
+async fn a_reset_sends_watchers_back_to_the_list() {
+    let state = state();
+    put(&state, "a", "1");
+    let mut watcher = state.watch(&pods(), Revision(1)).unwrap();
+    let entry = Entry { value: Bytes::from_static(b"9"), modified: Revision(9) };
+    let entries = OrdMap::unit("z".into(), entry);
+    state.apply(|contents| {
+        contents.reset(Image { revision: Revision(9), collections: vec![(pods(), entries)] });
+    });
+    assert!(matches!(watcher.next().await, Err(StoreError::Compacted { .. })));
+    assert_eq!(state.totals().objects, 1);
+    assert_eq!(state.revision(), Revision(9));
+}
+
+#[tokio::test]
+async fn a_revision_that_never_comes_is_in_the_future() {
+    let state = state();
+    let reached = state.reach(Revision(5), Duration::from_millis(5)).await;
+    assert!(matches!(reached, Err(StoreError::Future { requested: Revision(5), .. })));
+}
