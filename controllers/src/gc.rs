@@ -161,6 +161,7 @@ impl GarbageCollector {
         if kept.len() == owners.len() {
             return Ok(());
         }
+        let kept = (!kept.is_empty()).then_some(kept);
         self.patch_metadata(node, live, "ownerReferences", json!(kept)).await
     }
 
@@ -171,6 +172,7 @@ impl GarbageCollector {
         if kept.len() == finalizers.len() {
             return Ok(());
         }
+        let kept = (!kept.is_empty()).then_some(kept);
         self.patch_metadata(node, &live, "finalizers", json!(kept)).await
     }
 

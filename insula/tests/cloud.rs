@@ -125,8 +125,8 @@ spec:
   initContainers:
   - name: prepare
     image: localhost/insula/busybox:1
-    command: [sh, -c, "echo prepared > /work/state"]
-    volumeMounts: [{name: work, mountPath: /work}]
+    command: [sh, -c, "echo prepared > /scratch/state"]
+    volumeMounts: [{name: work, mountPath: /scratch}]
   containers:
   - name: main
     image: localhost/insula/busybox:1
@@ -137,9 +137,9 @@ spec:
     - {name: WHO, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
     - {name: BOTH, value: "$(COLOUR)-$(WHO)"}
     resources: {requests: {cpu: 10m, memory: 16Mi}, limits: {memory: 64Mi}}
-    readinessProbe: {exec: {command: [test, -f, /work/state]}, periodSeconds: 1}
+    readinessProbe: {exec: {command: [test, -f, /scratch/state]}, periodSeconds: 1}
     volumeMounts:
-    - {name: work, mountPath: /work}
+    - {name: work, mountPath: /scratch}
     - {name: settings, mountPath: /etc/settings}
     - {name: keys, mountPath: /etc/keys, readOnly: true}
     - {name: about, mountPath: /etc/about}
@@ -162,7 +162,7 @@ fn a_pod_gets_what_its_manifest_says() {
     let says = |script: &str| acme.ok(&["exec", "full", "--", "sh", "-c", script]);
     assert_eq!(says("echo $COLOUR $PASSWORD $WHO $BOTH"), "green hidden full green-full\n");
     assert_eq!(
-        says("cat /work/state /etc/settings/file.conf /etc/keys/password"),
+        says("cat /scratch/state /etc/settings/file.conf /etc/keys/password"),
         "prepared\nline\nhidden"
     );
     assert_eq!(says("cat /etc/about/labels").trim(), r#"app="full""#);

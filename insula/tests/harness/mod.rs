@@ -53,7 +53,16 @@ impl Cloud {
 
     pub(crate) fn start(node: bool, extra: &[&str]) -> Self {
         // Short, because a unix socket's path is.
-        let dir = tempfile::Builder::new().prefix("ins").tempdir_in("/tmp").unwrap();
+        Self::start_in(Path::new("/tmp"), node, extra)
+    }
+
+    /// Without a node, with all it keeps below `parent`.
+    pub(crate) fn on(parent: &Path, extra: &[&str]) -> Self {
+        Self::start_in(parent, false, extra)
+    }
+
+    fn start_in(parent: &Path, node: bool, extra: &[&str]) -> Self {
+        let dir = tempfile::Builder::new().prefix("ins").tempdir_in(parent).unwrap();
         let socket = node.then(|| {
             let out = Command::new(root().join("install/containerd.sh"))
                 .args(["start", "--root"])

@@ -1,0 +1,197 @@
+//! A real cloud in this process: storage, API server, controllers; and pods that need no node.
+
+#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(clippy::unwrap_used, reason = "a failure fails the test")]
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use insula_api::names::TenantName;
+use insula_apiserver::{
+    Server, ServerConfig, Tls,
+    identity::{Identity, MASTERS},
+    pki::Authority,
+    tokens::Keys,
+};
+use insula_client::{
+    Client, DeleteOptions, Error, Informer, Kind, Object, Patch, Tenant, Tenanted,
+};
+use insula_partition::partitions::{Partitions, PartitionsConfig, StoreConfig};
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::{Value, json};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// How long anything may take to come true. The machine may be busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A cloud, and what ends with it.
+pub(crate) struct Cloud {
+    pub(crate) client: Client,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) tasks: TaskTracker,
+    partitions: Arc<Partitions>,
+    _directory: tempfile::TempDir,
+}
+
+impl Cloud {
+    /// Storage and API server.
+    pub(crate) async fn start(n_partitions: u16) -> Self {
+        // Shown only if the test fails, and only what RUST_LOG asks for.
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .with_test_writer()
+            .try_init();
+        let directory = tempfile::tempdir().unwrap();
+        let store = StoreConfig::Embedded { partitions: n_partitions };
+        let data_dir = directory.path().join("partitions");
+        let partitions =
+            Arc::new(Partitions::open(PartitionsConfig { data_dir, store }).await.unwrap());
+        let authority = Authority::open_or_create(&directory.path().join("pki")).unwrap();
+        let pair = authority.client(&TenantName::system(), "system:apiserver", &[MASTERS]).unwrap();
+        let shutdown = CancellationToken::new();
+        let server = Server::start(ServerConfig {
+            partitions: partitions.clone(),
+            keys: Keys::open_or_create(&directory.path().join("sa.key")).unwrap(),
+            node_tls: Tls::client(authority.certificate(), &pair).unwrap(),
+            advertise: "127.0.0.1:6443".to_owned(),
+            shutdown: shutdown.clone(),
+        })
+        .await
+        .unwrap();
+        let service = tower::service_fn(move |request: http::Request<_>| {
+            let server = server.clone();
+            let identity = Identity::new(TenantName::system(), "test", &[MASTERS]);
+            async move { Ok::<_, Infallible>(server.handle_trusted(request, identity).await) }
+        });
+        let client = Client::in_process(service, "test").unwrap();
+        Self { client, shutdown, tasks: TaskTracker::new(), partitions, _directory: directory }
+    }
+
+    /// Storage, API server, controllers, and pods that run at once.
+    pub(crate) async fn with_controllers(n_partitions: u16) -> Self {
+        let cloud = Self::start(n_partitions).await;
+        let config = insula_controllers::Config::new("the root of trust");
+        let running = insula_controllers::run(config, cloud.client.clone(), cloud.shutdown.clone());
+        cloud.tasks.spawn(running);
+        cloud.run_pods();
+        cloud
+    }
+
+    /// Does for pods what their nodes would: they are ready at once, and end when asked to.
+    ///
+    /// A pod labelled `broken` never becomes ready.
+    pub(crate) fn run_pods(&self) {
+        let informer = Informer::builder(self.client.all().collection::<Pod>())
+            .start(&self.tasks, self.shutdown.clone());
+        let (client, tasks) = (self.client.clone(), self.tasks.clone());
+        informer.on_change(move |change| {
+            if let Some(pod) = change.new {
+                tasks.spawn(run_pod(client.clone(), pod.clone()));
+            }
+        });
+    }
+
+    /// Creates a tenant and waits until it can be used.
+    pub(crate) async fn tenant(&self, name: &str) -> TenantName {
+        let mut tenant = Tenant::default();
+        tenant.metadata.name = Some(name.to_owned());
+        self.client.system().api::<Tenant>().create(&tenant).await.unwrap();
+        let name = TenantName::parse(name).unwrap();
+        self.until("its first account is there", async || {
+            let accounts = self
+                .client
+                .tenant(&name)
+                .namespaced::<k8s_openapi::api::core::v1::ServiceAccount>("default");
+            accounts.get_opt("default").await.unwrap().is_some()
+        })
+        .await;
+        name
+    }
+
+    /// Creates an object of `K` from JSON.
+    pub(crate) async fn create<K: Kind>(
+        &self,
+        tenant: &TenantName,
+        namespace: &str,
+        value: Value,
+    ) -> Tenanted<K> {
+        let object: K = serde_json::from_value(value).unwrap();
+        let api = self.client.tenant(tenant).namespaced::<K>(namespace);
+        api.create(&object).await.unwrap_or_else(|error| panic!("{error:?}"))
+    }
+
+    /// All objects of `K` in a namespace.
+    pub(crate) async fn list<K: Kind>(
+        &self,
+        tenant: &TenantName,
+        namespace: &str,
+    ) -> Vec<Tenanted<K>> {
+        let api = self.client.tenant(tenant).namespaced::<K>(namespace);
+        api.list_all(&Default::default()).await.unwrap()
+    }
+
+    /// Waits until `condition` holds.
+    pub(crate) async fn until(&self, what: &str, mut condition: impl AsyncFnMut() -> bool) {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while !condition().await {
+            assert!(tokio::time::Instant::now() < deadline, "never true: {what}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Ends the cloud in good order.
+    pub(crate) async fn end(self) {
+        self.shutdown.cancel();
+        self.tasks.close();
+        tokio::time::timeout(PATIENCE, self.tasks.wait()).await.expect("all ends in time");
+        self.partitions.shutdown().await.unwrap();
+    }
+}
+
+impl Drop for Cloud {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+async fn run_pod(client: Client, pod: Arc<Tenanted<Pod>>) {
+    let pods = client.tenant(&pod.tenant).namespaced::<Pod>(pod.namespace());
+    let is_broken =
+        pod.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key("broken"));
+    let is_ready = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_ref())
+        .is_some_and(|all| all.iter().any(|it| it.type_ == "Ready" && it.status == "True"));
+    let result = if pod.is_deleting() {
+        let options = DeleteOptions::default().grace_period(0).only_uid(pod.uid());
+        pods.delete(pod.name(), &options).await.map(drop)
+    } else if is_ready || is_broken {
+        Ok(())
+    } else {
+        let patch = json!({
+            "metadata": {"uid": pod.uid()},
+            "status": {"phase": "Running", "conditions": [{
+                "type": "Ready", "status": "True", "lastTransitionTime": jiff_now(),
+            }]},
+        });
+        pods.patch_status(pod.name(), &Patch::Strategic(patch)).await.map(drop)
+    };
+    match result {
+        Ok(()) => (),
+        Err(error) if error.is_not_found() || error.is_conflict() => (),
+        Err(Error::Api(status)) => panic!("{status:?}"),
+        Err(error) => eprintln!("{error:?}"),
+    }
+}
+
+fn jiff_now() -> String {
+    let now = jiff::Timestamp::now();
+    jiff::Timestamp::from_second(now.as_second()).unwrap().to_string()
+}
+
+/// The names of objects, sorted.
+pub(crate) fn names<K: Object>(objects: &[Tenanted<K>]) -> Vec<&str> {
+    let mut names: Vec<_> = objects.iter().map(|it| it.name()).collect();
+    names.sort_unstable();
+    names
+}

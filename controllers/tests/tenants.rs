@@ -1,0 +1,161 @@
+//! Tenants and namespaces: what they begin with, and that they end whole and alone.
+
+#![allow(clippy::unwrap_used, reason = "a failure fails the test")]
+
+mod cloud;
+
+use insula_api::kinds::TenantPhase;
+use insula_client::{DeleteOptions, ListOptions, Patch, Tenant};
+use k8s_openapi::api::{
+    core::v1::{ConfigMap, Namespace, Node, Pod, ServiceAccount},
+    rbac::v1::{ClusterRole, ClusterRoleBinding},
+};
+use serde_json::json;
+
+use self::cloud::{Cloud, names};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_begins_with_its_namespaces_and_what_each_namespace_has() {
+    let cloud = Cloud::with_controllers(2).await;
+    let acme = cloud.tenant("acme").await;
+    let namespaces = cloud.client.tenant(&acme).api::<Namespace>();
+    let all = namespaces.list_all(&ListOptions::default()).await.unwrap();
+    assert_eq!(names(&all), ["default", "kube-public", "kube-system"]);
+    let tenants = cloud.client.system().api::<Tenant>();
+    cloud
+        .until("the tenant is active", async || {
+            let status = tenants.get("acme").await.unwrap().object.status;
+            status.and_then(|status| status.phase) == Some(TenantPhase::Active)
+        })
+        .await;
+    for namespace in ["default", "kube-system", "kube-public"] {
+        cloud
+            .until("the certificate authority is published", async || {
+                let maps = cloud.list::<ConfigMap>(&acme, namespace).await;
+                maps.iter().any(|it| {
+                    it.name() == "kube-root-ca.crt"
+                        && it.data.as_ref().unwrap()["ca.crt"] == "the root of trust"
+                })
+            })
+            .await;
+    }
+    cloud.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_every_namespace_has_comes_back() {
+    let cloud = Cloud::with_controllers(1).await;
+    let acme = cloud.tenant("acme").await;
+    let accounts = cloud.client.tenant(&acme).namespaced::<ServiceAccount>("default");
+    let before = accounts.get("default").await.unwrap();
+    accounts.delete("default", &DeleteOptions::default()).await.unwrap();
+    cloud
+        .until("the account is new", async || {
+            let account = accounts.get_opt("default").await.unwrap();
+            account.is_some_and(|it| it.uid() != before.uid())
+        })
+        .await;
+    let maps = cloud.client.tenant(&acme).namespaced::<ConfigMap>("default");
+    cloud
+        .until("the authority is there", async || {
+            maps.get_opt("kube-root-ca.crt").await.unwrap().is_some()
+        })
+        .await;
+    let spoilt = Patch::Merge(json!({"data": {"ca.crt": "forged", "more": "data"}}));
+    maps.patch("kube-root-ca.crt", &spoilt).await.unwrap();
+    cloud
+        .until("the authority is right again", async || {
+            let data = maps.get("kube-root-ca.crt").await.unwrap().object.data.unwrap();
+            data.len() == 1 && data["ca.crt"] == "the root of trust"
+        })
+        .await;
+    cloud.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_ends_with_all_that_is_in_it() {
+    let cloud = Cloud::with_controllers(2).await;
+    let acme = cloud.tenant("acme").await;
+    let namespaces = cloud.client.tenant(&acme).api::<Namespace>();
+    let web: Namespace = serde_json::from_value(json!({"metadata": {"name": "web"}})).unwrap();
+    namespaces.create(&web).await.unwrap();
+    cloud
+        .until("pods can be created", async || {
+            let accounts = cloud.list::<ServiceAccount>(&acme, "web").await;
+            !accounts.is_empty()
+        })
+        .await;
+    let pod =
+        json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    cloud.create::<Pod>(&acme, "web", pod.clone()).await;
+    cloud.create::<Pod>(&acme, "default", pod).await;
+    let held = json!({"metadata": {"name": "held", "finalizers": ["example.com/keep"]}});
+    cloud.create::<ConfigMap>(&acme, "web", held).await;
+    namespaces.delete("web", &DeleteOptions::default()).await.unwrap();
+
+    let condition = async |kind: &str| {
+        let status = namespaces.get("web").await.unwrap().object.status.unwrap();
+        let all = status.conditions.unwrap_or_default();
+        all.into_iter().find(|it| it.type_ == kind).map(|it| (it.status, it.message.unwrap()))
+    };
+    cloud
+        .until("what holds the namespace is told", async || {
+            let finalizers = condition("NamespaceFinalizersRemaining").await;
+            finalizers.is_some_and(|(status, message)| {
+                status == "True" && message.contains("example.com/keep in 1 resource instances")
+            })
+        })
+        .await;
+    let (_, message) = condition("NamespaceContentRemaining").await.unwrap();
+    assert_eq!(message, "Some resources are remaining: configmaps. has 1 resource instances");
+    assert!(cloud.list::<Pod>(&acme, "web").await.is_empty(), "pods went first");
+
+    let maps = cloud.client.tenant(&acme).namespaced::<ConfigMap>("web");
+    let free = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+    maps.patch("held", &free).await.unwrap();
+    cloud
+        .until("the namespace is gone", async || namespaces.get_opt("web").await.unwrap().is_none())
+        .await;
+    assert_eq!(names(&cloud.list::<Pod>(&acme, "default").await), ["p"]);
+    cloud.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_ends_alone() {
+    let cloud = Cloud::with_controllers(2).await;
+    let node: Node = serde_json::from_value(json!({"metadata": {"name": "n1"}})).unwrap();
+    cloud.client.system().api::<Node>().create(&node).await.unwrap();
+    let (acme, globex) = (cloud.tenant("acme").await, cloud.tenant("globex").await);
+    for tenant in [&acme, &globex] {
+        cloud.create::<ConfigMap>(tenant, "default", json!({"metadata": {"name": "c"}})).await;
+        let role = json!({"metadata": {"name": "r"}, "rules": []});
+        let role: ClusterRole = serde_json::from_value(role).unwrap();
+        cloud.client.tenant(tenant).api::<ClusterRole>().create(&role).await.unwrap();
+    }
+    let tenants = cloud.client.system().api::<Tenant>();
+    tenants.delete("acme", &DeleteOptions::default()).await.unwrap();
+    cloud
+        .until("the tenant is gone", async || tenants.get_opt("acme").await.unwrap().is_none())
+        .await;
+
+    let all = ListOptions::default();
+    let left = |items: usize, of: &str| assert_eq!(items, 0, "{of} of acme are left");
+    let of_acme = |it: &insula_api::names::TenantName| it.as_str() == "acme";
+    let maps = cloud.client.all().collection::<ConfigMap>().list_all(&all).await.unwrap();
+    left(maps.iter().filter(|it| of_acme(&it.tenant)).count(), "config maps");
+    let spaces = cloud.client.all().collection::<Namespace>().list_all(&all).await.unwrap();
+    left(spaces.iter().filter(|it| of_acme(&it.tenant)).count(), "namespaces");
+    let roles = cloud.client.all().collection::<ClusterRole>().list_all(&all).await.unwrap();
+    left(roles.iter().filter(|it| of_acme(&it.tenant)).count(), "cluster roles");
+    let bindings = cloud.client.all().collection::<ClusterRoleBinding>().list_all(&all).await;
+    left(bindings.unwrap().iter().filter(|it| of_acme(&it.tenant)).count(), "bindings");
+
+    assert!(maps.iter().any(|it| it.tenant == globex && it.name() == "c"));
+    assert!(roles.iter().any(|it| it.tenant == globex && it.name() == "r"));
+    let nodes = cloud.client.system().api::<Node>();
+    assert!(nodes.get_opt("n1").await.unwrap().is_some(), "the fleet is untouched");
+
+    // The name can be used again.
+    cloud.tenant("acme").await;
+    cloud.end().await;
+}
