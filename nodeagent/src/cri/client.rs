@@ -16,7 +16,7 @@ use tonic::{
 
 use super::{
     containerd::{SubscribeRequest, events_client::EventsClient},
-    error::RuntimeError,
+    error::{ConnectionError, RuntimeError},
     v1::{
         self, image_service_client::ImageServiceClient,
         runtime_service_client::RuntimeServiceClient,
@@ -86,7 +86,8 @@ impl RuntimeClient {
     fn error(&self, call: &'static str, status: Status) -> RuntimeError {
         // The runtime itself never answers `Unavailable`: that is the transport's word.
         if status.code() == Code::Unavailable {
-            return RuntimeError::Absent { endpoint: self.endpoint.clone(), source: status };
+            let source = ConnectionError(status.message().to_owned());
+            return RuntimeError::Absent { endpoint: self.endpoint.clone(), source };
         }
         let message = match status.message() {
             "" => format!("{call} failed with code {:?}", status.code()),
@@ -487,7 +488,9 @@ mod tests {
         let client = RuntimeClient::new(&format!("unix://{}", socket.display())).unwrap();
         let error = client.version().await.unwrap_err();
         assert!(error.is_outage(), "{error:?}");
-        assert!(error.to_string().contains("start it with"), "{error}");
+        let text = insula_client::chain(&error);
+        assert!(text.contains("start it with"), "{text}");
+        assert!(text.ends_with(": No such file or directory (os error 2)"), "{text}");
     }
 
     #[tokio::test]
