@@ -2,6 +2,7 @@
 
 pub mod decode;
 pub mod defaults;
+pub mod error;
 pub mod kinds;
 pub mod names;
 pub mod object;

@@ -152,7 +152,11 @@ fn read(
             }
             let map = out.entry(field.name).or_insert_with(|| Value::Object(Map::new()));
             if let Value::Object(map) = map {
-                map.insert(key, found.unwrap_or_else(|| Value::String(String::new())));
+                let empty = match **item {
+                    Shape::String => Value::String(String::new()),
+                    _ => Value::Null,
+                };
+                map.insert(key, found.unwrap_or(empty));
             }
         }
         shape => {

@@ -4,6 +4,7 @@
 //! of their own and are turned into [`ApiError`] where their meaning for the request is known.
 
 use http::StatusCode;
+pub use insula_api::error::chain;
 use insula_api::{decode::DecodeError, path::PathError, proto::ProtoError};
 use insula_partition::store::StoreError;
 use serde_json::{Value, json};
@@ -333,18 +334,6 @@ impl From<StoreError> for ApiError {
             }
         }
     }
-}
-
-/// An error and each of its causes, separated by `: `.
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::{
     Server, admission,
     call::Call,
-    error::{ApiError, Result},
+    error::{ApiError, FieldError, Result},
     read, strategy, validate,
 };
 
@@ -171,39 +171,18 @@ pub(crate) async fn update(server: &Server, call: &Call, body: &[u8]) -> Result<
     let wanted = object::meta_str(&value, "resourceVersion").to_owned();
     let conditional = !wanted.is_empty() && wanted != "0";
     let resource = &call.served.resource;
-    if !conditional && strategy::needs_revision(resource) && call.path.subresource.is_empty() {
-        let (_, store) = call.served.place(
-            &server.partitions,
-            call.tenant()?,
-            &call.namespace(),
-            &call.path.name,
-        );
-        let current = store.read(&call.served.collection, ReadAt::Latest).await?;
-        if current.get(&call.key(&call.path.name)?).is_some() {
-            let zero = Value::from("0x0");
-            let mut error = crate::error::FieldError::invalid(
-                "metadata.resourceVersion",
-                &zero,
-                "must be specified for an update",
-            );
+    if call.path.subresource.is_empty() {
+        let unguarded = !conditional && strategy::needs_revision(resource);
+        let may_create = strategy::creates_on_update(resource);
+        let exists = (!unguarded && !may_create) || exists(server, call).await?;
+        if unguarded && exists {
+            let mut error = FieldError::required("metadata.resourceVersion", "");
+            error.reason = "FieldValueInvalid";
             error.message = "Invalid value: 0x0: must be specified for an update".into();
-            return Err(ApiError::invalid(
-                &resource.group,
-                &resource.kind,
-                &call.path.name,
-                &[error],
-            ));
+            let name = &call.path.name;
+            return Err(ApiError::invalid(&resource.group, &resource.kind, name, &[error]));
         }
-    }
-    if call.path.subresource.is_empty() && strategy::creates_on_update(resource) {
-        let (_, store) = call.served.place(
-            &server.partitions,
-            call.tenant()?,
-            &call.namespace(),
-            &call.path.name,
-        );
-        let current = store.read(&call.served.collection, ReadAt::Latest).await?;
-        if current.get(&call.key(&call.path.name)?).is_none() {
+        if may_create && !exists {
             object::metadata_mut(&mut value).remove("resourceVersion");
             server.authorize_verb(call, "create").await?;
             return create_value(server, call, value, warnings).await;
@@ -217,6 +196,15 @@ pub(crate) async fn update(server: &Server, call: &Call, body: &[u8]) -> Result<
         Ok(Changed { value: value.clone(), retry: !conditional, warnings: Vec::new() })
     })
     .await
+}
+
+/// Whether the object of the path is there.
+async fn exists(server: &Server, call: &Call) -> Result<bool> {
+    let name = &call.path.name;
+    let namespace = call.namespace();
+    let (_, store) = call.served.place(&server.partitions, call.tenant()?, &namespace, name);
+    let current = store.read(&call.served.collection, ReadAt::Latest).await?;
+    Ok(current.get(&call.key(name)?).is_some())
 }
 
 /// What a change makes of the current object.

@@ -93,7 +93,10 @@ fn a_full_disk_refuses_writes_and_loses_none() {
     // Nothing is left for anyone.
     let filler = disk.0.path().join("filler");
     let mut dd = Command::new("dd");
-    dd.arg("if=/dev/zero").arg(format!("of={}", filler.display())).arg("bs=1M").stderr(Stdio::null());
+    dd.arg("if=/dev/zero")
+        .arg(format!("of={}", filler.display()))
+        .arg("bs=1M")
+        .stderr(Stdio::null());
     assert!(!dd.status().unwrap().success(), "the disk is full");
 
     // Writes go on in what was set aside, then are refused in words.

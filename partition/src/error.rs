@@ -1,5 +1,6 @@
 //! Why partitions could not be opened.
 
+pub(crate) use insula_api::error::chain;
 use std::path::{Path, PathBuf};
 
 use crate::{store::StoreError, wal::WalError};
@@ -73,16 +74,4 @@ impl From<WalError> for OpenError {
             error => Self::Log(error.into()),
         }
     }
-}
-
-/// An error with all its causes, for a line of log or a reason.
-pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text
 }

@@ -1,5 +1,6 @@
 //! What can go wrong between a caller and the API server.
 
+pub use insula_api::error::chain;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
@@ -180,18 +181,6 @@ fn status_text(status: &Status) -> String {
         (_, Some(reason)) if !reason.is_empty() => reason.clone(),
         _ => format!("the API server answered {}", status.code.unwrap_or_default()),
     }
-}
-
-/// Prints an error and each of its causes, separated by `: `.
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text
 }
 
 #[cfg(test)]

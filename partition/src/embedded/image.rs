@@ -24,25 +24,25 @@ pub(crate) fn encode(image: &Image) -> Vec<u8> {
     out.extend_from_slice(&image.revision.0.to_le_bytes());
     for (collection, entries) in &image.collections {
         for (key, entry) in entries {
-            put_text(&mut out, collection.as_str());
-            put_text(&mut out, key);
-            out.extend_from_slice(&entry.modified.0.to_le_bytes());
-            put_bytes(&mut out, &entry.value);
+            put_row(&mut out, collection, key, entry);
         }
     }
     out
+}
+
+/// Appends one row.
+pub(crate) fn put_row(out: &mut Vec<u8>, collection: &Collection, key: &str, entry: &Entry) {
+    put_text(out, collection.as_str());
+    put_text(out, key);
+    out.extend_from_slice(&entry.modified.0.to_le_bytes());
+    put_bytes(out, &entry.value);
 }
 
 /// `None` if this is not what [`encode`] made.
 pub(crate) fn decode(data: &[u8]) -> Option<Image> {
     let mut reader = Reader::new(data.strip_prefix(&[FORMAT])?);
     let mut builder = Builder::new(Revision(reader.u64()?));
-    while !reader.is_empty() {
-        let (collection, key) = (reader.text()?, reader.text()?);
-        let modified = Revision(reader.u64()?);
-        let value = Bytes::copy_from_slice(reader.bytes()?);
-        builder.add(collection, key, Entry { value, modified });
-    }
+    builder.add_rows(reader.rest())?;
     Some(builder.finish())
 }
 
@@ -65,6 +65,18 @@ impl Builder {
         if let Some((_, entries)) = self.collections.last_mut() {
             entries.insert(key.into(), entry);
         }
+    }
+
+    /// Adds all rows in `data`; `None` if it is not rows alone.
+    pub(crate) fn add_rows(&mut self, data: &[u8]) -> Option<()> {
+        let mut reader = Reader::new(data);
+        while !reader.is_empty() {
+            let (collection, key) = (reader.text()?, reader.text()?);
+            let modified = Revision(reader.u64()?);
+            let value = Bytes::copy_from_slice(reader.bytes()?);
+            self.add(collection, key, Entry { value, modified });
+        }
+        Some(())
     }
 
     pub(crate) fn finish(self) -> Image {

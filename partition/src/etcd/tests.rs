@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::{EtcdConfig, EtcdStore};
+use super::{EtcdConfig, EtcdStore, EtcdTls, EtcdUser};
 use crate::{
     contract::{contract_tests, pods, put, stored, value, write},
     ring::RingLimits,
@@ -19,11 +19,17 @@ pub(crate) struct Server {
     child: Option<Child>,
     ports: [u16; 2],
     dir: tempfile::TempDir,
+    arguments: Vec<String>,
 }
 
 impl Server {
     pub(crate) fn start() -> Self {
-        let mut server = Self { child: None, ports: [0; 2], dir: tempfile::tempdir().unwrap() };
+        Self::start_with(tempfile::tempdir().unwrap(), Vec::new())
+    }
+
+    /// With more arguments; those of TLS make its clients' side `https`.
+    fn start_with(dir: tempfile::TempDir, arguments: Vec<String>) -> Self {
+        let mut server = Self { child: None, ports: [0; 2], dir, arguments };
         // Somebody else may take a free port before the etcd does.
         for _ in 0..5 {
             let free = [0; 2].map(|_: u16| TcpListener::bind("127.0.0.1:0").unwrap());
@@ -38,7 +44,7 @@ impl Server {
     }
 
     fn spawn(&mut self) {
-        let [client, peer] = self.ports.map(|port| format!("http://127.0.0.1:{port}"));
+        let (client, peer) = (self.url(), format!("http://127.0.0.1:{}", self.ports[1]));
         let log = std::fs::File::create(self.dir.path().join("log")).unwrap();
         let child = Command::new("etcd")
             .args(["--name=test", "--unsafe-no-fsync", "--log-level=warn"])
@@ -48,6 +54,7 @@ impl Server {
             .arg(format!("--listen-peer-urls={peer}"))
             .arg(format!("--initial-advertise-peer-urls={peer}"))
             .arg(format!("--initial-cluster=test={peer}"))
+            .args(&self.arguments)
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
@@ -77,8 +84,13 @@ impl Server {
         }
     }
 
+    fn url(&self) -> String {
+        let secure = self.arguments.iter().any(|argument| argument.starts_with("--cert-file"));
+        format!("http{}://127.0.0.1:{}", if secure { "s" } else { "" }, self.ports[0])
+    }
+
     pub(crate) fn config(&self) -> EtcdConfig {
-        EtcdConfig::plain(vec![format!("http://127.0.0.1:{}", self.ports[0])])
+        EtcdConfig::plain(vec![self.url()])
     }
 
     async fn open(&self) -> Arc<dyn Store> {
@@ -306,6 +318,73 @@ async fn the_largest_values_that_etcd_takes() {
     let too_large = Change::Put(bytes::Bytes::from(vec![b'x'; 3 << 19]));
     let refused = store.write(write("b", Expect::Absent, too_large)).await;
     assert!(matches!(refused, Err(StoreError::TooLarge { .. })), "{refused:?}");
+}
+
+/// Files of a certificate authority and of what it signed for 127.0.0.1, in `dir`.
+fn certificates(dir: &std::path::Path) -> EtcdTls {
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    let certificate = params.signed_by(&key, &authority).unwrap();
+    let write = |name: &str, pem: String| {
+        let path = dir.join(name);
+        std::fs::write(&path, pem).unwrap();
+        path
+    };
+    EtcdTls {
+        ca: write("ca.crt", authority.pem()),
+        identity: Some((
+            write("member.crt", certificate.pem()),
+            write("member.key", key.serialize_pem()),
+        )),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_and_users() {
+    let dir = tempfile::tempdir().unwrap();
+    let tls = certificates(dir.path());
+    let (certificate, key) = tls.identity.clone().unwrap();
+    let arguments = vec![
+        format!("--cert-file={}", certificate.display()),
+        format!("--key-file={}", key.display()),
+        format!("--trusted-ca-file={}", tls.ca.display()),
+        "--client-cert-auth".into(),
+    ];
+    let server = Server::start_with(dir, arguments);
+    let config = EtcdConfig { tls: Some(tls), ..server.config() };
+    let open =
+        async |config: EtcdConfig| EtcdStore::open("p1", &config, RingLimits::default()).await;
+    // Without users first, to make some.
+    let store = open(config.clone()).await.unwrap();
+    put(&store, "a", "1").await;
+    let options = config.connect_options().unwrap();
+    let mut admin = etcd_client::Client::connect(&config.endpoints, Some(options)).await.unwrap();
+    admin.role_add("root").await.unwrap();
+    for (user, role) in [("root", "root"), ("insula", "insula")] {
+        admin.user_add(user, "secret", None).await.unwrap();
+        if role != "root" {
+            admin.role_add(role).await.unwrap();
+            let all = etcd_client::Permission::read_write("/insula/").with_prefix();
+            admin.role_grant_permission(role, all).await.unwrap();
+        }
+        admin.user_grant_role(user, role).await.unwrap();
+    }
+    admin.auth_enable().await.unwrap();
+
+    let user = |password: &str| {
+        let user = EtcdUser { name: "insula".into(), password: password.into() };
+        EtcdConfig { user: Some(user), ..config.clone() }
+    };
+    let store = open(user("secret")).await.unwrap();
+    let second = put(&store, "a", "2").await;
+    let read = store.read(&pods(), ReadAt::Latest).await.unwrap();
+    assert_eq!(read.get("a").unwrap(), &second.entry);
+    let wrong = tokio::time::timeout(Duration::from_secs(1), open(user("guessed"))).await;
+    assert!(wrong.is_err(), "a wrong password was taken");
 }
 
 #[tokio::test]
