@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a failure fails the test")]
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, path::Path, sync::Arc, time::Duration};
 
 use insula_api::names::TenantName;
 use insula_apiserver::{
@@ -23,12 +23,49 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 /// How long anything may take to come true. The machine may be busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Storage and an API server on it.
+pub(crate) struct Backend {
+    pub(crate) authority: Authority,
+    pub(crate) server: Arc<Server>,
+    pub(crate) shutdown: CancellationToken,
+    partitions: Arc<Partitions>,
+}
+
+impl Backend {
+    /// Opens what an earlier backend left in `directory`, or begins anew.
+    pub(crate) async fn start(directory: &Path, n_partitions: u16) -> Self {
+        let store = StoreConfig::Embedded { partitions: n_partitions };
+        let data_dir = directory.join("partitions");
+        let partitions =
+            Arc::new(Partitions::open(PartitionsConfig { data_dir, store }).await.unwrap());
+        let authority = Authority::open_or_create(&directory.join("pki")).unwrap();
+        let pair = authority.client(&TenantName::system(), "system:apiserver", &[MASTERS]).unwrap();
+        let shutdown = CancellationToken::new();
+        let server = Server::start(ServerConfig {
+            partitions: partitions.clone(),
+            keys: Keys::open_or_create(&directory.join("sa.key")).unwrap(),
+            node_tls: Tls::client(authority.certificate(), &pair).unwrap(),
+            advertise: "127.0.0.1:6443".to_owned(),
+            shutdown: shutdown.clone(),
+        })
+        .await
+        .unwrap();
+        Self { authority, server, shutdown, partitions }
+    }
+
+    pub(crate) async fn end(&self) {
+        self.shutdown.cancel();
+        self.server.drain().await;
+        self.partitions.shutdown().await.unwrap();
+    }
+}
+
 /// A cloud, and what ends with it.
 pub(crate) struct Cloud {
     pub(crate) client: Client,
     pub(crate) shutdown: CancellationToken,
     pub(crate) tasks: TaskTracker,
-    partitions: Arc<Partitions>,
+    backend: Backend,
     _directory: tempfile::TempDir,
 }
 
@@ -41,29 +78,16 @@ impl Cloud {
             .with_test_writer()
             .try_init();
         let directory = tempfile::tempdir().unwrap();
-        let store = StoreConfig::Embedded { partitions: n_partitions };
-        let data_dir = directory.path().join("partitions");
-        let partitions =
-            Arc::new(Partitions::open(PartitionsConfig { data_dir, store }).await.unwrap());
-        let authority = Authority::open_or_create(&directory.path().join("pki")).unwrap();
-        let pair = authority.client(&TenantName::system(), "system:apiserver", &[MASTERS]).unwrap();
-        let shutdown = CancellationToken::new();
-        let server = Server::start(ServerConfig {
-            partitions: partitions.clone(),
-            keys: Keys::open_or_create(&directory.path().join("sa.key")).unwrap(),
-            node_tls: Tls::client(authority.certificate(), &pair).unwrap(),
-            advertise: "127.0.0.1:6443".to_owned(),
-            shutdown: shutdown.clone(),
-        })
-        .await
-        .unwrap();
+        let backend = Backend::start(directory.path(), n_partitions).await;
+        let server = backend.server.clone();
         let service = tower::service_fn(move |request: http::Request<_>| {
             let server = server.clone();
             let identity = Identity::new(TenantName::system(), "test", &[MASTERS]);
             async move { Ok::<_, Infallible>(server.handle_trusted(request, identity).await) }
         });
         let client = Client::in_process(service, "test").unwrap();
-        Self { client, shutdown, tasks: TaskTracker::new(), partitions, _directory: directory }
+        let shutdown = CancellationToken::new();
+        Self { client, shutdown, tasks: TaskTracker::new(), backend, _directory: directory }
     }
 
     /// Storage, API server, controllers, and pods that run at once.
@@ -80,14 +104,7 @@ impl Cloud {
     ///
     /// A pod labelled `broken` never becomes ready.
     pub(crate) fn run_pods(&self) {
-        let informer = Informer::builder(self.client.all().collection::<Pod>())
-            .start(&self.tasks, self.shutdown.clone());
-        let (client, tasks) = (self.client.clone(), self.tasks.clone());
-        informer.on_change(move |change| {
-            if let Some(pod) = change.new {
-                tasks.spawn(run_pod(client.clone(), pod.clone()));
-            }
-        });
+        run_pods(&self.client, &self.tasks, &self.shutdown);
     }
 
     /// Creates a tenant and waits until it can be used.
@@ -142,15 +159,28 @@ impl Cloud {
     pub(crate) async fn end(self) {
         self.shutdown.cancel();
         self.tasks.close();
-        tokio::time::timeout(PATIENCE, self.tasks.wait()).await.expect("all ends in time");
-        self.partitions.shutdown().await.unwrap();
+        tokio::time::timeout(PATIENCE, self.tasks.wait()).await.unwrap();
+        self.backend.end().await;
     }
 }
 
 impl Drop for Cloud {
     fn drop(&mut self) {
         self.shutdown.cancel();
+        self.backend.shutdown.cancel();
     }
+}
+
+/// See [`Cloud::run_pods`].
+pub(crate) fn run_pods(client: &Client, tasks: &TaskTracker, shutdown: &CancellationToken) {
+    let informer =
+        Informer::builder(client.all().collection::<Pod>()).start(tasks, shutdown.clone());
+    let (client, tasks) = (client.clone(), tasks.clone());
+    informer.on_change(move |change| {
+        if let Some(pod) = change.new {
+            tasks.spawn(run_pod(client.clone(), pod.clone()));
+        }
+    });
 }
 
 async fn run_pod(client: Client, pod: Arc<Tenanted<Pod>>) {
@@ -180,7 +210,8 @@ async fn run_pod(client: Client, pod: Arc<Tenanted<Pod>>) {
         Ok(()) => (),
         Err(error) if error.is_not_found() || error.is_conflict() => (),
         Err(Error::Api(status)) => panic!("{status:?}"),
-        Err(error) => eprintln!("{error:?}"),
+        // The server is away; the pod's next change tries again.
+        Err(error) => tracing::warn!(?error, "pod not run"),
     }
 }
 
