@@ -112,6 +112,10 @@ end_containers() {
         umount "$path" 2>/dev/null || true
         rm -f "$path"
     done
+    # CNI notes what it did for each pod; it will not be asked to undo it.
+    for task in $(jq -r '.ID // empty' <<<"$info"); do
+        rm -f /var/lib/cni/results/*-"$task"-*
+    done
     for path in $groups; do
         for path in "/sys/fs/cgroup$path" /sys/fs/cgroup/*"$path"; do
             [ -d "$path" ] && find "$path" -depth -type d -exec rmdir {} + 2>/dev/null || true
