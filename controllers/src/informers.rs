@@ -4,7 +4,7 @@ use insula_api::names::TenantName;
 use insula_client::{Client, IndexId, Informer, Kind, Object, Tenant, Tenanted};
 use k8s_openapi::api::{
     apps::v1::{Deployment, ReplicaSet},
-    core::v1::{ConfigMap, Namespace, Pod, ServiceAccount},
+    core::v1::{ConfigMap, ContainerStatus, Namespace, Pod, PodSpec, PodStatus, ServiceAccount},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -23,8 +23,13 @@ pub(crate) struct Owned<K: Object> {
 }
 
 impl<K: Kind> Owned<K> {
-    fn start(client: &Client, tasks: &TaskTracker, shutdown: &CancellationToken) -> Self {
-        let mut builder = Informer::builder(client.all().collection::<K>());
+    fn start(
+        client: &Client,
+        trim: impl Fn(&mut K) + Send + Sync + 'static,
+        tasks: &TaskTracker,
+        shutdown: &CancellationToken,
+    ) -> Self {
+        let mut builder = Informer::builder(client.all().collection::<K>()).trim(trim);
         let by_controller =
             builder.index(|object: &Tenanted<K>| match controller_uid(&object.object) {
                 Some(uid) => vec![uid.to_owned()],
@@ -62,6 +67,7 @@ pub(crate) struct Informers {
     pub(crate) default_accounts: Informer<ServiceAccount>,
     /// Only those named [`ROOT_CA`].
     pub(crate) root_cas: Informer<ConfigMap>,
+    /// Without most of what is in a pod; see [`trim_pod`].
     pub(crate) pods: Owned<Pod>,
     pub(crate) replica_sets: Owned<ReplicaSet>,
     pub(crate) deployments: Informer<Deployment>,
@@ -86,10 +92,31 @@ impl Informers {
             root_cas: Informer::builder(client.all().collection::<ConfigMap>())
                 .field_selector(named(ROOT_CA))
                 .start(tasks, shutdown.clone()),
-            pods: Owned::start(client, tasks, shutdown),
-            replica_sets: Owned::start(client, tasks, shutdown),
+            pods: Owned::start(client, trim_pod, tasks, shutdown),
+            replica_sets: Owned::start(client, |_| (), tasks, shutdown),
             deployments: Informer::builder(client.all().collection::<Deployment>())
                 .start(tasks, shutdown.clone()),
         }
+    }
+}
+
+/// Keeps of a pod what controllers look at: whose it is, where it is and how it is. There are
+/// more pods than anything else.
+fn trim_pod(pod: &mut Pod) {
+    if let Some(spec) = &mut pod.spec {
+        *spec = PodSpec { node_name: spec.node_name.take(), ..PodSpec::default() };
+    }
+    if let Some(status) = &mut pod.status {
+        let old = std::mem::take(status);
+        let containers = old.container_statuses.unwrap_or_default().into_iter().map(|it| {
+            ContainerStatus { restart_count: it.restart_count, ..ContainerStatus::default() }
+        });
+        let conditions = old.conditions.unwrap_or_default().into_iter();
+        *status = PodStatus {
+            phase: old.phase,
+            conditions: Some(conditions.filter(|it| it.type_ == "Ready").collect()),
+            container_statuses: Some(containers.collect()),
+            ..PodStatus::default()
+        };
     }
 }

@@ -153,14 +153,20 @@ impl ReplicaSets {
         let name = pod.metadata.name.clone().unwrap_or_default();
         self.expectations.expect_create(set.uid(), &name);
         let api = self.client.tenant(&set.tenant).namespaced::<Pod>(set.namespace());
-        match api.create(&pod).await {
+        let mut created = api.create(&pod).await;
+        // Where it is not known whether the pod came to be, its name tells.
+        if created.as_ref().is_err_and(Error::is_ambiguous)
+            && let Ok(Some(there)) = api.get_opt(&name).await
+        {
+            created = Ok(there);
+        }
+        match created {
             Ok(_) => {
                 let message = format!("Created pod: {name}");
                 self.events.record(set, EventType::Normal, "SuccessfulCreate", message);
                 Ok(())
             }
             Err(error) => {
-                // Where it is not known whether the pod came to be, the next pass will see.
                 self.expectations.created(set.uid(), &name);
                 if error.is_namespace_terminating() {
                     return Ok(());

@@ -19,8 +19,6 @@ async fn a_tenant_begins_with_its_namespaces_and_what_each_namespace_has() {
     let cloud = Cloud::with_controllers(2).await;
     let acme = cloud.tenant("acme").await;
     let namespaces = cloud.client.tenant(&acme).api::<Namespace>();
-    let all = namespaces.list_all(&ListOptions::default()).await.unwrap();
-    assert_eq!(names(&all), ["default", "kube-public", "kube-system"]);
     let tenants = cloud.client.system().api::<Tenant>();
     cloud
         .until("the tenant is active", async || {
@@ -28,7 +26,9 @@ async fn a_tenant_begins_with_its_namespaces_and_what_each_namespace_has() {
             status.and_then(|status| status.phase) == Some(TenantPhase::Active)
         })
         .await;
-    for namespace in ["default", "kube-system", "kube-public"] {
+    let all = namespaces.list_all(&ListOptions::default()).await.unwrap();
+    assert_eq!(names(&all), ["default", "kube-public", "kube-system"], "an active tenant has all");
+    for namespace in names(&all) {
         cloud
             .until("the certificate authority is published", async || {
                 let maps = cloud.list::<ConfigMap>(&acme, namespace).await;

@@ -136,9 +136,9 @@ impl Filter for Affinity {
         }
         keep_if(rows, reasons, "node(s) didn't match Pod's node affinity/selector", |row| {
             labels.iter().all(|it| it.holds(row))
-                && terms.as_ref().is_none_or(|terms| {
-                    terms.iter().any(|term| term.matches(row, &nodes.name(row)))
-                })
+                && terms
+                    .as_ref()
+                    .is_none_or(|terms| terms.iter().any(|term| term.matches(row, nodes.name(row))))
         });
     }
 

@@ -91,7 +91,7 @@ impl Ledger {
 
     /// Shows all nodes anew.
     pub(crate) fn show_all(&self, nodes: &mut Nodes) {
-        let names: Vec<Arc<str>> = nodes.rows().map(|row| nodes.name(row)).collect();
+        let names: Vec<Arc<str>> = nodes.rows().map(|row| nodes.name(row).into()).collect();
         for name in names {
             self.show(nodes, &name);
         }

@@ -121,8 +121,8 @@ impl Nodes {
     }
 
     /// A row's node; empty for a free row.
-    pub(crate) fn name(&self, row: usize) -> Arc<str> {
-        self.names.get(row).cloned().flatten().unwrap_or_else(|| "".into())
+    pub(crate) fn name(&self, row: usize) -> &str {
+        self.names.get(row).and_then(Option::as_deref).unwrap_or_default()
     }
 
     /// The column of a resource, if any node offers it.

@@ -215,7 +215,7 @@ impl Scheduler {
             self.observer.decided(matches!(decision, Decision::Take { .. }), now.elapsed());
             match decision {
                 Decision::Take { row } => {
-                    let node = self.nodes.name(row);
+                    let node: Arc<str> = self.nodes.name(row).into();
                     let holding = Holding {
                         uid: waiting.candidate.uid.clone(),
                         node: node.clone(),

@@ -88,7 +88,7 @@ impl Score for PreferredAffinity {
         for preferred in &pod.preferred {
             let term = nodes.labels.term(&preferred.preference);
             for (row, score) in rows.iter().zip(scores.iter_mut()) {
-                if term.matches(*row, &nodes.name(*row)) {
+                if term.matches(*row, nodes.name(*row)) {
                     *score += i64::from(preferred.weight);
                 }
             }
