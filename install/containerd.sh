@@ -91,22 +91,35 @@ end_daemon() {
 
 halt() { end_daemon TERM; }
 
-# end_containers: kills every task with its shim and removes the pods' network namespaces.
+# end_containers: kills every task with its shim and removes the pods' network namespaces and
+# control groups.
 end_containers() {
-    local ctr=(ctr -a "$SOCKET" -n k8s.io) task netns
-    netns=$("${ctr[@]}" containers list -q | while read -r task; do
-        "${ctr[@]}" containers info "$task" | jq -r '.Spec.linux.namespaces[]? | select(.type == "network") | .path // empty'
-    done | sort -u | grep -E '^/(var/)?run/netns/' || true)
+    local ctr=(ctr -a "$SOCKET" -n k8s.io) task path info namespaces groups
+    info=$("${ctr[@]}" containers list -q | while read -r task; do
+        "${ctr[@]}" containers info "$task"
+    done)
+    namespaces=$(jq -r '.Spec.linux.namespaces[]? | select(.type == "network") | .path // empty' <<<"$info" |
+        sort -u | grep -E '^/(var/)?run/netns/' || true)
+    groups=$(jq -r '.Spec.linux.cgroupsPath // empty' <<<"$info" | grep -o '^/.*/pod[^/]*' |
+        sort -u || true)
     "${ctr[@]}" tasks list -q | while read -r task; do
         "${ctr[@]}" tasks kill -a -s SIGKILL "$task" >/dev/null 2>&1 || true
     done
     "${ctr[@]}" tasks list -q | while read -r task; do
         "${ctr[@]}" tasks rm -f "$task" >/dev/null 2>&1 || true
     done
-    local path
-    for path in $netns; do
+    for path in $namespaces; do
         umount "$path" 2>/dev/null || true
         rm -f "$path"
+    done
+    # CNI notes what it did for each pod; it will not be asked to undo it.
+    for task in $(jq -r '.ID // empty' <<<"$info"); do
+        rm -f /var/lib/cni/results/*-"$task"-*
+    done
+    for path in $groups; do
+        for path in "/sys/fs/cgroup$path" /sys/fs/cgroup/*"$path"; do
+            [ -d "$path" ] && find "$path" -depth -type d -exec rmdir {} + 2>/dev/null || true
+        done
     done
 }
 

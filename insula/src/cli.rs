@@ -27,6 +27,12 @@ pub(crate) enum Command {
     Ctrl-C or SIGTERM ends it; running containers go on, and a second start on the same \
     directory carries on where it was.")]
     Up(Up),
+    /// Run the controllers as a process of its own.
+    Controllers(Controllers),
+    /// Run the scheduler as a process of its own.
+    Scheduler(Scheduler),
+    /// Run the node agent: this machine's pods.
+    Node(Node),
     /// Write a kubeconfig with a client certificate for a user of a tenant.
     #[command(
         after_help = "Example:\n  insula kubeconfig --data-dir run --tenant acme --user dev \
@@ -66,6 +72,58 @@ pub(crate) struct Up {
     /// Port of the node agent's own server; 0 takes a free one.
     #[arg(long, value_name = "PORT", default_value_t = 10250)]
     pub(crate) node_port: u16,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Controllers {
+    /// How to reach the API server, as a user of tenant `system` who may do what controllers do.
+    #[arg(long, value_name = "F", env = "KUBECONFIG")]
+    pub(crate) kubeconfig: PathBuf,
+    /// The API server's CA, which is published in every namespace.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) root_ca: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Scheduler {
+    /// How to reach the API server, as a user of tenant `system` who may do what schedulers do.
+    #[arg(long, value_name = "F", env = "KUBECONFIG")]
+    pub(crate) kubeconfig: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Node {
+    /// How to reach the API server, as user `system:node:NAME` in group `system:nodes` of tenant
+    /// `system`.
+    #[arg(long, value_name = "F", env = "KUBECONFIG")]
+    pub(crate) kubeconfig: PathBuf,
+    /// Where the state of pods and their logs are kept.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/insula")]
+    pub(crate) data_dir: PathBuf,
+    /// Name of this machine as a node; its host name by default.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node_name: Option<String>,
+    /// Address under which others reach this machine.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) node_ip: Option<std::net::IpAddr>,
+    /// Where logs, exec and the like are served.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:10250")]
+    pub(crate) listen: SocketAddr,
+    /// Certificate of that server.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_cert_file: PathBuf,
+    /// Its key.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_private_key_file: PathBuf,
+    /// CA of those who may ask it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) client_ca_file: PathBuf,
+    /// Socket of the container runtime.
+    #[arg(long, value_name = "URL", default_value = "unix:///run/containerd/containerd.sock")]
+    pub(crate) container_runtime_endpoint: String,
+    /// Where containers find the API server.
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) apiserver_address: Option<SocketAddr>,
 }
 
 #[derive(Debug, clap::Args)]

@@ -1,9 +1,11 @@
 //! The one binary: every process of an Insula cloud.
 
 mod cli;
+mod components;
 mod data_dir;
 mod kubeconfig;
 mod logging;
+mod signals;
 mod up;
 
 use std::process::ExitCode;
@@ -21,6 +23,9 @@ fn main() -> ExitCode {
     logging::start();
     let ran = match cli.command {
         Command::Up(options) => up::run(&options),
+        Command::Controllers(options) => components::controllers(&options),
+        Command::Scheduler(options) => components::scheduler(&options),
+        Command::Node(options) => components::node(&options),
         Command::Kubeconfig(options) => kubeconfig::run(&options),
         Command::Completion { shell } => {
             cli::completion(shell);

@@ -18,35 +18,14 @@ use insula_apiserver::{
 use insula_client::Client;
 use insula_nodeagent::{NodeAgent, NodeConfig};
 use insula_partition::partitions::{Partitions, PartitionsConfig, StoreConfig};
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-};
+use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{cli, data_dir::DataDir, kubeconfig};
+use crate::{cli, data_dir::DataDir, kubeconfig, signals::run_until_signalled};
 
 /// Runs until Ctrl-C or SIGTERM.
 pub(crate) fn run(options: &cli::Up) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the async runtime")?;
-    runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let shutdown = CancellationToken::new();
-        let ended = shutdown.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                _ = terminate.recv() => (),
-                _ = interrupt.recv() => (),
-            }
-            tracing::info!("ending");
-            ended.cancel();
-        });
-        cloud(options, shutdown).await
-    })
+    run_until_signalled(|shutdown| cloud(options, shutdown))
 }
 
 fn without(options: &cli::Up, part: &str) -> bool {
@@ -56,12 +35,8 @@ fn without(options: &cli::Up, part: &str) -> bool {
 async fn cloud(options: &cli::Up, shutdown: CancellationToken) -> Result<()> {
     let started = std::time::Instant::now();
     let with_node = !without(options, "node");
-    if with_node && !rustix::process::geteuid().is_root() {
-        bail!(
-            "running containers needs root: start as root, or leave the node out with `--without node`"
-        );
-    }
     if with_node {
+        check_root()?;
         check_runtime(&options.container_runtime_endpoint).await?;
     }
     let directory = DataDir::create(&options.data_dir)?;
@@ -295,8 +270,18 @@ fn store_config(options: &cli::Up) -> Result<StoreConfig> {
     }
 }
 
+/// Containers are root's business.
+pub(crate) fn check_root() -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!(
+            "running containers needs root: start as root, or leave the node out with `--without node`"
+        );
+    }
+    Ok(())
+}
+
 /// Says at once what the node agent would wait for.
-async fn check_runtime(endpoint: &str) -> Result<()> {
+pub(crate) async fn check_runtime(endpoint: &str) -> Result<()> {
     let path = endpoint.strip_prefix("unix://").unwrap_or(endpoint);
     match tokio::net::UnixStream::connect(path).await {
         Ok(_) => Ok(()),
@@ -308,13 +293,13 @@ async fn check_runtime(endpoint: &str) -> Result<()> {
     }
 }
 
-fn host_name() -> String {
+pub(crate) fn host_name() -> String {
     let name = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
     if name.is_empty() { "localhost".into() } else { name }
 }
 
 /// The address that this machine sends from. Asks the routing table only; nothing is sent.
-fn own_address(listen: IpAddr) -> IpAddr {
+pub(crate) fn own_address(listen: IpAddr) -> IpAddr {
     if !listen.is_unspecified() {
         return listen;
     }

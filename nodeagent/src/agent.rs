@@ -6,7 +6,7 @@
 //! 3. Once the runtime answers: the pods that the API assigns to this node, and what the runtime
 //!    has already.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
 
 use insula_client::{Client, EventRecorder, Informer, chain};
 use k8s_openapi::api::core::v1::Pod;
@@ -85,6 +85,14 @@ impl NodeAgent {
         for path in [&config.root_dir, &config.pod_logs_dir] {
             make_directory(path).await?;
         }
+        // What pods have in their volumes is nobody else's business.
+        let private = std::fs::Permissions::from_mode(0o750);
+        let hidden = tokio::fs::set_permissions(&config.root_dir, private).await;
+        hidden.map_err(|source| NodeError::Directory { path: config.root_dir.clone(), source })?;
+        // The same directory must have the same name at every start.
+        config.root_dir = tokio::fs::canonicalize(&config.root_dir)
+            .await
+            .map_err(|source| NodeError::Directory { path: config.root_dir.clone(), source })?;
         let tls = crate::server::tls_config(&config)?;
         let listen = |source| NodeError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;

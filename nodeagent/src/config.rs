@@ -70,6 +70,11 @@ impl NodeConfig {
         }
     }
 
+    /// What tells this agent's sandboxes from those of others on the same runtime.
+    pub(crate) fn agent_id(&self) -> String {
+        self.root_dir.display().to_string()
+    }
+
     /// The directory of all that belongs to one pod.
     pub(crate) fn pod_dir(&self, uid: &str) -> PathBuf {
         self.root_dir.join("pods").join(uid)

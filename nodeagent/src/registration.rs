@@ -232,7 +232,8 @@ impl Registration {
             daemon_endpoints: Some(NodeDaemonEndpoints {
                 kubelet_endpoint: Some(DaemonEndpoint { port: self.config.listen.port().into() }),
             }),
-            images: self.images().await,
+            // While the runtime is away its images are still there.
+            images: self.images().await.or_else(|| old.and_then(|it| it.images.clone())),
             node_info: Some(NodeSystemInfo {
                 architecture: self.machine.architecture.to_owned(),
                 boot_id: self.machine.boot_id.clone(),

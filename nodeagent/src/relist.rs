@@ -23,7 +23,7 @@ use crate::{
     cri::{RuntimeClient, RuntimeError, v1},
     leftovers,
     node::Node,
-    pod::identity::{GRACE_PERIOD, NODE, POD_UID, PodKey},
+    pod::identity::{AGENT, GRACE_PERIOD, POD_UID, PodKey},
     pods::Pods,
 };
 
@@ -106,7 +106,8 @@ async fn follow_events(runtime: RuntimeClient, hint: Arc<Notify>) {
 }
 
 async fn list(node: &Node) -> Result<HashMap<String, States>, RuntimeError> {
-    let ours = [(NODE, node.config.node_name.as_str())];
+    let agent = node.config.agent_id();
+    let ours = [(AGENT, agent.as_str())];
     let (sandboxes, containers) = tokio::try_join!(
         node.runtime.list_pod_sandboxes(&ours),
         node.runtime.list_containers(&ours)
@@ -164,7 +165,8 @@ impl Orphans {
 /// Ends and removes what the runtime has of a pod that nobody wants.
 async fn remove_orphan(node: &Arc<Node>, uid: &str) {
     let end = async {
-        let ours = [(NODE, node.config.node_name.as_str()), (POD_UID, uid)];
+        let agent = node.config.agent_id();
+        let ours = [(AGENT, agent.as_str()), (POD_UID, uid)];
         let sandboxes = node.runtime.list_pod_sandboxes(&ours).await?;
         let grace = sandboxes.iter().find_map(|it| it.annotations.get(GRACE_PERIOD)?.parse().ok());
         let grace = Duration::from_secs(grace.unwrap_or(DEFAULT_GRACE));

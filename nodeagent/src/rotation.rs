@@ -19,7 +19,7 @@ use crate::{
     node::Node,
     pod::{
         container,
-        identity::{CONTAINER_NAME, NODE, PodKey, RESTART_COUNT},
+        identity::{AGENT, CONTAINER_NAME, PodKey, RESTART_COUNT},
     },
 };
 
@@ -28,7 +28,8 @@ const PERIOD: Duration = Duration::from_secs(10);
 /// Rotates until `shutdown`.
 pub(crate) async fn run(node: Arc<Node>, shutdown: CancellationToken) {
     while shutdown.run_until_cancelled(tokio::time::sleep(PERIOD)).await.is_some() {
-        let ours = [(NODE, node.config.node_name.as_str())];
+        let agent = node.config.agent_id();
+        let ours = [(AGENT, agent.as_str())];
         match node.runtime.list_containers(&ours).await {
             Ok(containers) => {
                 for container in containers {

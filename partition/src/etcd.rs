@@ -89,6 +89,15 @@ impl EtcdStore {
         config: &EtcdConfig,
         limits: RingLimits,
     ) -> Result<Self, OpenError> {
+        Self::open_within(OPEN_WAIT, name, config, limits).await
+    }
+
+    async fn open_within(
+        patience: Duration,
+        name: &str,
+        config: &EtcdConfig,
+        limits: RingLimits,
+    ) -> Result<Self, OpenError> {
         let options = config.connect_options()?;
         let failed = |error: FollowError| OpenError::Partition {
             partition: name.into(),
@@ -102,7 +111,7 @@ impl EtcdStore {
         let (client, image) = loop {
             match connect(config, &options, &keys).await {
                 Ok(loaded) => break loaded,
-                Err(error) if OPEN_WAIT < begun.elapsed() => return Err(failed(error)),
+                Err(error) if patience < begun.elapsed() => return Err(failed(error)),
                 Err(error) => {
                     tracing::debug!(
                         partition = name,

@@ -6,7 +6,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::BoxStream};
+use futures::future::BoxFuture;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::{
@@ -15,8 +15,7 @@ use tonic::{
 };
 
 use super::{
-    containerd::{SubscribeRequest, events_client::EventsClient},
-    error::RuntimeError,
+    error::{ConnectionError, RuntimeError},
     v1::{
         self, image_service_client::ImageServiceClient,
         runtime_service_client::RuntimeServiceClient,
@@ -24,7 +23,7 @@ use super::{
 };
 
 /// Limit of calls that only look.
-const LOOK: Duration = Duration::from_secs(20);
+pub(super) const LOOK: Duration = Duration::from_secs(20);
 /// Limit of calls that change something; setting up a pod's network may take its time.
 const ACT: Duration = Duration::from_secs(240);
 /// What a call that itself waits may take on top of what it waits for.
@@ -32,28 +31,11 @@ const SLACK: Duration = Duration::from_secs(30);
 /// A node's thousands of containers still fit in one answer.
 const MAX_MESSAGE: usize = 64 << 20;
 
-/// A stream whose items say that something changed in the runtime, not what.
-pub(super) type RuntimeEvents = BoxStream<'static, Result<(), RuntimeError>>;
-
-/// An image as the runtime knows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ImageRef {
-    /// What names this image to the runtime.
-    pub id: String,
-    /// `name@sha256:...` if the image came from a registry, else its id.
-    pub digest: String,
-    /// The user it runs as by default, if the image says so as a number.
-    pub uid: Option<i64>,
-    /// The user it runs as by default, if the image says so as a name.
-    pub username: String,
-    pub size: u64,
-}
-
 /// Speaks to one runtime. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct RuntimeClient {
     endpoint: String,
-    channel: Channel,
+    pub(super) channel: Channel,
 }
 
 impl RuntimeClient {
@@ -75,18 +57,19 @@ impl RuntimeClient {
         Ok(Self { endpoint: endpoint.to_owned(), channel })
     }
 
-    fn runtime(&self) -> RuntimeServiceClient<Channel> {
+    pub(super) fn runtime(&self) -> RuntimeServiceClient<Channel> {
         RuntimeServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
-    fn images(&self) -> ImageServiceClient<Channel> {
+    pub(super) fn images(&self) -> ImageServiceClient<Channel> {
         ImageServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
-    fn error(&self, call: &'static str, status: Status) -> RuntimeError {
+    pub(super) fn error(&self, call: &'static str, status: Status) -> RuntimeError {
         // The runtime itself never answers `Unavailable`: that is the transport's word.
         if status.code() == Code::Unavailable {
-            return RuntimeError::Absent { endpoint: self.endpoint.clone(), source: status };
+            let source = ConnectionError(status.message().to_owned());
+            return RuntimeError::Absent { endpoint: self.endpoint.clone(), source };
         }
         let message = match status.message() {
             "" => format!("{call} failed with code {:?}", status.code()),
@@ -97,7 +80,7 @@ impl RuntimeClient {
 
     /// The future of a call is large, and would make that of everyone who waits for it large:
     /// hence the box.
-    async fn call<T>(
+    pub(super) async fn call<T>(
         &self,
         call: &'static str,
         limit: Duration,
@@ -366,95 +349,6 @@ impl RuntimeClient {
             .await?
             .url)
     }
-
-    pub(crate) async fn list_images(&self) -> Result<Vec<v1::Image>, RuntimeError> {
-        let request = v1::ListImagesRequest {};
-        Ok(self
-            .call(
-                "ListImages",
-                LOOK,
-                Box::pin(async move { self.images().list_images(request).await }),
-            )
-            .await?
-            .images)
-    }
-
-    /// The image of that name if the runtime has it.
-    pub(crate) async fn image(&self, name: &str) -> Result<Option<ImageRef>, RuntimeError> {
-        let image = Some(v1::ImageSpec { image: name.to_owned(), ..Default::default() });
-        let request = v1::ImageStatusRequest { image, verbose: false };
-        let answer = self
-            .call(
-                "ImageStatus",
-                LOOK,
-                Box::pin(async move { self.images().image_status(request).await }),
-            )
-            .await?;
-        Ok(answer.image.map(|image| ImageRef {
-            digest: image.repo_digests.into_iter().next().unwrap_or_else(|| image.id.clone()),
-            id: image.id,
-            uid: image.uid.map(|uid| uid.value),
-            username: image.username,
-            size: image.size,
-        }))
-    }
-
-    /// Fetches an image. No limit: how long that takes is between registry and network, and the
-    /// runtime gives up by itself when nothing more arrives.
-    pub(crate) async fn pull_image(
-        &self,
-        name: &str,
-        auth: Option<v1::AuthConfig>,
-    ) -> Result<(), RuntimeError> {
-        let image = Some(v1::ImageSpec { image: name.to_owned(), ..Default::default() });
-        let request = v1::PullImageRequest { image, auth, sandbox_config: None };
-        let answer = self.images().pull_image(request).await;
-        answer.map(drop).map_err(|status| self.error("PullImage", status))
-    }
-
-    /// A stream that has an item whenever something changed: the interface's own events where the
-    /// runtime has them, else containerd's. Ends with an error, at once if it has neither.
-    ///
-    /// Lazy, because a server of these streams sends nothing at all before the first event.
-    pub(crate) fn events(&self) -> RuntimeEvents {
-        let client = self.clone();
-        let own = async move {
-            match client.runtime().get_container_events(v1::GetEventsRequest {}).await {
-                Ok(response) => client.hints("GetContainerEvents", response.into_inner()),
-                Err(status) if status.code() == Code::Unimplemented => client.containerd_events(),
-                Err(status) => failed(client.error("GetContainerEvents", status)),
-            }
-        };
-        own.flatten_stream().boxed()
-    }
-
-    fn containerd_events(&self) -> RuntimeEvents {
-        let client = self.clone();
-        let subscription = async move {
-            let filters = vec![r#"namespace=="k8s.io",topic~="^/tasks/""#.to_owned()];
-            let mut events = EventsClient::new(client.channel.clone());
-            match events.subscribe(SubscribeRequest { filters }).await {
-                Ok(response) => client.hints("Subscribe", response.into_inner()),
-                Err(status) => failed(client.error("Subscribe", status)),
-            }
-        };
-        subscription.flatten_stream().boxed()
-    }
-
-    fn hints<T>(
-        &self,
-        call: &'static str,
-        events: impl Stream<Item = Result<T, Status>> + Send + 'static,
-    ) -> RuntimeEvents {
-        let client = self.clone();
-        events
-            .map(move |event| event.map(drop).map_err(|status| client.error(call, status)))
-            .boxed()
-    }
-}
-
-fn failed(error: RuntimeError) -> RuntimeEvents {
-    futures::stream::once(async { Err(error) }).boxed()
 }
 
 fn owned(labels: &[(&str, &str)]) -> std::collections::HashMap<String, String> {
@@ -487,7 +381,9 @@ mod tests {
         let client = RuntimeClient::new(&format!("unix://{}", socket.display())).unwrap();
         let error = client.version().await.unwrap_err();
         assert!(error.is_outage(), "{error:?}");
-        assert!(error.to_string().contains("start it with"), "{error}");
+        let text = insula_client::chain(&error);
+        assert!(text.contains("start it with"), "{text}");
+        assert!(text.ends_with(": No such file or directory (os error 2)"), "{text}");
     }
 
     #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tonic::{Code, Status};
+use tonic::Code;
 
 /// Why a call to the runtime has no result.
 #[derive(Debug, thiserror::Error)]
@@ -16,7 +16,7 @@ pub(crate) enum RuntimeError {
     Absent {
         endpoint: String,
         #[source]
-        source: Status,
+        source: ConnectionError,
     },
 
     /// The runtime took the call and did not answer in time. It may still act on it.
@@ -35,6 +35,11 @@ pub(crate) enum RuntimeError {
     #[error("runtime endpoint {endpoint:?} is not of the form unix:///path/of/a.sock")]
     Endpoint { endpoint: String },
 }
+
+/// What became of the connection, in the words of whoever noticed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct ConnectionError(pub(super) String);
 
 impl RuntimeError {
     /// The sandbox, container or image is not known to the runtime.

@@ -2,11 +2,10 @@
 
 mod client;
 mod error;
+mod events;
+mod images;
 
-pub(crate) use self::{
-    client::{ImageRef, RuntimeClient},
-    error::RuntimeError,
-};
+pub(crate) use self::{client::RuntimeClient, error::RuntimeError, images::ImageRef};
 
 /// The interface's messages, generated from `proto/runtime_v1.proto`.
 #[allow(clippy::all, missing_debug_implementations, unreachable_pub, reason = "generated code")]

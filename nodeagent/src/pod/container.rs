@@ -66,7 +66,7 @@ pub(crate) fn config(
             ..Default::default()
         });
     }
-    let mut labels = key.labels(&node.node_name);
+    let mut labels = key.labels(&node.agent_id());
     labels.insert(CONTAINER_NAME.to_owned(), container.name.clone());
     let policy = container.termination_message_policy.as_deref().unwrap_or("File");
     let annotations = [

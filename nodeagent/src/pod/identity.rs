@@ -13,8 +13,9 @@ pub(crate) const POD_NAME: &str = "io.kubernetes.pod.name";
 pub(crate) const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
 pub(crate) const POD_UID: &str = "io.kubernetes.pod.uid";
 pub(crate) const POD_TENANT: &str = "io.insula.pod.tenant";
-/// The node whose agent made the sandbox: two agents may share a runtime.
-pub(crate) const NODE: &str = "io.insula.node";
+/// The agent that made the sandbox, by its directory: agents of several clouds may share a runtime
+/// and even have the same node's name, but never a directory.
+pub(crate) const AGENT: &str = "io.insula.agent";
 pub(crate) const CONTAINER_NAME: &str = "io.kubernetes.container.name";
 
 pub(crate) const RESTART_COUNT: &str = "io.kubernetes.container.restartCount";
@@ -82,13 +83,13 @@ impl PodKey {
     }
 
     /// The labels that sandboxes of this pod carry; its containers carry one more.
-    pub(crate) fn labels(&self, node: &str) -> std::collections::HashMap<String, String> {
+    pub(crate) fn labels(&self, agent: &str) -> std::collections::HashMap<String, String> {
         [
             (POD_TENANT, self.tenant.as_str()),
             (POD_NAMESPACE, &self.namespace),
             (POD_NAME, &self.name),
             (POD_UID, &self.uid),
-            (NODE, node),
+            (AGENT, agent),
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .into()

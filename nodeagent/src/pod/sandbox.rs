@@ -49,7 +49,7 @@ pub(crate) fn config(
             &surroundings.resolver,
         )),
         port_mappings: if host_network { Vec::new() } else { port_mappings(spec) },
-        labels: key.labels(&node.node_name),
+        labels: key.labels(&node.agent_id()),
         annotations: [(GRACE_PERIOD.to_owned(), grace.to_string())].into(),
         linux: Some(v1::LinuxPodSandboxConfig {
             cgroup_parent: resources::cgroup_parent(

@@ -10,6 +10,8 @@
 
 mod containers;
 mod ending;
+mod files;
+mod images;
 mod reporting;
 mod volumes;
 
@@ -28,7 +30,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{containers::Pull, ending::Stopping, volumes::Volumes};
+use self::{ending::Stopping, images::Pull, volumes::Volumes};
 use super::{
     identity::PodKey,
     observed::{Observed, Observer},
@@ -71,7 +73,7 @@ enum Next {
     Done,
 }
 
-/// Why a step did not succeed, and that the rest of the pass makes no sense.
+/// The runtime failed in a way that makes the rest of a pass pointless.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 struct Outage(#[from] crate::cri::RuntimeError);
@@ -184,7 +186,7 @@ impl Worker {
     fn on_outage(&mut self, outage: &Outage) -> Duration {
         let text = chain(outage);
         if self.last_outage.as_deref() != Some(&text) {
-            tracing::warn!(error = text, "the runtime does not answer");
+            tracing::warn!(error = text, "cannot go on");
             self.last_outage = Some(text);
         }
         OUTAGE_DELAY
@@ -280,12 +282,8 @@ impl Worker {
         for id in &plan.stop_sandboxes {
             tracing::info!(sandbox = id, "stopping a sandbox that is no longer of use");
             runtime.stop_pod_sandbox(id).await?;
-            self.event(
-                None,
-                EventType::Normal,
-                "SandboxChanged",
-                "Pod sandbox changed, it will be killed and re-created.".to_owned(),
-            );
+            let message = "Pod sandbox changed, it will be killed and re-created.".to_owned();
+            self.event(None, EventType::Normal, "SandboxChanged", message);
         }
         for id in &plan.remove_sandboxes {
             runtime.remove_pod_sandbox(id).await?;

@@ -8,6 +8,7 @@ use http::{Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ContainerStatus;
 use tokio::sync::mpsc;
 
 use super::{
@@ -17,7 +18,7 @@ use super::{
 use crate::{
     logs::{self, LogOptions},
     node::Node,
-    pod::{container::log_path, plan::containers, snapshot::ContainerView},
+    pod::{container::log_path, plan::containers, snapshot::Snapshot},
     pods::PodView,
 };
 
@@ -38,8 +39,7 @@ pub(super) async fn serve(
         let message = format!("container {container:?} is not valid for pod {name:?}");
         return Err(Refusal::bad_request(message));
     }
-    let view = pod.snapshot.borrow().containers.get(container).cloned().unwrap_or_default();
-    let Some((id, attempt)) = chosen(&view, previous) else {
+    let Some((id, attempt)) = chosen(&pod.snapshot.borrow(), container, previous) else {
         return Err(Refusal::bad_request(if previous {
             format!("previous terminated container {container:?} in pod {name:?} not found")
         } else {
@@ -77,16 +77,30 @@ pub(super) async fn serve(
     Ok(response)
 }
 
-fn chosen(view: &ContainerView, previous: bool) -> Option<(String, u32)> {
-    if previous { view.previous.clone() } else { view.current.clone() }
+/// The instance that is meant. Of a container that waits for its restart, the one that ended is
+/// both the newest and the one before.
+fn chosen(snapshot: &Snapshot, container: &str, previous: bool) -> Option<(String, u32)> {
+    let view = snapshot.containers.get(container)?;
+    let current = view.current.clone();
+    if !previous {
+        return current;
+    }
+    let last = status_of(snapshot, container)
+        .and_then(|it| it.last_state.as_ref()?.terminated.as_ref()?.container_id.as_deref());
+    let is_last = |(id, _): &(String, u32)| last.is_some_and(|last| last.ends_with(id.as_str()));
+    current.filter(is_last).or_else(|| view.previous.clone())
+}
+
+fn status_of<'a>(snapshot: &'a Snapshot, container: &str) -> Option<&'a ContainerStatus> {
+    let status = &snapshot.status;
+    let all = [&status.container_statuses, &status.init_container_statuses];
+    all.into_iter().flatten().flatten().find(|it| it.name == container)
 }
 
 fn waiting_reason(pod: &PodView, container: &str) -> String {
     let snapshot = pod.snapshot.borrow();
-    let status = &snapshot.status;
-    let all = [&status.container_statuses, &status.init_container_statuses];
-    let found = all.into_iter().flatten().flatten().find(|it| it.name == container);
-    let waiting = found.and_then(|it| it.state.as_ref()?.waiting.as_ref()?.reason.clone());
+    let waiting = status_of(&snapshot, container)
+        .and_then(|it| it.state.as_ref()?.waiting.as_ref()?.reason.clone());
     waiting.unwrap_or_else(|| "ContainerCreating".to_owned())
 }
 
@@ -124,7 +138,35 @@ fn options(query: Option<&str>, now: Timestamp) -> Result<(LogOptions, bool), Re
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::pod::snapshot::ContainerView;
+
+    #[test]
+    fn the_instance_before() {
+        let of = |state, last: &str, previous| {
+            let status = json!({"containerStatuses": [{"name": "c", "image": "", "imageID": "",
+                "ready": false, "restartCount": 1, "state": state,
+                "lastState": {"terminated": {"exitCode": 1, "containerID": last}}}]});
+            let view = ContainerView {
+                current: Some(("b".to_owned(), 1)),
+                is_running: true,
+                previous: Some(("a".to_owned(), 0)),
+            };
+            let snapshot = Snapshot {
+                status: serde_json::from_value(status).unwrap(),
+                containers: [("c".to_owned(), view)].into(),
+                ..Snapshot::default()
+            };
+            chosen(&snapshot, "c", previous).unwrap().0
+        };
+        let (running, waiting) = (json!({"running": {}}), json!({"waiting": {}}));
+        assert_eq!(of(running.clone(), "containerd://a", false), "b");
+        assert_eq!(of(running, "containerd://a", true), "a");
+        assert_eq!(of(waiting.clone(), "containerd://b", false), "b");
+        assert_eq!(of(waiting, "containerd://b", true), "b");
+    }
 
     #[test]
     fn queries() {

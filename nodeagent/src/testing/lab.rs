@@ -145,6 +145,12 @@ impl Lab {
         }
     }
 
+    /// Waits until users are told something that begins like this.
+    pub(crate) async fn wait_event(&self, pod: &Tenanted<Pod>, start: &str) {
+        let uid = pod.uid().to_owned();
+        self.wait(pod, start, |_| self.cluster.has_event(&uid, start)).await;
+    }
+
     pub(crate) async fn wait_phase(&self, pod: &Tenanted<Pod>, phase: &str) -> Arc<Tenanted<Pod>> {
         self.wait(pod, phase, |it| phase_of(it) == phase).await
     }

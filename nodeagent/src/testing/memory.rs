@@ -220,5 +220,6 @@ impl Cluster for MemoryCluster {
     fn event(&self, pod: &PodKey, _: Option<String>, _: EventType, reason: &str, message: String) {
         let text = format!("{reason}: {message}");
         self.state.lock().events.push((pod.uid.as_ref().to_owned(), text));
+        self.changed.notify_waiters();
     }
 }

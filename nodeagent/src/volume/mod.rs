@@ -109,13 +109,27 @@ fn files(
     tokens: &BTreeMap<TokenRequest, String>,
     group: Option<u32>,
 ) -> Result<PathBuf, VolumeError> {
-    match payload::payload(volume, pod, place, references, tokens)? {
-        Some(payload) => match atomic::write(&path, &payload, group) {
-            Ok(_) => Ok(path),
-            Err(source) => Err(VolumeError::Io { action: "cannot write", path, source }),
-        },
-        None => Err(VolumeError::Unsupported { volume: volume.name.clone() }),
+    let Some(payload) = payload::payload(volume, pod, place, references, tokens)? else {
+        return Err(VolumeError::Unsupported { volume: volume.name.clone() });
+    };
+    let write = || {
+        if is_secret(volume) {
+            fs::create_dir_all(&path)?;
+            mounts::mount_memory(&path, None)?;
+        }
+        atomic::write(&path, &payload, group)
+    };
+    match write() {
+        Ok(_) => Ok(path),
+        Err(source) => Err(VolumeError::Io { action: "cannot write", path, source }),
     }
+}
+
+/// What must never reach the disk.
+fn is_secret(volume: &Volume) -> bool {
+    let sources = volume.projected.iter().flat_map(|it| it.sources.iter().flatten());
+    volume.secret.is_some()
+        || sources.into_iter().any(|it| it.secret.is_some() || it.service_account_token.is_some())
 }
 
 fn empty_dir(
@@ -274,6 +288,7 @@ mod tests {
                 {"name": "mem", "mountPath": "m", "readOnly": true}]}],
             "volumes": [{"name": "tmp", "emptyDir": {}},
                 {"name": "mem", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
+                {"name": "key", "secret": {"secretName": "none", "optional": true}},
                 {"name": "info", "downwardAPI": {"items": [
                     {"path": "n", "fieldRef": {"fieldPath": "metadata.name"}}]}}]}}))
         .unwrap();
@@ -287,6 +302,10 @@ mod tests {
             fs::write(Path::new(&mounts[0].host_path).join("f"), "x").unwrap();
             assert_eq!(fs::read_to_string(paths["tmp"].join("a/b/f")).unwrap(), "x");
             assert_eq!(fs::read_to_string(paths["info"].join("n")).unwrap(), "p");
+            let table = fs::read_to_string("/proc/self/mounts").unwrap();
+            let in_memory =
+                |name: &str| table.contains(&format!("tmpfs {} tmpfs", paths[name].display()));
+            assert!(in_memory("key") && in_memory("mem") && !in_memory("info"));
             use std::os::unix::fs::MetadataExt;
             assert_eq!(fs::metadata(&paths["mem"]).unwrap().gid(), 4242);
         }

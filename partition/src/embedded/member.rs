@@ -234,8 +234,11 @@ impl Member {
             self.node.mut_store().hard = hard.clone();
         }
         let entries = ready.entries();
-        let relaxed =
-            !voted && !snapshot && entries.iter().all(|entry| command::is_relaxed(&entry.data));
+        // To other members a logged entry is a promise, so only alone it can be given early.
+        let relaxed = self.is_alone()
+            && !voted
+            && !snapshot
+            && entries.iter().all(|entry| command::is_relaxed(&entry.data));
         let piece = (!entries.is_empty() || voted || snapshot).then(|| {
             let mut piece = Piece::default();
             let standing = encode_hard(&self.node.store().hard);

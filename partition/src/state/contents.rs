@@ -176,8 +176,14 @@ impl Contents {
     ) -> Option<Arc<Event>> {
         let entry = Entry { value: value::own_with_revision(value, revision), modified: revision };
         let entries = &mut self.shelves[shelf].entries;
-        let key = entries.get_key_value(key).map_or_else(|| key.into(), |(key, _)| key.clone());
-        let previous = entries.insert(key.clone(), entry.clone());
+        let (key, previous) = match entries.get_key_value_mut(key) {
+            Some((key, slot)) => (key.clone(), Some(std::mem::replace(slot, entry.clone()))),
+            None => {
+                let key: Arc<str> = key.into();
+                entries.insert(key.clone(), entry.clone());
+                (key, None)
+            }
+        };
         self.count(&key, &entry, previous.as_ref());
         Some(self.record(shelf, Event { revision, key, entry, previous, deleted: false }))
     }

@@ -244,7 +244,7 @@ proptest! {
         }
         // Something to do, something to wait for, or the end: a pod never gets stuck.
         let waits = seen.instances().any(|(_, it)| it.is_running()) || !plan.backing_off.is_empty();
-        let acts = words(&plan) != "";
+        let acts = !words(&plan).is_empty();
         prop_assert!(acts || waits, "stuck with {text:?}");
     }
 }

@@ -152,11 +152,7 @@ async fn what_keeps_a_pod_from_starting_is_told() {
     lab.wait(&absent, "ImagePullBackOff", reason("ImagePullBackOff")).await;
     lab.wait(&env, "CreateContainerConfigError", reason("CreateContainerConfigError")).await;
     let expected = "MountVolume.SetUp failed for volume \"v\" : configmap \"late\" not found";
-    lab.wait(&volume, "FailedMount", |pod| {
-        lab.cluster
-            .has_event(pod.metadata.uid.as_deref().unwrap(), &format!("FailedMount: {expected}"))
-    })
-    .await;
+    lab.wait_event(&volume, &format!("FailedMount: {expected}")).await;
     // What was missing comes, and the pods start by themselves.
     lab.cluster.set_config_map("late", json!({"k": "v"}));
     lab.wait(&env, "ready", is_ready).await;

@@ -1,0 +1,51 @@
+//! Parts of a cloud as processes of their own: `insula controllers`, `scheduler` and `node`.
+
+use anyhow::{Context as _, Result};
+use insula_client::Client;
+use insula_nodeagent::NodeConfig;
+use tokio_util::sync::CancellationToken;
+
+use crate::{cli, signals::run_until_signalled, up};
+
+/// `insula controllers`.
+pub(crate) fn controllers(options: &cli::Controllers) -> Result<()> {
+    run_until_signalled(|shutdown: CancellationToken| async move {
+        let client = Client::from_kubeconfig(&options.kubeconfig, "insula-controllers").await?;
+        let root_ca = std::fs::read_to_string(&options.root_ca)
+            .with_context(|| format!("cannot read the CA {}", options.root_ca.display()))?;
+        let config = insula_controllers::Config::new(root_ca);
+        Ok(insula_controllers::run(config, client, shutdown).await?)
+    })
+}
+
+/// `insula scheduler`.
+pub(crate) fn scheduler(options: &cli::Scheduler) -> Result<()> {
+    run_until_signalled(|shutdown: CancellationToken| async move {
+        let client = Client::from_kubeconfig(&options.kubeconfig, "insula-scheduler").await?;
+        Ok(insula_scheduler::run(insula_scheduler::Config::default(), client, shutdown).await?)
+    })
+}
+
+/// `insula node`.
+pub(crate) fn node(options: &cli::Node) -> Result<()> {
+    up::check_root()?;
+    run_until_signalled(|shutdown: CancellationToken| async move {
+        up::check_runtime(&options.container_runtime_endpoint).await?;
+        let client = Client::from_kubeconfig(&options.kubeconfig, "insula-node").await?;
+        let name = options.node_name.clone().unwrap_or_else(up::host_name);
+        let address = options.node_ip.unwrap_or_else(|| up::own_address(options.listen.ip()));
+        let mut config = NodeConfig::new(
+            name,
+            address,
+            &options.tls_cert_file,
+            &options.tls_private_key_file,
+            &options.client_ca_file,
+        );
+        config.root_dir = options.data_dir.join("node");
+        config.pod_logs_dir = options.data_dir.join("logs");
+        config.runtime_endpoint.clone_from(&options.container_runtime_endpoint);
+        config.listen = options.listen;
+        config.apiserver_address = options.apiserver_address;
+        Ok(insula_nodeagent::run(config, client, shutdown).await?)
+    })
+}
