@@ -26,6 +26,21 @@ pub struct TenantSpec {
     /// The partition to live on; chosen by the server if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partition: Option<String>,
+    /// Who may do everything within the tenant.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub admins: Vec<Subject>,
+}
+
+/// A user, a group or a service account, as role bindings name them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Subject {
+    pub kind: String,
+    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_group: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
 }
 
 /// What a tenant is.
@@ -38,6 +53,24 @@ pub struct TenantStatus {
     /// The partition the tenant lives on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partition: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
+
+/// One aspect of an object's state.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `True`, `False` or `Unknown`.
+    pub status: String,
+    pub reason: String,
+    pub message: String,
+    /// When `status` changed last, RFC 3339.
+    pub last_transition_time: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
 }
 
 /// Where a tenant is in its life.
@@ -52,10 +85,13 @@ pub enum TenantPhase {
     Unknown,
 }
 
-/// Partitions are described by the server; nothing can be asked of them.
+/// What a partition is made of. Written by the server; nothing can be asked of a partition.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct PartitionSpec {}
+pub struct PartitionSpec {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+}
 
 /// What a partition is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,4 +99,77 @@ pub struct PartitionSpec {}
 pub struct PartitionStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// How many slots it owns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots: Option<i32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objects: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leader: Option<String>,
+    /// Of the partition map.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<i64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::de::DeserializeOwned;
+    use serde_json::{Map, Value, json};
+
+    use super::*;
+
+    /// An object with every field that the type table knows of `kind`.
+    fn full(kind: &str) -> Value {
+        let table = include_str!("../tables/insula.tsv");
+        let mut fields = Map::new();
+        for row in table.lines().map(|line| line.split('\t').collect::<Vec<_>>()) {
+            let [name, field, shape, ..] = row.as_slice() else { continue };
+            if *name != format!("io.insula.v1.{kind}") || field.is_empty() {
+                continue;
+            }
+            let value = match *shape {
+                "string" => json!("text"),
+                shape if shape.starts_with("integer") => json!(7),
+                "[->io.k8s.api.rbac.v1.Subject]" => json!([{
+                    "kind": "User", "name": "u", "apiGroup": "g", "namespace": "n",
+                }]),
+                "[->io.k8s.apimachinery.pkg.apis.meta.v1.Condition]" => json!([{
+                    "type": "T", "status": "True", "reason": "R", "message": "M",
+                    "lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": 1,
+                }]),
+                other => panic!("{kind}.{field} is {other:?}"),
+            };
+            fields.insert((*field).to_owned(), value);
+        }
+        assert!(!fields.is_empty(), "the table does not know {kind}");
+        fields.into()
+    }
+
+    #[track_caller]
+    fn check<T: Serialize + DeserializeOwned>(kind: &str, change: impl Fn(&mut Value)) {
+        let mut object = full(kind);
+        change(&mut object);
+        let read: T = serde_json::from_value(object.clone()).unwrap();
+        assert_eq!(serde_json::to_value(read).unwrap(), object, "{kind}");
+    }
+
+    #[test]
+    fn no_field_of_the_table_is_lost() {
+        check::<TenantSpec>("TenantSpec", |_| ());
+        check::<TenantStatus>("TenantStatus", |it| it["phase"] = json!("Active"));
+        check::<PartitionSpec>("PartitionSpec", |_| ());
+        check::<PartitionStatus>("PartitionStatus", |_| ());
+    }
+
+    #[test]
+    fn a_phase_yet_unknown_is_no_error() {
+        let status: TenantStatus = serde_json::from_value(json!({"phase": "Moving"})).unwrap();
+        assert_eq!(status.phase, Some(TenantPhase::Unknown));
+    }
 }

@@ -90,7 +90,7 @@ mod tests {
         let value = json!({
             "apiVersion": "insula.io/v1", "kind": "Tenant",
             "metadata": {"name": "acme", "tenant": "system", "finalizers": ["insula.io/tenant"]},
-            "spec": {"partition": "p1"},
+            "spec": {"partition": "p1", "admins": [{"kind": "User", "name": "u"}]},
             "status": {"phase": "Active", "partition": "p1"},
         });
         let tenant: Tenanted<Tenant> = serde_json::from_value(value.clone()).unwrap();
