@@ -2,7 +2,7 @@
 //!
 //! A request's way is `gate` (who, where, may) -> `handlers` (read, write, watch, streams), which
 //! are the same for every resource; what differs is data in `insula-api` and few functions in
-//! [`strategy`] and [`admission`].
+//! `strategy` and `admission`.
 
 mod admission;
 mod answer;

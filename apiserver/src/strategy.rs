@@ -142,6 +142,12 @@ pub(crate) const TENANT_FINALIZER: &str = "insula.io/tenant";
 /// Defaults and labels that every write of the resource gets.
 pub(crate) fn normalize(served: &Served, it: &mut Value) {
     let resource = &served.resource;
+    // An emptied list or map is the same as none, as upstream's encoder has it.
+    object::metadata_mut(it).retain(|_, value| match value {
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(map) => !map.is_empty(),
+        _ => true,
+    });
     defaults::apply(Schema::built_in(), served.schema_type, it);
     match (&*resource.group, &*resource.name) {
         ("", "namespaces") => {
