@@ -2,11 +2,13 @@
 //!
 //! A seam, so that all about pods can be run against a real runtime without a control plane.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use futures::future::BoxFuture;
 use insula_api::names::TenantName;
-use insula_client::{Client, DeleteOptions, Error, EventRecorder, EventType, Patch, Tenanted};
+use insula_client::{
+    Client, DeleteOptions, Error, EventRecorder, EventType, Informer, Kind, Object, Patch, Tenanted,
+};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
@@ -16,8 +18,9 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use serde_json::Value;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::pod::identity::PodKey;
+use crate::pod::{identity::PodKey, references::Names};
 
 /// A service account token and its end.
 #[derive(Debug, Clone)]
@@ -43,6 +46,16 @@ pub(crate) trait Cluster: fmt::Debug + Send + Sync + 'static {
         namespace: &'a str,
         name: &'a str,
     ) -> BoxFuture<'a, Result<Option<Secret>, Error>>;
+
+    /// Calls `changed` whenever one of the named objects is other than it was, until `stop`.
+    /// Also calls it once for each object that is there when this begins.
+    fn follow(
+        &self,
+        pod: &PodKey,
+        names: &Names,
+        changed: Arc<dyn Fn() + Send + Sync>,
+        stop: &CancellationToken,
+    );
 
     /// A token of the pod's service account, valid while the pod exists.
     fn token<'a>(
@@ -82,6 +95,22 @@ pub(crate) struct ApiCluster {
 }
 
 impl ApiCluster {
+    /// One watch of one object: what a node may see is what its pods refer to, by name.
+    fn follow_one<K: Kind + Object>(
+        &self,
+        pod: &PodKey,
+        name: &str,
+        changed: &Arc<dyn Fn() + Send + Sync>,
+        stop: &CancellationToken,
+    ) {
+        let collection = self.client.tenant(&pod.tenant).namespaced::<K>(&pod.namespace);
+        let informer = Informer::builder(collection)
+            .field_selector(format!("metadata.name={name}"))
+            .start(&TaskTracker::new(), stop.clone());
+        let changed = changed.clone();
+        informer.on_change(move |_| changed());
+    }
+
     pub(crate) fn new(client: Client, events: EventRecorder) -> Self {
         Self { client, events }
     }
@@ -110,6 +139,21 @@ impl Cluster for ApiCluster {
             let api = self.client.tenant(tenant).namespaced::<Secret>(namespace);
             Ok(api.get_opt(name).await?.map(|it| it.object))
         })
+    }
+
+    fn follow(
+        &self,
+        pod: &PodKey,
+        names: &Names,
+        changed: Arc<dyn Fn() + Send + Sync>,
+        stop: &CancellationToken,
+    ) {
+        for name in &names.config_maps {
+            self.follow_one::<ConfigMap>(pod, name, &changed, stop);
+        }
+        for name in &names.secrets {
+            self.follow_one::<Secret>(pod, name, &changed, stop);
+        }
     }
 
     fn token<'a>(

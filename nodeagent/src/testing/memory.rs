@@ -16,10 +16,11 @@ use k8s_openapi::{
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     cluster::{Cluster, Token},
-    pod::identity::PodKey,
+    pod::{identity::PodKey, references::Names},
     pods::Pods,
 };
 
@@ -182,6 +183,10 @@ impl Cluster for MemoryCluster {
     ) -> BoxFuture<'a, Result<Option<Secret>, Error>> {
         let found = self.state.lock().secrets.get(name).cloned();
         Box::pin(async { Ok(found) })
+    }
+
+    fn follow(&self, _: &PodKey, _: &Names, _: Arc<dyn Fn() + Send + Sync>, _: &CancellationToken) {
+        // Nothing changes here but by the tests, which wake the workers themselves.
     }
 
     fn token<'a>(

@@ -1,12 +1,21 @@
 //! A pod's volumes over its life: set up before its sandbox, kept up to date while it runs.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use insula_client::{EventType, Tenanted, chain};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use rand::Rng;
 use tokio::time::Instant;
+use tokio_util::sync::DropGuard;
 
 use super::Worker;
 use crate::{
@@ -20,8 +29,11 @@ use crate::{
     volume::{self, TokenRequest, VolumePaths},
 };
 
-/// How often files are compared with what the API has.
-const REFRESH: Duration = Duration::from_secs(30);
+/// How often tokens are looked at for their age. Other files follow their source at once.
+const REFRESH: Duration = Duration::from_secs(120);
+
+/// How soon files are written again if that failed.
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// The volumes of one pod as this process knows them.
 #[derive(Debug, Default)]
@@ -31,6 +43,10 @@ pub(super) struct Volumes {
     due: Option<Instant>,
     /// What the files of the downward API were written from.
     written_from: Option<(Meta, Meta)>,
+    /// What the files come from is being followed; dropping it ends that.
+    following: Option<DropGuard>,
+    /// Something that the files come from has changed since they were written.
+    is_stale: Arc<AtomicBool>,
 }
 
 type Meta = Option<BTreeMap<String, String>>;
@@ -87,6 +103,7 @@ impl Worker {
         match self.try_set_up(pod, spec, pod_ips).await {
             Ok(paths) => {
                 self.volumes.paths = Some(paths);
+                self.follow_sources(spec);
                 let meta = &pod.metadata;
                 self.volumes.written_from = Some((meta.labels.clone(), meta.annotations.clone()));
                 self.retries.remove("");
@@ -99,6 +116,22 @@ impl Worker {
                 false
             }
         }
+    }
+
+    /// Begins to follow what the files come from, once.
+    fn follow_sources(&mut self, spec: &PodSpec) {
+        let names = references::of_volumes(spec);
+        if self.volumes.following.is_some() {
+            return;
+        }
+        let stop = self.shutdown.child_token();
+        let (is_stale, wake) = (self.volumes.is_stale.clone(), self.wake.clone());
+        let changed = Arc::new(move || {
+            is_stale.store(true, Ordering::Release);
+            wake.notify_one();
+        });
+        self.node.cluster.follow(&self.key, &names, changed, &stop);
+        self.volumes.following = Some(stop.drop_guard());
     }
 
     async fn try_set_up(
@@ -179,12 +212,14 @@ impl Worker {
         let due = *self.volumes.due.get_or_insert(now + soon);
         let meta = (pod.metadata.labels.clone(), pod.metadata.annotations.clone());
         let is_other = self.volumes.written_from.as_ref().is_some_and(|it| *it != meta);
-        if now < due && !is_other {
+        let is_stale = self.volumes.is_stale.swap(false, Ordering::AcqRel);
+        if now < due && !is_other && !is_stale {
             return due - now;
         }
         let ips = sandbox.ips.clone();
-        self.set_up_volumes(pod, spec, &ips).await;
-        self.volumes.due = Some(now + soon);
-        soon
+        let is_done = self.set_up_volumes(pod, spec, &ips).await;
+        let next = if is_done { soon } else { AGAIN };
+        self.volumes.due = Some(now + next);
+        next
     }
 }
