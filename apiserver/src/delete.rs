@@ -251,10 +251,7 @@ fn pod_grace(pod: &Value, asked: Option<i64>) -> i64 {
     }
     let of_spec = pod["spec"].get("terminationGracePeriodSeconds").and_then(Value::as_i64);
     match asked.unwrap_or_else(|| of_spec.unwrap_or(30)) {
-        negative @ ..0 => {
-            let _ = negative;
-            1
-        }
+        ..0 => 1,
         seconds => seconds,
     }
 }

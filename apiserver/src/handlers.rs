@@ -283,7 +283,8 @@ impl Server {
         let platform = identity.is_some_and(|it| it.tenant.is_system())
             && !matches!(whose, Whose::One(tenant) if !tenant.is_system());
         let parts: Vec<&str> = path.split('/').filter(|it| !it.is_empty()).collect();
-        let discovery = Discovery::new(&self.registry, platform);
+        // Made only by the paths that show it.
+        let discovery = || Discovery::new(&self.registry, platform);
         let aggregated = head
             .headers
             .get(header::ACCEPT)
@@ -293,19 +294,19 @@ impl Server {
             ["healthz" | "livez" | "readyz", ..] => self.health(head, parts[0]),
             ["version"] => json(&version::document()),
             ["metrics"] => text(self.metrics.text(&self.partitions)),
-            ["api"] if aggregated => self.aggregated(head, &discovery, true),
-            ["apis"] if aggregated => self.aggregated(head, &discovery, false),
-            ["api"] => json(&discovery.core_versions(&self.advertise)),
-            ["apis"] => json(&discovery.group_list()),
-            ["apis", group] => match discovery.one_group(group).filter(|_| !group.is_empty()) {
+            ["api"] if aggregated => self.aggregated(head, &discovery(), true),
+            ["apis"] if aggregated => self.aggregated(head, &discovery(), false),
+            ["api"] => json(&discovery().core_versions(&self.advertise)),
+            ["apis"] => json(&discovery().group_list()),
+            ["apis", group] => match discovery().one_group(group).filter(|_| !group.is_empty()) {
                 Some(document) => json(&document),
                 None => Err(ApiError::unknown_resource()),
             },
-            ["api", version] => match discovery.resource_list("", version) {
+            ["api", version] => match discovery().resource_list("", version) {
                 Some(document) => json(&document),
                 None => Err(ApiError::unknown_resource()),
             },
-            ["apis", group, version] => match discovery.resource_list(group, version) {
+            ["apis", group, version] => match discovery().resource_list(group, version) {
                 Some(document) => json(&document),
                 None => Err(ApiError::unknown_resource()),
             },

@@ -3,7 +3,7 @@
 //! Everything a resource has in common with others is in [`crate::write`]; here are the few facts
 //! that differ, as data where that is enough and as small functions where it is not.
 
-use insula_api::{defaults, object, resources::Resource, schema::Schema};
+use insula_api::{defaults, kinds::TENANT_FINALIZER, object, resources::Resource, schema::Schema};
 use serde_json::{Map, Value, json};
 
 use crate::registry::Served;
@@ -135,9 +135,6 @@ pub(crate) fn prepare_create(served: &Served, it: &mut Value) {
         object::metadata_mut(it).insert("generation".into(), 1.into());
     }
 }
-
-/// Keeps a Tenant until everything it owns is gone.
-pub(crate) const TENANT_FINALIZER: &str = "insula.io/tenant";
 
 /// Defaults and labels that every write of the resource gets.
 pub(crate) fn normalize(served: &Served, it: &mut Value) {

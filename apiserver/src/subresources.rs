@@ -148,15 +148,11 @@ pub(crate) async fn bind(server: &Server, call: &Call, body: &[u8]) -> Result<Va
             }
         }
         set_condition(&mut pod, "PodScheduled", "True");
-        strategy_generation(&mut pod);
+        crate::strategy::bump_generation(&mut pod);
         Ok(Changed { value: pod, retry: true, warnings: Vec::new() })
     })
     .await?;
     Ok(success())
-}
-
-fn strategy_generation(pod: &mut Value) {
-    crate::strategy::bump_generation(pod);
 }
 
 fn set_condition(pod: &mut Value, kind: &str, status: &str) {

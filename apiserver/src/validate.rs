@@ -9,6 +9,7 @@ use insula_api::{
     object,
     quantity::Quantity,
     resources::Resource,
+    selector::is_label_value,
 };
 use serde_json::{Map, Value};
 
@@ -133,18 +134,10 @@ fn labels(value: Option<&Value>, path: &str, errors: &mut Errors) {
         let text = value.as_str().unwrap_or_default();
         if 63 < text.len() {
             errors.push(FieldError::invalid(path, value, "must be no more than 63 bytes"));
-        } else if !text.is_empty() && !is_name_part(text) {
+        } else if !is_label_value(text) {
             errors.push(FieldError::invalid(path, value, LABEL_VALUE));
         }
     }
-}
-
-fn is_name_part(text: &str) -> bool {
-    let alnum = |byte: u8| byte.is_ascii_alphanumeric();
-    let bytes = text.as_bytes();
-    bytes.first().is_some_and(|it| alnum(*it))
-        && bytes.last().is_some_and(|it| alnum(*it))
-        && bytes.iter().all(|it| alnum(*it) || matches!(it, b'-' | b'_' | b'.'))
 }
 
 /// `name` or `prefix/name`.
@@ -159,7 +152,7 @@ fn qualified_name(key: &str, shown: &str, path: &str, errors: &mut Errors) {
     }
     if 63 < name.len() {
         errors.push(FieldError::invalid(path, &shown, "name part must be no more than 63 bytes"));
-    } else if !is_name_part(name) {
+    } else if name.is_empty() || !is_label_value(name) {
         errors.push(FieldError::invalid(path, &shown, QUALIFIED));
     }
 }

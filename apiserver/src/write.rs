@@ -44,7 +44,7 @@ pub(crate) async fn create_value(
     server: &Server,
     call: &Call,
     mut it: Value,
-    mut warnings: Vec<String>,
+    warnings: Vec<String>,
 ) -> Result<Written> {
     let resource = &call.served.resource;
     let tenant = call.tenant()?.clone();
@@ -103,7 +103,7 @@ pub(crate) async fn create_value(
         };
         match store.write(write).await {
             Ok(committed) => {
-                admission::created(server, call, &it, &mut warnings).await?;
+                admission::created(server, call, &it).await?;
                 return Ok(Written { entry: committed.entry, created: true, warnings });
             }
             Err(StoreError::Conflict { .. }) if generated && attempt + 1 < RETRIES => (),
