@@ -59,14 +59,14 @@ async fn sidecars_run_beside_and_end_last() {
     let sidecar = with(
         shell_container(
             "side",
-            "echo up > /scratch/side; trap 'exit 0' TERM; while :; do sleep 0.1; done",
+            "echo up > /work/side; trap 'exit 0' TERM; while :; do sleep 0.1; done",
         ),
-        json!({"restartPolicy": "Always", "volumeMounts": [{"name": "work", "mountPath": "/scratch"}],
-            "startupProbe": with(exec("test -e /scratch/side"), json!({"periodSeconds": 1}))}),
+        json!({"restartPolicy": "Always", "volumeMounts": [{"name": "work", "mountPath": "/work"}],
+            "startupProbe": with(exec("test -e /work/side"), json!({"periodSeconds": 1}))}),
     );
     let main = with(
-        shell_container("main", "cat /scratch/side"),
-        json!({"volumeMounts": [{"name": "work", "mountPath": "/scratch"}]}),
+        shell_container("main", "cat /work/side"),
+        json!({"volumeMounts": [{"name": "work", "mountPath": "/work"}]}),
     );
     let pod = lab.create(
         "job",

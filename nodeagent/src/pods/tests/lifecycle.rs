@@ -14,8 +14,8 @@ async fn a_pod_with_all_that_pods_have() {
         "terminationGracePeriodSeconds": 5,
         "initContainers": [{
             "name": "first", "image": "localhost/insula/busybox:1",
-            "command": ["sh", "-c", "echo prepared > /scratch/file"],
-            "volumeMounts": [{"name": "work", "mountPath": "/scratch"}]}],
+            "command": ["sh", "-c", "echo prepared > /work/file"],
+            "volumeMounts": [{"name": "work", "mountPath": "/work"}]}],
         "containers": [{
             "name": "main", "image": "localhost/insula/busybox:1",
             "command": ["sh", "-c", "echo $(GREETING); trap 'exit 0' TERM; while :; do sleep 0.1; done"],
@@ -29,7 +29,7 @@ async fn a_pod_with_all_that_pods_have() {
             "securityContext": {"runAsUser": 1234, "readOnlyRootFilesystem": true,
                 "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
             "volumeMounts": [
-                {"name": "work", "mountPath": "/scratch"}, {"name": "settings", "mountPath": "/settings"},
+                {"name": "work", "mountPath": "/work"}, {"name": "settings", "mountPath": "/settings"},
                 {"name": "one", "mountPath": "/one/renamed", "subPath": "file.txt"},
                 {"name": "identity", "mountPath": "/identity"}]},
             sleeper("side")],
@@ -56,7 +56,7 @@ async fn a_pod_with_all_that_pods_have() {
     assert_eq!((main.restart_count, main.started), (0, Some(true)));
 
     let of = |command: &'static str| lab.shell(&running, "main", command);
-    assert_eq!(of("cat /scratch/file").await, "prepared");
+    assert_eq!(of("cat /work/file").await, "prepared");
     assert_eq!(of("cat /settings/file.txt; echo; cat /one/renamed").await, "in a file\nin a file");
     assert_eq!(of("echo $GREETING $COLOR $PASSWORD").await, "hello world blue hunter2");
     assert_eq!(of("echo $POD_IP").await, ip);
