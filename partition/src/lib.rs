@@ -15,6 +15,7 @@
 //!   etcd       one etcd cluster per partition
 //!   state      the applied state in memory, under both backends
 //!     ring       a collection's recent changes
+//! peers        how partitions on different servers talk
 //! contract     the suite that every backend passes
 //! ```
 //!
@@ -38,6 +39,7 @@ pub mod etcd;
 mod limits;
 pub mod map;
 pub mod partitions;
+pub mod peers;
 mod ring;
 pub mod snapshot;
 mod state;

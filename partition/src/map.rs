@@ -52,12 +52,31 @@ pub enum ShardKey {
     System,
 }
 
+/// The platform's tenant.
+const SYSTEM: &str = "system";
+
 impl ShardKey {
+    /// Decides from where an object is kept: its key is `tenant/namespace/name`, the namespace
+    /// empty where there is none. A contract with whoever makes the keys.
+    pub fn of(collection: &str, key: &str) -> Self {
+        let (tenant, rest) = key.split_once('/').unwrap_or((key, ""));
+        if tenant != SYSTEM {
+            return Self::Tenant(tenant.to_owned());
+        }
+        let (namespace, name) = rest.split_once('/').unwrap_or(("", rest));
+        match (collection, namespace) {
+            ("core/nodes", "") | ("coordination.k8s.io/leases", "kube-node-lease") => {
+                Self::Node(name.to_owned())
+            }
+            _ => Self::System,
+        }
+    }
+
     /// The bucket that the key hashes to.
     pub fn slot(&self) -> Slot {
         let text = match self {
             Self::Tenant(name) | Self::Node(name) => name,
-            Self::System => "system",
+            Self::System => SYSTEM,
         };
         Slot((xxh3_64(text.as_bytes()) % u64::from(SLOTS)) as u16)
     }
@@ -283,6 +302,18 @@ mod tests {
         assert_eq!(slots, [6369, 10031, 11760, 5314, 12136]);
         assert_eq!(ShardKey::System.slot(), tenant("system").slot());
         assert_eq!(ShardKey::Node("acme".into()).slot(), tenant("acme").slot());
+    }
+
+    #[test]
+    fn keys_tell_their_shard() {
+        assert_eq!(ShardKey::of("core/pods", "acme/default/web"), tenant("acme"));
+        assert_eq!(ShardKey::of("core/pods", "system/default/web"), ShardKey::System);
+        assert_eq!(ShardKey::of("core/nodes", "system//n1"), ShardKey::Node("n1".into()));
+        // Of a tenant nothing is per node, whatever it is called.
+        assert_eq!(ShardKey::of("core/nodes", "acme//n1"), tenant("acme"));
+        let lease = |key| ShardKey::of("coordination.k8s.io/leases", key);
+        assert_eq!(lease("system/kube-node-lease/n1"), ShardKey::Node("n1".into()));
+        assert_eq!(lease("system/kube-system/n1"), ShardKey::System);
     }
 
     #[test]
