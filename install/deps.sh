@@ -9,7 +9,7 @@ need_root "make deps"
 PACKAGES=(
     busybox-static ca-certificates containerd containernetworking-plugins curl etcd-client
     etcd-server gcc iproute2 iptables jq libc6-dev libprotobuf-dev make nftables openssl procps protobuf-compiler
-    runc strace util-linux
+    libfaketime runc strace util-linux
 )
 SYSTEM_SOCKET=/run/containerd/containerd.sock
 APT=(apt-get -o DPkg::Lock::Timeout=600 -q -y)

@@ -141,7 +141,7 @@ mod tests {
             }
             state.1 += 1;
             let revision = state.1;
-            if self.forgets.is_some_and(|every| revision % every == 0) {
+            if self.forgets.is_some_and(|every| revision.is_multiple_of(every)) {
                 return Ok(revision);
             }
             match id {
