@@ -39,6 +39,11 @@ pub(crate) enum Command {
     --group acme-admins --out run/dev.kubeconfig"
     )]
     Kubeconfig(Kubeconfig),
+    /// Run a cloud of many hosts on this machine, each a network namespace, with faults on command.
+    #[command(after_help = "Begin with `insula lab up --file docs/examples/lab.yaml`, then\n  \
+    insula lab status\n  insula lab exec h1 -- ip addr\n  insula lab cut h1 h2\n  \
+    insula lab heal\n  insula lab down")]
+    Lab(crate::lab::Options),
     /// Print a completion script for a shell: `source <(insula completion bash)`.
     Completion { shell: Shell },
 }

@@ -4,6 +4,7 @@ mod cli;
 mod components;
 mod data_dir;
 mod kubeconfig;
+mod lab;
 mod logging;
 mod signals;
 mod up;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         Command::Scheduler(options) => components::scheduler(&options),
         Command::Node(options) => components::node(&options),
         Command::Kubeconfig(options) => kubeconfig::run(&options),
+        Command::Lab(options) => lab::run(&options),
         Command::Completion { shell } => {
             cli::completion(shell);
             Ok(())
