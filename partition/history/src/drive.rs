@@ -27,11 +27,11 @@ pub trait Subject: Send + Sync + 'static {
     /// The live value of `key`, as fresh as a linearizable read is.
     fn get(&self, key: u32) -> BoxFuture<'_, Result<Option<Seen>, Failure>>;
 
-    /// Writes value `id`; gives the write's revision.
-    fn put(&self, key: u32, id: Id, expect: Expect) -> BoxFuture<'_, Result<u64, Failure>>;
+    /// Writes value `id`; gives the write's revision, if the answer says it.
+    fn put(&self, key: u32, id: Id, expect: Expect) -> BoxFuture<'_, Result<Option<u64>, Failure>>;
 
-    /// Ends the value; gives the revision of that.
-    fn delete(&self, key: u32, expect: Expect) -> BoxFuture<'_, Result<u64, Failure>>;
+    /// Ends the value; gives the revision of that, if the answer says it.
+    fn delete(&self, key: u32, expect: Expect) -> BoxFuture<'_, Result<Option<u64>, Failure>>;
 }
 
 /// How a client behaves.
@@ -45,6 +45,8 @@ pub struct Plan {
     pub pause: Duration,
     /// A call that takes longer is given up; a write may then have happened.
     pub patience: Duration,
+    /// Whether there are writes that demand nothing.
+    pub blind: bool,
 }
 
 /// Runs one client. What it does follows from `seed`; when it does it depends on the subject.
@@ -62,8 +64,8 @@ pub async fn client(
         let expect = match (random.random_range(0..10), known.get(&key)) {
             (0..6, Some(seen)) => Expect::Version(*seen),
             (0..6, None) | (6, _) => Expect::Absent,
-            (7, _) => Expect::Present,
-            _ => Expect::Anything,
+            (8.., _) if plan.blind => Expect::Anything,
+            _ => Expect::Present,
         };
         let begin = recorder.now();
         let what = random.random_range(0..10);
@@ -87,7 +89,7 @@ pub async fn client(
         };
         match (action, outcome) {
             (_, Some(Outcome::Found(Some(seen)))) => drop(known.insert(key, seen)),
-            (Action::Put { id, .. }, Some(Outcome::Done(revision))) => {
+            (Action::Put { id, .. }, Some(Outcome::Done(Some(revision)))) => {
                 known.insert(key, Seen { id, revision });
             }
             (_, Some(Outcome::Found(None) | Outcome::Done(_) | Outcome::Conflict)) => {
@@ -127,7 +129,7 @@ mod tests {
     }
 
     impl Memory {
-        fn write(&self, key: u32, id: Option<Id>, expect: Expect) -> Result<u64, Failure> {
+        fn write(&self, key: u32, id: Option<Id>, expect: Expect) -> Result<Option<u64>, Failure> {
             let mut state = self.state.lock();
             let found = state.0.get(&key).copied();
             let met = match expect {
@@ -142,13 +144,13 @@ mod tests {
             state.1 += 1;
             let revision = state.1;
             if self.forgets.is_some_and(|every| revision.is_multiple_of(every)) {
-                return Ok(revision);
+                return Ok(Some(revision));
             }
             match id {
                 Some(id) => drop(state.0.insert(key, Seen { id, revision })),
                 None => drop(state.0.remove(&key)),
             }
-            Ok(revision)
+            Ok(Some(revision))
         }
     }
 
@@ -156,10 +158,15 @@ mod tests {
         fn get(&self, key: u32) -> BoxFuture<'_, Result<Option<Seen>, Failure>> {
             async move { Ok(self.state.lock().0.get(&key).copied()) }.boxed()
         }
-        fn put(&self, key: u32, id: Id, expect: Expect) -> BoxFuture<'_, Result<u64, Failure>> {
+        fn put(
+            &self,
+            key: u32,
+            id: Id,
+            expect: Expect,
+        ) -> BoxFuture<'_, Result<Option<u64>, Failure>> {
             async move { self.write(key, Some(id), expect) }.boxed()
         }
-        fn delete(&self, key: u32, expect: Expect) -> BoxFuture<'_, Result<u64, Failure>> {
+        fn delete(&self, key: u32, expect: Expect) -> BoxFuture<'_, Result<Option<u64>, Failure>> {
             async move { self.write(key, None, expect) }.boxed()
         }
     }
@@ -171,6 +178,7 @@ mod tests {
             until: Instant::now() + Duration::from_secs(2),
             pause: Duration::from_millis(20),
             patience: Duration::from_secs(1),
+            blind: true,
         };
         let clients = (0..6).map(|n| {
             tokio::spawn(client(n, 7, plan, subject.clone() as Arc<dyn Subject>, recorder.clone()))

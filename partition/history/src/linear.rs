@@ -95,9 +95,11 @@ impl Register {
         // A delete of nothing is refused whatever it demands.
         let met = met && (id.is_some() || self.live.is_some());
         match outcome {
-            Outcome::Done(revision) if met && known.newest < revision => {
-                let live = id.map(|id| Live { id, revision: Some(revision) });
-                Some(Self { live, newest: revision })
+            Outcome::Done(revision)
+                if met && revision.is_none_or(|revision| known.newest < revision) =>
+            {
+                let live = id.map(|id| Live { id, revision });
+                Some(Self { live, newest: revision.unwrap_or(known.newest) })
             }
             Outcome::Unknown if met => {
                 let live = id.map(|id| Live { id, revision: None });
@@ -285,12 +287,12 @@ mod tests {
     fn what_one_client_does_is_in_order() {
         good(&[
             get(0, 1, None),
-            put(2, 3, 1, Expect::Absent, Outcome::Done(5)),
+            put(2, 3, 1, Expect::Absent, Outcome::Done(Some(5))),
             put(4, 5, 2, Expect::Absent, Outcome::Conflict),
-            put(6, 7, 3, seen(1, 5), Outcome::Done(6)),
+            put(6, 7, 3, seen(1, 5), Outcome::Done(Some(6))),
             put(8, 9, 4, seen(1, 5), Outcome::Conflict),
             get(10, 11, Some((3, 6))),
-            op(12, 13, Action::Delete { expect: seen(3, 6) }, Outcome::Done(9)),
+            op(12, 13, Action::Delete { expect: seen(3, 6) }, Outcome::Done(Some(9))),
             op(14, 15, Action::Delete { expect: Expect::Anything }, Outcome::Conflict),
             get(16, 17, None),
         ]);
@@ -298,13 +300,13 @@ mod tests {
 
     #[test]
     fn a_lost_write_is_found() {
-        bad(&[put(0, 1, 1, Expect::Absent, Outcome::Done(5)), get(2, 3, None)]);
+        bad(&[put(0, 1, 1, Expect::Absent, Outcome::Done(Some(5))), get(2, 3, None)]);
     }
 
     #[test]
     fn a_stale_read_is_found() {
-        let first = put(0, 1, 1, Expect::Anything, Outcome::Done(1));
-        let second = put(2, 3, 2, Expect::Anything, Outcome::Done(2));
+        let first = put(0, 1, 1, Expect::Anything, Outcome::Done(Some(1)));
+        let second = put(2, 3, 2, Expect::Anything, Outcome::Done(Some(2)));
         bad(&[first.clone(), second.clone(), get(4, 5, Some((1, 1)))]);
         // While the second was on its way, either is right.
         good(&[first, second, get(2, 5, Some((1, 1)))]);
@@ -312,8 +314,8 @@ mod tests {
 
     #[test]
     fn a_read_that_goes_back_is_found() {
-        let first = put(0, 1, 1, Expect::Anything, Outcome::Done(1));
-        let second = put(2, 9, 2, Expect::Anything, Outcome::Done(2));
+        let first = put(0, 1, 1, Expect::Anything, Outcome::Done(Some(1)));
+        let second = put(2, 9, 2, Expect::Anything, Outcome::Done(Some(2)));
         bad(&[first, second, get(3, 4, Some((2, 2))), get(5, 6, Some((1, 1)))]);
     }
 
@@ -321,13 +323,13 @@ mod tests {
     fn a_write_that_was_accepted_twice_is_found() {
         let both = |first, second| {
             [
-                put(0, 1, 1, Expect::Absent, Outcome::Done(1)),
+                put(0, 1, 1, Expect::Absent, Outcome::Done(Some(1))),
                 put(2, 5, 2, seen(1, 1), first),
                 put(3, 6, 3, seen(1, 1), second),
             ]
         };
-        bad(&both(Outcome::Done(2), Outcome::Done(3)));
-        good(&both(Outcome::Conflict, Outcome::Done(3)));
+        bad(&both(Outcome::Done(Some(2)), Outcome::Done(Some(3))));
+        good(&both(Outcome::Conflict, Outcome::Done(Some(3))));
     }
 
     #[test]
@@ -337,25 +339,26 @@ mod tests {
         good(&[unknown(0), get(1, 2, None), get(3, 4, None)]);
         bad(&[get(1, 2, Some((7, 8))), unknown(3)]);
         // It took effect once, not twice.
-        let other = put(3, 4, 1, Expect::Anything, Outcome::Done(9));
+        let other = put(3, 4, 1, Expect::Anything, Outcome::Done(Some(9)));
         bad(&[unknown(0), get(1, 2, Some((7, 8))), other, get(5, 6, Some((7, 8)))]);
     }
 
     #[test]
     fn revisions_are_part_of_it() {
-        let first = put(0, 1, 1, Expect::Anything, Outcome::Done(5));
+        let first = put(0, 1, 1, Expect::Anything, Outcome::Done(Some(5)));
         bad(&[first.clone(), get(2, 3, Some((1, 6)))]);
-        bad(&[first.clone(), put(2, 3, 2, Expect::Anything, Outcome::Done(5))]);
-        bad(&[first.clone(), put(2, 3, 2, Expect::Anything, Outcome::Done(4))]);
-        let gone = op(2, 3, Action::Delete { expect: Expect::Anything }, Outcome::Done(8));
-        bad(&[first, gone, put(4, 5, 2, Expect::Absent, Outcome::Done(7))]);
+        bad(&[first.clone(), put(2, 3, 2, Expect::Anything, Outcome::Done(Some(5)))]);
+        bad(&[first.clone(), put(2, 3, 2, Expect::Anything, Outcome::Done(Some(4)))]);
+        let gone = op(2, 3, Action::Delete { expect: Expect::Anything }, Outcome::Done(Some(8)));
+        bad(&[first, gone, put(4, 5, 2, Expect::Absent, Outcome::Done(Some(7)))]);
     }
 
     #[test]
     fn many_clients_on_one_key_are_checked_in_time() {
         // All at once: only the memory of what was tried makes this end.
-        let mut ops: Vec<Op> =
-            (1..=12).map(|id| put(0, 1000, id, Expect::Anything, Outcome::Done(id))).collect();
+        let mut ops: Vec<Op> = (1..=12)
+            .map(|id| put(0, 1000, id, Expect::Anything, Outcome::Done(Some(id))))
+            .collect();
         ops.push(get(1001, 1002, Some((12, 12))));
         good(&ops);
         ops.push(get(1003, 1004, Some((11, 11))));
@@ -393,13 +396,16 @@ mod tests {
                 1 | 2 if met => {
                     revision += 1;
                     live = Some(Seen { id, revision });
-                    (Action::Put { id, expect }, Outcome::Done(revision))
+                    (Action::Put { id, expect }, Outcome::Done(Some(revision)))
                 }
                 1 | 2 => (Action::Put { id, expect }, Outcome::Conflict),
                 _ if met && live.is_some() => {
                     revision += 1;
                     live = None;
-                    (Action::Delete { expect }, Outcome::Done(revision))
+                    (
+                        Action::Delete { expect },
+                        Outcome::Done(what.is_multiple_of(3).then_some(revision)),
+                    )
                 }
                 _ => (Action::Delete { expect }, Outcome::Conflict),
             };
@@ -424,7 +430,7 @@ mod tests {
         fn wrong_reads_are_found(choices in prop::collection::vec(any::<(u8, u8, u8)>(), 4..60)) {
             let mut ops = simulate(&choices);
             let done: Vec<(u64, Seen)> = ops.iter().filter_map(|op| match (op.action, op.outcome) {
-                (Action::Put { id, .. }, Outcome::Done(revision)) => Some((op.end, Seen { id, revision })),
+                (Action::Put { id, .. }, Outcome::Done(Some(revision))) => Some((op.end, Seen { id, revision })),
                 _ => None,
             }).collect();
             // The value before the last: whatever came after it ended before the end of time.

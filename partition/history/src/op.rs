@@ -36,8 +36,8 @@ pub enum Action {
 pub enum Outcome {
     /// A get's answer.
     Found(Option<Seen>),
-    /// The write happened, at this revision.
-    Done(u64),
+    /// The write happened, at this revision if the answer says it.
+    Done(Option<u64>),
     /// The write did not happen: the key was not as it demanded.
     Conflict,
     /// No answer: a write may have happened or may happen yet.
