@@ -13,7 +13,8 @@
 //!   embedded   raft groups in this process, over
 //!     wal        the write-ahead log that all of them share
 //!   etcd       one etcd cluster per partition
-//!   state      the applied state in memory, under both backends
+//!   remote     a partition on other servers, followed and written through them
+//!   state      the applied state in memory, under every backend
 //!     ring       a collection's recent changes
 //! peers        how partitions on different servers talk
 //! contract     the suite that every backend passes
@@ -40,6 +41,8 @@ mod limits;
 pub mod map;
 pub mod partitions;
 pub mod peers;
+#[allow(dead_code, unused_imports, reason = "partitions open it once servers know each other")]
+mod remote;
 mod ring;
 pub mod snapshot;
 mod state;
