@@ -9,6 +9,8 @@
 //! * Frames of one pair of servers arrive in order or not at all; raft copes with the rest.
 //! * Nothing here is retried: whoever asks knows whether asking twice is safe.
 
+use std::sync::Weak;
+
 use bytes::Bytes;
 use futures::{future::BoxFuture, stream::BoxStream};
 
@@ -32,6 +34,13 @@ pub type Pieces = BoxStream<'static, Result<Bytes, PeerError>>;
 
 /// This server's way to the others, by name.
 pub trait Peers: Send + Sync + 'static {
+    /// Delivers to `service` from now on what others send to this server. Called by whoever was
+    /// given this way to the others, before it needs their answers. What arrives earlier, or
+    /// after the service has gone, is refused.
+    fn deliver_to(&self, service: Weak<dyn PeerService>) {
+        drop(service);
+    }
+
     /// Sends a frame to the server `to`. Never blocks; drops the frame if it cannot be sent now.
     fn send(&self, to: &str, frame: Bytes);
 

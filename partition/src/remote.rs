@@ -34,12 +34,12 @@ use futures::{FutureExt as _, future::BoxFuture};
 use parking_lot::Mutex;
 use tokio::{sync::watch, task::AbortHandle, time::Instant};
 
-pub(crate) use self::service::RemoteService;
 use self::{
     follow::Followed,
     targets::{Repeat, Targets},
     wire::{Progress, Request},
 };
+pub(crate) use self::{service::RemoteService, wire::TAG};
 use crate::{
     error::chain,
     limits::check_limits,

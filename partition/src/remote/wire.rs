@@ -81,13 +81,16 @@ pub(crate) enum Piece {
     Failed(StoreError),
 }
 
+/// Every request begins with this byte, to tell it from those of other parts.
+pub(crate) const TAG: u8 = b'R';
+
 /// Bytes after which a piece is sent: enough to be worth it, little enough to wait for.
 pub(crate) const PIECE: usize = 256 << 10;
 
 impl Request {
     /// The request, addressed to `partition`.
     pub(crate) fn encode(&self, partition: &str) -> Bytes {
-        let mut out = Vec::new();
+        let mut out = vec![TAG];
         put_text(&mut out, partition);
         match self {
             Self::Write(write) => {
@@ -145,6 +148,9 @@ impl Request {
     }
 
     fn read<'a>(reader: &mut Reader<'a>) -> Option<(&'a str, Self)> {
+        if reader.byte()? != TAG {
+            return None;
+        }
         let partition = reader.text()?;
         let request = match reader.byte()? {
             1 => {
