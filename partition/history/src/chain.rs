@@ -22,7 +22,9 @@ pub enum Note {
     Listed(BTreeMap<String, Version>),
     /// An event: the object's new version, or the last one it had, with the delete's revision.
     Event { key: String, version: Version, deleted: bool },
-    /// The watch was resumed where it stood: nothing may be missing and nothing comes twice.
+    /// The watch can be resumed from here.
+    Bookmark,
+    /// The watch was resumed from the last bookmark, or list: what came since comes again.
     Resumed,
 }
 
@@ -55,10 +57,12 @@ struct Known {
 /// it a new life may start anywhere.
 pub fn check(notes: &[Note], counts_on: bool) -> Result<BTreeMap<String, Version>, Broken> {
     let mut known: BTreeMap<String, Known> = BTreeMap::new();
+    let mut marked = known.clone();
     for (at, note) in notes.iter().enumerate() {
         let broken = |what: String| Err(Broken { at, what });
         match note {
-            Note::Resumed => {}
+            Note::Bookmark => marked.clone_from(&known),
+            Note::Resumed => known.clone_from(&marked),
             Note::Listed(objects) => {
                 for (key, seen) in objects {
                     let before = known.get(key).map(|it| it.version);
@@ -75,6 +79,7 @@ pub fn check(notes: &[Note], counts_on: bool) -> Result<BTreeMap<String, Version
                 for (key, it) in &mut known {
                     it.live = objects.contains_key(key);
                 }
+                marked.clone_from(&known);
             }
             Note::Event { key, version, deleted } => {
                 let before = known.get(key).copied();
@@ -139,8 +144,10 @@ mod tests {
         let notes = [
             listed(&[("a", 3, 7)]),
             event("a", 4, 9),
+            Note::Bookmark,
             event("b", 1, 10),
             Note::Resumed,
+            event("b", 1, 10),
             deleted("a", 4, 11),
             event("a", 1, 12),
             listed(&[("a", 5, 20)]),
@@ -157,7 +164,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_found() {
         bad(&[event("a", 1, 1), event("a", 3, 3)], "gap");
-        bad(&[event("a", 1, 1), Note::Resumed, event("a", 1, 1)], "again");
+        bad(&[event("a", 1, 1), Note::Bookmark, Note::Resumed, event("a", 1, 1)], "again");
         bad(&[event("a", 1, 5), event("a", 2, 4)], "again or late");
         bad(&[deleted("a", 1, 5)], "without being there");
         bad(&[event("a", 1, 1), event("a", 2, 3), deleted("a", 1, 4)], "gap");

@@ -1,0 +1,90 @@
+//! Clouds in a lab, for clients that are in the same lab.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use insula_client::Client;
+use insula_lab::{file::LabFile, lab::Lab};
+
+/// A cloud and where it runs. Taken down when dropped.
+pub(crate) struct Cluster {
+    pub(crate) lab: Arc<Lab>,
+    /// Process names of its API servers; each has a host of the same name.
+    pub(crate) servers: Vec<String>,
+    kubeconfigs: Vec<PathBuf>,
+    _dir: tempfile::TempDir,
+}
+
+/// Where clients are.
+const CLIENT: &str = "client";
+
+impl Cluster {
+    /// One process with embedded storage on a disk of its own.
+    pub(crate) fn one() -> Self {
+        let program = env!("CARGO_BIN_EXE_insula");
+        let file = format!(
+            "
+networks: {{core: 10.77.0.0/24}}
+hosts:
+  client: {{on: {{core: {{address: 10.77.0.100}}}}}}
+  s1:
+    on: {{core: {{address: 10.77.0.11}}}}
+    disk: 256m
+    run:
+      s1:
+        command: [{program}, up, --data-dir, '{{dir}}/run', --listen, '{{address}}:6443',
+                  --without, 'node,scheduler']
+        ready: {{line: 'ready '}}
+"
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let lab = Lab::up(LabFile::parse(&file).unwrap(), dir.path()).unwrap();
+        let kubeconfigs = vec![lab.host_dir("s1").join("run/admin.kubeconfig")];
+        Self { lab: Arc::new(lab), servers: vec!["s1".into()], kubeconfigs, _dir: dir }
+    }
+
+    /// Runs `work` where clients are.
+    pub(crate) fn run<T: Send>(&self, work: impl AsyncFnOnce(&Self) -> T + Send) -> T {
+        let namespace = Path::new("/run/netns").join(self.lab.namespace(CLIENT));
+        assert!(namespace.exists());
+        thread::scope(|scope| {
+            let worker = scope.spawn(|| {
+                // One thread: what is asked for first is asked first, and all of it is in there.
+                self.lab.enter(CLIENT).unwrap();
+                let runtime =
+                    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(work(self))
+            });
+            match worker.join() {
+                Ok(done) => done,
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })
+    }
+
+    /// A platform administrator's client of one server, whose requests go there alone.
+    pub(crate) async fn client(&self, server: usize) -> Client {
+        let client = Client::from_kubeconfig(&self.kubeconfigs[server], "faults").await.unwrap();
+        client.with_timeout(Duration::from_secs(5))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            for server in &self.servers {
+                let log = std::fs::read_to_string(self.lab.log(server)).unwrap_or_default();
+                let lines: Vec<_> = log.lines().collect();
+                eprintln!("== {server}\n{}", lines[lines.len().saturating_sub(40)..].join("\n"));
+            }
+        }
+        let down = self.lab.down();
+        if !thread::panicking() {
+            down.unwrap();
+        }
+    }
+}

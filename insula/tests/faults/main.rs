@@ -1,0 +1,24 @@
+//! A cloud under faults: what its clients saw is checked afterwards.
+//!
+//! Each run is random but for its seed, which is printed when something is wrong.
+//! `INSULA_RUNS` sets how many runs there are, `INSULA_SEED` the first seed.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test stops at what it did not expect"
+)]
+
+mod cluster;
+mod counters;
+mod rounds;
+mod subject;
+
+use cluster::Cluster;
+use rounds::{Fault, Rounds};
+
+#[test]
+fn one_server_that_is_killed() {
+    let faults = [Fault::Kill, Fault::Pause, Fault::FillDisk, Fault::KillAll];
+    Rounds::new(Cluster::one(), &faults).run(12);
+}

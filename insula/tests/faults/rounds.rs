@@ -1,0 +1,271 @@
+//! Rounds of random clients, a fault in the middle of each, and a check at its end.
+
+use std::{
+    env,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use insula_api::{kinds::TenantPhase, names::TenantName};
+use insula_client::{Client, Tenant};
+use insula_history::{
+    chain,
+    drive::{self, Plan, Subject},
+    linear,
+    op::{Action, Outcome},
+    record::Recorder,
+};
+use insula_lab::lab::Lab;
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::{cluster::Cluster, counters, subject::ConfigMaps};
+
+/// What goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// A server is killed and started again.
+    Kill,
+    /// All servers are killed at the same time and started again.
+    KillAll,
+    /// A server stands still for a while.
+    Pause,
+    /// A server is cut off from the others, not from clients.
+    Cut,
+    /// A server hears nothing from one of the others, who hear it.
+    Deaf,
+    /// A server's disk is full for a while.
+    FillDisk,
+}
+
+/// Tenants on two different partitions of a cloud of two.
+const TENANTS: [&str; 2] = ["acme", "globex"];
+
+/// Clients of each round.
+const CLIENTS: u32 = 6;
+/// Keys that they meet on, in each tenant.
+const KEYS: u32 = 2;
+const ROUND: Duration = Duration::from_millis(1200);
+/// How long the cloud may take to serve again after a fault has gone.
+const RECOVERY: Duration = Duration::from_secs(30);
+
+pub(crate) struct Rounds<'a> {
+    cluster: Cluster,
+    faults: &'a [Fault],
+}
+
+fn number(name: &str) -> Option<u64> {
+    env::var(name).ok()?.parse().ok()
+}
+
+impl<'a> Rounds<'a> {
+    pub(crate) fn new(cluster: Cluster, faults: &'a [Fault]) -> Self {
+        Self { cluster, faults }
+    }
+
+    /// Does `runs` rounds, or as many as the environment says.
+    pub(crate) fn run(&self, runs: u64) {
+        let runs = number("INSULA_RUNS").unwrap_or(runs);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let first = number("INSULA_SEED").unwrap_or(now.as_millis() as u64);
+        self.cluster.run(async |cluster: &Cluster| {
+            let mut clients = Vec::new();
+            for server in 0..cluster.servers.len() {
+                clients.push(cluster.client(server).await);
+            }
+            for tenant in TENANTS {
+                make_tenant(&clients[0], tenant).await;
+            }
+            let stop = CancellationToken::new();
+            let watchers: Vec<_> = clients
+                .iter()
+                .map(|client| tokio::spawn(counters::watch(client.clone(), stop.clone())))
+                .collect();
+            let counting = CancellationToken::new();
+            let counters: Vec<_> = (0..6)
+                .map(|n| {
+                    let client = clients[n % clients.len()].clone();
+                    let tenant = TENANTS[n % TENANTS.len()].to_owned();
+                    tokio::spawn(counters::count(
+                        client,
+                        tenant,
+                        format!("counter-{n}"),
+                        counting.clone(),
+                    ))
+                })
+                .collect();
+            for seed in first..first + runs {
+                self.round(&clients, seed).await;
+            }
+            counting.cancel();
+            for counter in counters {
+                counter.await.unwrap();
+            }
+            stop.cancel();
+            let mut ends = Vec::new();
+            for watcher in watchers {
+                let notes = watcher.await.unwrap();
+                let events =
+                    notes.iter().filter(|it| matches!(it, chain::Note::Event { .. })).count();
+                assert!(0 < events, "nothing was watched");
+                match chain::check(&notes, false) {
+                    Ok(end) => ends.push(end),
+                    Err(broken) => {
+                        let from = broken.at.saturating_sub(12);
+                        panic!(
+                            "seeds {first}..: a watch is wrong: {broken}\n{:#?}",
+                            &notes[from..=broken.at]
+                        );
+                    }
+                }
+            }
+            // Whoever is asked, the end is the same.
+            assert!(ends.windows(2).all(|two| two[0] == two[1]), "watchers disagree: {ends:#?}");
+        });
+    }
+
+    async fn round(&self, clients: &[Client], seed: u64) {
+        let mut random = StdRng::seed_from_u64(seed);
+        let fault = self.faults[random.random_range(0..self.faults.len())];
+        let subject = |client: &Client, tenant: &str| -> Arc<dyn Subject> {
+            let api = client.tenant(&TenantName::parse(tenant).unwrap()).namespaced("default");
+            Arc::new(ConfigMaps { api, prefix: format!("r{seed}") })
+        };
+        let plan = Plan {
+            keys: KEYS,
+            until: Instant::now() + ROUND,
+            pause: Duration::from_millis(20),
+            patience: Duration::from_secs(3),
+            blind: false,
+        };
+        let mut running = Vec::new();
+        let histories: Vec<_> = TENANTS.iter().map(|_| Arc::new(Recorder::default())).collect();
+        for n in 0..CLIENTS {
+            let client = &clients[random.random_range(0..clients.len())];
+            let at = n as usize % TENANTS.len();
+            let subject = subject(client, TENANTS[at]);
+            running.push(tokio::spawn(drive::client(
+                n,
+                seed,
+                plan,
+                subject,
+                histories[at].clone(),
+            )));
+        }
+        tokio::time::sleep(ROUND.mul_f64(random.random_range(0.1..0.5))).await;
+        self.strike(fault, &mut random).await;
+        for client in running {
+            client.await.unwrap();
+        }
+        // What every server says in the end is part of the history.
+        for (server, client) in clients.iter().enumerate() {
+            for (tenant, history) in TENANTS.iter().zip(&histories) {
+                let subject = subject(client, tenant);
+                for key in 0..KEYS {
+                    let end = Instant::now() + RECOVERY;
+                    loop {
+                        let begin = history.now();
+                        if let Ok(found) = subject.get(key).await {
+                            let client = CLIENTS + server as u32;
+                            history.note(client, key, begin, Action::Get, Outcome::Found(found));
+                            break;
+                        }
+                        assert!(
+                            Instant::now() < end,
+                            "seed {seed}: {fault:?}: server {server} does not serve {tenant} again"
+                        );
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                }
+            }
+        }
+        for (tenant, history) in TENANTS.iter().zip(&histories) {
+            let ops = history.ops();
+            if let Err(violation) = linear::check(&ops) {
+                panic!("seed {seed}: {fault:?}: tenant {tenant}: {violation}");
+            }
+            let done = ops.iter().filter(|op| matches!(op.outcome, Outcome::Done(_))).count();
+            assert!(0 < done, "seed {seed}: {fault:?}: nothing was written in {tenant}");
+        }
+    }
+
+    /// Makes something go wrong for a while, and right again.
+    async fn strike(&self, fault: Fault, random: &mut StdRng) {
+        let servers = &self.cluster.servers;
+        let at = random.random_range(0..servers.len());
+        let (one, other) = (servers[at].clone(), servers[(at + 1) % servers.len()].clone());
+        let all = servers.clone();
+        let pause = Duration::from_millis(random.random_range(10..600));
+        let lab = self.cluster.lab.clone();
+        match fault {
+            Fault::Kill => {
+                on(&lab, {
+                    let one = one.clone();
+                    move |lab| lab.kill(&one).unwrap()
+                })
+                .await;
+                tokio::time::sleep(pause).await;
+                on(&lab, move |lab| lab.start(&one).unwrap()).await;
+            }
+            Fault::KillAll => {
+                let names = all.clone();
+                on(&lab, move |lab| names.iter().for_each(|it| lab.kill(it).unwrap())).await;
+                on(&lab, move |lab| {
+                    all.iter().for_each(|it| lab.launch(it).unwrap());
+                    all.iter().for_each(|it| lab.wait_ready(it).unwrap());
+                })
+                .await;
+            }
+            Fault::Pause => {
+                lab.pause(&one).unwrap();
+                tokio::time::sleep(pause).await;
+                lab.resume(&one).unwrap();
+            }
+            Fault::Cut => {
+                for other in all.iter().filter(|it| **it != one) {
+                    lab.cut(&one, Some(other)).unwrap();
+                }
+                tokio::time::sleep(pause * 4).await;
+                lab.heal().unwrap();
+            }
+            Fault::Deaf => {
+                lab.cut_one_way(&one, &other).unwrap();
+                tokio::time::sleep(pause * 4).await;
+                lab.heal().unwrap();
+            }
+            Fault::FillDisk => {
+                on(&lab, {
+                    let one = one.clone();
+                    move |lab| lab.fill(&one).unwrap()
+                })
+                .await;
+                tokio::time::sleep(pause).await;
+                on(&lab, move |lab| lab.free(&one).unwrap()).await;
+            }
+        }
+    }
+}
+
+/// Does what takes its time without holding up the clients.
+async fn on(lab: &Arc<Lab>, work: impl FnOnce(&Lab) + Send + 'static) {
+    let lab = lab.clone();
+    tokio::task::spawn_blocking(move || work(&lab)).await.unwrap();
+}
+
+/// A tenant that can be written to.
+async fn make_tenant(client: &Client, name: &str) {
+    let api = client.system().api::<Tenant>();
+    let mut tenant = Tenant::default();
+    tenant.metadata.name = Some(name.to_owned());
+    api.create(&tenant).await.unwrap();
+    let end = Instant::now() + RECOVERY;
+    loop {
+        let found = api.get(name).await.unwrap();
+        if found.status.as_ref().and_then(|it| it.phase) == Some(TenantPhase::Active) {
+            return;
+        }
+        assert!(Instant::now() < end, "tenant {name} does not get active");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
