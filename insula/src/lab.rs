@@ -58,6 +58,9 @@ enum What {
     Free { host: String },
     /// Set the clock that a process sees: `insula lab skew s1 -- -1h`.
     Skew { process: String, offset: jiff::SignedDuration },
+    /// Carry frames over cables that take time; started by `up`.
+    #[command(hide = true)]
+    Carry,
     /// Print what a process printed.
     Logs { process: String },
 }
@@ -65,7 +68,7 @@ enum What {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let dir = &options.dir;
     if let What::Up { file } = &options.what {
-        let lab = Lab::up(LabFile::read(file)?, dir)?;
+        let lab = Lab::up(LabFile::read(file)?, dir, &std::env::current_exe()?)?;
         return show(&lab.status()?);
     }
     let lab = Lab::open(dir)?;
@@ -88,6 +91,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         What::Fill { host } => lab.fill(host)?,
         What::Free { host } => lab.free(host)?,
         What::Skew { process, offset } => lab.skew(process, *offset)?,
+        What::Carry => lab.carry()?,
         What::Logs { process } => {
             lab.state(process)?;
             let mut log = std::fs::File::open(lab.log(process))?;

@@ -17,7 +17,7 @@
 //!     on: { core: { address: 10.77.0.1 }, site: { address: 10.78.0.1 } }
 //!     router: { nat: [core] }
 //!   edge1:
-//!     on: { site: { address: 10.78.0.21, loss: 0.02, bandwidth: 10mbit } }
+//!     on: { site: { address: 10.78.0.21, latency: 20ms, loss: 0.02, bandwidth: 10mbit } }
 //!     gateway: 10.78.0.1
 //! ```
 
@@ -68,6 +68,9 @@ pub struct Cable {
     /// Of what arrives here, the part that is lost: 0 to 1.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub loss: f64,
+    /// The time that a packet takes on this cable, in each direction.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency: Option<SignedDuration>,
     /// What the host can send, as `tc` takes it: `10mbit`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<String>,

@@ -28,7 +28,11 @@ use crate::{
     network::{Network, unknown},
     process::{self, Launch, Started, State},
     template::Place,
+    wire,
 };
+
+/// The process that carries frames; no process of a file can be named so.
+const WIRES: &str = "_wires";
 
 /// How long a process has to end by itself.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -69,8 +73,10 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl Lab {
     /// Makes the hosts and starts their processes; takes all of it away again if that fails.
-    pub fn up(file: LabFile, dir: &Path) -> Result<Self> {
-        Self::begin(file, dir).and_then(|lab| match lab.start_all() {
+    ///
+    /// `program` is the `insula` that carries frames over cables that take time.
+    pub fn up(file: LabFile, dir: &Path, program: &Path) -> Result<Self> {
+        Self::begin(file, dir, program).and_then(|lab| match lab.start_all() {
             Ok(()) => Ok(lab),
             Err(error) => {
                 // The first failure is the one to tell.
@@ -81,7 +87,7 @@ impl Lab {
     }
 
     /// Makes the hosts, without their processes.
-    pub fn begin(file: LabFile, dir: &Path) -> Result<Self> {
+    pub fn begin(file: LabFile, dir: &Path, program: &Path) -> Result<Self> {
         file.check()?;
         if !rustix::process::geteuid().is_root() {
             return Err(LabError::NotRoot);
@@ -102,7 +108,7 @@ impl Lab {
         let kept = Kept { id, file, processes: BTreeMap::new() };
         let lab = Self { dir, kept: Mutex::new(kept), children: Mutex::default(), network };
         lab.keep()?;
-        match lab.make_hosts() {
+        match lab.make_hosts(program) {
             Ok(()) => Ok(lab),
             Err(error) => {
                 let _ = lab.down();
@@ -122,7 +128,7 @@ impl Lab {
         Ok(Self { dir, kept: Mutex::new(kept), children: Mutex::default(), network })
     }
 
-    fn make_hosts(&self) -> Result<()> {
+    fn make_hosts(&self, program: &Path) -> Result<()> {
         let file = self.file();
         self.network.up(&file)?;
         for (name, host) in &file.hosts {
@@ -132,7 +138,27 @@ impl Lab {
                 disk::mount(&dir, size)?;
             }
         }
+        if !self.network.wires(&file).is_empty() {
+            let words = [program, "lab".as_ref(), "--dir".as_ref(), &self.dir, "carry".as_ref()];
+            let command = words.map(|word| word.to_string_lossy().into_owned()).to_vec();
+            let (namespace, log) = (self.network.switch(), self.log(WIRES));
+            let (dir, env) = (self.dir.as_path(), Vec::new());
+            self.run(WIRES, &Launch { namespace: &namespace, command, env, dir, log: &log })?;
+        }
         Ok(())
+    }
+
+    /// Carries frames over the cables that take time, until the lab ends.
+    pub fn carry(&self) -> Result<()> {
+        wire::run(&self.network.wires(&self.file()))
+    }
+
+    fn run(&self, process: &str, launch: &Launch<'_>) -> Result<()> {
+        let (started, child) = process::start(launch)?;
+        // The one before it is gone; dropping it leaves nothing behind.
+        lock(&self.children).insert(process.to_owned(), child);
+        lock(&self.kept).processes.insert(process.to_owned(), started);
+        self.keep()
     }
 
     fn start_all(&self) -> Result<()> {
@@ -264,11 +290,7 @@ impl Lab {
         }
         let (namespace, log) = (self.namespace(&host), self.log(process));
         let launch = Launch { namespace: &namespace, command, env, dir: &dir, log: &log };
-        let (started, child) = process::start(&launch)?;
-        // The one before it is gone; dropping it leaves nothing behind.
-        lock(&self.children).insert(process.to_owned(), child);
-        lock(&self.kept).processes.insert(process.to_owned(), started);
-        self.keep()
+        self.run(process, &launch)
     }
 
     /// Waits until a process that was started is ready.
@@ -304,7 +326,9 @@ impl Lab {
     }
 
     fn signal(&self, process: &str, signal: Signal) -> Result<()> {
-        self.find(process)?;
+        if process != WIRES {
+            self.find(process)?;
+        }
         let started = lock(&self.kept).processes.get(process).copied();
         started.map_or(Ok(()), |started| started.signal(signal))
     }

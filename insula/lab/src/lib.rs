@@ -4,8 +4,9 @@
 //! ```text
 //! file       what a lab looks like, as YAML          template  what stands for what in commands
 //! network    namespaces, cables, cuts and loss       process   starting, killing, pausing
-//! disk       a host's own small disk                 clock     processes with another time
-//! lab        all of it together, and kept on disk    tool      running ip, nft, tc and mount
+//! wire       cables that take time                   clock     processes with another time
+//! disk       a host's own small disk                 tool      running ip, nft, tc and mount
+//! lab        all of it together, and kept on disk
 //! ```
 //!
 //! # Invariants
@@ -25,3 +26,4 @@ mod network;
 pub mod process;
 mod template;
 mod tool;
+mod wire;

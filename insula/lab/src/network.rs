@@ -1,7 +1,8 @@
 //! Hosts as network namespaces, networks as bridges in a namespace of their own.
 //!
 //! The switch namespace holds one bridge per network; each host's cable is a veth pair between
-//! its namespace and the switch. The machine's own namespace is never touched.
+//! its namespace and the switch, or two taps with a [`Wire`] between them if the cable takes time.
+//! The machine's own namespace is never touched.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
@@ -9,6 +10,7 @@ use crate::{
     error::{LabError, Result},
     file::{Host, LabFile},
     tool::{nft, run},
+    wire::Wire,
 };
 
 /// Rules of a lab on a host; faults are in tables of their own, so that healing drops a table.
@@ -26,7 +28,8 @@ impl Network {
         format!("{}-{host}", self.id)
     }
 
-    fn switch(&self) -> String {
+    /// The namespace that all cables lead to.
+    pub(crate) fn switch(&self) -> String {
         // No host can be named so.
         format!("{}_switch", self.id)
     }
@@ -64,13 +67,20 @@ impl Network {
         run(&format!("ip -n {own} link set lo up"))?;
         let mut rules = String::new();
         for (port, (network, cable)) in host.on.iter().enumerate() {
-            let inside = format!("eth{port}");
-            let outside = format!("h{number}p{port}");
+            let (inside, outside) = ends(number, port);
             let prefix = file.networks.get(network).map_or(24, ipnet::Ipv4Net::prefix_len);
             let bridge = bridges.get(network.as_str()).map_or("", String::as_str);
-            run(&format!(
-                "ip -n {switch} link add {outside} type veth peer name {inside} netns {own}"
-            ))?;
+            match cable.latency {
+                Some(_) => {
+                    run(&format!("ip -n {switch} tuntap add dev {outside} mode tap"))?;
+                    run(&format!("ip -n {own} tuntap add dev {inside} mode tap"))?;
+                }
+                None => {
+                    run(&format!(
+                        "ip -n {switch} link add {outside} type veth peer name {inside} netns {own}"
+                    ))?;
+                }
+            }
             run(&format!("ip -n {switch} link set {outside} master {bridge} up"))?;
             run(&format!("ip -n {own} addr add {}/{prefix} dev {inside}", cable.address))?;
             run(&format!("ip -n {own} link set {inside} up"))?;
@@ -104,6 +114,22 @@ impl Network {
             run(&format!("ip -n {own} route add default via {gateway}"))?;
         }
         Ok(())
+    }
+
+    /// The cables that take time.
+    pub(crate) fn wires(&self, file: &LabFile) -> Vec<Wire> {
+        let mut wires = Vec::new();
+        for (number, (name, host)) in file.hosts.iter().enumerate() {
+            for (port, cable) in host.on.values().enumerate() {
+                let Some(latency) = cable.latency.and_then(|it| it.try_into().ok()) else {
+                    continue;
+                };
+                let (inside, outside) = ends(number, port);
+                let ends = [(self.namespace(name), inside), (self.switch(), outside)];
+                wires.push(Wire { ends, latency });
+            }
+        }
+        wires
     }
 
     /// Takes away what is there. Goes on after a failure and reports the last one.
@@ -160,6 +186,11 @@ impl Network {
         }
         Ok(())
     }
+}
+
+/// Names of a cable's two ends, at the host and at the switch.
+fn ends(host: usize, port: usize) -> (String, String) {
+    (format!("eth{port}"), format!("h{host}p{port}"))
 }
 
 pub(crate) fn unknown(file: &LabFile, host: &str) -> LabError {

@@ -31,7 +31,7 @@ impl Drop for Up {
 
 fn up(text: &str) -> Up {
     let dir = tempfile::tempdir().unwrap();
-    let lab = Lab::up(LabFile::parse(text).unwrap(), dir.path()).unwrap();
+    let lab = Lab::up(LabFile::parse(text).unwrap(), dir.path(), Path::new("insula")).unwrap();
     Up { lab, _dir: dir }
 }
 
@@ -253,12 +253,14 @@ hosts:
     on: {n: {address: 10.0.0.1}}
     run: {broken: {command: [sh, -c, 'echo because of this; exit 3'], ready: {port: 1}}}
 ";
-    let error = Lab::up(LabFile::parse(text).unwrap(), dir.path()).unwrap_err().to_string();
+    let error = Lab::up(LabFile::parse(text).unwrap(), dir.path(), Path::new("insula"))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("because of this"), "{error}");
     assert!(matches!(Lab::open(dir.path()), Err(LabError::NoLab(_))));
     // The same directory can be used again.
-    let lab = Lab::begin(LabFile::parse(text).unwrap(), dir.path()).unwrap();
-    let again = Lab::begin(LabFile::parse(text).unwrap(), dir.path());
+    let lab = Lab::begin(LabFile::parse(text).unwrap(), dir.path(), Path::new("insula")).unwrap();
+    let again = Lab::begin(LabFile::parse(text).unwrap(), dir.path(), Path::new("insula"));
     assert!(matches!(again, Err(LabError::AlreadyUp(_))));
     assert!(Path::new("/run/netns").join(lab.namespace("a")).exists());
     lab.down().unwrap();

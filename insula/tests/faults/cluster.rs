@@ -42,7 +42,7 @@ hosts:
 "
         );
         let dir = tempfile::tempdir().unwrap();
-        let lab = Lab::up(LabFile::parse(&file).unwrap(), dir.path()).unwrap();
+        let lab = Lab::up(LabFile::parse(&file).unwrap(), dir.path(), Path::new(program)).unwrap();
         let kubeconfigs = vec![lab.host_dir("s1").join("run/admin.kubeconfig")];
         Self { lab: Arc::new(lab), servers: vec!["s1".into()], kubeconfigs, _dir: dir }
     }
