@@ -149,6 +149,7 @@ async fn put(server: &Server, tenant: &TenantName, mut it: Value) -> Result<()> 
         expect: Expect::Absent,
         change: Change::Put(object::encode(&it).into()),
         durability: Durability::Durable,
+        by_move: None,
     };
     match store.write(write).await {
         Ok(_) | Err(StoreError::Conflict { .. }) => Ok(()),

@@ -133,6 +133,7 @@ async fn delete_named(
             expect: Expect::At(entry.modified),
             change,
             durability: call.served.durability(namespace),
+            by_move: None,
         };
         match store.write(write).await {
             Ok(committed) if !gone || strategy::returns_deleted(resource) => {

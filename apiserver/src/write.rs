@@ -100,6 +100,7 @@ pub(crate) async fn create_value(
             expect: Expect::Absent,
             change: Change::Put(object::encode(&it).into()),
             durability: call.served.durability(&namespace),
+            by_move: None,
         };
         match store.write(write).await {
             Ok(committed) => {
@@ -263,6 +264,7 @@ pub(crate) async fn change(
             expect: Expect::At(entry.modified),
             change,
             durability: call.served.durability(&namespace),
+            by_move: None,
         };
         match store.write(write).await {
             Ok(committed) => {

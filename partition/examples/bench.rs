@@ -54,6 +54,7 @@ impl Target {
                     expect: Expect::Anything,
                     change: Change::Put(value),
                     durability: Durability::Durable,
+                    by_move: None,
                 };
                 store.write(write).await?;
             }

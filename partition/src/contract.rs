@@ -47,7 +47,7 @@ pub(crate) fn pods() -> Collection {
 /// A durable write of a pod.
 pub(crate) fn write(key: &str, expect: Expect, change: Change) -> Write {
     let durability = Durability::Durable;
-    Write { collection: pods(), key: key.into(), expect, change, durability }
+    Write { collection: pods(), key: key.into(), expect, change, durability, by_move: None }
 }
 
 pub(crate) fn value(text: &str) -> Change {

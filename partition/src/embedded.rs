@@ -285,6 +285,10 @@ impl Store for EmbeddedStore {
         self.ask(move |reply| Request::Compact(revision, reply)).boxed()
     }
 
+    fn raise(&self, revision: Revision) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.ask(move |reply| Request::Raise(revision, reply)).boxed()
+    }
+
     fn collections(&self) -> BoxFuture<'_, Result<Vec<Collection>, StoreError>> {
         std::future::ready(self.state.collections()).boxed()
     }

@@ -327,6 +327,12 @@ impl Store for EtcdStore {
         self.compact(revision).boxed()
     }
 
+    fn raise(&self, revision: Revision) -> BoxFuture<'_, Result<(), StoreError>> {
+        let _ = revision;
+        let reason = "an etcd's revisions cannot be raised yet".into();
+        std::future::ready(Err(StoreError::Unavailable { reason, source: None })).boxed()
+    }
+
     fn collections(&self) -> BoxFuture<'_, Result<Vec<Collection>, StoreError>> {
         async move {
             self.catch_up().await?;

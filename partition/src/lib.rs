@@ -7,6 +7,7 @@
 //! ```text
 //! partitions   opens everything, finds the partition of a shard key
 //!   map        slots and pins: which partition owns what
+//!   fences     what may not be written or read now, because it moves
 //!   store      the contract: guarded writes, reads at a revision, watches
 //!     snapshot   what a read gives          value   where a value carries its revision
 //!     watch      what a watch gives         error   why partitions could not be opened
@@ -37,6 +38,7 @@ mod contract;
 mod embedded;
 pub mod error;
 pub mod etcd;
+pub mod fences;
 mod limits;
 pub mod map;
 pub mod partitions;

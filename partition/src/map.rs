@@ -1,119 +1,123 @@
 //! Which partition owns what: shard keys hash to slots, slots belong to partitions.
 //!
-//! The map is an immutable value with an epoch. It is stored as JSON in partition `meta`:
-//!
-//! ```text
-//! {"epoch":1,"partitions":["p1","p2"],
-//!  "slots":[{"first":0,"last":8191,"partition":"p1"},{"first":8192,"last":16383,"partition":"p2"}],
-//!  "pins":{"acme":"p2"}}
-//! ```
+//! The map is an immutable value with an epoch. It is stored as JSON in partition `meta`, see
+//! [`document`], and changes by compare-and-set only; [`change`] has every way in which it may.
 //!
 //! # Invariants
 //!
 //! * At one epoch every slot has exactly one partition, and it is one of the map's.
 //! * The hash and the number of slots are on-disk contracts: changing them moves every tenant.
+//! * Scopes of moves that are under way never overlap; what moves is owned by the move's source.
+//! * A server's id is never given to another one.
 //!
 //! # What is deliberately absent
 //!
-//! No I/O. [`crate::partitions`] loads the map and keeps it.
+//! No I/O. [`crate::partitions`] loads the map and follows it.
 
-use std::collections::BTreeMap;
+mod change;
+mod document;
+mod scope;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::xxh3_64;
+
+pub use self::scope::{SYSTEM, Scope, Shard, ShardKey, Slot, SlotRange, Slots};
 
 /// Number of hash buckets.
 pub const SLOTS: u16 = 16_384;
 
-/// One of the [`SLOTS`] buckets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Slot(u16);
+/// An API server process, as the others know it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServerInfo {
+    /// Of the server in raft groups. Never reused.
+    pub id: u64,
+    pub name: String,
+    /// `HOST:PORT` at which other servers reach it.
+    #[serde(default)]
+    pub address: String,
+    /// Partitions that it serves from its own memory now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ready: Vec<String>,
+}
 
-impl Slot {
-    /// The bucket of that number, if there is one.
-    pub fn new(number: u16) -> Option<Self> {
-        (number < SLOTS).then_some(Self(number))
-    }
+/// Where a partition's data is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// In servers, as a raft group.
+    #[default]
+    Embedded,
+    /// In an etcd cluster.
+    Etcd(EtcdPlace),
+}
 
-    /// The bucket's number, below [`SLOTS`].
-    pub fn number(self) -> u16 {
-        self.0
+/// Which etcd. How to log in there is each server's own configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EtcdPlace {
+    pub endpoints: Vec<String>,
+    pub prefix: String,
+    /// Another etcd, for collections of which all is relaxed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub relaxed: Vec<String>,
+}
+
+/// One partition of the map.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PartitionInfo {
+    pub name: String,
+    #[serde(default)]
+    pub backend: Backend,
+    /// Names of the servers that should be its members, if it is embedded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub servers: Vec<String>,
+    /// Nothing may move here, and what is here moves away.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub draining: bool,
+}
+
+impl PartitionInfo {
+    /// An embedded partition on the given servers.
+    pub fn embedded(name: &str, servers: &[&str]) -> Self {
+        let servers = servers.iter().map(|&server| server.to_owned()).collect();
+        Self { name: name.into(), servers, ..Self::default() }
     }
 }
 
-/// What decides where an object lives.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum ShardKey {
-    /// Everything that a tenant owns.
-    Tenant(String),
-    /// A node and what there is one of per node: its lease, its CSI node.
-    Node(String),
-    /// The rest of the fleet.
-    System,
-}
-
-/// The platform's tenant.
-const SYSTEM: &str = "system";
-
-impl ShardKey {
-    /// Decides from where an object is kept: its key is `tenant/namespace/name`, the namespace
-    /// empty where there is none. A contract with whoever makes the keys.
-    pub fn of(collection: &str, key: &str) -> Self {
-        let (tenant, rest) = key.split_once('/').unwrap_or((key, ""));
-        if tenant != SYSTEM {
-            return Self::Tenant(tenant.to_owned());
-        }
-        let (namespace, name) = rest.split_once('/').unwrap_or(("", rest));
-        match (collection, namespace) {
-            ("core/nodes", "") | ("coordination.k8s.io/leases", "kube-node-lease") => {
-                Self::Node(name.to_owned())
-            }
-            _ => Self::System,
-        }
-    }
-
-    /// The bucket that the key hashes to.
-    pub fn slot(&self) -> Slot {
-        let text = match self {
-            Self::Tenant(name) | Self::Node(name) => name,
-            Self::System => SYSTEM,
-        };
-        Slot((xxh3_64(text.as_bytes()) % u64::from(SLOTS)) as u16)
-    }
-}
-
-/// See the module.
+/// A move that was admitted and has not flipped yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Document", into = "Document")]
+#[serde(deny_unknown_fields)]
+pub struct Moving {
+    pub scope: Scope,
+    pub from: String,
+    pub to: String,
+}
+
+/// See the module. Cheap to clone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "document::Document", into = "document::Document")]
 pub struct PartitionMap {
+    cluster: String,
     epoch: u64,
-    partitions: Vec<String>,
+    servers: Vec<ServerInfo>,
+    /// The id that the next new server gets.
+    next_server: u64,
+    meta: PartitionInfo,
+    /// Without `meta`.
+    partitions: Vec<PartitionInfo>,
+    names: Vec<String>,
     /// For each slot the index of its partition. Invariant: `SLOTS` long, all indices valid.
-    slots: Vec<u16>,
+    slots: Arc<Vec<u16>>,
     pins: BTreeMap<String, String>,
+    moves: BTreeMap<String, Moving>,
 }
 
-/// A map as it is written down.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Document {
-    epoch: u64,
-    partitions: Vec<String>,
-    slots: Vec<Range>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pins: BTreeMap<String, String>,
-}
-
-/// Neighbouring slots of one partition; both ends belong to it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Range {
-    first: u16,
-    last: u16,
-    partition: String,
-}
-
-/// Why something is no partition map.
+/// Why something is no partition map, or may not become the next one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MapError {
@@ -121,6 +125,8 @@ pub enum MapError {
     Count(usize),
     #[error("partition {0} is named twice")]
     Repeated(String),
+    #[error("a partition cannot be named {0:?}")]
+    Name(String),
     #[error("partition {0} is not one of the map's")]
     Unknown(String),
     #[error("slots {first} to {last} are no range")]
@@ -129,16 +135,66 @@ pub enum MapError {
     Shared(u16),
     #[error("slot {0} has no partition")]
     Unowned(u16),
+    #[error("server {0} is not one of the map's")]
+    UnknownServer(String),
+    #[error("server {0}, or its id, is there twice")]
+    RepeatedServer(String),
+    #[error("{0:?} cannot be the name of a server")]
+    ServerName(String),
+    #[error("partition {0} would have no member")]
+    NoMember(String),
+    #[error("partition {0} is being drained")]
+    Draining(String),
+    #[error("partition {name} still has {what}; drain it first")]
+    InUse { name: String, what: String },
+    #[error("{what} is on its way from {from} to {to}; wait until it is there")]
+    Busy { what: String, from: String, to: String },
+    #[error("{what} is not on partition {from}")]
+    Elsewhere { what: String, from: String },
+    #[error("{what} is on partition {to} already")]
+    Already { what: String, to: String },
+    #[error("there is no move {0}")]
+    NoMove(String),
+    #[error("{0}")]
+    Etcd(String),
 }
 
 impl PartitionMap {
-    /// The first map: all partitions own equally many slots.
-    pub fn even(partitions: Vec<String>) -> Result<Self, MapError> {
-        check_names(&partitions)?;
-        let count = partitions.len();
+    /// The first map of a cluster: all partitions own equally many slots.
+    pub fn first(
+        cluster: &str,
+        server: Option<ServerInfo>,
+        meta: PartitionInfo,
+        partitions: Vec<PartitionInfo>,
+    ) -> Result<Self, MapError> {
+        let count = partitions.len().max(1);
         let owner = |slot: u16| (usize::from(slot) * count / usize::from(SLOTS)) as u16;
-        let slots = (0..SLOTS).map(owner).collect();
-        Ok(Self { epoch: 1, partitions, slots, pins: BTreeMap::new() })
+        let map = Self {
+            cluster: cluster.into(),
+            epoch: 1,
+            next_server: server.as_ref().map_or(0, |server| server.id) + 1,
+            servers: server.into_iter().collect(),
+            meta,
+            names: names(&partitions),
+            partitions,
+            slots: Arc::new((0..SLOTS).map(owner).collect()),
+            pins: BTreeMap::new(),
+            moves: BTreeMap::new(),
+        };
+        map.check()?;
+        Ok(map)
+    }
+
+    /// A map of embedded partitions without servers, all with equally many slots.
+    pub fn even(partitions: Vec<String>) -> Result<Self, MapError> {
+        let partition = |name: &String| PartitionInfo::embedded(name, &[]);
+        let meta = PartitionInfo::embedded(crate::partitions::META, &[]);
+        Self::first("", None, meta, partitions.iter().map(partition).collect())
+    }
+
+    /// The cluster's id, given once.
+    pub fn cluster(&self) -> &str {
+        &self.cluster
     }
 
     /// The map's number. A later map has a higher one.
@@ -148,22 +204,71 @@ impl PartitionMap {
 
     /// Names of all partitions.
     pub fn partitions(&self) -> &[String] {
+        &self.names
+    }
+
+    /// The partitions, in the order of their names at [`PartitionMap::partitions`].
+    pub fn infos(&self) -> &[PartitionInfo] {
         &self.partitions
+    }
+
+    /// The partition of that name; `meta` too.
+    pub fn info(&self, name: &str) -> Option<&PartitionInfo> {
+        std::iter::once(&self.meta).chain(&self.partitions).find(|info| info.name == name)
+    }
+
+    /// Where the map itself is kept.
+    pub fn meta(&self) -> &PartitionInfo {
+        &self.meta
+    }
+
+    /// All servers that registered.
+    pub fn servers(&self) -> &[ServerInfo] {
+        &self.servers
+    }
+
+    /// The server of that name.
+    pub fn server(&self, name: &str) -> Option<&ServerInfo> {
+        self.servers.iter().find(|server| server.name == name)
     }
 
     /// The partition that owns everything under `key`.
     pub fn owner(&self, key: &ShardKey) -> &str {
-        if let ShardKey::Tenant(name) = key
+        self.owner_of(key.as_shard())
+    }
+
+    /// As [`PartitionMap::owner`].
+    pub fn owner_of(&self, shard: Shard<'_>) -> &str {
+        if let Shard::Tenant(name) = shard
             && let Some(partition) = self.pins.get(name)
         {
             return partition;
         }
-        self.owner_of_slot(key.slot())
+        self.owner_of_slot(shard.slot())
     }
 
     /// The partition that owns a slot, pins aside.
     pub fn owner_of_slot(&self, slot: Slot) -> &str {
-        &self.partitions[usize::from(self.slots[usize::from(slot.0)])]
+        &self.names[usize::from(self.slots[usize::from(slot.number())])]
+    }
+
+    /// How many slots a partition owns.
+    pub fn slots_of(&self, partition: &str) -> usize {
+        let at = self.names.iter().position(|name| name == partition);
+        at.map_or(0, |at| self.slots.iter().filter(|owner| usize::from(**owner) == at).count())
+    }
+
+    /// Neighbouring slots of one partition, in order of the slots.
+    pub fn ranges(&self) -> Vec<(SlotRange, &str)> {
+        let mut ranges: Vec<(SlotRange, u16)> = Vec::new();
+        for (slot, &owner) in (0..SLOTS).zip(self.slots.iter()) {
+            match ranges.last_mut() {
+                Some((range, known)) if *known == owner => range.last = slot,
+                _ => ranges.push((SlotRange { first: slot, last: slot }, owner)),
+            }
+        }
+        let named = |(range, owner)| (range, &*self.names[usize::from(owner)]);
+        ranges.into_iter().map(named).collect()
     }
 
     /// Tenants that live elsewhere than their slot says.
@@ -171,199 +276,20 @@ impl PartitionMap {
         &self.pins
     }
 
-    /// The next map, in which `tenant` lives on `partition`, or where its slot says if `None`.
-    /// Moves no data: only for tenants that have none yet.
-    pub fn with_pin(&self, tenant: &str, partition: Option<&str>) -> Result<Self, MapError> {
-        let mut next = Self { epoch: self.epoch + 1, ..self.clone() };
-        match partition {
-            Some(name) if !self.partitions.iter().any(|known| known == name) => {
-                return Err(MapError::Unknown(name.into()));
-            }
-            Some(name) => next.pins.insert(tenant.into(), name.into()),
-            None => next.pins.remove(tenant),
-        };
-        Ok(next)
+    /// Moves that were admitted and have not flipped yet, by name.
+    pub fn moves(&self) -> &BTreeMap<String, Moving> {
+        &self.moves
+    }
+
+    /// The move that a shard is part of.
+    pub fn move_of(&self, shard: Shard<'_>) -> Option<(&str, &Moving)> {
+        let mut moves = self.moves.iter();
+        moves
+            .find(|(_, moving)| moving.scope.contains(shard))
+            .map(|(id, moving)| (id.as_str(), moving))
     }
 }
 
-fn check_names(partitions: &[String]) -> Result<(), MapError> {
-    if partitions.is_empty() || usize::from(SLOTS) < partitions.len() {
-        return Err(MapError::Count(partitions.len()));
-    }
-    let mut sorted: Vec<_> = partitions.iter().collect();
-    sorted.sort();
-    match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-        Some(pair) => Err(MapError::Repeated(pair[0].clone())),
-        None => Ok(()),
-    }
-}
-
-impl TryFrom<Document> for PartitionMap {
-    type Error = MapError;
-
-    fn try_from(document: Document) -> Result<Self, MapError> {
-        let Document { epoch, partitions, slots: ranges, pins } = document;
-        check_names(&partitions)?;
-        let index = |name: &String| {
-            let found = partitions.iter().position(|known| known == name);
-            found.ok_or_else(|| MapError::Unknown(name.clone()))
-        };
-        let mut slots = vec![None; usize::from(SLOTS)];
-        for Range { first, last, partition } in ranges {
-            if last < first || SLOTS <= last {
-                return Err(MapError::Range { first, last });
-            }
-            let owner = index(&partition)? as u16;
-            for slot in first..=last {
-                if slots[usize::from(slot)].replace(owner).is_some() {
-                    return Err(MapError::Shared(slot));
-                }
-            }
-        }
-        for partition in pins.values() {
-            index(partition)?;
-        }
-        let owned = (0..SLOTS).zip(slots).map(|(slot, owner)| owner.ok_or(MapError::Unowned(slot)));
-        let slots = owned.collect::<Result<_, _>>()?;
-        Ok(Self { epoch, partitions, slots, pins })
-    }
-}
-
-impl From<PartitionMap> for Document {
-    fn from(map: PartitionMap) -> Self {
-        let mut slots: Vec<Range> = Vec::new();
-        for (slot, &owner) in (0..SLOTS).zip(&map.slots) {
-            let partition = &map.partitions[usize::from(owner)];
-            match slots.last_mut() {
-                Some(range) if range.partition == *partition => range.last = slot,
-                _ => slots.push(Range { first: slot, last: slot, partition: partition.clone() }),
-            }
-        }
-        Self { epoch: map.epoch, partitions: map.partitions, slots, pins: map.pins }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn names(count: usize) -> Vec<String> {
-        (1..=count).map(|n| format!("p{n}")).collect()
-    }
-
-    fn tenant(name: &str) -> ShardKey {
-        ShardKey::Tenant(name.into())
-    }
-
-    proptest! {
-        #[test]
-        fn any_map_reads_back(
-            count in 1_usize..40,
-            cuts in prop::collection::vec((0..SLOTS, any::<prop::sample::Index>()), 0..30),
-            pins in prop::collection::btree_map("[a-z]{1,8}", any::<prop::sample::Index>(), 0..5),
-        ) {
-            let mut map = PartitionMap::even(names(count)).unwrap();
-            for (slot, owner) in cuts {
-                map.slots[usize::from(slot)] = owner.index(count) as u16;
-            }
-            for (tenant, owner) in pins {
-                map = map.with_pin(&tenant, Some(&format!("p{}", owner.index(count) + 1))).unwrap();
-            }
-            let text = serde_json::to_string(&map).unwrap();
-            prop_assert_eq!(serde_json::from_str::<PartitionMap>(&text).unwrap(), map);
-        }
-
-        #[test]
-        fn slots_are_shared_evenly(count in 1_usize..200) {
-            let map = PartitionMap::even(names(count)).unwrap();
-            let mut owned = vec![0_usize; count];
-            map.slots.iter().for_each(|owner| owned[usize::from(*owner)] += 1);
-            let (least, most) = (owned.iter().min().unwrap(), owned.iter().max().unwrap());
-            prop_assert!(most - least <= 1);
-        }
-
-        #[test]
-        fn every_key_has_an_owner(name in ".{0,80}", count in 1_usize..50) {
-            let map = PartitionMap::even(names(count)).unwrap();
-            for key in [tenant(&name), ShardKey::Node(name.clone()), ShardKey::System] {
-                prop_assert!(key.slot().number() < SLOTS);
-                prop_assert!(map.partitions().iter().any(|known| known == map.owner(&key)));
-            }
-        }
-    }
-
-    /// The hash is an on-disk contract. If this fails, every tenant would move.
-    #[test]
-    fn slots_are_pinned() {
-        let keys = ["acme", "globex", "system", "", "node-1.example.com"];
-        let slots = keys.map(|name| tenant(name).slot().number());
-        assert_eq!(slots, [6369, 10031, 11760, 5314, 12136]);
-        assert_eq!(ShardKey::System.slot(), tenant("system").slot());
-        assert_eq!(ShardKey::Node("acme".into()).slot(), tenant("acme").slot());
-    }
-
-    #[test]
-    fn keys_tell_their_shard() {
-        assert_eq!(ShardKey::of("core/pods", "acme/default/web"), tenant("acme"));
-        assert_eq!(ShardKey::of("core/pods", "system/default/web"), ShardKey::System);
-        assert_eq!(ShardKey::of("core/nodes", "system//n1"), ShardKey::Node("n1".into()));
-        // Of a tenant nothing is per node, whatever it is called.
-        assert_eq!(ShardKey::of("core/nodes", "acme//n1"), tenant("acme"));
-        let lease = |key| ShardKey::of("coordination.k8s.io/leases", key);
-        assert_eq!(lease("system/kube-node-lease/n1"), ShardKey::Node("n1".into()));
-        assert_eq!(lease("system/kube-system/n1"), ShardKey::System);
-    }
-
-    #[test]
-    fn the_document_is_pinned() {
-        let map = PartitionMap::even(names(2)).unwrap().with_pin("acme", Some("p2")).unwrap();
-        let expected = concat!(
-            r#"{"epoch":2,"partitions":["p1","p2"],"slots":["#,
-            r#"{"first":0,"last":8191,"partition":"p1"},"#,
-            r#"{"first":8192,"last":16383,"partition":"p2"}],"pins":{"acme":"p2"}}"#,
-        );
-        assert_eq!(serde_json::to_string(&map).unwrap(), expected);
-    }
-
-    #[test]
-    fn a_pin_goes_before_the_slot() {
-        let map = PartitionMap::even(names(2)).unwrap();
-        let (home, other) = match map.owner(&tenant("acme")) {
-            "p1" => ("p1", "p2"),
-            _ => ("p2", "p1"),
-        };
-        let pinned = map.with_pin("acme", Some(other)).unwrap();
-        assert_eq!(pinned.owner(&tenant("acme")), other);
-        // A node of the same name is not the tenant's.
-        assert_eq!(pinned.owner(&ShardKey::Node("acme".into())), home);
-        assert_eq!(pinned.with_pin("acme", None).unwrap().owner(&tenant("acme")), home);
-        assert_eq!(map.with_pin("acme", Some("p9")), Err(MapError::Unknown("p9".into())));
-    }
-
-    #[test]
-    fn refuses_what_is_no_map() {
-        #[track_caller]
-        fn check(partitions: &str, slots: &str, pins: &str, expected: &MapError) {
-            let text = format!(
-                r#"{{"epoch":1,"partitions":[{partitions}],"slots":[{slots}],"pins":{{{pins}}}}}"#
-            );
-            let error = serde_json::from_str::<PartitionMap>(&text).unwrap_err();
-            assert!(error.to_string().starts_with(&expected.to_string()), "{error}");
-        }
-        let range = |first: u16, last: u16, partition: &str| {
-            format!(r#"{{"first":{first},"last":{last},"partition":"{partition}"}}"#)
-        };
-        let all = range(0, SLOTS - 1, "p1");
-        let p1 = r#""p1""#;
-        check("", &all, "", &MapError::Count(0));
-        check(r#""p1","p1""#, &all, "", &MapError::Repeated("p1".into()));
-        check(p1, &range(0, SLOTS - 1, "p2"), "", &MapError::Unknown("p2".into()));
-        check(p1, &all, r#""acme":"p2""#, &MapError::Unknown("p2".into()));
-        check(p1, &range(0, SLOTS - 2, "p1"), "", &MapError::Unowned(SLOTS - 1));
-        check(p1, &format!("{all},{}", range(7, 7, "p1")), "", &MapError::Shared(7));
-        check(p1, &range(0, SLOTS, "p1"), "", &MapError::Range { first: 0, last: SLOTS });
-        check(p1, &range(9, 3, "p1"), "", &MapError::Range { first: 9, last: 3 });
-    }
+fn names(partitions: &[PartitionInfo]) -> Vec<String> {
+    partitions.iter().map(|partition| partition.name.clone()).collect()
 }

@@ -7,7 +7,11 @@ use std::{ops::Bound, sync::Arc};
 use bytes::Bytes;
 use imbl::OrdMap;
 
-use crate::store::Revision;
+use crate::{
+    fences::Fences,
+    map::ShardKey,
+    store::{Collection, Revision, StoreError},
+};
 
 /// A live value with its history's two ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +27,9 @@ pub struct Entry {
 pub struct Snapshot {
     pub(crate) revision: Revision,
     pub(crate) entries: OrdMap<Arc<str>, Entry>,
+    pub(crate) collection: Collection,
+    /// As they are now, whichever revision the entries are of.
+    pub(crate) fences: Arc<Fences>,
 }
 
 impl Snapshot {
@@ -31,12 +38,43 @@ impl Snapshot {
         self.revision
     }
 
+    /// Fails if what belongs to `key` is not here: with [`StoreError::Moving`] if it is
+    /// elsewhere, with [`StoreError::Compacted`] if it was when this view was of.
+    pub fn check(&self, key: &ShardKey) -> Result<(), StoreError> {
+        self.fences.check_read(key, self.revision)
+    }
+
+    /// As [`Snapshot::check`], for those who read everything that is here.
+    pub fn check_all(&self) -> Result<(), StoreError> {
+        self.fences.check_history(self.revision)
+    }
+
+    /// What is moving, into and out of the partition.
+    pub fn fences(&self) -> &Arc<Fences> {
+        &self.fences
+    }
+
+    /// The live value of `key`, unless it is hidden by a move.
     pub fn get(&self, key: &str) -> Option<&Entry> {
-        self.entries.get(key)
+        self.entries.get(key).filter(|_| self.shows(key))
+    }
+
+    fn shows(&self, key: &str) -> bool {
+        !self.fences.hides(self.collection.as_str(), key)
     }
 
     /// Entries whose key begins with `prefix`, in key order, from `start` (inclusive) if given.
+    /// What a move hides is left out.
     pub fn range<'a>(
+        &'a self,
+        prefix: &'a str,
+        start: Option<&'a str>,
+    ) -> impl Iterator<Item = (&'a Arc<str>, &'a Entry)> + 'a {
+        self.range_of_all(prefix, start).filter(|(key, _)| self.shows(key))
+    }
+
+    /// As [`Snapshot::range`], with what a move hides.
+    pub(crate) fn range_of_all<'a>(
         &'a self,
         prefix: &'a str,
         start: Option<&'a str>,
@@ -50,9 +88,10 @@ impl Snapshot {
     /// Whether both views hold the very same entries, told by identity: what was derived from one
     /// is good for the other. May be false for views that happen to be equal.
     pub fn is_same(&self, other: &Self) -> bool {
-        self.entries.ptr_eq(&other.entries)
+        self.entries.ptr_eq(&other.entries) && Arc::ptr_eq(&self.fences, &other.fences)
     }
 
+    /// Number of entries, with what a move hides.
     pub fn len(&self) -> usize {
         self.entries.len()
     }

@@ -22,6 +22,7 @@ use tokio::sync::watch;
 
 pub(crate) use self::contents::Contents;
 use crate::{
+    fences::Fences,
     ring::RingLimits,
     snapshot::{Entry, Snapshot},
     store::{Collection, ReadAt, Revision, StoreError},
@@ -133,7 +134,8 @@ impl State {
         contents.check_open()?;
         let shelf = contents.index.get(collection).map(|&at| &contents.shelves[at]);
         let entries = shelf.map(|shelf| shelf.entries.clone()).unwrap_or_default();
-        Ok(Snapshot { revision: contents.revision, entries })
+        let fences = contents.fences.clone();
+        Ok(Snapshot { revision: contents.revision, entries, collection: collection.clone(), fences })
     }
 
     /// Reads as asked, except that making [`ReadAt::Latest`] true is the backend's work: here it
@@ -181,15 +183,17 @@ impl State {
         collection: &Collection,
         revision: Revision,
     ) -> Result<Snapshot, StoreError> {
-        let (mut entries, newer) = {
+        let collection = collection.clone();
+        let (mut entries, newer, fences) = {
             let contents = self.contents.read();
             contents.check_open()?;
             contents.check_history(revision)?;
-            let Some(&at) = contents.index.get(collection) else {
-                return Ok(Snapshot { revision, entries: OrdMap::new() });
+            let fences = contents.fences.clone();
+            let Some(&at) = contents.index.get(&collection) else {
+                return Ok(Snapshot { revision, entries: OrdMap::new(), collection, fences });
             };
             let shelf = &contents.shelves[at];
-            (shelf.entries.clone(), shelf.ring.after(revision, usize::MAX)?)
+            (shelf.entries.clone(), shelf.ring.after(revision, usize::MAX)?, fences)
         };
         for event in newer.iter().rev() {
             match &event.previous {
@@ -197,7 +201,12 @@ impl State {
                 None => entries.remove(&event.key),
             };
         }
-        Ok(Snapshot { revision, entries })
+        Ok(Snapshot { revision, entries, collection, fences })
+    }
+
+    /// What is moving, as of what was applied.
+    pub(crate) fn fences(&self) -> Arc<Fences> {
+        self.contents.read().fences.clone()
     }
 
     /// Follows `collection` from `after` on.
@@ -239,6 +248,10 @@ impl Feed for CollectionFeed {
         contents.check_history(after)?;
         let events = contents.shelves[self.shelf].ring.after(after, limit)?;
         Ok((events, contents.revision))
+    }
+
+    fn fences(&self) -> Arc<Fences> {
+        self.state.fences()
     }
 
     fn wakeups(&self) -> watch::Receiver<u64> {

@@ -31,7 +31,20 @@ use crate::{
 /// A partition's store-wide change counter, shown to clients as `resourceVersion`.
 ///
 /// Revision 0 is the empty store before its first change.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+#[serde(transparent)]
 pub struct Revision(pub u64);
 
 impl fmt::Display for Revision {
@@ -124,6 +137,9 @@ pub struct Write {
     pub expect: Expect,
     pub change: Change,
     pub durability: Durability,
+    /// The token of the move that writes, if one does; see [`crate::fences`]. Such a write is
+    /// taken only while the move's fence lets it in, and no watcher hears of it.
+    pub by_move: Option<u64>,
 }
 
 /// An acknowledged write.
@@ -173,6 +189,10 @@ pub trait Store: Send + Sync + 'static {
 
     /// Forgets history at or below `revision`; live values are untouched.
     fn compact(&self, revision: Revision) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Makes every later change's revision higher than `revision`. What moves here then keeps
+    /// growing revisions.
+    fn raise(&self, revision: Revision) -> BoxFuture<'_, Result<(), StoreError>>;
 
     /// Names of all collections that hold a live value.
     fn collections(&self) -> BoxFuture<'_, Result<Vec<Collection>, StoreError>>;
@@ -227,6 +247,11 @@ pub enum StoreError {
     /// The value, or the key, is larger than a partition takes.
     #[error("{size} bytes exceed the limit of {limit}")]
     TooLarge { size: usize, limit: usize },
+
+    /// It is on its way to another partition, or was moved there. Ask the map again, and whoever
+    /// owns it then.
+    #[error("{what} is moving between partitions")]
+    Moving { what: String },
 
     /// The call may or may not have taken effect. Safe to repeat for guarded writes.
     #[error("partition is unavailable: {reason}")]

@@ -6,6 +6,8 @@
 use std::sync::Arc;
 
 use crate::{
+    fences::Fences,
+    map::ShardKey,
     snapshot::Entry,
     store::{Revision, StoreError},
 };
@@ -34,7 +36,11 @@ pub trait Feed: Send + Sync {
         limit: usize,
     ) -> Result<(Vec<Arc<Event>>, Revision), StoreError>;
 
-    /// A receiver that is marked changed whenever the collection has a new change
+    /// What is moving into and out of the partition now.
+    fn fences(&self) -> Arc<Fences>;
+
+    /// A receiver that is marked changed whenever the collection has a new change,
+    /// the partition's fences change,
     /// or the store shuts down.
     fn wakeups(&self) -> tokio::sync::watch::Receiver<u64>;
 }
@@ -44,6 +50,8 @@ pub struct Watcher {
     feed: Arc<dyn Feed>,
     wakeups: tokio::sync::watch::Receiver<u64>,
     after: Revision,
+    /// `None` watches everything.
+    shard: Option<ShardKey>,
 }
 
 impl std::fmt::Debug for Watcher {
@@ -59,7 +67,17 @@ impl Watcher {
     /// Starts strictly after `after`. Does not look at the ring yet.
     pub fn new(feed: Arc<dyn Feed>, after: Revision) -> Self {
         let wakeups = feed.wakeups();
-        Self { feed, wakeups, after }
+        Self { feed, wakeups, after, shard: None }
+    }
+
+    /// Narrows what is watched to what belongs to `shard`: moves of others no longer end it.
+    /// All events still come; it is the caller who leaves out those of others.
+    ///
+    /// Fails with [`StoreError::Moving`] if the shard is not here.
+    pub fn scoped(mut self, shard: ShardKey) -> Result<Self, StoreError> {
+        self.feed.fences().check_read(&shard, self.after)?;
+        self.shard = Some(shard);
+        Ok(self)
     }
 
     /// The next changes, at least one. Cancel safe: a dropped call loses nothing.
@@ -68,6 +86,8 @@ impl Watcher {
             // Mark before looking: a change between the look and the wait wakes us at once.
             self.wakeups.mark_unchanged();
             let (events, _) = self.feed.changes(self.after, BATCH)?;
+            // After looking: what ends the watch now may be older than these changes.
+            self.feed.fences().check_watch(self.shard.as_ref(), self.after)?;
             if let Some(last) = events.last() {
                 self.after = last.revision;
                 return Ok(events);
@@ -86,6 +106,7 @@ impl Watcher {
     /// `None` while undelivered changes wait: call [`Watcher::next`] first.
     pub fn progress(&mut self) -> Result<Option<Revision>, StoreError> {
         let (events, complete) = self.feed.changes(self.after, 1)?;
+        self.feed.fences().check_watch(self.shard.as_ref(), self.after)?;
         if events.is_empty() {
             self.after = self.after.max(complete);
             return Ok(Some(self.after));

@@ -8,6 +8,8 @@
 //!          2 delete  expect | collection | key
 //!          3 skip    count u64
 //!          4 compact revision u64
+//!          5 by move token u64 | put or delete
+//!          6 raise   revision u64
 //! expect:  0 absent | 1 anything | 2 present | 3 at, revision u64
 //! collection, key: length u16, bytes          value: length u32, bytes
 //! ```
@@ -30,14 +32,34 @@ const PUT: u8 = 1;
 const DELETE: u8 = 2;
 const SKIP: u8 = 3;
 const COMPACT: u8 = 4;
+const BY_MOVE: u8 = 5;
+const RAISE: u8 = 6;
 
 /// One command, borrowed from the entry that holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Command<'a> {
-    Put { expect: Expect, collection: &'a str, key: &'a str, value: &'a [u8] },
-    Delete { expect: Expect, collection: &'a str, key: &'a str },
-    Skip { count: u64 },
-    Compact { revision: Revision },
+    Put {
+        expect: Expect,
+        collection: &'a str,
+        key: &'a str,
+        value: &'a [u8],
+        by_move: Option<u64>,
+    },
+    Delete {
+        expect: Expect,
+        collection: &'a str,
+        key: &'a str,
+        by_move: Option<u64>,
+    },
+    Skip {
+        count: u64,
+    },
+    Compact {
+        revision: Revision,
+    },
+    Raise {
+        revision: Revision,
+    },
 }
 
 /// Collects commands into the data of one raft entry.
@@ -64,7 +86,14 @@ impl Batch {
             Change::Put(value) => (PUT, Some(value)),
             Change::Delete => (DELETE, None),
         };
-        self.begin(kind, write.durability);
+        match write.by_move {
+            Some(token) => {
+                self.begin(BY_MOVE, write.durability);
+                self.data.extend_from_slice(&token.to_le_bytes());
+                self.data.push(kind);
+            }
+            None => self.begin(kind, write.durability),
+        }
         self.expect(write.expect);
         put_text(&mut self.data, write.collection.as_str());
         put_text(&mut self.data, &write.key);
@@ -80,6 +109,11 @@ impl Batch {
 
     pub(crate) fn compact(&mut self, revision: Revision) {
         self.begin(COMPACT, Durability::Relaxed);
+        self.data.extend_from_slice(&revision.0.to_le_bytes());
+    }
+
+    pub(crate) fn raise(&mut self, revision: Revision) {
+        self.begin(RAISE, Durability::Durable);
         self.data.extend_from_slice(&revision.0.to_le_bytes());
     }
 
@@ -151,19 +185,24 @@ impl<'a> Iterator for Commands<'a> {
 
 fn command<'a>(reader: &mut Reader<'a>) -> Option<Command<'a>> {
     Some(match reader.byte()? {
-        PUT => Command::Put {
-            expect: expect(reader)?,
-            collection: reader.text()?,
-            key: reader.text()?,
-            value: reader.bytes()?,
-        },
-        DELETE => Command::Delete {
-            expect: expect(reader)?,
-            collection: reader.text()?,
-            key: reader.text()?,
-        },
+        BY_MOVE => {
+            let token = Some(reader.u64()?);
+            let kind = reader.byte()?;
+            write(kind, token, reader)?
+        }
+        kind @ (PUT | DELETE) => write(kind, None, reader)?,
         SKIP => Command::Skip { count: reader.u64()? },
         COMPACT => Command::Compact { revision: Revision(reader.u64()?) },
+        RAISE => Command::Raise { revision: Revision(reader.u64()?) },
+        _ => return None,
+    })
+}
+
+fn write<'a>(kind: u8, by_move: Option<u64>, reader: &mut Reader<'a>) -> Option<Command<'a>> {
+    let (expect, collection, key) = (expect(reader)?, reader.text()?, reader.text()?);
+    Some(match kind {
+        PUT => Command::Put { expect, collection, key, value: reader.bytes()?, by_move },
+        DELETE => Command::Delete { expect, collection, key, by_move },
         _ => return None,
     })
 }
@@ -201,13 +240,15 @@ mod tests {
             prop::collection::vec(any::<u8>(), 0..200)
                 .prop_map(|value| Change::Put(Bytes::from(value))),
         ];
-        (("[a-z]{1,8}", "[a-z]{1,8}"), ".{0,30}", expect(), change, any::<bool>()).prop_map(
-            |((group, resource), key, expect, change, durable)| Write {
+        let name = ("[a-z]{1,8}", "[a-z]{1,8}");
+        (name, ".{0,30}", expect(), change, any::<bool>(), any::<Option<u64>>()).prop_map(
+            |((group, resource), key, expect, change, durable, by_move)| Write {
                 collection: Collection::new(&group, &resource),
                 key: key.into(),
                 expect,
                 change,
                 durability: if durable { Durability::Durable } else { Durability::Relaxed },
+                by_move,
             },
         )
     }
@@ -224,9 +265,10 @@ mod tests {
             prop_assert_eq!(read.len(), writes.len());
             for (read, write) in read.iter().zip(&writes) {
                 let (expect, collection, key) = (write.expect, write.collection.as_str(), &*write.key);
+                let by_move = write.by_move;
                 let expected = match &write.change {
-                    Change::Put(value) => Command::Put { expect, collection, key, value },
-                    Change::Delete => Command::Delete { expect, collection, key },
+                    Change::Put(value) => Command::Put { expect, collection, key, value, by_move },
+                    Change::Delete => Command::Delete { expect, collection, key, by_move },
                 };
                 prop_assert_eq!(read, &expected);
             }
@@ -247,11 +289,23 @@ mod tests {
             expect: Expect::At(Revision(7)),
             change: Change::Put(Bytes::from_static(b"v")),
             durability: Durability::Durable,
+            by_move: None,
         });
         batch.skip(2);
+        batch.write(&Write {
+            collection: Collection::new("", "pods"),
+            key: "k".into(),
+            expect: Expect::Present,
+            change: Change::Delete,
+            durability: Durability::Durable,
+            by_move: Some(3),
+        });
+        batch.raise(Revision(4));
         let expected = b"\x01\x01\
             \x01\x03\x07\0\0\0\0\0\0\0\x09\0core/pods\x01\0k\x01\0\0\0v\
-            \x03\x02\0\0\0\0\0\0\0";
+            \x03\x02\0\0\0\0\0\0\0\
+            \x05\x03\0\0\0\0\0\0\0\x02\x02\x09\0core/pods\x01\0k\
+            \x06\x04\0\0\0\0\0\0\0";
         assert_eq!(batch.finish(), expected);
     }
 }

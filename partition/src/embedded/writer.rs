@@ -49,6 +49,7 @@ const TICK_ALONE: Duration = Duration::from_millis(500);
 pub(crate) enum Request {
     Write(Write, oneshot::Sender<Result<crate::store::Committed, StoreError>>),
     Compact(Revision, oneshot::Sender<Result<(), StoreError>>),
+    Raise(Revision, oneshot::Sender<Result<(), StoreError>>),
     Checkpoint(oneshot::Sender<Result<(), StoreError>>),
     Shutdown(oneshot::Sender<Result<(), StoreError>>),
 }
@@ -148,6 +149,10 @@ impl Writer {
                 }
                 Request::Compact(revision, reply) => {
                     batch.compact(revision);
+                    replies.push(Reply::Done(reply));
+                }
+                Request::Raise(revision, reply) => {
+                    batch.raise(revision);
                     replies.push(Reply::Done(reply));
                 }
                 Request::Checkpoint(reply) => {

@@ -68,6 +68,7 @@ pub(super) async fn write_map(
         expect,
         change: Change::Put(Bytes::from(value)),
         durability: Durability::Durable,
+        by_move: None,
     };
     meta.write(write).await.map(drop)
 }

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::Image;
 use crate::{
+    fences::{self, Fences},
     ring::{Ring, RingLimits},
     snapshot::Entry,
     store::{Collection, Committed, Expect, Revision, StoreError},
@@ -31,6 +32,10 @@ pub(crate) struct Contents {
     pub(super) objects: u64,
     pub(super) bytes: u64,
     limits: RingLimits,
+    /// What is moving, as the newest applied table says.
+    pub(super) fences: Arc<Fences>,
+    /// The collection that holds the table.
+    fence_shelf: usize,
 }
 
 /// One collection: its live values and its recent changes.
@@ -56,7 +61,10 @@ impl Contents {
             objects: 0,
             bytes: 0,
             limits,
+            fences: Fences::none(),
+            fence_shelf: 0,
         };
+        contents.fence_shelf = contents.shelf(fences::FENCES);
         contents.fill(image);
         contents
     }
@@ -67,14 +75,19 @@ impl Contents {
         self.touch_all();
     }
 
-    /// Does a guarded write at the next revision. An empty `value` is a delete.
+    /// Does a guarded write at the next revision. An empty `value` is a delete. `by_move` is the
+    /// token of the move that writes, if one does.
     pub(crate) fn write(
         &mut self,
         collection: &str,
         key: &str,
         expect: Expect,
         value: Option<&[u8]>,
+        by_move: Option<u64>,
     ) -> Result<Committed, StoreError> {
+        if by_move.is_some() || !self.fences.is_empty() {
+            self.fences.check_write(collection, key, by_move)?;
+        }
         let shelf = self.shelf(collection);
         let found = self.shelves[shelf].entries.get(key);
         let allowed = match expect {
@@ -122,6 +135,11 @@ impl Contents {
         self.revision = self.revision.max(revision);
     }
 
+    /// Leaves out all revisions up to `revision`, which nobody was ever told here.
+    pub(crate) fn raise(&mut self, revision: Revision) {
+        self.advance(revision);
+    }
+
     /// Leaves out `count` revisions: an unclean end may have handed them out and lost them.
     pub(crate) fn skip(&mut self, count: u64) {
         let to = Revision(self.revision.0 + count);
@@ -165,6 +183,18 @@ impl Contents {
             self.bytes += entries.iter().map(|(key, entry)| size_of_entry(key, entry)).sum::<u64>();
             self.shelves[shelf].entries = entries;
         }
+        self.read_fences();
+    }
+
+    /// Goes by the table as it is now.
+    fn read_fences(&mut self) {
+        let table = self.shelves[self.fence_shelf].entries.get(fences::TABLE);
+        self.fences = match table {
+            Some(entry) => Arc::new(Fences::parse(&entry.value, entry.modified)),
+            None => Fences::none(),
+        };
+        // Some may watch what is no longer here.
+        self.touch_all();
     }
 
     fn put(
@@ -209,8 +239,14 @@ impl Contents {
     fn record(&mut self, shelf: usize, event: Event) -> Arc<Event> {
         self.advance(event.revision);
         let event = Arc::new(event);
-        self.shelves[shelf].ring.push(event.clone());
-        self.touch(shelf);
+        if shelf == self.fence_shelf {
+            self.read_fences();
+        }
+        let collection = self.shelves[shelf].collection.as_str();
+        if !self.fences.is_quiet(collection, &event.key) {
+            self.shelves[shelf].ring.push(event.clone());
+            self.touch(shelf);
+        }
         event
     }
 

@@ -1,0 +1,1 @@
+//! Fences in a table, and what they let through.
