@@ -34,13 +34,14 @@ pub(crate) fn place(server: &Server, name: &TenantName, it: &mut Value) -> Resul
     let wanted = object::text(it, &["spec", "partition"]).to_owned();
     if !wanted.is_empty() && !server.partitions.names().iter().any(|known| **known == *wanted) {
         let value = Value::from(wanted.as_str());
-        let known: Vec<&str> = server.partitions.names().iter().map(|it| &**it).collect();
+        let names = server.partitions.names();
+        let known: Vec<&str> = names.iter().map(String::as_str).collect();
         let error = crate::error::FieldError::unsupported("spec.partition", &value, &known);
         return Err(ApiError::invalid("insula.io", "Tenant", name.as_str(), &[error]));
     }
     let key = insula_partition::map::ShardKey::Tenant(name.as_str().to_owned());
     let partition = match wanted.is_empty() {
-        true => server.partitions.store_for(&key).0.to_owned(),
+        true => server.partitions.store_for(&key).0,
         false => wanted,
     };
     it["status"]["partition"] = partition.into();

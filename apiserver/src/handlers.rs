@@ -382,7 +382,7 @@ impl Server {
         let mut failed = false;
         if which != "livez" {
             for name in self.partitions.names() {
-                let broken = self.partitions.store(name).and_then(|it| it.stats().unhealthy);
+                let broken = self.partitions.store(&name).and_then(|it| it.stats().unhealthy);
                 failed |= broken.is_some();
                 lines.push(match broken {
                     None => format!("[+]partition-{name} ok"),

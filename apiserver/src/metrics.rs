@@ -77,7 +77,7 @@ impl Metrics {
     /// The text of `/metrics`.
     pub(crate) fn text(&self, partitions: &Partitions) -> String {
         for name in partitions.names() {
-            let Some(stats) = partitions.store(name).map(|it| it.stats()) else { continue };
+            let Some(stats) = partitions.store(&name).map(|it| it.stats()) else { continue };
             let label = Partition { partition: name.to_string() };
             let set = |family: &Family<Partition, Gauge>, value: u64| {
                 family.get_or_create(&label).set(i64::try_from(value).unwrap_or(i64::MAX));

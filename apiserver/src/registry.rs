@@ -154,8 +154,7 @@ impl Served {
         namespace: &str,
         name: &str,
     ) -> (String, Arc<dyn Store>) {
-        let (partition, store) = partitions.store_for(&self.shard_key(tenant, namespace, name));
-        (partition.to_owned(), store)
+        partitions.store_for(&self.shard_key(tenant, namespace, name))
     }
 
     /// The partitions of a list, in a stable order.

@@ -75,10 +75,10 @@ async fn cloud(options: &cli::Up, shutdown: CancellationToken) -> Result<()> {
     write_private(&directory.path("endpoint"), &endpoint)?;
 
     let partitions = Arc::new(
-        Partitions::open(PartitionsConfig {
-            data_dir: directory.path("partitions"),
-            store: store_config(options)?,
-        })
+        Partitions::open(PartitionsConfig::alone(
+            directory.path("partitions"),
+            store_config(options)?,
+        ))
         .await?,
     );
     let server = Server::start(ServerConfig {

@@ -1,116 +1,116 @@
-//! All partitions that this process serves, and who lives where.
+//! All partitions of the cluster as this server has them, and who lives where.
+//!
+//! ```text
+//! config      what the server is told at its start
+//! stored_map  the map as a value of `meta`, and this server's copy of it
+//! view        the map with the stores that answer for its partitions
+//! follow      keeps what is open in step with the map
+//! ```
 
+mod config;
+mod follow;
 mod stored_map;
 #[cfg(test)]
 mod tests;
+mod view;
 
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
+use futures::{
+    FutureExt,
+    future::{BoxFuture, ready},
+    stream::BoxStream,
+};
+use parking_lot::Mutex;
+use tokio::{sync::watch, task::AbortHandle};
 
 use crate::{
     embedded::{Embedded, EmbeddedOptions},
     error::OpenError,
-    etcd::{EtcdConfig, EtcdStore},
-    map::{PartitionMap, ShardKey},
+    etcd::EtcdStore,
+    map::{MapError, PartitionInfo, PartitionMap, ServerInfo, ShardKey},
+    peers::PeerService,
     ring::RingLimits,
     store::{Expect, Store, StoreError},
 };
 
-use self::stored_map::{load_map, read_map, write_map};
+pub use self::{
+    config::{EtcdPartition, PartitionsConfig, StoreConfig},
+    view::Place,
+};
+use self::{
+    stored_map::{load_map, read_map, write_map},
+    view::{Held, View},
+};
 pub use crate::wal::LogCounts;
 
 /// The partition that holds the partition map. Holds no tenant's objects.
 pub const META: &str = "meta";
 
-/// Where partitions live.
-#[derive(Debug, Clone)]
-pub struct PartitionsConfig {
-    /// This process's own directory. Made if it is not there.
-    pub data_dir: PathBuf,
-    pub store: StoreConfig,
-}
-
-/// The backend of all partitions.
-#[derive(Debug, Clone)]
-pub enum StoreConfig {
-    /// In this process, named `p1` to `pn`.
-    Embedded { partitions: u16 },
-    /// One etcd cluster each. The first one also holds the partition map.
-    Etcd { partitions: Vec<EtcdPartition> },
-}
-
-/// A partition in an etcd cluster.
-#[derive(Debug, Clone)]
-pub struct EtcdPartition {
-    pub name: String,
-    pub etcd: EtcdConfig,
-}
-
-impl StoreConfig {
-    /// Reads `NAME=URL[,URL..][;NAME=URL..]`, for clusters without TLS files and users.
-    pub fn parse_etcd(text: &str) -> Result<Self, OpenError> {
-        let partition = |part: &str| {
-            let (name, urls) = part.split_once('=')?;
-            let endpoints: Vec<_> = urls.split(',').map(|url| url.trim().to_owned()).collect();
-            let known = |url: &String| url.starts_with("http://") || url.starts_with("https://");
-            let valid = !name.trim().is_empty() && endpoints.iter().all(known);
-            let etcd = EtcdConfig::plain(endpoints);
-            valid.then(|| EtcdPartition { name: name.trim().into(), etcd })
-        };
-        let partitions = text.split(';').map(partition).collect::<Option<_>>();
-        let partitions = partitions.ok_or_else(|| OpenError::Config {
-            what: format!("{text:?} is not of the form NAME=URL[,URL..][;NAME=URL..]"),
-        })?;
-        Ok(Self::Etcd { partitions })
-    }
-}
+/// Where the partition map lies in etcd, beside the objects of the first partition.
+const META_PREFIX: &str = "/insula-meta";
 
 /// See the module.
 pub struct Partitions {
-    backend: Backend,
-    meta: Arc<dyn Store>,
-    names: Vec<String>,
-    /// In the order of `names`.
-    stores: Vec<Arc<dyn Store>>,
-    map: ArcSwap<PartitionMap>,
+    shared: Arc<Shared>,
+    tasks: Mutex<Vec<AbortHandle>>,
 }
 
 impl std::fmt::Debug for Partitions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let backend = &self.backend;
-        f.debug_struct("Partitions").field("backend", backend).field("names", &self.names).finish()
+        let names = self.names();
+        f.debug_struct("Partitions").field("names", &names).finish_non_exhaustive()
     }
 }
 
-#[derive(Debug)]
-enum Backend {
-    Embedded(Arc<Embedded>),
-    Etcd,
+/// What the tasks work with, too.
+struct Shared {
+    config: PartitionsConfig,
+    embedded: Option<Arc<Embedded>>,
+    meta: Arc<dyn Store>,
+    /// What is open, by name; `meta` too.
+    open: Mutex<HashMap<String, Held>>,
+    view: ArcSwap<View>,
+    epoch: watch::Sender<u64>,
 }
-
-/// Where the partition map lies, beside the objects of the first partition.
-const META_PREFIX: &str = "/insula-meta";
 
 impl Partitions {
     /// Opens every partition, reads what they hold, and finds out who lives where.
     pub async fn open(config: PartitionsConfig) -> Result<Self, OpenError> {
-        match config.store {
+        Self::open_with(config, EmbeddedOptions::default()).await
+    }
+
+    pub(crate) async fn open_with(
+        config: PartitionsConfig,
+        options: EmbeddedOptions,
+    ) -> Result<Self, OpenError> {
+        match config.store.clone() {
             StoreConfig::Embedded { partitions } => {
                 let names: Vec<_> = (1..=partitions).map(|n| format!("p{n}")).collect();
-                Self::open_embedded(config.data_dir, names, EmbeddedOptions::default()).await
+                Self::open_embedded(config, names, options).await
             }
-            StoreConfig::Etcd { partitions } => Self::open_etcd(partitions).await,
+            StoreConfig::Etcd { partitions } => Self::open_etcd(config, partitions).await,
+            StoreConfig::Join { .. } => {
+                let what = "this server cannot join others yet".into();
+                Err(OpenError::Config { what })
+            }
         }
     }
 
     pub(crate) async fn open_embedded(
-        data_dir: PathBuf,
+        config: PartitionsConfig,
         names: Vec<String>,
         options: EmbeddedOptions,
     ) -> Result<Self, OpenError> {
-        check_names(&names)?;
+        let server = [config.server.as_str()];
+        let infos: Vec<_> =
+            names.iter().map(|name| PartitionInfo::embedded(name, &server)).collect();
+        let meta_info = PartitionInfo::embedded(META, &server);
+        let first = first_map(&config, meta_info, infos)?;
         let all: Vec<_> = std::iter::once(META.to_owned()).chain(names.iter().cloned()).collect();
+        let data_dir = config.data_dir.clone();
         let open = move || Embedded::open(&data_dir, &all, &options);
         let embedded = tokio::task::spawn_blocking(open).await.map_err(|error| {
             OpenError::Config { what: format!("opening was cut short: {error}") }
@@ -119,93 +119,128 @@ impl Partitions {
         let mut stores: Vec<Arc<dyn Store>> = Vec::new();
         stores.extend(embedded.stores().iter().map(|store| store.clone() as Arc<dyn Store>));
         let meta = stores.remove(0);
-        Self::assemble(Backend::Embedded(embedded), meta, names, stores).await
+        let open = names.into_iter().zip(stores).collect();
+        Self::assemble(config, Some(embedded), meta, open, first).await
     }
 
-    async fn open_etcd(partitions: Vec<EtcdPartition>) -> Result<Self, OpenError> {
-        let names: Vec<_> = partitions.iter().map(|partition| partition.name.clone()).collect();
-        check_names(&names)?;
-        check_apart(&partitions)?;
+    async fn open_etcd(
+        config: PartitionsConfig,
+        partitions: Vec<EtcdPartition>,
+    ) -> Result<Self, OpenError> {
+        let infos = partitions.iter().map(|partition| PartitionInfo {
+            name: partition.name.clone(),
+            backend: partition.etcd.place(),
+            ..PartitionInfo::default()
+        });
         let Some(first) = partitions.first() else {
             return Err(OpenError::Config { what: "no etcd was given".into() });
         };
-        let meta = EtcdConfig { prefix: META_PREFIX.into(), ..first.etcd.clone() };
-        let meta = EtcdStore::open(META, &meta, RingLimits::default()).await?;
+        let meta_etcd = first.etcd.at_prefix(META_PREFIX);
+        let backend = meta_etcd.place();
+        let meta_info = PartitionInfo { name: META.into(), backend, ..PartitionInfo::default() };
+        let map = first_map(&config, meta_info, infos.collect())?;
+        let meta = EtcdStore::open(META, &meta_etcd, RingLimits::default()).await?;
         let open = partitions.iter().map(|partition| {
             EtcdStore::open(&partition.name, &partition.etcd, RingLimits::default())
         });
         let stores = futures::future::try_join_all(open).await?;
-        let stores = stores.into_iter().map(|store| Arc::new(store) as Arc<dyn Store>).collect();
-        Self::assemble(Backend::Etcd, Arc::new(meta), names, stores).await
+        let stores = stores.into_iter().map(|store| Arc::new(store) as Arc<dyn Store>);
+        let names = partitions.iter().map(|partition| partition.name.clone());
+        let open = names.zip(stores).collect();
+        Self::assemble(config, None, Arc::new(meta), open, map).await
     }
 
     async fn assemble(
-        backend: Backend,
+        config: PartitionsConfig,
+        embedded: Option<Arc<Embedded>>,
         meta: Arc<dyn Store>,
-        names: Vec<String>,
-        stores: Vec<Arc<dyn Store>>,
+        open: Vec<(String, Arc<dyn Store>)>,
+        first: PartitionMap,
     ) -> Result<Self, OpenError> {
-        let map = load_map(&*meta, &names).await?;
-        tracing::info!(partitions = names.len(), epoch = map.epoch(), "partitions are open");
-        Ok(Self { backend, meta, names, stores, map: ArcSwap::from_pointee(map) })
+        let map = load_map(&*meta, &first).await?;
+        tracing::info!(partitions = map.partitions().len(), epoch = map.epoch(), "partitions are open");
+        let mut held: HashMap<String, Held> = HashMap::new();
+        for (name, store) in open.into_iter().chain([(META.to_owned(), meta.clone())]) {
+            held.insert(name.clone(), Held { name: name.into(), store, local: true });
+        }
+        let epoch = watch::Sender::new(map.epoch());
+        let view = ArcSwap::from_pointee(View::new(Arc::new(map), &held));
+        let shared = Shared { config, embedded, meta, open: Mutex::new(held), view, epoch };
+        let shared = Arc::new(shared);
+        let follow = tokio::spawn(follow::run(shared.clone())).abort_handle();
+        Ok(Self { shared, tasks: Mutex::new(vec![follow]) })
+    }
+
+    /// Who answers for `key` now.
+    pub fn place(&self, key: &ShardKey) -> Place {
+        self.shared.view.load().place(key)
     }
 
     /// The partition that `key` lives on, with its name.
-    pub fn store_for(&self, key: &ShardKey) -> (&str, Arc<dyn Store>) {
-        let map = self.map.load();
-        let owner = map.owner(key);
-        // `load_map` made sure that the map's partitions are these.
-        let at = self.names.iter().position(|name| name == owner).unwrap_or_default();
-        (&self.names[at], self.stores[at].clone())
+    pub fn store_for(&self, key: &ShardKey) -> (String, Arc<dyn Store>) {
+        let place = self.place(key);
+        (place.partition.as_ref().to_owned(), place.store)
     }
 
-    /// Names of all partitions that hold objects. [`META`] is not among them.
-    pub fn names(&self) -> &[String] {
-        &self.names
+    /// Names of all partitions that hold objects, in the map's order. [`META`] is not among them.
+    pub fn names(&self) -> Vec<String> {
+        self.map().partitions().to_vec()
     }
 
     /// The partition of that name; [`META`] too.
     pub fn store(&self, name: &str) -> Option<Arc<dyn Store>> {
-        if name == META {
-            return Some(self.meta.clone());
-        }
-        self.names.iter().position(|known| known == name).map(|at| self.stores[at].clone())
+        self.shared.view.load().held(name).map(|held| held.store.clone())
     }
 
-    /// The map in force.
+    /// Whether the partition of that name is in this server's own memory.
+    pub fn is_local(&self, name: &str) -> bool {
+        self.shared.view.load().held(name).is_some_and(|held| held.local)
+    }
+
+    /// Servers that have the partition of that name, those that are ready first.
+    pub fn servers_of(&self, name: &str) -> Arc<[ServerInfo]> {
+        self.shared.view.load().servers(name)
+    }
+
+    /// All servers of the cluster.
+    pub fn servers(&self) -> Vec<ServerInfo> {
+        self.map().servers().to_vec()
+    }
+
+    /// This server's name.
+    pub fn server_name(&self) -> &str {
+        &self.shared.config.server
+    }
+
+    /// The map in force, as far as this server knows.
     pub fn map(&self) -> Arc<PartitionMap> {
-        self.map.load_full()
+        self.shared.view.load().map.clone()
+    }
+
+    /// The epoch of the map in force; changes with it.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.shared.epoch.subscribe()
+    }
+
+    /// Changes the map: `change` makes the next one from the newest, again if another server was
+    /// faster.
+    pub async fn change_map(
+        &self,
+        change: impl Fn(&PartitionMap) -> Result<PartitionMap, MapError> + Send + Sync,
+    ) -> Result<Arc<PartitionMap>, ChangeError> {
+        self.shared.change_map(change).await
     }
 
     /// Sets where a tenant lives, before it has anything: data is not moved. `None` leaves it to
     /// the tenant's slot.
-    pub async fn pin(&self, tenant: &str, partition: Option<&str>) -> Result<(), PinError> {
-        loop {
-            let found = read_map(&*self.meta).await?;
-            let (current, expect) = match found {
-                Some((map, revision)) => (map, Expect::At(revision)),
-                None => ((*self.map()).clone(), Expect::Absent),
-            };
-            if current.pins().get(tenant).map(String::as_str) == partition {
-                return Ok(());
-            }
-            let next = current.with_pin(tenant, partition)?;
-            match write_map(&*self.meta, &next, expect).await {
-                Ok(()) => {
-                    self.map.store(Arc::new(next));
-                    return Ok(());
-                }
-                // Another server changed the map: decide again from its version.
-                Err(StoreError::Conflict { .. }) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+    pub async fn pin(&self, tenant: &str, partition: Option<&str>) -> Result<(), ChangeError> {
+        self.change_map(|map| map.with_pin(tenant, partition)).await.map(drop)
     }
 
     /// Writes down the state of every embedded partition, so that the next start has less to
     /// replay. An etcd takes care of this itself.
     pub async fn checkpoint(&self) -> Result<(), StoreError> {
-        if let Backend::Embedded(embedded) = &self.backend {
+        if let Some(embedded) = &self.shared.embedded {
             for store in embedded.stores() {
                 store.checkpoint().await?;
             }
@@ -215,66 +250,111 @@ impl Partitions {
 
     /// What the embedded partitions' log did since it was opened; `None` with etcd.
     pub fn log_counts(&self) -> Option<LogCounts> {
-        match &self.backend {
-            Backend::Embedded(embedded) => Some(embedded.log_counts()),
-            Backend::Etcd => None,
-        }
+        self.shared.embedded.as_ref().map(|embedded| embedded.log_counts())
     }
 
     /// Flushes and ends all partitions. Later calls on them fail `Unavailable`.
     pub async fn shutdown(&self) -> Result<(), StoreError> {
-        if let Backend::Embedded(embedded) = &self.backend {
-            return embedded.clone().shutdown().await;
+        self.tasks.lock().drain(..).for_each(|task| task.abort());
+        if let Some(embedded) = &self.shared.embedded {
+            embedded.clone().shutdown().await?;
         }
-        for store in self.stores.iter().chain([&self.meta]) {
-            store.shutdown().await?;
+        let open: Vec<_> = self.shared.open.lock().values().cloned().collect();
+        for held in open {
+            held.store.shutdown().await?;
         }
         Ok(())
     }
 }
 
-/// Why a tenant was not pinned.
+impl Drop for Partitions {
+    fn drop(&mut self) {
+        self.tasks.lock().drain(..).for_each(|task| task.abort());
+    }
+}
+
+impl Shared {
+    async fn change_map(
+        &self,
+        change: impl Fn(&PartitionMap) -> Result<PartitionMap, MapError> + Send + Sync,
+    ) -> Result<Arc<PartitionMap>, ChangeError> {
+        loop {
+            let Some((current, revision)) = read_map(&*self.meta).await? else {
+                let what = "the partition map is gone".into();
+                return Err(StoreError::Damaged { what }.into());
+            };
+            let next = change(&current)?;
+            if next.epoch() == current.epoch() {
+                return Ok(self.adopt(current));
+            }
+            match write_map(&*self.meta, &next, Expect::At(revision)).await {
+                Ok(()) => return Ok(self.adopt(next)),
+                // Another server changed the map: decide again from its version.
+                Err(StoreError::Conflict { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Goes by `map` from now on, unless a newer one is known.
+    fn adopt(&self, map: PartitionMap) -> Arc<PartitionMap> {
+        let map = Arc::new(map);
+        let open = self.open.lock();
+        if self.view.load().map.epoch() < map.epoch() {
+            self.view.store(Arc::new(View::new(map.clone(), &open)));
+            drop(open);
+            self.epoch.send_replace(map.epoch());
+        }
+        map
+    }
+
+    /// Goes by what is open now.
+    fn refresh(&self) {
+        let open = self.open.lock();
+        let map = self.view.load().map.clone();
+        self.view.store(Arc::new(View::new(map, &open)));
+    }
+}
+
+/// Why the map was not changed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum PinError {
+pub enum ChangeError {
     #[error(transparent)]
-    Map(#[from] crate::map::MapError),
+    Map(#[from] MapError),
     #[error("the partition map could not be changed")]
     Store(#[from] StoreError),
 }
 
-fn check_names(names: &[String]) -> Result<(), OpenError> {
-    let valid = |name: &String| {
-        !name.is_empty()
-            && name.len() <= 63
-            && name != META
-            && name
-                .bytes()
-                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+fn first_map(
+    config: &PartitionsConfig,
+    meta: PartitionInfo,
+    infos: Vec<PartitionInfo>,
+) -> Result<PartitionMap, OpenError> {
+    let server = ServerInfo {
+        id: 1,
+        name: config.server.clone(),
+        address: config.address.clone(),
+        ready: Vec::new(),
     };
-    match names.iter().find(|name| !valid(name)) {
-        Some(name) => {
-            Err(OpenError::Config { what: format!("a partition cannot be named {name:?}") })
-        }
-        None => Ok(()),
-    }
+    let cluster = uuid::Uuid::new_v4().to_string();
+    PartitionMap::first(&cluster, Some(server), meta, infos)
+        .map_err(|error| OpenError::Config { what: error.to_string() })
 }
 
-/// Two partitions must not share their keys.
-fn check_apart(partitions: &[EtcdPartition]) -> Result<(), OpenError> {
-    let mut places = BTreeSet::new();
-    for EtcdPartition { name, etcd } in partitions {
-        let prefix = etcd.prefix.trim_matches('/');
-        if prefix.is_empty() || prefix == META_PREFIX.trim_matches('/') {
-            let what = format!("partition {name} cannot have prefix {:?}", etcd.prefix);
-            return Err(OpenError::Config { what });
-        }
-        for endpoint in &etcd.endpoints {
-            if !places.insert((endpoint.trim_end_matches('/'), prefix)) {
-                let what = format!("partition {name} shares {endpoint} {prefix} with another");
-                return Err(OpenError::Config { what });
-            }
-        }
+/// Frames and requests of other servers, each for the part that its first byte names.
+impl PeerService for Partitions {
+    fn receive(&self, _from: &str, _frame: Bytes) {}
+
+    fn answer(&self, _from: &str, _request: Bytes) -> BoxFuture<'_, Result<Bytes, String>> {
+        ready(Err("this server does not know what it was asked".into())).boxed()
     }
-    Ok(())
+
+    fn pieces(
+        &self,
+        _from: &str,
+        _request: Bytes,
+    ) -> BoxFuture<'_, Result<BoxStream<'static, Bytes>, String>> {
+        ready(Err("this server does not know what it was asked".into())).boxed()
+    }
 }

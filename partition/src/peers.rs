@@ -9,10 +9,14 @@
 //! * Frames of one pair of servers arrive in order or not at all; raft copes with the rest.
 //! * Nothing here is retried: whoever asks knows whether asking twice is safe.
 
+mod nobody;
+
 use std::sync::Weak;
 
 use bytes::Bytes;
 use futures::{future::BoxFuture, stream::BoxStream};
+
+pub use self::nobody::Nobody;
 
 /// Why another server did not answer.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -4,7 +4,10 @@ use std::{path::PathBuf, time::Duration};
 
 use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
 
-use crate::error::OpenError;
+use crate::{
+    error::OpenError,
+    map::{Backend, EtcdPlace},
+};
 
 /// How to reach an etcd cluster.
 #[derive(Debug, Clone)]
@@ -15,6 +18,8 @@ pub struct EtcdConfig {
     pub prefix: String,
     pub tls: Option<EtcdTls>,
     pub user: Option<EtcdUser>,
+    /// Another etcd for collections of which all is relaxed, reached in the same way.
+    pub relaxed: Vec<String>,
 }
 
 impl EtcdConfig {
@@ -23,7 +28,32 @@ impl EtcdConfig {
 
     /// A cluster without TLS and users.
     pub fn plain(endpoints: Vec<String>) -> Self {
-        Self { endpoints, prefix: Self::PREFIX.into(), tls: None, user: None }
+        Self { endpoints, prefix: Self::PREFIX.into(), tls: None, user: None, relaxed: Vec::new() }
+    }
+
+    /// An etcd of the map, reached as `access` says.
+    pub(crate) fn of(place: &EtcdPlace, access: Option<&Self>) -> Self {
+        Self {
+            endpoints: place.endpoints.clone(),
+            prefix: place.prefix.clone(),
+            tls: access.and_then(|access| access.tls.clone()),
+            user: access.and_then(|access| access.user.clone()),
+            relaxed: place.relaxed.clone(),
+        }
+    }
+
+    /// What the map says of it.
+    pub(crate) fn place(&self) -> Backend {
+        Backend::Etcd(EtcdPlace {
+            endpoints: self.endpoints.clone(),
+            prefix: self.prefix.clone(),
+            relaxed: self.relaxed.clone(),
+        })
+    }
+
+    /// The same etcd, other keys.
+    pub(crate) fn at_prefix(&self, prefix: &str) -> Self {
+        Self { prefix: prefix.into(), relaxed: Vec::new(), ..self.clone() }
     }
 
     /// How the client is told. Reads the files.

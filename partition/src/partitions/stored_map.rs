@@ -9,7 +9,7 @@ use crate::{
     store::{Change, Collection, Durability, Expect, ReadAt, Revision, Store, StoreError, Write},
 };
 
-fn map_collection() -> Collection {
+pub(super) fn map_collection() -> Collection {
     Collection::new("insula", "partitionmaps")
 }
 
@@ -18,15 +18,13 @@ const MAP_KEY: &str = "current";
 /// The stored map; the first start makes it.
 pub(super) async fn load_map(
     meta: &dyn Store,
-    names: &[String],
+    first: &PartitionMap,
 ) -> Result<PartitionMap, OpenError> {
     let failed = |source| OpenError::Partition { partition: META.into(), source };
-    let first = PartitionMap::even(names.to_vec())
-        .map_err(|error| OpenError::Config { what: error.to_string() })?;
     loop {
         if let Some((map, _)) = read_map(meta).await.map_err(failed)? {
             let mut found = map.partitions().to_vec();
-            let mut asked = names.to_vec();
+            let mut asked = first.partitions().to_vec();
             found.sort();
             asked.sort();
             return if found == asked {
@@ -35,7 +33,7 @@ pub(super) async fn load_map(
                 Err(OpenError::Partitions { found, asked })
             };
         }
-        match write_map(meta, &first, Expect::Absent).await {
+        match write_map(meta, first, Expect::Absent).await {
             // Conflict: another server starts for the first time too, and was first.
             Ok(()) | Err(StoreError::Conflict { .. }) => {}
             Err(error) => return Err(failed(error)),

@@ -8,9 +8,9 @@ use crate::{
     store::{ReadAt, Revision},
 };
 
-async fn open(dir: &std::path::Path, count: usize) -> Result<Partitions, OpenError> {
-    let names = (1..=count).map(|n| format!("p{n}")).collect();
-    Partitions::open_embedded(dir.into(), names, options()).await
+async fn open(dir: &std::path::Path, count: u16) -> Result<Partitions, OpenError> {
+    let store = StoreConfig::Embedded { partitions: count };
+    Partitions::open_with(PartitionsConfig::alone(dir.into(), store), options()).await
 }
 
 fn tenant(name: &str) -> ShardKey {
@@ -41,10 +41,10 @@ async fn keys_find_their_partition_and_pins_survive() {
     let partitions = open(dir.path(), 3).await.unwrap();
     let (home, _) = partitions.store_for(&tenant("acme"));
     assert_eq!(home, partitions.map().owner(&tenant("acme")));
-    let other = partitions.names().iter().find(|name| *name != home).unwrap().clone();
+    let other = partitions.names().iter().find(|name| **name != home).unwrap().clone();
     partitions.pin("acme", Some(&other)).await.unwrap();
     assert_eq!(partitions.store_for(&tenant("acme")).0, other);
-    assert!(matches!(partitions.pin("acme", Some("p9")).await, Err(PinError::Map(_))));
+    assert!(matches!(partitions.pin("acme", Some("p9")).await, Err(ChangeError::Map(_))));
     partitions.shutdown().await.unwrap();
 
     let partitions = open(dir.path(), 3).await.unwrap();
@@ -64,7 +64,7 @@ async fn partitions_in_etcd() {
             .zip(&servers)
             .map(|(name, server)| EtcdPartition { name: (*name).into(), etcd: server.config() });
         let store = StoreConfig::Etcd { partitions: partitions.collect() };
-        PartitionsConfig { data_dir: PathBuf::new(), store }
+        PartitionsConfig::alone(PathBuf::new(), store)
     };
     let partitions = Partitions::open(config(&["east", "west"])).await.unwrap();
     let home = partitions.store_for(&tenant("acme")).0.to_owned();
@@ -96,9 +96,13 @@ fn etcds_on_the_command_line() {
     for wrong in ["", "east", "east=", "=http://a", "east=a:2379", "east=http://a;"] {
         assert!(StoreConfig::parse_etcd(wrong).is_err(), "{wrong}");
     }
-    let twice = StoreConfig::parse_etcd("a=http://x:1;b=http://x:1/").unwrap();
-    let StoreConfig::Etcd { partitions } = twice else { panic!("not etcd") };
-    assert!(check_apart(&partitions).is_err());
+}
+
+#[tokio::test]
+async fn two_partitions_at_one_url_are_refused() {
+    let store = StoreConfig::parse_etcd("a=http://x:1;b=http://x:1/").unwrap();
+    let opened = Partitions::open(PartitionsConfig::alone(PathBuf::new(), store)).await;
+    assert!(matches!(opened, Err(OpenError::Config { .. })), "{opened:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
