@@ -42,6 +42,7 @@ use self::{
 pub(crate) use self::{service::RemoteService, wire::TAG};
 use crate::{
     error::chain,
+    fences,
     limits::check_limits,
     peers::Peers,
     ring::RingLimits,
@@ -50,9 +51,6 @@ use crate::{
     store::{Collection, Committed, ReadAt, Revision, Store, StoreError, StoreStats, Write},
     watch::Watcher,
 };
-
-/// Where a partition keeps which of its scopes are closed: followed with every collection.
-const FENCES: &str = "insula/fences";
 
 /// A collection that nobody has used for so long is no longer followed.
 const IDLE: Duration = Duration::from_secs(300);
@@ -224,6 +222,7 @@ impl RemoteStore {
     async fn write(&self, write: Write) -> Result<Committed, StoreError> {
         check_limits(&write)?;
         let collection = write.collection.clone();
+        let is_quiet = write.by_move.is_some();
         let committed: Committed = self.ask(&Request::Write(write), Repeat::IfNotSent).await?;
         self.shared.told(committed.revision);
         let followed = self.followed.lock().get(&collection).cloned();
@@ -235,6 +234,7 @@ impl RemoteStore {
         // Whoever was told reads its own write here, whichever way it reads. A stream that is cut
         // off says so itself to the readers; the write has happened all the same.
         if let Some(followed) = followed
+            && !is_quiet
             && followed.state().reach(committed.revision, STREAM_LAG * 10).await.is_err()
         {
             tracing::debug!(partition = self.shared.targets.partition(), "a stream is behind");
@@ -270,7 +270,7 @@ impl RemoteStore {
         }
         let shared = self.shared.clone();
         self.shared.runtime.spawn(async move {
-            let collection = Collection::of(FENCES);
+            let collection = fences::collection();
             let request = Request::Progress { collection, have: Revision(u64::MAX) };
             let request = request.encode(shared.targets.partition());
             let heard = shared.targets.call::<Progress>(request, Repeat::Safe).await;
@@ -318,6 +318,10 @@ impl Store for RemoteStore {
 
     fn compact(&self, revision: Revision) -> BoxFuture<'_, Result<(), StoreError>> {
         self.compact(revision).boxed()
+    }
+
+    fn raise(&self, revision: Revision) -> BoxFuture<'_, Result<(), StoreError>> {
+        async move { self.ask(&Request::Raise(revision), Repeat::Safe).await }.boxed()
     }
 
     fn collections(&self) -> BoxFuture<'_, Result<Vec<Collection>, StoreError>> {

@@ -6,11 +6,9 @@ use bytes::Bytes;
 use futures::{FutureExt as _, stream::BoxStream};
 use tokio::sync::mpsc;
 
-use super::{
-    FENCES,
-    wire::{Outcome, PIECE, Piece, Progress, Request, Start},
-};
+use super::wire::{Outcome, PIECE, Piece, Progress, Request, Start};
 use crate::{
+    fences,
     snapshot::Snapshot,
     store::{Collection, ReadAt, Revision, Store, StoreError},
     watch::{Event, Watcher},
@@ -55,6 +53,7 @@ impl RemoteService {
                 Outcome::Done(progress(&*store, &collection, have).await).encode()
             }
             Request::Compact(revision) => Outcome::Done(store.compact(revision).await).encode(),
+            Request::Raise(revision) => Outcome::Done(store.raise(revision).await).encode(),
             Request::Collections => Outcome::Done(store.collections().await).encode(),
             Request::Follow { .. } => return Err("a collection is followed by a stream".into()),
         })
@@ -91,7 +90,7 @@ async fn progress(
         Ok(mut watcher) => watcher.progress().ok().flatten(),
         Err(_) => None,
     };
-    let fences = Collection::of(FENCES);
+    let fences = fences::collection();
     let unchanged = match (quiet(collection), quiet(&fences)) {
         (Some(one), Some(other)) if have <= newest => {
             Some(one.min(other)).filter(|quiet| newest <= *quiet)
@@ -143,7 +142,7 @@ struct Feed {
 impl Feed {
     /// The collection and the partition's fences.
     fn collections(&self) -> Vec<Collection> {
-        let fences = Collection::of(FENCES);
+        let fences = fences::collection();
         match self.collection == fences {
             true => vec![fences],
             false => vec![self.collection.clone(), fences],
@@ -226,7 +225,7 @@ impl Feed {
 
     async fn entries(&self, collection: Collection, snapshot: &Snapshot) -> Result<(), StoreError> {
         let (mut entries, mut size) = (Vec::new(), 0);
-        for (key, entry) in snapshot.range("", None) {
+        for (key, entry) in snapshot.range_of_all("", None) {
             size += key.len() + entry.value.len();
             entries.push((key.clone(), entry.clone()));
             if PIECE < size {

@@ -32,6 +32,7 @@ pub(crate) enum Request {
         have: Revision,
     },
     Compact(Revision),
+    Raise(Revision),
     Collections,
     Follow {
         collection: Collection,
@@ -116,6 +117,8 @@ impl Request {
                     }
                     Change::Delete => out.push(0),
                 }
+                out.push(u8::from(write.by_move.is_some()));
+                put_u64(&mut out, write.by_move.unwrap_or_default());
             }
             Self::Progress { collection, have } => {
                 out.push(2);
@@ -124,6 +127,10 @@ impl Request {
             }
             Self::Compact(revision) => {
                 out.push(3);
+                put_u64(&mut out, revision.0);
+            }
+            Self::Raise(revision) => {
+                out.push(6);
                 put_u64(&mut out, revision.0);
             }
             Self::Collections => out.push(4),
@@ -173,13 +180,19 @@ impl Request {
                     1 => Change::Put(Bytes::copy_from_slice(reader.bytes()?)),
                     _ => return None,
                 };
-                Self::Write(Write { collection, key, expect, change, durability })
+                let by_move = match (reader.byte()?, reader.u64()?) {
+                    (0, _) => None,
+                    (1, token) => Some(token),
+                    _ => return None,
+                };
+                Self::Write(Write { collection, key, expect, change, durability, by_move })
             }
             2 => Self::Progress {
                 collection: Collection::parse(reader.text()?)?,
                 have: Revision(reader.u64()?),
             },
             3 => Self::Compact(Revision(reader.u64()?)),
+            6 => Self::Raise(Revision(reader.u64()?)),
             4 => Self::Collections,
             5 => {
                 let collection = Collection::parse(reader.text()?)?;
@@ -451,6 +464,10 @@ fn put_error(out: &mut Vec<u8>, error: &StoreError) {
             put_u64(out, *size as u64);
             put_u64(out, *limit as u64);
         }
+        StoreError::Moving { what } => {
+            out.push(7);
+            put_bytes(out, what.as_bytes());
+        }
         StoreError::Damaged { what } => {
             out.push(6);
             put_bytes(out, what.as_bytes());
@@ -492,6 +509,7 @@ fn take_error(reader: &mut Reader<'_>) -> Option<StoreError> {
         },
         5 => StoreError::Unavailable { reason: string(reader)?, source: None },
         6 => StoreError::Damaged { what: string(reader)? },
+        7 => StoreError::Moving { what: string(reader)? },
         _ => return None,
     })
 }
@@ -528,11 +546,13 @@ mod tests {
                     expect,
                     change,
                     durability: Durability::Relaxed,
+                    by_move: Some(3),
                 }));
             }
         }
         check(&Request::Progress { collection: collection(), have: Revision(3) });
         check(&Request::Compact(Revision(9)));
+        check(&Request::Raise(Revision(9)));
         check(&Request::Collections);
         for from in [Start::After(Revision(1)), Start::Image(None), Start::Image(Some(Revision(2)))]
         {
@@ -560,6 +580,7 @@ mod tests {
         check(StoreError::TooLarge { size: 2, limit: 1 });
         check(StoreError::Unavailable { reason: "no quorum".into(), source: None });
         check(StoreError::Damaged { what: "x".into() });
+        check(StoreError::Moving { what: "tenant acme".into() });
     }
 
     proptest! {
