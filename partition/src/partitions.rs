@@ -14,7 +14,7 @@ mod stored_map;
 mod tests;
 mod view;
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -158,7 +158,11 @@ impl Partitions {
         first: PartitionMap,
     ) -> Result<Self, OpenError> {
         let map = load_map(&*meta, &first).await?;
-        tracing::info!(partitions = map.partitions().len(), epoch = map.epoch(), "partitions are open");
+        tracing::info!(
+            partitions = map.partitions().len(),
+            epoch = map.epoch(),
+            "partitions are open"
+        );
         let mut held: HashMap<String, Held> = HashMap::new();
         for (name, store) in open.into_iter().chain([(META.to_owned(), meta.clone())]) {
             held.insert(name.clone(), Held { name: name.into(), store, local: true });

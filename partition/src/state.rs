@@ -135,7 +135,12 @@ impl State {
         let shelf = contents.index.get(collection).map(|&at| &contents.shelves[at]);
         let entries = shelf.map(|shelf| shelf.entries.clone()).unwrap_or_default();
         let fences = contents.fences.clone();
-        Ok(Snapshot { revision: contents.revision, entries, collection: collection.clone(), fences })
+        Ok(Snapshot {
+            revision: contents.revision,
+            entries,
+            collection: collection.clone(),
+            fences,
+        })
     }
 
     /// Reads as asked, except that making [`ReadAt::Latest`] true is the backend's work: here it

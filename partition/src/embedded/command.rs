@@ -38,28 +38,11 @@ const RAISE: u8 = 6;
 /// One command, borrowed from the entry that holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Command<'a> {
-    Put {
-        expect: Expect,
-        collection: &'a str,
-        key: &'a str,
-        value: &'a [u8],
-        by_move: Option<u64>,
-    },
-    Delete {
-        expect: Expect,
-        collection: &'a str,
-        key: &'a str,
-        by_move: Option<u64>,
-    },
-    Skip {
-        count: u64,
-    },
-    Compact {
-        revision: Revision,
-    },
-    Raise {
-        revision: Revision,
-    },
+    Put { expect: Expect, collection: &'a str, key: &'a str, value: &'a [u8], by_move: Option<u64> },
+    Delete { expect: Expect, collection: &'a str, key: &'a str, by_move: Option<u64> },
+    Skip { count: u64 },
+    Compact { revision: Revision },
+    Raise { revision: Revision },
 }
 
 /// Collects commands into the data of one raft entry.

@@ -10,7 +10,10 @@ use super::{
 };
 
 impl PartitionMap {
-    fn changed(&self, change: impl FnOnce(&mut Self) -> Result<(), MapError>) -> Result<Self, MapError> {
+    fn changed(
+        &self,
+        change: impl FnOnce(&mut Self) -> Result<(), MapError>,
+    ) -> Result<Self, MapError> {
         let mut next = self.clone();
         change(&mut next)?;
         if next == *self {
@@ -39,7 +42,12 @@ impl PartitionMap {
                 None => {
                     let (id, name) = (map.next_server, name.to_owned());
                     map.next_server += 1;
-                    map.servers.push(ServerInfo { id, name, address: address.into(), ready: vec![] });
+                    map.servers.push(ServerInfo {
+                        id,
+                        name,
+                        address: address.into(),
+                        ready: vec![],
+                    });
                 }
             }
             Ok(())
@@ -140,10 +148,11 @@ impl PartitionMap {
                 None => &mut map.meta,
                 Some(at) => &mut map.partitions[at],
             };
-            let same = matches!(info.backend, Backend::Embedded)
-                == matches!(backend, Backend::Embedded);
+            let same =
+                matches!(info.backend, Backend::Embedded) == matches!(backend, Backend::Embedded);
             if !same {
-                let what = format!("partition {name} cannot change its kind; add another and drain it");
+                let what =
+                    format!("partition {name} cannot change its kind; add another and drain it");
                 return Err(MapError::Etcd(what));
             }
             info.backend = backend;

@@ -78,6 +78,9 @@ impl TryFrom<Document> for PartitionMap {
         };
         let partitions: Vec<_> = partitions.into_iter().map(info).collect();
         let names = names(&partitions);
+        if names.is_empty() {
+            return Err(MapError::Count(0));
+        }
         let owners = owners(&names, slots)?;
         let map = Self {
             cluster,
@@ -203,10 +206,8 @@ impl PartitionMap {
                     return Err(MapError::Etcd(what));
                 }
                 if !places.insert((endpoint.trim_end_matches('/'), prefix)) {
-                    let what = format!(
-                        "partition {} shares {endpoint} {prefix} with another",
-                        info.name
-                    );
+                    let what =
+                        format!("partition {} shares {endpoint} {prefix} with another", info.name);
                     return Err(MapError::Etcd(what));
                 }
             }

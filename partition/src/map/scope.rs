@@ -182,9 +182,7 @@ impl Scope {
             (Self::Tenant(name), scope) | (scope, Self::Tenant(name)) => {
                 scope.contains(Shard::Tenant(name))
             }
-            (Self::Slots(a), Self::Slots(b)) => {
-                a.first <= b.last && b.first <= a.last
-            }
+            (Self::Slots(a), Self::Slots(b)) => a.first <= b.last && b.first <= a.last,
         }
     }
 

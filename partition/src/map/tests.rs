@@ -1,6 +1,5 @@
 //! Maps: what they say, which documents are maps, and that every change keeps them maps.
 
-
 use proptest::prelude::*;
 
 use super::*;
@@ -235,10 +234,7 @@ fn a_server_that_is_gone_leaves_no_partition_alone() {
     // Its number is never given again.
     assert_eq!(map.with_server("s1", "a:1").unwrap().server("s1").unwrap().id, 3);
     assert!(matches!(map.without_server("s9"), Err(MapError::UnknownServer(_))));
-    assert!(matches!(
-        map.with_members("p1", vec!["s9".into()]),
-        Err(MapError::UnknownServer(_))
-    ));
+    assert!(matches!(map.with_members("p1", vec!["s9".into()]), Err(MapError::UnknownServer(_))));
 }
 
 #[test]
@@ -256,7 +252,8 @@ fn moves_never_overlap() {
     assert!(matches!(one.with_pin("acme", None), Err(MapError::Busy { .. })));
     let back = one.without_move("m1").unwrap().with_move("m2", range).unwrap();
     assert!(matches!(back.with_pin("acme", Some(to)), Err(MapError::Busy { .. })));
-    let elsewhere = Moving { from: to.into(), to: from.into(), scope: Scope::Tenant("acme".into()) };
+    let elsewhere =
+        Moving { from: to.into(), to: from.into(), scope: Scope::Tenant("acme".into()) };
     assert!(matches!(map.with_move("m", elsewhere), Err(MapError::Elsewhere { .. })));
 }
 
@@ -264,8 +261,7 @@ fn moves_never_overlap() {
 fn refuses_what_is_no_map() {
     #[track_caller]
     fn check(partitions: &str, slots: &str, more: &str, expected: &MapError) {
-        let text =
-            format!(r#"{{"epoch":1,"partitions":[{partitions}],"slots":[{slots}]{more}}}"#);
+        let text = format!(r#"{{"epoch":1,"partitions":[{partitions}],"slots":[{slots}]{more}}}"#);
         let error = serde_json::from_str::<PartitionMap>(&text).unwrap_err();
         assert!(error.to_string().starts_with(&expected.to_string()), "{error}");
     }
@@ -316,7 +312,9 @@ fn two_partitions_never_share_an_etcd() {
 #[test]
 fn a_partition_that_leaves_shifts_no_owner() {
     let mut map = first(3);
-    let scope = |map: &PartitionMap, (range, _): (SlotRange, &str)| map.slots_scope(range.first, range.last);
+    let scope = |map: &PartitionMap, (range, _): (SlotRange, &str)| {
+        map.slots_scope(range.first, range.last)
+    };
     let range = map.ranges()[1];
     let moving = Moving { scope: scope(&map, range), from: "p2".into(), to: "p1".into() };
     map = map.with_move("m", moving).unwrap().with_flip("m").unwrap();

@@ -1,5 +1,7 @@
 //! Opening, closing and pinning, on both backends.
 
+use std::path::PathBuf;
+
 use super::*;
 use crate::{
     contract::{pods, put},
