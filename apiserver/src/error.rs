@@ -105,6 +105,12 @@ impl ApiError {
         self
     }
 
+    /// What is said among servers is nobody else's business.
+    pub(crate) fn only_for_servers() -> Self {
+        let message = "forbidden: only servers of this cluster may do this";
+        Self::new(StatusCode::FORBIDDEN, "Forbidden", message)
+    }
+
     /// `resource` as in `pods`.
     pub fn not_found(group: &str, resource: &str, name: &str) -> Self {
         let message = format!("{} \"{name}\" not found", qualified(group, resource));

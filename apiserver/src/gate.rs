@@ -29,6 +29,8 @@ use crate::{
 pub(crate) struct Peer {
     /// The client certificate, verified against the CA by TLS, in DER.
     pub certificate: Option<Vec<u8>>,
+    /// The name of the server that it is, proven by the certificate.
+    pub server: Option<String>,
     /// Set by callers in the same process only.
     pub trusted: Option<Identity>,
 }

@@ -42,7 +42,7 @@ impl Server {
         B::Data: Send,
         B::Error: Into<BodyError>,
     {
-        self.handle(request, Peer { certificate: None, trusted: Some(caller) }).await
+        self.handle(request, Peer { trusted: Some(caller), ..Peer::default() }).await
     }
 
     /// Answers any request.

@@ -20,6 +20,7 @@ mod metrics;
 mod node_proxy;
 mod openapi;
 mod partitions_view;
+pub mod peers;
 pub mod pki;
 mod rbac;
 mod read;
@@ -53,7 +54,7 @@ use crate::{
     tokens::Keys,
 };
 
-pub use crate::serve::{ServeError, Tls};
+pub use crate::serve::{Front, ServeError, Tls};
 
 /// What a server is made of.
 #[derive(Debug)]

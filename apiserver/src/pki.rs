@@ -116,6 +116,31 @@ impl Authority {
         self.sign(params)
     }
 
+    /// The certificate of the API server `name`, for clients that reach it by `names` and
+    /// `addresses`, and for the other servers, which it calls with it, too.
+    pub fn api_server(
+        &self,
+        name: &str,
+        names: &[String],
+        addresses: &[IpAddr],
+    ) -> Result<Pair, PkiError> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, crate::peers::user(name));
+        params.distinguished_name.push(DnType::OrganizationName, "tenant:system");
+        push_group(&mut params.distinguished_name, crate::peers::SERVERS);
+        let internal = crate::peers::dns_name(name);
+        for name in names.iter().chain([&internal]) {
+            let name =
+                Ia5String::try_from(name.as_str()).map_err(|_| PkiError::Name(name.clone()))?;
+            params.subject_alt_names.push(SanType::DnsName(name));
+        }
+        params.subject_alt_names.extend(addresses.iter().map(|it| SanType::IpAddress(*it)));
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        self.sign(params)
+    }
+
     /// A client certificate for `user` of `tenant` in `groups`.
     pub fn client(
         &self,

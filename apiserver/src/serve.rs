@@ -1,7 +1,14 @@
 //! The listener: TLS 1.2 and 1.3, HTTP/1.1 and HTTP/2, graceful end.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
+use arc_swap::ArcSwap;
+use http::Response;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -14,8 +21,17 @@ use rustls::{
 };
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{Server, gate::Peer, pki::Pair};
+use crate::{
+    Server, answer,
+    body::Body,
+    error::ApiError,
+    gate::Peer,
+    identity::Identity,
+    peers::{self, HttpPeers},
+    pki::Pair,
+};
 
 /// How long a client has for its TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -23,6 +39,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEAD: Duration = Duration::from_secs(30);
 /// Concurrent requests of one HTTP/2 connection.
 const STREAMS: u32 = 250;
+/// As above, for other servers: all of their clients' requests may come over one connection.
+const SERVER_STREAMS: u32 = 100_000;
 /// How long open requests have when the server ends.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -81,19 +99,64 @@ impl Tls {
     }
 }
 
-impl Server {
-    /// Takes connections until the server's shutdown is cancelled.
-    pub async fn serve(self: Arc<Self>, listener: TcpListener, tls: Tls) {
-        let acceptor = TlsAcceptor::from(tls.acceptor);
+/// The listener's side of a server: takes connections before the server can answer, because
+/// storage needs other servers to start, and until the last of them has been told goodbye.
+pub struct Front {
+    acceptor: ArcSwap<ServerConfig>,
+    server: OnceLock<Arc<Server>>,
+    peers: Option<HttpPeers>,
+    /// Clients are no longer answered.
+    shutdown: CancellationToken,
+    /// Nobody is.
+    closed: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl std::fmt::Debug for Front {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Front").finish_non_exhaustive()
+    }
+}
+
+impl Front {
+    /// Cancelling `shutdown` ends what clients do; `closed`, after that, everything.
+    pub fn new(
+        tls: Tls,
+        peers: Option<HttpPeers>,
+        shutdown: CancellationToken,
+        closed: CancellationToken,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            acceptor: ArcSwap::new(tls.acceptor),
+            server: OnceLock::new(),
+            peers,
+            shutdown,
+            closed,
+            tasks: TaskTracker::new(),
+        })
+    }
+
+    /// From now on clients are answered.
+    pub fn open(&self, server: Arc<Server>) {
+        // A second server is ignored: there is one per process.
+        let _ = self.server.set(server);
+    }
+
+    /// Presents other certificates to those who connect from now on.
+    pub fn set_tls(&self, tls: Tls) {
+        self.acceptor.store(tls.acceptor);
+    }
+
+    /// Takes connections until it is closed, and waits for them to end.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener) {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = self.shutdown.cancelled() => return,
+                () = self.closed.cancelled() => break,
             };
             match accepted {
                 Ok((stream, _)) => {
-                    let (server, acceptor) = (self.clone(), acceptor.clone());
-                    self.tasks.spawn(server.connection(stream, acceptor));
+                    self.tasks.spawn(self.clone().connection(stream));
                 }
                 Err(error) => {
                     // Out of file descriptors, for one: others may free some.
@@ -102,49 +165,93 @@ impl Server {
                 }
             }
         }
+        drop(listener);
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 
-    async fn connection(self: Arc<Self>, stream: TcpStream, acceptor: TlsAcceptor) {
-        if let Err(error) = self.clone().run_connection(stream, acceptor).await {
+    /// Waits until no client is connected. Call after cancelling `shutdown`.
+    pub async fn drain(&self) {
+        if let Some(server) = self.server.get() {
+            server.drain().await;
+        }
+    }
+
+    async fn connection(self: Arc<Self>, stream: TcpStream) {
+        if let Err(error) = self.run_connection(stream).await {
             tracing::debug!(%error, "a connection ended");
         }
     }
 
-    async fn run_connection(
-        self: Arc<Self>,
-        stream: TcpStream,
-        acceptor: TlsAcceptor,
-    ) -> io::Result<()> {
+    async fn run_connection(self: Arc<Self>, stream: TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
+        let acceptor = TlsAcceptor::from(self.acceptor.load_full());
         let stream = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await??;
         let certificate = stream.get_ref().1.peer_certificates().and_then(|it| it.first());
-        let peer = Peer { certificate: certificate.map(|it| it.to_vec()), trusted: None };
-        let peer = Arc::new(peer);
-        let server = self.clone();
+        let mut peer = Peer { certificate: certificate.map(|it| it.to_vec()), ..Peer::default() };
+        if let (Some(_), Some(der)) = (&self.peers, &peer.certificate)
+            && let Ok(identity) = Identity::from_certificate(der)
+        {
+            peer.server = identity.server().map(str::to_owned);
+        }
+        let is_server = peer.server.is_some();
+        let (front, peer) = (self.clone(), Arc::new(peer));
         let service = service_fn(move |request: hyper::Request<Incoming>| {
-            let (server, peer) = (server.clone(), peer.clone());
-            async move {
-                Ok::<_, std::convert::Infallible>(server.handle(request, (*peer).clone()).await)
-            }
+            let (front, peer) = (front.clone(), peer.clone());
+            async move { Ok::<_, Infallible>(front.answer(request, &peer).await) }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
         builder
             .http2()
             .timer(TokioTimer::new())
-            .max_concurrent_streams(STREAMS)
+            .max_concurrent_streams(if is_server { SERVER_STREAMS } else { STREAMS })
             .keep_alive_interval(Duration::from_secs(30))
             .keep_alive_timeout(Duration::from_secs(20));
+        if is_server {
+            // They send much, and for many.
+            builder
+                .http2()
+                .initial_stream_window_size(4 << 20)
+                .initial_connection_window_size(32 << 20)
+                .max_header_list_size(1 << 20);
+        }
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
+        let end = if is_server { &self.closed } else { &self.shutdown };
         tokio::select! {
             ended = connection.as_mut() => return ended.map_err(io::Error::other),
-            () = self.shutdown.cancelled() => (),
+            () = end.cancelled() => (),
         }
         connection.as_mut().graceful_shutdown();
-        match tokio::time::timeout(DRAIN, connection).await {
+        let patience = if is_server { Duration::from_millis(100) } else { DRAIN };
+        match tokio::time::timeout(patience, connection).await {
             Ok(ended) => ended.map_err(io::Error::other),
             Err(_) => Ok(()),
         }
+    }
+
+    async fn answer(&self, request: hyper::Request<Incoming>, peer: &Peer) -> Response<Body> {
+        if request.uri().path().starts_with(peers::PREFIX) {
+            return match (&self.peers, &peer.server) {
+                (Some(peers), Some(from)) => peers::serve(peers, from, request).await,
+                // The same words whether this server has others or not.
+                _ => answer::error(&ApiError::only_for_servers()),
+            };
+        }
+        match self.server.get() {
+            Some(server) => server.handle(request, peer.clone()).await,
+            None => answer::error(&ApiError::unavailable("the server is starting")),
+        }
+    }
+}
+
+impl Server {
+    /// Takes connections until the server's shutdown is cancelled. For a server without others.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener, tls: Tls) {
+        let shutdown = self.shutdown.clone();
+        let front = Front::new(tls, None, shutdown.clone(), shutdown);
+        front.open(self);
+        front.serve(listener).await;
     }
 }
