@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use insula_api::names::TenantName;
+use serde::{Deserialize, Serialize};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 /// Most groups that one identity may bring.
@@ -20,12 +21,14 @@ pub const MASTERS: &str = "system:masters";
 pub const NODES: &str = "system:nodes";
 
 /// An authenticated caller.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     pub tenant: TenantName,
     pub user: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub uid: String,
     pub groups: Vec<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub extra: BTreeMap<String, Vec<String>>,
 }
 

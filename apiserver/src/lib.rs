@@ -20,6 +20,7 @@ mod metrics;
 mod node_proxy;
 mod openapi;
 mod partitions_view;
+mod passport;
 pub mod peers;
 pub mod pki;
 mod rbac;

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::{
     identity::Identity,
+    passport::Stamp,
     pki::{PkiError, write_private},
 };
 
@@ -117,6 +118,7 @@ pub enum TokenError {
 /// The key pair that signs tokens.
 pub struct Keys {
     id: String,
+    stamp: Stamp,
     encoding: EncodingKey,
     decoding: DecodingKey,
     /// `x` and `y` of the public point, base64url.
@@ -164,7 +166,14 @@ impl Keys {
         let url = base64::engine::general_purpose::URL_SAFE_NO_PAD;
         let (x, y) = raw.get(1..65).map(|point| point.split_at(32)).unwrap_or_default();
         let id = url.encode(xxhash_rust::xxh3::xxh3_128(raw).to_be_bytes());
-        Ok(Self { id, encoding, decoding, point: (url.encode(x), url.encode(y)) })
+        let stamp = Stamp::derive(&pair.serialize_der())
+            .map_err(|error| KeyError::Unusable(Box::new(error)))?;
+        Ok(Self { id, stamp, encoding, decoding, point: (url.encode(x), url.encode(y)) })
+    }
+
+    /// Signs what servers tell each other of callers.
+    pub(crate) fn stamp(&self) -> &Stamp {
+        &self.stamp
     }
 
     pub fn sign(&self, claims: &Claims) -> Result<String, TokenError> {
