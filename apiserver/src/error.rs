@@ -23,6 +23,9 @@ pub struct ApiError {
     pub retry_after: Option<u32>,
     /// `Status.metadata.continue`: where an expired paged list can go on.
     pub fresh_token: Option<String>,
+    /// What was asked for is on its way to another partition. Nothing was done: the request can
+    /// be answered from the start, a little later or by another server.
+    pub is_moving: bool,
 }
 
 pub type Result<T, E = ApiError> = std::result::Result<T, E>;
@@ -90,6 +93,7 @@ impl ApiError {
             details: None,
             retry_after: None,
             fresh_token: None,
+            is_moving: false,
         }
     }
 
@@ -263,6 +267,16 @@ impl ApiError {
         error
     }
 
+    /// A server that a write was sent on to went away. No `Retry-After`: that would be an
+    /// invitation to do it again.
+    pub(crate) fn outcome_unknown() -> Self {
+        Self::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            "Timeout",
+            "the server that has what was asked for went away; the request may have been carried out",
+        )
+    }
+
     pub fn bad_gateway(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_GATEWAY, "InternalError", message)
     }
@@ -328,6 +342,11 @@ impl From<StoreError> for ApiError {
             }
             StoreError::TooLarge { limit, .. } => Self::too_large(*limit),
             StoreError::Conflict { .. } => Self::internal(&error),
+            StoreError::Moving { what } => {
+                let mut error = Self::unavailable(format!("{what} is moving; try again"));
+                error.is_moving = true;
+                error
+            }
             _ => {
                 // The client learns that it may retry; the operator learns why.
                 tracing::warn!(error = chain(&error), "a partition failed");

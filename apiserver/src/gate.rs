@@ -18,6 +18,7 @@ use crate::{
     call::Call,
     error::{ApiError, Result},
     identity::{Identity, IdentityError},
+    passport::{self, Caller, Line},
     rbac::Attributes,
     registry::Whose,
     request::{Accept, Query},
@@ -40,6 +41,10 @@ pub(crate) struct Peer {
 pub(crate) enum Admitted {
     /// For a resource.
     Resource(Box<Call>),
+    /// For another server, which has what it is about.
+    Elsewhere { caller: Box<Caller>, place: insula_partition::partitions::Place },
+    /// Another server sent it here, and it is not here either.
+    Misdirected,
     /// For anything else, as a standard path.
     Other { identity: Option<Identity>, whose: Whose, path: String },
 }
@@ -51,15 +56,31 @@ fn is_public(path: &str) -> bool {
     })
 }
 
+/// A caller as far as it is known before anything of its tenant was read.
+struct Found {
+    caller: Caller,
+    /// Another server proved it and sent the request on.
+    is_forwarded: bool,
+}
+
 impl Server {
     /// Who the request comes from; `None` if it brings no credential.
-    async fn authenticate(&self, headers: &HeaderMap, peer: &Peer) -> Result<Option<Identity>> {
+    fn authenticate(
+        &self,
+        line: Line<'_>,
+        headers: &HeaderMap,
+        peer: &Peer,
+    ) -> Result<Option<Found>> {
+        if let Some(passport) = headers.get(passport::HEADER) {
+            return self.forwarded(line, passport, peer).map(Some);
+        }
+        let known = |caller| Ok(Some(Found { caller, is_forwarded: false }));
         if let Some(identity) = &peer.trusted {
-            return Ok(Some(identity.clone()));
+            return known(Caller::Identity(identity.clone()));
         }
         if let Some(der) = &peer.certificate {
             return match Identity::from_certificate(der) {
-                Ok(identity) => Ok(Some(identity)),
+                Ok(identity) => known(Caller::Identity(identity)),
                 Err(error) => {
                     log_refusal(&error);
                     Err(ApiError::unauthorized())
@@ -72,9 +93,53 @@ impl Server {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
             _ => return Err(ApiError::unauthorized()),
         };
-        match self.authenticate_token(token, &[API_AUDIENCE]).await {
-            Some(identity) => Ok(Some(identity)),
-            None => Err(ApiError::unauthorized()),
+        match self.keys.verify(token, &[API_AUDIENCE]) {
+            Ok(claims) => known(Caller::Token(Box::new(claims))),
+            Err(error) => {
+                tracing::info!(error = crate::error::chain(&error), "a bearer token was refused");
+                Err(ApiError::unauthorized())
+            }
+        }
+    }
+
+    /// The caller that another server vouches for. Only servers may.
+    fn forwarded(
+        &self,
+        line: Line<'_>,
+        passport: &http::HeaderValue,
+        peer: &Peer,
+    ) -> Result<Found> {
+        let (Some(from), Some(peers)) = (&peer.server, &self.peers) else {
+            tracing::warn!("somebody who is no server sent a passport");
+            return Err(ApiError::only_for_servers());
+        };
+        let text = passport.to_str().map_err(|_| ApiError::only_for_servers())?;
+        match self.keys.stamp().check(text, from, peers.own(), line) {
+            Ok(passport) => Ok(Found { caller: passport.caller, is_forwarded: true }),
+            Err(error) => {
+                tracing::warn!(from, error = crate::error::chain(&error), "a passport was refused");
+                Err(ApiError::only_for_servers())
+            }
+        }
+    }
+
+    /// Who the caller is, if it still exists.
+    async fn existing(&self, caller: Caller) -> Result<Identity> {
+        let claims = match caller {
+            Caller::Identity(identity) => return Ok(identity),
+            Caller::Token(claims) => claims,
+        };
+        match self.check_bindings(&claims).await {
+            Ok(true) => Ok(claims.identity()),
+            Ok(false) => {
+                tracing::info!(subject = claims.sub, "a token outlived what it was bound to");
+                Err(ApiError::unauthorized())
+            }
+            Err(error) if error.is_moving => Err(error),
+            Err(error) => {
+                tracing::warn!(%error, "a token's bindings could not be checked");
+                Err(ApiError::unauthorized())
+            }
         }
     }
 
@@ -126,21 +191,21 @@ impl Server {
         }
     }
 
-    /// Lets a request in, or says why not.
+    /// Lets a request in, or says why not, or who will.
     pub(crate) async fn admit(
         &self,
-        method: &Method,
+        line: Line<'_>,
         target: Target,
         query: Query,
         headers: &HeaderMap,
         peer: &Peer,
     ) -> Result<Admitted> {
-        let identity = self.authenticate(headers, peer).await?;
+        let found = self.authenticate(line, headers, peer)?;
         if headers.keys().any(|name| name.as_str().starts_with("impersonate-")) {
             return Err(ApiError::bad_request("impersonation is not offered by this server"));
         }
         let Target { tenant, place } = target;
-        let Some(identity) = identity else {
+        let Some(Found { caller, is_forwarded }) = found else {
             return match place {
                 Place::Other(path) if is_public(&path) => Ok(Admitted::Other {
                     identity: None,
@@ -150,8 +215,21 @@ impl Server {
                 _ => Err(ApiError::unauthorized()),
             };
         };
-        let whose = Whose::resolve(&tenant, &identity.tenant);
-        self.check_tenant(&identity, &whose, method, &place).await?;
+        let whose = Whose::resolve(&tenant, caller.tenant());
+        check_outsider(&caller, &whose, line.method, &place)?;
+        let is_here = matches!(&place, Place::Other(path) if is_public(path));
+        if !is_here
+            && let Some(key) = self.shard_of(&place, &whose, &caller)
+            && let Some(place) = self.elsewhere(&key)
+        {
+            return Ok(match is_forwarded {
+                true => Admitted::Misdirected,
+                false => Admitted::Elsewhere { caller: Box::new(caller), place },
+            });
+        }
+        let identity = self.existing(caller).await?;
+        self.check_tenant(&identity, &whose).await?;
+        let method = line.method;
         match place {
             Place::Other(path) => {
                 let attributes = Attributes {
@@ -171,28 +249,11 @@ impl Server {
         }
     }
 
-    /// The caller belongs to the tenant, or to the platform and the tenant exists.
-    async fn check_tenant(
-        &self,
-        identity: &Identity,
-        whose: &Whose,
-        method: &Method,
-        place: &Place,
-    ) -> Result<()> {
-        if whose.tenant() == Some(&identity.tenant) {
-            return Ok(());
-        }
-        if !identity.tenant.is_system() {
-            // The same words whether the tenant exists or not.
-            let path = match place {
-                Place::Other(path) => path.clone(),
-                Place::Resource(path) => format!("/{}", path.resource),
-            };
-            let verb = method.as_str().to_lowercase();
-            return Err(ApiError::forbidden_path(&identity.user, &verb, &path));
-        }
+    /// A user of the platform asks for a tenant that exists.
+    async fn check_tenant(&self, identity: &Identity, whose: &Whose) -> Result<()> {
         match whose {
             Whose::All => Ok(()),
+            Whose::One(tenant) if *tenant == identity.tenant => Ok(()),
             Whose::One(tenant) => match bootstrap::find_tenant(self, tenant).await? {
                 Some(_) => Ok(()),
                 None => Err(ApiError::not_found("insula.io", "tenants", tenant.as_str())),
@@ -297,6 +358,21 @@ impl Server {
         }
         Ok(())
     }
+}
+
+/// The caller belongs to the tenant, or to the platform. Reads nothing.
+fn check_outsider(caller: &Caller, whose: &Whose, method: &Method, place: &Place) -> Result<()> {
+    let home = caller.tenant();
+    if home.is_system() || whose.tenant() == Some(home) {
+        return Ok(());
+    }
+    // The same words whether the tenant exists or not.
+    let path = match place {
+        Place::Other(path) => path.clone(),
+        Place::Resource(path) => format!("/{}", path.resource),
+    };
+    let verb = method.as_str().to_lowercase();
+    Err(ApiError::forbidden_path(&caller.identity().user, &verb, &path))
 }
 
 /// What `call` does, with `verb`, in the terms of RBAC.

@@ -15,9 +15,12 @@ use crate::{
     delete,
     discovery::{AGGREGATED, Discovery},
     error::{ApiError, Result},
+    forward::{self, Forwarded, Patience},
     gate::{Admitted, Peer},
     identity::Identity,
-    node_proxy, openapi, partitions_view, read,
+    node_proxy, openapi, partitions_view,
+    passport::{self, Line},
+    read,
     registry::Whose,
     request::{ListOptions, MAX_BODY, Query},
     subresources,
@@ -74,12 +77,13 @@ impl Server {
         response
     }
 
+    /// Answers from here or through another server; again, if what it is about moves meanwhile.
     async fn answer<B>(
         self: &Arc<Self>,
         head: &http::request::Parts,
         body: B,
         peer: &Peer,
-        upgrade: Option<hyper::upgrade::OnUpgrade>,
+        mut upgrade: Option<hyper::upgrade::OnUpgrade>,
         label: &mut (&'static str, String),
     ) -> Result<Response<Body>>
     where
@@ -87,9 +91,51 @@ impl Server {
         B::Data: Send,
         B::Error: Into<BodyError>,
     {
+        if self.shutdown.is_cancelled() && head.headers.contains_key(passport::HEADER) {
+            // Others will do it.
+            return Ok(forward::misdirected(self.partitions.map().epoch()));
+        }
+        let mut body = Payload::Coming(Some(body));
+        let mut patience: Option<Patience> = None;
+        loop {
+            let tried = self.once(head, &mut body, peer, &mut upgrade, label).await;
+            match tried {
+                Ok(Forwarded::Answer(response)) => return Ok(response),
+                Ok(Forwarded::Again) => (),
+                Err(error) if error.is_moving => (),
+                Err(error) => return Err(error),
+            }
+            patience.get_or_insert_with(|| Patience::new(&self.partitions)).wait().await?;
+        }
+    }
+
+    async fn once<B>(
+        self: &Arc<Self>,
+        head: &http::request::Parts,
+        body: &mut Payload<B>,
+        peer: &Peer,
+        upgrade: &mut Option<hyper::upgrade::OnUpgrade>,
+        label: &mut (&'static str, String),
+    ) -> Result<Forwarded>
+    where
+        B: http_body::Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<BodyError>,
+    {
         let target = path::parse(head.uri.path())?;
         let query = Query::parse(head.uri.query());
-        match self.admit(&head.method, target, query, &head.headers, peer).await? {
+        let line = Line { method: &head.method, uri: &head.uri };
+        let answer = match self.admit(line, target, query, &head.headers, peer).await? {
+            Admitted::Elsewhere { caller, place } => {
+                *label = ("forward", place.partition.as_ref().to_owned());
+                // What upgrades has no body; waiting for its end would be waiting for its client.
+                let bytes = match upgrade.is_some() {
+                    true => Bytes::new(),
+                    false => body.bytes().await?,
+                };
+                return self.forward(head, &bytes, upgrade, &caller, &place).await;
+            }
+            Admitted::Misdirected => Ok(forward::misdirected(self.partitions.map().epoch())),
             Admitted::Other { identity, whose, path } => {
                 *label = ("get", "nonresource".into());
                 self.other(head, identity.as_ref(), &whose, &path).await
@@ -99,23 +145,24 @@ impl Server {
                 let streams =
                     matches!(&*call.path.subresource, "log" | "exec" | "attach" | "portforward");
                 if streams {
-                    return node_proxy::serve(self, &call, head.method.clone(), upgrade).await;
+                    node_proxy::serve(self, &call, head.method.clone(), upgrade).await
+                } else if call.verb == "watch" {
+                    self.watch(*call).await
+                } else {
+                    let work = async {
+                        let body = body.bytes().await?;
+                        self.resource_answer(&call, &head.method, &body).await
+                    };
+                    tokio::time::timeout(DEADLINE, work).await.unwrap_or_else(|_| {
+                        Err(ApiError::timeout(
+                            "request did not complete within the allotted timeout",
+                            1,
+                        ))
+                    })
                 }
-                if call.verb == "watch" {
-                    return self.watch(*call).await;
-                }
-                let work = async {
-                    let body = collect(body).await?;
-                    self.resource_answer(&call, &head.method, &body).await
-                };
-                tokio::time::timeout(DEADLINE, work).await.unwrap_or_else(|_| {
-                    Err(ApiError::timeout(
-                        "request did not complete within the allotted timeout",
-                        1,
-                    ))
-                })
             }
-        }
+        };
+        answer.map(Forwarded::Answer)
     }
 
     async fn resource_answer(
@@ -430,6 +477,31 @@ fn for_caller(call: &Call, json: &Bytes) -> Bytes {
     }
     object::metadata_mut(&mut node).remove("annotations");
     node.to_string().into()
+}
+
+/// A request's body: taken once, and then at hand for every further try.
+enum Payload<B> {
+    Coming(Option<B>),
+    Here(Bytes),
+}
+
+impl<B> Payload<B>
+where
+    B: http_body::Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BodyError>,
+{
+    async fn bytes(&mut self) -> Result<Bytes> {
+        let bytes = match self {
+            Self::Here(bytes) => return Ok(bytes.clone()),
+            Self::Coming(body) => match body.take() {
+                Some(body) => collect(body).await?,
+                None => return Err(ApiError::bad_request("the request body was not sent whole")),
+            },
+        };
+        *self = Self::Here(bytes.clone());
+        Ok(bytes)
+    }
 }
 
 /// The whole body, up to the limit.

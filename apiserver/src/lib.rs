@@ -12,6 +12,7 @@ mod call;
 mod delete;
 mod discovery;
 pub mod error;
+mod forward;
 mod gate;
 mod handlers;
 pub mod identity;
@@ -28,6 +29,7 @@ mod read;
 mod registry;
 mod request;
 mod revision;
+mod scoped;
 mod serve;
 mod strategy;
 mod subresources;
@@ -50,8 +52,10 @@ use crate::{
     error::{ApiError, Result},
     identity::Identity,
     node_proxy::Dialer,
+    peers::HttpPeers,
     rbac::{Attributes, Policies, Policy, Rule},
     registry::{Registry, Whose},
+    scoped::Scoped,
     tokens::Keys,
 };
 
@@ -66,6 +70,8 @@ pub struct ServerConfig {
     pub node_tls: Arc<rustls::ClientConfig>,
     /// `host:port` under which clients reach this server.
     pub advertise: String,
+    /// The way to the other servers, if there may be any.
+    pub peers: Option<HttpPeers>,
     /// Ends watches and streams when cancelled.
     pub shutdown: CancellationToken,
 }
@@ -79,6 +85,7 @@ pub struct Server {
     pub(crate) keys: Keys,
     pub(crate) dialer: Dialer,
     pub(crate) advertise: String,
+    pub(crate) peers: Option<HttpPeers>,
     pub(crate) metrics: metrics::Metrics,
     pub(crate) tasks: TaskTracker,
     pub(crate) shutdown: CancellationToken,
@@ -94,10 +101,12 @@ impl Server {
             keys: config.keys,
             dialer: Dialer::new(config.node_tls),
             advertise: config.advertise,
+            peers: config.peers,
             metrics: metrics::Metrics::default(),
             tasks: TaskTracker::new(),
             shutdown: config.shutdown,
         });
+        server.tasks.spawn(forward::follow_addresses(server.clone()));
         bootstrap::system(&server).await?;
         Ok(server)
     }
@@ -130,8 +139,8 @@ impl Server {
             true => insula_partition::map::ShardKey::System,
             false => insula_partition::map::ShardKey::Tenant(tenant.as_str().to_owned()),
         };
-        let (_, store) = self.partitions.store_for(&key);
-        Ok(self.policies.of(tenant, &*store).await?)
+        let store = Scoped::new(self.partitions.place(&key).store, key);
+        Ok(self.policies.of(tenant, &store).await?)
     }
 
     /// The rules that the caller is judged by.

@@ -50,7 +50,7 @@ pub(crate) async fn serve(
     server: &Server,
     call: &Call,
     method: Method,
-    upgrade: Option<hyper::upgrade::OnUpgrade>,
+    upgrade: &mut Option<hyper::upgrade::OnUpgrade>,
 ) -> Result<Response<Body>> {
     let name = &call.path.name;
     let tenant = call.tenant()?.clone();
@@ -109,7 +109,7 @@ pub(crate) async fn serve(
         let body = body.map_err(|error| Box::new(error) as BodyError).boxed_unsync();
         return Ok(Response::from_parts(head, body));
     }
-    let Some(upgrade) = upgrade else {
+    let Some(upgrade) = upgrade.take() else {
         return Err(ApiError::bad_request(
             "you must specify at least 1 of stdin, stdout, stderr, and ask for an upgrade",
         ));
@@ -117,16 +117,7 @@ pub(crate) async fn serve(
     let mut response = Response::new(empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     *response.headers_mut() = answer.headers().clone();
-    let shutdown = server.shutdown.clone();
-    server.tasks.spawn(async move {
-        let ends = tokio::try_join!(upgrade, hyper::upgrade::on(answer));
-        let Ok((client, node)) = ends else { return };
-        let (mut client, mut node) = (TokioIo::new(client), TokioIo::new(node));
-        tokio::select! {
-            _ = tokio::io::copy_bidirectional(&mut client, &mut node) => (),
-            () = shutdown.cancelled() => (),
-        }
-    });
+    server.splice(upgrade, hyper::upgrade::on(answer));
     Ok(response)
 }
 

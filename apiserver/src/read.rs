@@ -119,6 +119,19 @@ async fn snapshots(
     Ok(out)
 }
 
+/// Whether views of several partitions make one list: what moves between them is in one of them,
+/// and none was made before what it shows came to it.
+pub(crate) fn check_together(
+    places: &[(String, Arc<dyn Store>)],
+    snapshots: &[Snapshot],
+) -> Result<()> {
+    for snapshot in snapshots {
+        snapshot.check_all()?;
+    }
+    let names = places.iter().map(|(name, _)| name.as_str());
+    Ok(insula_partition::fences::check_together(names.zip(snapshots))?)
+}
+
 /// Reads one page of a list.
 pub(crate) async fn list(
     served: &Served,
@@ -131,6 +144,9 @@ pub(crate) async fn list(
         Matcher::parse(options.labels.as_deref(), options.fields.as_deref(), &served.resource)?;
     let token = options.token.as_deref().map(Token::decode).transpose()?;
     let snapshots = snapshots(served, places, options, token.as_ref()).await?;
+    if 1 < snapshots.len() {
+        check_together(places, &snapshots)?;
+    }
     let prefix = registry::prefix(whose, namespace);
     let start = token.as_ref().map(|token| token.start.as_str());
     let mut entries: Vec<(Arc<str>, Entry)> = Vec::new();

@@ -14,6 +14,8 @@ use insula_partition::{
     store::{Collection, Durability, Store},
 };
 
+use crate::scoped::Scoped;
+
 /// A served resource with what is looked up once.
 #[derive(Debug)]
 pub(crate) struct Served {
@@ -123,8 +125,14 @@ impl Served {
         }
     }
 
+    /// Whether the resource is made from the partition map, which every server has.
+    pub(crate) fn is_view(&self) -> bool {
+        &*self.resource.group == "insula.io"
+            && matches!(&*self.resource.name, "partitions" | "partitionmoves" | "servers")
+    }
+
     /// Whether objects of one list lie in more than one partition.
-    fn is_spread(&self, whose: &Whose, namespace: &str) -> bool {
+    pub(crate) fn is_spread(&self, whose: &Whose, namespace: &str) -> bool {
         let leases = &*self.resource.group == "coordination.k8s.io"
             && &*self.resource.name == "leases"
             && (namespace.is_empty() || namespace == NODE_LEASES);
@@ -154,7 +162,9 @@ impl Served {
         namespace: &str,
         name: &str,
     ) -> (String, Arc<dyn Store>) {
-        partitions.store_for(&self.shard_key(tenant, namespace, name))
+        let key = self.shard_key(tenant, namespace, name);
+        let place = partitions.place(&key);
+        (place.partition.as_ref().to_owned(), Arc::new(Scoped::new(place.store, key)))
     }
 
     /// The partitions of a list, in a stable order.

@@ -1,0 +1,358 @@
+//! Sending a request on to a server that has what it is about.
+//!
+//! The first server proves who the caller is and sends method, path, headers and body on, with a
+//! passport in the place of the caller's credentials; the second one decides what the caller may
+//! and answers. Answers stream, and so do upgraded connections.
+//!
+//! # Invariants
+//!
+//! * A request travels once. A server that has not what it is sent for says so, by
+//!   [`StatusCode::MISDIRECTED_REQUEST`]; the first one waits for a newer map and decides again.
+//! * A request is sent to another server only if it is certain that the one before did nothing,
+//!   or if it only reads.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header,
+    request::Parts,
+};
+use http_body::Frame;
+use http_body_util::BodyExt as _;
+use hyper::{body::Incoming, upgrade::OnUpgrade};
+use hyper_util::rt::TokioIo;
+use insula_api::path::Place as Target;
+use insula_partition::{
+    map::ShardKey,
+    partitions::{Partitions, Place},
+};
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use crate::{
+    Server,
+    body::{Body, BodyError, empty, full},
+    error::{ApiError, Result, chain},
+    passport::{self, Caller, Line},
+    peers::{SendError, dns_name},
+    registry::Whose,
+    request::Query,
+};
+
+/// How long another server may take to begin its answer; a little more than it allows itself.
+const HEAD: Duration = Duration::from_secs(65);
+
+/// How long a request waits for what it is about to arrive where the map says.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long to wait for a newer map before looking again.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Of the map that a server went by that was not the right one.
+const EPOCH: HeaderName = HeaderName::from_static("x-insula-epoch");
+
+/// What became of a request that was sent on.
+pub(crate) enum Forwarded {
+    Answer(Response<Body>),
+    /// Nothing was done: the server has not what it was thought to have.
+    Again,
+}
+
+/// Bounds how often a request is tried again because what it is about moves.
+pub(crate) struct Patience {
+    until: Instant,
+    epochs: tokio::sync::watch::Receiver<u64>,
+}
+
+impl Patience {
+    pub(crate) fn new(partitions: &Partitions) -> Self {
+        Self { until: Instant::now() + PATIENCE, epochs: partitions.subscribe() }
+    }
+
+    /// Waits until it may be different. Fails when it has taken too long.
+    pub(crate) async fn wait(&mut self) -> Result<()> {
+        if self.until < Instant::now() {
+            return Err(ApiError::unavailable(
+                "what was asked for is moving to another partition; try again",
+            ));
+        }
+        let _ = tokio::time::timeout(LOOK, self.epochs.changed()).await;
+        Ok(())
+    }
+}
+
+impl Server {
+    /// What decides which server answers a request; `None`: whichever gets it.
+    pub(crate) fn shard_of(
+        &self,
+        target: &Target,
+        whose: &Whose,
+        caller: &Caller,
+    ) -> Option<ShardKey> {
+        match target {
+            // Discovery and the like is judged by the rules of the caller's tenant. What the
+            // platform asks is about this very server.
+            Target::Other(_) => {
+                let tenant = caller.tenant();
+                (!tenant.is_system()).then(|| ShardKey::Tenant(tenant.as_str().to_owned()))
+            }
+            Target::Resource(path) => {
+                let served = self.registry.get(&path.group, &path.version, &path.resource)?;
+                if served.is_view() {
+                    return None;
+                }
+                let tenant = whose.tenant()?;
+                if path.name.is_empty() && served.is_spread(whose, &path.namespace) {
+                    return None;
+                }
+                Some(served.shard_key(tenant, &path.namespace, &path.name))
+            }
+        }
+    }
+
+    /// Where a request has to go, if it is not here.
+    pub(crate) fn elsewhere(&self, key: &ShardKey) -> Option<Place> {
+        let peers = self.peers.as_ref()?;
+        let place = self.partitions.place(key);
+        let others = place.servers.iter().any(|server| server.name != peers.own());
+        (!place.local && others).then_some(place)
+    }
+
+    /// Sends a request on.
+    pub(crate) async fn forward(
+        &self,
+        head: &Parts,
+        body: &Bytes,
+        upgrade: &mut Option<OnUpgrade>,
+        caller: &Caller,
+        place: &Place,
+    ) -> Result<Forwarded> {
+        let Some(peers) = &self.peers else {
+            return Err(ApiError::internal("this server has no others"));
+        };
+        let line = Line { method: &head.method, uri: &head.uri };
+        let reads = matches!(head.method, Method::GET | Method::HEAD) && upgrade.is_none();
+        let mut refusals = Vec::new();
+        for server in place.servers.iter().filter(|server| server.name != peers.own()) {
+            let to = server.name.as_str();
+            let passport = self.keys.stamp().sign(peers.own(), to, line, place.epoch, caller);
+            let passport = passport.map_err(ApiError::internal)?;
+            let request = request(head, body.clone(), to, &passport, upgrade.is_some())?;
+            let sending = async {
+                match upgrade.is_some() {
+                    true => peers.forward_upgrade(to, request).await,
+                    false => peers.forward(to, request).await,
+                }
+            };
+            let error = match tokio::time::timeout(HEAD, sending).await {
+                Ok(Ok(answer)) if answer.status() == StatusCode::MISDIRECTED_REQUEST => {
+                    let epoch = answer.headers().get(EPOCH).and_then(|it| it.to_str().ok());
+                    tracing::debug!(server = to, epoch, ours = place.epoch, "misdirected");
+                    refusals.push(format!("server {to} has it not"));
+                    continue;
+                }
+                Ok(Ok(answer)) => {
+                    return Ok(Forwarded::Answer(self.pass_back(answer, upgrade.take(), line)));
+                }
+                Ok(Err(error)) => error,
+                Err(_) => SendError::Broken("it took too long".into()),
+            };
+            tracing::info!(server = to, %error, "a request could not be sent on");
+            if matches!(error, SendError::Broken(_)) && !reads {
+                return Err(ApiError::outcome_unknown());
+            }
+            refusals.push(format!("server {to}: {error}"));
+        }
+        tracing::debug!(partition = &*place.partition, ?refusals, "no server answers");
+        Ok(Forwarded::Again)
+    }
+
+    /// The answer of another server as this server's own.
+    fn pass_back(
+        &self,
+        mut answer: Response<Incoming>,
+        upgrade: Option<OnUpgrade>,
+        line: Line<'_>,
+    ) -> Response<Body> {
+        if answer.status() == StatusCode::SWITCHING_PROTOCOLS
+            && let Some(client) = upgrade
+        {
+            let there = hyper::upgrade::on(&mut answer);
+            self.splice(client, there);
+            let (head, _) = answer.into_parts();
+            return Response::from_parts(head, empty());
+        }
+        let (mut head, body) = answer.into_parts();
+        strip_hop_by_hop(&mut head.headers);
+        head.version = http::Version::default();
+        head.extensions.clear();
+        let watches = Query::parse(line.uri.query()).flag("watch");
+        let body = Passing {
+            body,
+            ends_quietly: watches,
+            shutdown: Box::pin(self.shutdown.clone().cancelled_owned()),
+        };
+        Response::from_parts(head, body.boxed_unsync())
+    }
+
+    /// Carries bytes both ways until either side or this server ends.
+    pub(crate) fn splice(&self, one: OnUpgrade, other: OnUpgrade) {
+        let shutdown: CancellationToken = self.shutdown.clone();
+        self.tasks.spawn(async move {
+            let Ok((one, other)) = tokio::try_join!(one, other) else { return };
+            let (mut one, mut other) = (TokioIo::new(one), TokioIo::new(other));
+            tokio::select! {
+                _ = tokio::io::copy_bidirectional(&mut one, &mut other) => (),
+                () = shutdown.cancelled() => (),
+            }
+        });
+    }
+}
+
+/// The request as the other server gets it.
+fn request(
+    head: &Parts,
+    body: Bytes,
+    to: &str,
+    passport: &str,
+    upgrades: bool,
+) -> Result<Request<Body>> {
+    let target = head.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    let uri = match upgrades {
+        true => target.to_owned(),
+        false => format!("https://{}{target}", dns_name(to)),
+    };
+    let mut headers = head.headers.clone();
+    let upgrade = headers.get(header::UPGRADE).cloned();
+    strip_hop_by_hop(&mut headers);
+    // Whatever proved who the caller is stays here.
+    for name in [header::AUTHORIZATION, header::COOKIE, header::HOST, header::CONTENT_LENGTH] {
+        headers.remove(name);
+    }
+    strip_bearer(&mut headers);
+    let passport = HeaderValue::from_str(passport).map_err(ApiError::internal)?;
+    headers.insert(passport::HEADER, passport);
+    if upgrades && let Some(upgrade) = upgrade {
+        headers.insert(header::UPGRADE, upgrade);
+        headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.insert(
+            header::HOST,
+            HeaderValue::from_str(&dns_name(to)).map_err(ApiError::internal)?,
+        );
+    }
+    let mut request = Request::new(if body.is_empty() { empty() } else { full(body) });
+    *request.method_mut() = head.method.clone();
+    *request.uri_mut() = uri.parse().map_err(ApiError::internal)?;
+    *request.headers_mut() = headers;
+    Ok(request)
+}
+
+/// Removes what is between two ends of one connection only.
+fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    let always = [
+        header::CONNECTION,
+        header::PROXY_AUTHENTICATE,
+        header::PROXY_AUTHORIZATION,
+        header::TE,
+        header::TRAILER,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+        HeaderName::from_static("keep-alive"),
+        HeaderName::from_static("proxy-connection"),
+    ];
+    for name in named.iter().chain(&always) {
+        headers.remove(name);
+    }
+}
+
+/// Removes a token that browsers pass as a name of a WebSocket's protocol.
+fn strip_bearer(headers: &mut HeaderMap) {
+    const TOKEN: &str = "base64url.bearer.authorization.k8s.io.";
+    let Some(value) = headers.get(header::SEC_WEBSOCKET_PROTOCOL) else { return };
+    let Ok(text) = value.to_str() else { return };
+    if !text.contains(TOKEN) {
+        return;
+    }
+    let kept: Vec<&str> =
+        text.split(',').map(str::trim).filter(|name| !name.starts_with(TOKEN)).collect();
+    match HeaderValue::from_str(&kept.join(", ")) {
+        Ok(kept) => headers.insert(header::SEC_WEBSOCKET_PROTOCOL, kept),
+        Err(_) => headers.remove(header::SEC_WEBSOCKET_PROTOCOL),
+    };
+}
+
+/// The answer to a request that another server should not have sent here.
+pub(crate) fn misdirected(epoch: u64) -> Response<Body> {
+    let mut response = Response::new(empty());
+    *response.status_mut() = StatusCode::MISDIRECTED_REQUEST;
+    response.headers_mut().insert(EPOCH, HeaderValue::from(epoch));
+    response
+}
+
+/// A body on its way from another server.
+struct Passing {
+    body: Incoming,
+    /// A watch that breaks off ends, as one does whose time is up: its client asks again.
+    ends_quietly: bool,
+    shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl http_body::Body for Passing {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        if this.ends_quietly && this.shutdown.as_mut().poll(context).is_ready() {
+            return Poll::Ready(None);
+        }
+        Pin::new(&mut this.body).poll_frame(context).map(|frame| match frame {
+            Some(Err(error)) if this.ends_quietly => {
+                tracing::debug!(error = chain(&error), "a watch at another server broke off");
+                None
+            }
+            Some(Err(error)) => Some(Err(Box::new(error) as BodyError)),
+            Some(Ok(frame)) => Some(Ok(frame)),
+            None => None,
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Where a server's others are, kept up to date from the map.
+pub(crate) async fn follow_addresses(server: Arc<Server>) {
+    let Some(peers) = server.peers.clone() else { return };
+    let mut epochs = server.partitions.subscribe();
+    loop {
+        let servers = server.partitions.servers();
+        let known = servers.iter().map(|it| (it.name.as_str(), it.address.as_str()));
+        peers.set_addresses(known);
+        tokio::select! {
+            changed = epochs.changed() => if changed.is_err() { return },
+            () = server.shutdown.cancelled() => return,
+        }
+    }
+}
