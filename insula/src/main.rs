@@ -1,11 +1,14 @@
 //! The one binary: every process of an Insula cloud.
 
 mod cli;
+mod apiserver;
 mod components;
+mod config;
 mod data_dir;
 mod kubeconfig;
 mod lab;
 mod logging;
+mod pki;
 mod signals;
 mod up;
 
