@@ -27,6 +27,12 @@ pub(crate) enum Command {
     Ctrl-C or SIGTERM ends it; running containers go on, and a second start on the same \
     directory carries on where it was.")]
     Up(Up),
+    /// Run one API server, alone or among others.
+    #[command(after_help = "The configuration is YAML; docs/reference/apiserver.md describes it, \
+    and `insula pki server` writes one.\n\
+    Prints `ready https://ADDR:PORT` when requests are answered. Ctrl-C or SIGTERM ends it \
+    cleanly; SIGHUP reads the certificates again.")]
+    Apiserver(Apiserver),
     /// Run the controllers as a process of its own.
     Controllers(Controllers),
     /// Run the scheduler as a process of its own.
@@ -44,6 +50,17 @@ pub(crate) enum Command {
     insula lab status\n  insula lab exec h1 -- ip addr\n  insula lab cut h1 h2\n  \
     insula lab heal\n  insula lab down")]
     Lab(crate::lab::Options),
+    /// Make certificates, kubeconfigs and configurations for a cluster of several servers.
+    #[command(
+        subcommand,
+        after_help = "Three servers:\n  insula pki init --dir pki --server https://10.0.0.1:6443\n  \
+    insula pki server --dir pki --name s1 --address 10.0.0.1:6443\n  \
+    insula pki server --dir pki --name s2 --address 10.0.0.2:6443 --join s1=10.0.0.1:6443\n  \
+    insula pki server --dir pki --name s3 --address 10.0.0.3:6443 --join s1=10.0.0.1:6443\n\
+    then copy pki/servers/NAME to each machine and run\n  \
+    insula apiserver --config NAME/apiserver.yaml"
+    )]
+    Pki(PkiCommand),
     /// Print a completion script for a shell: `source <(insula completion bash)`.
     Completion { shell: Shell },
 }
@@ -77,6 +94,116 @@ pub(crate) struct Up {
     /// Port of the node agent's own server; 0 takes a free one.
     #[arg(long, value_name = "PORT", default_value_t = 10250)]
     pub(crate) node_port: u16,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Apiserver {
+    /// The configuration.
+    #[arg(long, value_name = "FILE", env = "INSULA_APISERVER_CONFIG")]
+    pub(crate) config: PathBuf,
+    /// In the place of `listen`.
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// In the place of `advertise`.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) advertise: Option<String>,
+    /// In the place of `dataDir`.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Print the configuration that is in force, and end.
+    #[arg(long)]
+    pub(crate) print_config: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PkiCommand {
+    /// Make the authority, and kubeconfigs of the administrator, controllers and scheduler.
+    Init(PkiInit),
+    /// Make what one API server needs: certificates and a configuration.
+    Server(PkiServer),
+    /// Make a kubeconfig for a user of a tenant.
+    Kubeconfig(PkiKubeconfig),
+    /// Make what one node needs: certificates and a kubeconfig.
+    Node(PkiNode),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct PkiInit {
+    /// Where everything is kept. The key of the authority should not leave it.
+    #[arg(long, value_name = "DIR", default_value = "pki")]
+    pub(crate) dir: PathBuf,
+    /// URL of a server, or of a load balancer before all of them, for the kubeconfigs.
+    #[arg(long, value_name = "URL")]
+    pub(crate) server: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct PkiServer {
+    /// The directory of `insula pki init`.
+    #[arg(long, value_name = "DIR", default_value = "pki")]
+    pub(crate) dir: PathBuf,
+    /// The server's name, unique and for its whole life.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: String,
+    /// Where others reach it.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) address: String,
+    /// Where it listens.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:6443")]
+    pub(crate) listen: SocketAddr,
+    /// A server of the cluster that it joins; may be repeated. Without one it begins the cluster.
+    #[arg(long, value_name = "NAME=HOST:PORT")]
+    pub(crate) join: Vec<String>,
+    /// Number of partitions of the cluster that it begins.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(crate) partitions: u16,
+    /// Partitions that it serves: all, none, or names, separated by commas.
+    #[arg(long, value_name = "WHICH", value_delimiter = ',')]
+    pub(crate) serve: Vec<String>,
+    /// Another name or address under which clients reach it; may be repeated.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) san: Vec<String>,
+    /// Write the configuration anew if it is there.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct PkiKubeconfig {
+    /// The directory of `insula pki init`.
+    #[arg(long, value_name = "DIR", default_value = "pki")]
+    pub(crate) dir: PathBuf,
+    /// URL of a server.
+    #[arg(long, value_name = "URL")]
+    pub(crate) server: String,
+    /// The user's tenant.
+    #[arg(long, value_name = "T")]
+    pub(crate) tenant: String,
+    /// The user's name.
+    #[arg(long, value_name = "U")]
+    pub(crate) user: String,
+    /// A group of the user; may be repeated.
+    #[arg(long, value_name = "G")]
+    pub(crate) group: Vec<String>,
+    /// Where to write it; standard output by default.
+    #[arg(long, value_name = "F")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct PkiNode {
+    /// The directory of `insula pki init`.
+    #[arg(long, value_name = "DIR", default_value = "pki")]
+    pub(crate) dir: PathBuf,
+    /// The node's name.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: String,
+    /// An address of the node; may be repeated.
+    #[arg(long, value_name = "ADDR", required = true)]
+    pub(crate) address: Vec<std::net::IpAddr>,
+    /// URL of a server.
+    #[arg(long, value_name = "URL")]
+    pub(crate) server: String,
 }
 
 #[derive(Debug, clap::Args)]

@@ -199,7 +199,9 @@ impl Config {
             }
             Cluster::Join(seeds) => {
                 if seeds.iter().all(|seed| seed.name == self.name) {
-                    bail!("cluster.join: names no other server; the first server begins the cluster");
+                    bail!(
+                        "cluster.join: names no other server; the first server begins the cluster"
+                    );
                 }
                 for seed in seeds {
                     check_name("cluster.join.name", &seed.name)?;
@@ -310,16 +312,20 @@ fn check_name(field: &str, name: &str) -> Result<()> {
     let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     let ends = |byte: Option<&u8>| byte.is_some_and(|byte| *byte != b'-');
     let bytes = name.as_bytes();
-    if 63 < bytes.len() || !bytes.iter().all(|byte| good(*byte)) || !ends(bytes.first()) || !ends(bytes.last()) {
+    if 63 < bytes.len()
+        || !bytes.iter().all(|byte| good(*byte))
+        || !ends(bytes.first())
+        || !ends(bytes.last())
+    {
         bail!("{field}: {name:?} is no DNS label (a-z, 0-9 and -, at most 63)");
     }
     Ok(())
 }
 
 fn check_address(field: &str, address: &str) -> Result<()> {
-    let port = address.rsplit_once(':').and_then(|(host, port)| {
-        (!host.is_empty()).then_some(port)?.parse::<u16>().ok()
-    });
+    let port = address
+        .rsplit_once(':')
+        .and_then(|(host, port)| (!host.is_empty()).then_some(port)?.parse::<u16>().ok());
     match port {
         Some(port) if port != 0 => Ok(()),
         _ => bail!("{field}: {address:?} is not HOST:PORT"),
@@ -360,7 +366,9 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.serve, Serve::Some(vec!["p1".into()]));
-        assert!(matches!(config.store().unwrap(), StoreConfig::Join { servers } if servers.len() == 1));
+        assert!(
+            matches!(config.store().unwrap(), StoreConfig::Join { servers } if servers.len() == 1)
+        );
         assert_eq!(parse("listen: 127.0.0.1:1\nserve: none").unwrap().serve, Serve::None);
         let again = Config::parse(&config.to_yaml().unwrap()).unwrap();
         assert_eq!(again, config);

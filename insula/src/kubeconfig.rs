@@ -1,6 +1,6 @@
 //! Kubeconfigs: a server, its CA, and a client certificate of a user.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result, bail};
 use base64::Engine as _;
@@ -14,12 +14,7 @@ use crate::{cli, data_dir::DataDir};
 pub(crate) fn run(options: &cli::Kubeconfig) -> Result<()> {
     let directory = DataDir::open(&options.data_dir)?;
     let tenant = TenantName::parse(&options.tenant)?;
-    if options.user.is_empty() || options.user.chars().any(char::is_control) {
-        bail!("{:?} is not a user name", options.user);
-    }
-    if options.group.iter().any(|it| it.is_empty() || it.chars().any(char::is_control)) {
-        bail!("a group name is empty or has control characters");
-    }
+    check_names(&options.user, &options.group)?;
     if !directory.pki().join("ca.crt").exists() {
         bail!(
             "{} has no certificate authority; start `insula up --data-dir {}` once first",
@@ -33,10 +28,26 @@ pub(crate) fn run(options: &cli::Kubeconfig) -> Result<()> {
     )?;
     let pair = authority.client(&tenant, &options.user, &options.group)?;
     let text = text(server.trim(), &authority, &tenant, &options.user, &pair);
-    match &options.out {
-        Some(path) => Ok(write_private(path, &text)?),
+    write(options.out.as_deref(), &text)
+}
+
+/// Refuses what cannot stand in a certificate.
+pub(crate) fn check_names(user: &str, groups: &[String]) -> Result<()> {
+    if user.is_empty() || user.chars().any(char::is_control) {
+        bail!("{user:?} is not a user name");
+    }
+    if groups.iter().any(|it| it.is_empty() || it.chars().any(char::is_control)) {
+        bail!("a group name is empty or has control characters");
+    }
+    Ok(())
+}
+
+/// Into a file that only its owner may read, or to standard output.
+pub(crate) fn write(out: Option<&Path>, text: &str) -> Result<()> {
+    match out {
+        Some(path) => Ok(write_private(path, text)?),
         None => {
-            print(&text);
+            print(text);
             Ok(())
         }
     }

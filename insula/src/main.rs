@@ -1,7 +1,7 @@
 //! The one binary: every process of an Insula cloud.
 
-mod cli;
 mod apiserver;
+mod cli;
 mod components;
 mod config;
 mod data_dir;
@@ -27,10 +27,12 @@ fn main() -> ExitCode {
     logging::start();
     let ran = match cli.command {
         Command::Up(options) => up::run(&options),
+        Command::Apiserver(options) => apiserver::run(&options),
         Command::Controllers(options) => components::controllers(&options),
         Command::Scheduler(options) => components::scheduler(&options),
         Command::Node(options) => components::node(&options),
         Command::Kubeconfig(options) => kubeconfig::run(&options),
+        Command::Pki(command) => pki::run(&command),
         Command::Lab(options) => lab::run(&options),
         Command::Completion { shell } => {
             cli::completion(shell);

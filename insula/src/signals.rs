@@ -31,3 +31,8 @@ where
         process(shutdown).await
     })
 }
+
+/// SIGHUPs, which ask to read files again.
+pub(crate) fn hangups() -> std::io::Result<tokio::signal::unix::Signal> {
+    signal(SignalKind::hangup())
+}

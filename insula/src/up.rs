@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use insula_api::names::TenantName;
 use insula_apiserver::{
-    Server, ServerConfig, Tls,
+    Server,
     error::chain,
     identity::{Identity, MASTERS, NODES},
     pki::{Authority, write_private},
@@ -17,11 +17,17 @@ use insula_apiserver::{
 };
 use insula_client::Client;
 use insula_nodeagent::{NodeAgent, NodeConfig};
-use insula_partition::partitions::{Partitions, PartitionsConfig, StoreConfig};
+use insula_partition::partitions::{PartitionsConfig, StoreConfig};
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{cli, data_dir::DataDir, kubeconfig, signals::run_until_signalled};
+use crate::{
+    apiserver::{self, Material, Running},
+    cli,
+    data_dir::DataDir,
+    kubeconfig,
+    signals::run_until_signalled,
+};
 
 /// Runs until Ctrl-C or SIGTERM.
 pub(crate) fn run(options: &cli::Up) -> Result<()> {
@@ -74,24 +80,21 @@ async fn cloud(options: &cli::Up, shutdown: CancellationToken) -> Result<()> {
     write_private(&directory.path("ca.crt"), authority.certificate())?;
     write_private(&directory.path("endpoint"), &endpoint)?;
 
-    let partitions = Arc::new(
-        Partitions::open(PartitionsConfig::alone(
-            directory.path("partitions"),
-            store_config(options)?,
-        ))
-        .await?,
-    );
-    let server = Server::start(ServerConfig {
-        partitions: partitions.clone(),
-        keys: Keys::open_or_create(&directory.pki().join("sa.key"))?,
-        node_tls: Tls::client(authority.certificate(), &to_nodes)?,
-        advertise: SocketAddr::new(address, port).to_string(),
-        shutdown: shutdown.clone(),
-    })
+    let store = store_config(options)?;
+    let material = Material { ca: authority.certificate().to_owned(), server: serving, to_nodes };
+    let running = Running::start(
+        apiserver::Parts {
+            listener,
+            material,
+            keys: Keys::open_or_create(&directory.pki().join("sa.key"))?,
+            advertise: SocketAddr::new(address, port).to_string(),
+            partitions: PartitionsConfig::alone(directory.path("partitions"), store),
+            seeds: None,
+        },
+        &shutdown,
+    )
     .await?;
-    let tls = Tls::new(authority.certificate(), &serving)?;
-    let tasks = TaskTracker::new();
-    tasks.spawn(server.clone().serve(listener, tls));
+    let server = running.server.clone();
 
     let parts = Parts { options, directory: &directory, authority: &authority, server: &server };
     let components = CancellationToken::new();
@@ -106,39 +109,23 @@ async fn cloud(options: &cli::Up, shutdown: CancellationToken) -> Result<()> {
         Some(failed) = failures.recv() => {
             tracing::error!(part = failed.0, error = failed.1, "a part of the cloud failed");
             shutdown.cancel();
-            end(&workers, &components, &server, &tasks, &partitions).await;
+            end(&workers, &components, running).await;
             bail!("the {} failed: {}", failed.0, failed.1);
         }
     }
-    end(&workers, &components, &server, &tasks, &partitions).await;
+    end(&workers, &components, running).await;
     Ok(())
 }
 
-/// Clients first, then the server, then storage: each can finish what it began.
-async fn end(
-    workers: &TaskTracker,
-    components: &CancellationToken,
-    server: &Arc<Server>,
-    tasks: &TaskTracker,
-    partitions: &Partitions,
-) {
+/// The parts first, then the server: each can finish what it began.
+async fn end(workers: &TaskTracker, components: &CancellationToken, running: Running) {
     const PATIENCE: Duration = Duration::from_secs(10);
     components.cancel();
     workers.close();
     if tokio::time::timeout(PATIENCE, workers.wait()).await.is_err() {
         tracing::warn!("some parts did not end in time");
     }
-    tasks.close();
-    let drained = async {
-        tasks.wait().await;
-        server.drain().await;
-    };
-    if tokio::time::timeout(PATIENCE, drained).await.is_err() {
-        tracing::warn!("some connections did not end in time");
-    }
-    if let Err(error) = partitions.shutdown().await {
-        tracing::error!(error = chain(&error), "storage did not end cleanly");
-    }
+    running.end().await;
 }
 
 #[allow(clippy::print_stdout, reason = "scripts wait for this line")]

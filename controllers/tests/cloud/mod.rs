@@ -46,6 +46,7 @@ impl Backend {
             keys: Keys::open_or_create(&directory.join("sa.key")).unwrap(),
             node_tls: Tls::client(authority.certificate(), &pair).unwrap(),
             advertise: "127.0.0.1:6443".to_owned(),
+            peers: None,
             shutdown: shutdown.clone(),
         })
         .await

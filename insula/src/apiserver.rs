@@ -1,0 +1,295 @@
+//! `insula apiserver`: one API server process, alone or among others.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use insula_apiserver::{
+    Front, Server, ServerConfig, Tls,
+    error::chain,
+    peers::{HttpPeers, PeerTls},
+    pki::Pair,
+    tokens::Keys,
+};
+use insula_partition::{
+    map::{Backend, PartitionMap},
+    partitions::{META, Partitions, PartitionsConfig},
+};
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    cli,
+    config::{Config, Pki, Serve},
+    signals::{hangups, run_until_signalled},
+};
+
+/// Runs until Ctrl-C or SIGTERM.
+pub(crate) fn run(options: &cli::Apiserver) -> Result<()> {
+    let mut config = Config::read(&options.config)?;
+    if let Some(listen) = options.listen {
+        config.listen = listen;
+    }
+    if let Some(advertise) = &options.advertise {
+        config.advertise = Some(advertise.clone());
+    }
+    if let Some(data_dir) = &options.data_dir {
+        config.data_dir.clone_from(data_dir);
+    }
+    config.check()?;
+    if options.print_config {
+        print(&config.to_yaml()?);
+        return Ok(());
+    }
+    run_until_signalled(|shutdown| serve(&config, shutdown))
+}
+
+#[allow(clippy::print_stdout, reason = "the output that was asked for")]
+fn print(text: &str) {
+    print!("{text}");
+}
+
+/// How long parts have to end.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The PEM files of a server, read.
+pub(crate) struct Material {
+    pub(crate) ca: String,
+    pub(crate) server: Pair,
+    pub(crate) to_nodes: Pair,
+}
+
+impl Material {
+    fn read(pki: &Pki) -> Result<Self> {
+        let read = |path: &Path| {
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+        };
+        let pair = |certificate: &Path, key: &Path| -> Result<Pair> {
+            Ok(Pair { certificate: read(certificate)?, key: read(key)? })
+        };
+        Ok(Self {
+            ca: read(&pki.ca)?,
+            server: pair(&pki.certificate, &pki.key)?,
+            to_nodes: pair(&pki.node_client_certificate, &pki.node_client_key)?,
+        })
+    }
+}
+
+/// What a running server is made of; the same for `insula up` and `insula apiserver`.
+pub(crate) struct Running {
+    pub(crate) server: Arc<Server>,
+    pub(crate) front: Arc<Front>,
+    partitions: Arc<Partitions>,
+    /// Ends what servers say to each other, after storage has ended.
+    closed: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// What it takes to start one.
+pub(crate) struct Parts {
+    pub(crate) listener: TcpListener,
+    pub(crate) material: Material,
+    pub(crate) keys: Keys,
+    pub(crate) advertise: String,
+    pub(crate) partitions: PartitionsConfig,
+    /// `None` without others.
+    pub(crate) seeds: Option<Vec<(String, String)>>,
+}
+
+impl Running {
+    /// Takes connections at once, and returns when clients are answered.
+    pub(crate) async fn start(parts: Parts, shutdown: &CancellationToken) -> Result<Self> {
+        let Parts { listener, material, keys, advertise, partitions: mut config, seeds } = parts;
+        let closed = CancellationToken::new();
+        let peers = match seeds {
+            Some(seeds) => {
+                let tls = PeerTls::new(&material.ca, &material.server)?;
+                let peers = HttpPeers::new(&config.server, tls, closed.clone());
+                let known = seeds.iter().map(|(name, address)| (name.as_str(), address.as_str()));
+                peers.set_addresses(known);
+                config.peers = Arc::new(peers.clone());
+                Some(peers)
+            }
+            None => None,
+        };
+        let tls = Tls::new(&material.ca, &material.server)?;
+        let front = Front::new(tls, peers.clone(), shutdown.clone(), closed.clone());
+        let tasks = TaskTracker::new();
+        tasks.spawn(front.clone().serve(listener));
+
+        let opened = async {
+            let partitions = Arc::new(Partitions::open(config).await?);
+            let started = Server::start(ServerConfig {
+                partitions: partitions.clone(),
+                keys,
+                node_tls: Tls::client(&material.ca, &material.to_nodes)?,
+                advertise,
+                peers,
+                shutdown: shutdown.clone(),
+            });
+            let server = match started.await {
+                Ok(server) => server,
+                Err(error) => {
+                    let _ = partitions.shutdown().await;
+                    return Err(error.into());
+                }
+            };
+            Ok::<_, anyhow::Error>((partitions, server))
+        };
+        let opened = tokio::select! {
+            opened = opened => opened,
+            () = shutdown.cancelled() => Err(anyhow::anyhow!("ended before it was ready")),
+        };
+        let (partitions, server) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                closed.cancel();
+                return Err(error);
+            }
+        };
+        front.open(server.clone());
+        Ok(Self { server, front, partitions, closed, tasks })
+    }
+
+    /// Clients first, then storage, then the other servers: each can finish what it began. The
+    /// token that it was started with is cancelled.
+    pub(crate) async fn end(self) {
+        if tokio::time::timeout(PATIENCE, self.front.drain()).await.is_err() {
+            tracing::warn!("some clients did not end in time");
+        }
+        if let Err(error) = self.partitions.shutdown().await {
+            tracing::error!(error = chain(&error), "storage did not end cleanly");
+        }
+        self.closed.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(PATIENCE, self.tasks.wait()).await.is_err() {
+            tracing::warn!("some connections did not end in time");
+        }
+    }
+}
+
+async fn serve(config: &Config, shutdown: CancellationToken) -> Result<()> {
+    let started = std::time::Instant::now();
+    let material = Material::read(&config.pki)?;
+    if !config.pki.service_account_key.exists() {
+        // Made here it would be another than the other servers'.
+        bail!("there is no key {}", config.pki.service_account_key.display());
+    }
+    let keys = Keys::open_or_create(&config.pki.service_account_key)?;
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", config.listen))?;
+    std::fs::create_dir_all(&config.data_dir)
+        .with_context(|| format!("cannot make {}", config.data_dir.display()))?;
+    let mut partitions =
+        PartitionsConfig::alone(config.data_dir.join("partitions"), config.store()?);
+    partitions.server.clone_from(&config.name);
+    partitions.address = config.address();
+    partitions.etcd = config.logins()?;
+    let seeds = match &config.cluster {
+        crate::config::Cluster::Join(seeds) => {
+            seeds.iter().map(|seed| (seed.name.clone(), seed.address.clone())).collect()
+        }
+        crate::config::Cluster::Begin(_) => Vec::new(),
+    };
+    let parts = Parts {
+        listener,
+        material,
+        keys,
+        advertise: config.address(),
+        partitions,
+        seeds: Some(seeds),
+    };
+    let running = Running::start(parts, &shutdown).await?;
+    let background = TaskTracker::new();
+    let wanted = Wanted { partitions: running.partitions.clone(), config: config.clone() };
+    background.spawn(until(shutdown.clone(), wanted.keep()));
+    background.spawn(until(shutdown.clone(), reload(config.clone(), running.front.clone())));
+    tracing::info!(elapsed = ?started.elapsed(), name = config.name, "ready");
+    print(&format!("ready https://{}\n", config.address()));
+    shutdown.cancelled().await;
+    background.close();
+    background.wait().await;
+    running.end().await;
+    Ok(())
+}
+
+async fn until(end: CancellationToken, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = work => (),
+        () = end.cancelled() => (),
+    }
+}
+
+/// Reads certificates again on SIGHUP: connections from then on see the new ones.
+async fn reload(config: Config, front: Arc<Front>) {
+    let Ok(mut hangups) = hangups() else { return };
+    while hangups.recv().await.is_some() {
+        let read = Material::read(&config.pki)
+            .and_then(|material| Ok(Tls::new(&material.ca, &material.server)?));
+        match read {
+            Ok(tls) => {
+                front.set_tls(tls);
+                tracing::info!("certificates were read again");
+            }
+            Err(error) => tracing::error!("certificates stay as they are: {error:#}"),
+        }
+    }
+}
+
+/// The partitions that this server is configured to serve, and what the map says of them.
+struct Wanted {
+    partitions: Arc<Partitions>,
+    config: Config,
+}
+
+impl Wanted {
+    /// Asks once to be a member of what it is to serve. What the map says later is an operator's
+    /// decision, which is not undone by a restart: a server asks only when it is new.
+    async fn keep(self) {
+        let marker = self.config.data_dir.join("asked");
+        if marker.exists() {
+            return;
+        }
+        loop {
+            match self.ask().await {
+                Ok(()) => break,
+                Err(error) => {
+                    tracing::warn!(error = chain(&error), "cannot ask for partitions yet");
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+            }
+        }
+        if let Err(error) = std::fs::write(&marker, "") {
+            tracing::warn!(%error, "will ask for partitions again after a restart");
+        }
+    }
+
+    fn wants(&self, partition: &str) -> bool {
+        match &self.config.serve {
+            Serve::All => true,
+            Serve::None => false,
+            Serve::Some(names) => names.iter().any(|name| name == partition),
+        }
+    }
+
+    async fn ask(&self) -> Result<(), insula_partition::partitions::ChangeError> {
+        let name = &self.config.name;
+        let change = |map: &PartitionMap| {
+            let all = std::iter::once(map.meta()).chain(map.infos());
+            let missing: Vec<_> = all
+                .filter(|info| matches!(info.backend, Backend::Embedded))
+                .filter(|info| self.wants(&info.name) && !info.servers.contains(name))
+                .map(|info| (info.name.clone(), info.servers.clone()))
+                .collect();
+            let mut next = map.clone();
+            for (partition, mut servers) in missing {
+                servers.push(name.clone());
+                next = next.with_members(&partition, servers)?;
+            }
+            Ok(next)
+        };
+        self.partitions.change_map(change).await.map(drop)?;
+        tracing::debug!(meta = META, "asked for what is to be served here");
+        Ok(())
+    }
+}
