@@ -131,13 +131,12 @@ async fn calls_frames_and_streams_arrive() {
         one.peers.send("s2", Bytes::copy_from_slice(&n.to_be_bytes()));
     }
     until(|| two.echo.frames.lock().len() == 1000).await;
-    let frames = two.echo.frames.lock();
+    let frames = std::mem::take(&mut *two.echo.frames.lock());
     let numbers = frames.iter().map(|(from, frame)| {
         assert_eq!(from, "s1");
         u32::from_be_bytes(frame[..].try_into().unwrap())
     });
     assert!(numbers.eq(0..1000));
-    drop(frames);
 
     let pieces = one.peers.stream("s2", Bytes::from_static(b"xyz")).await.unwrap();
     let sizes: Vec<_> = pieces.map(|piece| piece.unwrap().len()).collect().await;
