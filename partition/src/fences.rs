@@ -105,7 +105,7 @@ impl Fences {
                 Scope::Slots(_) => fences.ranges.insert(0, at),
             }
             fences.hides |= fence.state.hides();
-            if fence.moved && matches!(fence.state, FenceState::Closed | FenceState::Open) {
+            if fence.moved {
                 fences.floor = fences.floor.max(fence.since);
             }
         }
@@ -242,7 +242,11 @@ pub fn check_together<'a>(
             }
             let Some(other) = snapshots.get(fence.other.as_str()) else { continue };
             // Closed and not yet known to be open over there: it is on its way.
-            let seen = fence.other_at.is_some_and(|at| at <= other.revision());
+            let seen = match fence.other_at {
+                Some(at) => at <= other.revision(),
+                // It never left.
+                None => fence.state == FenceState::Open,
+            };
             if !seen {
                 return Err(StoreError::Moving { what: fence.scope.to_string() });
             }

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! partitions   opens everything, finds the partition of a shard key
+//!   moves      tenants and slots to other partitions, while clients read and write
 //!   map        slots and pins: which partition owns what
 //!   fences     what may not be written or read now, because it moves
 //!   store      the contract: guarded writes, reads at a revision, watches
@@ -41,6 +42,7 @@ pub mod etcd;
 pub mod fences;
 mod limits;
 pub mod map;
+pub mod moves;
 pub mod partitions;
 pub mod peers;
 #[allow(dead_code, unused_imports, reason = "partitions open it once servers know each other")]

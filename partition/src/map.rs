@@ -24,6 +24,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::document::is_name;
 pub use self::scope::{SYSTEM, Scope, Shard, ShardKey, Slot, SlotRange, Slots};
 
 /// Number of hash buckets.

@@ -4,11 +4,13 @@
 //! config      what the server is told at its start
 //! stored_map  the map as a value of `meta`, and this server's copy of it
 //! view        the map with the stores that answer for its partitions
+//! moving      starting moves, waiting for them, cancelling them
 //! follow      keeps what is open in step with the map
 //! ```
 
 mod config;
 mod follow;
+mod moving;
 mod stored_map;
 #[cfg(test)]
 mod tests;
@@ -31,6 +33,7 @@ use crate::{
     error::OpenError,
     etcd::EtcdStore,
     map::{MapError, PartitionInfo, PartitionMap, ServerInfo, ShardKey},
+    moves,
     peers::PeerService,
     ring::RingLimits,
     store::{Expect, Store, StoreError},
@@ -66,10 +69,10 @@ impl std::fmt::Debug for Partitions {
 }
 
 /// What the tasks work with, too.
-struct Shared {
-    config: PartitionsConfig,
-    embedded: Option<Arc<Embedded>>,
-    meta: Arc<dyn Store>,
+pub(crate) struct Shared {
+    pub(crate) config: PartitionsConfig,
+    pub(crate) embedded: Option<Arc<Embedded>>,
+    pub(crate) meta: Arc<dyn Store>,
     /// What is open, by name; `meta` too.
     open: Mutex<HashMap<String, Held>>,
     view: ArcSwap<View>,
@@ -172,7 +175,8 @@ impl Partitions {
         let shared = Shared { config, embedded, meta, open: Mutex::new(held), view, epoch };
         let shared = Arc::new(shared);
         let follow = tokio::spawn(follow::run(shared.clone())).abort_handle();
-        Ok(Self { shared, tasks: Mutex::new(vec![follow]) })
+        let moves = tokio::spawn(moves::run(shared.clone())).abort_handle();
+        Ok(Self { shared, tasks: Mutex::new(vec![follow, moves]) })
     }
 
     /// Who answers for `key` now.
@@ -193,12 +197,12 @@ impl Partitions {
 
     /// The partition of that name; [`META`] too.
     pub fn store(&self, name: &str) -> Option<Arc<dyn Store>> {
-        self.shared.view.load().held(name).map(|held| held.store.clone())
+        self.shared.store(name)
     }
 
     /// Whether the partition of that name is in this server's own memory.
     pub fn is_local(&self, name: &str) -> bool {
-        self.shared.view.load().held(name).is_some_and(|held| held.local)
+        self.shared.is_local(name)
     }
 
     /// Servers that have the partition of that name, those that are ready first.
@@ -218,7 +222,7 @@ impl Partitions {
 
     /// The map in force, as far as this server knows.
     pub fn map(&self) -> Arc<PartitionMap> {
-        self.shared.view.load().map.clone()
+        self.shared.map()
     }
 
     /// The epoch of the map in force; changes with it.
@@ -233,12 +237,6 @@ impl Partitions {
         change: impl Fn(&PartitionMap) -> Result<PartitionMap, MapError> + Send + Sync,
     ) -> Result<Arc<PartitionMap>, ChangeError> {
         self.shared.change_map(change).await
-    }
-
-    /// Sets where a tenant lives, before it has anything: data is not moved. `None` leaves it to
-    /// the tenant's slot.
-    pub async fn pin(&self, tenant: &str, partition: Option<&str>) -> Result<(), ChangeError> {
-        self.change_map(|map| map.with_pin(tenant, partition)).await.map(drop)
     }
 
     /// Writes down the state of every embedded partition, so that the next start has less to
@@ -271,6 +269,24 @@ impl Partitions {
     }
 }
 
+#[cfg(test)]
+impl Partitions {
+    pub(crate) fn meta(&self) -> Arc<dyn Store> {
+        self.shared.meta.clone()
+    }
+
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        self.shared.clone()
+    }
+
+    /// Leaves moves to the test.
+    pub(crate) fn stop_moves(&self) {
+        if let Some(task) = self.tasks.lock().get(1) {
+            task.abort();
+        }
+    }
+}
+
 impl Drop for Partitions {
     fn drop(&mut self) {
         self.tasks.lock().drain(..).for_each(|task| task.abort());
@@ -278,7 +294,22 @@ impl Drop for Partitions {
 }
 
 impl Shared {
-    async fn change_map(
+    /// The map in force, as far as this server knows.
+    pub(crate) fn map(&self) -> Arc<PartitionMap> {
+        self.view.load().map.clone()
+    }
+
+    /// The partition of that name.
+    pub(crate) fn store(&self, name: &str) -> Option<Arc<dyn Store>> {
+        self.view.load().held(name).map(|held| held.store.clone())
+    }
+
+    /// Whether the partition of that name is in this server's own memory.
+    pub(crate) fn is_local(&self, name: &str) -> bool {
+        self.view.load().held(name).is_some_and(|held| held.local)
+    }
+
+    pub(crate) async fn change_map(
         &self,
         change: impl Fn(&PartitionMap) -> Result<PartitionMap, MapError> + Send + Sync,
     ) -> Result<Arc<PartitionMap>, ChangeError> {

@@ -40,7 +40,8 @@ pub struct Fence {
     /// the other end's revision at which it closed there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub other_at: Option<Revision>,
-    /// Whether there was anything to move.
+    /// Whether something was hidden, or shown again, by this: whoever reads everything must begin
+    /// anew then.
     #[serde(default)]
     pub moved: bool,
 }
@@ -130,12 +131,21 @@ impl Table {
         Ok(())
     }
 
-    /// Ends a move that did not happen: nothing of it stays but its token.
+    /// Ends a move that did not happen: nothing of it stays but its token. What was closed opens
+    /// again, and is seen as if it had just come.
     pub fn abandon(&mut self, move_id: &str, token: u64) -> Result<(), FenceError> {
         if self.of(move_id).is_some_and(|fence| token < fence.token) {
             return Err(FenceError { move_id: move_id.into() });
         }
-        self.fences.retain(|fence| fence.move_id != move_id);
+        for fence in &mut self.fences {
+            if fence.move_id == move_id && fence.state == FenceState::Closed {
+                fence.state = FenceState::Open;
+                fence.since = Revision(0);
+                fence.other_at = None;
+            }
+        }
+        let keep = |fence: &Fence| fence.state == FenceState::Open;
+        self.fences.retain(|fence| fence.move_id != move_id || keep(fence));
         self.latest = self.latest.max(token);
         Ok(())
     }

@@ -209,13 +209,8 @@ impl PartitionMap {
         self.changed(|map| {
             map.moves.remove(id);
             match &moving.scope {
-                Scope::Tenant(name) => {
-                    if map.owner_of_slot(Shard::Tenant(name).slot()) == moving.to {
-                        map.pins.remove(name);
-                    } else {
-                        map.pins.insert(name.clone(), moving.to);
-                    }
-                }
+                // Also where its slot says the same: it was put there, and slots move.
+                Scope::Tenant(name) => drop(map.pins.insert(name.clone(), moving.to)),
                 Scope::Slots(slots) => {
                     let owners = Arc::make_mut(&mut map.slots);
                     for slot in slots.first..=slots.last {

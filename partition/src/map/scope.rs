@@ -126,7 +126,8 @@ impl SlotRange {
         usize::from(self.last.saturating_sub(self.first)) + 1
     }
 
-    fn contains(self, slot: u16) -> bool {
+    /// Whether it has the slot of that number.
+    pub fn contains(self, slot: u16) -> bool {
         (self.first..=self.last).contains(&slot)
     }
 }

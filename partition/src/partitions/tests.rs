@@ -46,7 +46,7 @@ async fn keys_find_their_partition_and_pins_survive() {
     let other = partitions.names().iter().find(|name| **name != home).unwrap().clone();
     partitions.pin("acme", Some(&other)).await.unwrap();
     assert_eq!(partitions.store_for(&tenant("acme")).0, other);
-    assert!(matches!(partitions.pin("acme", Some("p9")).await, Err(ChangeError::Map(_))));
+    assert!(matches!(partitions.pin("acme", Some("p9")).await, Err(MoveError::Map(_))));
     partitions.shutdown().await.unwrap();
 
     let partitions = open(dir.path(), 3).await.unwrap();
