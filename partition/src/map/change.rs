@@ -25,6 +25,7 @@ impl PartitionMap {
     }
 
     /// With an id for the cluster, if it has none.
+    #[cfg(test)]
     pub(crate) fn with_cluster(&self, cluster: &str) -> Result<Self, MapError> {
         self.changed(|map| {
             if map.cluster.is_empty() {

@@ -6,6 +6,7 @@ use super::*;
 use crate::{
     contract::{pods, put},
     embedded::tests::options,
+    moves::MoveError,
     etcd::tests::Server,
     store::{ReadAt, Revision},
 };
