@@ -195,7 +195,7 @@ async fn run(dir: &Path, length: Duration, rounds: u64) -> Result<(), Failure> {
     let pid = Some(etcd.0.id());
     let on_etcd =
         vec![EtcdPartition { name: "p1".into(), etcd: EtcdConfig::plain(vec![url.clone()]) }];
-    let open = |store| Partitions::open(PartitionsConfig { data_dir: dir.join("embedded"), store });
+    let open = |store| Partitions::open(PartitionsConfig::alone(dir.join("embedded"), store));
     let embedded = open(StoreConfig::Embedded { partitions: 1 }).await?;
     let etcd_store = open(StoreConfig::Etcd { partitions: on_etcd }).await?;
     let p1 = |partitions: &Partitions| partitions.store("p1").ok_or("p1 is missing");
@@ -244,7 +244,7 @@ async fn restart(dir: &Path) -> Result<(), Failure> {
     const OBJECTS: usize = 100_000;
     let open = || {
         let store = StoreConfig::Embedded { partitions: 1 };
-        Partitions::open(PartitionsConfig { data_dir: dir.into(), store })
+        Partitions::open(PartitionsConfig::alone(dir.into(), store))
     };
     let partitions = open().await?;
     let store = partitions.store("p1").ok_or("p1 is missing")?;

@@ -35,7 +35,7 @@ fn change(map: &PartitionMap, what: u8, n: u16, m: u16) -> Result<PartitionMap, 
         3 => map.without_server(&format!("s{}", n % 4)),
         4 => map.with_partition(PartitionInfo::embedded(&format!("q{}", n % 5), &["s1"])),
         5 => map.without_partition(&partition(n)),
-        6 => map.with_draining(&partition(n), m % 2 == 0),
+        6 => map.with_draining(&partition(n), m.is_multiple_of(2)),
         7 => {
             let scope = Scope::Tenant(name.clone());
             let from = map.owner(&tenant(&name)).to_owned();

@@ -114,7 +114,7 @@ impl Driver {
         let mut waiting: Vec<&Stored> = Vec::new();
         for stored in &all {
             let it = &stored.it;
-            let last = seen.entry(it.id.clone()).or_insert((stored.at, Instant::now()));
+            let last = seen.entry(it.id.clone()).or_insert_with(|| (stored.at, Instant::now()));
             if last.0 != stored.at {
                 *last = (stored.at, Instant::now());
             }

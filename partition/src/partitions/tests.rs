@@ -6,8 +6,8 @@ use super::*;
 use crate::{
     contract::{pods, put},
     embedded::tests::options,
-    moves::MoveError,
     etcd::tests::Server,
+    moves::MoveError,
     store::{ReadAt, Revision},
 };
 
