@@ -21,6 +21,14 @@ pub enum OpenError {
     )]
     Format { dir: PathBuf, found: String, ours: u32 },
 
+    /// The directory belongs to another server, or to another cluster.
+    #[error(
+        "{} belongs to server {found}, this is {ours}; a directory is never copied or handed on: \
+         start this server on a directory of its own and let it join",
+        dir.display()
+    )]
+    Foreign { dir: PathBuf, found: String, ours: String },
+
     /// The partitions that were asked for are not the ones that the data is spread over.
     #[error(
         "the data is spread over partitions {}, but {} were asked for; \

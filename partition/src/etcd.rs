@@ -352,6 +352,7 @@ impl Store for EtcdStore {
             unhealthy: health.unhealthy,
             leader: health.leader,
             backend: "etcd",
+            ..StoreStats::default()
         }
     }
 

@@ -36,6 +36,7 @@
 mod codec;
 #[cfg(test)]
 mod contract;
+#[allow(dead_code, reason = "partitions use all of it once servers know each other")]
 mod embedded;
 pub mod error;
 pub mod etcd;
@@ -54,3 +55,4 @@ pub mod store;
 pub mod value;
 mod wal;
 pub mod watch;
+mod wire;

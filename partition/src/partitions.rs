@@ -16,7 +16,10 @@ mod stored_map;
 mod tests;
 mod view;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -29,12 +32,12 @@ use parking_lot::Mutex;
 use tokio::{sync::watch, task::AbortHandle};
 
 use crate::{
-    embedded::{Embedded, EmbeddedOptions},
+    embedded::{Embedded, EmbeddedOptions, Identity},
     error::OpenError,
     etcd::EtcdStore,
     map::{MapError, PartitionInfo, PartitionMap, ServerInfo, ShardKey},
     moves,
-    peers::PeerService,
+    peers::{Nobody, PeerService},
     ring::RingLimits,
     store::{Expect, Store, StoreError},
 };
@@ -112,15 +115,27 @@ impl Partitions {
             names.iter().map(|name| PartitionInfo::embedded(name, &server)).collect();
         let meta_info = PartitionInfo::embedded(META, &server);
         let first = first_map(&config, meta_info, infos)?;
-        let all: Vec<_> = std::iter::once(META.to_owned()).chain(names.iter().cloned()).collect();
+        let mut all: Vec<_> =
+            std::iter::once(META.to_owned()).chain(names.iter().cloned()).collect();
+        let identity =
+            Identity { cluster: String::new(), server: config.server.clone(), member: 1 };
+        let voters = BTreeMap::from([(identity.member, identity.server.clone())]);
         let data_dir = config.data_dir.clone();
-        let open = move || Embedded::open(&data_dir, &all, &options);
+        let open = move || Embedded::open(&data_dir, &identity, Arc::new(Nobody), &options);
         let embedded = tokio::task::spawn_blocking(open).await.map_err(|error| {
             OpenError::Config { what: format!("opening was cut short: {error}") }
         })??;
-        let embedded = Arc::new(embedded);
+        let found = embedded.groups();
+        all.sort();
+        if !found.is_empty() && found != all {
+            drop(embedded.shutdown().await);
+            return Err(OpenError::Partitions { found, asked: all });
+        }
         let mut stores: Vec<Arc<dyn Store>> = Vec::new();
-        stores.extend(embedded.stores().iter().map(|store| store.clone() as Arc<dyn Store>));
+        for name in std::iter::once(META).chain(names.iter().map(String::as_str)) {
+            embedded.create(name, &voters).await?;
+            stores.extend(embedded.store(name).map(|store| store as Arc<dyn Store>));
+        }
         let meta = stores.remove(0);
         let open = names.into_iter().zip(stores).collect();
         Self::assemble(config, Some(embedded), meta, open, first).await
@@ -243,8 +258,10 @@ impl Partitions {
     /// replay. An etcd takes care of this itself.
     pub async fn checkpoint(&self) -> Result<(), StoreError> {
         if let Some(embedded) = &self.shared.embedded {
-            for store in embedded.stores() {
-                store.checkpoint().await?;
+            for name in embedded.groups() {
+                if let Some(store) = embedded.store(&name) {
+                    store.checkpoint().await?;
+                }
             }
         }
         Ok(())

@@ -8,6 +8,8 @@
 //! * The name of the sender that a receiver is given is proven (by its certificate), not claimed.
 //! * Frames of one pair of servers arrive in order or not at all; raft copes with the rest.
 //! * Nothing here is retried: whoever asks knows whether asking twice is safe.
+//! * [`Peers::send`] is called from threads of this crate's own, which have no part in the
+//!   process's runtime; the futures are polled on the runtime within which partitions were opened.
 
 mod nobody;
 

@@ -216,8 +216,15 @@ pub struct StoreStats {
     pub compacted: Revision,
     /// Why writes fail now, if they do: a full or failing disk, a lost quorum, an etcd down.
     pub unhealthy: Option<String>,
-    /// The member that decides the order of writes, as an operator would name it.
+    /// The server, or the etcd member, that decides the order of writes; empty while there is
+    /// none.
     pub leader: String,
+    /// The servers that vote on writes; empty where that is not this process's affair.
+    pub members: Vec<String>,
+    /// Members that the leader, if it is this one, hears nothing of.
+    pub silent: Vec<String>,
+    /// Changes that the slowest member lacks, if this one leads.
+    pub lag: u64,
     /// `embedded` or `etcd`.
     pub backend: &'static str,
 }

@@ -105,6 +105,11 @@ impl Piece {
         frame::finish_record(&mut self.body, start);
     }
 
+    /// Adds the record that makes the group's entries before it count no longer.
+    pub(crate) fn restored(&mut self, group: GroupId, payload: &[u8]) {
+        frame::put_record(&mut self.body, Record { group, kind: Kind::Restored, payload });
+    }
+
     /// Bytes that it takes in the log.
     pub(crate) fn bytes(&self) -> usize {
         self.body.len()
@@ -173,12 +178,14 @@ impl Wal {
     /// it ready to go on. Says also whether the log had been closed in good order.
     ///
     /// An empty directory is an error unless the log `may_be_new`.
-    /// `needs` has the oldest segment that each group still needs; what is older goes.
+    /// `needs` has the oldest segment that each group still needs; what is older goes, and so
+    /// does what stands for groups that are not in it. Without any group there is no `from`:
+    /// what is there is read to find the end.
     pub(crate) fn open<E: From<WalError>>(
         dir: &Path,
         options: WalOptions,
         needs: BTreeMap<GroupId, u64>,
-        from: u64,
+        from: Option<u64>,
         may_be_new: bool,
         mut visit: impl FnMut(Record<'_>) -> Result<(), E>,
     ) -> Result<(Arc<Self>, bool), E> {
@@ -192,6 +199,7 @@ impl Wal {
                 visit(record)
             })?;
         let clean = tail.clean;
+        standing.retain(|group, _| needs.contains_key(group));
         let keeper = Arc::new(Keeper::new(tail.retired));
         let has_spare = tail.spare.is_some();
         if let Some(spare) = tail.spare {
@@ -283,11 +291,6 @@ impl Wal {
         }
     }
 
-    /// Whether the piece of `ticket` is on stable storage.
-    pub(crate) fn is_durable(&self, ticket: Ticket) -> bool {
-        ticket.0 < self.queue.lock().synced
-    }
-
     /// The segment that the next submitted piece goes to, or one before it.
     pub(crate) fn segment(&self) -> u64 {
         self.segment.load(Ordering::Acquire)
@@ -307,6 +310,21 @@ impl Wal {
     /// `group` no longer needs what lies before `segment`.
     pub(crate) fn release(&self, group: GroupId, segment: u64) {
         self.needs.lock().groups.insert(group, segment);
+        self.drop_old_segments();
+    }
+
+    /// A new group, none of whose records are before the segment in use.
+    pub(crate) fn welcome(&self, group: GroupId) -> u64 {
+        let mut needs = self.needs.lock();
+        let segment = self.segment();
+        needs.groups.insert(group, segment);
+        segment
+    }
+
+    /// Nothing of `group` is needed any more. Nobody may submit anything for it after this.
+    pub(crate) fn forget(&self, group: GroupId) {
+        self.needs.lock().groups.remove(&group);
+        self.active.lock().forget(group);
         self.drop_old_segments();
     }
 

@@ -53,8 +53,13 @@ pub(crate) struct Description {
     pub(crate) revision: u64,
     /// The log segment from which on the entries after `index` are found.
     pub(crate) segment: u64,
-    pub(crate) voters: Vec<u64>,
-    pub(crate) learners: Vec<u64>,
+    voters: Vec<u64>,
+    learners: Vec<u64>,
+    /// While the voters change: those before, who of them learns afterwards, and whether the
+    /// change ends by itself.
+    voters_outgoing: Vec<u64>,
+    learners_next: Vec<u64>,
+    auto_leave: bool,
     pages: u64,
     /// Of all pages in their order.
     digest: u64,
@@ -62,8 +67,18 @@ pub(crate) struct Description {
 
 impl Description {
     pub(crate) fn new(at: Position, conf: &ConfState, segment: u64) -> Self {
-        let (voters, learners) = (conf.voters.clone(), conf.learners.clone());
-        Self { index: at.index, term: at.term, segment, voters, learners, ..Self::default() }
+        let conf = conf.clone();
+        Self {
+            index: at.index,
+            term: at.term,
+            segment,
+            voters: conf.voters,
+            learners: conf.learners,
+            voters_outgoing: conf.voters_outgoing,
+            learners_next: conf.learners_next,
+            auto_leave: conf.auto_leave,
+            ..Self::default()
+        }
     }
 
     pub(crate) fn position(&self) -> Position {
@@ -71,8 +86,14 @@ impl Description {
     }
 
     pub(crate) fn conf(&self) -> ConfState {
-        let (voters, learners) = (self.voters.clone(), self.learners.clone());
-        ConfState { voters, learners, ..ConfState::default() }
+        let description = self.clone();
+        ConfState {
+            voters: description.voters,
+            learners: description.learners,
+            voters_outgoing: description.voters_outgoing,
+            learners_next: description.learners_next,
+            auto_leave: description.auto_leave,
+        }
     }
 }
 

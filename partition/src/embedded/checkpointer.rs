@@ -61,20 +61,37 @@ struct Job {
 pub(crate) struct Plan {
     group: GroupId,
     dir: PathBuf,
+    /// The log has nothing of the group before this segment.
+    since: u64,
     progress: Mutex<Progress>,
 }
 
 #[derive(Debug)]
 struct Progress {
     newest: Option<Description>,
-    running: bool,
+    running: usize,
     not_before: Option<Instant>,
+    /// The group was let go: nothing is written any more.
+    retired: bool,
 }
 
 impl Plan {
-    pub(crate) fn new(group: GroupId, dir: PathBuf, newest: Option<Description>) -> Arc<Self> {
-        let progress = Progress { newest, running: false, not_before: None };
-        Arc::new(Self { group, dir, progress: Mutex::new(progress) })
+    pub(crate) fn new(
+        group: GroupId,
+        dir: PathBuf,
+        since: u64,
+        newest: Option<Description>,
+    ) -> Arc<Self> {
+        let progress = Progress { newest, running: 0, not_before: None, retired: false };
+        Arc::new(Self { group, dir, since, progress: Mutex::new(progress) })
+    }
+
+    /// Returns once nothing is written any more, nor ever will be.
+    pub(crate) fn retire(&self) {
+        self.progress.lock().retired = true;
+        while 0 < self.progress.lock().running {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Whether it is time, with `logged` bytes of this partition since the last one and the
@@ -91,12 +108,12 @@ impl Plan {
             return false;
         }
         let progress = self.progress.lock();
-        let since = progress.newest.as_ref().map_or(1, |newest| newest.segment);
+        let since = progress.newest.as_ref().map_or(self.since, |newest| newest.segment);
         let pinned = segment.saturating_sub(since) * segment_bytes;
         let due = options.min_log_bytes.max(state) <= logged
             || options.max_log_bytes.max(4 * state) <= pinned;
         let waits = progress.not_before.is_some_and(|instant| Instant::now() < instant);
-        due && !progress.running && !waits
+        due && progress.running == 0 && !waits
     }
 }
 
@@ -109,7 +126,7 @@ pub(crate) struct Checkpointer {
 
 impl Checkpointer {
     /// The directory stays locked for as long as the thread may write to it.
-    pub(crate) fn start(wal: Arc<Wal>, directory: Arc<Directory>) -> std::io::Result<Self> {
+    pub(crate) fn start(wal: Arc<Wal>, directory: Arc<Mutex<Directory>>) -> std::io::Result<Self> {
         let (jobs, inbox) = channel();
         let work = move || {
             run(&wal, &inbox);
@@ -127,14 +144,16 @@ impl Checkpointer {
         description: Description,
         done: Option<oneshot::Sender<Result<(), StoreError>>>,
     ) -> bool {
-        plan.progress.lock().running = true;
+        plan.progress.lock().running += 1;
         let job = Job { image, description, plan: plan.clone(), done };
         let refused = match &*self.jobs.lock() {
-            Some(jobs) => jobs.send(job).err().map(|refused| refused.0),
-            None => Some(job),
+            Some(jobs) if !plan.progress.lock().retired => {
+                jobs.send(job).err().map(|refused| refused.0)
+            }
+            _ => Some(job),
         };
         if let Some(job) = refused {
-            plan.progress.lock().running = false;
+            plan.progress.lock().running -= 1;
             answer(job.done, Err(super::shut_down()));
             return false;
         }
@@ -157,7 +176,7 @@ fn run(wal: &Wal, inbox: &Receiver<Job>) {
         let Job { image, description, plan, done } = job;
         let outcome = write(wal, &plan, &image, description);
         let mut progress = plan.progress.lock();
-        progress.running = false;
+        progress.running -= 1;
         match outcome {
             Ok(newest) => {
                 progress.not_before = None;
@@ -199,18 +218,6 @@ fn write(
         "wrote a checkpoint"
     );
     Ok(written)
-}
-
-/// Writes a checkpoint here and now, for a state that exists nowhere in the log.
-pub(crate) fn write_now(
-    wal: &Wal,
-    plan: &Plan,
-    image: &Image,
-    description: Description,
-) -> Result<(), crate::store::Source> {
-    let newest = write(wal, plan, image, description)?;
-    plan.progress.lock().newest = Some(newest);
-    Ok(())
 }
 
 /// Whoever stopped waiting need not be told.

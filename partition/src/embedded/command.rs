@@ -20,6 +20,7 @@
 use crate::{
     codec::{Reader, put_bytes, put_text},
     store::{Change, Durability, Expect, Revision, Write},
+    wire::{put_expect, read_expect},
 };
 
 /// Changes with the layout above.
@@ -63,6 +64,11 @@ impl Batch {
         self.data.len()
     }
 
+    /// Whether it may be acknowledged before it is on disk.
+    pub(crate) fn is_relaxed(&self) -> bool {
+        is_relaxed(&self.data)
+    }
+
     /// Adds a write that passed [`crate::limits::check_limits`].
     pub(crate) fn write(&mut self, write: &Write) {
         let (kind, value) = match &write.change {
@@ -77,7 +83,7 @@ impl Batch {
             }
             None => self.begin(kind, write.durability),
         }
-        self.expect(write.expect);
+        put_expect(&mut self.data, write.expect);
         put_text(&mut self.data, write.collection.as_str());
         put_text(&mut self.data, &write.key);
         if let Some(value) = value {
@@ -110,18 +116,6 @@ impl Batch {
             self.data[1] = DURABLE;
         }
         self.data.push(kind);
-    }
-
-    fn expect(&mut self, expect: Expect) {
-        match expect {
-            Expect::Absent => self.data.push(0),
-            Expect::Anything => self.data.push(1),
-            Expect::Present => self.data.push(2),
-            Expect::At(revision) => {
-                self.data.push(3);
-                self.data.extend_from_slice(&revision.0.to_le_bytes());
-            }
-        }
     }
 }
 
@@ -182,20 +176,10 @@ fn command<'a>(reader: &mut Reader<'a>) -> Option<Command<'a>> {
 }
 
 fn write<'a>(kind: u8, by_move: Option<u64>, reader: &mut Reader<'a>) -> Option<Command<'a>> {
-    let (expect, collection, key) = (expect(reader)?, reader.text()?, reader.text()?);
+    let (expect, collection, key) = (read_expect(reader)?, reader.text()?, reader.text()?);
     Some(match kind {
         PUT => Command::Put { expect, collection, key, value: reader.bytes()?, by_move },
         DELETE => Command::Delete { expect, collection, key, by_move },
-        _ => return None,
-    })
-}
-
-fn expect(reader: &mut Reader<'_>) -> Option<Expect> {
-    Some(match reader.byte()? {
-        0 => Expect::Absent,
-        1 => Expect::Anything,
-        2 => Expect::Present,
-        3 => Expect::At(Revision(reader.u64()?)),
         _ => return None,
     })
 }

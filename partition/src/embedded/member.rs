@@ -8,71 +8,50 @@
 //! * A command's guard is judged when it is applied, against what the entries before it made.
 //! * Between [`Member::take_work`] and [`Member::done`] nothing else is asked of a member.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    sync::Arc,
+};
 
 use raft::{
-    RawNode, Ready, StateRole,
-    eraftpb::{ConfChange, ConfChangeV2, Entry, EntryType, HardState, Message},
+    INVALID_ID, ProgressState, RawNode, ReadState, Ready, SnapshotStatus, StateRole,
+    eraftpb::{
+        ConfChange, ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2,
+        ConfState, Entry, EntryType, Message, MessageType,
+    },
 };
 use raft_prost::Message as _;
-use tokio::sync::oneshot;
 
 use super::{
-    command::{self, Command, UnknownCommand},
-    image,
+    apply::apply_commands,
+    command::{self, UnknownCommand},
+    membership::{Other, View},
     raft_log::{Position, RaftLog},
+    record,
+    reply::Reply,
 };
 use crate::{
-    codec::Reader,
-    state::State,
-    store::{Committed, Durability, StoreError},
+    state::{Image, State},
+    store::Durability,
     wal::{Piece, frame::GroupId},
 };
 
-/// Commands applied under one lock, so that readers wait for microseconds only.
-const STEP: usize = 64;
-
 /// Ticks after which a follower that hears nothing stands for election.
-const ELECTION_TICKS: usize = 10;
+pub(crate) const ELECTION_TICKS: usize = 10;
 
-/// Who waits for a command.
-#[derive(Debug)]
-pub(crate) enum Reply {
-    Nobody,
-    Write(oneshot::Sender<Result<Committed, StoreError>>),
-    Done(oneshot::Sender<Result<(), StoreError>>),
-}
+/// Ticks after which a member that nothing is heard of counts as gone.
+const GONE_TICKS: u64 = 2 * ELECTION_TICKS as u64;
 
-impl Reply {
-    /// A receiver that is gone stopped waiting; there is no one left to tell.
-    fn send(self, outcome: Result<Option<Committed>, StoreError>) {
-        match (self, outcome) {
-            (Self::Write(to), Ok(Some(committed))) => drop(to.send(Ok(committed))),
-            (Self::Write(to), Err(error)) => drop(to.send(Err(error))),
-            (Self::Done(to), outcome) => drop(to.send(outcome.map(|_| ()))),
-            (Self::Write(_), Ok(None)) | (Self::Nobody, _) => {}
-        }
-    }
-
-    /// Nobody is to hear the outcome any more.
-    pub(crate) fn is_closed(&self) -> bool {
-        match self {
-            Self::Nobody => false,
-            Self::Write(to) => to.is_closed(),
-            Self::Done(to) => to.is_closed(),
-        }
-    }
-
-    pub(crate) fn refuse(self, reason: &str) {
-        self.send(Err(StoreError::Unavailable { reason: reason.into(), source: None }));
-    }
-}
+/// Ticks after which a follower that does not fetch the state it was offered is offered it anew.
+const OFFER_TICKS: u64 = 50;
 
 /// Proposed commands that are not applied yet.
 #[derive(Debug)]
 struct Proposal {
     at: Position,
     replies: Vec<Reply>,
+    /// When it was made, in ticks.
+    since: u64,
 }
 
 /// What must be logged before the group can go on.
@@ -82,8 +61,6 @@ pub(crate) struct Work {
     /// Nothing to log if `None`.
     pub(crate) piece: Option<Piece>,
     pub(crate) durability: Durability,
-    /// The whole state was replaced by a leader's and must reach a checkpoint first.
-    pub(crate) snapshot: bool,
 }
 
 impl Work {
@@ -102,7 +79,7 @@ pub(crate) enum MemberError {
     Raft(#[from] raft::Error),
     #[error("a membership change cannot be read")]
     Malformed(#[from] raft_prost::DecodeError),
-    #[error("a leader's snapshot cannot be read")]
+    #[error("a state of another member came that nobody asked for")]
     Snapshot,
 }
 
@@ -113,6 +90,20 @@ pub(crate) struct Member {
     state: Arc<State>,
     waiting: VecDeque<Proposal>,
     messages: Vec<Message>,
+    /// Answers to [`Member::ask_to_read`].
+    reads: Vec<ReadState>,
+    /// Another member's state, on its way into this one, and the index that it stands for.
+    arrived: Option<(u64, Image)>,
+    /// What raft's clock shows.
+    now: u64,
+    /// When each other member was last heard of.
+    heard: HashMap<u64, u64>,
+    /// The newest life of each other member, see [`super::post`].
+    lives: HashMap<u64, GroupId>,
+    /// Since when each follower has an offer of the state that it does not take.
+    offered: HashMap<u64, u64>,
+    /// Revisions up to this one may be handed out and lost, see [`super::reserve`].
+    pub(crate) reserved: u64,
 }
 
 impl std::fmt::Debug for Member {
@@ -142,7 +133,20 @@ impl Member {
             ..raft::Config::default()
         };
         let node = RawNode::new(&config, log, logger)?;
-        Ok(Self { group, node, state, waiting: VecDeque::new(), messages: Vec::new() })
+        Ok(Self {
+            group,
+            node,
+            state,
+            waiting: VecDeque::new(),
+            messages: Vec::new(),
+            reads: Vec::new(),
+            arrived: None,
+            now: 0,
+            heard: HashMap::new(),
+            lives: HashMap::new(),
+            offered: HashMap::new(),
+            reserved: 0,
+        })
     }
 
     /// Stands for election now, without waiting for a silence. A group of one elects itself.
@@ -154,26 +158,192 @@ impl Member {
         self.node.raft.state == StateRole::Leader
     }
 
-    /// Whether this is the group's only member.
+    /// Whether this is the group's only member: nobody else is needed to decide.
     pub(crate) fn is_alone(&self) -> bool {
-        self.node.store().is_alone()
+        self.node.store().is_alone() && self.members().voters == [self.node.raft.id]
+    }
+
+    /// Whether what is applied here is the latest without asking anybody: nobody else can decide,
+    /// and what was decided before this member led is applied.
+    pub(crate) fn knows_latest(&self) -> bool {
+        self.is_leader() && self.is_alone() && self.applied().term == self.node.raft.term
+    }
+
+    /// The number of who leads, as far as this member knows.
+    pub(crate) fn leader(&self) -> Option<u64> {
+        Some(self.node.raft.leader_id).filter(|id| *id != INVALID_ID)
+    }
+
+    pub(crate) fn term(&self) -> u64 {
+        self.node.raft.term
+    }
+
+    /// The index up to which entries are agreed on.
+    pub(crate) fn commit(&self) -> u64 {
+        self.node.raft.raft_log.committed
+    }
+
+    /// Something came of another member.
+    pub(crate) fn hear_of(&mut self, member: u64) {
+        self.heard.insert(member, self.now);
     }
 
     /// A tenth of an election timeout went by.
     pub(crate) fn tick(&mut self) {
+        self.now += 1;
+        if self.is_alone() {
+            self.node.tick();
+            return;
+        }
+        if self.is_leader() {
+            self.look_after_followers();
+        }
         self.node.tick();
+        // A quorum that is lost does not come back for those who have waited long enough.
+        let now = self.now;
+        let overdue = |proposal: &mut Proposal| proposal.since + GONE_TICKS < now;
+        while let Some(proposal) = self.waiting.pop_front_if(overdue) {
+            let reason = "too few members of the partition answer; the write may still happen";
+            proposal.replies.into_iter().for_each(|reply| reply.fail(reason));
+        }
     }
 
-    /// Another member's message. Members of a process meet only in tests yet.
-    #[cfg(test)]
-    pub(crate) fn step(&mut self, message: Message) -> Result<(), MemberError> {
-        Ok(self.node.step(message)?)
+    /// Does not send to the dead as if they lived, and offers the state again to who lost it.
+    fn look_after_followers(&mut self) {
+        let (now, me) = (self.now, self.node.raft.id);
+        let (mut gone, mut stuck) = (Vec::new(), Vec::new());
+        for (&id, progress) in self.node.raft.prs().iter().filter(|(id, _)| **id != me) {
+            let heard = *self.heard.entry(id).or_insert(now);
+            match progress.state {
+                ProgressState::Snapshot if self.node.store().is_pulling(id) => {
+                    self.offered.insert(id, now);
+                }
+                ProgressState::Snapshot => {
+                    if *self.offered.entry(id).or_insert(now) + OFFER_TICKS < now {
+                        stuck.push(id);
+                    }
+                }
+                ProgressState::Replicate | ProgressState::Probe => {
+                    self.offered.remove(&id);
+                    if heard + (ELECTION_TICKS as u64) / 2 < now {
+                        gone.push(id);
+                    }
+                }
+            }
+        }
+        gone.into_iter().for_each(|id| self.node.report_unreachable(id));
+        for id in stuck {
+            self.offered.remove(&id);
+            self.node.report_snapshot(id, SnapshotStatus::Failure);
+        }
     }
 
-    /// Asks the group to take in or let go of a member. Only tests have more than one yet.
-    #[cfg(test)]
-    pub(crate) fn propose_membership(&mut self, change: ConfChange) -> Result<(), MemberError> {
+    /// Another member's message, sent in its life `life`.
+    pub(crate) fn step(&mut self, life: GroupId, message: Message) -> Result<(), MemberError> {
+        let newest = self.lives.entry(message.from).or_insert(life);
+        if life < *newest {
+            return Ok(());
+        }
+        *newest = life;
+        self.hear_of(message.from);
+        // raft would give up for good. It can only come of a promise that this member has lost.
+        if message.get_msg_type() == MessageType::MsgHeartbeat
+            && message.term >= self.term()
+            && self.last_index() < message.commit
+        {
+            let commit = message.commit;
+            tracing::error!(
+                commit,
+                last = self.last_index(),
+                "the leader believes in entries that are not here"
+            );
+            return Ok(());
+        }
+        match self.node.step(message) {
+            // From a member that was let go, or for one that this no longer is.
+            Err(raft::Error::StepPeerNotFound | raft::Error::StepLocalMsg) => Ok(()),
+            outcome => Ok(outcome?),
+        }
+    }
+
+    /// A leader's message that tells of its state, with the state that was fetched for it.
+    pub(crate) fn restore(
+        &mut self,
+        life: GroupId,
+        message: Message,
+        image: Image,
+    ) -> Result<(), MemberError> {
+        let index = message.get_snapshot().get_metadata().index;
+        self.arrived = Some((index, image));
+        self.step(life, message)
+    }
+
+    /// Asks the group up to where a read has to see. The answer comes with
+    /// [`Member::take_reads`], or never.
+    pub(crate) fn ask_to_read(&mut self, context: Vec<u8>) {
+        self.node.read_index(context);
+    }
+
+    pub(crate) fn take_reads(&mut self) -> Vec<ReadState> {
+        std::mem::take(&mut self.reads)
+    }
+
+    /// Makes `voters` the group's voters and lets go of everybody else.
+    pub(crate) fn propose_voters(&mut self, voters: &BTreeSet<u64>) -> Result<(), MemberError> {
+        let conf = &self.node.store().conf;
+        let known = conf.voters.iter().chain(&conf.learners);
+        let gone = known.filter(|id| !voters.contains(id)).copied();
+        let gone = gone.map(|id| single(id, ConfChangeType::RemoveNode));
+        let new = voters.iter().filter(|id| !conf.voters.contains(id)).copied();
+        let new = new.map(|id| single(id, ConfChangeType::AddNode));
+        let changes = gone.chain(new).collect();
+        self.propose_conf(changes)
+    }
+
+    /// Takes in `learners`.
+    pub(crate) fn propose_learners(&mut self, learners: &BTreeSet<u64>) -> Result<(), MemberError> {
+        let changes = learners.iter().map(|id| single(*id, ConfChangeType::AddLearnerNode));
+        let changes = changes.collect();
+        self.propose_conf(changes)
+    }
+
+    fn propose_conf(&mut self, changes: Vec<ConfChangeSingle>) -> Result<(), MemberError> {
+        let mut change = ConfChangeV2 { changes, ..ConfChangeV2::default() };
+        change.set_transition(ConfChangeTransition::Auto);
         Ok(self.node.propose_conf_change(Vec::new(), change)?)
+    }
+
+    /// Has another voter lead. Until it does, nothing can be proposed.
+    pub(crate) fn transfer(&mut self, to: u64) {
+        self.node.transfer_leader(to);
+    }
+
+    /// The voter that can best lead in place of this one.
+    pub(crate) fn heir(&self) -> Option<u64> {
+        let view = self.view();
+        let fit =
+            |id: &u64| view.others.get(id).filter(|other| other.alive).map(|other| other.behind);
+        let heirs = view.voters.iter().filter_map(|id| Some((fit(id)?, *id)));
+        heirs.min().map(|(_, id)| id)
+    }
+
+    /// The group as this member sees it; of the others it knows only while it leads.
+    pub(crate) fn view(&self) -> View {
+        let raft = &self.node.raft;
+        let conf = &self.node.store().conf;
+        let last = self.last_index();
+        let others = raft.prs().iter().filter(|(id, _)| **id != raft.id).map(|(id, progress)| {
+            let heard = self.heard.get(id).copied().unwrap_or_default();
+            let alive = heard != 0 && self.now <= heard + GONE_TICKS;
+            (*id, Other { alive, behind: last.saturating_sub(progress.matched) })
+        });
+        View {
+            me: raft.id,
+            voters: conf.voters.iter().copied().collect(),
+            learners: conf.learners.iter().copied().collect(),
+            changing: raft.has_pending_conf() || !conf.voters_outgoing.is_empty(),
+            others: others.collect(),
+        }
     }
 
     /// What the other members must be sent.
@@ -190,7 +360,7 @@ impl Member {
         self.node.raft.raft_log.last_index()
     }
 
-    pub(crate) fn members(&self) -> &raft::eraftpb::ConfState {
+    pub(crate) fn members(&self) -> &ConfState {
         &self.node.store().conf
     }
 
@@ -200,19 +370,17 @@ impl Member {
             Ok(()) => {
                 let raft = &self.node.raft;
                 let at = Position { index: raft.raft_log.last_index(), term: raft.term };
-                self.waiting.push_back(Proposal { at, replies });
+                self.waiting.push_back(Proposal { at, replies, since: self.now });
             }
-            Err(error) => {
-                let reason = format!("this member cannot decide on writes: {error}");
-                replies.into_iter().for_each(|reply| reply.refuse(&reason));
-            }
+            // Nothing was done, so it can be tried where the group is led from.
+            Err(_) => replies.into_iter().for_each(Reply::refuse),
         }
     }
 
     /// Gives up on everyone who waits. Their writes may still happen.
-    pub(crate) fn refuse_waiting(&mut self, reason: &str) {
+    pub(crate) fn fail_waiting(&mut self, reason: &str) {
         let replies = self.waiting.drain(..).flat_map(|proposal| proposal.replies);
-        replies.for_each(|reply| reply.refuse(reason));
+        replies.for_each(|reply| reply.fail(reason));
     }
 
     pub(crate) fn has_work(&self) -> bool {
@@ -223,8 +391,9 @@ impl Member {
     pub(crate) fn take_work(&mut self) -> Result<Work, MemberError> {
         let mut ready = self.node.ready();
         self.messages.append(&mut ready.take_messages());
-        let snapshot = !ready.snapshot().is_empty();
-        if snapshot {
+        self.reads.append(&mut ready.take_read_states());
+        let restored = !ready.snapshot().is_empty();
+        if restored {
             self.install(&ready)?;
         }
         let before = &self.node.store().hard;
@@ -233,32 +402,36 @@ impl Member {
         if let Some(hard) = ready.hs() {
             self.node.mut_store().hard = hard.clone();
         }
+        let alone = self.is_alone();
         let entries = ready.entries();
         // To other members a logged entry is a promise, so only alone it can be given early.
-        let relaxed = self.is_alone()
+        let relaxed = alone
             && !voted
-            && !snapshot
+            && !restored
             && entries.iter().all(|entry| command::is_relaxed(&entry.data));
-        let piece = (!entries.is_empty() || voted || snapshot).then(|| {
+        if !alone {
+            self.reserved = 0;
+        }
+        let piece = (!entries.is_empty() || voted || restored).then(|| {
             let mut piece = Piece::default();
-            let standing = encode_hard(&self.node.store().hard);
-            piece.standing(self.group, &standing);
-            for entry in entries {
-                piece.entry(self.group, |out| encode_entry(entry, out));
+            if restored {
+                piece.restored(self.group, &record::encode_position(self.applied()));
             }
+            for entry in entries {
+                piece.entry(self.group, |out| record::encode_entry(entry, out));
+            }
+            // Behind the entries: what it says is agreed on may have taken others' place.
+            let standing = record::encode_standing(&self.node.store().hard, self.reserved);
+            piece.standing(self.group, &standing);
             piece
         });
         let durability = if relaxed { Durability::Relaxed } else { Durability::Durable };
-        Ok(Work { ready, piece, durability, snapshot })
+        Ok(Work { ready, piece, durability })
     }
 
     /// The piece was logged: applies what that committed, and answers.
     pub(crate) fn done(&mut self, work: Work) -> Result<(), MemberError> {
         let mut ready = work.ready;
-        let lost = ready.ss().is_some_and(|soft| soft.raft_state != StateRole::Leader);
-        if lost {
-            self.refuse_waiting("another member leads the partition now");
-        }
         let entries = ready.take_entries();
         self.node.mut_store().append(entries);
         self.messages.append(&mut ready.take_persisted_messages());
@@ -278,12 +451,19 @@ impl Member {
     }
 
     fn install(&mut self, ready: &Ready) -> Result<(), MemberError> {
-        let snapshot = ready.snapshot();
-        let metadata = snapshot.get_metadata();
-        let image = image::decode(&snapshot.data).ok_or(MemberError::Snapshot)?;
+        let metadata = ready.snapshot().get_metadata();
+        let (index, image) = self.arrived.take().ok_or(MemberError::Snapshot)?;
+        if index != metadata.index {
+            return Err(MemberError::Snapshot);
+        }
         self.state.apply(|contents| contents.reset(image));
         let at = Position { index: metadata.index, term: metadata.term };
         self.node.mut_store().restore(at, metadata.get_conf_state().clone());
+        let skipped = |proposal: &mut Proposal| proposal.at.index <= index;
+        while let Some(proposal) = self.waiting.pop_front_if(skipped) {
+            let reason = "this member was far behind; the write may have happened";
+            proposal.replies.into_iter().for_each(|reply| reply.fail(reason));
+        }
         Ok(())
     }
 
@@ -321,83 +501,20 @@ impl Member {
             if proposal.at == at {
                 return std::mem::take(&mut proposal.replies);
             }
-            let replies = proposal.replies.into_iter();
-            replies.for_each(|reply| reply.refuse("another member's write took this one's place"));
+            // Another leader's entry is in its place: this one will never happen.
+            proposal.replies.into_iter().for_each(Reply::refuse);
         }
         Vec::new()
     }
-}
 
-/// Applies an entry's commands in order and answers each. Also used when the log is replayed.
-pub(crate) fn apply_commands(
-    state: &State,
-    data: &[u8],
-    replies: Vec<Reply>,
-) -> Result<(), UnknownCommand> {
-    let mut commands = command::commands(data);
-    let mut replies = replies.into_iter();
-    let mut outcomes = Vec::with_capacity(STEP);
-    loop {
-        let unknown = state.apply(|contents| {
-            for command in commands.by_ref().take(STEP) {
-                let outcome = match command? {
-                    Command::Put { expect, collection, key, value, by_move } => {
-                        contents.write(collection, key, expect, Some(value), by_move).map(Some)
-                    }
-                    Command::Delete { expect, collection, key, by_move } => {
-                        contents.write(collection, key, expect, None, by_move).map(Some)
-                    }
-                    Command::Raise { revision } => {
-                        contents.raise(revision);
-                        Ok(None)
-                    }
-                    Command::Skip { count } => {
-                        contents.skip(count);
-                        Ok(None)
-                    }
-                    Command::Compact { revision } => contents.compact(revision).map(|()| None),
-                };
-                outcomes.push(outcome);
-            }
-            Ok(())
-        });
-        let last = outcomes.len() < STEP;
-        for outcome in outcomes.drain(..) {
-            replies.next().unwrap_or(Reply::Nobody).send(outcome);
-        }
-        unknown?;
-        if last {
-            return Ok(());
-        }
+    /// The image of the state may be sent to `member` from now on: keeps the entries behind it.
+    pub(crate) fn keep_for(&mut self, member: u64) -> super::raft_log::Pull {
+        self.node.mut_store().keep_for(member)
     }
 }
 
-/// `term u64 | vote u64 | commit u64`
-fn encode_hard(hard: &HardState) -> [u8; 24] {
-    let mut out = [0; 24];
-    out[..8].copy_from_slice(&hard.term.to_le_bytes());
-    out[8..16].copy_from_slice(&hard.vote.to_le_bytes());
-    out[16..].copy_from_slice(&hard.commit.to_le_bytes());
-    out
-}
-
-pub(crate) fn decode_hard(payload: &[u8]) -> Option<HardState> {
-    let mut reader = Reader::new(payload);
-    let hard = HardState { term: reader.u64()?, vote: reader.u64()?, commit: reader.u64()? };
-    reader.is_empty().then_some(hard)
-}
-
-/// `type u8 | term u64 | index u64 | data`
-fn encode_entry(entry: &Entry, out: &mut Vec<u8>) {
-    out.push(entry.entry_type as u8);
-    out.extend_from_slice(&entry.term.to_le_bytes());
-    out.extend_from_slice(&entry.index.to_le_bytes());
-    out.extend_from_slice(&entry.data);
-}
-
-pub(crate) fn decode_entry(payload: &[u8]) -> Option<Entry> {
-    let mut reader = Reader::new(payload);
-    let entry_type = EntryType::from_i32(i32::from(reader.byte()?))? as i32;
-    let (term, index) = (reader.u64()?, reader.u64()?);
-    Some(Entry { entry_type, term, index, data: reader.rest().to_vec(), ..Entry::default() })
+fn single(node_id: u64, kind: ConfChangeType) -> ConfChangeSingle {
+    let mut change = ConfChangeSingle { node_id, ..ConfChangeSingle::default() };
+    change.set_change_type(kind);
+    change
 }

@@ -1,26 +1,67 @@
 //! What raft remembers, in memory; the write-ahead log holds the same on disk.
 //!
-//! Entries are dropped once they are applied and no other member can still need them: their
-//! content lives on in the state, and on disk in the log and the checkpoints.
+//! Entries are dropped once they are applied, but for a tail for members that are a little
+//! behind: their content lives on in the state, and on disk in the log and the checkpoints.
+//! A snapshot says only which state it stands for; whoever needs it fetches it, see
+//! [`super::pull`].
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
 
 use raft::{
     Error, GetEntriesContext, RaftState, Result, Storage, StorageError,
     eraftpb::{ConfState, Entry, HardState, Snapshot},
 };
 
-use super::image;
-use crate::state::State;
+/// Applied entries kept for members that are a little behind, in a group of more than one: this
+/// many bytes of them.
+const KEPT_BYTES: usize = 32 << 20;
 
-/// Applied entries kept for members that are a little behind, in a group of more than one.
-const KEPT_FOR_FOLLOWERS: u64 = 4096;
+/// The same while a member fetches the state: it will need the entries behind it.
+const KEPT_BYTES_FOR_PULL: usize = 512 << 20;
+
+/// What an entry takes beside its data.
+const OVERHEAD: usize = 64;
+
+/// How long entries are kept after a state was fetched, for the member to put it in place.
+const KEPT_AFTER_PULL: Duration = Duration::from_secs(30);
 
 /// A place in the group's history.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Position {
     pub(crate) index: u64,
     pub(crate) term: u64,
+}
+
+/// Another member fetches the state. Dropped when it has, or gave up.
+#[derive(Debug)]
+pub(crate) struct Pull {
+    pulls: Arc<Mutex<Vec<Pulling>>>,
+    token: Arc<()>,
+}
+
+#[derive(Debug)]
+struct Pulling {
+    member: u64,
+    /// What the fetched state stands for.
+    index: u64,
+    token: Arc<()>,
+    ended: Option<Instant>,
+}
+
+impl Drop for Pull {
+    fn drop(&mut self) {
+        for pulling in &mut *self.pulls.lock() {
+            if Arc::ptr_eq(&pulling.token, &self.token) {
+                pulling.ended = Some(Instant::now());
+            }
+        }
+    }
 }
 
 /// See the module.
@@ -32,21 +73,24 @@ pub(crate) struct RaftLog {
     truncated: Position,
     /// What follows `truncated`, without gaps.
     entries: VecDeque<Entry>,
-    /// What `state` stands for.
+    /// Bytes of `entries`.
+    bytes: usize,
+    /// What the state stands for.
     applied: Position,
-    state: Arc<State>,
+    pulls: Arc<Mutex<Vec<Pulling>>>,
 }
 
 impl RaftLog {
-    /// Starts behind `applied`, which `state` already holds.
+    /// Starts behind `applied`, which the state already holds.
     pub(crate) fn new(
-        state: Arc<State>,
         applied: Position,
         conf: ConfState,
         hard: HardState,
         entries: VecDeque<Entry>,
     ) -> Self {
-        Self { hard, conf, truncated: applied, entries, applied, state }
+        let bytes = entries.iter().map(size).sum();
+        let pulls = Arc::default();
+        Self { hard, conf, truncated: applied, entries, bytes, applied, pulls }
     }
 
     pub(crate) fn applied(&self) -> Position {
@@ -55,17 +99,51 @@ impl RaftLog {
 
     /// Adds entries; those that were there with the same or a higher index give way.
     pub(crate) fn append(&mut self, entries: Vec<Entry>) {
-        append(&mut self.entries, entries);
+        for entry in entries {
+            while let Some(replaced) = self.entries.pop_back_if(|last| entry.index <= last.index) {
+                self.bytes -= size(&replaced);
+            }
+            self.bytes += size(&entry);
+            self.entries.push_back(entry);
+        }
     }
 
     /// The state now holds everything up to `applied`.
     pub(crate) fn set_applied(&mut self, applied: Position) {
         self.applied = applied;
-        let keep = if self.is_alone() { 0 } else { KEPT_FOR_FOLLOWERS };
-        let drop_to = applied.index.saturating_sub(keep);
-        while let Some(entry) = self.entries.pop_front_if(|entry| entry.index <= drop_to) {
+        let (keep, from) = if self.is_alone() { (0, u64::MAX) } else { self.kept() };
+        while let Some(entry) = self.entries.pop_front_if(|entry| {
+            entry.index <= applied.index
+                && (keep < self.bytes || keep == 0)
+                && (entry.index <= from || KEPT_BYTES_FOR_PULL < self.bytes)
+        }) {
+            self.bytes -= size(&entry);
             self.truncated = Position { index: entry.index, term: entry.term };
         }
+    }
+
+    /// Bytes to keep, and the index behind which all is kept.
+    fn kept(&self) -> (usize, u64) {
+        let mut pulls = self.pulls.lock();
+        pulls.retain(|pulling| pulling.ended.is_none_or(|ended| ended.elapsed() < KEPT_AFTER_PULL));
+        let from = pulls.iter().map(|pulling| pulling.index).min();
+        (KEPT_BYTES, from.unwrap_or(u64::MAX))
+    }
+
+    /// `member` fetches the state as it is now.
+    pub(crate) fn keep_for(&mut self, member: u64) -> Pull {
+        let token = Arc::new(());
+        let mut pulls = self.pulls.lock();
+        pulls.retain(|pulling| pulling.member != member || pulling.ended.is_none());
+        let index = self.applied.index;
+        pulls.push(Pulling { member, index, token: token.clone(), ended: None });
+        Pull { pulls: self.pulls.clone(), token }
+    }
+
+    /// Whether `member` is fetching the state.
+    pub(crate) fn is_pulling(&self, member: u64) -> bool {
+        let pulls = self.pulls.lock();
+        pulls.iter().any(|pulling| pulling.member == member && pulling.ended.is_none())
     }
 
     /// Whether the group has one member only.
@@ -75,9 +153,10 @@ impl RaftLog {
         parts.iter().map(|part| part.len()).sum::<usize>() <= 1
     }
 
-    /// Starts over behind a snapshot, which `state` now holds.
+    /// Starts over behind a snapshot, which the state now holds.
     pub(crate) fn restore(&mut self, at: Position, conf: ConfState) {
         self.entries.clear();
+        self.bytes = 0;
         self.truncated = at;
         self.applied = at;
         self.conf = conf;
@@ -89,12 +168,8 @@ impl RaftLog {
     }
 }
 
-/// Appends `new` behind `entries`, cutting off what `new` replaces.
-pub(crate) fn append(entries: &mut VecDeque<Entry>, new: Vec<Entry>) {
-    for entry in new {
-        while entries.pop_back_if(|last| entry.index <= last.index).is_some() {}
-        entries.push_back(entry);
-    }
+fn size(entry: &Entry) -> usize {
+    entry.data.len() + OVERHEAD
 }
 
 impl Storage for RaftLog {
@@ -149,7 +224,7 @@ impl Storage for RaftLog {
         if self.applied.index < request_index {
             return Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable));
         }
-        let mut snapshot = Snapshot { data: image::encode(&self.state.image()), metadata: None };
+        let mut snapshot = Snapshot::default();
         let metadata = snapshot.mut_metadata();
         metadata.index = self.applied.index;
         metadata.term = self.applied.term;
@@ -161,17 +236,14 @@ impl Storage for RaftLog {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ring::RingLimits, state::Image};
-
     fn entry(index: u64, term: u64) -> Entry {
         Entry { index, term, ..Entry::default() }
     }
 
     fn log() -> RaftLog {
-        let state = State::new(Image::default(), RingLimits::default());
         let conf = ConfState { voters: vec![1], ..ConfState::default() };
         let start = Position { index: 4, term: 2 };
-        RaftLog::new(state, start, conf, HardState::default(), VecDeque::new())
+        RaftLog::new(start, conf, HardState::default(), VecDeque::new())
     }
 
     fn indices(log: &RaftLog, low: u64, high: u64, size: u64) -> Vec<u64> {
@@ -211,5 +283,30 @@ mod tests {
         log.set_applied(Position { index: 6, term: 2 });
         assert_eq!(log.first_index().unwrap(), 6);
         assert_eq!(log.term(5).unwrap(), 2);
+    }
+
+    #[test]
+    fn the_tail_is_bounded_by_bytes_and_pinned_by_who_fetches_the_state() {
+        let mut log = log();
+        log.conf.learners = vec![2];
+        let big = |index| Entry { data: vec![0; 4 << 20], ..entry(index, 2) };
+        let fill = |log: &mut RaftLog, indices: std::ops::Range<u64>| {
+            for index in indices {
+                log.append(vec![big(index)]);
+                log.set_applied(Position { index, term: 2 });
+            }
+        };
+        fill(&mut log, 5..30);
+        let first = log.first_index().unwrap();
+        assert!((20..30).contains(&first), "{first}");
+        let pull = log.keep_for(2);
+        assert!(log.is_pulling(2));
+        fill(&mut log, 30..60);
+        // Up to the fetched state nothing is needed; behind it everything is.
+        assert_eq!(log.first_index().unwrap(), 30);
+        drop(pull);
+        assert!(!log.is_pulling(2));
+        fill(&mut log, 60..62);
+        assert_eq!(log.first_index().unwrap(), 30);
     }
 }

@@ -1,14 +1,17 @@
 //! The embedded backend as its callers see it.
 
+pub(crate) mod cluster;
 mod crash;
 mod members;
+mod three;
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
-use super::{Embedded, EmbeddedOptions};
+use super::{Embedded, EmbeddedOptions, EmbeddedStore, Identity};
 use crate::{
     contract::{contract_tests, pods, put, stored, value, write},
     error::OpenError,
+    peers::Nobody,
     store::{Durability, Expect, ReadAt, Revision, Store, StoreError, Write},
     wal::WalOptions,
 };
@@ -20,14 +23,40 @@ pub(crate) fn options() -> EmbeddedOptions {
     EmbeddedOptions { wal, ..EmbeddedOptions::default() }
 }
 
-pub(crate) fn open(dir: &Path, options: &EmbeddedOptions) -> Result<Arc<Embedded>, OpenError> {
-    Ok(Arc::new(Embedded::open(dir, &["p1".to_owned()], options)?))
+pub(crate) fn identity() -> Identity {
+    Identity { cluster: "test".into(), server: "s1".into(), member: 1 }
+}
+
+/// A server on its own with partition `p1`, made if it is not there.
+pub(crate) async fn open(
+    dir: &Path,
+    options: &EmbeddedOptions,
+) -> Result<Arc<Embedded>, OpenError> {
+    open_with(dir, options, &["p1"]).await
+}
+
+async fn open_with(
+    dir: &Path,
+    options: &EmbeddedOptions,
+    names: &[&str],
+) -> Result<Arc<Embedded>, OpenError> {
+    let (dir, options) = (dir.to_owned(), options.clone());
+    let open = move || Embedded::open(&dir, &identity(), Arc::new(Nobody), &options);
+    let embedded = tokio::task::spawn_blocking(open).await.unwrap()?;
+    for name in names {
+        embedded.create(name, &BTreeMap::from([(1, "s1".to_owned())])).await?;
+    }
+    Ok(embedded)
+}
+
+pub(crate) fn p1(embedded: &Embedded) -> Arc<EmbeddedStore> {
+    embedded.store("p1").unwrap()
 }
 
 async fn empty() -> (Arc<dyn Store>, (Arc<Embedded>, tempfile::TempDir)) {
     let dir = tempfile::tempdir().unwrap();
-    let embedded = open(dir.path(), &options()).unwrap();
-    (embedded.stores()[0].clone(), (embedded, dir))
+    let embedded = open(dir.path(), &options()).await.unwrap();
+    (p1(&embedded), (embedded, dir))
 }
 
 contract_tests!(empty);
@@ -37,8 +66,8 @@ async fn carries_on_where_it_was() {
     let dir = tempfile::tempdir().unwrap();
     let mut last = Revision(0);
     for round in 0..4 {
-        let embedded = open(dir.path(), &options()).unwrap();
-        let store = embedded.stores()[0].clone();
+        let embedded = open(dir.path(), &options()).await.unwrap();
+        let store = p1(&embedded);
         assert_eq!(store.progress(), last);
         let snapshot = store.read(&pods(), ReadAt::Latest).await.unwrap();
         assert_eq!(snapshot.len(), round * 10);
@@ -55,39 +84,57 @@ async fn carries_on_where_it_was() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_goes_on_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
-    let embedded = open(dir.path(), &options()).unwrap();
-    let first = put(&*embedded.stores()[0], "a", "1").await.revision;
-    let second = put(&*embedded.stores()[0], "a", "2").await.revision;
+    let embedded = open(dir.path(), &options()).await.unwrap();
+    let first = put(&*p1(&embedded), "a", "1").await.revision;
+    let second = put(&*p1(&embedded), "a", "2").await.revision;
     embedded.shutdown().await.unwrap();
-    let embedded = open(dir.path(), &options()).unwrap();
-    let mut watcher = embedded.stores()[0].watch(&pods(), first).unwrap();
+    let embedded = open(dir.path(), &options()).await.unwrap();
+    let mut watcher = p1(&embedded).watch(&pods(), first).unwrap();
     assert_eq!(watcher.next().await.unwrap()[0].revision, second);
     embedded.shutdown().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_unclean_end_leaves_out_revisions() {
-    let dir = tempfile::tempdir().unwrap();
-    let embedded = open(dir.path(), &options()).unwrap();
-    let last = put(&*embedded.stores()[0], "a", "1").await.revision;
-    // The partition ends, but the log is not closed.
-    embedded.stores()[0].shutdown().await.unwrap();
+/// Ends the partition, but does not close the log; opens it again.
+async fn end_uncleanly(dir: &Path, embedded: Arc<Embedded>) -> Arc<Embedded> {
+    p1(&embedded).shutdown().await.unwrap();
     drop(embedded);
-    let embedded = reopen(dir.path()).await;
-    let store = embedded.stores()[0].clone();
+    reopen(dir).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unclean_end_leaves_out_revisions_that_may_be_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let embedded = open(dir.path(), &options()).await.unwrap();
+    let relaxed = write("a", Expect::Anything, value("1"));
+    let relaxed = Write { durability: Durability::Relaxed, ..relaxed };
+    let last = p1(&embedded).write(relaxed).await.unwrap().revision;
+    let embedded = end_uncleanly(dir.path(), embedded).await;
+    let store = p1(&embedded);
     let lost = store.watch(&pods(), Revision(last.0 + 1));
     assert!(matches!(lost, Err(StoreError::Compacted { .. })));
     let next = put(&*store, "a", "2").await.revision;
-    assert_eq!(next.0, last.0 + super::writer::RESERVE + 1);
+    assert!(last.0 + 1 < next.0 && next.0 <= last.0 + super::reserve::MOST, "{next}");
     let mut watcher = store.watch(&pods(), last).unwrap();
     assert_eq!(watcher.next().await.unwrap()[0].revision, next);
+    embedded.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unclean_end_leaves_out_nothing_that_is_on_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut embedded = open(dir.path(), &options()).await.unwrap();
+    for n in 1..=3 {
+        let revision = put(&*p1(&embedded), "a", &n.to_string()).await.revision;
+        assert_eq!(revision, Revision(n));
+        embedded = end_uncleanly(dir.path(), embedded).await;
+    }
     embedded.shutdown().await.unwrap();
 }
 
 /// Opens a directory whose former user may still be letting go of it.
 async fn reopen(dir: &Path) -> Arc<Embedded> {
     loop {
-        match open(dir, &options()) {
+        match open(dir, &options()).await {
             Ok(embedded) => return embedded,
             Err(OpenError::Locked { .. }) => tokio::time::sleep(Duration::from_millis(10)).await,
             Err(error) => panic!("{error}"),
@@ -146,8 +193,8 @@ async fn checkpoints_let_go_of_the_log() {
     let dir = tempfile::tempdir().unwrap();
     let mut options = options();
     options.checkpoint.min_log_bytes = 2 << 20;
-    let embedded = open(dir.path(), &options).unwrap();
-    let store = embedded.stores()[0].clone();
+    let embedded = open(dir.path(), &options).await.unwrap();
+    let store = p1(&embedded);
     let value = crate::store::Change::Put(bytes::Bytes::from(vec![b'x'; 100 << 10]));
     let mut last = Revision(0);
     for n in 0..400 {
@@ -157,8 +204,8 @@ async fn checkpoints_let_go_of_the_log() {
     embedded.shutdown().await.unwrap();
     let log = std::fs::read_dir(dir.path().join("log")).unwrap().count();
     assert!(log <= 8, "{log} segments of 4 MiB are left after 40 MiB");
-    let embedded = open(dir.path(), &options).unwrap();
-    let snapshot = embedded.stores()[0].read(&pods(), ReadAt::Latest).await.unwrap();
+    let embedded = open(dir.path(), &options).await.unwrap();
+    let snapshot = p1(&embedded).read(&pods(), ReadAt::Latest).await.unwrap();
     assert_eq!((snapshot.len(), snapshot.revision()), (8, last));
     assert_eq!(snapshot.get("k7").unwrap().modified, last);
     embedded.shutdown().await.unwrap();
@@ -171,9 +218,9 @@ async fn an_idle_partition_does_not_pin_the_log() {
     let mut options = options();
     options.checkpoint.min_log_bytes = 2 << 20;
     options.checkpoint.max_log_bytes = 16 << 20;
-    let names = ["p1".to_owned(), "p2".to_owned()];
-    let embedded = Arc::new(Embedded::open(dir.path(), &names, &options).unwrap());
-    let [busy, idle] = [0, 1].map(|n| embedded.stores()[n].clone());
+    let names = ["p1", "p2"];
+    let embedded = open_with(dir.path(), &options, &names).await.unwrap();
+    let [busy, idle] = names.map(|name| embedded.store(name).unwrap());
     let kept = put(&*idle, "a", "1").await;
     let value = crate::store::Change::Put(bytes::Bytes::from(vec![b'x'; 1 << 20]));
     for _ in 0..120 {
@@ -192,8 +239,8 @@ async fn an_idle_partition_does_not_pin_the_log() {
     let shrunk = tokio::time::timeout(Duration::from_secs(30), shrunk).await;
     assert!(shrunk.is_ok(), "{} segments of 4 MiB are left after 120 MiB", log());
     embedded.shutdown().await.unwrap();
-    let embedded = Arc::new(Embedded::open(dir.path(), &names, &options).unwrap());
-    let snapshot = embedded.stores()[1].read(&pods(), ReadAt::Latest).await.unwrap();
+    let embedded = open_with(dir.path(), &options, &names).await.unwrap();
+    let snapshot = embedded.store("p2").unwrap().read(&pods(), ReadAt::Latest).await.unwrap();
     assert_eq!(snapshot.get("a").unwrap().value, stored("1", kept.revision));
     embedded.shutdown().await.unwrap();
 }

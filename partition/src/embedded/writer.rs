@@ -1,5 +1,5 @@
 //! The one thread that changes a partition: takes requests, batches them into log entries, has
-//! them logged, applies and answers.
+//! them logged, applies and answers; hears and answers the group's other members.
 //!
 //! It never waits for more work to arrive: a batch is whatever was queued while the batch before
 //! was on its way to the disk. Alone, a request goes to the disk at once.
@@ -8,32 +8,36 @@
 //!
 //! * While a piece of the log waits for space, new writes are refused and the piece is tried
 //!   again; who waited for it was told that its write may still happen.
-//! * At most [`RESERVE`] revisions are handed out without being on disk, so an unclean restart
-//!   that leaves out that many never gives a revision twice.
+//! * No revision is handed out before it is on disk, or reserved there, see [`super::reserve`].
+
+mod checkpoints;
+mod group;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::Instant,
 };
 
+pub(crate) use self::group::{Control, MembersProgress, Standing};
 use super::{
-    checkpoint::Description,
-    checkpointer::{self, CheckpointOptions, Checkpointer, Plan},
+    checkpointer::{CheckpointOptions, Checkpointer, Plan},
     command::Batch,
-    member::{Member, Reply, Work},
+    member::{Member, Work},
+    post::Post,
+    pull::Puller,
+    reads::Reads,
+    reply::{Reply, ReplyTo},
+    reserve::Reserve,
 };
 use crate::{
     error::chain,
     state::State,
-    store::{Durability, Revision, StoreError, Write},
-    wal::{Ticket, Wal, WalError},
+    store::{Committed, Durability, Revision, StoreError, Write},
+    wal::{Ticket, Wal, WalError, frame::GroupId},
 };
-
-/// Revisions that may be handed out before they are on disk.
-pub(crate) const RESERVE: u64 = 1 << 16;
 
 /// Requests taken from the queue at once.
 const MAX_REQUESTS: usize = 1024;
@@ -47,9 +51,9 @@ const TICK_ALONE: Duration = Duration::from_millis(500);
 /// What a partition can be asked.
 #[derive(Debug)]
 pub(crate) enum Request {
-    Write(Write, oneshot::Sender<Result<crate::store::Committed, StoreError>>),
-    Compact(Revision, oneshot::Sender<Result<(), StoreError>>),
-    Raise(Revision, oneshot::Sender<Result<(), StoreError>>),
+    Write(Write, ReplyTo<Committed>),
+    Compact(Revision, ReplyTo<()>),
+    Raise(Revision, ReplyTo<()>),
     Checkpoint(oneshot::Sender<Result<(), StoreError>>),
     Shutdown(oneshot::Sender<Result<(), StoreError>>),
 }
@@ -61,13 +65,26 @@ pub(crate) type Health = Arc<Mutex<Option<String>>>;
 #[derive(Debug)]
 pub(crate) struct Writer {
     pub(crate) name: String,
+    /// The group's number here, which tells this life of it from others.
+    pub(crate) life: GroupId,
     pub(crate) member: Member,
     pub(crate) state: Arc<State>,
     pub(crate) wal: Arc<Wal>,
     pub(crate) plan: Arc<Plan>,
     pub(crate) checkpointer: Arc<Checkpointer>,
+    pub(crate) post: Arc<Post>,
+    pub(crate) puller: Arc<Puller>,
+    /// Where states are fetched: the process's own runtime, which may own the connections.
+    pub(crate) runtime: Option<tokio::runtime::Handle>,
+    pub(crate) control: mpsc::WeakUnboundedSender<Control>,
     pub(crate) options: WriterOptions,
     pub(crate) health: Health,
+    pub(crate) standing: watch::Sender<Arc<Standing>>,
+    pub(crate) reads: Reads,
+    /// A state is being fetched.
+    pub(crate) pulling: bool,
+    /// What makes this thread's rounds of reads its own in the whole group.
+    pub(crate) lot: u64,
     pub(crate) progress: LogProgress,
 }
 
@@ -85,10 +102,9 @@ pub(crate) struct LogProgress {
     bytes: u64,
     /// First index logged in each segment, oldest first.
     segments: VecDeque<(u64, u64)>,
-    /// A revision that is known to be on disk.
-    durable: Revision,
-    /// A relaxed piece on its way, and the revision that will be on disk with it.
-    on_its_way: Option<(Ticket, Revision)>,
+    reserve: Reserve,
+    /// The next piece must be durable, whatever its class: it has a reservation in it.
+    reserving: bool,
     /// A piece that the disk has no space for.
     stalled: Option<(Work, Ticket)>,
     /// Nothing can be decided any more, and why.
@@ -96,17 +112,21 @@ pub(crate) struct LogProgress {
 }
 
 impl LogProgress {
-    /// Begins after a restart: the entries from index `next` on are in `segment` or later, and
-    /// everything up to `durable` is on disk.
-    pub(crate) fn new(next: u64, segment: u64, durable: Revision) -> Self {
-        Self { segments: VecDeque::from([(next, segment)]), durable, ..Self::default() }
+    /// Begins after a restart: the entries from index `next` on are in `segment` or later.
+    pub(crate) fn new(next: u64, segment: u64) -> Self {
+        Self { segments: VecDeque::from([(next, segment)]), ..Self::default() }
     }
 }
 
 impl Writer {
     /// Works until asked to shut down or until nobody is left who could ask.
-    pub(crate) async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
+    pub(crate) async fn run(
+        mut self,
+        mut requests: mpsc::Receiver<Request>,
+        mut control: mpsc::UnboundedReceiver<Control>,
+    ) {
         let mut inbox = Vec::with_capacity(MAX_REQUESTS);
+        let mut calls = Vec::new();
         let mut next_tick = Instant::now();
         loop {
             tokio::select! {
@@ -115,16 +135,25 @@ impl Writer {
                     self.tick();
                     next_tick = Instant::now() + self.pause();
                 }
+                taken = control.recv_many(&mut calls, MAX_REQUESTS) => {
+                    if taken == 0 {
+                        return self.end("the partition was closed");
+                    }
+                }
                 taken = requests.recv_many(&mut inbox, MAX_REQUESTS) => {
                     if taken == 0 {
                         return self.end("the partition was closed");
                     }
                 }
             }
+            if !calls.is_empty() {
+                self.hear(&mut calls);
+            }
             let shutdown = self.take(&mut inbox);
             self.begin_checkpoint_if_due();
             if let Some(reply) = shutdown {
                 requests.close();
+                control.close();
                 self.end("the partition was shut down");
                 let flushed = self.wal.flush().map_err(|error| unavailable(&error));
                 drop(reply.send(flushed));
@@ -169,27 +198,30 @@ impl Writer {
         shutdown
     }
 
-    /// Makes this member the leader of its group, with everything that was logged applied. Leaves
-    /// out revisions that may have been handed out and lost if the end was not `clean`.
-    pub(crate) fn lead(&mut self, clean: bool) -> Result<(), String> {
+    /// Applies what was agreed on when the process ended. A group of one then makes this member
+    /// its leader, and leaves out the revisions up to `reserved`: they may have been handed out
+    /// and lost.
+    pub(crate) fn begin(&mut self, reserved: u64) -> Result<(), String> {
+        self.member.reserved = reserved;
         self.drive();
-        if let Err(error) = self.member.campaign() {
-            return Err(chain(&error));
-        }
-        self.drive();
-        if !clean {
-            let mut batch = Batch::default();
-            batch.skip(RESERVE);
-            self.propose(batch, vec![Reply::Nobody]);
-        }
-        match self.refusal() {
-            Some(reason) => Err(reason),
-            None if !self.member.is_leader() => Err("it did not become its own leader".into()),
-            None => {
-                self.progress.durable = self.state.revision();
-                Ok(())
+        if self.member.is_alone() {
+            if let Err(error) = self.member.campaign() {
+                return Err(chain(&error));
+            }
+            self.drive();
+            let lost = reserved.saturating_sub(self.state.revision().0);
+            self.member.reserved = 0;
+            if 0 < lost && self.member.is_leader() {
+                let mut batch = Batch::default();
+                batch.skip(lost);
+                self.propose(batch, vec![Reply::Nobody]);
+            }
+            if self.refusal().is_none() && !self.member.is_leader() {
+                return Err("it did not become its own leader".into());
             }
         }
+        self.publish();
+        self.refusal().map_or(Ok(()), Err)
     }
 
     /// Has a batch agreed on, logged, applied and answered.
@@ -199,10 +231,27 @@ impl Writer {
             return;
         }
         if let Some(reason) = self.refusal() {
-            return replies.into_iter().for_each(|reply| reply.refuse(&reason));
+            return replies.into_iter().for_each(|reply| reply.fail(&reason));
+        }
+        if self.member.is_alone() {
+            self.reserve(&batch, replies.len() as u64);
         }
         self.member.propose(batch.finish(), replies);
         self.drive();
+    }
+
+    /// Sees to it that no revision that `batch` may get early is ever given twice.
+    fn reserve(&mut self, batch: &Batch, commands: u64) {
+        let progress = &mut self.progress;
+        if batch.is_relaxed() {
+            let needed = self.state.revision().0 + commands;
+            if let Some(reserved) = progress.reserve.relaxed(needed) {
+                self.member.reserved = reserved;
+                progress.reserving = true;
+            }
+        } else if progress.reserve.give_back() {
+            self.member.reserved = 0;
+        }
     }
 
     /// Why nothing can be decided now.
@@ -224,34 +273,32 @@ impl Writer {
         } else if self.progress.ended.is_none() {
             self.member.tick();
         }
+        self.reads.tick();
         self.drive();
+        self.publish_others();
     }
 
     /// Does what the member asks for, until it asks for nothing.
-    pub(crate) fn drive(&mut self) {
-        while self.refusal().is_none() && self.member.has_work() {
+    fn drive(&mut self) {
+        loop {
+            self.answer_reads();
+            if self.refusal().is_some() || !self.member.has_work() {
+                break;
+            }
             let work = match self.member.take_work() {
                 Ok(work) => work,
                 Err(error) => return self.fail(&error),
             };
-            if work.snapshot
-                && let Err(error) = self.checkpoint_now()
-            {
-                return self.fail(&*error);
-            }
+            // A leader's entries are on their way to others while they go to its own disk.
+            self.send();
             self.log(work);
+            self.send();
         }
-        for message in self.member.take_messages() {
-            tracing::warn!(
-                partition = self.name,
-                to = message.to,
-                "no way to reach another member"
-            );
-        }
+        self.publish();
     }
 
     fn log(&mut self, mut work: Work) {
-        let Some(piece) = work.piece.take() else { return self.finish(work, None) };
+        let Some(piece) = work.piece.take() else { return self.finish(work) };
         self.progress.bytes += piece.bytes() as u64;
         let segment = self.wal.segment();
         if let Some(first) = work.first_index()
@@ -264,17 +311,21 @@ impl Writer {
     }
 
     fn settle(&mut self, work: Work, ticket: Ticket) {
-        let durability = if self.must_catch_up() { Durability::Durable } else { work.durability };
+        let durability =
+            if self.progress.reserving { Durability::Durable } else { work.durability };
         match self.wal.settle(ticket, durability) {
             Ok(()) => {
-                let logged = (durability == Durability::Relaxed).then_some(ticket);
                 *self.health.lock() = None;
-                self.finish(work, Some(logged));
+                if durability == Durability::Durable {
+                    self.progress.reserving = false;
+                    self.progress.reserve.is_durable(self.member.reserved);
+                }
+                self.finish(work);
             }
             Err(error @ WalError::Full(_)) => {
                 let reason = chain(&error);
                 let said = self.health.lock().replace(reason.clone()).is_some();
-                self.member.refuse_waiting(&reason);
+                self.member.fail_waiting(&reason);
                 if !said {
                     tracing::error!(
                         partition = self.name,
@@ -288,33 +339,11 @@ impl Writer {
         }
     }
 
-    /// Applies what was logged: `Some(None)` durably, `Some(Some(ticket))` on its way to the disk.
-    fn finish(&mut self, work: Work, logged: Option<Option<Ticket>>) {
+    /// Applies what was logged.
+    fn finish(&mut self, work: Work) {
         if let Err(error) = self.member.done(work) {
-            return self.fail(&error);
+            self.fail(&error);
         }
-        let revision = self.state.revision();
-        match logged {
-            Some(None) => {
-                self.progress.durable = revision;
-                self.progress.on_its_way = None;
-            }
-            Some(Some(ticket)) => {
-                self.progress.on_its_way.get_or_insert((ticket, revision));
-            }
-            None => {}
-        }
-    }
-
-    /// Whether so much was handed out on trust that this piece has to wait for the disk.
-    fn must_catch_up(&mut self) -> bool {
-        let progress = &mut self.progress;
-        if let Some((_, revision)) =
-            progress.on_its_way.take_if(|(ticket, _)| self.wal.is_durable(*ticket))
-        {
-            progress.durable = revision;
-        }
-        RESERVE / 2 < self.state.revision().0.saturating_sub(progress.durable.0)
     }
 
     /// Nothing more can be decided here.
@@ -326,44 +355,10 @@ impl Writer {
             "the partition stopped taking writes"
         );
         *self.health.lock() = Some(reason.clone());
-        self.member.refuse_waiting(&reason);
+        self.member.fail_waiting(&reason);
+        self.reads.fail(&reason);
         self.progress.ended = Some(reason);
-    }
-
-    fn begin_checkpoint_if_due(&mut self) {
-        let state = self.state.totals().bytes;
-        let (segment, segment_bytes) = (self.wal.segment(), self.wal.segment_bytes());
-        let options = &self.options.checkpoint;
-        if self.plan.is_due(options, self.progress.bytes, state, segment, segment_bytes) {
-            self.begin_checkpoint(None);
-        }
-    }
-
-    fn begin_checkpoint(&mut self, done: Option<oneshot::Sender<Result<(), StoreError>>>) {
-        let description = self.describe();
-        if self.checkpointer.begin(&self.plan, self.state.image(), description, done) {
-            self.progress.bytes = 0;
-        }
-    }
-
-    fn checkpoint_now(&mut self) -> Result<(), crate::store::Source> {
-        let description = self.describe();
-        checkpointer::write_now(&self.wal, &self.plan, &self.state.image(), description)
-    }
-
-    /// The state as it is now, and where the log goes on from it.
-    fn describe(&mut self) -> Description {
-        let applied = self.member.applied();
-        let segments = &mut self.progress.segments;
-        while segments.get(1).is_some_and(|(first, _)| *first <= applied.index + 1) {
-            segments.pop_front();
-        }
-        // Where the next entry is, or will be.
-        let segment = match segments.front() {
-            Some((_, segment)) if applied.index < self.member.last_index() => *segment,
-            _ => self.wal.segment(),
-        };
-        Description::new(applied, self.member.members(), segment)
+        self.publish();
     }
 
     /// Says so if the thread ends in a way that nobody foresaw.
@@ -372,10 +367,12 @@ impl Writer {
     }
 
     fn end(&mut self, reason: &'static str) {
-        self.member.refuse_waiting(reason);
+        self.member.fail_waiting(reason);
+        self.reads.fail(reason);
         self.progress.ended.get_or_insert_with(|| reason.into());
         self.health.lock().get_or_insert_with(|| reason.into());
         self.state.close(reason);
+        self.publish();
     }
 }
 

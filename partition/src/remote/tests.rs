@@ -15,7 +15,7 @@ use crate::{
     contract::{contract_tests, pods, put, stored, value, write},
     embedded::{
         Embedded,
-        tests::{open, options},
+        tests::{open, options, p1},
     },
     peers::{PeerError, Peers, Pieces},
     ring::RingLimits,
@@ -94,10 +94,10 @@ struct Cluster {
 }
 
 impl Cluster {
-    fn new(servers: &[&str]) -> Self {
+    async fn new(servers: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let embedded = open(dir.path(), &options()).unwrap();
-        let local: Arc<dyn Store> = embedded.stores()[0].clone();
+        let embedded = open(dir.path(), &options()).await.unwrap();
+        let local: Arc<dyn Store> = p1(&embedded);
         let network = Arc::new(Network::default());
         for server in servers {
             let store: Weak<dyn Store> = Arc::downgrade(&local);
@@ -122,7 +122,7 @@ impl Cluster {
 }
 
 async fn empty() -> (Arc<dyn Store>, Cluster) {
-    let cluster = Cluster::new(&["s1"]);
+    let cluster = Cluster::new(&["s1"]).await;
     (cluster.remote(), cluster)
 }
 
@@ -130,7 +130,7 @@ contract_tests!(empty);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reads_what_another_server_wrote() {
-    let cluster = Cluster::new(&["s1"]);
+    let cluster = Cluster::new(&["s1"]).await;
     let remote = cluster.remote();
     for n in 0..100 {
         let committed = put(&*cluster.local, "a", &n.to_string()).await;
@@ -145,7 +145,7 @@ async fn reads_what_another_server_wrote() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_collection_comes_in_pieces() {
-    let cluster = Cluster::new(&["s1"]);
+    let cluster = Cluster::new(&["s1"]).await;
     let big = "x".repeat(100_000);
     for n in 0..20 {
         put(&*cluster.local, &format!("k{n:02}"), &big).await;
@@ -159,7 +159,7 @@ async fn a_large_collection_comes_in_pieces() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn history_is_fetched_when_it_is_asked_for() {
-    let cluster = Cluster::new(&["s1"]);
+    let cluster = Cluster::new(&["s1"]).await;
     let first = put(&*cluster.local, "a", "1").await;
     let second = put(&*cluster.local, "a", "2").await;
     let third = put(&*cluster.local, "a", "3").await;
@@ -177,7 +177,7 @@ async fn history_is_fetched_when_it_is_asked_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_server_takes_over() {
-    let cluster = Cluster::new(&["s1", "s2"]);
+    let cluster = Cluster::new(&["s1", "s2"]).await;
     let remote = cluster.remote();
     let first = put(&*remote, "a", "1").await;
     let mut watcher = remote.watch(&pods(), first.revision).unwrap();
@@ -196,7 +196,7 @@ async fn another_server_takes_over() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_whose_outcome_is_unknown_is_not_repeated() {
-    let cluster = Cluster::new(&["s1", "s2"]);
+    let cluster = Cluster::new(&["s1", "s2"]).await;
     let remote = cluster.remote();
     cluster.network.mute.lock().insert("s1".into());
     let refused = remote.write(write("a", Expect::Anything, value("1"))).await;
@@ -212,7 +212,7 @@ async fn a_write_whose_outcome_is_unknown_is_not_repeated() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_there_is_unavailable() {
-    let cluster = Cluster::new(&["s1", "s2"]);
+    let cluster = Cluster::new(&["s1", "s2"]).await;
     let elsewhere = cluster.named("p2");
     let read = elsewhere.read(&pods(), ReadAt::Latest).await;
     assert!(matches!(read, Err(StoreError::Unavailable { .. })), "{read:?}");
@@ -240,7 +240,7 @@ async fn nobody_there_is_unavailable() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_missed_and_is_gone_ends_watches() {
-    let cluster = Cluster::new(&["s1"]);
+    let cluster = Cluster::new(&["s1"]).await;
     let remote = cluster.remote();
     let first = put(&*remote, "a", "1").await;
     let mut watcher = remote.watch(&pods(), first.revision).unwrap();
@@ -257,7 +257,7 @@ async fn what_was_missed_and_is_gone_ends_watches() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_come_in_order_and_once() {
-    let cluster = Cluster::new(&["s1"]);
+    let cluster = Cluster::new(&["s1"]).await;
     let remote = cluster.remote();
     let pods = pods();
     let mut last = put(&*cluster.local, "a", "0").await.revision;

@@ -320,6 +320,7 @@ impl Answer for Progress {
             unhealthy: is_unhealthy.then_some(reason),
             leader,
             backend,
+            ..StoreStats::default()
         };
         Some(Self { revision, unchanged, stats })
     }

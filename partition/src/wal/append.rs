@@ -58,6 +58,11 @@ impl Active {
         Ok(())
     }
 
+    /// What stands for `group` is not repeated any more.
+    pub(super) fn forget(&mut self, group: GroupId) {
+        self.standing.remove(&group);
+    }
+
     /// Writes the mark of a log that was closed in good order.
     pub(super) fn seal(&mut self, wal: &Wal) -> io::Result<()> {
         self.put(wal, &[], CLEAN).map_err(io::Error::other)?;

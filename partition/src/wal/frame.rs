@@ -46,6 +46,8 @@ pub(crate) enum Kind {
     Standing,
     /// Stands for itself, in its place in the order.
     Entry,
+    /// The group's entries before it no longer count: its state came whole from another member.
+    Restored,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +69,7 @@ pub(crate) fn begin_record(body: &mut Vec<u8>, group: GroupId, kind: Kind) -> us
     let kind: u8 = match kind {
         Kind::Standing => 1,
         Kind::Entry => 2,
+        Kind::Restored => 3,
     };
     let start = body.len();
     body.extend_from_slice(&group.to_le_bytes());
@@ -105,6 +108,7 @@ fn split_record<'a>(rest: &mut &'a [u8]) -> Option<Record<'a>> {
     let kind = match kind {
         1 => Kind::Standing,
         2 => Kind::Entry,
+        3 => Kind::Restored,
         _ => return None,
     };
     *rest = after;

@@ -39,18 +39,20 @@ struct Segment {
     data: Vec<u8>,
 }
 
-/// Reads all batches from segment `from` on, in order. If the log `may_be_new`, there may be none.
+/// Reads all batches from segment `from`, or the first one, on in order. If the log `may_be_new`,
+/// there may be none.
 ///
 /// `visit` sees each record once, in the order of the log.
 pub(crate) fn recover<E: From<WalError>>(
     disk: &dyn Disk,
     dir: &Path,
-    from: u64,
+    from: Option<u64>,
     may_be_new: bool,
     segment_bytes: u64,
     mut visit: impl FnMut(Record<'_>) -> Result<(), E>,
 ) -> Result<Tail, E> {
     let listing = segment::list(dir).map_err(|source| WalError::io("read the log", dir, source))?;
+    let from = from.or_else(|| listing.segments.first().copied()).unwrap_or(1);
     let segments: Vec<_> = listing.segments.iter().copied().filter(|n| from <= *n).collect();
     let oldest = listing.segments.first().copied().unwrap_or(from);
     if listing.segments.is_empty() && may_be_new {

@@ -23,7 +23,7 @@ fn options() -> WalOptions {
 
 fn open(dir: &Path, options: WalOptions) -> Result<(Arc<Wal>, bool, Written), WalError> {
     let mut read = Vec::new();
-    let (wal, clean) = Wal::open(dir, options, BTreeMap::new(), 1, true, |record| {
+    let (wal, clean) = Wal::open(dir, options, BTreeMap::new(), Some(1), true, |record| {
         if record.kind == Kind::Entry {
             read.push((record.group, record.payload.to_vec()));
         }
@@ -78,7 +78,7 @@ fn what_stands_outlives_its_segment() {
     let dir = tempfile::tempdir().unwrap();
     let needs = BTreeMap::from([(1, 1)]);
     let (wal, _) =
-        Wal::open(dir.path(), options(), needs, 1, true, |_| Ok::<_, WalError>(())).unwrap();
+        Wal::open(dir.path(), options(), needs, Some(1), true, |_| Ok::<_, WalError>(())).unwrap();
     let mut piece = Piece::default();
     piece.standing(7, b"voted");
     wal.settle(wal.submit(piece), Durability::Durable).unwrap();
@@ -91,7 +91,7 @@ fn what_stands_outlives_its_segment() {
     wal.close().unwrap();
     assert_eq!(segment::list(dir.path()).unwrap().segments[0], from);
     let mut standing = Vec::new();
-    let reopened = Wal::open(dir.path(), options(), BTreeMap::new(), from, false, |record| {
+    let reopened = Wal::open(dir.path(), options(), BTreeMap::new(), Some(from), false, |record| {
         if record.kind == Kind::Standing {
             standing.push((record.group, record.payload.to_vec()));
         }
@@ -106,7 +106,7 @@ fn segments_are_recycled() {
     let dir = tempfile::tempdir().unwrap();
     let needs = BTreeMap::from([(1, 1)]);
     let (wal, _) =
-        Wal::open(dir.path(), options(), needs, 1, true, |_| Ok::<_, WalError>(())).unwrap();
+        Wal::open(dir.path(), options(), needs, Some(1), true, |_| Ok::<_, WalError>(())).unwrap();
     for n in 0..1_000_u32 {
         put(&wal, 1, &n.to_le_bytes().repeat(250));
         wal.release(1, wal.segment());
@@ -116,7 +116,7 @@ fn segments_are_recycled() {
     kill(wal);
     assert!(segment::list(dir.path()).unwrap().segments.len() <= 2);
     let mut read = Vec::new();
-    let (wal, _) = Wal::open(dir.path(), options(), BTreeMap::new(), from, false, |record| {
+    let (wal, _) = Wal::open(dir.path(), options(), BTreeMap::new(), Some(from), false, |record| {
         if record.kind == Kind::Entry {
             read.push(u32::from_le_bytes(record.payload[..4].try_into().unwrap()));
         }
@@ -133,7 +133,14 @@ fn segments_are_recycled() {
 fn a_lost_log_is_damage() {
     let dir = tempfile::tempdir().unwrap();
     let lost =
-        Wal::open(dir.path(), options(), BTreeMap::new(), 1, false, |_| Ok::<_, WalError>(()));
+        Wal::open(
+            dir.path(),
+            options(),
+            BTreeMap::new(),
+            Some(1),
+            false,
+            |_| Ok::<_, WalError>(()),
+        );
     assert!(matches!(lost, Err(WalError::Damaged { .. })));
     let (wal, ..) = open(dir.path(), options()).unwrap();
     (0..200_u8).for_each(|n| put(&wal, 1, &[n; 1000]));

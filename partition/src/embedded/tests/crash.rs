@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::{open, options, reopen};
+use super::{open, options, p1, reopen};
 use crate::{
     contract::{pods, put, value, write},
     embedded::EmbeddedOptions,
@@ -52,8 +52,8 @@ fn child_command(dir: &Path, mode: &str) -> Command {
 async fn child() {
     let Some(dir) = env::var_os(CHILD_DIR).map(PathBuf::from) else { return };
     let mode = env::var(CHILD_MODE).unwrap();
-    let embedded = open(&dir, &busy_options()).unwrap();
-    let store = embedded.stores()[0].clone();
+    let embedded = open(&dir, &busy_options()).await.unwrap();
+    let store = p1(&embedded);
     match mode.strip_prefix("count=") {
         Some(count) => {
             for n in 0..count.parse::<u64>().unwrap() {
@@ -129,8 +129,8 @@ async fn nothing_acknowledged_is_lost_by_kill() {
                 acknowledged.insert(key.into(), number.parse().unwrap());
             }
         }
-        let embedded = open(dir.path(), &busy_options()).unwrap();
-        let store = embedded.stores()[0].clone();
+        let embedded = open(dir.path(), &busy_options()).await.unwrap();
+        let store = p1(&embedded);
         let found = store.read(&pods(), ReadAt::Latest).await.unwrap();
         for (key, number) in &acknowledged {
             let entry = found.get(key).unwrap_or_else(|| panic!("{key} is gone"));
@@ -178,8 +178,8 @@ async fn a_full_disk_refuses_writes_and_recovers() {
     let disk = FaultyDisk::new();
     let mut options = options();
     options.wal.disk = disk.clone();
-    let embedded = open(dir.path(), &options).unwrap();
-    let store = embedded.stores()[0].clone();
+    let embedded = open(dir.path(), &options).await.unwrap();
+    let store = p1(&embedded);
     let big = Change::Put(Bytes::from(vec![b'x'; 200 << 10]));
     let write = |n: u64| {
         let key = format!("k{n}");
@@ -217,8 +217,8 @@ async fn a_full_disk_refuses_writes_and_recovers() {
     assert!(acknowledged.iter().all(|revision| *revision < last));
     assert_eq!(store.stats().unhealthy, None);
     embedded.shutdown().await.unwrap();
-    let embedded = open(dir.path(), &options).unwrap();
-    let found = embedded.stores()[0].read(&pods(), ReadAt::Latest).await.unwrap();
+    let embedded = open(dir.path(), &options).await.unwrap();
+    let found = p1(&embedded).read(&pods(), ReadAt::Latest).await.unwrap();
     for (n, revision) in acknowledged.iter().enumerate() {
         assert_eq!(found.get(&format!("k{n}")).unwrap().modified, *revision);
     }
@@ -233,8 +233,8 @@ async fn a_failing_disk_stops_writes_until_a_restart() {
     let disk = FaultyDisk::new();
     let mut failing = options();
     failing.wal.disk = disk.clone();
-    let embedded = open(dir.path(), &failing).unwrap();
-    let store = embedded.stores()[0].clone();
+    let embedded = open(dir.path(), &failing).await.unwrap();
+    let store = p1(&embedded);
     let kept = put(&*store, "a", "1").await;
     disk.fail_syncs();
     for _ in 0..2 {
@@ -245,7 +245,7 @@ async fn a_failing_disk_stops_writes_until_a_restart() {
     assert_eq!(found.get("a").unwrap(), &kept.entry);
     drop((store, embedded));
     let embedded = reopen(dir.path()).await;
-    let next = put(&*embedded.stores()[0], "b", "1").await;
+    let next = put(&*p1(&embedded), "b", "1").await;
     assert!(kept.revision < next.revision);
     embedded.shutdown().await.unwrap();
 }
@@ -270,8 +270,8 @@ fn batches(path: &Path) -> Vec<usize> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_torn_last_write_is_cut_off() {
     let dir = tempfile::tempdir().unwrap();
-    let embedded = open(dir.path(), &options()).unwrap();
-    let store = embedded.stores()[0].clone();
+    let embedded = open(dir.path(), &options()).await.unwrap();
+    let store = p1(&embedded);
     for n in 0..20 {
         put(&*store, &format!("k{n:02}"), &"x".repeat(n * 37)).await;
     }
@@ -288,7 +288,7 @@ async fn a_torn_last_write_is_cut_off() {
         data[torn..].fill(0);
         fs::write(&path, data).unwrap();
         let embedded = reopen(dir.path()).await;
-        let found = embedded.stores()[0].read(&pods(), ReadAt::Latest).await.unwrap();
+        let found = p1(&embedded).read(&pods(), ReadAt::Latest).await.unwrap();
         assert_eq!(found.len(), if torn == end { 20 } else { 19 });
         drop((found, embedded));
         wait_for_lock(dir.path()).await;
@@ -306,9 +306,9 @@ async fn wait_for_lock(dir: &Path) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_byte_changed_in_the_middle_is_never_served() {
     let dir = tempfile::tempdir().unwrap();
-    let embedded = open(dir.path(), &options()).unwrap();
+    let embedded = open(dir.path(), &options()).await.unwrap();
     for n in 0..20 {
-        put(&*embedded.stores()[0], &format!("k{n}"), &"x".repeat(100)).await;
+        put(&*p1(&embedded), &format!("k{n}"), &"x".repeat(100)).await;
     }
     embedded.shutdown().await.unwrap();
     let path = segments(dir.path()).remove(0);
@@ -318,19 +318,19 @@ async fn a_byte_changed_in_the_middle_is_never_served() {
         let mut data = original.clone();
         data[offset] ^= 4;
         fs::write(&path, data).unwrap();
-        let error = open(dir.path(), &options()).unwrap_err();
+        let error = open(dir.path(), &options()).await.unwrap_err();
         let OpenError::Damaged { what } = &error else { panic!("{error}") };
         assert!(what.contains("0000000000000001.log at offset"), "{what}");
     }
     fs::write(&path, original).unwrap();
-    open(dir.path(), &options()).unwrap().shutdown().await.unwrap();
+    open(dir.path(), &options()).await.unwrap().shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_checkpoint_is_made_up_for_by_the_one_before() {
     let dir = tempfile::tempdir().unwrap();
-    let embedded = open(dir.path(), &options()).unwrap();
-    let store = embedded.stores()[0].clone();
+    let embedded = open(dir.path(), &options()).await.unwrap();
+    let store = p1(&embedded);
     let mut expected = BTreeMap::new();
     for round in 0..3 {
         for n in 0..200 {
@@ -343,7 +343,7 @@ async fn a_damaged_checkpoint_is_made_up_for_by_the_one_before() {
     expected.insert("last".into(), last.entry);
     embedded.shutdown().await.unwrap();
 
-    let checkpoints = dir.path().join("checkpoints/p1");
+    let checkpoints = dir.path().join("checkpoints/0-p1");
     let mut found: Vec<_> =
         fs::read_dir(&checkpoints).unwrap().map(|entry| entry.unwrap().path()).collect();
     found.sort();
@@ -354,8 +354,8 @@ async fn a_damaged_checkpoint_is_made_up_for_by_the_one_before() {
     data[middle..middle + 512].fill(0xa5);
     fs::write(&newest, data).unwrap();
 
-    let embedded = open(dir.path(), &options()).unwrap();
-    let snapshot = embedded.stores()[0].read(&pods(), ReadAt::Latest).await.unwrap();
+    let embedded = open(dir.path(), &options()).await.unwrap();
+    let snapshot = p1(&embedded).read(&pods(), ReadAt::Latest).await.unwrap();
     let read: BTreeMap<_, _> =
         snapshot.range("", None).map(|(key, entry)| (key.to_string(), entry.clone())).collect();
     assert_eq!(read, expected);
@@ -379,7 +379,7 @@ proptest! {
         let (acknowledged, told) = runtime.block_on(power_cut(dir.path(), after, sectors));
         runtime.block_on(async {
             let embedded = reopen(dir.path()).await;
-            let store = embedded.stores()[0].clone();
+            let store = p1(&embedded);
             let found = store.read(&pods(), ReadAt::Latest).await.unwrap();
             for (key, number) in acknowledged {
                 let stored = found.get(&key).map_or(0, |entry| number_of(&entry.value));
@@ -400,10 +400,10 @@ async fn power_cut(
     let disk = FaultyDisk::new();
     let mut faulty = busy_options();
     faulty.wal = WalOptions { disk: disk.clone(), ..faulty.wal };
-    let embedded = open(dir, &faulty).unwrap();
+    let embedded = open(dir, &faulty).await.unwrap();
     let mut writers = tokio::task::JoinSet::new();
     for writer in 0..5 {
-        let store = embedded.stores()[0].clone();
+        let store = p1(&embedded);
         writers.spawn(async move {
             let durability = if writer < 3 { Durability::Durable } else { Durability::Relaxed };
             let key = format!("k{writer}");

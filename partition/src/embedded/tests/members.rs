@@ -1,18 +1,22 @@
 //! Raft groups of three in one thread: the same members that a process runs, with the network
 //! and the clock in the test's hands.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 use bytes::Bytes;
-use raft::eraftpb::{ConfChange, ConfChangeType, ConfState, HardState, Message};
+use raft::eraftpb::{ConfState, HardState, Message, MessageType};
 use tokio::sync::oneshot;
 
 use crate::{
     contract::{pods, write},
     embedded::{
         command::Batch,
-        member::{Member, Reply},
+        member::Member,
         raft_log::{Position, RaftLog},
+        reply::{Refusal, Reply},
         trace,
     },
     ring::RingLimits,
@@ -41,7 +45,7 @@ impl Group {
             let voters = if joins { vec![] } else { voters.to_vec() };
             let conf = ConfState { voters, ..ConfState::default() };
             let hard = HardState { term: start.term, vote: 0, commit: start.index };
-            let log = RaftLog::new(state.clone(), start, conf, hard, VecDeque::new());
+            let log = RaftLog::new(start, conf, hard, VecDeque::new());
             let logger = trace::logger(&format!("m{id}"));
             group.members.push(Member::new(0, id, state.clone(), log, &logger).unwrap());
             group.states.push(state);
@@ -61,9 +65,22 @@ impl Group {
             }
             let Some(message) = self.network.pop_front() else { return };
             if !self.cut_off.contains(&message.from) && !self.cut_off.contains(&message.to) {
-                self.members[message.to as usize - 1].step(message).unwrap();
+                self.deliver(message);
             }
         }
+    }
+
+    /// Hands a message over; with one that tells of a state, also the state.
+    fn deliver(&mut self, mut message: Message) {
+        let [from, to] = [message.from, message.to].map(|id| id as usize - 1);
+        if message.get_msg_type() != MessageType::MsgSnapshot {
+            return self.members[to].step(0, message).unwrap();
+        }
+        let (at, conf) = (self.members[from].applied(), self.members[from].members().clone());
+        let metadata = message.mut_snapshot().mut_metadata();
+        (metadata.index, metadata.term, metadata.conf_state) = (at.index, at.term, Some(conf));
+        let image = self.states[from].image();
+        self.members[to].restore(0, message, image).unwrap();
     }
 
     fn tick(&mut self, ticks: usize) {
@@ -84,7 +101,7 @@ impl Group {
         key: &str,
         expect: Expect,
         text: &'static str,
-    ) -> oneshot::Receiver<Result<Committed, StoreError>> {
+    ) -> oneshot::Receiver<Result<Committed, Refusal>> {
         let mut batch = Batch::default();
         batch.write(&write(key, expect, Change::Put(Bytes::from_static(text.as_bytes()))));
         let (reply, outcome) = oneshot::channel();
@@ -108,7 +125,7 @@ fn all_members_apply_the_same() {
     let first = group.propose(1, "a", Expect::Absent, "1").try_recv().unwrap().unwrap();
     let again = group.propose(1, "a", Expect::Absent, "2").try_recv().unwrap();
     assert!(
-        matches!(again, Err(StoreError::Conflict { found: Some(found), .. }) if found == first.entry)
+        matches!(again, Err(Refusal::Failed(StoreError::Conflict { found: Some(found), .. })) if found == first.entry)
     );
     group.propose(1, "a", Expect::At(first.revision), "3").try_recv().unwrap().unwrap();
     group.tick(3);
@@ -139,7 +156,7 @@ fn only_a_majority_decides() {
     for member in 1..=3 {
         assert_eq!(group.value(member, "a").unwrap(), "2");
     }
-    assert!(matches!(lost.try_recv().unwrap(), Err(StoreError::Unavailable { .. })));
+    assert!(matches!(lost.try_recv().unwrap(), Err(Refusal::Failed(_))));
     assert_eq!(group.leaders().len(), 1);
 }
 
@@ -151,12 +168,11 @@ fn who_joins_gets_the_whole_state() {
     for text in ["1", "2", "3"] {
         group.propose(1, "a", Expect::Anything, text).try_recv().unwrap().unwrap();
     }
-    for node_id in [2, 3] {
-        let mut change = ConfChange { node_id, ..ConfChange::default() };
-        change.set_change_type(ConfChangeType::AddNode);
-        group.members[0].propose_membership(change).unwrap();
-        group.tick(5);
-    }
+    group.members[0].propose_learners(&BTreeSet::from([2, 3])).unwrap();
+    group.tick(5);
+    assert_eq!(group.value(3, "a").unwrap(), "3");
+    group.members[0].propose_voters(&BTreeSet::from([1, 2, 3])).unwrap();
+    group.tick(5);
     assert_eq!(group.members[0].members().voters, [1, 2, 3]);
     group.propose(1, "b", Expect::Absent, "4").try_recv().unwrap().unwrap();
     group.tick(5);
