@@ -24,3 +24,10 @@ fn one_server_that_is_killed() {
         [Fault::Kill, Fault::Pause, Fault::FillDisk, Fault::KillAll, Fault::Cut, Fault::Deaf];
     Rounds::new(Cluster::one(), &faults).run(12);
 }
+
+#[test]
+fn three_servers() {
+    let faults =
+        [Fault::Kill, Fault::KillAll, Fault::Pause, Fault::Cut, Fault::Deaf, Fault::FillDisk];
+    Rounds::new(Cluster::three(), &faults).run(30);
+}
