@@ -29,6 +29,8 @@ mod replay;
 mod reply;
 mod reserve;
 mod serve;
+#[cfg(test)]
+mod sim;
 mod store;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -110,6 +110,12 @@ impl Piece {
         frame::put_record(&mut self.body, Record { group, kind: Kind::Restored, payload });
     }
 
+    /// Its records, for disks that are made up.
+    #[cfg(test)]
+    pub(crate) fn body(&self) -> &[u8] {
+        &self.body
+    }
+
     /// Bytes that it takes in the log.
     pub(crate) fn bytes(&self) -> usize {
         self.body.len()

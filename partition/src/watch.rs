@@ -101,6 +101,16 @@ impl Watcher {
         }
     }
 
+    /// The next changes, if there are any.
+    #[cfg(test)]
+    pub(crate) fn ready(&mut self) -> Result<Vec<Arc<Event>>, StoreError> {
+        let (events, _) = self.feed.changes(self.after, BATCH)?;
+        if let Some(last) = events.last() {
+            self.after = last.revision;
+        }
+        Ok(events)
+    }
+
     /// The revision up to which everything was delivered, for bookmarks.
     ///
     /// `None` while undelivered changes wait: call [`Watcher::next`] first.

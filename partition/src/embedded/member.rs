@@ -183,6 +183,31 @@ impl Member {
         self.node.raft.raft_log.committed
     }
 
+    /// Decides how long this member waits before it stands for election, which is random otherwise:
+    /// 10 to 19 ticks, by `lot`.
+    #[cfg(test)]
+    pub(crate) fn draw(&mut self, lot: u64) {
+        let ticks = ELECTION_TICKS + (lot % ELECTION_TICKS as u64) as usize;
+        self.node.raft.set_randomized_election_timeout(ticks);
+    }
+
+    /// What the leader believes of the others.
+    #[cfg(test)]
+    pub(crate) fn beliefs(&self) -> String {
+        let all = self.node.raft.prs().iter();
+        let one = |(id, it): (&u64, &raft::Progress)| {
+            let (state, paused) = (it.state, it.is_paused());
+            let (matched, next) = (it.matched, it.next_idx);
+            format!(
+                "{id}: {state:?} matched {matched} next {next} pending {} paused {paused}",
+                it.pending_snapshot
+            )
+        };
+        let mut all: Vec<_> = all.map(one).collect();
+        all.sort();
+        all.join("; ")
+    }
+
     /// Something came of another member.
     pub(crate) fn hear_of(&mut self, member: u64) {
         self.heard.insert(member, self.now);
@@ -246,6 +271,10 @@ impl Member {
         }
         *newest = life;
         self.hear_of(message.from);
+        // Nobody passes proposals on, see `propose`.
+        if message.get_msg_type() == MessageType::MsgPropose {
+            return Ok(());
+        }
         // raft would give up for good. It can only come of a promise that this member has lost.
         if message.get_msg_type() == MessageType::MsgHeartbeat
             && message.term >= self.term()
@@ -365,7 +394,13 @@ impl Member {
     }
 
     /// Puts the commands in `data` up for agreement; `replies` has one for each.
+    ///
+    /// Only a leader takes them: raft would pass them on to the leader, where nobody knows who
+    /// waits for which.
     pub(crate) fn propose(&mut self, data: Vec<u8>, replies: Vec<Reply>) {
+        if !self.is_leader() {
+            return replies.into_iter().for_each(Reply::refuse);
+        }
         match self.node.propose(Vec::new(), data) {
             Ok(()) => {
                 let raft = &self.node.raft;
@@ -480,17 +515,28 @@ impl Member {
                 EntryType::EntryConfChange => {
                     let change = ConfChange::decode(&*entry.data)?;
                     let conf = self.node.apply_conf_change(&change)?;
-                    self.node.mut_store().conf = conf;
+                    self.take_conf(conf);
                 }
                 EntryType::EntryConfChangeV2 => {
                     let change = ConfChangeV2::decode(&*entry.data)?;
                     let conf = self.node.apply_conf_change(&change)?;
-                    self.node.mut_store().conf = conf;
+                    self.take_conf(conf);
                 }
             }
             *applied = Some(at);
         }
         Ok(())
+    }
+
+    /// The group has these members now. Who leads but is none of them must not go on leading: raft
+    /// leaves that to its owner, and would stumble over the next answer of a follower.
+    fn take_conf(&mut self, conf: ConfState) {
+        let raft = &mut self.node.raft;
+        let votes = conf.voters.contains(&raft.id) || conf.voters_outgoing.contains(&raft.id);
+        if raft.state == StateRole::Leader && !votes {
+            raft.become_follower(raft.term, INVALID_ID);
+        }
+        self.node.mut_store().conf = conf;
     }
 
     /// Who waits for the entry at `at`, if it is the one that was proposed here.
