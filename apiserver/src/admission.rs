@@ -11,7 +11,7 @@ use crate::{
     Server, bootstrap,
     call::Call,
     error::{ApiError, Result},
-    rbac,
+    rbac, views,
 };
 
 /// Namespaces that cannot be deleted.
@@ -73,6 +73,11 @@ pub(crate) async fn validate(
         ("insula.io", "tenants", None, Some(old)) if object::name(old) == "system" => {
             Err(call.forbidden("system", "the platform's own tenant may not be deleted"))
         }
+        ("insula.io", "tenants", Some(new), _) => bootstrap::check_partition(server, new, old),
+        ("insula.io", name, new, old) => match views::Kind::of(name) {
+            Some(kind) => views::check(server, kind, new, old).await,
+            None => Ok(()),
+        },
         ("rbac.authorization.k8s.io", _, Some(new), old) => {
             rbac_escalation(server, call, new, old).await
         }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     Server,
-    error::{ApiError, Result},
+    error::{ApiError, FieldError, Result},
     identity::{Identity, NODES},
     registry,
 };
@@ -31,20 +31,42 @@ const FOR_TENANTS: &[&str] = &[
 
 /// Chooses the partition of a new tenant and writes it into its status.
 pub(crate) fn place(server: &Server, name: &TenantName, it: &mut Value) -> Result<()> {
+    check_partition(server, it, None)?;
     let wanted = object::text(it, &["spec", "partition"]).to_owned();
-    if !wanted.is_empty() && !server.partitions.names().iter().any(|known| **known == *wanted) {
-        let value = Value::from(wanted.as_str());
-        let names = server.partitions.names();
-        let known: Vec<&str> = names.iter().map(String::as_str).collect();
-        let error = crate::error::FieldError::unsupported("spec.partition", &value, &known);
-        return Err(ApiError::invalid("insula.io", "Tenant", name.as_str(), &[error]));
-    }
     let key = insula_partition::map::ShardKey::Tenant(name.as_str().to_owned());
     let partition = match wanted.is_empty() {
         true => server.partitions.store_for(&key).0,
         false => wanted,
     };
     it["status"]["partition"] = partition.into();
+    Ok(())
+}
+
+/// Refuses a tenant that asks for a partition on which it cannot live.
+pub(crate) fn check_partition(server: &Server, it: &Value, old: Option<&Value>) -> Result<()> {
+    const FIELD: &str = "spec.partition";
+    let wanted = object::text(it, &["spec", "partition"]);
+    if wanted.is_empty()
+        || old.is_some_and(|old| object::text(old, &["spec", "partition"]) == wanted)
+    {
+        return Ok(());
+    }
+    let refuse = |error| Err(ApiError::invalid("insula.io", "Tenant", object::name(it), &[error]));
+    let map = server.partitions.map();
+    let Some(info) = map.info(wanted) else {
+        let names = server.partitions.names();
+        let known: Vec<&str> = names.iter().map(String::as_str).collect();
+        return refuse(FieldError::unsupported(FIELD, &wanted.into(), &known));
+    };
+    if info.draining {
+        let open: Vec<&str> =
+            map.infos().iter().filter(|it| !it.draining).map(|it| it.name.as_str()).collect();
+        let why = format!("the partition is being drained; these are not: {}", open.join(", "));
+        return refuse(FieldError::invalid(FIELD, &wanted.into(), &why));
+    }
+    if object::name(it) == "system" {
+        return refuse(FieldError::forbidden(FIELD, "the platform's own tenant is moved by slots"));
+    }
     Ok(())
 }
 

@@ -18,7 +18,7 @@ use crate::{
     forward::{self, Forwarded, Patience},
     gate::{Admitted, Peer},
     identity::Identity,
-    node_proxy, openapi, partitions_view,
+    node_proxy, openapi,
     passport::{self, Line},
     read,
     registry::Whose,
@@ -174,9 +174,6 @@ impl Server {
         let resource = &call.served.resource;
         if !call.path.subresource.is_empty() {
             return self.subresource(call, method, body).await;
-        }
-        if resource.name == "partitions" && resource.group == "insula.io" {
-            return partitions_view::answer(self, call);
         }
         if !resource.has_verb(call.verb) {
             return Err(ApiError::method_not_allowed());

@@ -20,7 +20,6 @@ mod matcher;
 mod metrics;
 mod node_proxy;
 mod openapi;
-mod partitions_view;
 mod passport;
 pub mod peers;
 pub mod pki;
@@ -37,6 +36,7 @@ mod table;
 pub mod tokens;
 mod validate;
 mod version;
+mod views;
 mod watch;
 mod write;
 
@@ -94,9 +94,19 @@ pub struct Server {
 impl Server {
     /// Prepares the platform's own tenant and is then ready to answer.
     pub async fn start(config: ServerConfig) -> Result<Arc<Self>> {
+        let registry = Registry::built_in();
+        let mut views = Vec::new();
+        for served in registry.all() {
+            if let Some(kind) = served.view_kind() {
+                let (partitions, peers) = (config.partitions.clone(), config.peers.clone());
+                let view = views::View::new(kind, partitions, peers);
+                served.set_view(view.clone());
+                views.push(view);
+            }
+        }
         let server = Arc::new(Self {
             partitions: config.partitions,
-            registry: Registry::built_in(),
+            registry,
             policies: Policies::default(),
             keys: config.keys,
             dialer: Dialer::new(config.node_tls),
@@ -107,6 +117,10 @@ impl Server {
             shutdown: config.shutdown,
         });
         server.tasks.spawn(forward::follow_addresses(server.clone()));
+        for view in views {
+            let shutdown = server.shutdown.clone();
+            server.tasks.spawn(async move { shutdown.run_until_cancelled(view.run()).await });
+        }
         bootstrap::system(&server).await?;
         Ok(server)
     }

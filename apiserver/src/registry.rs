@@ -1,6 +1,9 @@
 //! Which resources this server serves, and where their objects are kept.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+};
 
 use insula_api::{
     names::TenantName,
@@ -10,18 +13,28 @@ use insula_api::{
 };
 use insula_partition::{
     map::ShardKey,
-    partitions::Partitions,
+    partitions::{META, Partitions},
     store::{Collection, Durability, Store},
 };
 
-use crate::scoped::Scoped;
+use crate::{
+    scoped::Scoped,
+    views::{Kind, View},
+};
 
 /// A served resource with what is looked up once.
-#[derive(Debug)]
 pub(crate) struct Served {
     pub resource: Arc<Resource>,
     pub collection: Collection,
     pub schema_type: TypeId,
+    /// Makes the objects, where they are not kept.
+    view: OnceLock<Arc<View>>,
+}
+
+impl std::fmt::Debug for Served {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Served").field("collection", &self.collection).finish_non_exhaustive()
+    }
 }
 
 /// All served resources.
@@ -42,6 +55,7 @@ impl Registry {
                 collection: Collection::new(&resource.group, &resource.name),
                 resource: Arc::new(resource.clone()),
                 schema_type,
+                view: OnceLock::new(),
             });
             let key = (resource.group.clone(), resource.version.clone(), resource.name.clone());
             registry.by_path.insert(key, served.clone());
@@ -125,10 +139,21 @@ impl Served {
         }
     }
 
-    /// Whether the resource is made from the partition map, which every server has.
+    /// The view that makes the objects, if they are made from the partition map, which every
+    /// server has.
+    pub(crate) fn view_kind(&self) -> Option<Kind> {
+        (&*self.resource.group == "insula.io").then(|| Kind::of(&self.resource.name)).flatten()
+    }
+
+    /// Whether the objects are made from the partition map.
     pub(crate) fn is_view(&self) -> bool {
-        &*self.resource.group == "insula.io"
-            && matches!(&*self.resource.name, "partitions" | "partitionmoves" | "servers")
+        self.view.get().is_some()
+    }
+
+    /// Has `view` make the objects.
+    pub(crate) fn set_view(&self, view: Arc<View>) {
+        // There is one server per registry.
+        let _ = self.view.set(view);
     }
 
     /// Whether objects of one list lie in more than one partition.
@@ -162,6 +187,9 @@ impl Served {
         namespace: &str,
         name: &str,
     ) -> (String, Arc<dyn Store>) {
+        if let Some(view) = self.view.get() {
+            return (META.to_owned(), view.clone());
+        }
         let key = self.shard_key(tenant, namespace, name);
         let place = partitions.place(&key);
         (place.partition.as_ref().to_owned(), Arc::new(Scoped::new(place.store, key)))

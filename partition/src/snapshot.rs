@@ -33,6 +33,16 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// A view of things that no partition keeps.
+    pub fn of(
+        collection: Collection,
+        revision: Revision,
+        entries: impl IntoIterator<Item = (Arc<str>, Entry)>,
+    ) -> Self {
+        let entries = entries.into_iter().collect();
+        Self { revision, entries, collection, fences: Fences::none() }
+    }
+
     /// The revision of the whole partition this view stands for; at least that of every entry.
     pub fn revision(&self) -> Revision {
         self.revision

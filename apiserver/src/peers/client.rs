@@ -194,6 +194,16 @@ impl HttpPeers {
         Err(PeerError::Refused { server: to.into(), reason })
     }
 
+    /// Whether there is a connection to the server now. If there is none, one is tried.
+    pub(crate) fn is_connected(&self, name: &str) -> bool {
+        let peer = self.peer(name);
+        if peer.calls.is_open() {
+            return true;
+        }
+        self.shared.runtime.spawn(async move { peer.calls.try_open().await });
+        false
+    }
+
     /// Sends a client's request on to another server.
     pub(crate) async fn forward(
         &self,

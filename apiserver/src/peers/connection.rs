@@ -101,6 +101,18 @@ impl Connection {
         self.sender.read().as_ref().filter(|sender| !sender.is_closed()).cloned()
     }
 
+    /// Whether it is there now.
+    pub(super) fn is_open(&self) -> bool {
+        self.open().is_some()
+    }
+
+    /// Opens it, if it can be opened now.
+    pub(super) async fn try_open(&self) {
+        if let Err(error) = self.connect().await {
+            tracing::debug!(server = self.way.name, %error, "not reached");
+        }
+    }
+
     async fn connect(&self) -> Result<http2::SendRequest<Body>, SendError> {
         let _alone = self.connecting.lock().await;
         if let Some(sender) = self.open() {

@@ -163,7 +163,9 @@ pub(super) fn of(resource: &Resource) -> &'static [Column] {
         }
         ("", "namespaces")
         | ("", "persistentvolumes")
-        | ("insula.io", "partitions" | "tenants") => status_columns(&resource.name),
+        | ("insula.io", "partitions" | "tenants" | "servers" | "partitionmoves") => {
+            status_columns(&resource.name)
+        }
         ("", "secrets") => {
             const IT: &[Column] =
                 &[NAME, text("Type", Path("type", "")), count("Data", Computed(cells::data)), AGE];
@@ -284,11 +286,38 @@ fn status_columns(name: &str) -> &'static [Column] {
         count("Bytes", Path("status.bytes", "0")),
         text("Revision", Path("status.revision", "")),
         text("Leader", Path("status.leader", "")),
+        wide("Servers", Path("spec.servers", "")),
+        wide("Ready", Path("status.ready", "")),
+        wide("Epoch", Path("status.epoch", "")),
+        wide("Message", Path("status.message", "")),
+    ];
+    const SERVER: &[Column] = &[
+        NAME,
+        text("Status", Path("status.phase", "")),
+        text("Address", Path("spec.address", "")),
+        text("Leads", Path("status.leads", "")),
+        text("Ready", Path("status.ready", "")),
+        wide("Member Of", Path("status.partitions", "")),
+        wide("Id", Path("status.id", "")),
+    ];
+    const MOVE: &[Column] = &[
+        NAME,
+        text("Phase", Path("status.phase", "")),
+        text("Progress", Path("status.progress", "")),
+        text("Tenant", Path("spec.tenant", "<slots>")),
+        text("From", Path("status.from", "")),
+        text("To", Path("spec.to", "")),
+        AGE,
+        wide("Pause", Path("status.pauseMilliseconds", "")),
+        wide("Server", Path("status.server", "")),
+        wide("Message", Path("status.message", "")),
     ];
     match name {
         "persistentvolumes" => VOLUME,
         "tenants" => TENANT,
         "partitions" => PARTITION,
+        "servers" => SERVER,
+        "partitionmoves" => MOVE,
         _ => NAMESPACE,
     }
 }
