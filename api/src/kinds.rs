@@ -85,12 +85,34 @@ pub enum TenantPhase {
     Unknown,
 }
 
-/// What a partition is made of. Written by the server; nothing can be asked of a partition.
+/// What is asked of a partition.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PartitionSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
+    /// Servers that are to be its members, if it is embedded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub servers: Vec<String>,
+    /// Nothing may move here, and what is here moves away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub draining: Option<bool>,
+    /// Where it is, if it is in an etcd.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etcd: Option<PartitionEtcd>,
+}
+
+/// An etcd cluster that holds a partition.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PartitionEtcd {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<String>,
+    /// Another etcd, for collections of which all is relaxed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub relaxed: Vec<String>,
 }
 
 /// What a partition is.
@@ -104,6 +126,12 @@ pub struct PartitionStatus {
     /// How many slots it owns.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slots: Option<i32>,
+    /// How many tenants are pinned to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pins: Option<i32>,
+    /// Servers that serve it from their own memory.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ready: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub objects: Option<i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -143,6 +171,9 @@ mod tests {
                     "type": "T", "status": "True", "reason": "R", "message": "M",
                     "lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": 1,
                 }]),
+                "boolean" => json!(true),
+                "[string]" => json!(["text"]),
+                "->io.insula.v1.PartitionEtcd" => full("PartitionEtcd"),
                 other => panic!("{kind}.{field} is {other:?}"),
             };
             fields.insert((*field).to_owned(), value);

@@ -88,7 +88,7 @@ pub(crate) async fn validate(
 /// What follows from a create that succeeded.
 pub(crate) async fn created(server: &Server, call: &Call, it: &Value) -> Result<()> {
     if call.served.resource.group == "insula.io" && call.served.resource.name == "tenants" {
-        bootstrap::tenant(server, it).await?;
+        bootstrap::created(server, it).await?;
     }
     Ok(())
 }

@@ -70,13 +70,22 @@ pub(crate) fn check_partition(server: &Server, it: &Value, old: Option<&Value>) 
     Ok(())
 }
 
-/// Writes what a new tenant begins with. Safe to repeat.
-pub(crate) async fn tenant(server: &Server, it: &Value) -> Result<()> {
-    let tenant = TenantName::parse(object::name(it)).map_err(ApiError::internal)?;
+/// Has a new tenant live where it asks to, and writes what it begins with.
+///
+/// It has nothing yet, but other servers may not know its place yet, and have begun to write for
+/// it elsewhere: so it moves there like any other.
+pub(crate) async fn created(server: &Server, it: &Value) -> Result<()> {
     let wanted = object::text(it, &["spec", "partition"]);
     if !wanted.is_empty() {
-        server.partitions.pin(tenant.as_str(), Some(wanted)).await.map_err(ApiError::internal)?;
+        let pinned = server.partitions.pin(object::name(it), Some(wanted)).await;
+        pinned.map_err(ApiError::internal)?;
     }
+    tenant(server, it).await
+}
+
+/// Writes what a new tenant begins with. Safe to repeat.
+async fn tenant(server: &Server, it: &Value) -> Result<()> {
+    let tenant = TenantName::parse(object::name(it)).map_err(ApiError::internal)?;
     let roles = default_rbac()
         .into_iter()
         .filter(|it| FOR_TENANTS.contains(&object::name(it)) && !is_of_namespace(it))

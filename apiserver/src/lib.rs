@@ -33,6 +33,7 @@ mod serve;
 mod strategy;
 mod subresources;
 mod table;
+mod tenants;
 pub mod tokens;
 mod validate;
 mod version;
@@ -122,6 +123,7 @@ impl Server {
             server.tasks.spawn(async move { shutdown.run_until_cancelled(view.run()).await });
         }
         bootstrap::system(&server).await?;
+        server.tasks.spawn(tenants::follow(server.clone()));
         Ok(server)
     }
 

@@ -38,6 +38,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::{sync::watch, time::Instant};
 
+pub(crate) use self::moves::phase;
 use crate::{
     Server,
     error::{ApiError, Result},
@@ -214,16 +215,14 @@ impl View {
         let old: Option<Value> =
             found.as_ref().and_then(|it| serde_json::from_slice(&it.value).ok());
         let partitions = &self.source.partitions;
+        let (new, old) = (new.as_ref(), old.as_ref());
         let changed = match self.kind {
-            Kind::Partitions => {
-                partitions::write(partitions, name, new.as_ref(), old.as_ref()).await
-            }
-            Kind::Servers => servers::write(partitions, name, new.as_ref()).await,
-            Kind::Moves => moves::write(partitions, name, new.as_ref(), old.as_ref()).await,
+            Kind::Partitions => text(partitions::write(partitions, name, new, old.is_none()).await),
+            Kind::Servers => text(servers::write(partitions, name, new).await),
+            Kind::Moves => text(moves::write(partitions, name, new).await),
         };
         // It was allowed a moment ago, so this is a race, and what comes of it is decided anew.
-        changed
-            .map_err(|error| StoreError::Unavailable { reason: error.to_string(), source: None })?;
+        changed.map_err(|reason| StoreError::Unavailable { reason, source: None })?;
         let now = self.read(&write.collection, ReadAt::Latest).await?;
         let entry = now
             .get(&write.key)
@@ -360,6 +359,10 @@ impl Store for View {
     fn shutdown(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         std::future::ready(Ok(())).boxed()
     }
+}
+
+fn text<E: std::error::Error + 'static>(outcome: Result<(), E>) -> Result<(), String> {
+    outcome.map_err(|error| crate::error::chain(&error))
 }
 
 /// What all objects of views have.

@@ -193,7 +193,7 @@ pub(super) async fn write(
     partitions: &Partitions,
     name: &str,
     new: Option<&Value>,
-    old: Option<&Value>,
+    is_new: bool,
 ) -> std::result::Result<(), ChangeError> {
     let Some(new) = new else {
         return partitions.change_map(|map| map.without_partition(name)).await.map(drop);
@@ -202,5 +202,5 @@ pub(super) async fn write(
         Ok(wanted) => wanted,
         Err(error) => return Err(ChangeError::Map(MapError::Etcd(error.message))),
     };
-    partitions.change_map(|map| changed(map, &wanted, old.is_none())).await.map(drop)
+    partitions.change_map(|map| changed(map, &wanted, is_new)).await.map(drop)
 }

@@ -1,0 +1,247 @@
+//! Keeps tenants where they ask to live: starts the moves that `spec.partition` asks for, says in
+//! `status.partition` where a tenant is, and tells of moves by events.
+//!
+//! Every server runs it; what one did the others find done. A move has a name made from what asks
+//! for it, so it is started once, and one that failed is not tried again before the tenant's
+//! specification changes.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use insula_api::{names::TenantName, object, time};
+use insula_partition::{
+    map::{PartitionMap, Scope, Shard, ShardKey},
+    moves::{MOVES, Move, MoveError, Phase},
+    partitions::META,
+    snapshot::{Entry, Snapshot},
+    store::{Change, Collection, Durability, Expect, ReadAt, StoreError, Write},
+    watch::Watcher,
+};
+use serde_json::{Value, json};
+
+use crate::{Server, error::chain, registry, views};
+
+/// How often it looks when nothing seems to have changed.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// Runs until the server ends.
+pub(crate) async fn follow(server: Arc<Server>) {
+    let shutdown = server.shutdown.clone();
+    let mut follower =
+        Follower { server, seen: None, phases: HashMap::new(), tenants: None, moves: None };
+    shutdown.run_until_cancelled(follower.run()).await;
+}
+
+struct Follower {
+    server: Arc<Server>,
+    /// The map's epoch and the tenants that were looked at last.
+    seen: Option<(u64, Snapshot)>,
+    /// The phases that were told of.
+    phases: HashMap<String, Phase>,
+    tenants: Option<Watcher>,
+    moves: Option<Watcher>,
+}
+
+impl Follower {
+    async fn run(&mut self) {
+        let mut epochs = self.server.partitions.subscribe();
+        loop {
+            if let Err(error) = self.pass().await {
+                tracing::debug!(error = chain(&error), "tenants are looked at again later");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            self.watch();
+            tokio::select! {
+                ended = next(&mut self.tenants) => if ended { self.tenants = None },
+                ended = next(&mut self.moves) => if ended { self.moves = None },
+                _ = epochs.changed() => (),
+                () = tokio::time::sleep(LOOK) => (),
+            }
+        }
+    }
+
+    /// Begins to watch what is not watched yet.
+    fn watch(&mut self) {
+        let partitions = &self.server.partitions;
+        if self.tenants.is_none() {
+            let store = partitions.place(&ShardKey::System).store;
+            let collection = Collection::new("insula.io", "tenants");
+            self.tenants = store.watch(&collection, store.progress()).ok();
+        }
+        if self.moves.is_none()
+            && let (Some(store), Some(moves)) = (partitions.store(META), Collection::parse(MOVES))
+        {
+            self.moves = store.watch(&moves, store.progress()).ok();
+        }
+    }
+
+    async fn pass(&mut self) -> Result<(), StoreError> {
+        self.tell_of_moves().await?;
+        let place = self.server.partitions.place(&ShardKey::System);
+        if !place.local {
+            // A server that has the tenants does it.
+            return Ok(());
+        }
+        let map = self.server.partitions.map();
+        let collection = Collection::new("insula.io", "tenants");
+        let tenants = place.store.read(&collection, ReadAt::Any).await?;
+        if let Some((epoch, seen)) = &self.seen
+            && *epoch == map.epoch()
+            && seen.is_same(&tenants)
+        {
+            return Ok(());
+        }
+        for (key, entry) in tenants.range("system/", None) {
+            let Ok(it) = serde_json::from_slice::<Value>(&entry.value) else { continue };
+            self.start_move(&map, &it).await?;
+            self.write_status(&map, key, entry, it).await?;
+        }
+        self.seen = Some((map.epoch(), tenants));
+        Ok(())
+    }
+
+    /// Starts the move that a tenant asks for, if there is none.
+    async fn start_move(&self, map: &PartitionMap, it: &Value) -> Result<(), StoreError> {
+        let (name, wanted) = (object::name(it), object::text(it, &["spec", "partition"]));
+        let shard = Shard::Tenant(name);
+        if map.owner_of(shard) == wanted && !map.pins().contains_key(name) && name != "system" {
+            // It is there by its slot, which may move without it.
+            let pinned = self.server.partitions.change_map(|map| match map.owner_of(shard) {
+                owner if owner == wanted => map.with_pin(name, Some(wanted)),
+                _ => Ok(map.clone()),
+            });
+            if let Err(error) = pinned.await {
+                tracing::debug!(tenant = name, error = chain(&error), "not pinned");
+            }
+            return Ok(());
+        }
+        let moves = !wanted.is_empty()
+            && name != "system"
+            && !object::is_deleting(it)
+            && map.owner_of(shard) != wanted
+            && map.move_of(shard).is_none()
+            && map.info(wanted).is_some_and(|info| !info.draining);
+        if !moves {
+            return Ok(());
+        }
+        let generation = object::metadata(it).get("generation").and_then(Value::as_i64);
+        let asks = format!("{}/{wanted}/{}", object::uid(it), generation.unwrap_or_default());
+        let hash = xxhash_rust::xxh3::xxh3_64(asks.as_bytes());
+        let short: String = name.chars().take(40).collect();
+        let id = format!("{short}-{hash:016x}");
+        let started =
+            self.server.partitions.start_move(Some(&id), Scope::Tenant(name.into()), wanted).await;
+        match started {
+            Ok(_) => tracing::info!(tenant = name, to = wanted, id, "a tenant moves"),
+            Err(MoveError::Exists(_)) => (),
+            Err(MoveError::Store(error)) => return Err(error),
+            Err(error) => {
+                tracing::warn!(tenant = name, to = wanted, error = chain(&error), "cannot move");
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes where the tenant lives into its status.
+    async fn write_status(
+        &self,
+        map: &PartitionMap,
+        key: &Arc<str>,
+        entry: &Entry,
+        mut it: Value,
+    ) -> Result<(), StoreError> {
+        let name = object::name(&it).to_owned();
+        let key_of = match name.as_str() {
+            "system" => ShardKey::System,
+            name => ShardKey::Tenant(name.to_owned()),
+        };
+        let owner = map.owner(&key_of);
+        if object::text(&it, &["status", "partition"]) == owner {
+            return Ok(());
+        }
+        it["status"]["partition"] = owner.into();
+        let write = Write {
+            collection: Collection::new("insula.io", "tenants"),
+            key: key.clone(),
+            expect: Expect::At(entry.modified),
+            change: Change::Put(object::encode(&it).into()),
+            durability: Durability::Durable,
+            by_move: None,
+        };
+        match self.server.partitions.place(&ShardKey::System).store.write(write).await {
+            // Whoever changed it wakes this again.
+            Ok(_) | Err(StoreError::Conflict { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// An event for each phase that a move driven here has come to.
+    async fn tell_of_moves(&mut self) -> Result<(), StoreError> {
+        let moves = self.server.partitions.moves().await?;
+        let own = self.server.partitions.server_name().to_owned();
+        for (it, _) in &moves {
+            let known = self.phases.insert(it.id.clone(), it.phase);
+            if known != Some(it.phase)
+                && it.driver == own
+                && (known.is_some() || !it.phase.is_over())
+            {
+                self.tell(it).await;
+            }
+        }
+        self.phases.retain(|id, _| moves.iter().any(|(it, _)| it.id == *id));
+        Ok(())
+    }
+
+    async fn tell(&self, it: &Move) {
+        let Some(served) = self.server.registry.get("", "v1", "events") else { return };
+        let system = TenantName::system();
+        let now = time::now();
+        let name = format!("{}.{:016x}", it.id, it.transition ^ ((it.phase as u64) << 56));
+        let message = match (it.phase, it.message.is_empty()) {
+            (Phase::Done, _) => format!(
+                "{} moved from {} to {}; writes waited {} ms",
+                it.scope,
+                it.from,
+                it.to,
+                it.pause.unwrap_or_default()
+            ),
+            (_, true) => format!("{} moves from {} to {}", it.scope, it.from, it.to),
+            (_, false) => format!("{}: {}", it.scope, it.message),
+        };
+        let event = json!({
+            "apiVersion": "v1", "kind": "Event",
+            "metadata": {
+                "name": name, "namespace": "default", "tenant": "system",
+                "uid": uuid::Uuid::new_v4().to_string(), "creationTimestamp": now,
+            },
+            "involvedObject": {
+                "apiVersion": "insula.io/v1", "kind": "PartitionMove", "name": it.id,
+            },
+            "reason": views::phase(it),
+            "message": message,
+            "type": if it.phase == Phase::Failed { "Warning" } else { "Normal" },
+            "source": {"component": "insula-apiserver"},
+            "reportingComponent": "insula-apiserver", "reportingInstance": it.driver,
+            "firstTimestamp": now, "lastTimestamp": now, "count": 1,
+        });
+        let (_, store) = served.place(&self.server.partitions, &system, "default", &name);
+        let write = Write {
+            collection: served.collection.clone(),
+            key: registry::key(&system, "default", &name).into(),
+            expect: Expect::Absent,
+            change: Change::Put(object::encode(&event).into()),
+            durability: Durability::Relaxed,
+            by_move: None,
+        };
+        if let Err(error) = store.write(write).await {
+            tracing::debug!(error = chain(&error), "an event was not written");
+        }
+    }
+}
+
+/// Waits for a change. Whether the watch has ended.
+async fn next(watcher: &mut Option<Watcher>) -> bool {
+    match watcher {
+        Some(watcher) => watcher.next().await.is_err(),
+        None => std::future::pending().await,
+    }
+}
