@@ -220,7 +220,7 @@ impl Follower {
             "message": message,
             "type": if it.phase == Phase::Failed { "Warning" } else { "Normal" },
             "source": {"component": "insula-apiserver"},
-            "reportingComponent": "insula-apiserver", "reportingInstance": it.driver,
+            "reportingComponent": "insula-apiserver", "reportingInstance": views::driver(it),
             "firstTimestamp": now, "lastTimestamp": now, "count": 1,
         });
         let (_, store) = served.place(&self.server.partitions, &system, "default", &name);

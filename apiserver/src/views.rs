@@ -38,7 +38,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::{sync::watch, time::Instant};
 
-pub(crate) use self::moves::phase;
+pub(crate) use self::moves::{driver, phase};
 use crate::{
     Server,
     error::{ApiError, Result},

@@ -265,6 +265,12 @@ pub(super) fn claim(object: &Value) -> Value {
     }
 }
 
+/// A list of texts of `part`, with commas.
+pub(super) fn list(it: &Value, part: &str, field: &str) -> Value {
+    let texts = it[part][field].as_array().into_iter().flatten().filter_map(Value::as_str);
+    texts.collect::<Vec<_>>().join(",").into()
+}
+
 pub(super) fn role_ref(object: &Value) -> Value {
     format!("{}/{}", text(object, "roleRef.kind"), text(object, "roleRef.name")).into()
 }

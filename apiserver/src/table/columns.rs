@@ -286,8 +286,8 @@ fn status_columns(name: &str) -> &'static [Column] {
         count("Bytes", Path("status.bytes", "0")),
         text("Revision", Path("status.revision", "")),
         text("Leader", Path("status.leader", "")),
-        wide("Servers", Path("spec.servers", "")),
-        wide("Ready", Path("status.ready", "")),
+        wide("Servers", Computed(|it| cells::list(it, "spec", "servers"))),
+        wide("Ready", Computed(|it| cells::list(it, "status", "ready"))),
         wide("Epoch", Path("status.epoch", "")),
         wide("Message", Path("status.message", "")),
     ];
@@ -295,9 +295,9 @@ fn status_columns(name: &str) -> &'static [Column] {
         NAME,
         text("Status", Path("status.phase", "")),
         text("Address", Path("spec.address", "")),
-        text("Leads", Path("status.leads", "")),
-        text("Ready", Path("status.ready", "")),
-        wide("Member Of", Path("status.partitions", "")),
+        text("Leads", Computed(|it| cells::list(it, "status", "leads"))),
+        text("Ready", Computed(|it| cells::list(it, "status", "ready"))),
+        wide("Member Of", Computed(|it| cells::list(it, "status", "partitions"))),
         wide("Id", Path("status.id", "")),
     ];
     const MOVE: &[Column] = &[

@@ -38,6 +38,11 @@ pub(crate) fn phase(it: &Move) -> String {
     }
 }
 
+/// The server that acts for it: a process of a server is `NAME/..`.
+pub(crate) fn driver(it: &Move) -> &str {
+    it.driver.split('/').next().unwrap_or_default()
+}
+
 fn one(map: &PartitionMap, it: &Move) -> Value {
     let progress = match (it.phase, it.total) {
         (Phase::Done | Phase::Cleaning, _) => 100,
@@ -64,7 +69,7 @@ fn one(map: &PartitionMap, it: &Move) -> Value {
         "progress": format!("{progress}%"),
         "copied": it.copied,
         "total": it.total,
-        "server": it.driver,
+        "server": driver(it),
         "message": it.message,
         "startTime": time(it.started),
         "lastTransitionTime": time(it.transition),
