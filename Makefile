@@ -4,13 +4,14 @@ export CARGO_TARGET_DIR
 INSULA := $(CARGO_TARGET_DIR)/release/insula
 DATA_DIR ?= run
 
-.PHONY: help deps build install run test lint docs bench
+.PHONY: help deps build install run test lint docs bench soak
 
 help:
 	@echo "make run    install what is needed, build, and run a cloud in ./$(DATA_DIR)"
 	@echo "make test   everything that is tested"
 	@echo "make deps   system packages, containerd and the test images (root; safe to repeat)"
 	@echo "make install  put the insula command into /usr/local/bin"
+	@echo "make soak   thousands of random runs under faults: SEEDS=5000 RUNS=1000 SEED=1"
 	@echo "make lint | docs | bench"
 
 deps:
@@ -37,3 +38,11 @@ docs:
 
 bench: deps
 	cargo run --release --locked -p insula-partition --example bench
+
+# Each failure prints the seed that repeats it.
+SEEDS ?= 5000
+RUNS ?= 1000
+SEED ?= $(shell date +%s)
+soak: deps
+	INSULA_SEED=$(SEED) INSULA_SEEDS=$(SEEDS) cargo test --release --locked -p insula-partition --lib sim::
+	INSULA_SEED=$(SEED) INSULA_RUNS=$(RUNS) cargo test --release --locked -p insula --test faults -- --test-threads=1

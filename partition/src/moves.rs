@@ -23,6 +23,8 @@ mod copy;
 mod driver;
 mod plan;
 mod record;
+#[cfg(test)]
+mod sim;
 mod tables;
 #[cfg(test)]
 mod tests;

@@ -288,6 +288,21 @@ impl Partitions {
 
 #[cfg(test)]
 impl Partitions {
+    /// On stores that are made up.
+    pub(crate) async fn of_stores(
+        config: PartitionsConfig,
+        meta: Arc<dyn Store>,
+        open: Vec<(String, Arc<dyn Store>)>,
+        first: PartitionMap,
+    ) -> Result<Self, OpenError> {
+        Self::assemble(config, None, meta, open, first).await
+    }
+
+    /// Whatever is done in the background ends where it is.
+    pub(crate) fn end_tasks(&self) {
+        self.tasks.lock().drain(..).for_each(|task| task.abort());
+    }
+
     pub(crate) fn meta(&self) -> Arc<dyn Store> {
         self.shared.meta.clone()
     }

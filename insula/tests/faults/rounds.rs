@@ -11,7 +11,7 @@ use insula_client::{Client, Tenant};
 use insula_history::{
     chain,
     drive::{self, Plan, Subject},
-    linear,
+    linear::{self, Revisions},
     op::{Action, Outcome},
     record::Recorder,
 };
@@ -182,7 +182,7 @@ impl<'a> Rounds<'a> {
         }
         for (tenant, history) in TENANTS.iter().zip(&histories) {
             let ops = history.ops();
-            if let Err(violation) = linear::check(&ops) {
+            if let Err(violation) = linear::check(&ops, Revisions::Stay) {
                 panic!("seed {seed}: {fault:?}: tenant {tenant}: {violation}");
             }
             let done = ops.iter().filter(|op| matches!(op.outcome, Outcome::Done(_))).count();

@@ -119,7 +119,7 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::*;
-    use crate::linear;
+    use crate::linear::{self, Revisions};
 
     /// A store in memory; `forgets` loses every such write after it was acknowledged.
     #[derive(Default)]
@@ -191,13 +191,13 @@ mod tests {
     async fn a_right_store_passes() {
         let recorder = run(Memory::default()).await;
         assert!(500 < recorder.ops().len());
-        linear::check(&recorder.ops()).unwrap();
+        linear::check(&recorder.ops(), Revisions::Stay).unwrap();
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_store_that_forgets_is_found() {
         let recorder = run(Memory { forgets: Some(50), ..Memory::default() }).await;
-        let violation = linear::check(&recorder.ops()).unwrap_err();
+        let violation = linear::check(&recorder.ops(), Revisions::Stay).unwrap_err();
         assert!(violation.to_string().contains("not linearizable"), "{violation}");
     }
 }

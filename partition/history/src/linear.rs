@@ -5,7 +5,8 @@
 //! it leads to is never tried twice. Calls without an answer may be left out.
 //!
 //! Beyond the plain register, revisions are part of the model: a key's versions have growing
-//! revisions in the order in which they took effect, and a reader is told the right one.
+//! revisions in the order in which they took effect, and a reader is told the right one. Where
+//! values move between stores they get new, higher revisions on the way, see [`Revisions`].
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -49,6 +50,15 @@ impl fmt::Display for Violation {
 
 impl std::error::Error for Violation {}
 
+/// What can happen to the revision of a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Revisions {
+    /// It stays that of the write.
+    Stay,
+    /// It may grow at any time, when the value moves: whoever demanded the old one is refused.
+    Grow,
+}
+
 /// What a key is at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 struct Register {
@@ -66,35 +76,46 @@ struct Live {
 
 impl Register {
     /// The state after `op`, if `op` may have had its answer here.
-    fn step(self, op: &Op) -> Option<Self> {
+    fn step(self, op: &Op, revisions: Revisions) -> Option<Self> {
         match (op.action, op.outcome) {
             (Action::Get, Outcome::Found(None)) => self.live.is_none().then_some(self),
-            (Action::Get, Outcome::Found(Some(seen))) => self.learn(seen.id, seen.revision),
+            (Action::Get, Outcome::Found(Some(seen))) => {
+                self.learn(seen.id, seen.revision, revisions)
+            }
             (Action::Get, _) => Some(self),
-            (Action::Put { id, expect }, outcome) => self.write(expect, outcome, Some(id)),
-            (Action::Delete { expect }, outcome) => self.write(expect, outcome, None),
+            (Action::Put { id, expect }, outcome) => {
+                self.write(expect, outcome, Some(id), revisions)
+            }
+            (Action::Delete { expect }, outcome) => self.write(expect, outcome, None, revisions),
         }
     }
 
     /// The live value is `id`, of `revision`.
-    fn learn(self, id: Id, revision: u64) -> Option<Self> {
+    fn learn(self, id: Id, revision: u64, revisions: Revisions) -> Option<Self> {
         let live = self.live.filter(|live| live.id == id)?;
         match live.revision {
-            Some(known) => (known == revision).then_some(self),
-            None => {
+            Some(known) if known == revision => Some(self),
+            Some(_) if revisions == Revisions::Stay => None,
+            Some(_) | None => {
                 let live = Some(Live { id, revision: Some(revision) });
                 (self.newest < revision).then_some(Self { live, newest: revision })
             }
         }
     }
 
-    fn write(self, expect: Expect, outcome: Outcome, id: Option<Id>) -> Option<Self> {
+    fn write(
+        self,
+        expect: Expect,
+        outcome: Outcome,
+        id: Option<Id>,
+        revisions: Revisions,
+    ) -> Option<Self> {
         // What is demanded may say more than was known here.
         let (met, known) = match expect {
             Expect::Absent => (self.live.is_none(), self),
             Expect::Present => (self.live.is_some(), self),
             Expect::Anything => (true, self),
-            Expect::Version(seen) => match self.learn(seen.id, seen.revision) {
+            Expect::Version(seen) => match self.learn(seen.id, seen.revision, revisions) {
                 Some(known) => (true, known),
                 None => (false, self),
             },
@@ -113,13 +134,20 @@ impl Register {
                 Some(Self { live, ..known })
             }
             Outcome::Conflict if !met => Some(self),
+            // It moved, and nobody was told its new revision yet.
+            Outcome::Conflict
+                if revisions == Revisions::Grow && matches!(expect, Expect::Version(_)) =>
+            {
+                let live = self.live.map(|live| Live { revision: None, ..live });
+                Some(Self { live, newest: known.newest })
+            }
             _ => None,
         }
     }
 }
 
 /// Checks every key on its own. The first key that has no order is the answer.
-pub fn check(ops: &[Op]) -> Result<(), Box<Violation>> {
+pub fn check(ops: &[Op], revisions: Revisions) -> Result<(), Box<Violation>> {
     let mut keys: BTreeMap<u32, Vec<Op>> = BTreeMap::new();
     for op in ops {
         // A get without an answer says nothing.
@@ -129,7 +157,7 @@ pub fn check(ops: &[Op]) -> Result<(), Box<Violation>> {
     }
     for (key, mut ops) in keys {
         ops.sort_by_key(|op| op.begin);
-        if let Err((best, undecided)) = check_key(&ops) {
+        if let Err((best, undecided)) = check_key(&ops, revisions) {
             return Err(Box::new(Violation { key, ops, best, undecided }));
         }
     }
@@ -212,7 +240,7 @@ impl Moments {
 
 /// Finds an order of all answered operations of one key, or the longest part that has one and
 /// whether the search was given up.
-fn check_key(ops: &[Op]) -> Result<(), (Vec<usize>, bool)> {
+fn check_key(ops: &[Op], revisions: Revisions) -> Result<(), (Vec<usize>, bool)> {
     let mut moments = Moments::new(ops);
     let mut missing = ops.iter().filter(|op| op.outcome != Outcome::Unknown).count();
     let mut taken = vec![0_u64; ops.len().div_ceil(64)];
@@ -226,7 +254,7 @@ fn check_key(ops: &[Op]) -> Result<(), (Vec<usize>, bool)> {
         if at != END && !moment.is_answer {
             let op = moment.op;
             let bit = 1 << (op % 64);
-            if let Some(next) = state.step(&ops[op]) {
+            if let Some(next) = state.step(&ops[op], revisions) {
                 taken[op / 64] |= bit;
                 if tried.insert((taken.clone(), next)) {
                     order.push((op, state));
@@ -284,14 +312,14 @@ mod tests {
 
     #[track_caller]
     fn good(ops: &[Op]) {
-        if let Err(violation) = check(ops) {
+        if let Err(violation) = check(ops, Revisions::Stay) {
             panic!("{violation}");
         }
     }
 
     #[track_caller]
     fn bad(ops: &[Op]) {
-        assert!(check(ops).is_err(), "this has no order");
+        assert!(check(ops, Revisions::Stay).is_err(), "this has no order");
     }
 
     #[test]
@@ -365,6 +393,23 @@ mod tests {
     }
 
     #[test]
+    fn values_that_move_get_higher_revisions() {
+        let first = put(0, 1, 1, Expect::Absent, Outcome::Done(Some(5)));
+        let moved = [first.clone(), get(2, 3, Some((1, 5))), get(4, 5, Some((1, 9)))];
+        assert!(check(&moved, Revisions::Grow).is_ok());
+        assert!(check(&moved, Revisions::Stay).is_err());
+        let back = [first.clone(), get(2, 3, Some((1, 9))), get(4, 5, Some((1, 5)))];
+        assert!(check(&back, Revisions::Grow).is_err());
+        let refused = put(2, 3, 2, seen(1, 5), Outcome::Conflict);
+        let again = put(4, 5, 3, seen(1, 5), Outcome::Done(Some(12)));
+        let once = [first.clone(), refused.clone(), get(4, 5, Some((1, 9)))];
+        assert!(check(&once, Revisions::Grow).is_ok());
+        assert!(check(&once, Revisions::Stay).is_err());
+        // It cannot have moved and not have moved.
+        assert!(check(&[first, refused, again], Revisions::Grow).is_err());
+    }
+
+    #[test]
     fn many_clients_on_one_key_are_checked_in_time() {
         // All at once: only the memory of what was tried makes this end.
         let mut ops: Vec<Op> = (1..=12)
@@ -431,7 +476,7 @@ mod tests {
     proptest! {
         #[test]
         fn right_histories_are_accepted(choices in prop::collection::vec(any::<(u8, u8, u8)>(), 1..60)) {
-            if let Err(violation) = check(&simulate(&choices)) {
+            if let Err(violation) = check(&simulate(&choices), Revisions::Stay) {
                 prop_assert!(false, "{violation}");
             }
         }
@@ -449,7 +494,7 @@ mod tests {
             let end = ops.iter().map(|op| op.end).max().unwrap_or(0);
             let stale = done[done.len() - 2].1;
             ops.push(Op { client: 9, key: 0, begin: end + 1, end: end + 2, action: Action::Get, outcome: Outcome::Found(Some(stale)) });
-            prop_assert!(check(&ops).is_err());
+            prop_assert!(check(&ops, Revisions::Stay).is_err());
         }
     }
 }

@@ -21,7 +21,7 @@ mod world;
 
 use std::env;
 
-use insula_history::linear;
+use insula_history::linear::{self, Revisions};
 
 use self::{
     clients::Clients,
@@ -72,7 +72,7 @@ fn one(seed: u64, servers: u64, faults: Faults, relaxed: bool) {
         clients.step(&mut world);
     }
     world.check_equal();
-    if !relaxed && let Err(violation) = linear::check(clients.history()) {
+    if !relaxed && let Err(violation) = linear::check(clients.history(), Revisions::Stay) {
         panic!("{violation}");
     }
 }

@@ -94,7 +94,7 @@ impl<'a> Copy<'a> {
             }
         }
         pass.changed = writes.len();
-        write_all(self.target, writes, progress).await?;
+        write_all(self.target, writes, NewerMoves::Stop, progress).await?;
         self.seen = now;
         Ok(pass)
     }
@@ -122,7 +122,8 @@ impl<'a> Copy<'a> {
         for (key, entry) in self.of_scope(collection, snapshot) {
             let same = copied.entries.get(key).is_some_and(|have| {
                 let plain = |value| value::with_revision(value, Revision(0));
-                plain(&have.value) == plain(&entry.value)
+                // What an earlier move left here is too old: revisions must not go back.
+                entry.modified < have.modified && plain(&have.value) == plain(&entry.value)
             });
             if !same {
                 writes.push(self.put(collection, key, entry));
@@ -199,7 +200,8 @@ fn of_scope<'s>(
         .filter(|(key, _)| scope.contains(Shard::of(collection.as_str(), key)))
 }
 
-/// Deletes everything that a partition has of a scope that is closed or importing there.
+/// Deletes everything that a partition has of a scope that is closed or importing there, but what
+/// a newer move has brought back meanwhile: that one also sees to what was left.
 pub(super) async fn delete_all(
     store: &dyn Store,
     scope: &Scope,
@@ -222,12 +224,22 @@ pub(super) async fn delete_all(
             });
         }
     }
-    write_all(store, writes, &|_| {}).await
+    write_all(store, writes, NewerMoves::Own, &|_| {}).await
+}
+
+/// What becomes of a write to what belongs to a newer move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NewerMoves {
+    /// It is left out.
+    Own,
+    /// It is an error.
+    Stop,
 }
 
 async fn write_all(
     store: &dyn Store,
     writes: Vec<Write>,
+    newer: NewerMoves,
     progress: &(dyn Fn(usize) + Sync),
 ) -> Result<(), MoveError> {
     let done = std::sync::atomic::AtomicUsize::new(0);
@@ -238,6 +250,7 @@ async fn write_all(
             match store.write(write).await {
                 // What was to be deleted is gone.
                 Ok(_) | Err(StoreError::Conflict { .. }) => {}
+                Err(StoreError::Moving { .. }) if newer == NewerMoves::Own => {}
                 Err(error @ StoreError::TooLarge { .. }) => {
                     return Err(MoveError::Impossible(format!("{what}: {error}")));
                 }
