@@ -101,8 +101,9 @@ pub async fn client(
             recorder.note(number, key, begin, action, outcome);
         }
         let pause = plan.pause.mul_f64(random.random());
-        // Who was not served at all waits, so that an outage is no flood.
-        let pause = if outcome.is_none() { pause.max(Duration::from_millis(10)) } else { pause };
+        // Who was not served waits, so that an outage is no flood.
+        let served = !matches!(outcome, None | Some(Outcome::Unknown));
+        let pause = if served { pause } else { pause.max(Duration::from_millis(30)) };
         tokio::time::sleep(pause).await;
     }
 }

@@ -209,6 +209,25 @@ impl Moments {
         Self { moments, next, before, of_op }
     }
 
+    /// The operations that began before the first answer that is still to come: one of them is
+    /// next. Answered ones come first, since most of the others never happened.
+    fn candidates(&self, ops: &[Op], twins: &Twins) -> Vec<usize> {
+        let (mut found, mut unanswered) = (Vec::new(), Vec::new());
+        let mut classes = HashSet::new();
+        let mut at = self.next[END];
+        while at != END && !self.moments[at].is_answer {
+            let op = self.moments[at].op;
+            match twins.class[op] {
+                _ if ops[op].outcome != Outcome::Unknown => found.push(op),
+                Some(class) if !classes.insert(class) => {}
+                _ => unanswered.push(op),
+            }
+            at = self.next[at];
+        }
+        found.append(&mut unanswered);
+        found
+    }
+
     fn unlink(&mut self, at: usize) {
         let (before, next) = (self.before[at], self.next[at]);
         self.next[before] = next;
@@ -238,50 +257,108 @@ impl Moments {
     }
 }
 
+/// Unanswered writes of values that nobody ever saw: those that demand the same are as good as each
+/// other, so that only the first of them is tried at any time.
+struct Twins {
+    /// For each operation: its class, if it is such a write.
+    class: Vec<Option<usize>>,
+}
+
+/// In the place of every value that nobody ever saw.
+const UNSEEN: Id = Id::MAX;
+
+impl Twins {
+    /// Finds them, and makes their values the same.
+    fn find(ops: &mut [Op]) -> Self {
+        let seen: HashSet<Id> = ops
+            .iter()
+            .flat_map(|op| {
+                let demanded = match op.action {
+                    Action::Put { expect: Expect::Version(seen), .. }
+                    | Action::Delete { expect: Expect::Version(seen) } => Some(seen.id),
+                    _ => None,
+                };
+                let found = match op.outcome {
+                    Outcome::Found(Some(seen)) => Some(seen.id),
+                    _ => None,
+                };
+                [demanded, found]
+            })
+            .flatten()
+            .collect();
+        let mut classes: Vec<Action> = Vec::new();
+        let class = ops.iter_mut().map(|op| {
+            if op.outcome != Outcome::Unknown {
+                return None;
+            }
+            if let Action::Put { id, .. } = &mut op.action {
+                if seen.contains(id) {
+                    return None;
+                }
+                *id = UNSEEN;
+            }
+            let known = classes.iter().position(|action| *action == op.action);
+            Some(known.unwrap_or_else(|| {
+                classes.push(op.action);
+                classes.len() - 1
+            }))
+        });
+        Self { class: class.collect() }
+    }
+}
+
+/// A choice of the search: the operations that can be next, and how many of them were tried.
+struct Choice {
+    candidates: Vec<usize>,
+    tried: usize,
+    state: Register,
+}
+
 /// Finds an order of all answered operations of one key, or the longest part that has one and
 /// whether the search was given up.
 fn check_key(ops: &[Op], revisions: Revisions) -> Result<(), (Vec<usize>, bool)> {
+    let mut ops = ops.to_vec();
+    let twins = Twins::find(&mut ops);
+    let ops = ops.as_slice();
     let mut moments = Moments::new(ops);
-    let mut missing = ops.iter().filter(|op| op.outcome != Outcome::Unknown).count();
+    let answered = |op: usize| ops[op].outcome != Outcome::Unknown;
+    let mut missing = (0..ops.len()).filter(|op| answered(*op)).count();
     let mut taken = vec![0_u64; ops.len().div_ceil(64)];
     let mut tried: HashSet<(Vec<u64>, Register)> = HashSet::new();
-    let mut order: Vec<(usize, Register)> = Vec::new();
+    let mut order: Vec<usize> = Vec::new();
     let mut best: Vec<usize> = Vec::new();
-    let mut state = Register::default();
-    let mut at = moments.next[END];
+    let first = Register::default();
+    let mut choices =
+        vec![Choice { candidates: moments.candidates(ops, &twins), tried: 0, state: first }];
     while missing != 0 {
-        let moment = moments.moments[at];
-        if at != END && !moment.is_answer {
-            let op = moment.op;
-            let bit = 1 << (op % 64);
-            if let Some(next) = state.step(&ops[op], revisions) {
-                taken[op / 64] |= bit;
-                if tried.insert((taken.clone(), next)) {
-                    order.push((op, state));
-                    state = next;
-                    missing -= usize::from(ops[op].outcome != Outcome::Unknown);
-                    moments.take(op);
-                    at = moments.next[END];
-                    continue;
-                }
-                taken[op / 64] &= !bit;
-            }
-            at = moments.next[at];
-            continue;
-        }
-        // An answer came before its operation could take effect: an earlier choice was wrong.
-        if best.len() < order.len() {
-            best = order.iter().map(|(op, _)| *op).collect();
-        }
         if LIMIT < tried.len() {
             return Err((best, true));
         }
-        let Some((op, previous)) = order.pop() else { return Err((best, false)) };
-        state = previous;
-        taken[op / 64] &= !(1 << (op % 64));
-        missing += usize::from(ops[op].outcome != Outcome::Unknown);
-        moments.put_back(op);
-        at = moments.next[moments.of_op[op].0];
+        let Some(choice) = choices.last_mut() else { return Err((best, false)) };
+        let Some(&op) = choice.candidates.get(choice.tried) else {
+            // Nothing can be next: an earlier choice was wrong.
+            if best.len() < order.len() {
+                best.clone_from(&order);
+            }
+            choices.pop();
+            if let Some(op) = order.pop() {
+                taken[op / 64] &= !(1 << (op % 64));
+                missing += usize::from(answered(op));
+                moments.put_back(op);
+            }
+            continue;
+        };
+        choice.tried += 1;
+        let Some(state) = choice.state.step(&ops[op], revisions) else { continue };
+        taken[op / 64] |= 1 << (op % 64);
+        if !tried.insert((taken.clone(), state)) {
+            taken[op / 64] &= !(1 << (op % 64));
+            continue;
+        }
+        missing -= usize::from(answered(op));
+        moments.take(op);
+        order.push(op);
+        choices.push(Choice { candidates: moments.candidates(ops, &twins), tried: 0, state });
     }
     Ok(())
 }
@@ -418,6 +495,27 @@ mod tests {
         ops.push(get(1001, 1002, Some((12, 12))));
         good(&ops);
         ops.push(get(1003, 1004, Some((11, 11))));
+        bad(&ops);
+    }
+
+    #[test]
+    fn an_outage_with_many_unanswered_writes_is_decided() {
+        let mut ops = vec![put(0, 1, 1, Expect::Absent, Outcome::Done(Some(1)))];
+        for id in 2..80 {
+            let expect = match id % 4 {
+                0 => seen(1, 1),
+                1 => Expect::Absent,
+                2 => Expect::Present,
+                _ => Expect::Anything,
+            };
+            ops.push(put(10 + id, 0, id, expect, Outcome::Unknown));
+        }
+        ops.push(get(200, 201, Some((1, 1))));
+        good(&ops);
+        ops.push(get(202, 203, Some((40, 50))));
+        ops.push(get(204, 205, Some((40, 50))));
+        good(&ops);
+        ops.push(get(206, 207, Some((1, 1))));
         bad(&ops);
     }
 
