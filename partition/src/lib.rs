@@ -18,6 +18,7 @@
 //!   remote     a partition on other servers, followed and written through them
 //!   state      the applied state in memory, under every backend
 //!     ring       a collection's recent changes
+//! group        one embedded partition without a map, for benches and fault tests
 //! peers        how partitions on different servers talk
 //! contract     the suite that every backend passes
 //! ```
@@ -41,6 +42,7 @@ mod embedded;
 pub mod error;
 pub mod etcd;
 pub mod fences;
+pub mod group;
 mod limits;
 pub mod map;
 pub mod moves;

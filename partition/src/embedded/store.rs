@@ -152,6 +152,12 @@ impl EmbeddedStore {
         }
     }
 
+    /// Whether the group tells this server what was decided. It was let go if not, or is joining.
+    fn is_member(&self) -> bool {
+        let (standing, me) = (self.standing.borrow(), self.post.member());
+        standing.voters.contains(&me) || standing.learners.contains(&me)
+    }
+
     fn is_alone(&self) -> bool {
         let standing = self.standing.borrow();
         standing.voters == [self.post.member()] && standing.learners.is_empty()
@@ -288,7 +294,9 @@ impl Store for EmbeddedStore {
             };
             let committed = self.decide(here, request, wire::read_committed).await?;
             // Who writes here reads here, and must find it.
-            drop(self.state.reach(committed.revision, PATIENCE).await);
+            if self.is_member() {
+                drop(self.state.reach(committed.revision, PATIENCE).await);
+            }
             Ok(committed)
         }
         .boxed()

@@ -170,7 +170,7 @@ async fn a_group_grows_and_shrinks_while_it_is_written_to() {
     let store = cluster.store(1);
     let writer = tokio::spawn(async move {
         let mut acknowledged = Vec::new();
-        for n in 0..300 {
+        for n in 0..150 {
             acknowledged.push(put_eventually(&store, &format!("w{n}")).await.0);
         }
         acknowledged
@@ -192,7 +192,7 @@ async fn a_group_grows_and_shrinks_while_it_is_written_to() {
     let leader = cluster.leader().await;
     assert_ne!(leader, 1);
     let found = cluster.store(4).read(&pods(), ReadAt::Latest).await.unwrap();
-    assert_eq!(found.len(), 800);
+    assert_eq!(found.len(), 650);
     for (n, revision) in acknowledged.iter().enumerate() {
         assert_eq!(found.get(&format!("w{n}")).unwrap().modified, *revision);
     }
