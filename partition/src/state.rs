@@ -11,6 +11,7 @@
 //! * History at or below a collection's floor is unknown; above it the ring has every change.
 
 mod contents;
+mod roots;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,7 @@ use parking_lot::RwLock;
 use tokio::sync::watch;
 
 pub(crate) use self::contents::Contents;
+use self::roots::Roots;
 use crate::{
     fences::Fences,
     ring::RingLimits,
@@ -38,6 +40,7 @@ pub(crate) struct State {
     contents: RwLock<Contents>,
     /// Follows `Contents::revision`, for those who wait for one.
     revision: watch::Sender<Revision>,
+    roots: Roots,
 }
 
 impl std::fmt::Debug for State {
@@ -68,7 +71,11 @@ impl State {
     pub(crate) fn new(image: Image, limits: RingLimits) -> Arc<Self> {
         let revision = image.revision;
         let contents = Contents::new(image, limits);
-        Arc::new(Self { contents: RwLock::new(contents), revision: watch::Sender::new(revision) })
+        Arc::new(Self {
+            contents: RwLock::new(contents),
+            revision: watch::Sender::new(revision),
+            roots: Roots::default(),
+        })
     }
 
     /// Changes the state under the lock, then wakes whoever waits for what was changed.
@@ -94,6 +101,7 @@ impl State {
     }
 
     pub(crate) fn totals(&self) -> Totals {
+        self.roots.tidy();
         let contents = self.contents.read();
         Totals {
             objects: contents.objects,
@@ -182,7 +190,7 @@ impl State {
         }
     }
 
-    /// Goes back to `revision` by undoing the ring's newer changes.
+    /// Goes back to `revision` by undoing the ring's newer changes, unless somebody did just now.
     fn snapshot_at(
         &self,
         collection: &Collection,
@@ -197,6 +205,9 @@ impl State {
             let Some(&at) = contents.index.get(&collection) else {
                 return Ok(Snapshot { revision, entries: OrdMap::new(), collection, fences });
             };
+            if let Some(entries) = self.roots.get(&collection, revision) {
+                return Ok(Snapshot { revision, entries, collection, fences });
+            }
             let shelf = &contents.shelves[at];
             (shelf.entries.clone(), shelf.ring.after(revision, usize::MAX)?, fences)
         };
@@ -205,6 +216,9 @@ impl State {
                 Some(previous) => entries.insert(event.key.clone(), previous.clone()),
                 None => entries.remove(&event.key),
             };
+        }
+        if !newer.is_empty() {
+            self.roots.put(&collection, revision, entries.clone());
         }
         Ok(Snapshot { revision, entries, collection, fences })
     }

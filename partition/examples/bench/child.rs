@@ -34,13 +34,14 @@ pub(crate) fn say(outcome: Outcome) {
 
 pub(crate) fn read(line: &str) -> Result<Outcome, Failure> {
     let fields: Vec<_> = line.split_whitespace().collect();
-    let ["outcome", per_second, median, worst] = fields.as_slice() else {
+    let ["outcome", per_second, median, of_100, worst] = fields.as_slice() else {
         return Err(format!("not an outcome: {line}").into());
     };
     Ok(Outcome {
         per_second: per_second.parse()?,
         median: Duration::from_nanos(median.parse()?),
-        worst_of_100: Duration::from_nanos(worst.parse()?),
+        worst_of_100: Duration::from_nanos(of_100.parse()?),
+        worst: Duration::from_nanos(worst.parse()?),
     })
 }
 

@@ -64,6 +64,7 @@ pub(crate) struct Outcome {
     pub(crate) per_second: f64,
     pub(crate) median: Duration,
     pub(crate) worst_of_100: Duration,
+    pub(crate) worst: Duration,
 }
 
 /// Has `writers` put for `length`.
@@ -105,6 +106,7 @@ pub(crate) async fn measure(
         per_second: latencies.len() as f64 / elapsed.as_secs_f64(),
         median: at(0.5),
         worst_of_100: at(0.99),
+        worst: at(1.0),
     })
 }
 

@@ -11,11 +11,14 @@ use insula_partition::store::Durability;
 
 use crate::{
     Extent, Failure, child,
-    load::{Target, object},
+    load::{Target, measure, object},
     puts,
 };
 
 const WRITERS: u64 = 100;
+
+/// How long puts are measured beside a checkpoint.
+const CHECKPOINT: Duration = Duration::from_secs(4);
 
 pub(crate) async fn million(dir: &Path, extent: Extent) -> Result<(), Failure> {
     let at = dir.join("memory");
@@ -52,7 +55,7 @@ fn resident() -> Result<u64, Failure> {
 /// Writes the objects, says what they weigh, and waits to be killed.
 pub(crate) async fn fill(dir: &Path, objects: u64) -> Result<(), Failure> {
     let before = resident()?;
-    let (_partitions, store) = puts::open(dir).await?;
+    let (partitions, store) = puts::open(dir).await?;
     let begun = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();
     for writer in 0..WRITERS {
@@ -72,9 +75,27 @@ pub(crate) async fn fill(dir: &Path, objects: u64) -> Result<(), Failure> {
     tokio::time::sleep(Duration::from_secs(3)).await;
     weigh("at rest", before, &*store)?;
     println!("written durably in {took:.1?}");
+    let target = Target::Store(store.clone(), Durability::Durable);
+    let quiet = measure(&target, 16, CHECKPOINT).await?;
+    let (checkpoint, busy) =
+        tokio::join!(timed(partitions.checkpoint()), measure(&target, 16, CHECKPOINT));
+    let (checkpoint, busy) = (checkpoint?, busy?);
+    println!(
+        "16 writers: {:.0} puts/s (worst {:.0?}); {:.0} (worst {:.0?}) with a checkpoint of {checkpoint:.1?}",
+        quiet.per_second, quiet.worst, busy.per_second, busy.worst
+    );
+    weigh("after that", before, &*store)?;
     println!("filled");
     tokio::time::sleep(Duration::from_secs(60)).await;
     Ok(())
+}
+
+async fn timed<E: Into<Failure>>(
+    work: impl Future<Output = Result<(), E>>,
+) -> Result<Duration, Failure> {
+    let begun = Instant::now();
+    work.await.map_err(Into::into)?;
+    Ok(begun.elapsed())
 }
 
 fn weigh(

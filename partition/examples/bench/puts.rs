@@ -29,6 +29,9 @@ pub(crate) async fn durable(dir: &Path, extent: Extent) -> Result<(), Failure> {
     let ours = Target::Store(store, Durability::Durable);
     let theirs = Target::Etcd(Box::new(client.kv_client()));
     heading("Durable puts of 1 KiB");
+    // The first files are made, and the first connections.
+    measure(&ours, 16, extent.length).await?;
+    measure(&theirs, 16, extent.length).await?;
     for writers in WRITERS {
         let (mut a, mut b) = (Vec::new(), Vec::new());
         for _ in 0..extent.rounds {

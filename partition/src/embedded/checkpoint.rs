@@ -21,6 +21,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::mpsc::{Receiver, SyncSender, sync_channel},
 };
 
 use raft::eraftpb::ConfState;
@@ -40,6 +41,9 @@ const CACHE: u64 = 16 << 20;
 /// A page is finished once it has this many bytes. Larger ones than a few hundred KiB sled would
 /// put into files of their own.
 const PAGE: usize = 64 << 10;
+
+/// Pages that are read before they are needed.
+const READ_AHEAD: usize = 32;
 
 const DESCRIPTION: &str = "CHECKPOINT";
 const PARTIAL: &str = "partial";
@@ -200,23 +204,42 @@ fn fill(dir: &Path, image: &Image, description: &mut Description) -> Result<(), 
 
 fn read(dir: &Path) -> Result<(Description, Image), CheckpointError> {
     let description = describe(dir)?;
-    let wanted = description.clone();
     let at = dir.to_owned();
-    // sled may panic over files that it did not expect to find so.
+    let (sender, pages) = sync_channel(READ_AHEAD);
+    // sled may panic over files that it did not expect to find so. And all that it takes of
+    // memory is that thread's, not in between what stays.
     let reader = std::thread::Builder::new().name("checkpoint reader".into());
-    let reader = reader.spawn(move || read_rows(&at, &wanted))?;
-    let image = reader.join().map_err(|_| CheckpointError::Panic)??;
+    let reader = reader.spawn(move || read_pages(&at, &sender))?;
+    let image = build(&description, &pages);
+    // It ends early if nobody takes its pages.
+    drop(pages);
+    reader.join().map_err(|_| CheckpointError::Panic)??;
     // sled tidies up when it opens a database.
     sync_all(dir)?;
-    Ok((description, image))
+    Ok((description, image?))
 }
 
-fn read_rows(dir: &Path, description: &Description) -> Result<Image, CheckpointError> {
+/// Hands over all pages in their order, with their keys.
+fn read_pages(
+    dir: &Path,
+    pages: &SyncSender<(sled::IVec, sled::IVec)>,
+) -> Result<(), CheckpointError> {
     let db = open(dir)?;
+    for page in db.iter() {
+        if pages.send(page?).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn build(
+    description: &Description,
+    pages: &Receiver<(sled::IVec, sled::IVec)>,
+) -> Result<Image, CheckpointError> {
     let mut builder = image::Builder::new(Revision(description.revision));
     let mut digest = Digest::default();
-    for page in db.iter() {
-        let (number, rows) = page?;
+    for (number, rows) in pages {
         if digest.add(&rows) != *number {
             return Err(CheckpointError::Damaged("a page is missing"));
         }

@@ -93,3 +93,29 @@ async fn a_revision_that_never_comes_is_in_the_future() {
     let reached = state.reach(Revision(5), Duration::from_millis(5)).await;
     assert!(matches!(reached, Err(StoreError::Future { requested: Revision(5), .. })));
 }
+
+#[tokio::test]
+async fn pages_of_an_older_revision_are_undone_once() {
+    let state = State::new(Image::default(), RingLimits { events: 4, bytes: 1 << 20 });
+    let first = put(&state, "a", "1");
+    put(&state, "a", "2");
+    for _ in 0..3 {
+        let old = state.read(&pods(), ReadAt::Exactly(first)).await.unwrap();
+        assert_eq!(old.get("a").unwrap().value, "1");
+    }
+    assert_eq!(state.roots.len(), 1);
+    // A list that is under way can be finished, even if the ring has moved on.
+    for n in 0..6 {
+        put(&state, "a", &n.to_string());
+    }
+    let old = state.read(&pods(), ReadAt::Exactly(first)).await.unwrap();
+    assert_eq!(old.get("a").unwrap().value, "1");
+    // What was compacted stays so.
+    state.apply(|contents| contents.compact(Revision(first.0 + 1))).unwrap();
+    let gone = state.read(&pods(), ReadAt::Exactly(first)).await;
+    assert!(matches!(gone, Err(StoreError::Compacted { .. })));
+    for revision in first.0 + 2..first.0 + 6 {
+        drop(state.read(&pods(), ReadAt::Exactly(Revision(revision))).await);
+    }
+    assert!(state.roots.len() <= 16);
+}
