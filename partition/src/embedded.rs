@@ -53,7 +53,8 @@ use tokio::{
 };
 
 pub(crate) use self::{
-    checkpointer::CheckpointOptions, directory::Identity, store::EmbeddedStore, writer::Standing,
+    checkpointer::CheckpointOptions, directory::Identity, image::put_row, store::EmbeddedStore,
+    writer::Standing,
 };
 use self::{
     checkpointer::{Checkpointer, Plan},

@@ -20,6 +20,7 @@
 //!     ring       a collection's recent changes
 //! group        one embedded partition without a map, for benches and fault tests
 //! peers        how partitions on different servers talk
+//! backup       all partitions in one file, and back
 //! contract     the suite that every backend passes
 //! ```
 //!
@@ -34,6 +35,7 @@
 //! | a byte rots before the log's end | never served: `OpenError::Damaged` | the same | from a backup |
 //! | a byte rots in the newest checkpoint | read from the one before and the log | the same | go on |
 
+pub mod backup;
 mod codec;
 #[cfg(test)]
 mod contract;
