@@ -26,6 +26,7 @@ macro_rules! contract_tests {
             watches_have_no_gap_under_load, too_large_is_refused, a_counter_by_many,
             latest_sees_what_was_acknowledged, relaxed_writes_keep_their_order,
             collections_are_those_with_values, stats_count, a_shut_down_store_says_so,
+            raised_revisions_stay_above, fences_hold_what_moves,
         );
     };
     ($open:path; $($test:ident,)*) => {
@@ -462,4 +463,108 @@ pub(crate) async fn a_shut_down_store_says_so(store: Arc<dyn Store>) {
     assert!(matches!(refused, Err(StoreError::Unavailable { .. })), "{refused:?}");
     assert!(matches!(watcher.next().await, Err(StoreError::Unavailable { .. })));
     store.shutdown().await.unwrap();
+}
+
+pub(crate) async fn raised_revisions_stay_above(store: Arc<dyn Store>) {
+    let before = put(&*store, "a", "1").await;
+    let mut watcher = store.watch(&pods(), before.revision).unwrap();
+    for above in [1_000, 500, 1_000_000] {
+        store.raise(Revision(above)).await.unwrap();
+        let after = put(&*store, "b", "1").await;
+        assert!(Revision(above) < after.revision, "{above}");
+        assert_eq!(watcher.next().await.unwrap()[0].revision, after.revision);
+        let read = store.read(&pods(), ReadAt::Exactly(after.revision)).await.unwrap();
+        assert_eq!(read.get("b").unwrap(), &after.entry);
+        let stale = store.write(write("b", Expect::At(before.revision), value("2"))).await;
+        assert_eq!(conflict(stale).unwrap(), after.entry);
+        store.write(write("b", Expect::At(after.revision), value("2"))).await.unwrap();
+    }
+    // What was there before is as it was.
+    let read = store.read(&pods(), ReadAt::Latest).await.unwrap();
+    assert_eq!(read.get("a").unwrap(), &before.entry);
+    store.write(write("a", Expect::At(before.revision), value("2"))).await.unwrap();
+    let read = store.read(&pods(), ReadAt::Exactly(before.revision)).await.unwrap();
+    assert_eq!(read.len(), 1);
+    store.compact(Revision(900_000)).await.unwrap();
+    assert!(store.watch(&pods(), Revision(899_999)).is_err());
+}
+
+pub(crate) async fn fences_hold_what_moves(store: Arc<dyn Store>) {
+    use crate::{
+        fences::{Fence, FenceState, TABLE, Table},
+        map::{Scope, ShardKey},
+    };
+    let acme = ShardKey::Tenant("acme".into());
+    let set = async |state: FenceState, token: u64| {
+        let mut table = Table::default();
+        let fence = Fence {
+            move_id: "m".into(),
+            scope: Scope::Tenant("acme".into()),
+            state,
+            token,
+            since: Revision(0),
+            other: "elsewhere".into(),
+            other_at: None,
+            moved: true,
+        };
+        table.claim(fence).unwrap();
+        let json = Change::Put(serde_json::to_vec(&table).unwrap().into());
+        let collection = crate::fences::collection();
+        let write = Write { collection, ..write(TABLE, Expect::Anything, json) };
+        store.write(write).await.unwrap().revision
+    };
+    let mine = |key: &str| write(key, Expect::Anything, value("1"));
+    let by_move = |key: &str, token| Write { by_move: Some(token), ..mine(key) };
+    let refused = async |write: Write| {
+        let outcome = store.write(write).await;
+        assert!(matches!(outcome, Err(StoreError::Moving { .. })), "{outcome:?}");
+    };
+    refused(by_move("acme/ns/a", 1)).await;
+    put(&*store, "acme/ns/a", "1").await;
+    put(&*store, "other/ns/a", "1").await;
+    let start = store.progress();
+    let all = store.watch(&pods(), start).unwrap();
+    let mut others = all.scoped(ShardKey::Tenant("other".into())).unwrap();
+    let mut scoped = store.watch(&pods(), start).unwrap().scoped(acme.clone()).unwrap();
+
+    set(FenceState::Frozen, 1).await;
+    refused(mine("acme/ns/a")).await;
+    refused(by_move("acme/ns/a", 1)).await;
+    let read = store.read(&pods(), ReadAt::Latest).await.unwrap();
+    read.check(&acme).unwrap();
+    assert!(read.get("acme/ns/a").is_some());
+    let other = put(&*store, "other/ns/a", "2").await;
+
+    set(FenceState::Closed, 2).await;
+    refused(mine("acme/ns/b")).await;
+    refused(by_move("acme/ns/a", 1)).await;
+    let read = store.read(&pods(), ReadAt::Latest).await.unwrap();
+    assert!(matches!(read.check(&acme), Err(StoreError::Moving { .. })));
+    assert!(read.get("acme/ns/a").is_none() && read.range("", None).count() == 1);
+    let ended = loop {
+        if let Err(error) = scoped.next().await {
+            break error;
+        }
+    };
+    assert!(matches!(ended, StoreError::Compacted { .. }), "{ended:?}");
+    let delete = Write { change: Change::Delete, ..by_move("acme/ns/a", 2) };
+    store.write(delete).await.unwrap();
+
+    set(FenceState::Importing, 3).await;
+    refused(by_move("acme/ns/c", 2)).await;
+    store.write(by_move("acme/ns/c", 3)).await.unwrap();
+    let read = store.read(&pods(), ReadAt::Latest).await.unwrap();
+    assert!(read.get("acme/ns/c").is_none());
+    let open = set(FenceState::Open, 4).await;
+    let read = store.read(&pods(), ReadAt::Latest).await.unwrap();
+    assert!(read.get("acme/ns/c").is_some());
+    read.check(&acme).unwrap();
+    let watch = |after| store.watch(&pods(), after).unwrap().scoped(acme.clone());
+    assert!(matches!(watch(start), Err(StoreError::Compacted { .. })));
+    watch(open).unwrap();
+    put(&*store, "acme/ns/c", "2").await;
+    // Of all that, whoever watches others heard only of them and of what is open.
+    let events = collect(&mut others, 2).await;
+    assert_eq!(events[0].revision, other.revision);
+    assert_eq!(&*events[1].key, "acme/ns/c");
 }

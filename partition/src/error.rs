@@ -29,6 +29,13 @@ pub enum OpenError {
     )]
     Foreign { dir: PathBuf, found: String, ours: String },
 
+    /// An etcd holds something that is not this partition.
+    #[error(
+        "the etcd given for partition {partition} holds {found} under {at}; \
+         give it another etcd or another prefix"
+    )]
+    ForeignEtcd { partition: String, at: String, found: String },
+
     /// The partitions that were asked for are not the ones that the data is spread over.
     #[error(
         "the data is spread over partitions {}, but {} were asked for; \

@@ -5,12 +5,16 @@
 //! read  -> what is etcd's revision? -> wait until the state has it -> state
 //! ```
 //!
-//! Revisions are etcd's. Values lie in etcd with an empty revision; the cache fills it in.
+//! Revisions are etcd's, raised by what [`offsets`] says. Each write is made only if the fences
+//! and the offsets are those that were followed when it was decided. Values lie in etcd with an empty revision; the cache fills it in.
 //! The cluster may hold other keys too; only those under the prefix are looked at.
 
+mod clock;
 mod config;
 mod follow;
+mod identity;
 mod keys;
+mod offsets;
 mod probe;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -24,8 +28,8 @@ use std::{
 };
 
 use etcd_client::{
-    Client, Compare, CompareOp, ConnectOptions, DeleteOptions, Txn, TxnOp, TxnOpResponse,
-    TxnResponse,
+    Client, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions, KeyValue, Txn, TxnOp,
+    TxnOpResponse, TxnResponse,
 };
 use futures::{FutureExt, future::BoxFuture};
 use parking_lot::Mutex;
@@ -33,12 +37,16 @@ use tokio::{task::AbortHandle, time::Instant};
 
 pub use self::config::{EtcdConfig, EtcdTls, EtcdUser};
 use self::{
-    follow::{ANSWER, FollowError, Follower, Health},
+    clock::Clock,
+    follow::{ANSWER, FollowError, Follower, Health, Loaded},
+    identity::IdentityError,
     keys::Keys,
+    offsets::Offsets,
     probe::Probe,
 };
 use crate::{
     error::{OpenError, chain},
+    fences,
     limits::check_limits,
     ring::RingLimits,
     snapshot::{Entry, Snapshot},
@@ -62,7 +70,9 @@ const WATCH_LAG: Duration = Duration::from_millis(30);
 pub(crate) struct EtcdStore {
     keys: Keys,
     client: ClientHandle,
+    name: String,
     state: Arc<State>,
+    clock: Arc<Clock>,
     health: Arc<Mutex<Health>>,
     probe: Probe,
     /// The newest revision that a caller was told. The cache may still be behind it.
@@ -108,7 +118,7 @@ impl EtcdStore {
         };
         let keys = Keys::new(&config.prefix);
         let begun = Instant::now();
-        let (client, image) = loop {
+        let (client, Loaded { image, offsets, seen }) = loop {
             match connect(config, &options, &keys).await {
                 Ok(loaded) => break loaded,
                 Err(error) if patience < begun.elapsed() => return Err(failed(error)),
@@ -123,12 +133,14 @@ impl EtcdStore {
             }
         };
         let state = State::new(image, limits);
+        let clock = Clock::new(offsets, seen);
         let health = Arc::new(Mutex::new(Health::default()));
         let follower = Follower {
             name: name.into(),
             client: client.clone(),
             keys: keys.clone(),
             state: state.clone(),
+            clock: clock.clone(),
             health: health.clone(),
         };
         let follow = tokio::spawn(follower.run()).abort_handle();
@@ -136,13 +148,20 @@ impl EtcdStore {
         Ok(Self {
             keys,
             client: ClientHandle(client),
+            name: name.into(),
             told: AtomicU64::new(state.revision().0),
             state,
+            clock,
             health,
             probe,
             marking: tokio::sync::Mutex::new(()),
             tasks: vec![follow, probing],
         })
+    }
+
+    /// Where the table of fences lies.
+    fn fence_key(&self) -> String {
+        self.keys.of(&fences::collection(), fences::TABLE)
     }
 
     /// Fails at once after the end, and while the etcd is known to be away.
@@ -161,7 +180,7 @@ impl EtcdStore {
     async fn catch_up(&self) -> Result<(), StoreError> {
         self.check_health()?;
         let revision = self.probe.revision().await?;
-        if self.state.reach(revision, WATCH_LAG).await.is_ok() {
+        if self.clock.reach(revision, WATCH_LAG).await {
             return Ok(());
         }
         // The newest change may be of a key that is not ours, and the watch silent about it.
@@ -170,19 +189,70 @@ impl EtcdStore {
             let marked = kv.put(self.keys.marker(), "", None);
             tokio::time::timeout(ANSWER, marked).await.map_err(late)?.map_err(unavailable)?;
         }
-        self.state.reach(revision, FUTURE_WAIT).await.map_err(|error| StoreError::Unavailable {
-            reason: "the watch on etcd is behind".into(),
-            source: Some(error.into()),
+        if self.clock.reach(revision, FUTURE_WAIT).await {
+            return Ok(());
+        }
+        let reason = "the watch on etcd is behind".into();
+        Err(StoreError::Unavailable { reason, source: None })
+    }
+
+    /// Makes sure that the etcd holds this partition of `cluster`, or of any cluster if `None`;
+    /// takes an empty one. Gives the cluster's id, `fresh` if nobody had given it one.
+    pub(crate) async fn identify(
+        &self,
+        cluster: Option<&str>,
+        fresh: &str,
+    ) -> Result<String, OpenError> {
+        let asked = identity::identify(&self.client.0, &self.keys, &self.name, cluster, fresh);
+        asked.await.map_err(|error| match error {
+            IdentityError::Foreign(error) => error,
+            IdentityError::Follow(error) => OpenError::Partition {
+                partition: self.name.clone(),
+                source: StoreError::Unavailable {
+                    reason: "the etcd did not say whose it is".into(),
+                    source: Some(error.into()),
+                },
+            },
         })
     }
 
-    async fn transact(&self, write: &Write) -> Result<TxnResponse, StoreError> {
+    async fn raise(&self, above: Revision) -> Result<(), StoreError> {
+        loop {
+            self.catch_up().await?;
+            let (offsets, now) = (self.clock.offsets(), self.clock.seen());
+            if above <= offsets.shown(now) {
+                return Ok(());
+            }
+            let key = self.keys.offsets();
+            let value = offsets.raised(above, now.unsigned_abs());
+            let unchanged = Compare::mod_revision(key.as_str(), CompareOp::Equal, offsets.written);
+            let raise = Txn::new().when([unchanged]).and_then([TxnOp::put(key, value, None)]);
+            let mut kv = self.client.0.kv_client();
+            let answer = tokio::time::timeout(ANSWER, kv.txn(raise)).await.map_err(late)?;
+            let answer = answer.map_err(unavailable)?;
+            let revision = answer.header().map_or(0, |header| header.revision());
+            if !self.clock.reach(revision, FUTURE_WAIT).await {
+                self.catch_up().await?;
+            }
+        }
+    }
+
+    /// Makes one guarded write. The etcd does it only if nothing was fenced off, and no revision
+    /// was raised, since what `offsets` and `fences` say.
+    async fn transact(
+        &self,
+        write: &Write,
+        offsets: &Offsets,
+        fences: i64,
+    ) -> Result<TxnResponse, StoreError> {
         let key = self.keys.of(&write.collection, &write.key);
         let exists = |op| Compare::version(key.as_str(), op, 0);
-        let guard = match (write.expect, &write.change) {
+        let mut guard = match (write.expect, &write.change) {
             (Expect::Absent, _) => vec![exists(CompareOp::Equal)],
             (Expect::At(revision), _) => {
-                vec![Compare::mod_revision(key.as_str(), CompareOp::Equal, revision.0 as i64)]
+                // A revision that was left out is no key's.
+                let at = offsets.etcd(revision).unwrap_or(i64::MAX);
+                vec![Compare::mod_revision(key.as_str(), CompareOp::Equal, at)]
             }
             (Expect::Present, _) | (Expect::Anything, Change::Delete) => {
                 vec![exists(CompareOp::Greater)]
@@ -195,8 +265,17 @@ impl EtcdStore {
                 TxnOp::delete(key.as_str(), Some(DeleteOptions::new().with_prev_key()))
             }
         };
-        let found = TxnOp::get(key.as_str(), None);
-        let txn = Txn::new().when(guard).and_then([change]).or_else([found]);
+        let (fence_key, offset_key) = (self.fence_key(), self.keys.offsets());
+        let same = |key: &str, at| Compare::mod_revision(key, CompareOp::Equal, at);
+        guard.push(same(&fence_key, fences));
+        guard.push(same(&offset_key, offsets.written));
+        let revisions = || Some(GetOptions::new().with_keys_only());
+        let found = [
+            TxnOp::get(key, None),
+            TxnOp::get(fence_key, revisions()),
+            TxnOp::get(offset_key, revisions()),
+        ];
+        let txn = Txn::new().when(guard).and_then([change]).or_else(found);
         let mut kv = self.client.0.kv_client();
         let answer = tokio::time::timeout(ANSWER, kv.txn(txn)).await.map_err(late)?;
         answer.map_err(|error| match &write.change {
@@ -209,19 +288,49 @@ impl EtcdStore {
 
     async fn write(&self, write: Write) -> Result<Committed, StoreError> {
         check_limits(&write)?;
-        self.check_health()?;
-        let answer = self.transact(&write).await?;
-        let first = answer.op_responses().into_iter().next();
-        let live = |kvs: &[etcd_client::KeyValue]| kvs.first().map(follow::entry);
-        if !answer.succeeded() {
-            let found = match &first {
-                Some(TxnOpResponse::Get(get)) => live(get.kvs()),
-                _ => None,
+        let begun = Instant::now();
+        let (answer, offsets) = loop {
+            self.check_health()?;
+            // Fences of an older time than the offsets only make the etcd refuse.
+            let fences = self.state.fences();
+            let offsets = self.clock.offsets();
+            if write.by_move.is_some() || !fences.is_empty() {
+                fences.check_write(write.collection.as_str(), &write.key, write.by_move)?;
+            }
+            let written = offsets.etcd(fences.written()).unwrap_or(i64::MAX);
+            let answer = self.transact(&write, &offsets, written).await?;
+            if answer.succeeded() {
+                break (answer, offsets);
+            }
+            let revision = answer.header().map_or(0, |header| header.revision());
+            let at = |response: &TxnOpResponse| match response {
+                TxnOpResponse::Get(get) => get.kvs().first().map_or(0, KeyValue::mod_revision),
+                _ => 0,
             };
-            let Write { collection, key, .. } = write;
-            return Err(StoreError::Conflict { collection, key, found });
-        }
-        let revision = Revision(answer.header().map_or(0, |header| header.revision()) as u64);
+            match answer.op_responses().as_slice() {
+                [TxnOpResponse::Get(found), fence, offset]
+                    if at(fence) == written && at(offset) == offsets.written =>
+                {
+                    let found = found.kvs().first().map(|kv| follow::entry(kv, &offsets));
+                    let Write { collection, key, .. } = write;
+                    return Err(StoreError::Conflict { collection, key, found });
+                }
+                // Something began or ended to move: decide again, knowing that.
+                _ if begun.elapsed() < FUTURE_WAIT => {
+                    if !self.clock.reach(revision, FUTURE_WAIT).await {
+                        self.catch_up().await?;
+                    }
+                }
+                _ => {
+                    let reason = "the watch on etcd is behind".into();
+                    return Err(StoreError::Unavailable { reason, source: None });
+                }
+            }
+        };
+        let first = answer.op_responses().into_iter().next();
+        let live = |kvs: &[KeyValue]| kvs.first().map(|kv| follow::entry(kv, &offsets));
+        let etcd_revision = answer.header().map_or(0, |header| header.revision());
+        let revision = offsets.shown(etcd_revision);
         let value = match (&write.change, &first) {
             (Change::Put(value), _) => value.clone(),
             (Change::Delete, Some(TxnOpResponse::Delete(delete))) => {
@@ -233,8 +342,8 @@ impl EtcdStore {
         self.told.fetch_max(revision.0, Ordering::AcqRel);
         // Whoever was told reads its own write from the cache, whichever way it reads. A cache
         // that is cut off says so itself to the readers; the write has happened all the same.
-        if let Err(error) = self.state.reach(revision, WATCH_LAG * 10).await {
-            tracing::debug!(error = chain(&error), "the watch is behind a write");
+        if !self.clock.reach(etcd_revision, WATCH_LAG * 10).await {
+            tracing::debug!(partition = self.name, "the watch is behind a write");
         }
         Ok(Committed { revision, entry })
     }
@@ -261,16 +370,17 @@ impl EtcdStore {
     async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
         self.check_health()?;
         self.catch_up().await?;
+        let newest = self.progress();
+        if newest < revision {
+            return Err(StoreError::Future { requested: revision, newest });
+        }
         let mut kv = self.client.0.kv_client();
-        let answer = tokio::time::timeout(ANSWER, kv.compact(revision.0 as i64, None)).await;
+        let at = self.clock.offsets().etcd_below(revision);
+        let answer = tokio::time::timeout(ANSWER, kv.compact(at, None)).await;
         match answer.map_err(late)? {
             Ok(_) => {}
             // Someone else was faster.
             Err(error) if follow::is_compacted(&error) => {}
-            Err(error) if follow::says(&error, "is a future revision") => {
-                let newest = self.progress();
-                return Err(StoreError::Future { requested: revision, newest });
-            }
             Err(error) => return Err(unavailable(error)),
         }
         self.state.apply(|contents| contents.compact(revision))
@@ -281,11 +391,11 @@ async fn connect(
     config: &EtcdConfig,
     options: &ConnectOptions,
     keys: &Keys,
-) -> Result<(Client, crate::state::Image), FollowError> {
+) -> Result<(Client, Loaded), FollowError> {
     let connecting = Client::connect(&config.endpoints, Some(options.clone()));
     let client = tokio::time::timeout(ANSWER, connecting).await??;
-    let image = follow::load(&client, keys).await?;
-    Ok((client, image))
+    let loaded = follow::load(&client, keys).await?;
+    Ok((client, loaded))
 }
 
 fn is_too_large(error: &etcd_client::Error) -> bool {
@@ -328,9 +438,7 @@ impl Store for EtcdStore {
     }
 
     fn raise(&self, revision: Revision) -> BoxFuture<'_, Result<(), StoreError>> {
-        let _ = revision;
-        let reason = "an etcd's revisions cannot be raised yet".into();
-        std::future::ready(Err(StoreError::Unavailable { reason, source: None })).boxed()
+        self.raise(revision).boxed()
     }
 
     fn collections(&self) -> BoxFuture<'_, Result<Vec<Collection>, StoreError>> {

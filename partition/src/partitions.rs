@@ -156,10 +156,15 @@ impl Partitions {
         let meta_etcd = first.etcd.at_prefix(META_PREFIX);
         let backend = meta_etcd.place();
         let meta_info = PartitionInfo { name: META.into(), backend, ..PartitionInfo::default() };
-        let map = first_map(&config, meta_info, infos.collect())?;
+        let mut map = first_map(&config, meta_info, infos.collect())?;
         let meta = EtcdStore::open(META, &meta_etcd, RingLimits::default()).await?;
-        let open = partitions.iter().map(|partition| {
-            EtcdStore::open(&partition.name, &partition.etcd, RingLimits::default())
+        let cluster = meta.identify(None, map.cluster()).await?;
+        map.set_cluster(&cluster);
+        let open = partitions.iter().map(|partition| async {
+            let store =
+                EtcdStore::open(&partition.name, &partition.etcd, RingLimits::default()).await?;
+            store.identify(Some(&cluster), &cluster).await?;
+            Ok::<_, OpenError>(store)
         });
         let stores = futures::future::try_join_all(open).await?;
         let stores = stores.into_iter().map(|store| Arc::new(store) as Arc<dyn Store>);

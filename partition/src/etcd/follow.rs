@@ -14,12 +14,16 @@ use imbl::OrdMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::keys::Keys;
+use super::{
+    clock::Clock,
+    keys::Keys,
+    offsets::{Damaged, Offsets},
+};
 use crate::{
     error::chain,
     snapshot::Entry,
     state::{Image, State},
-    store::{Collection, Revision},
+    store::Collection,
     value,
 };
 
@@ -50,6 +54,8 @@ pub(super) enum FollowError {
     Timeout(#[from] tokio::time::error::Elapsed),
     #[error("etcd ended the watch: {0}")]
     Ended(String),
+    #[error(transparent)]
+    Damaged(#[from] Damaged),
     #[error("etcd compacted changes that were not seen yet")]
     Compacted,
     /// Not by itself ever right again.
@@ -57,7 +63,7 @@ pub(super) enum FollowError {
         "etcd went back from revision {seen} to {now}: it was restored without raising its \
          revision; restore it with `--bump-revision --mark-compacted`, then restart this process"
     )]
-    WentBack { seen: Revision, now: Revision },
+    WentBack { seen: i64, now: i64 },
 }
 
 /// What is known of the etcd, for status pages.
@@ -74,6 +80,7 @@ pub(super) struct Follower {
     pub(super) client: Client,
     pub(super) keys: Keys,
     pub(super) state: Arc<State>,
+    pub(super) clock: Arc<Clock>,
     pub(super) health: Arc<Mutex<Health>>,
 }
 
@@ -90,8 +97,10 @@ impl Follower {
                     "etcd compacted changes that were missed; loading everything"
                 );
                 match load(&self.client, &self.keys).await {
-                    Ok(image) => {
+                    Ok(Loaded { image, offsets, seen }) => {
+                        self.clock.set_offsets(offsets);
                         self.state.apply(|contents| contents.reset(image));
+                        self.clock.advance(seen);
                         continue;
                     }
                     Err(error) => self.fail(&error),
@@ -121,14 +130,14 @@ impl Follower {
     }
 
     async fn follow(&mut self) -> Result<std::convert::Infallible, FollowError> {
-        let seen = self.state.revision();
+        let seen = self.clock.seen();
         let now = revision(&self.client, &self.keys).await?;
         if now < seen {
             return Err(FollowError::WentBack { seen, now });
         }
         let options = WatchOptions::new()
             .with_prefix()
-            .with_start_revision(seen.0 as i64 + 1)
+            .with_start_revision(seen + 1)
             .with_progress_notify()
             .with_fragment();
         let mut watch = self.client.watch_client().max_decoding_message_size(MAX_MESSAGE);
@@ -163,10 +172,15 @@ impl Follower {
             return Ok(());
         }
         for events in message.events().chunks(STEP) {
+            let mut offsets = self.clock.offsets();
             self.state.apply(|contents| {
                 for event in events {
                     let Some(kv) = event.kv() else { continue };
-                    let at = Revision(kv.mod_revision() as u64);
+                    if kv.key() == self.keys.offsets().as_bytes() {
+                        self.clock.set_offsets(Offsets::parse(kv.value(), kv.mod_revision())?);
+                        offsets = self.clock.offsets();
+                    }
+                    let at = offsets.shown(kv.mod_revision());
                     match self.keys.split(kv.key()) {
                         Some((collection, key)) => match event.event_type() {
                             EventType::Put => contents.put_at(collection, key, kv.value(), at),
@@ -175,14 +189,19 @@ impl Follower {
                         None => contents.advance(at),
                     }
                 }
-            });
+                Ok::<(), FollowError>(())
+            })?;
+            if let Some(last) = events.last().and_then(|event| event.kv()) {
+                self.clock.advance(last.mod_revision());
+            }
         }
         // Unasked, an etcd reports progress only on a watch that it has sent everything.
         if message.events().is_empty()
             && let Some(header) = message.header()
         {
-            let revision = Revision(header.revision() as u64);
+            let revision = self.clock.offsets().shown(header.revision());
             self.state.apply(|contents| contents.advance(revision));
+            self.clock.advance(header.revision());
         }
         Ok(())
     }
@@ -203,15 +222,23 @@ impl Follower {
 }
 
 /// The etcd's revision, not older than the call.
-pub(super) async fn revision(client: &Client, keys: &Keys) -> Result<Revision, FollowError> {
+pub(super) async fn revision(client: &Client, keys: &Keys) -> Result<i64, FollowError> {
     let options = GetOptions::new().with_count_only();
     let mut kv = client.kv_client();
     let answer = tokio::time::timeout(ANSWER, kv.get(keys.marker(), Some(options))).await??;
-    Ok(Revision(answer.header().map_or(0, |header| header.revision()) as u64))
+    Ok(answer.header().map_or(0, |header| header.revision()))
 }
 
 /// Everything under the prefix at one revision.
-pub(super) async fn load(client: &Client, keys: &Keys) -> Result<Image, FollowError> {
+pub(super) struct Loaded {
+    pub(super) image: Image,
+    pub(super) offsets: Offsets,
+    /// Etcd's revision of all that.
+    pub(super) seen: i64,
+}
+
+pub(super) async fn load(client: &Client, keys: &Keys) -> Result<Loaded, FollowError> {
+    let mut offsets = Offsets::default();
     let mut kv = client.kv_client().max_decoding_message_size(MAX_MESSAGE);
     let end = prefix_end(keys.prefix());
     let mut from = keys.prefix().as_bytes().to_vec();
@@ -225,9 +252,13 @@ pub(super) async fn load(client: &Client, keys: &Keys) -> Result<Image, FollowEr
             at = page.header().map_or(0, |header| header.revision());
         }
         for kv in page.kvs() {
+            // It lies before all objects.
+            if kv.key() == keys.offsets().as_bytes() {
+                offsets = Offsets::parse(kv.value(), kv.mod_revision())?;
+            }
             if let Some((collection, key)) = keys.split(kv.key()) {
                 let entries = collections.entry(Collection::of(collection)).or_default();
-                entries.insert(key.into(), entry(kv));
+                entries.insert(key.into(), entry(kv, &offsets));
             }
         }
         match page.kvs().last() {
@@ -239,12 +270,13 @@ pub(super) async fn load(client: &Client, keys: &Keys) -> Result<Image, FollowEr
         }
     }
     let collections = collections.into_iter().collect();
-    Ok(Image { revision: Revision(at as u64), collections })
+    let image = Image { revision: offsets.shown(at), collections };
+    Ok(Loaded { image, offsets, seen: at })
 }
 
 /// A stored value as clients see it.
-pub(super) fn entry(kv: &KeyValue) -> Entry {
-    let modified = Revision(kv.mod_revision() as u64);
+pub(super) fn entry(kv: &KeyValue, offsets: &Offsets) -> Entry {
+    let modified = offsets.shown(kv.mod_revision());
     Entry { value: value::own_with_revision(kv.value(), modified), modified }
 }
 

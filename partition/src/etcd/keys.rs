@@ -28,6 +28,26 @@ impl Keys {
         format!("{}.marker", self.prefix)
     }
 
+    /// By how much the partition's revisions are higher than etcd's.
+    pub(crate) fn offsets(&self) -> String {
+        format!("{}.offsets", self.prefix)
+    }
+
+    /// Whose partition this is.
+    pub(crate) fn identity(&self) -> String {
+        format!("{}.identity", self.prefix)
+    }
+
+    /// What all keys begin with that are ours and no objects.
+    pub(crate) fn own(&self) -> String {
+        format!("{}.", self.prefix)
+    }
+
+    /// The end of those keys.
+    pub(crate) fn own_end(&self) -> String {
+        format!("{}/", self.prefix)
+    }
+
     /// Collection and key of the object that lies at `key`; `None` if it is no object.
     pub(crate) fn split<'a>(&self, key: &'a [u8]) -> Option<(&'a str, &'a str)> {
         let rest = std::str::from_utf8(key).ok()?.strip_prefix(&self.prefix)?;

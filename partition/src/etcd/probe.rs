@@ -12,16 +12,13 @@ use super::{
     follow::{self, FollowError},
     keys::Keys,
 };
-use crate::{
-    error::chain,
-    store::{Revision, StoreError},
-};
+use crate::{error::chain, store::StoreError};
 
 /// An answer, and the last caller that it is for.
 #[derive(Debug, Clone)]
 struct Answer {
     caller: u64,
-    revision: Result<Revision, Arc<str>>,
+    revision: Result<i64, Arc<str>>,
 }
 
 /// See the module.
@@ -39,7 +36,7 @@ impl Probe {
     /// Starts the task that asks. It ends when the handle says so.
     pub(super) fn start(client: Client, keys: Keys) -> (Self, AbortHandle) {
         let (callers, mut called) = watch::channel(0);
-        let (answer, answers) = watch::channel(Answer { caller: 0, revision: Ok(Revision(0)) });
+        let (answer, answers) = watch::channel(Answer { caller: 0, revision: Ok(0) });
         let task = tokio::spawn(async move {
             while called.changed().await.is_ok() {
                 let caller = *called.borrow_and_update();
@@ -51,7 +48,7 @@ impl Probe {
     }
 
     /// The etcd's revision, not older than the call.
-    pub(super) async fn revision(&self) -> Result<Revision, StoreError> {
+    pub(super) async fn revision(&self) -> Result<i64, StoreError> {
         let mut caller = 0;
         self.callers.send_modify(|callers| {
             *callers += 1;
@@ -68,7 +65,7 @@ impl Probe {
     }
 }
 
-async fn ask(client: &Client, keys: &Keys) -> Result<Revision, FollowError> {
+async fn ask(client: &Client, keys: &Keys) -> Result<i64, FollowError> {
     let mut tries = 1;
     loop {
         match follow::revision(client, keys).await {

@@ -24,8 +24,12 @@ impl PartitionMap {
         Ok(next)
     }
 
+    /// Gives a map that was not stored yet to a cluster that is there already.
+    pub(crate) fn set_cluster(&mut self, cluster: &str) {
+        self.cluster = cluster.into();
+    }
+
     /// With an id for the cluster, if it has none.
-    #[cfg(test)]
     pub(crate) fn with_cluster(&self, cluster: &str) -> Result<Self, MapError> {
         self.changed(|map| {
             if map.cluster.is_empty() {

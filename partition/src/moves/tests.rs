@@ -277,6 +277,23 @@ async fn a_tenant_moves_while_clients_write() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_moves_to_an_etcd_and_back() {
+    let world = world(true).await;
+    let partitions = &world.partitions;
+    fill(partitions, "acme", 200).await;
+    let home = partitions.place(&tenant("acme")).partition.to_string();
+    let writers = Writers::start(partitions, "acme", 3);
+    for to in ["e1", &home, "e1", &home] {
+        let it = run_move(partitions, "acme", to).await;
+        let over = wait_over(partitions, &it.id).await;
+        assert_eq!(over.phase, Phase::Done, "{over:?}");
+    }
+    writers.check(partitions, "acme").await;
+    partitions.shutdown().await.unwrap();
+    drop(world.etcd);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readers_of_everything_see_each_object_once() {
     let world = world(false).await;
     let partitions = world.partitions.clone();
@@ -473,6 +490,21 @@ async fn a_server_that_dies_is_taken_over_from() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_dies_can_be_undone() {
     dies_before_every_step(false, false, true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_dies_moving_to_an_etcd() {
+    dies_before_every_step(true, true, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_dies_moving_from_an_etcd() {
+    dies_before_every_step(true, false, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_dies_moving_to_an_etcd_can_be_undone() {
+    dies_before_every_step(true, true, true).await;
 }
 
 /// A server sleeps before every step in turn while another one takes over and finishes, or

@@ -89,6 +89,8 @@ async fn open(
             let access = access.get(&info.name).or_else(|| access.get("*"));
             let config = EtcdConfig::of(place, access);
             let store = EtcdStore::open(&info.name, &config, RingLimits::default()).await?;
+            let map = shared.map();
+            store.identify(Some(map.cluster()), map.cluster()).await?;
             let name = info.name.as_str().into();
             Ok(Some(Held { name, store: Arc::new(store), local: true }))
         }
