@@ -52,7 +52,7 @@ async fn keys_find_their_partition_and_pins_survive() {
 
     let partitions = open(dir.path(), 3).await.unwrap();
     assert_eq!(partitions.store_for(&tenant("acme")).0, other);
-    assert_eq!(partitions.map().epoch(), 2);
+    assert!(1 < partitions.map().epoch());
     partitions.pin("acme", None).await.unwrap();
     assert_ne!(partitions.store_for(&tenant("acme")).0, other);
     partitions.shutdown().await.unwrap();
