@@ -53,7 +53,11 @@ use tokio::{
 };
 
 pub(crate) use self::{
-    checkpointer::CheckpointOptions, directory::Identity, image::put_row, store::EmbeddedStore,
+    checkpointer::CheckpointOptions,
+    directory::{Identity, write_atomically},
+    image::put_row,
+    post::TAG,
+    store::EmbeddedStore,
     writer::Standing,
 };
 use self::{

@@ -38,8 +38,8 @@ pub enum OpenError {
 
     /// The partitions that were asked for are not the ones that the data is spread over.
     #[error(
-        "the data is spread over partitions {}, but {} were asked for; \
-         start with the former: data does not move by itself",
+        "the data is spread over partitions {}, but only {} were asked for; \
+         start with the former, and drain what is to go before it is removed",
         found.join(","), asked.join(",")
     )]
     Partitions { found: Vec<String>, asked: Vec<String> },

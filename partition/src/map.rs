@@ -77,6 +77,10 @@ pub struct PartitionInfo {
     /// Names of the servers that should be its members, if it is embedded.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub servers: Vec<String>,
+    /// Ids of the servers that an embedded partition began with, as long as it has no others:
+    /// each of them begins the group, everybody else joins it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub first: Vec<u64>,
     /// Nothing may move here, and what is here moves away.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub draining: bool,

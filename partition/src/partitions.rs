@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! config      what the server is told at its start
+//! open        who this server is, and the first map
+//! desk        where frames and requests of other servers arrive
 //! stored_map  the map as a value of `meta`, and this server's copy of it
 //! view        the map with the stores that answer for its partitions
 //! moving      starting moves, waiting for them, cancelling them
@@ -9,37 +11,36 @@
 //! ```
 
 mod config;
+mod desk;
 mod follow;
 mod moving;
+mod open;
 mod stored_map;
 #[cfg(test)]
 mod tests;
 mod view;
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
+    collections::{HashMap, HashSet},
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use futures::{
-    FutureExt,
-    future::{BoxFuture, ready},
-    stream::BoxStream,
-};
+use futures::{future::BoxFuture, stream::BoxStream};
 use parking_lot::Mutex;
 use tokio::{sync::watch, task::AbortHandle};
 
 use crate::{
-    embedded::{Embedded, EmbeddedOptions, Identity},
-    error::OpenError,
-    etcd::EtcdStore,
-    map::{MapError, PartitionInfo, PartitionMap, ServerInfo, ShardKey},
+    embedded::{Embedded, EmbeddedOptions},
+    error::{OpenError, chain},
+    etcd::EtcdConfig,
+    map::{self, Backend, MapError, PartitionMap, ServerInfo, ShardKey},
     moves,
-    peers::{Nobody, PeerService},
-    ring::RingLimits,
-    store::{Expect, Store, StoreError},
+    peers::PeerService,
+    remote::RemoteService,
+    store::{Store, StoreError},
 };
 
 pub use self::{
@@ -47,7 +48,7 @@ pub use self::{
     view::Place,
 };
 use self::{
-    stored_map::{load_map, read_map, write_map},
+    desk::Desk,
     view::{Held, View},
 };
 pub use crate::wal::LogCounts;
@@ -75,15 +76,29 @@ impl std::fmt::Debug for Partitions {
 pub(crate) struct Shared {
     pub(crate) config: PartitionsConfig,
     pub(crate) embedded: Option<Arc<Embedded>>,
-    pub(crate) meta: Arc<dyn Store>,
     /// What is open, by name; `meta` too.
     open: Mutex<HashMap<String, Held>>,
+    /// Why what should be open is not.
+    failures: Mutex<HashMap<String, String>>,
+    /// What a task is working on.
+    opening: Mutex<HashSet<String>>,
+    /// Whom partitions that are elsewhere are asked.
+    remote: Mutex<HashMap<String, watch::Sender<Vec<String>>>>,
     view: ArcSwap<View>,
     epoch: watch::Sender<u64>,
+    desk: Arc<Desk>,
+    /// Whether the map was read from `meta` since the start. Before, it may be an old one.
+    confirmed: AtomicBool,
 }
 
+/// Passes over the map at the start, and the pause between them.
+const PASSES: usize = 5;
+const PASS: Duration = Duration::from_millis(10);
+
 impl Partitions {
-    /// Opens every partition, reads what they hold, and finds out who lives where.
+    /// Opens what this server has of the cluster, and finds out who lives where.
+    ///
+    /// What cannot be reached now is opened later: until then it is `Unavailable`.
     pub async fn open(config: PartitionsConfig) -> Result<Self, OpenError> {
         Self::open_with(config, EmbeddedOptions::default()).await
     }
@@ -92,111 +107,58 @@ impl Partitions {
         config: PartitionsConfig,
         options: EmbeddedOptions,
     ) -> Result<Self, OpenError> {
-        match config.store.clone() {
-            StoreConfig::Embedded { partitions } => {
-                let names: Vec<_> = (1..=partitions).map(|n| format!("p{n}")).collect();
-                Self::open_embedded(config, names, options).await
-            }
-            StoreConfig::Etcd { partitions } => Self::open_etcd(config, partitions).await,
-            StoreConfig::Join { .. } => {
-                let what = "this server cannot join others yet".into();
-                Err(OpenError::Config { what })
-            }
+        if !map::is_name(&config.server) {
+            let what = format!("a server cannot be named {:?}", config.server);
+            return Err(OpenError::Config { what });
         }
-    }
-
-    pub(crate) async fn open_embedded(
-        config: PartitionsConfig,
-        names: Vec<String>,
-        options: EmbeddedOptions,
-    ) -> Result<Self, OpenError> {
-        let server = [config.server.as_str()];
-        let infos: Vec<_> =
-            names.iter().map(|name| PartitionInfo::embedded(name, &server)).collect();
-        let meta_info = PartitionInfo::embedded(META, &server);
-        let first = first_map(&config, meta_info, infos)?;
-        let mut all: Vec<_> =
-            std::iter::once(META.to_owned()).chain(names.iter().cloned()).collect();
-        let identity =
-            Identity { cluster: String::new(), server: config.server.clone(), member: 1 };
-        let voters = BTreeMap::from([(identity.member, identity.server.clone())]);
-        let data_dir = config.data_dir.clone();
-        let open = move || Embedded::open(&data_dir, &identity, Arc::new(Nobody), &options);
-        let embedded = tokio::task::spawn_blocking(open).await.map_err(|error| {
-            OpenError::Config { what: format!("opening was cut short: {error}") }
-        })??;
-        let found = embedded.groups();
-        all.sort();
-        if !found.is_empty() && found != all {
-            drop(embedded.shutdown().await);
-            return Err(OpenError::Partitions { found, asked: all });
-        }
-        let mut stores: Vec<Arc<dyn Store>> = Vec::new();
-        for name in std::iter::once(META).chain(names.iter().map(String::as_str)) {
-            embedded.create(name, &voters).await?;
-            stores.extend(embedded.store(name).map(|store| store as Arc<dyn Store>));
-        }
-        let meta = stores.remove(0);
-        let open = names.into_iter().zip(stores).collect();
-        Self::assemble(config, Some(embedded), meta, open, first).await
-    }
-
-    async fn open_etcd(
-        config: PartitionsConfig,
-        partitions: Vec<EtcdPartition>,
-    ) -> Result<Self, OpenError> {
-        let infos = partitions.iter().map(|partition| PartitionInfo {
-            name: partition.name.clone(),
-            backend: partition.etcd.place(),
-            ..PartitionInfo::default()
+        let desk = Arc::new(Desk::default());
+        let opened = open::open(&config, &options, &desk).await?;
+        let held = open::held(&opened);
+        let open::Opened { embedded, meta: _, meta_servers, map } = opened;
+        let remote = meta_servers.map(|servers| (META.to_owned(), servers)).into_iter().collect();
+        let epoch = watch::Sender::new(map.epoch());
+        let failures = HashMap::new();
+        let view = ArcSwap::from_pointee(View::new(Arc::new(map), &held, &failures));
+        let shared = Arc::new(Shared {
+            config,
+            embedded,
+            open: Mutex::new(held),
+            failures: Mutex::new(failures),
+            opening: Mutex::default(),
+            remote: Mutex::new(remote),
+            view,
+            epoch,
+            desk: desk.clone(),
+            confirmed: AtomicBool::new(false),
         });
-        let Some(first) = partitions.first() else {
-            return Err(OpenError::Config { what: "no etcd was given".into() });
-        };
-        let meta_etcd = first.etcd.at_prefix(META_PREFIX);
-        let backend = meta_etcd.place();
-        let meta_info = PartitionInfo { name: META.into(), backend, ..PartitionInfo::default() };
-        let mut map = first_map(&config, meta_info, infos.collect())?;
-        let meta = EtcdStore::open(META, &meta_etcd, RingLimits::default()).await?;
-        let cluster = meta.identify(None, map.cluster()).await?;
-        map.set_cluster(&cluster);
-        let open = partitions.iter().map(|partition| async {
-            let store =
-                EtcdStore::open(&partition.name, &partition.etcd, RingLimits::default()).await?;
-            store.identify(Some(&cluster), &cluster).await?;
-            Ok::<_, OpenError>(store)
+        let here = Arc::downgrade(&shared);
+        let service = RemoteService::new(move |name| {
+            let shared = here.upgrade()?;
+            let open = shared.open.lock();
+            open.get(name).filter(|held| held.local).map(|held| held.store.clone())
         });
-        let stores = futures::future::try_join_all(open).await?;
-        let stores = stores.into_iter().map(|store| Arc::new(store) as Arc<dyn Store>);
-        let names = partitions.iter().map(|partition| partition.name.clone());
-        let open = names.zip(stores).collect();
-        Self::assemble(config, None, Arc::new(meta), open, map).await
-    }
-
-    async fn assemble(
-        config: PartitionsConfig,
-        embedded: Option<Arc<Embedded>>,
-        meta: Arc<dyn Store>,
-        open: Vec<(String, Arc<dyn Store>)>,
-        first: PartitionMap,
-    ) -> Result<Self, OpenError> {
-        let map = load_map(&*meta, &first).await?;
+        // The desk is this one's alone.
+        drop(desk.remote.set(service));
+        shared.keep_copy();
+        let opening = shared.open_all().await;
+        let tasks = [
+            tokio::spawn(follow::run(shared.clone())).abort_handle(),
+            tokio::spawn(moves::run(shared.clone())).abort_handle(),
+            tokio::spawn(follow::compact(shared.clone())).abort_handle(),
+        ];
+        let partitions = Self { shared, tasks: Mutex::new(tasks.into()) };
+        if let Err(error) = opening {
+            drop(partitions.shutdown().await);
+            return Err(error);
+        }
+        let map = partitions.map();
         tracing::info!(
+            server = partitions.server_name(),
             partitions = map.partitions().len(),
             epoch = map.epoch(),
             "partitions are open"
         );
-        let mut held: HashMap<String, Held> = HashMap::new();
-        for (name, store) in open.into_iter().chain([(META.to_owned(), meta.clone())]) {
-            held.insert(name.clone(), Held { name: name.into(), store, local: true });
-        }
-        let epoch = watch::Sender::new(map.epoch());
-        let view = ArcSwap::from_pointee(View::new(Arc::new(map), &held));
-        let shared = Shared { config, embedded, meta, open: Mutex::new(held), view, epoch };
-        let shared = Arc::new(shared);
-        let follow = tokio::spawn(follow::run(shared.clone())).abort_handle();
-        let moves = tokio::spawn(moves::run(shared.clone())).abort_handle();
-        Ok(Self { shared, tasks: Mutex::new(vec![follow, moves]) })
+        Ok(partitions)
     }
 
     /// Who answers for `key` now.
@@ -309,7 +271,7 @@ impl Partitions {
     }
 
     pub(crate) fn meta(&self) -> Arc<dyn Store> {
-        self.shared.meta.clone()
+        self.shared.meta()
     }
 
     pub(crate) fn shared(&self) -> Arc<Shared> {
@@ -331,6 +293,13 @@ impl Drop for Partitions {
 }
 
 impl Shared {
+    /// The partition that holds the map.
+    pub(crate) fn meta(&self) -> Arc<dyn Store> {
+        let open = self.open.lock();
+        // It is there from the beginning.
+        open.get(META).map_or_else(|| view::no_store(META), |held| held.store.clone())
+    }
+
     /// The map in force, as far as this server knows.
     pub(crate) fn map(&self) -> Arc<PartitionMap> {
         self.view.load().map.clone()
@@ -343,29 +312,73 @@ impl Shared {
 
     /// Whether the partition of that name is in this server's own memory.
     pub(crate) fn is_local(&self, name: &str) -> bool {
-        self.view.load().held(name).is_some_and(|held| held.local)
+        self.open.lock().get(name).is_some_and(|held| held.local)
+    }
+
+    fn is_open(&self, name: &str) -> bool {
+        self.open.lock().contains_key(name)
+    }
+
+    fn put(&self, held: Held) {
+        self.failures.lock().remove(&*held.name);
+        self.open.lock().insert(held.name.to_string(), held);
+    }
+
+    fn failed(&self, name: &str, why: String) {
+        self.failures.lock().insert(name.into(), why);
+        self.refresh();
+    }
+
+    /// Whether nobody works on it yet. To be ended by [`Shared::end_opening`].
+    fn begin_opening(&self, name: &str) -> bool {
+        self.opening.lock().insert(name.into())
+    }
+
+    fn end_opening(&self, name: &str) {
+        self.opening.lock().remove(name);
+    }
+
+    /// Opens everything once, so that whoever was waiting for it finds it. An etcd that does not
+    /// answer is tried again later; one that is not ours is an error.
+    async fn open_all(self: &Arc<Self>) -> Result<(), OpenError> {
+        let map = self.map();
+        let etcd = map.infos().iter().filter_map(|info| match &info.backend {
+            Backend::Etcd(place) => Some((info, place)),
+            Backend::Embedded => None,
+        });
+        let open = etcd.map(|(info, place)| async {
+            let config = EtcdConfig::of(place, open::access(&self.config, &info.name));
+            match follow::open_one(self, &info.name, &config).await {
+                Ok(store) => {
+                    let store: Arc<dyn Store> = store;
+                    self.put(Held { name: info.name.as_str().into(), store, local: true });
+                    Ok(())
+                }
+                Err(error @ OpenError::Partition { .. }) => {
+                    tracing::error!(partition = info.name, error = chain(&error), "not open yet");
+                    self.failed(&info.name, chain(&error));
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            }
+        });
+        futures::future::try_join_all(open).await?;
+        // Groups begin in one pass and are there in the next.
+        for _ in 0..PASSES {
+            if follow::step(self).await {
+                break;
+            }
+            tokio::time::sleep(PASS).await;
+        }
+        Ok(())
     }
 
     pub(crate) async fn change_map(
         &self,
         change: impl Fn(&PartitionMap) -> Result<PartitionMap, MapError> + Send + Sync,
     ) -> Result<Arc<PartitionMap>, ChangeError> {
-        loop {
-            let Some((current, revision)) = read_map(&*self.meta).await? else {
-                let what = "the partition map is gone".into();
-                return Err(StoreError::Damaged { what }.into());
-            };
-            let next = change(&current)?;
-            if next.epoch() == current.epoch() {
-                return Ok(self.adopt(current));
-            }
-            match write_map(&*self.meta, &next, Expect::At(revision)).await {
-                Ok(()) => return Ok(self.adopt(next)),
-                // Another server changed the map: decide again from its version.
-                Err(StoreError::Conflict { .. }) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+        let map = stored_map::change_map(&*self.meta(), change).await?;
+        Ok(self.adopt(map))
     }
 
     /// Goes by `map` from now on, unless a newer one is known.
@@ -373,9 +386,10 @@ impl Shared {
         let map = Arc::new(map);
         let open = self.open.lock();
         if self.view.load().map.epoch() < map.epoch() {
-            self.view.store(Arc::new(View::new(map.clone(), &open)));
+            self.view.store(Arc::new(View::new(map.clone(), &open, &self.failures.lock())));
             drop(open);
             self.epoch.send_replace(map.epoch());
+            self.keep_copy();
         }
         map
     }
@@ -384,7 +398,13 @@ impl Shared {
     fn refresh(&self) {
         let open = self.open.lock();
         let map = self.view.load().map.clone();
-        self.view.store(Arc::new(View::new(map, &open)));
+        self.view.store(Arc::new(View::new(map, &open, &self.failures.lock())));
+    }
+
+    fn keep_copy(&self) {
+        if let Err(error) = stored_map::write_copy(&self.config.data_dir, &self.map()) {
+            tracing::warn!(error = chain(&error), "the map could not be kept for the next start");
+        }
     }
 }
 
@@ -398,35 +418,22 @@ pub enum ChangeError {
     Store(#[from] StoreError),
 }
 
-fn first_map(
-    config: &PartitionsConfig,
-    meta: PartitionInfo,
-    infos: Vec<PartitionInfo>,
-) -> Result<PartitionMap, OpenError> {
-    let server = ServerInfo {
-        id: 1,
-        name: config.server.clone(),
-        address: config.address.clone(),
-        ready: Vec::new(),
-    };
-    let cluster = uuid::Uuid::new_v4().to_string();
-    PartitionMap::first(&cluster, Some(server), meta, infos)
-        .map_err(|error| OpenError::Config { what: error.to_string() })
-}
-
-/// Frames and requests of other servers, each for the part that its first byte names.
+/// Frames and requests of other servers. Whoever made the way to the others is told so when the
+/// partitions are opened, see [`crate::peers::Peers::deliver_to`].
 impl PeerService for Partitions {
-    fn receive(&self, _from: &str, _frame: Bytes) {}
+    fn receive(&self, from: &str, frame: Bytes) {
+        self.shared.desk.receive(from, frame);
+    }
 
-    fn answer(&self, _from: &str, _request: Bytes) -> BoxFuture<'_, Result<Bytes, String>> {
-        ready(Err("this server does not know what it was asked".into())).boxed()
+    fn answer(&self, from: &str, request: Bytes) -> BoxFuture<'_, Result<Bytes, String>> {
+        self.shared.desk.answer(from, request)
     }
 
     fn pieces(
         &self,
-        _from: &str,
-        _request: Bytes,
+        from: &str,
+        request: Bytes,
     ) -> BoxFuture<'_, Result<BoxStream<'static, Bytes>, String>> {
-        ready(Err("this server does not know what it was asked".into())).boxed()
+        self.shared.desk.pieces(from, request)
     }
 }

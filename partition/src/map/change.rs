@@ -29,16 +29,6 @@ impl PartitionMap {
         self.cluster = cluster.into();
     }
 
-    /// With an id for the cluster, if it has none.
-    pub(crate) fn with_cluster(&self, cluster: &str) -> Result<Self, MapError> {
-        self.changed(|map| {
-            if map.cluster.is_empty() {
-                map.cluster = cluster.into();
-            }
-            Ok(())
-        })
-    }
-
     /// With a server of that name and address; a new one gets the next id.
     pub fn with_server(&self, name: &str, address: &str) -> Result<Self, MapError> {
         self.changed(|map| {
@@ -53,6 +43,25 @@ impl PartitionMap {
                         address: address.into(),
                         ready: vec![],
                     });
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// With a server that has nothing yet. If there was one of that name it is another one now:
+    /// what the former one promised as a member must not be held against it.
+    pub fn with_new_server(&self, name: &str, address: &str) -> Result<Self, MapError> {
+        self.changed(|map| {
+            let former = map.servers.iter().find(|server| server.name == name).map(|it| it.id);
+            map.servers.retain(|server| server.name != name);
+            let id = map.next_server;
+            map.next_server += 1;
+            let (name, address) = (name.to_owned(), address.to_owned());
+            map.servers.push(ServerInfo { id, name, address, ready: Vec::new() });
+            for info in std::iter::once(&mut map.meta).chain(&mut map.partitions) {
+                if former.is_some_and(|former| info.first.contains(&former)) {
+                    info.first.clear();
                 }
             }
             Ok(())
@@ -77,6 +86,9 @@ impl PartitionMap {
             for info in std::iter::once(&mut map.meta).chain(&mut map.partitions) {
                 let before = info.servers.len();
                 info.servers.retain(|server| server != name);
+                if info.servers.len() != before {
+                    info.first.clear();
+                }
                 if before != 0 && info.servers.is_empty() {
                     return Err(MapError::NoMember(info.name.clone()));
                 }
@@ -86,9 +98,13 @@ impl PartitionMap {
     }
 
     /// With one more partition, which owns nothing yet.
-    pub fn with_partition(&self, info: PartitionInfo) -> Result<Self, MapError> {
+    pub fn with_partition(&self, mut info: PartitionInfo) -> Result<Self, MapError> {
         if info.backend == Backend::Embedded && info.servers.is_empty() {
             return Err(MapError::NoMember(info.name));
+        }
+        if info.backend == Backend::Embedded {
+            let id = |name: &String| self.known_server(name).map(|server| server.id);
+            info.first = info.servers.iter().map(id).collect::<Result<_, _>>()?;
         }
         self.changed(|map| {
             map.partitions.push(info);
@@ -140,7 +156,10 @@ impl PartitionMap {
                 None => &mut map.meta,
                 Some(at) => &mut map.partitions[at],
             };
-            info.servers = servers;
+            if info.servers != servers {
+                info.servers = servers;
+                info.first.clear();
+            }
             Ok(())
         })
     }

@@ -79,8 +79,8 @@ impl Driver {
         Self { shared, name, running: Mutex::default(), crash }
     }
 
-    fn meta(&self) -> &dyn Store {
-        &*self.shared.meta
+    fn meta(&self) -> Arc<dyn Store> {
+        self.shared.meta()
     }
 
     pub(crate) async fn run(self: Arc<Self>) {
@@ -88,13 +88,13 @@ impl Driver {
         let mut seen: HashMap<String, (Revision, Instant)> = HashMap::new();
         let mut tasks = tokio::task::JoinSet::new();
         loop {
-            let known = self.shared.meta.progress();
+            let known = self.shared.meta().progress();
             if let Err(error) = self.look(&mut seen, &mut tasks).await {
                 tracing::debug!(error = chain(&error), "could not look for moves");
             }
             while tasks.try_join_next().is_some() {}
             let wait = async {
-                match self.shared.meta.watch(&record::collection(), known) {
+                match self.shared.meta().watch(&record::collection(), known) {
                     Ok(mut watcher) => drop(watcher.next().await),
                     Err(_) => std::future::pending().await,
                 }
@@ -108,7 +108,7 @@ impl Driver {
         seen: &mut HashMap<String, (Revision, Instant)>,
         tasks: &mut tokio::task::JoinSet<()>,
     ) -> Result<(), StoreError> {
-        let all = record::all(self.meta(), ReadAt::Any).await?;
+        let all = record::all(&*self.meta(), ReadAt::Any).await?;
         seen.retain(|id, _| all.iter().any(|stored| stored.it.id == *id));
         let server = self.shared.config.server.as_str();
         let mut waiting: Vec<&Stored> = Vec::new();
@@ -149,7 +149,7 @@ impl Driver {
     /// Looks once, and starts nothing.
     #[cfg(test)]
     pub(crate) async fn look_once(&self) -> Result<(), StoreError> {
-        let all = record::all(self.meta(), ReadAt::Latest).await?;
+        let all = record::all(&*self.meta(), ReadAt::Latest).await?;
         self.tidy_map(&all).await
     }
 
@@ -171,7 +171,8 @@ impl Driver {
                 continue;
             }
             // What is at hand may be older than the map.
-            let over = record::read(self.meta(), id).await?.is_none_or(|it| it.it.phase.is_over());
+            let over =
+                record::read(&*self.meta(), id).await?.is_none_or(|it| it.it.phase.is_over());
             if over {
                 match self.shared.change_map(|map| map.without_move(id)).await {
                     Ok(_) => {}
@@ -192,7 +193,7 @@ impl Driver {
         }
         for (at, planned) in plan(&map, true).into_iter().enumerate() {
             let id = format!("drain-{}-{}-{at}", planned.from, map.epoch());
-            match record::create(self.meta(), &new(id, planned)).await {
+            match record::create(&*self.meta(), &new(id, planned)).await {
                 Ok(()) | Err(MoveError::Exists(_)) => {}
                 Err(MoveError::Store(error)) => return Err(error),
                 Err(error) => tracing::warn!(error = chain(&error), "draining does not go on"),
@@ -206,7 +207,7 @@ impl Driver {
         over.sort_by_key(|stored| stored.at);
         let surplus = over.len().saturating_sub(SHOWN);
         for stored in &over[..surplus] {
-            record::forget(self.meta(), stored).await?;
+            record::forget(&*self.meta(), stored).await?;
         }
         Ok(())
     }
@@ -214,7 +215,7 @@ impl Driver {
     /// Acts for a move until it is over, fails for now, or somebody else takes it.
     pub(crate) async fn act(&self, stored: &Stored) {
         let id = stored.it.id.as_str();
-        match record::claim(self.meta(), stored, &self.name).await {
+        match record::claim(&*self.meta(), stored, &self.name).await {
             Ok(Some(mut claimed)) => {
                 let outcome = self.steps(&mut claimed).await;
                 match outcome {

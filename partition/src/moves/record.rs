@@ -4,6 +4,8 @@
 //! while, by its own clock, takes over: it writes its name, and the revision of that write is its
 //! token. Tokens are what the fences go by, so whoever was late does no harm.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::{MOVES, Move, MoveError, Phase, wall_clock};
@@ -131,7 +133,7 @@ impl Stored {
     /// Writes down a change of a move that this server acts for. What others may change is kept.
     pub(super) async fn update(
         &mut self,
-        meta: &dyn Store,
+        meta: Arc<dyn Store>,
         change: impl Fn(&mut Move),
     ) -> Result<(), MoveError> {
         loop {
@@ -141,7 +143,7 @@ impl Stored {
             if next.phase != self.it.phase {
                 next.transition = wall_clock();
             }
-            match write(meta, &next, Expect::At(self.at)).await {
+            match write(&*meta, &next, Expect::At(self.at)).await {
                 Ok(at) => {
                     (self.it, self.at) = (next, at);
                     return Ok(());
@@ -150,7 +152,7 @@ impl Stored {
                 Err(error) => return Err(error.into()),
             }
             let lost = || crate::fences::FenceError { move_id: self.it.id.clone() };
-            let found = read(meta, &self.it.id).await?.ok_or_else(lost)?;
+            let found = read(&*meta, &self.it.id).await?.ok_or_else(lost)?;
             // Only whether it is to be cancelled is anybody else's to change.
             if found.it.driver != self.it.driver {
                 return Err(lost().into());

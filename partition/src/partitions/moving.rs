@@ -16,7 +16,7 @@ impl Partitions {
     /// All moves that are under way, and the last ones that are over, with their revisions in
     /// [`super::META`]. Changes are heard by watching collection [`moves::MOVES`] there.
     pub async fn moves(&self) -> Result<Vec<(Move, Revision)>, StoreError> {
-        moves::all(&*self.shared.meta).await
+        moves::all(&*self.shared.meta()).await
     }
 
     /// Begins to move `scope` to partition `to`, under the name `id`, or one that is made up.
@@ -54,21 +54,21 @@ impl Partitions {
         };
         map.with_move(&id, moving)?;
         let it = moves::new(id, moves::PlannedMove { scope, from, to: to.into() });
-        moves::create(&*self.shared.meta, &it).await?;
+        moves::create(&*self.shared.meta(), &it).await?;
         Ok(it)
     }
 
     /// Asks that a move not happen. What was copied is deleted again.
     pub async fn cancel_move(&self, id: &str) -> Result<(), MoveError> {
-        moves::cancel(&*self.shared.meta, id).await
+        moves::cancel(&*self.shared.meta(), id).await
     }
 
     /// Waits until a move has happened: the tenant is served from where it went.
     pub async fn wait_for_move(&self, id: &str) -> Result<Move, MoveError> {
-        let meta = &self.shared.meta;
+        let meta = self.shared.meta();
         loop {
             let known = meta.progress();
-            let found = moves::read(&**meta, id).await?;
+            let found = moves::read(&*meta, id).await?;
             let it = found.ok_or_else(|| MoveError::Unknown(id.into()))?;
             match it.phase {
                 Phase::Cleaning | Phase::Done => return Ok(it),
@@ -90,7 +90,7 @@ impl Partitions {
         let mut started = Vec::new();
         for (at, planned) in moves::plan(&map, false).into_iter().enumerate() {
             let it = moves::new(format!("balance-{}-{at}", map.epoch()), planned);
-            match moves::create(&*self.shared.meta, &it).await {
+            match moves::create(&*self.shared.meta(), &it).await {
                 Ok(()) | Err(MoveError::Exists(_)) => started.push(it),
                 Err(error) => return Err(error),
             }

@@ -58,10 +58,16 @@ pub(super) struct View {
 
 impl View {
     /// What `open` has, for all partitions of `map`.
-    pub(super) fn new(map: Arc<PartitionMap>, open: &HashMap<String, Held>) -> Self {
+    pub(super) fn new(
+        map: Arc<PartitionMap>,
+        open: &HashMap<String, Held>,
+        failures: &HashMap<String, String>,
+    ) -> Self {
         let infos = std::iter::once(map.meta()).chain(map.infos());
         let held = infos.map(|info| {
-            let held = open.get(&info.name).cloned().unwrap_or_else(|| absent(&info.name));
+            let held = open.get(&info.name).cloned();
+            let why = failures.get(&info.name).map(String::as_str);
+            let held = held.unwrap_or_else(|| absent(&info.name, why));
             (info.name.clone(), (held, servers(&map, info)))
         });
         let held = held.collect();
@@ -72,7 +78,7 @@ impl View {
         let name = self.map.owner(key);
         let (held, servers) = match self.held.get(name) {
             Some((held, servers)) => (held.clone(), servers.clone()),
-            None => (absent(name), Arc::default()),
+            None => (absent(name, None), Arc::default()),
         };
         let Held { name, store, local } = held;
         Place { partition: name, store, local, servers, epoch: self.map.epoch() }
@@ -88,7 +94,7 @@ impl View {
 }
 
 /// Servers that have the partition: those that are ready, then those that should be.
-fn servers(map: &PartitionMap, info: &PartitionInfo) -> Arc<[ServerInfo]> {
+pub(super) fn servers(map: &PartitionMap, info: &PartitionInfo) -> Arc<[ServerInfo]> {
     let ready = |server: &&ServerInfo| server.ready.contains(&info.name);
     let wanted = |server: &&ServerInfo| info.servers.contains(&server.name);
     let ready_ones = map.servers().iter().filter(ready);
@@ -96,19 +102,26 @@ fn servers(map: &PartitionMap, info: &PartitionInfo) -> Arc<[ServerInfo]> {
     ready_ones.chain(others).cloned().collect()
 }
 
-pub(super) fn absent(name: &str) -> Held {
-    let store = Arc::new(Absent { name: name.into() });
+fn absent(name: &str, why: Option<&str>) -> Held {
+    let why = why.unwrap_or("it is being opened").into();
+    let store = Arc::new(Absent { name: name.into(), why });
     Held { name: name.into(), store, local: false }
+}
+
+/// A partition that nobody knows.
+pub(super) fn no_store(name: &str) -> Arc<dyn Store> {
+    absent(name, None).store
 }
 
 /// A partition that this server has no way to yet.
 struct Absent {
     name: Arc<str>,
+    why: String,
 }
 
 impl Absent {
     fn error(&self) -> StoreError {
-        let reason = format!("this server has no way to partition {} yet", self.name);
+        let reason = format!("this server has no way to partition {} yet: {}", self.name, self.why);
         StoreError::Unavailable { reason, source: None }
     }
 }
