@@ -100,7 +100,7 @@ impl Partitions {
     ///
     /// What cannot be reached now is opened later: until then it is `Unavailable`.
     pub async fn open(config: PartitionsConfig) -> Result<Self, OpenError> {
-        Self::open_with(config, EmbeddedOptions::default()).await
+        Box::pin(Self::open_with(config, EmbeddedOptions::default())).await
     }
 
     pub(crate) async fn open_with(
@@ -112,7 +112,7 @@ impl Partitions {
             return Err(OpenError::Config { what });
         }
         let desk = Arc::new(Desk::default());
-        let opened = open::open(&config, &options, &desk).await?;
+        let opened = Box::pin(open::open(&config, &options, &desk)).await?;
         let held = open::held(&opened);
         let open::Opened { embedded, meta: _, meta_servers, map } = opened;
         let remote = meta_servers.map(|servers| (META.to_owned(), servers)).into_iter().collect();

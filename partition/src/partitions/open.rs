@@ -49,7 +49,7 @@ pub(super) async fn open(
     let found = identity(&config.data_dir).await?;
     match &config.store {
         StoreConfig::Embedded { partitions } => opening.embedded(*partitions, copy, found).await,
-        StoreConfig::Etcd { .. } => opening.etcd(copy, found).await,
+        StoreConfig::Etcd { .. } => Box::pin(opening.etcd(copy, found)).await,
         StoreConfig::Join { servers } => opening.join(servers, copy, found).await,
     }
 }
