@@ -120,7 +120,7 @@ fn asked(partitions: &Partitions, name: &str, it: &Value) -> Result<PartitionInf
         servers.push(partitions.server_name().to_owned());
     }
     let draining = spec["draining"].as_bool().unwrap_or(false);
-    Ok(PartitionInfo { name: name.into(), backend, servers, draining })
+    Ok(PartitionInfo { name: name.into(), backend, servers, draining, ..PartitionInfo::default() })
 }
 
 /// The map as `wanted` would have it.
