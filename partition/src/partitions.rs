@@ -116,37 +116,10 @@ impl Partitions {
         let held = open::held(&opened);
         let open::Opened { embedded, meta: _, meta_servers, map } = opened;
         let remote = meta_servers.map(|servers| (META.to_owned(), servers)).into_iter().collect();
-        let epoch = watch::Sender::new(map.epoch());
-        let failures = HashMap::new();
-        let view = ArcSwap::from_pointee(View::new(Arc::new(map), &held, &failures));
-        let shared = Arc::new(Shared {
-            config,
-            embedded,
-            open: Mutex::new(held),
-            failures: Mutex::new(failures),
-            opening: Mutex::default(),
-            remote: Mutex::new(remote),
-            view,
-            epoch,
-            desk: desk.clone(),
-            confirmed: AtomicBool::new(false),
-        });
-        let here = Arc::downgrade(&shared);
-        let service = RemoteService::new(move |name| {
-            let shared = here.upgrade()?;
-            let open = shared.open.lock();
-            open.get(name).filter(|held| held.local).map(|held| held.store.clone())
-        });
-        // The desk is this one's alone.
-        drop(desk.remote.set(service));
+        let shared = Shared::new(config, embedded, held, remote, map, desk);
         shared.keep_copy();
         let opening = shared.open_all().await;
-        let tasks = [
-            tokio::spawn(follow::run(shared.clone())).abort_handle(),
-            tokio::spawn(moves::run(shared.clone())).abort_handle(),
-            tokio::spawn(follow::compact(shared.clone())).abort_handle(),
-        ];
-        let partitions = Self { shared, tasks: Mutex::new(tasks.into()) };
+        let partitions = Self::start(shared);
         if let Err(error) = opening {
             drop(partitions.shutdown().await);
             return Err(error);
@@ -159,6 +132,15 @@ impl Partitions {
             "partitions are open"
         );
         Ok(partitions)
+    }
+
+    fn start(shared: Arc<Shared>) -> Self {
+        let tasks = [
+            tokio::spawn(follow::run(shared.clone())).abort_handle(),
+            tokio::spawn(moves::run(shared.clone())).abort_handle(),
+            tokio::spawn(follow::compact(shared.clone())).abort_handle(),
+        ];
+        Self { shared, tasks: Mutex::new(tasks.into()) }
     }
 
     /// Who answers for `key` now.
@@ -262,7 +244,13 @@ impl Partitions {
         open: Vec<(String, Arc<dyn Store>)>,
         first: PartitionMap,
     ) -> Result<Self, OpenError> {
-        Self::assemble(config, None, meta, open, first).await
+        let map = stored_map::load_map(&*meta, &first).await?;
+        let open = open.into_iter().chain([(META.to_owned(), meta)]);
+        let held = open.map(|(name, store)| {
+            (name.clone(), Held { name: name.as_str().into(), store, local: true })
+        });
+        let (held, desk) = (held.collect(), Arc::new(Desk::default()));
+        Ok(Self::start(Shared::new(config, None, held, HashMap::new(), map, desk)))
     }
 
     /// Whatever is done in the background ends where it is.
@@ -293,6 +281,40 @@ impl Drop for Partitions {
 }
 
 impl Shared {
+    fn new(
+        config: PartitionsConfig,
+        embedded: Option<Arc<Embedded>>,
+        held: HashMap<String, Held>,
+        remote: HashMap<String, watch::Sender<Vec<String>>>,
+        map: PartitionMap,
+        desk: Arc<Desk>,
+    ) -> Arc<Self> {
+        let epoch = watch::Sender::new(map.epoch());
+        let failures = HashMap::new();
+        let view = ArcSwap::from_pointee(View::new(Arc::new(map), &held, &failures));
+        let shared = Arc::new(Self {
+            config,
+            embedded,
+            open: Mutex::new(held),
+            failures: Mutex::new(failures),
+            opening: Mutex::default(),
+            remote: Mutex::new(remote),
+            view,
+            epoch,
+            desk: desk.clone(),
+            confirmed: AtomicBool::new(false),
+        });
+        let here = Arc::downgrade(&shared);
+        let service = RemoteService::new(move |name| {
+            let shared = here.upgrade()?;
+            let open = shared.open.lock();
+            open.get(name).filter(|held| held.local).map(|held| held.store.clone())
+        });
+        // The desk is this one's alone.
+        drop(desk.remote.set(service));
+        shared
+    }
+
     /// The partition that holds the map.
     pub(crate) fn meta(&self) -> Arc<dyn Store> {
         let open = self.open.lock();

@@ -112,6 +112,7 @@ async fn place(
         }
         Backend::Embedded => match &shared.embedded {
             Some(embedded) => place_embedded(shared, embedded, map, info).await,
+            None if shared.is_local(&info.name) => Ok(true),
             None => {
                 elsewhere(shared, map, info);
                 Ok(true)

@@ -47,11 +47,18 @@ pub(super) async fn open(
     let opening = Opening { config, options, desk };
     let copy = stored_map::read_copy(&config.data_dir)?;
     let found = identity(&config.data_dir).await?;
-    match &config.store {
+    let opened = match &config.store {
         StoreConfig::Embedded { partitions } => opening.embedded(*partitions, copy, found).await,
         StoreConfig::Etcd { .. } => Box::pin(opening.etcd(copy, found)).await,
         StoreConfig::Join { servers } => opening.join(servers, copy, found).await,
+    };
+    if opened.is_err()
+        && let Some(embedded) = desk.embedded.get()
+        && let Err(error) = embedded.clone().shutdown().await
+    {
+        tracing::warn!(error = chain(&error), "what was opened could not be closed cleanly");
     }
+    opened
 }
 
 struct Opening<'a> {
