@@ -434,7 +434,9 @@ async fn one(seed: u64) {
         match linear::check(&recorder.ops(), Revisions::Grow) {
             Ok(_) => {}
             // Too many unanswered writes in a row to be decided.
-            Err(violation) if violation.undecided => drop(UNDECIDED.fetch_add(1, Ordering::Relaxed)),
+            Err(violation) if violation.undecided => {
+                drop(UNDECIDED.fetch_add(1, Ordering::Relaxed))
+            }
             Err(violation) => panic!("tenant {name}: {violation}"),
         }
         // What it has is in one place, and nothing is left elsewhere.
