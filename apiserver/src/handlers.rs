@@ -9,7 +9,7 @@ use insula_api::{object, path};
 use serde_json::{Value, json};
 
 use crate::{
-    Server, answer,
+    Server, answer, backup,
     body::{Body, BodyError, channel, full},
     call::Call,
     delete,
@@ -336,6 +336,7 @@ impl Server {
             .is_some_and(|it| it.contains("as=APIGroupDiscoveryList") && it.contains("v=v2;"));
         match parts.as_slice() {
             ["healthz" | "livez" | "readyz", ..] => self.health(head, parts[0]),
+            parts if parts == backup::PATH && platform => Ok(self.backup()),
             ["version"] => json(&version::document()),
             ["metrics"] => text(self.metrics.text(&self.partitions)),
             ["api"] if aggregated => self.aggregated(head, &discovery(), true),

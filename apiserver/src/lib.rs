@@ -6,6 +6,7 @@
 
 mod admission;
 mod answer;
+mod backup;
 pub mod body;
 mod bootstrap;
 mod call;

@@ -45,6 +45,19 @@ pub(crate) enum Command {
     --group acme-admins --out run/dev.kubeconfig"
     )]
     Kubeconfig(Kubeconfig),
+    /// Write everything that all partitions hold into one file, while the cloud runs.
+    #[command(
+        after_help = "Each partition is in it as it was at one revision. The file is checked \
+    before the command ends; keys and certificates are not in it.\n\n\
+    Example:\n  insula backup --data-dir run --out insula.backup"
+    )]
+    Backup(Backup),
+    /// Write a backup to a new data directory, or to etcds that hold nothing.
+    #[command(after_help = "The number and kind of partitions may be others than they were. A \
+    damaged backup is refused before anything is written.\n\n\
+    Example:\n  insula restore --from insula.backup --data-dir new --partitions 4\n  \
+    insula up --data-dir new")]
+    Restore(Restore),
     /// Run a cloud of many hosts on this machine, each a network namespace, with faults on command.
     #[command(after_help = "Begin with `insula lab up --file docs/examples/lab.yaml`, then\n  \
     insula lab status\n  insula lab exec h1 -- ip addr\n  insula lab cut h1 h2\n  \
@@ -63,6 +76,44 @@ pub(crate) enum Command {
     Pki(PkiCommand),
     /// Print a completion script for a shell: `source <(insula completion bash)`.
     Completion { shell: Shell },
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Backup {
+    /// A platform administrator's kubeconfig.
+    #[arg(long, value_name = "F", env = "KUBECONFIG")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// The data directory of `insula up`, in place of its admin.kubeconfig.
+    #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Where to write it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Write over a file that is there.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Restore {
+    /// The backup.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) from: PathBuf,
+    /// Look only: whether the backup is whole, and what it holds.
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// A new data directory, for `insula up` or the first `insula apiserver`.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Storage partitions.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) partitions: u16,
+    /// `embedded`, or real etcds: `etcd=NAME=URL[,URL..];NAME=URL..`.
+    #[arg(long, value_name = "STORE", default_value = "embedded")]
+    pub(crate) store: String,
+    /// Name of the server that the data directory is for.
+    #[arg(long, value_name = "NAME", default_value = "s1")]
+    pub(crate) name: String,
 }
 
 #[derive(Debug, clap::Args)]

@@ -1,6 +1,7 @@
 //! The one binary: every process of an Insula cloud.
 
 mod apiserver;
+mod backup;
 mod cli;
 mod components;
 mod config;
@@ -33,6 +34,8 @@ fn main() -> ExitCode {
         Command::Node(options) => components::node(&options),
         Command::Kubeconfig(options) => kubeconfig::run(&options),
         Command::Pki(command) => pki::run(&command),
+        Command::Backup(options) => backup::take(&options),
+        Command::Restore(options) => backup::restore(&options),
         Command::Lab(options) => lab::run(&options),
         Command::Completion { shell } => {
             cli::completion(shell);

@@ -80,7 +80,7 @@ async fn cloud(options: &cli::Up, shutdown: CancellationToken) -> Result<()> {
     write_private(&directory.path("ca.crt"), authority.certificate())?;
     write_private(&directory.path("endpoint"), &endpoint)?;
 
-    let store = store_config(options)?;
+    let store = store_config(&options.store, options.partitions)?;
     let material = Material { ca: authority.certificate().to_owned(), server: serving, to_nodes };
     let running = Running::start(
         apiserver::Parts {
@@ -245,9 +245,10 @@ impl Parts<'_> {
     }
 }
 
-fn store_config(options: &cli::Up) -> Result<StoreConfig> {
-    match options.store.as_str() {
-        "embedded" => Ok(StoreConfig::Embedded { partitions: options.partitions }),
+/// What `--store` and `--partitions` ask for.
+pub(crate) fn store_config(store: &str, partitions: u16) -> Result<StoreConfig> {
+    match store {
+        "embedded" => Ok(StoreConfig::Embedded { partitions }),
         other => match other.strip_prefix("etcd=") {
             Some(list) => Ok(StoreConfig::parse_etcd(list)?),
             None => bail!(

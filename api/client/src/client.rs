@@ -126,6 +126,13 @@ impl Client {
         AllTenants { client: self.clone() }
     }
 
+    /// Begins to read what is at `path`, however large it is.
+    pub async fn download(&self, path: &str) -> Result<Download, Error> {
+        let request = describe(&Method::GET, path);
+        let response = self.send(&Method::GET, path, "*/*", None).await?;
+        Ok(Download { body: checked(response, &request).await?.into_body(), request })
+    }
+
     /// Sends a request and decodes the answer, which must be a success.
     pub(crate) async fn call<R: DeserializeOwned>(
         &self,
@@ -201,6 +208,34 @@ impl Client {
             request: describe(method, uri),
             source: Box::new(source),
         })
+    }
+}
+
+/// An answer that is read piece by piece.
+#[derive(Debug)]
+pub struct Download {
+    body: Body,
+    request: String,
+}
+
+impl Download {
+    /// The next piece; `None` at the end.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        loop {
+            match self.body.frame().await {
+                None => return Ok(None),
+                // Trailers say nothing here.
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Ok(Some(data));
+                    }
+                }
+                Some(Err(source)) => {
+                    let (request, limit) = (self.request.clone(), usize::MAX);
+                    return Err(Error::Body { request, limit, source: Box::new(source) });
+                }
+            }
+        }
     }
 }
 

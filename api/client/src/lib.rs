@@ -35,7 +35,7 @@ mod watch;
 pub use self::{
     api::{Api, Collection, Deleted, Page},
     backoff::Backoff,
-    client::{AllTenants, Client, ClientError, Scope},
+    client::{AllTenants, Client, ClientError, Download, Scope},
     discovery::{Discovered, Discovery},
     error::{Error, Retry, chain},
     events::{EventRecorder, EventType},

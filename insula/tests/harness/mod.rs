@@ -61,6 +61,18 @@ impl Cloud {
         Self::start_in(parent, false, extra)
     }
 
+    /// On what `insula restore` made at `data`, which is moved below `parent`.
+    pub(crate) fn restored(parent: &Path, data: &Path, extra: &[&str]) -> Self {
+        let dir = tempfile::Builder::new().prefix("ins").tempdir_in(parent).unwrap();
+        let moved =
+            Command::new("cp").arg("-a").arg(data).arg(dir.path().join("run")).status().unwrap();
+        assert!(moved.success());
+        let extra = extra.iter().map(|it| (*it).to_owned()).collect();
+        let mut cloud = Self { dir, child: None, endpoint: String::new(), socket: None, extra };
+        cloud.up("127.0.0.1:0");
+        cloud
+    }
+
     fn start_in(parent: &Path, node: bool, extra: &[&str]) -> Self {
         let dir = tempfile::Builder::new().prefix("ins").tempdir_in(parent).unwrap();
         let socket = node.then(|| {
