@@ -43,7 +43,7 @@ impl Server {
         panic!("etcd did not come up; see {}", server.dir.path().display());
     }
 
-    fn spawn(&mut self) {
+    pub(crate) fn spawn(&mut self) {
         let (client, peer) = (self.url(), format!("http://127.0.0.1:{}", self.ports[1]));
         let log = std::fs::File::create(self.dir.path().join("log")).unwrap();
         let child = Command::new("etcd")
@@ -77,7 +77,7 @@ impl Server {
         false
     }
 
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
             child.wait().unwrap();
@@ -398,4 +398,149 @@ async fn nobody_there_is_an_error() {
     let error = tokio::time::timeout(Duration::from_secs(20), opening).await.unwrap().unwrap_err();
     let text = crate::error::chain(&error);
     assert!(text.contains("p1 did not come up") && text.contains("127.0.0.1:1"), "{text}");
+}
+
+/// Three members; which of them leads is theirs to decide.
+struct Cluster {
+    members: Vec<Server>,
+}
+
+impl Cluster {
+    fn start() -> Self {
+        for _ in 0..5 {
+            let ports: Vec<[u16; 2]> = (0..3)
+                .map(|_| {
+                    let free = [0; 2].map(|_: u16| TcpListener::bind("127.0.0.1:0").unwrap());
+                    free.map(|listener| listener.local_addr().unwrap().port())
+                })
+                .collect();
+            let initial: Vec<_> = (ports.iter().enumerate())
+                .map(|(n, [_, peer])| format!("m{n}=http://127.0.0.1:{peer}"))
+                .collect();
+            let member = |(n, ports): (usize, &[u16; 2])| {
+                let arguments = vec![
+                    format!("--name=m{n}"),
+                    format!("--initial-cluster={}", initial.join(",")),
+                    // Quick to notice, as tests are short.
+                    "--heartbeat-interval=50".into(),
+                    "--election-timeout=500".into(),
+                ];
+                let dir = tempfile::tempdir().unwrap();
+                let mut server = Server { child: None, ports: *ports, dir, arguments };
+                server.spawn();
+                server
+            };
+            let mut members: Vec<_> = ports.iter().enumerate().map(member).collect();
+            if members.iter_mut().all(Server::is_up) {
+                return Self { members };
+            }
+        }
+        panic!("three etcds did not come up");
+    }
+
+    fn config(&self) -> EtcdConfig {
+        EtcdConfig::plain(self.members.iter().map(Server::url).collect())
+    }
+
+    async fn open(&self) -> Arc<dyn Store> {
+        Arc::new(EtcdStore::open("p1", &self.config(), RingLimits::default()).await.unwrap())
+    }
+
+    /// The member that leads.
+    async fn leader(&self) -> usize {
+        let mut statuses = Vec::new();
+        for member in &self.members {
+            let mut client = member.client().await;
+            let status = client.status().await.unwrap();
+            statuses.push((status.header().unwrap().member_id(), status.leader()));
+        }
+        let leads = |(id, leader): &(u64, u64)| id == leader;
+        statuses.iter().position(leads).expect("somebody leads")
+    }
+}
+
+async fn empty_of_three() -> (Arc<dyn Store>, Cluster) {
+    let cluster = Cluster::start();
+    (cluster.open().await, cluster)
+}
+
+mod three {
+    use super::empty_of_three;
+    use crate::contract::contract_tests;
+
+    contract_tests!(empty_of_three);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_dies_loses_nothing() {
+    let mut cluster = Cluster::start();
+    let store = cluster.open().await;
+    let mut watcher = store.watch(&pods(), store.progress()).unwrap();
+    let mut told = Vec::new();
+    for n in 0..40 {
+        if n == 20 {
+            let leader = cluster.leader().await;
+            cluster.members[leader].kill();
+        }
+        // What was not answered may have happened: as clients do, only what was told counts.
+        let committed = eventually("a write", async || {
+            store.write(write("a", Expect::Anything, value(&n.to_string()))).await.ok()
+        })
+        .await;
+        told.push(committed.revision);
+    }
+    let last = *told.last().unwrap();
+    let read = eventually("a read", async || store.read(&pods(), ReadAt::Latest).await.ok()).await;
+    assert_eq!(read.get("a").unwrap().modified, last);
+    let mut seen = Vec::new();
+    while seen.last() != Some(&last) {
+        seen.extend(watcher.next().await.unwrap().iter().map(|event| event.revision));
+    }
+    assert!(seen.is_sorted());
+    assert!(told.iter().all(|revision| seen.contains(revision)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_etcd_of_another_is_refused() {
+    use crate::error::OpenError;
+    let server = Server::start();
+    let open = async |name: &str| {
+        EtcdStore::open(name, &server.config(), RingLimits::default()).await.unwrap()
+    };
+    let store = open("p1").await;
+    assert_eq!(store.identify(None, "c1").await.unwrap(), "c1");
+    put(&store, "a", "1").await;
+    // It stays what it is.
+    assert_eq!(open("p1").await.identify(Some("c1"), "c9").await.unwrap(), "c1");
+    assert_eq!(open("p1").await.identify(None, "c9").await.unwrap(), "c1");
+    let other = open("p1").await.identify(Some("c2"), "c2").await.unwrap_err();
+    assert!(
+        matches!(&other, OpenError::ForeignEtcd { found, .. } if found.contains("c1")),
+        "{other}"
+    );
+    let other = open("p2").await.identify(Some("c1"), "c1").await.unwrap_err();
+    assert!(
+        matches!(&other, OpenError::ForeignEtcd { found, .. } if found.contains("p1")),
+        "{other}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_etcd_with_foreign_data_is_refused() {
+    use crate::error::OpenError;
+    let server = Server::start();
+    let mut client = server.client().await;
+    client.put("/elsewhere/x", "x", None).await.unwrap();
+    let open = async |name: &str| {
+        EtcdStore::open(name, &server.config(), RingLimits::default()).await.unwrap()
+    };
+    client.put("/insula/registry/pods/x", "x", None).await.unwrap();
+    let refused = open("p1").await.identify(Some("c1"), "c1").await.unwrap_err();
+    assert!(matches!(refused, OpenError::ForeignEtcd { .. }), "{refused}");
+    client.delete("/insula/registry/pods/x", None).await.unwrap();
+    // Keys beside the prefix are nobody's business.
+    open("p1").await.identify(Some("c1"), "c1").await.unwrap();
+    client.put("/insula/.identity", "garbage", None).await.unwrap();
+    let refused = open("p1").await.identify(Some("c1"), "c1").await.unwrap_err();
+    assert!(matches!(refused, OpenError::ForeignEtcd { .. }), "{refused}");
 }

@@ -435,7 +435,7 @@ async fn one(seed: u64) {
             Ok(_) => {}
             // Too many unanswered writes in a row to be decided.
             Err(violation) if violation.undecided => {
-                drop(UNDECIDED.fetch_add(1, Ordering::Relaxed))
+                UNDECIDED.fetch_add(1, Ordering::Relaxed);
             }
             Err(violation) => panic!("tenant {name}: {violation}"),
         }

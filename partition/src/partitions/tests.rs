@@ -1,5 +1,7 @@
 //! Opening, closing and pinning, on both backends.
 
+mod servers;
+
 use std::path::PathBuf;
 
 use super::*;
@@ -7,8 +9,9 @@ use crate::{
     contract::{pods, put},
     embedded::tests::options,
     etcd::tests::Server,
+    map::PartitionInfo,
     moves::MoveError,
-    store::{ReadAt, Revision},
+    store::{Expect, ReadAt, Revision},
 };
 
 async fn open(dir: &std::path::Path, count: u16) -> Result<Partitions, OpenError> {
@@ -127,5 +130,57 @@ async fn more_partitions_come_later_and_fewer_are_refused() {
     assert_eq!(partitions.names().len(), 3);
     let read = partitions.store("p3").unwrap().read(&pods(), ReadAt::Latest).await;
     assert_eq!(read.unwrap().len(), 1);
+    partitions.shutdown().await.unwrap();
+}
+
+/// Under two URLs that cannot be told to be the same one.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_partitions_in_one_etcd_are_refused() {
+    let server = Server::start();
+    let one = server.config();
+    let two = one.endpoints.iter().map(|url| url.replace("127.0.0.1", "localhost")).collect();
+    let partition = |name: &str, etcd| EtcdPartition { name: name.into(), etcd };
+    let two = crate::etcd::EtcdConfig { endpoints: two, ..one.clone() };
+    let store = StoreConfig::Etcd { partitions: vec![partition("a", one), partition("b", two)] };
+    let opened = Partitions::open(PartitionsConfig::alone(PathBuf::new(), store)).await;
+    assert!(matches!(opened, Err(OpenError::ForeignEtcd { .. })), "{opened:?}");
+}
+
+/// Its tenants hear that it is away; those of others notice nothing, at the start and later.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_etcd_that_is_down_stops_its_tenants_only() {
+    let mut servers = [Server::start(), Server::start()];
+    let dir = tempfile::tempdir().unwrap();
+    let config = |servers: &[Server; 2]| {
+        let names = ["east", "west"].iter().zip(servers);
+        let partition = |(name, server): (&&str, &Server)| EtcdPartition {
+            name: (*name).into(),
+            etcd: server.config(),
+        };
+        let store = StoreConfig::Etcd { partitions: names.map(partition).collect() };
+        PartitionsConfig::alone(dir.path().into(), store)
+    };
+    let partitions = Partitions::open(config(&servers)).await.unwrap();
+    let (east, west) = (partitions.store("east").unwrap(), partitions.store("west").unwrap());
+    put(&*west, "a", "1").await;
+    servers[1].kill();
+    let begun = std::time::Instant::now();
+    while west.read(&pods(), ReadAt::Latest).await.is_ok() {
+        assert!(begun.elapsed() < std::time::Duration::from_secs(20));
+    }
+    put(&*east, "a", "1").await;
+    partitions.shutdown().await.unwrap();
+
+    // It is not there at a start either, and comes later.
+    let partitions = Partitions::open(config(&servers)).await.unwrap();
+    put(&*partitions.store("east").unwrap(), "a", "2").await;
+    let read = partitions.store("west").unwrap().read(&pods(), ReadAt::Latest).await;
+    assert!(matches!(read, Err(StoreError::Unavailable { .. })), "{read:?}");
+    servers[1].spawn();
+    let begun = std::time::Instant::now();
+    while partitions.store("west").unwrap().read(&pods(), ReadAt::Latest).await.is_err() {
+        assert!(begun.elapsed() < std::time::Duration::from_secs(40));
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
     partitions.shutdown().await.unwrap();
 }
