@@ -59,9 +59,11 @@ pub(crate) enum Command {
     insula up --data-dir new")]
     Restore(Restore),
     /// Run a cloud of many hosts on this machine, each a network namespace, with faults on command.
-    #[command(after_help = "Begin with `insula lab up --file docs/examples/lab.yaml`, then\n  \
-    insula lab status\n  insula lab exec h1 -- ip addr\n  insula lab cut h1 h2\n  \
-    insula lab heal\n  insula lab down")]
+    #[command(after_help = "Three API servers, each on its own host, and faults:\n  \
+    insula lab up\n  insula lab status\n  \
+    insula lab exec client -- kubectl --kubeconfig lab/pki/admin.kubeconfig get partitions\n  \
+    insula lab kill s1\n  insula lab start s1\n  insula lab cut s2 s3\n  insula lab heal\n  \
+    insula lab down\n\nA lab of your own: docs/reference/lab.md")]
     Lab(crate::lab::Options),
     /// Make certificates, kubeconfigs and configurations for a cluster of several servers.
     #[command(

@@ -1,5 +1,7 @@
 //! `insula lab`: many hosts on one machine, and faults on command.
 
+mod cloud;
+
 use std::{io::Write as _, os::unix::process::CommandExt as _, path::PathBuf};
 
 use anyhow::{Result, bail};
@@ -24,9 +26,12 @@ pub(crate) struct Options {
 enum What {
     /// Make the hosts and start their processes.
     Up {
-        /// What the lab looks like.
-        #[arg(long, value_name = "F")]
-        file: PathBuf,
+        /// What the lab looks like; without it, API servers with controllers and a scheduler.
+        #[arg(long, value_name = "F", conflicts_with = "servers")]
+        file: Option<PathBuf>,
+        /// Number of API servers, each with a member of every partition.
+        #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=9))]
+        servers: u8,
     },
     /// End all processes and take the hosts away.
     Down,
@@ -67,8 +72,13 @@ enum What {
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let dir = &options.dir;
-    if let What::Up { file } = &options.what {
-        let lab = Lab::up(LabFile::read(file)?, dir, &std::env::current_exe()?)?;
+    if let What::Up { file, servers } = &options.what {
+        let program = std::env::current_exe()?;
+        let file = match file {
+            Some(file) => LabFile::read(file)?,
+            None => cloud::cloud(dir, *servers, &program)?,
+        };
+        let lab = Lab::up(file, dir, &program)?;
         return show(&lab.status()?);
     }
     let lab = Lab::open(dir)?;

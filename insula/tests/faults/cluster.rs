@@ -48,70 +48,22 @@ hosts:
         Self { lab: Arc::new(lab), servers: vec!["s1".into()], kubeconfigs, _dir: dir }
     }
 
-    /// Three servers, each with a member of every partition on a disk of its own, and controllers.
+    /// Three servers, each with a member of every partition on a disk of its own, and controllers:
+    /// the lab that is made without a file.
     pub(crate) fn three() -> Self {
-        let program = env!("CARGO_BIN_EXE_insula");
         let dir = tempfile::tempdir().unwrap();
-        let pki = dir.path().join("pki");
-        let insula = |args: &[&str]| {
-            let done = Command::new(program)
-                .arg("pki")
-                .args(args)
-                .arg("--dir")
-                .arg(&pki)
-                .output()
-                .unwrap();
-            assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-        };
-        let address = |n: usize| format!("10.77.0.{}:6443", 10 + n);
-        insula(&["init", "--server", &format!("https://{}", address(1))]);
-        let mut hosts = String::new();
-        let mut kubeconfigs = Vec::new();
-        for n in 1..=3 {
-            let (name, home) = (format!("s{n}"), pki.join(format!("servers/s{n}")));
-            let mut args = vec!["server", "--name", &name, "--address"];
-            let own = address(n);
-            args.push(&own);
-            let seeds: Vec<_> =
-                (1..=3).filter(|it| *it != n).map(|it| format!("s{it}={}", address(it))).collect();
-            if n != 1 {
-                seeds.iter().for_each(|seed| args.extend(["--join", seed.as_str()]));
-            }
-            insula(&args);
-            let after = if n == 1 { String::new() } else { "after: [s1], ".to_owned() };
-            let home = home.display();
-            hosts.push_str(&format!(
-                "  s{n}:\n    on: {{core: {{address: 10.77.0.1{n}}}}}\n    disk: 256m\n    run:\n      \
-                 s{n}: {{{after}command: [{program}, apiserver, --config, {home}/apiserver.yaml, \
-                 --data-dir, '{{dir}}/data'], ready: {{line: 'ready '}}}}\n"
-            ));
-            let kubeconfig = pki.join(format!("admin-{name}.kubeconfig"));
-            insula(&[
-                "kubeconfig",
-                "--server",
-                &format!("https://{}", address(n)),
-                "--tenant",
-                "system",
-                "--user",
-                "admin",
-                "--group",
-                "system:masters",
-                "--out",
-                kubeconfig.to_str().unwrap(),
-            ]);
-            kubeconfigs.push(kubeconfig);
-        }
-        let file = format!(
-            "networks: {{core: 10.77.0.0/24}}\nhosts:\n{hosts}  client:\n    \
-             on: {{core: {{address: 10.77.0.100}}}}\n    run:\n      \
-             controllers: {{after: [s1], command: [{program}, controllers, --kubeconfig, \
-             {pki}/controllers.kubeconfig, --root-ca, {pki}/ca.crt]}}\n",
-            pki = pki.display(),
-        );
         let at = dir.path().join("lab");
-        let lab = Lab::up(LabFile::parse(&file).unwrap(), &at, Path::new(program)).unwrap();
+        let made = Command::new(env!("CARGO_BIN_EXE_insula"))
+            .args(["lab", "up", "--servers", "3", "--dir"])
+            .arg(&at)
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let lab = Arc::new(Lab::open(&at).unwrap());
         let servers = ["s1", "s2", "s3"].map(str::to_owned).to_vec();
-        Self { lab: Arc::new(lab), servers, kubeconfigs, _dir: dir }
+        let kubeconfig = |name: &String| at.join(format!("pki/admin-{name}.kubeconfig"));
+        let kubeconfigs = servers.iter().map(kubeconfig).collect();
+        Self { lab, servers, kubeconfigs, _dir: dir }
     }
 
     /// Runs `work` where clients are.
