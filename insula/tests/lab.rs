@@ -92,8 +92,7 @@ fn a_lab_without_a_file_is_a_cloud() {
     let shown = ok(&kept, &["up", "--servers", "1"]);
     assert!(shown.contains("s1") && shown.contains("controllers"), "{shown}");
     let kubeconfig = kept.join("pki/admin.kubeconfig");
-    let kubectl =
-        ["exec", "client", "--", "kubectl", "--kubeconfig", kubeconfig.to_str().unwrap()];
+    let kubectl = ["exec", "client", "--", "kubectl", "--kubeconfig", kubeconfig.to_str().unwrap()];
     let outcome = std::panic::catch_unwind(|| {
         let all = ok(&kept, &[&kubectl[..], &["get", "partitions", "-o", "name"]].concat());
         assert!(all.contains("/p1") && all.contains("/p2"), "{all}");

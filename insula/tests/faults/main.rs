@@ -22,12 +22,24 @@ fn one_server_that_is_killed() {
     // It has nobody to be cut off from: those runs are without a fault.
     let faults =
         [Fault::Kill, Fault::Pause, Fault::FillDisk, Fault::KillAll, Fault::Cut, Fault::Deaf];
-    Rounds::new(Cluster::one(), &faults).run(12);
+    Rounds::new(Cluster::one(), &faults).run(60);
 }
 
 #[test]
 fn three_servers() {
     let faults =
         [Fault::Kill, Fault::KillAll, Fault::Pause, Fault::Cut, Fault::Deaf, Fault::FillDisk];
-    Rounds::new(Cluster::three(), &faults).run(30);
+    Rounds::new(Cluster::three(), &faults).run(140);
+}
+
+#[test]
+fn tenants_that_move() {
+    let faults = [Fault::Move, Fault::MoveAndKill];
+    Rounds::new(Cluster::one(), &faults).run(15);
+}
+
+#[test]
+fn tenants_that_move_among_three_servers() {
+    let faults = [Fault::Move, Fault::MoveAndKill];
+    Rounds::new(Cluster::three(), &faults).run(15);
 }

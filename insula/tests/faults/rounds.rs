@@ -7,7 +7,7 @@ use std::{
 };
 
 use insula_api::{kinds::TenantPhase, names::TenantName};
-use insula_client::{Client, Tenant};
+use insula_client::{Client, Patch, Tenant};
 use insula_history::{
     chain,
     drive::{self, Plan, Subject},
@@ -37,6 +37,10 @@ pub(crate) enum Fault {
     Deaf,
     /// A server's disk is full for a while.
     FillDisk,
+    /// A tenant moves to another partition. Nothing fails.
+    Move,
+    /// A tenant moves, and a server is killed meanwhile and started again.
+    MoveAndKill,
 }
 
 /// Tenants on two different partitions of a cloud of two.
@@ -154,7 +158,7 @@ impl<'a> Rounds<'a> {
             )));
         }
         tokio::time::sleep(ROUND.mul_f64(random.random_range(0.1..0.5))).await;
-        self.strike(fault, &mut random).await;
+        self.strike(fault, &clients[0], &mut random).await;
         for client in running {
             client.await.unwrap();
         }
@@ -182,7 +186,9 @@ impl<'a> Rounds<'a> {
         }
         for (tenant, history) in TENANTS.iter().zip(&histories) {
             let ops = history.ops();
-            if let Err(violation) = linear::check(&ops, Revisions::Stay) {
+            let moves = matches!(fault, Fault::Move | Fault::MoveAndKill);
+            let revisions = if moves { Revisions::Grow } else { Revisions::Stay };
+            if let Err(violation) = linear::check(&ops, revisions) {
                 panic!("seed {seed}: {fault:?}: tenant {tenant}: {violation}");
             }
             let done = ops.iter().filter(|op| matches!(op.outcome, Outcome::Done(_))).count();
@@ -191,7 +197,7 @@ impl<'a> Rounds<'a> {
     }
 
     /// Makes something go wrong for a while, and right again.
-    async fn strike(&self, fault: Fault, random: &mut StdRng) {
+    async fn strike(&self, fault: Fault, client: &Client, random: &mut StdRng) {
         let servers = &self.cluster.servers;
         let at = random.random_range(0..servers.len());
         let (one, other) = (servers[at].clone(), servers[(at + 1) % servers.len()].clone());
@@ -199,6 +205,23 @@ impl<'a> Rounds<'a> {
         let pause = Duration::from_millis(random.random_range(10..600));
         let lab = self.cluster.lab.clone();
         match fault {
+            Fault::Move => {
+                let tenant = TENANTS[random.random_range(0..TENANTS.len())];
+                begin_move(client, tenant).await;
+                settled(client, tenant).await;
+            }
+            Fault::MoveAndKill => {
+                let tenant = TENANTS[random.random_range(0..TENANTS.len())];
+                begin_move(client, tenant).await;
+                tokio::time::sleep(pause / 4).await;
+                on(&lab, {
+                    let one = one.clone();
+                    move |lab| lab.kill(&one).unwrap()
+                })
+                .await;
+                on(&lab, move |lab| lab.start(&one).unwrap()).await;
+                settled(client, tenant).await;
+            }
             Fault::Kill => {
                 on(&lab, {
                     let one = one.clone();
@@ -251,6 +274,32 @@ impl<'a> Rounds<'a> {
 async fn on(lab: &Arc<Lab>, work: impl FnOnce(&Lab) + Send + 'static) {
     let lab = lab.clone();
     tokio::task::spawn_blocking(move || work(&lab)).await.unwrap();
+}
+
+/// Asks for a tenant to live on the other partition.
+async fn begin_move(client: &Client, tenant: &str) {
+    let api = client.system().api::<Tenant>();
+    let found = api.get(tenant).await.unwrap();
+    let now = found.status.as_ref().and_then(|it| it.partition.clone());
+    let to = if now.as_deref() == Some("p1") { "p2" } else { "p1" };
+    let patch = Patch::Merge(serde_json::json!({"spec": {"partition": to}}));
+    api.patch(tenant, &patch).await.unwrap();
+}
+
+/// Waits until a tenant lives where it asks to.
+async fn settled(client: &Client, tenant: &str) {
+    let api = client.system().api::<Tenant>();
+    let end = Instant::now() + RECOVERY;
+    loop {
+        if let Ok(found) = api.get(tenant).await {
+            let is = found.status.as_ref().and_then(|it| it.partition.clone());
+            if is.is_some() && is == found.spec.partition {
+                return;
+            }
+        }
+        assert!(Instant::now() < end, "tenant {tenant} does not get to where it is to live");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// A tenant that can be written to.
