@@ -103,7 +103,9 @@ impl Running {
         let peers = match seeds {
             Some(seeds) => {
                 let tls = PeerTls::new(&material.ca, &material.server)?;
-                let peers = HttpPeers::new(&config.server, tls, closed.clone());
+                let memory = Some(config.data_dir.with_file_name("servers.json"));
+                let (own, address) = (&config.server, &config.address);
+                let peers = HttpPeers::new(own, address, tls, memory, closed.clone());
                 let known = seeds.iter().map(|(name, address)| (name.as_str(), address.as_str()));
                 peers.set_addresses(known);
                 config.peers = Arc::new(peers.clone());
