@@ -157,7 +157,7 @@ impl Servers {
 
     /// A user of a tenant, at one of the servers.
     pub(crate) fn user(&self, server: &str, tenant: &str, user: &str, group: &str) -> Kubectl {
-        let out = self.path(&format!("{server}-{tenant}-{user}.kubeconfig"));
+        let out = self.path(&format!("{server}-{tenant}-{user}.kubeconfig").replace(':', "-"));
         let url = format!("https://{}", self.address(server));
         let made = insula()
             .args(["pki", "kubeconfig", "--dir"])
