@@ -6,6 +6,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
 use insula_api::{object, path};
+use insula_partition::partitions::META;
 use serde_json::{Value, json};
 
 use crate::{
@@ -421,13 +422,16 @@ impl Server {
         Ok(response)
     }
 
-    /// Health: each partition must take writes.
+    /// Health: each partition that is here must take writes, and the map must be known.
     fn health(&self, head: &http::request::Parts, which: &str) -> Result<Response<Body>> {
         let mut lines = vec!["[+]ping ok".to_owned()];
         let mut failed = false;
         if which != "livez" {
-            for name in self.partitions.names() {
-                let broken = self.partitions.store(&name).and_then(|it| it.stats().unhealthy);
+            // What others have is theirs to tell.
+            let names = self.partitions.names();
+            let here = names.iter().map(String::as_str).filter(|it| self.partitions.is_local(it));
+            for name in here.chain([META]) {
+                let broken = self.partitions.store(name).and_then(|it| it.stats().unhealthy);
                 failed |= broken.is_some();
                 lines.push(match broken {
                     None => format!("[+]partition-{name} ok"),

@@ -168,6 +168,45 @@ fn tenants_stay_apart_however_requests_travel() {
 }
 
 #[test]
+fn logs_and_exec_go_through_other_servers() {
+    let mut servers = apart();
+    servers.node("s1");
+    let dev = |server: &str| servers.user(server, "globex", "dev", "globex-admins");
+    let script = "echo hello; trap 'exit 0' TERM; while true; do sleep 1; done";
+    dev("s3").ok(&[
+        "run",
+        "web",
+        "--image=localhost/insula/busybox:1",
+        "--restart=Never",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ]);
+    let phase = ["get", "pod", "web", "-o", "jsonpath={.status.phase}"];
+    dev("s3").until(&phase, |phase| phase == "Running");
+    for server in ["s1", "s2", "s3"] {
+        dev(server).until(&["logs", "web"], |log| log == "hello\n");
+        let out = dev(server).run(&["exec", "web", "--", "sh", "-c", "echo out; exit 7"]);
+        assert_eq!((out.status.code(), &*out.stdout), (Some(7), &b"out\n"[..]), "{server}");
+        let fed = dev(server).feed(&["exec", "-i", "web", "--", "cat"], "through\n");
+        assert_eq!(fed.stdout, b"through\n", "{server}");
+        let spdy = dev(server)
+            .command()
+            .env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false")
+            .args(["exec", "web", "--", "echo", "spdy"])
+            .output()
+            .unwrap();
+        assert_eq!(spdy.stdout, b"spdy\n", "{server}");
+        // Another tenant's user reaches neither.
+        let stranger = servers.user(server, "acme", "dev", "acme-admins");
+        let path = "/tenants/globex/api/v1/namespaces/default/pods/web/log";
+        assert!(stranger.fails(&["get", "--raw", path]).contains("Forbidden"));
+    }
+    dev("s3").ok(&["delete", "pod", "web"]);
+}
+
+#[test]
 fn a_server_dies_and_comes_back() {
     let mut servers = Servers::new();
     servers.add("s1", "all", &[]);

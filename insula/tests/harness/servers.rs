@@ -30,6 +30,7 @@ pub(crate) struct Servers {
     dir: tempfile::TempDir,
     servers: Vec<Process>,
     others: Vec<Child>,
+    has_containerd: bool,
 }
 
 /// A loopback address that nobody else has: made of this process's id and a counter.
@@ -44,7 +45,7 @@ impl Servers {
     /// Makes the authority. No server is started yet.
     pub(crate) fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("srv").tempdir_in("/tmp").unwrap();
-        let servers = Self { dir, servers: Vec::new(), others: Vec::new() };
+        let servers = Self { dir, servers: Vec::new(), others: Vec::new(), has_containerd: false };
         servers.pki(&["init"]);
         servers
     }
@@ -191,6 +192,50 @@ impl Servers {
         self.others.push(child);
     }
 
+    /// A scheduler and a node on a private containerd, which speak to one of the servers.
+    pub(crate) fn node(&mut self, server: &str) {
+        let out = Command::new(root().join("install/containerd.sh"))
+            .args(["start", "--root"])
+            .arg(self.dir.path())
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "containerd: {}", String::from_utf8_lossy(&out.stderr));
+        self.has_containerd = true;
+        let socket = String::from_utf8(out.stdout).unwrap().trim().to_owned();
+        let url = format!("https://{}", self.address(server));
+        let ip = self.address(server).split(':').next().unwrap().to_owned();
+        self.pki(&["node", "--name", "n1", "--address", &ip, "--server", &url]);
+        let home = self.path("pki/nodes/n1");
+        let log = |name: &str| fs::File::create(self.path(name)).unwrap();
+        let node = insula()
+            .args(["node", "--node-name", "n1", "--node-ip", &ip, "--listen"])
+            .arg(format!("{ip}:0"))
+            .args(["--container-runtime-endpoint", &format!("unix://{socket}")])
+            .args(["--apiserver-address", self.address(server), "--kubeconfig"])
+            .arg(home.join("node.kubeconfig"))
+            .arg("--data-dir")
+            .arg(self.path("node"))
+            .arg("--tls-cert-file")
+            .arg(home.join("node.crt"))
+            .arg("--tls-private-key-file")
+            .arg(home.join("node.key"))
+            .arg("--client-ca-file")
+            .arg(home.join("ca.crt"))
+            .stdout(Stdio::null())
+            .stderr(log("node.log"))
+            .spawn()
+            .unwrap();
+        let user = self.user(server, "system", "system:kube-scheduler", "system:masters");
+        let scheduler = insula()
+            .args(["scheduler", "--kubeconfig"])
+            .arg(user.kubeconfig())
+            .stdout(Stdio::null())
+            .stderr(log("scheduler.log"))
+            .spawn()
+            .unwrap();
+        self.others.extend([node, scheduler]);
+    }
+
     /// The tenants of the example, active.
     pub(crate) fn tenants(&self, server: &str) {
         let admin = self.admin(server);
@@ -240,6 +285,12 @@ impl Drop for Servers {
         for mut child in servers.chain(self.others.drain(..)) {
             let _ = child.kill();
             let _ = child.wait();
+        }
+        if self.has_containerd {
+            let _ = Command::new(root().join("install/containerd.sh"))
+                .args(["stop", "--root"])
+                .arg(self.dir.path())
+                .output();
         }
         if thread::panicking() {
             for server in &self.servers {
