@@ -31,6 +31,9 @@ use crate::{
     write,
 };
 
+/// How much of an unwanted body is read before it is answered, in bytes.
+const UNWANTED: usize = 256 * 1024;
+
 /// How long an ordinary request may take.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -104,7 +107,10 @@ impl Server {
                 Ok(Forwarded::Answer(response)) => return Ok(response),
                 Ok(Forwarded::Again) => (),
                 Err(error) if error.is_moving => (),
-                Err(error) => return Err(error),
+                Err(error) => {
+                    body.drain().await;
+                    return Err(error);
+                }
             }
             patience.get_or_insert_with(|| Patience::new(&self.partitions)).wait().await?;
         }
@@ -504,6 +510,36 @@ where
         *self = Self::Here(bytes.clone());
         Ok(bytes)
     }
+
+    /// Takes what is left of a body that nobody wants: some clients see a broken stream where
+    /// they are answered before they have sent all.
+    async fn drain(&mut self) {
+        if let Self::Coming(body) = self
+            && let Some(body) = body.take()
+        {
+            drain(body).await;
+        }
+    }
+}
+
+/// Takes a body that nobody wants, if it is short and quick.
+pub(crate) async fn drain<B>(body: B)
+where
+    B: http_body::Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BodyError>,
+{
+    let mut body = std::pin::pin!(body);
+    let mut left = UNWANTED;
+    let taking = async {
+        while 0 < left
+            && let Some(Ok(frame)) = body.frame().await
+        {
+            left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.remaining()));
+        }
+    };
+    // Whoever sends more, or nothing, gets the answer all the same.
+    let _ = tokio::time::timeout(Duration::from_millis(200), taking).await;
 }
 
 /// The whole body, up to the limit.
