@@ -12,7 +12,7 @@ use insula_apiserver::{
 };
 use insula_partition::{
     map::{Backend, PartitionMap},
-    partitions::{META, Partitions, PartitionsConfig},
+    partitions::{META, Partitions, PartitionsConfig, StoreConfig},
 };
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -182,8 +182,13 @@ async fn serve(config: &Config, shutdown: CancellationToken) -> Result<()> {
         .with_context(|| format!("cannot listen on {}", config.listen))?;
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("cannot make {}", config.data_dir.display()))?;
-    let mut partitions =
-        PartitionsConfig::alone(config.data_dir.join("partitions"), config.store()?);
+    let storage = config.data_dir.join("partitions");
+    let store = match config.store()? {
+        // From the second start on the partition map decides.
+        StoreConfig::Embedded { .. } if storage.exists() => StoreConfig::Embedded { partitions: 0 },
+        store => store,
+    };
+    let mut partitions = PartitionsConfig::alone(storage, store);
     partitions.server.clone_from(&config.name);
     partitions.address = config.address();
     partitions.etcd = config.logins()?;

@@ -235,7 +235,22 @@ fn a_server_dies_and_comes_back() {
         eventually(&again, &["get", "configmap", &format!("{name}-during")]);
         eventually(&again, &["apply", "-f", &configmap(&servers, &format!("{name}-after"))]);
     }
-    let names = dev(&servers, "s1").ok(&["get", "configmap", "-o", "name"]);
+    // All at once, and another partition than there were at the beginning.
+    let partition = servers.path("p3.yaml");
+    let text = "apiVersion: insula.io/v1\nkind: Partition\nmetadata: {name: p3}\n\
+                spec: {servers: [s1, s2, s3]}\n";
+    std::fs::write(&partition, text).unwrap();
+    servers.admin("s2").ok(&["create", "-f", partition.to_str().unwrap()]);
+    until_served(&servers.admin("s2"), "p3", "s1,s2,s3");
+    for server in ["s1", "s2", "s3"] {
+        servers.kill(server);
+    }
+    let lines: Vec<_> = ["s3", "s2", "s1"].map(|server| servers.spawn(server)).into();
+    for lines in lines {
+        let line = lines.recv_timeout(Duration::from_secs(90)).expect("not ready again");
+        assert!(line.starts_with("ready"), "{line}");
+    }
+    let names = eventually(&dev(&servers, "s1"), &["get", "configmap", "-o", "name"]);
     for round in 0..3 {
         for when in ["before", "during", "after"] {
             assert!(names.contains(&format!("r{round}-{when}")), "{names}");

@@ -101,6 +101,8 @@ struct Peer {
     frames: mpsc::Sender<Bytes>,
     waiting: Arc<AtomicUsize>,
     calls: Connection,
+    /// Of the task that sends frames.
+    raft: Arc<Connection>,
     forwarding: Vec<Connection>,
     next: AtomicUsize,
     h1: Config,
@@ -197,9 +199,10 @@ impl HttpPeers {
             let connection = || Connection::new(way.clone(), tls.h2.clone());
             let (frames, queue) = mpsc::channel(QUEUE);
             let waiting = Arc::new(AtomicUsize::new(0));
+            let raft = Arc::new(connection());
             let sending = Sending {
                 own_address: self.shared.own_address.clone(),
-                connection: connection(),
+                connection: raft.clone(),
                 name: name.into(),
                 queue,
                 waiting: waiting.clone(),
@@ -213,6 +216,7 @@ impl HttpPeers {
             });
             Arc::new(Peer {
                 calls: connection(),
+                raft,
                 forwarding: (0..FORWARDING).map(|_| connection()).collect(),
                 next: AtomicUsize::new(0),
                 h1: tls.h1.clone(),
@@ -248,7 +252,7 @@ impl HttpPeers {
     /// Whether there is a connection to the server now. If there is none, one is tried.
     pub(crate) fn is_connected(&self, name: &str) -> bool {
         let peer = self.peer(name);
-        if peer.calls.is_open() {
+        if peer.calls.is_open() || peer.raft.is_open() {
             return true;
         }
         self.shared.runtime.spawn(async move { peer.calls.try_open().await });
@@ -373,7 +377,7 @@ impl HttpPeers {
 /// The task that sends frames to one server.
 struct Sending {
     own_address: HeaderValue,
-    connection: Connection,
+    connection: Arc<Connection>,
     name: String,
     queue: mpsc::Receiver<Bytes>,
     waiting: Arc<AtomicUsize>,
