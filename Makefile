@@ -38,6 +38,7 @@ docs:
 
 bench: deps
 	cargo run --release --locked -p insula-partition --example bench
+	cargo run --release --locked -p insula-apiserver --example forward_bench
 
 # Each failure prints the seed that repeats it.
 SEEDS ?= 5000

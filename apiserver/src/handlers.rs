@@ -6,6 +6,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
 use insula_api::{object, path};
+use insula_partition::partitions::META;
 use serde_json::{Value, json};
 
 use crate::{
@@ -29,6 +30,9 @@ use crate::{
     watch::{self, EventForm, Watch},
     write,
 };
+
+/// How much of an unwanted body is read before it is answered, in bytes.
+const UNWANTED: usize = 256 * 1024;
 
 /// How long an ordinary request may take.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -103,7 +107,10 @@ impl Server {
                 Ok(Forwarded::Answer(response)) => return Ok(response),
                 Ok(Forwarded::Again) => (),
                 Err(error) if error.is_moving => (),
-                Err(error) => return Err(error),
+                Err(error) => {
+                    body.drain().await;
+                    return Err(error);
+                }
             }
             patience.get_or_insert_with(|| Patience::new(&self.partitions)).wait().await?;
         }
@@ -421,13 +428,16 @@ impl Server {
         Ok(response)
     }
 
-    /// Health: each partition must take writes.
+    /// Health: each partition that is here must take writes, and the map must be known.
     fn health(&self, head: &http::request::Parts, which: &str) -> Result<Response<Body>> {
         let mut lines = vec!["[+]ping ok".to_owned()];
         let mut failed = false;
         if which != "livez" {
-            for name in self.partitions.names() {
-                let broken = self.partitions.store(&name).and_then(|it| it.stats().unhealthy);
+            // What others have is theirs to tell.
+            let names = self.partitions.names();
+            let here = names.iter().map(String::as_str).filter(|it| self.partitions.is_local(it));
+            for name in here.chain([META]) {
+                let broken = self.partitions.store(name).and_then(|it| it.stats().unhealthy);
                 failed |= broken.is_some();
                 lines.push(match broken {
                     None => format!("[+]partition-{name} ok"),
@@ -500,6 +510,36 @@ where
         *self = Self::Here(bytes.clone());
         Ok(bytes)
     }
+
+    /// Takes what is left of a body that nobody wants: some clients see a broken stream where
+    /// they are answered before they have sent all.
+    async fn drain(&mut self) {
+        if let Self::Coming(body) = self
+            && let Some(body) = body.take()
+        {
+            drain(body).await;
+        }
+    }
+}
+
+/// Takes a body that nobody wants, if it is short and quick.
+pub(crate) async fn drain<B>(body: B)
+where
+    B: http_body::Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BodyError>,
+{
+    let mut body = std::pin::pin!(body);
+    let mut left = UNWANTED;
+    let taking = async {
+        while 0 < left
+            && let Some(Ok(frame)) = body.frame().await
+        {
+            left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.remaining()));
+        }
+    };
+    // Whoever sends more, or nothing, gets the answer all the same.
+    let _ = tokio::time::timeout(Duration::from_millis(200), taking).await;
 }
 
 /// The whole body, up to the limit.

@@ -63,6 +63,9 @@ use crate::{
 
 pub use crate::serve::{Front, ServeError, Tls};
 
+/// How long to wait for storage that is not there yet before looking again.
+const AGAIN: std::time::Duration = std::time::Duration::from_millis(200);
+
 /// What a server is made of.
 #[derive(Debug)]
 pub struct ServerConfig {
@@ -123,9 +126,25 @@ impl Server {
             let shutdown = server.shutdown.clone();
             server.tasks.spawn(async move { shutdown.run_until_cancelled(view.run()).await });
         }
-        bootstrap::system(&server).await?;
+        server.bootstrap().await?;
         server.tasks.spawn(tenants::follow(server.clone()));
         Ok(server)
+    }
+
+    /// Writes what the platform begins with; waits for storage, which may wait for other servers.
+    async fn bootstrap(&self) -> Result<()> {
+        let mut told = false;
+        loop {
+            match bootstrap::system(self).await {
+                Err(error) if error.code == http::StatusCode::SERVICE_UNAVAILABLE => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::warn!(%error, "not ready yet");
+                    }
+                    tokio::time::sleep(AGAIN).await;
+                }
+                outcome => return outcome,
+            }
+        }
     }
 
     /// Waits for connections, watches and streams to end. Call after cancelling `shutdown`.

@@ -28,6 +28,7 @@ use crate::{
     body::Body,
     error::ApiError,
     gate::Peer,
+    handlers,
     identity::Identity,
     peers::{self, HttpPeers},
     pki::Pair,
@@ -236,7 +237,10 @@ impl Front {
             return match (&self.peers, &peer.server) {
                 (Some(peers), Some(from)) => peers::serve(peers, from, request).await,
                 // The same words whether this server has others or not.
-                _ => answer::error(&ApiError::only_for_servers()),
+                _ => {
+                    handlers::drain(request.into_body()).await;
+                    answer::error(&ApiError::only_for_servers())
+                }
             };
         }
         match self.server.get() {

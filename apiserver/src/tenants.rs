@@ -26,8 +26,15 @@ const LOOK: Duration = Duration::from_secs(10);
 /// Runs until the server ends.
 pub(crate) async fn follow(server: Arc<Server>) {
     let shutdown = server.shutdown.clone();
-    let mut follower =
-        Follower { server, seen: None, phases: HashMap::new(), tenants: None, moves: None };
+    let started = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default();
+    let mut follower = Follower {
+        server,
+        started,
+        seen: None,
+        phases: HashMap::new(),
+        tenants: None,
+        moves: None,
+    };
     shutdown.run_until_cancelled(follower.run()).await;
 }
 
@@ -35,6 +42,8 @@ struct Follower {
     server: Arc<Server>,
     /// The map's epoch and the tenants that were looked at last.
     seen: Option<(u64, Snapshot)>,
+    /// When this server began, in milliseconds: what was before then was told before.
+    started: u64,
     /// The phases that were told of.
     phases: HashMap<String, Phase>,
     tenants: Option<Watcher>,
@@ -180,10 +189,8 @@ impl Follower {
         let own = self.server.partitions.server_name().to_owned();
         for (it, _) in &moves {
             let known = self.phases.insert(it.id.clone(), it.phase);
-            if known != Some(it.phase)
-                && it.driver == own
-                && (known.is_some() || !it.phase.is_over())
-            {
+            let is_news = known != Some(it.phase) && self.started <= it.transition;
+            if is_news && views::driver(it) == own {
                 self.tell(it).await;
             }
         }

@@ -21,6 +21,7 @@ use crate::{
     body::Sender,
     error::{ApiError, Result},
     matcher::Matcher,
+    read,
     registry::{self, Served, Whose},
     request::{Form, ListOptions},
     revision::Vector,
@@ -85,6 +86,7 @@ impl Watch {
             text => Some(Vector::parse(text, &names)?),
         };
         let mut initial = Vec::new();
+        let mut snapshots = Vec::new();
         let mut at = Vec::with_capacity(places.len());
         for (index, (name, store)) in places.iter().enumerate() {
             let revision = match (&from, wants_state) {
@@ -102,10 +104,15 @@ impl Watch {
                             entries.filter(|(_, entry)| matcher.matches(&served.resource, entry));
                         initial.extend(found.map(|(_, entry)| entry.value.clone()));
                     }
-                    snapshot.revision()
+                    let revision = snapshot.revision();
+                    snapshots.push(snapshot);
+                    revision
                 }
             };
             at.push((name.clone(), revision));
+        }
+        if 1 < snapshots.len() {
+            read::check_together(places, &snapshots)?;
         }
         let mut watchers = Vec::with_capacity(places.len());
         for ((name, store), (_, revision)) in places.iter().zip(&at) {
@@ -160,7 +167,9 @@ impl Watch {
             |(name, watcher)| {
                 Box::pin(stream::unfold(Some((name, watcher)), |state| async {
                     let (name, mut watcher) = state?;
-                    let events = watcher.next().await;
+                    // Now and then without changes, so that bookmarks keep up where all is quiet.
+                    let waited = tokio::time::timeout(BOOKMARK_EVERY / 4, watcher.next()).await;
+                    let events = waited.unwrap_or_else(|_| Ok(Vec::new()));
                     let progress = watcher.progress();
                     let keep = events.is_ok().then(|| (name.clone(), watcher));
                     Some(((name, events, progress), keep))

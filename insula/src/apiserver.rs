@@ -12,7 +12,7 @@ use insula_apiserver::{
 };
 use insula_partition::{
     map::{Backend, PartitionMap},
-    partitions::{META, Partitions, PartitionsConfig},
+    partitions::{META, Partitions, PartitionsConfig, StoreConfig},
 };
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -103,7 +103,9 @@ impl Running {
         let peers = match seeds {
             Some(seeds) => {
                 let tls = PeerTls::new(&material.ca, &material.server)?;
-                let peers = HttpPeers::new(&config.server, tls, closed.clone());
+                let memory = Some(config.data_dir.with_file_name("servers.json"));
+                let (own, address) = (&config.server, &config.address);
+                let peers = HttpPeers::new(own, address, tls, memory, closed.clone());
                 let known = seeds.iter().map(|(name, address)| (name.as_str(), address.as_str()));
                 peers.set_addresses(known);
                 config.peers = Arc::new(peers.clone());
@@ -180,8 +182,13 @@ async fn serve(config: &Config, shutdown: CancellationToken) -> Result<()> {
         .with_context(|| format!("cannot listen on {}", config.listen))?;
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("cannot make {}", config.data_dir.display()))?;
-    let mut partitions =
-        PartitionsConfig::alone(config.data_dir.join("partitions"), config.store()?);
+    let storage = config.data_dir.join("partitions");
+    let store = match config.store()? {
+        // From the second start on the partition map decides.
+        StoreConfig::Embedded { .. } if storage.exists() => StoreConfig::Embedded { partitions: 0 },
+        store => store,
+    };
+    let mut partitions = PartitionsConfig::alone(storage, store);
     partitions.server.clone_from(&config.name);
     partitions.address = config.address();
     partitions.etcd = config.logins()?;

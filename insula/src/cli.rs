@@ -129,9 +129,9 @@ pub(crate) struct Up {
     /// Address under which others reach this machine; the one it reaches others with by default.
     #[arg(long, value_name = "ADDR")]
     pub(crate) advertise_address: Option<std::net::IpAddr>,
-    /// Storage partitions. Chosen once: a data directory keeps its number.
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub(crate) partitions: u16,
+    /// Storage partitions of a new data directory, 2 by default. Later a higher number adds some.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) partitions: Option<u16>,
     /// `embedded`, or real etcds: `etcd=NAME=URL[,URL..];NAME=URL..`.
     #[arg(long, value_name = "STORE", default_value = "embedded")]
     pub(crate) store: String,

@@ -375,6 +375,17 @@ mod tests {
     }
 
     #[test]
+    fn the_example_is_valid() {
+        let config = Config::parse(include_str!("../../docs/examples/apiserver.yaml")).unwrap();
+        assert_eq!(config.serve, Serve::Some(vec!["meta".into(), "p1".into()]));
+        assert!(config.etcd.contains_key("*"));
+        let reference = include_str!("../../docs/reference/apiserver.md");
+        for field in ["name", "dataDir", "listen", "advertise", "serve", "etcd.NAME"] {
+            assert!(reference.contains(&format!("| `{field}`")), "{field} is not described");
+        }
+    }
+
+    #[test]
     fn says_what_is_wrong() {
         refused("", "advertise");
         refused("advertise: nowhere", "HOST:PORT");

@@ -80,7 +80,7 @@ async fn cloud(options: &cli::Up, shutdown: CancellationToken) -> Result<()> {
     write_private(&directory.path("ca.crt"), authority.certificate())?;
     write_private(&directory.path("endpoint"), &endpoint)?;
 
-    let store = store_config(&options.store, options.partitions)?;
+    let store = store_config(&options.store, options.partitions.unwrap_or(0))?;
     let material = Material { ca: authority.certificate().to_owned(), server: serving, to_nodes };
     let running = Running::start(
         apiserver::Parts {
@@ -245,7 +245,8 @@ impl Parts<'_> {
     }
 }
 
-/// What `--store` and `--partitions` ask for.
+/// What `--store` and `--partitions` ask for. 0 partitions: as many as there are, or as a new
+/// cloud has.
 pub(crate) fn store_config(store: &str, partitions: u16) -> Result<StoreConfig> {
     match store {
         "embedded" => Ok(StoreConfig::Embedded { partitions }),

@@ -1,7 +1,8 @@
 //! The calling end: this server's way to the others.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
     sync::{
         Arc, Weak,
         atomic::{AtomicUsize, Ordering},
@@ -11,7 +12,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -41,6 +42,9 @@ const TOGETHER: usize = 1 << 20;
 
 /// How long a call may take, and how long a stream may take to begin. Who calls has shorter deadlines of its own.
 const CALL: Duration = Duration::from_secs(60);
+
+/// Where the sender is reached.
+const ADDRESS: HeaderName = HeaderName::from_static("x-insula-address");
 
 /// Connections for forwarded requests, to each server.
 const FORWARDING: usize = 2;
@@ -72,6 +76,10 @@ pub struct HttpPeers {
 
 struct Shared {
     own: String,
+    /// Where others reach this server; it tells everyone whom it talks to.
+    own_address: HeaderValue,
+    /// Where addresses are kept for the next start.
+    memory: Option<PathBuf>,
     /// Connections live here. Storage has runtimes of its own, which do no I/O.
     runtime: tokio::runtime::Handle,
     tls: PeerTls,
@@ -93,23 +101,39 @@ struct Peer {
     frames: mpsc::Sender<Bytes>,
     waiting: Arc<AtomicUsize>,
     calls: Connection,
+    /// Of the task that sends frames.
+    raft: Arc<Connection>,
     forwarding: Vec<Connection>,
     next: AtomicUsize,
     h1: Config,
 }
 
 impl HttpPeers {
-    /// The way of the server `own` to the others. To be called on a runtime.
-    pub fn new(own: &str, tls: PeerTls, shutdown: CancellationToken) -> Self {
+    /// The way of the server `own`, which others reach at `address`, to the others. Where they are
+    /// is kept in the file `memory`: when all servers start at once, nobody else can be asked. To
+    /// be called on a runtime.
+    pub fn new(
+        own: &str,
+        address: &str,
+        tls: PeerTls,
+        memory: Option<PathBuf>,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let known = memory.as_deref().map(remembered).unwrap_or_default();
         let shared = Shared {
             own: own.into(),
+            own_address: HeaderValue::from_str(address)
+                .unwrap_or_else(|_| HeaderValue::from_static("")),
+            memory,
             runtime: tokio::runtime::Handle::current(),
             tls,
             peers: RwLock::default(),
             service: RwLock::new(None),
             shutdown,
         };
-        Self { shared: Arc::new(shared) }
+        let peers = Self { shared: Arc::new(shared) };
+        peers.set_addresses(known.iter().map(|(name, address)| (name.as_str(), address.as_str())));
+        peers
     }
 
     /// This server's own name.
@@ -119,6 +143,7 @@ impl HttpPeers {
 
     /// Learns where servers are. Those that are not named stay where they were.
     pub fn set_addresses<'a>(&self, addresses: impl IntoIterator<Item = (&'a str, &'a str)>) {
+        let mut learned = false;
         for (name, address) in addresses {
             if name == self.shared.own || address.is_empty() {
                 continue;
@@ -128,7 +153,33 @@ impl HttpPeers {
             if !known {
                 tracing::debug!(server = name, address, "a server's address");
                 *peer.way.address.write() = Some(address.to_owned());
+                learned = true;
             }
+        }
+        if learned {
+            self.remember();
+        }
+    }
+
+    /// A server has said itself where it is.
+    pub(super) fn heard_from(&self, name: &str, headers: &http::HeaderMap) {
+        if let Some(address) = headers.get(ADDRESS).and_then(|it| it.to_str().ok()) {
+            self.set_addresses([(name, address)]);
+        }
+    }
+
+    fn remember(&self) {
+        let Some(path) = &self.shared.memory else { return };
+        let known: BTreeMap<String, String> = {
+            let peers = self.shared.peers.read();
+            let known = peers.iter();
+            known
+                .filter_map(|(name, it)| Some((name.clone(), it.way.address.read().clone()?)))
+                .collect()
+        };
+        let text = serde_json::to_string(&known).unwrap_or_default();
+        if let Err(error) = crate::pki::write_private(path, &text) {
+            tracing::warn!(error = chain(&error), "where the other servers are is not kept");
         }
     }
 
@@ -148,8 +199,10 @@ impl HttpPeers {
             let connection = || Connection::new(way.clone(), tls.h2.clone());
             let (frames, queue) = mpsc::channel(QUEUE);
             let waiting = Arc::new(AtomicUsize::new(0));
+            let raft = Arc::new(connection());
             let sending = Sending {
-                connection: connection(),
+                own_address: self.shared.own_address.clone(),
+                connection: raft.clone(),
                 name: name.into(),
                 queue,
                 waiting: waiting.clone(),
@@ -163,6 +216,7 @@ impl HttpPeers {
             });
             Arc::new(Peer {
                 calls: connection(),
+                raft,
                 forwarding: (0..FORWARDING).map(|_| connection()).collect(),
                 next: AtomicUsize::new(0),
                 h1: tls.h1.clone(),
@@ -182,7 +236,8 @@ impl HttpPeers {
     ) -> Result<Response<Incoming>, PeerError> {
         let peer = self.peer(to);
         let request = Request::new(full(request));
-        let sent = peer.calls.send(post(to, path, request)).await;
+        let request = post(to, path, request, &self.shared.own_address);
+        let sent = peer.calls.send(request).await;
         let response = sent.map_err(|error| peer_error(to, error))?;
         if response.status() == StatusCode::OK {
             return Ok(response);
@@ -197,7 +252,7 @@ impl HttpPeers {
     /// Whether there is a connection to the server now. If there is none, one is tried.
     pub(crate) fn is_connected(&self, name: &str) -> bool {
         let peer = self.peer(name);
-        if peer.calls.is_open() {
+        if peer.calls.is_open() || peer.raft.is_open() {
             return true;
         }
         self.shared.runtime.spawn(async move { peer.calls.try_open().await });
@@ -235,8 +290,15 @@ impl HttpPeers {
     }
 }
 
-fn post(to: &str, path: &str, mut request: Request<Body>) -> Request<Body> {
+/// Where the servers were that a file tells of; nobody if it does not make sense.
+fn remembered(path: &Path) -> BTreeMap<String, String> {
+    let text = std::fs::read(path).unwrap_or_default();
+    serde_json::from_slice(&text).unwrap_or_default()
+}
+
+fn post(to: &str, path: &str, mut request: Request<Body>, from: &HeaderValue) -> Request<Body> {
     *request.method_mut() = Method::POST;
+    request.headers_mut().insert(ADDRESS, from.clone());
     // Both parts were checked when the server's name was; a name that is none fails to connect.
     if let Ok(uri) = format!("https://{}{PREFIX}{path}", super::dns_name(to)).parse() {
         *request.uri_mut() = uri;
@@ -314,7 +376,8 @@ impl HttpPeers {
 
 /// The task that sends frames to one server.
 struct Sending {
-    connection: Connection,
+    own_address: HeaderValue,
+    connection: Arc<Connection>,
     name: String,
     queue: mpsc::Receiver<Bytes>,
     waiting: Arc<AtomicUsize>,
@@ -324,7 +387,7 @@ impl Sending {
     async fn run(mut self) {
         while let Some(first) = self.queue.recv().await {
             let (body, stream) = channel();
-            let request = post(&self.name, "raft", Request::new(stream));
+            let request = post(&self.name, "raft", Request::new(stream), &self.own_address);
             let connection = &self.connection;
             let mut sent = std::pin::pin!(connection.send(request));
             let mut next = Some(first);

@@ -25,6 +25,7 @@ where
     let Some(service) = peers.service() else {
         return refuse(StatusCode::SERVICE_UNAVAILABLE, "this server is starting or ending");
     };
+    peers.heard_from(from, request.headers());
     let body = request.into_body();
     match path.as_str() {
         "raft" => {

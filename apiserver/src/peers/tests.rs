@@ -1,6 +1,6 @@
 //! Servers on loopback with real certificates.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::BoxStream};
@@ -75,16 +75,25 @@ fn pair(ca: &Authority, name: &str) -> Pair {
 }
 
 async fn node(ca: &Authority, name: &str, at: Option<SocketAddr>) -> Node {
+    remembering(ca, name, at, None).await
+}
+
+async fn remembering(
+    ca: &Authority,
+    name: &str,
+    at: Option<SocketAddr>,
+    memory: Option<PathBuf>,
+) -> Node {
     let pair = pair(ca, name);
     let closed = CancellationToken::new();
     let tls = PeerTls::new(ca.certificate(), &pair).unwrap();
-    let peers = HttpPeers::new(name, tls, closed.clone());
-    let echo = Arc::new(Echo::default());
-    let service: Arc<dyn PeerService> = echo.clone();
-    peers.deliver_to(Arc::downgrade(&service));
     let at = at.unwrap_or_else(|| "127.0.0.1:0".parse().unwrap());
     let listener = TcpListener::bind(at).await.unwrap();
     let address = listener.local_addr().unwrap();
+    let peers = HttpPeers::new(name, &address.to_string(), tls, memory, closed.clone());
+    let echo = Arc::new(Echo::default());
+    let service: Arc<dyn PeerService> = echo.clone();
+    peers.deliver_to(Arc::downgrade(&service));
     let tls = Tls::new(ca.certificate(), &pair).unwrap();
     let front = Front::new(tls, Some(peers.clone()), closed.clone(), closed.clone());
     let task = tokio::spawn(front.serve(listener));
@@ -208,7 +217,7 @@ async fn only_servers_are_heard() {
     for pair in strangers {
         let closed = CancellationToken::new();
         let tls = PeerTls::new(ca.certificate(), &pair).unwrap();
-        let stranger = HttpPeers::new("s1", tls, closed.clone());
+        let stranger = HttpPeers::new("s1", "", tls, None, closed.clone());
         stranger.set_addresses([("s2", two.address.to_string().as_str())]);
         let refused = stranger.call("s2", Bytes::from_static(b"hello")).await;
         let Err(PeerError::Refused { reason, .. }) = &refused else { panic!("{refused:?}") };
@@ -231,4 +240,22 @@ async fn a_server_proves_its_name() {
     assert!(matches!(refused, Err(PeerError::Unreachable { .. })), "{refused:?}");
     one.stop().await;
     three.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_others_are_is_learned_and_kept() {
+    let (ca, dir) = authority();
+    let memory = Some(dir.path().join("servers.json"));
+    let one = remembering(&ca, "s1", None, memory.clone()).await;
+    let two = node(&ca, "s2", None).await;
+    // Only the second knows the first, and calls it.
+    two.knows("s1", &one);
+    two.peers.call("s1", Bytes::from_static(b"x")).await.unwrap();
+    assert_eq!(one.peers.call("s2", Bytes::from_static(b"y")).await.unwrap(), "s1:y");
+    one.stop().await;
+    // After a restart it knows by itself.
+    let one = remembering(&ca, "s1", None, memory).await;
+    assert_eq!(one.peers.call("s2", Bytes::from_static(b"z")).await.unwrap(), "s1:z");
+    one.stop().await;
+    two.stop().await;
 }

@@ -116,6 +116,11 @@ pub(super) async fn check(
 ) -> Result<()> {
     match (new, old) {
         (Some(new), None) => {
+            let moves = partitions.moves().await?;
+            if moves.iter().any(|(it, _)| it.id == object::name(new)) {
+                // The handler says it better.
+                return Ok(());
+            }
             let map = partitions.map();
             let scope = scope(&map, new)?;
             let to = object::text(new, &["spec", "to"]);

@@ -160,6 +160,10 @@ fn field(error: &MapError) -> &'static str {
     }
 }
 
+fn is_known(map: &PartitionMap, name: &str) -> bool {
+    name == META || map.info(name).is_some()
+}
+
 pub(super) fn check(
     partitions: &Partitions,
     new: Option<&Value>,
@@ -167,6 +171,8 @@ pub(super) fn check(
 ) -> Result<()> {
     let map = partitions.map();
     match (new, old) {
+        // The handler says it better.
+        (Some(new), None) if is_known(&map, object::name(new)) => Ok(()),
         (Some(new), old) => {
             let wanted = asked(partitions, object::name(new), new)?;
             match changed(&map, &wanted, old.is_none()) {

@@ -7,6 +7,8 @@
     reason = "a test stops at what it did not expect"
 )]
 
+pub(crate) mod servers;
+
 use std::{
     fs,
     io::{BufRead as _, BufReader},

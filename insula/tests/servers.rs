@@ -1,0 +1,270 @@
+//! Several API servers: any of them answers any request, and dying disturbs only what it held.
+#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+
+mod harness;
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::Stdio,
+    thread,
+    time::{Duration, Instant},
+};
+
+use harness::{Kubectl, servers::Servers};
+
+/// Waits until a partition is served by exactly these servers.
+#[track_caller]
+fn until_served(admin: &Kubectl, partition: &str, servers: &str) {
+    let path = "jsonpath={.status.ready}";
+    admin.until(&["get", "partition", partition, "-o", path], |ready| {
+        let mut names: Vec<String> = serde_json::from_str(ready).unwrap_or_default();
+        names.sort();
+        names.join(",") == servers
+    });
+}
+
+/// Tries until it works, as a client does while a leader is elected.
+#[track_caller]
+fn eventually(user: &Kubectl, args: &[&str]) -> String {
+    user.until(args, |_| true)
+}
+
+/// p1 on s1, p2 on s2, nothing on s3; acme on p1 and globex on p2.
+fn apart() -> Servers {
+    let mut servers = Servers::new();
+    servers.add("s1", "all", &[]);
+    servers.add("s2", "p2", &[]);
+    servers.add("s3", "none", &[]);
+    servers.controllers("s3");
+    let admin = servers.admin("s3");
+    until_served(&admin, "p2", "s1,s2");
+    admin.ok(&["patch", "partition", "p2", "--type=merge", "-p", r#"{"spec":{"servers":["s2"]}}"#]);
+    until_served(&admin, "p2", "s2");
+    until_served(&admin, "p1", "s1");
+    servers.tenants("s3");
+    for (tenant, partition) in [("acme", "p1"), ("globex", "p2")] {
+        let patch = format!(r#"{{"spec":{{"partition":"{partition}"}}}}"#);
+        admin.ok(&["patch", "tenant", tenant, "--type=merge", "-p", &patch]);
+        admin.until(&["get", "tenant", tenant, "-o", "jsonpath={.status.partition}"], |at| {
+            at == partition
+        });
+    }
+    servers
+}
+
+#[test]
+fn any_server_answers_for_every_tenant() {
+    let servers = apart();
+    for (server, n) in [("s1", 1), ("s2", 2), ("s3", 3)] {
+        for tenant in ["acme", "globex"] {
+            let dev = servers.user(server, tenant, "dev", &format!("{tenant}-admins"));
+            let name = format!("from-{server}");
+            dev.ok(&["create", "configmap", &name, "--from-literal", &format!("n={n}")]);
+            let found = dev.ok(&["get", "configmap", &name, "-o", "jsonpath={.data.n}"]);
+            assert_eq!(found, n.to_string());
+            dev.ok(&["label", "configmap", &name, "x=y"]);
+        }
+    }
+    for server in ["s1", "s2", "s3"] {
+        for tenant in ["acme", "globex"] {
+            let dev = servers.user(server, tenant, "dev", &format!("{tenant}-admins"));
+            let names = dev.ok(&["get", "configmap", "-l", "x=y", "-o", "name"]);
+            assert_eq!(names.lines().count(), 3, "{server} {tenant}: {names}");
+        }
+        // Across tenants, and so across partitions, for the platform.
+        let admin = servers.admin(server);
+        let url = format!("https://{}/api/v1/tenants/all/configmaps", servers.address(server));
+        let (code, body) = servers.curl(&admin, &format!("{url}?labelSelector=x%3Dy"), &[]);
+        assert_eq!(code, 200, "{body}");
+        let list: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(list["items"].as_array().unwrap().len(), 6, "{server}");
+        let version = list["metadata"]["resourceVersion"].as_str().unwrap();
+        assert!(version.contains("p1=") && version.contains("p2="), "{version}");
+    }
+}
+
+#[test]
+fn a_watch_through_another_server_follows() {
+    let mut servers = apart();
+    let dev = servers.user("s3", "globex", "dev", "globex-admins");
+    let mut watch = dev
+        .command()
+        .args(["get", "configmap", "--watch", "-l", "w=1", "-o", "name"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    let (sender, seen) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        while let Some(Ok(line)) = lines.next() {
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    // It may take a moment until the watch is there; from then on nothing is missed.
+    let writer = servers.user("s2", "globex", "dev", "globex-admins");
+    for n in 0..5 {
+        let name = format!("w{n}");
+        writer.ok(&["create", "configmap", &name]);
+        writer.ok(&["label", "configmap", &name, "w=1"]);
+        let line = seen.recv_timeout(Duration::from_secs(30)).expect("no event");
+        assert!(line.ends_with(&name), "{line}");
+    }
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+
+    // A server that ends in good order ends its watches.
+    servers.terminate("s3");
+    servers.start("s3");
+    let names = dev.ok(&["get", "configmap", "-l", "w=1", "-o", "name"]);
+    assert_eq!(names.lines().count(), 5, "{names}");
+}
+
+#[test]
+fn tenants_stay_apart_however_requests_travel() {
+    let servers = apart();
+    let paths = [
+        "/api/v1/tenants/globex/namespaces/default/pods",
+        "/api/v1/tenants/globex/namespaces/default/secrets/x",
+        "/api/v1/tenants/nobody/namespaces/default/pods",
+        "/tenants/globex/api",
+    ];
+    for path in paths {
+        let mut answers = Vec::new();
+        for server in ["s1", "s2", "s3"] {
+            let dev = servers.user(server, "acme", "dev", "acme-admins");
+            let url = format!("https://{}{path}", servers.address(server));
+            answers.push(servers.curl(&dev, &url, &[]));
+        }
+        assert_eq!(answers[0].0, 403, "{path}: {}", answers[0].1);
+        assert!(answers.iter().all(|it| *it == answers[0]), "{path}: {answers:?}");
+    }
+    // Without rights the answer is the same, whether decided here or there.
+    let url = |server: &str| {
+        let path = "/api/v1/tenants/acme/namespaces/default/secrets";
+        format!("https://{}{path}", servers.address(server))
+    };
+    let guest = |server: &str| servers.user(server, "acme", "guest", "guests");
+    let here = servers.curl(&guest("s1"), &url("s1"), &[]);
+    let there = servers.curl(&guest("s3"), &url("s3"), &[]);
+    assert_eq!((here.0, &here), (403, &there));
+
+    // What only servers may say.
+    let dev = servers.user("s1", "acme", "dev", "acme-admins");
+    let forged = ["-H", "x-insula-passport: eyJhbGciOiJIUzI1NiJ9.e30.AAAA"];
+    let (code, body) = servers.curl(&dev, &url("s1"), &forged);
+    assert_eq!(code, 403, "{body}");
+    let root = servers.admin("s1");
+    let (code, body) = servers.curl(&root, &url("s1"), &forged);
+    assert_eq!(code, 403, "{body}");
+    // A tenant may call its users what it likes.
+    let posing = servers.user("s1", "acme", "system:insula-server:s2", "system:insula-servers");
+    for user in [&posing, &dev, &root] {
+        let call = format!("https://{}/insula/peer/v1/call", servers.address("s1"));
+        let (code, body) = servers.curl(user, &call, &["-X", "POST", "-d", "x"]);
+        assert_eq!(code, 403, "{body}");
+    }
+}
+
+#[test]
+fn logs_and_exec_go_through_other_servers() {
+    let mut servers = apart();
+    servers.node("s1");
+    let dev = |server: &str| servers.user(server, "globex", "dev", "globex-admins");
+    let script = "echo hello; trap 'exit 0' TERM; while true; do sleep 1; done";
+    dev("s3").ok(&[
+        "run",
+        "web",
+        "--image=localhost/insula/busybox:1",
+        "--restart=Never",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ]);
+    let phase = ["get", "pod", "web", "-o", "jsonpath={.status.phase}"];
+    dev("s3").until(&phase, |phase| phase == "Running");
+    for server in ["s1", "s2", "s3"] {
+        dev(server).until(&["logs", "web"], |log| log == "hello\n");
+        let out = dev(server).run(&["exec", "web", "--", "sh", "-c", "echo out; exit 7"]);
+        assert_eq!((out.status.code(), &*out.stdout), (Some(7), &b"out\n"[..]), "{server}");
+        let fed = dev(server).feed(&["exec", "-i", "web", "--", "cat"], "through\n");
+        assert_eq!(fed.stdout, b"through\n", "{server}");
+        let spdy = dev(server)
+            .command()
+            .env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false")
+            .args(["exec", "web", "--", "echo", "spdy"])
+            .output()
+            .unwrap();
+        assert_eq!(spdy.stdout, b"spdy\n", "{server}");
+        // Another tenant's user reaches neither.
+        let stranger = servers.user(server, "acme", "dev", "acme-admins");
+        let path = "/tenants/globex/api/v1/namespaces/default/pods/web/log";
+        assert!(stranger.fails(&["get", "--raw", path]).contains("Forbidden"));
+    }
+    dev("s3").ok(&["delete", "pod", "web"]);
+}
+
+#[test]
+fn a_server_dies_and_comes_back() {
+    let mut servers = Servers::new();
+    servers.add("s1", "all", &[]);
+    servers.add("s2", "all", &[]);
+    servers.add("s3", "all", &[]);
+    for partition in ["p1", "p2", "meta"] {
+        until_served(&servers.admin("s3"), partition, "s1,s2,s3");
+    }
+    servers.controllers("s2");
+    servers.tenants("s2");
+    let dev = |servers: &Servers, at: &str| servers.user(at, "acme", "dev", "acme-admins");
+    for round in 0..3 {
+        let victim = ["s1", "s3", "s2"][round];
+        let other = ["s2", "s1", "s3"][round];
+        let name = format!("r{round}");
+        dev(&servers, victim).ok(&["create", "configmap", &format!("{name}-before")]);
+        servers.kill(victim);
+        let begin = Instant::now();
+        let user = dev(&servers, other);
+        eventually(&user, &["get", "configmap", &format!("{name}-before")]);
+        eventually(&user, &["apply", "-f", &configmap(&servers, &format!("{name}-during"))]);
+        let took = begin.elapsed();
+        assert!(took < Duration::from_secs(30), "it took {took:?}");
+        servers.start(victim);
+        let again = dev(&servers, victim);
+        eventually(&again, &["get", "configmap", &format!("{name}-during")]);
+        eventually(&again, &["apply", "-f", &configmap(&servers, &format!("{name}-after"))]);
+    }
+    // All at once, and another partition than there were at the beginning.
+    let partition = servers.path("p3.yaml");
+    let text = "apiVersion: insula.io/v1\nkind: Partition\nmetadata: {name: p3}\n\
+                spec: {servers: [s1, s2, s3]}\n";
+    std::fs::write(&partition, text).unwrap();
+    servers.admin("s2").ok(&["create", "-f", partition.to_str().unwrap()]);
+    until_served(&servers.admin("s2"), "p3", "s1,s2,s3");
+    for server in ["s1", "s2", "s3"] {
+        servers.kill(server);
+    }
+    let lines: Vec<_> = ["s3", "s2", "s1"].map(|server| servers.spawn(server)).into();
+    for lines in lines {
+        let line = lines.recv_timeout(Duration::from_secs(90)).expect("not ready again");
+        assert!(line.starts_with("ready"), "{line}");
+    }
+    let names = eventually(&dev(&servers, "s1"), &["get", "configmap", "-o", "name"]);
+    for round in 0..3 {
+        for when in ["before", "during", "after"] {
+            assert!(names.contains(&format!("r{round}-{when}")), "{names}");
+        }
+    }
+    for server in ["s1", "s2", "s3"] {
+        servers.terminate(server);
+    }
+}
+
+/// A manifest of a config map, as a file.
+fn configmap(servers: &Servers, name: &str) -> String {
+    let path = servers.path(&format!("{name}.yaml"));
+    let text = format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\n");
+    std::fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
