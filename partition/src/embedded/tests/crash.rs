@@ -385,7 +385,7 @@ async fn a_damaged_checkpoint_is_made_up_for_by_the_one_before() {
         fs::read_dir(&checkpoints).unwrap().map(|entry| entry.unwrap().path()).collect();
     found.sort();
     assert_eq!(found.len(), 2);
-    let newest = found[1].join("db");
+    let newest = found[1].join("0000/db");
     let mut data = fs::read(&newest).unwrap();
     let middle = data.len() / 2;
     data[middle..middle + 512].fill(0xa5);
