@@ -28,8 +28,9 @@ pub(crate) async fn run(arguments: &[String]) -> Result<(), Failure> {
 
 /// An outcome, as a line of numbers.
 pub(crate) fn say(outcome: Outcome) {
-    let [median, worst] = [outcome.median, outcome.worst_of_100].map(|latency| latency.as_nanos());
-    println!("outcome {} {median} {worst}", outcome.per_second);
+    let [median, of_100, worst] =
+        [outcome.median, outcome.worst_of_100, outcome.worst].map(|latency| latency.as_nanos());
+    println!("outcome {} {median} {of_100} {worst}", outcome.per_second);
 }
 
 pub(crate) fn read(line: &str) -> Result<Outcome, Failure> {

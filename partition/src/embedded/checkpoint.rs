@@ -8,8 +8,11 @@
 //!
 //! ```text
 //! checkpoints/<partition>/<index>-<segment>/CHECKPOINT   a line of JSON, then its checksum
-//! checkpoints/<partition>/<index>-<segment>/...          sled's files
+//! checkpoints/<partition>/<index>-<segment>/<part>/...   a sled database
 //! ```
+//!
+//! There are several parts, because sled takes about as much memory as what it reads or writes:
+//! that of one part is given back, or used again, before the next one.
 //!
 //! The segment is in the name because a partition that nobody writes to must be written down
 //! anew, too, for the log to let go of the segment that its last entry is in.
@@ -45,6 +48,9 @@ const PAGE: usize = 64 << 10;
 /// Pages that are read before they are needed.
 const READ_AHEAD: usize = 32;
 
+/// A part is finished once its pages have this many bytes.
+const PART: usize = 64 << 20;
+
 const DESCRIPTION: &str = "CHECKPOINT";
 const PARTIAL: &str = "partial";
 const DAMAGED: &str = "damaged";
@@ -64,6 +70,7 @@ pub(crate) struct Description {
     voters_outgoing: Vec<u64>,
     learners_next: Vec<u64>,
     auto_leave: bool,
+    parts: u64,
     pages: u64,
     /// Of all pages in their order.
     digest: u64,
@@ -182,34 +189,72 @@ pub(crate) fn write(
 
 fn fill(dir: &Path, image: &Image, description: &mut Description) -> Result<(), CheckpointError> {
     let mut digest = Digest::default();
-    let db = open(dir)?;
+    let mut part = Part::new(dir, 0)?;
     let mut page = Vec::with_capacity(2 * PAGE);
     for (collection, entries) in &image.collections {
         for (key, entry) in entries {
             image::put_row(&mut page, collection, key, entry);
             if PAGE <= page.len() {
-                db.insert(digest.add(&page), page.as_slice())?;
+                part.put(digest.add(&page), &page)?;
                 page.clear();
+                if PART <= part.bytes {
+                    let next = part.number + 1;
+                    part.finish()?;
+                    part = Part::new(dir, next)?;
+                }
             }
         }
     }
-    db.insert(digest.add(&page), page.as_slice())?;
-    db.flush()?;
-    drop(db);
+    part.put(digest.add(&page), &page)?;
+    description.parts = part.number + 1;
+    part.finish()?;
     (description.pages, description.digest) = digest.finish();
     let text = serde_json::to_string(&*description).map_err(io::Error::from)?;
     let check = xxh3_64(text.as_bytes());
     Ok(fs::write(dir.join(DESCRIPTION), format!("{text}\n{check:016x}\n"))?)
 }
 
+/// One of the databases of a checkpoint that is being written.
+struct Part {
+    path: PathBuf,
+    number: u64,
+    db: sled::Db,
+    bytes: usize,
+}
+
+impl Part {
+    fn new(dir: &Path, number: u64) -> Result<Self, CheckpointError> {
+        let path = part_path(dir, number);
+        fs::create_dir_all(dir)?;
+        Ok(Self { db: open(&path)?, path, number, bytes: 0 })
+    }
+
+    fn put(&mut self, key: [u8; 8], page: &[u8]) -> Result<(), CheckpointError> {
+        self.bytes += page.len();
+        self.db.insert(key, page)?;
+        Ok(())
+    }
+
+    /// Has it all in its files, and these on disk: bit by bit, so that nobody's flush waits long.
+    fn finish(self) -> Result<(), CheckpointError> {
+        self.db.flush()?;
+        drop(self.db);
+        Ok(sync_all(&self.path)?)
+    }
+}
+
+fn part_path(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("{number:04}"))
+}
+
 fn read(dir: &Path) -> Result<(Description, Image), CheckpointError> {
     let description = describe(dir)?;
-    let at = dir.to_owned();
+    let (at, parts) = (dir.to_owned(), description.parts);
     let (sender, pages) = sync_channel(READ_AHEAD);
     // sled may panic over files that it did not expect to find so. And all that it takes of
     // memory is that thread's, not in between what stays.
     let reader = std::thread::Builder::new().name("checkpoint reader".into());
-    let reader = reader.spawn(move || read_pages(&at, &sender))?;
+    let reader = reader.spawn(move || read_pages(&at, parts, &sender))?;
     let image = build(&description, &pages);
     // It ends early if nobody takes its pages.
     drop(pages);
@@ -222,12 +267,19 @@ fn read(dir: &Path) -> Result<(Description, Image), CheckpointError> {
 /// Hands over all pages in their order, with their keys.
 fn read_pages(
     dir: &Path,
+    parts: u64,
     pages: &SyncSender<(sled::IVec, sled::IVec)>,
 ) -> Result<(), CheckpointError> {
-    let db = open(dir)?;
-    for page in db.iter() {
-        if pages.send(page?).is_err() {
-            break;
+    for number in 0..parts {
+        let path = part_path(dir, number);
+        // sled would make what is missing, and call it empty.
+        if !path.is_dir() {
+            return Err(CheckpointError::Damaged("a part is missing"));
+        }
+        for page in open(&path)?.iter() {
+            if pages.send(page?).is_err() {
+                return Ok(());
+            }
         }
     }
     Ok(())
@@ -404,12 +456,28 @@ mod tests {
         for index in [10, 20] {
             write(dir.path(), &image(index, 500), description(index)).unwrap();
         }
-        let data = path(dir.path(), &description(20)).join("db");
+        let data = path(dir.path(), &description(20)).join("0000/db");
         let mut bytes = fs::read(&data).unwrap();
         let middle = bytes.windows(8).position(|window| window == b"{\"n\":250").unwrap();
         bytes[middle + 5] ^= 1;
         fs::write(&data, bytes).unwrap();
         check(dir.path(), 10, 500);
+    }
+
+    #[test]
+    fn a_large_state_has_several_parts_and_needs_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut builder = image::Builder::new(Revision(1));
+        let value = Bytes::from(vec![b'x'; 1 << 20]);
+        for n in 0..(5 * PART / 2) >> 20 {
+            let entry = Entry { value: value.clone(), modified: Revision(1) };
+            builder.add("a/b", &format!("k{n:05}"), entry);
+        }
+        write(dir.path(), &builder.finish(), description(10)).unwrap();
+        let found = load(dir.path()).unwrap().newest.unwrap();
+        assert_eq!((found.0.parts, found.1.collections[0].1.len()), (3, 160));
+        fs::remove_dir_all(part_path(&path(dir.path(), &description(10)), 1)).unwrap();
+        assert!(matches!(load(dir.path()), Err(OpenError::Damaged { .. })));
     }
 
     #[test]

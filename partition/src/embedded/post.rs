@@ -356,3 +356,52 @@ impl<T> Answer<T> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peers::Nobody;
+
+    fn post(cluster: &str, server: &str, member: u64, starts: u64) -> Arc<Post> {
+        let identity = Identity { cluster: cluster.into(), server: server.into(), member };
+        let servers = BTreeMap::from([(1, "s1".into()), (2, "s2".into())]);
+        Post::new(identity, starts, &servers, Arc::new(Nobody))
+    }
+
+    /// Whether `to` takes a frame with one message of `from`, which travels as the server `name`.
+    fn takes(to: &Post, from: &Post, name: &str) -> bool {
+        let mut frame = from.head();
+        put_message(&mut frame, "p1", 7, &Message { from: 2, to: 1, ..Message::default() });
+        let letters = to.open_frame(name, &frame.into());
+        letters.iter().all(|letter| (&*letter.partition, letter.life) == ("p1", 7))
+            && letters.len() == 1
+    }
+
+    #[test]
+    fn only_the_newest_process_of_a_known_server_is_heard() {
+        let ours = post("c", "s1", 1, 1);
+        assert!(takes(&ours, &post("c", "s2", 2, 4), "s2"));
+        // A copy of the directory that was started as often, and one that lags behind.
+        assert!(!takes(&ours, &post("c", "s2", 2, 4), "s2"));
+        assert!(!takes(&ours, &post("c", "s2", 2, 3), "s2"));
+        let restarted = post("c", "s2", 2, 5);
+        assert!(takes(&ours, &restarted, "s2") && takes(&ours, &restarted, "s2"));
+        // Another name for a number, another cluster, and this server's own number.
+        assert!(!takes(&ours, &post("c", "s3", 2, 9), "s3"));
+        assert!(!takes(&ours, &post("d", "s2", 2, 9), "s2"));
+        assert!(!takes(&ours, &post("c", "s4", 1, 9), "s4"));
+    }
+
+    #[test]
+    fn noise_is_nothing() {
+        let ours = post("c", "s1", 1, 1);
+        let sender = post("c", "s2", 2, 1);
+        let whole = sender.request(WRITE, "p1");
+        for length in 0..whole.len() {
+            assert!(ours.open_request("s2", &whole[..length]).is_err());
+        }
+        let mut frame = sender.head();
+        frame.extend_from_slice(b"not a message");
+        assert!(ours.open_frame("s2", &frame.into()).is_empty());
+    }
+}

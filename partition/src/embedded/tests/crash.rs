@@ -54,6 +54,14 @@ async fn child() {
     let mode = env::var(CHILD_MODE).unwrap();
     let embedded = open(&dir, &busy_options()).await.unwrap();
     let store = p1(&embedded);
+    if let Some(count) = mode.strip_prefix("acks=") {
+        for n in 0..count.parse::<u64>().unwrap() {
+            put(&*store, "a", &n.to_string()).await;
+            // One call for the line, whatever the harness does with `println!`.
+            std::io::stdout().lock().write_all(format!("ack {n}\n").as_bytes()).unwrap();
+        }
+        return;
+    }
     match mode.strip_prefix("count=") {
         Some(count) => {
             for n in 0..count.parse::<u64>().unwrap() {
@@ -170,6 +178,35 @@ fn a_write_is_one_fdatasync_says_strace() {
     };
     let ((calls, flushes), (more_calls, more_flushes)) = (count(5), count(45));
     assert_eq!((more_calls - calls, more_flushes - flushes), (40, 40), "{calls} {flushes}");
+}
+
+/// No acknowledgement leaves the process before a flush that began after the one before it.
+#[test]
+fn no_acknowledgement_is_ahead_of_its_flush_says_strace() {
+    let strace = Command::new("strace").arg("--version").stdout(Stdio::null()).status();
+    if !strace.is_ok_and(|status| status.success()) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let child = child_command(dir.path(), "acks=50");
+    let trace = dir.path().join("trace");
+    let mut traced = Command::new("strace");
+    traced.args(["-f", "-e", "trace=fdatasync,write", "-o"]).arg(&trace).arg(child.get_program());
+    traced.args(child.get_args());
+    traced.envs(child.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    assert!(traced.output().unwrap().status.success());
+    let trace = fs::read_to_string(trace).unwrap();
+    let (mut flushed, mut acks) = (false, 0);
+    for line in trace.lines() {
+        // A call that another thread interrupts in the trace ends on a line of its own.
+        if line.contains("fdatasync") && line.trim_end().ends_with("= 0") {
+            flushed = true;
+        } else if line.contains("write(1, \"ack ") {
+            assert!(flushed, "acknowledged without a flush: {line}");
+            (flushed, acks) = (false, acks + 1);
+        }
+    }
+    assert_eq!(acks, 50);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -348,7 +385,7 @@ async fn a_damaged_checkpoint_is_made_up_for_by_the_one_before() {
         fs::read_dir(&checkpoints).unwrap().map(|entry| entry.unwrap().path()).collect();
     found.sort();
     assert_eq!(found.len(), 2);
-    let newest = found[1].join("db");
+    let newest = found[1].join("0000/db");
     let mut data = fs::read(&newest).unwrap();
     let middle = data.len() / 2;
     data[middle..middle + 512].fill(0xa5);
