@@ -118,7 +118,7 @@ pub(crate) fn middle(mut outcomes: Vec<Outcome>) -> Outcome {
 
 pub(crate) fn row(what: &str, target: &str, outcome: Outcome, ours: Outcome) {
     println!(
-        "| {what} | {target} | {:.0} | {:.0?} | {:.0?} | {:.1}x |",
+        "| {what} | {target} | {:.0} | {:.2?} | {:.1?} | {:.1}x |",
         outcome.per_second,
         outcome.median,
         outcome.worst_of_100,
