@@ -61,6 +61,10 @@ enum What {
     Fill { host: String },
     /// Give the space back.
     Free { host: String },
+    /// Make every flush of a process take longer: `insula lab slow s1 20ms`.
+    Slow { process: String, delay: jiff::SignedDuration },
+    /// Undo it.
+    Fast { process: String },
     /// Set the clock that a process sees: `insula lab skew s1 -- -1h`.
     Skew { process: String, offset: jiff::SignedDuration },
     /// Carry frames over cables that take time; started by `up`.
@@ -100,6 +104,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         What::Heal => lab.heal()?,
         What::Fill { host } => lab.fill(host)?,
         What::Free { host } => lab.free(host)?,
+        What::Slow { process, delay } => lab.slow(process, *delay)?,
+        What::Fast { process } => lab.fast(process)?,
         What::Skew { process, offset } => lab.skew(process, *offset)?,
         What::Carry => lab.carry()?,
         What::Logs { process } => {

@@ -37,7 +37,7 @@ impl Backend {
         let store = StoreConfig::Embedded { partitions: n_partitions };
         let data_dir = directory.join("partitions");
         let partitions =
-            Arc::new(Partitions::open(PartitionsConfig { data_dir, store }).await.unwrap());
+            Arc::new(Partitions::open(PartitionsConfig::alone(data_dir, store)).await.unwrap());
         let authority = Authority::open_or_create(&directory.join("pki")).unwrap();
         let pair = authority.client(&TenantName::system(), "system:apiserver", &[MASTERS]).unwrap();
         let shutdown = CancellationToken::new();

@@ -31,8 +31,16 @@ use crate::{
     wire,
 };
 
-/// The process that carries frames; no process of a file can be named so.
+/// Begins the names of processes that a lab started for itself; none of a file can be named so.
+const OURS: char = '_';
+
+/// The process that carries frames.
 const WIRES: &str = "_wires";
+
+/// The process that slows down another one.
+fn tracer(process: &str) -> String {
+    format!("{OURS}slow-{process}")
+}
 
 /// How long a process has to end by itself.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -326,7 +334,8 @@ impl Lab {
     }
 
     fn signal(&self, process: &str, signal: Signal) -> Result<()> {
-        if process != WIRES {
+        // Those that a lab started for itself are in no file.
+        if !process.starts_with(OURS) {
             self.find(process)?;
         }
         let started = lock(&self.kept).processes.get(process).copied();
@@ -418,6 +427,35 @@ impl Lab {
                 "host {host} has no disk of its own; give it `disk:`"
             ))),
         }
+    }
+
+    /// From now on every flush of a running process takes so much longer, until [`Lab::fast`] or
+    /// its end.
+    pub fn slow(&self, process: &str, delay: SignedDuration) -> Result<()> {
+        let (host, _) = self.find(process)?;
+        let Some(started) = lock(&self.kept).processes.get(process).copied() else { return Ok(()) };
+        self.fast(process)?;
+        let inject = format!("inject=fdatasync,fsync:delay_exit={}", delay.as_micros().max(0));
+        let words = ["strace", "-f", "-q", "-o", "/dev/null", "-e", "trace=fdatasync,fsync", "-e"];
+        let mut command: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        command.extend([inject, "-p".into(), started.pid.to_string()]);
+        let (namespace, tracer) = (self.namespace(&host), tracer(process));
+        let (dir, log, env) = (self.host_dir(&host), self.log(process), Vec::new());
+        let launch = Launch { namespace: &namespace, command, env, dir: &dir, log: &log };
+        self.run(&tracer, &launch)
+    }
+
+    /// Undoes [`Lab::slow`].
+    pub fn fast(&self, process: &str) -> Result<()> {
+        self.find(process)?;
+        let tracer = tracer(process);
+        let running = lock(&self.kept).processes.get(&tracer).copied();
+        let Some(running) = running else { return Ok(()) };
+        // Asked, not killed: a tracer that is killed may leave what it traced stopped.
+        running.signal(Signal::TERM)?;
+        self.wait_ended(&tracer, PATIENCE)?;
+        lock(&self.kept).processes.remove(&tracer);
+        self.keep()
     }
 
     /// Sets the clock that a process sees. It must have been started with a `skew`, be it zero.

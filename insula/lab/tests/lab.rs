@@ -244,6 +244,31 @@ hosts:
 }
 
 #[test]
+fn running_processes_are_slowed_down() {
+    let up = up("
+networks: {n: 10.0.0.0/24}
+hosts:
+  a:
+    on: {n: {address: 10.0.0.1}}
+    run:
+      flush:
+        command: [sh, -c, 'echo x > {dir}/f; while :; do sync -d {dir}/f; echo flushed; done']
+        ready: {line: flushed}
+");
+    let count = || std::fs::read_to_string(up.lab.log("flush")).unwrap().lines().count();
+    let in_a_while = || {
+        let before = count();
+        thread::sleep(Duration::from_millis(900));
+        count() - before
+    };
+    up.lab.slow("flush", SignedDuration::from_millis(200)).unwrap();
+    wait_for("it is slow", || in_a_while() <= 5);
+    up.lab.fast("flush").unwrap();
+    wait_for("it is fast", || 20 < in_a_while());
+    assert_eq!(up.lab.state("flush").unwrap(), State::Running);
+}
+
+#[test]
 fn a_lab_that_cannot_start_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let text = "

@@ -20,15 +20,29 @@ use rounds::{Fault, Rounds};
 #[test]
 fn one_server_that_is_killed() {
     // It has nobody to be cut off from: those runs are without a fault.
-    let faults =
-        [Fault::Kill, Fault::Pause, Fault::FillDisk, Fault::KillAll, Fault::Cut, Fault::Deaf];
+    let faults = [
+        Fault::Kill,
+        Fault::Pause,
+        Fault::FillDisk,
+        Fault::SlowDisk,
+        Fault::KillAll,
+        Fault::Cut,
+        Fault::Deaf,
+    ];
     Rounds::new(Cluster::one(), &faults).run(60);
 }
 
 #[test]
 fn three_servers() {
-    let faults =
-        [Fault::Kill, Fault::KillAll, Fault::Pause, Fault::Cut, Fault::Deaf, Fault::FillDisk];
+    let faults = [
+        Fault::Kill,
+        Fault::KillAll,
+        Fault::Pause,
+        Fault::Cut,
+        Fault::Deaf,
+        Fault::FillDisk,
+        Fault::SlowDisk,
+    ];
     Rounds::new(Cluster::three(), &faults).run(140);
 }
 

@@ -16,6 +16,7 @@ use insula_history::{
     record::Recorder,
 };
 use insula_lab::lab::Lab;
+use jiff::SignedDuration;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -37,6 +38,8 @@ pub(crate) enum Fault {
     Deaf,
     /// A server's disk is full for a while.
     FillDisk,
+    /// A server's flushes take long for a while.
+    SlowDisk,
     /// A tenant moves to another partition. Nothing fails.
     Move,
     /// A tenant moves, and a server is killed meanwhile and started again.
@@ -256,6 +259,16 @@ impl<'a> Rounds<'a> {
                 lab.cut_one_way(&one, &other).unwrap();
                 tokio::time::sleep(pause * 4).await;
                 lab.heal().unwrap();
+            }
+            Fault::SlowDisk => {
+                let delay = SignedDuration::from_millis(random.random_range(5..60));
+                on(&lab, {
+                    let one = one.clone();
+                    move |lab| lab.slow(&one, delay).unwrap()
+                })
+                .await;
+                tokio::time::sleep(pause).await;
+                on(&lab, move |lab| lab.fast(&one).unwrap()).await;
             }
             Fault::FillDisk => {
                 on(&lab, {
