@@ -16,6 +16,7 @@ mod identity;
 mod keys;
 mod offsets;
 mod probe;
+mod split;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -36,6 +37,7 @@ use parking_lot::Mutex;
 use tokio::{task::AbortHandle, time::Instant};
 
 pub use self::config::{EtcdConfig, EtcdTls, EtcdUser};
+pub(crate) use self::split::RELAXED;
 use self::{
     clock::Clock,
     follow::{ANSWER, FollowError, Follower, Health, Loaded},
@@ -90,6 +92,22 @@ impl std::fmt::Debug for ClientHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Client")
     }
+}
+
+/// Opens the partition `name` of `cluster`, with its second etcd if it has one.
+pub(crate) async fn open_partition(
+    name: &str,
+    config: &EtcdConfig,
+    cluster: &str,
+) -> Result<Arc<dyn Store>, OpenError> {
+    let limits = RingLimits::default;
+    let main = EtcdStore::open(name, config, limits()).await?;
+    main.identify(Some(cluster), cluster).await?;
+    let Some(second) = config.second() else { return Ok(Arc::new(main)) };
+    let events = format!("{name}/events");
+    let relaxed = EtcdStore::open(&events, &second, limits()).await?;
+    relaxed.identify(Some(cluster), cluster).await?;
+    Ok(Arc::new(split::SplitStore::new(Arc::new(main), Arc::new(relaxed))))
 }
 
 impl EtcdStore {

@@ -372,7 +372,6 @@ impl Shared {
             let config = EtcdConfig::of(place, open::access(&self.config, &info.name));
             match follow::open_one(self, &info.name, &config).await {
                 Ok(store) => {
-                    let store: Arc<dyn Store> = store;
                     self.put(Held { name: info.name.as_str().into(), store, local: true });
                     Ok(())
                 }

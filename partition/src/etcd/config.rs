@@ -51,6 +51,12 @@ impl EtcdConfig {
         })
     }
 
+    /// The etcd for collections of which all is relaxed, if there is one.
+    pub(super) fn second(&self) -> Option<Self> {
+        let second = Self { endpoints: self.relaxed.clone(), relaxed: Vec::new(), ..self.clone() };
+        (!self.relaxed.is_empty()).then_some(second)
+    }
+
     /// The same etcd, other keys.
     pub(crate) fn at_prefix(&self, prefix: &str) -> Self {
         Self { prefix: prefix.into(), relaxed: Vec::new(), ..self.clone() }

@@ -143,6 +143,10 @@ impl Table {
                 fence.since = Revision(0);
                 fence.other_at = None;
             }
+            // What stays of it is nobody's with an older token.
+            if fence.move_id == move_id {
+                fence.token = token;
+            }
         }
         let keep = |fence: &Fence| fence.state == FenceState::Open;
         self.fences.retain(|fence| fence.move_id != move_id || keep(fence));

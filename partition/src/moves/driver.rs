@@ -27,7 +27,7 @@ use crate::{
     fences::{Fence, FenceError, FenceState},
     map::{MapError, Moving, Scope},
     partitions::{ChangeError, Shared},
-    store::{ReadAt, Revision, Store, StoreError},
+    store::{Collection, ReadAt, Revision, Store, StoreError},
 };
 
 /// A move whose record does not change for so long has nobody who acts for it.
@@ -490,7 +490,13 @@ impl Driver {
             })
             .await?;
         self.step("raise").await?;
-        copy.target.raise(closed_at).await?;
+        // Events may have revisions of their own.
+        let mut newest = closed_at;
+        for name in crate::etcd::RELAXED {
+            let events = copy.source.read(&Collection::of(name), ReadAt::Latest).await?;
+            newest = newest.max(events.revision());
+        }
+        copy.target.raise(newest).await?;
         Ok((closed_at, pass.objects))
     }
 

@@ -293,6 +293,85 @@ async fn a_tenant_moves_to_an_etcd_and_back() {
     drop(world.etcd);
 }
 
+/// A partition with an etcd of its own for events takes a tenant and gives it back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_in_an_etcd_of_their_own_move_along() {
+    let world = world(false).await;
+    let partitions = &world.partitions;
+    let (main, second) = (Server::start(), Server::start());
+    let place = EtcdPlace {
+        endpoints: main.config().endpoints,
+        prefix: "/insula".into(),
+        relaxed: second.config().endpoints,
+    };
+    let backend = Backend::Etcd(place);
+    let info = PartitionInfo { name: "e1".into(), backend, ..PartitionInfo::default() };
+    partitions.change_map(|map| map.with_partition(info.clone())).await.unwrap();
+    until("the etcds are open", || partitions.is_local("e1")).await;
+
+    let events = Collection::new("", "events");
+    let event = |key: &str| Write {
+        collection: events.clone(),
+        durability: Durability::Relaxed,
+        ..write(key, Expect::Absent, counted(1))
+    };
+    let home = partitions.place(&tenant("acme")).partition.to_string();
+    fill(partitions, "acme", 20).await;
+    let mut newest = Revision(0);
+    for n in 0..30 {
+        let key = format!("acme/ns/e{n}");
+        newest = anywhere(partitions, "acme", &event(&key)).await.unwrap().revision;
+    }
+    let writers = Writers::start(partitions, "acme", 2);
+    for (at, to) in ["e1", home.as_str(), "e1"].into_iter().enumerate() {
+        let it = run_move(partitions, "acme", to).await;
+        assert_eq!(wait_over(partitions, &it.id).await.phase, Phase::Done);
+        let store = partitions.store(to).unwrap();
+        let snapshot = store.read(&events, ReadAt::Latest).await.unwrap();
+        snapshot.check(&tenant("acme")).unwrap();
+        assert_eq!(snapshot.range("acme/", None).count(), 30 + at);
+        assert!(snapshot.range("acme/", None).all(|(_, entry)| newest < entry.modified));
+        let key = format!("acme/ns/later{at}");
+        let written = anywhere(partitions, "acme", &event(&key)).await.unwrap();
+        assert!(newest < written.revision);
+        newest = written.revision;
+        // Both sides can be listed as one.
+        let mut all = Vec::new();
+        for name in partitions.names() {
+            let store = partitions.store(&name).unwrap();
+            all.push((name, store.read(&events, ReadAt::Latest).await.unwrap()));
+        }
+        let pairs = all.iter().map(|(name, snapshot)| (name.as_str(), snapshot));
+        crate::fences::check_together(pairs).unwrap();
+    }
+    writers.check(partitions, "acme").await;
+    let mut client = etcd_client::Client::connect(second.config().endpoints, None).await.unwrap();
+    let all = etcd_client::GetOptions::new().with_prefix().with_count_only();
+    let found = client.get("/insula/core/events/", Some(all.clone())).await.unwrap();
+    assert_eq!(found.count(), 33);
+    assert_eq!(client.get("/insula/core/pods/", Some(all)).await.unwrap().count(), 0);
+    partitions.shutdown().await.unwrap();
+}
+
+/// How long writers wait while a tenant of 10,000 objects moves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writers_wait_less_than_a_second() {
+    let world = world(false).await;
+    let partitions = &world.partitions;
+    fill(partitions, "acme", 10_000).await;
+    let writers = Writers::start(partitions, "acme", 4);
+    let mut pauses = Vec::new();
+    for _ in 0..5 {
+        let it = run_move(partitions, "acme", other(partitions, "acme")).await;
+        let over = wait_over(partitions, &it.id).await;
+        pauses.push(over.pause.unwrap());
+    }
+    let (slowest, writes) = writers.check(partitions, "acme").await;
+    println!("pauses {pauses:?} ms; slowest of {writes} writes {slowest:?}");
+    assert!(pauses.iter().all(|pause| *pause < 1_000), "{pauses:?}");
+    partitions.shutdown().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readers_of_everything_see_each_object_once() {
     let world = world(false).await;

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     embedded::Embedded,
     error::{OpenError, chain},
-    etcd::{EtcdConfig, EtcdStore},
+    etcd::{self, EtcdConfig},
     map::{Backend, PartitionInfo, PartitionMap},
     remote::RemoteStore,
     ring::RingLimits,
@@ -124,7 +124,6 @@ async fn place(
 async fn open_etcd(shared: Arc<Shared>, name: String, config: EtcdConfig) {
     match open_one(&shared, &name, &config).await {
         Ok(store) => {
-            let store: Arc<dyn Store> = store;
             shared.put(Held { name: name.as_str().into(), store, local: true });
             shared.refresh();
         }
@@ -142,11 +141,8 @@ pub(super) async fn open_one(
     shared: &Shared,
     name: &str,
     config: &EtcdConfig,
-) -> Result<Arc<EtcdStore>, OpenError> {
-    let store = EtcdStore::open(name, config, RingLimits::default()).await?;
-    let map = shared.map();
-    store.identify(Some(map.cluster()), map.cluster()).await?;
-    Ok(Arc::new(store))
+) -> Result<Arc<dyn Store>, OpenError> {
+    etcd::open_partition(name, config, shared.map().cluster()).await
 }
 
 async fn place_embedded(
