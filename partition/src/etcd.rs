@@ -5,7 +5,7 @@
 //! read  -> what is etcd's revision? -> wait until the state has it -> state
 //! ```
 //!
-//! Revisions are etcd's, raised by what [`offsets`] says. Each write is made only if the fences
+//! Revisions are etcd's, raised by what `offsets` says. Each write is made only if the fences
 //! and the offsets are those that were followed when it was decided. Values lie in etcd with an empty revision; the cache fills it in.
 //! The cluster may hold other keys too; only those under the prefix are looked at.
 

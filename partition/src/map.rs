@@ -1,7 +1,7 @@
 //! Which partition owns what: shard keys hash to slots, slots belong to partitions.
 //!
 //! The map is an immutable value with an epoch. It is stored as JSON in partition `meta`, see
-//! [`document`], and changes by compare-and-set only; [`change`] has every way in which it may.
+//! `document`, and changes by compare-and-set only; `change` has every way in which it may.
 //!
 //! # Invariants
 //!

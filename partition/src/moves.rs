@@ -10,7 +10,7 @@
 //! ```
 //!
 //! A move is a value of collection `insula/moves` in `meta`. Every step is derived from it and
-//! may be done again, so that any server can take over from one that died; [`record`] says who
+//! may be done again, so that any server can take over from one that died; `record` says who
 //! acts and how those who were late are kept out.
 //!
 //! # Invariants
