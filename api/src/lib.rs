@@ -3,6 +3,7 @@
 pub mod decode;
 pub mod defaults;
 pub mod error;
+pub mod field;
 pub mod kinds;
 pub mod names;
 pub mod object;
