@@ -271,9 +271,8 @@ impl Server {
         mut whose: Whose,
     ) -> Result<Call> {
         let served = self
-            .registry
-            .get(&path.group, &path.version, &path.resource)
-            .cloned()
+            .served(&whose, &path.group, &path.version, &path.resource)
+            .await?
             .ok_or_else(ApiError::unknown_resource)?;
         if path.watch {
             query.set("watch", "true");

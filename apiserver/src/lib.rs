@@ -10,6 +10,7 @@ mod backup;
 pub mod body;
 mod bootstrap;
 mod call;
+mod custom;
 mod delete;
 mod discovery;
 pub mod error;
@@ -86,6 +87,7 @@ pub struct ServerConfig {
 pub struct Server {
     pub(crate) partitions: Arc<Partitions>,
     pub(crate) registry: Registry,
+    pub(crate) customs: custom::Customs,
     pub(crate) policies: Policies,
     pub(crate) keys: Keys,
     pub(crate) dialer: Dialer,
@@ -112,6 +114,7 @@ impl Server {
         let server = Arc::new(Self {
             partitions: config.partitions,
             registry,
+            customs: custom::Customs::default(),
             policies: Policies::default(),
             keys: config.keys,
             dialer: Dialer::new(config.node_tls),
@@ -128,6 +131,7 @@ impl Server {
         }
         server.bootstrap().await?;
         server.tasks.spawn(tenants::follow(server.clone()));
+        server.tasks.spawn(custom::look_after(server.clone()));
         Ok(server)
     }
 

@@ -9,15 +9,36 @@ use serde_json::{Value, json};
 use crate::{
     Server,
     call::Call,
+    custom::{self, object::Scaled},
     error::{ApiError, Result},
     rbac::Attributes,
     read,
+    registry::Served,
     tokens::{API_AUDIENCE, Bound, Claims, Kubernetes, MAX_LIFE, MIN_LIFE},
     write::{self, Changed, Patch},
 };
 
 /// An object as `autoscaling/v1` Scale.
-fn scale_of(it: &Value) -> Value {
+fn scale_of(served: &Served, it: &Value) -> Result<Value> {
+    let scaled = match served.custom().and_then(|it| it.version.scale.as_ref()) {
+        Some(scale) => custom::object::read_scale(scale, it)?,
+        None => scale_of_built_in(it),
+    };
+    let metadata = object::metadata(it);
+    let mut kept = serde_json::Map::new();
+    for field in ["name", "namespace", "tenant", "uid", "resourceVersion", "creationTimestamp"] {
+        if let Some(value) = metadata.get(field) {
+            kept.insert(field.into(), value.clone());
+        }
+    }
+    Ok(json!({
+        "apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": kept,
+        "spec": {"replicas": scaled.replicas},
+        "status": {"replicas": scaled.observed, "selector": scaled.selector},
+    }))
+}
+
+fn scale_of_built_in(it: &Value) -> Scaled {
     let selector = match it["spec"].get("selector") {
         // A replication controller's is a plain map.
         Some(plain) if it["kind"] == "ReplicationController" => {
@@ -30,21 +51,11 @@ fn scale_of(it: &Value) -> Value {
         Some(selector) => selector_text(selector),
         None => String::new(),
     };
-    let metadata = object::metadata(it);
-    let mut kept = serde_json::Map::new();
-    for field in ["name", "namespace", "tenant", "uid", "resourceVersion", "creationTimestamp"] {
-        if let Some(value) = metadata.get(field) {
-            kept.insert(field.into(), value.clone());
-        }
+    Scaled {
+        replicas: it["spec"].get("replicas").and_then(Value::as_i64).unwrap_or(0),
+        observed: it["status"].get("replicas").and_then(Value::as_i64).unwrap_or(0),
+        selector,
     }
-    json!({
-        "apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": kept,
-        "spec": {"replicas": it["spec"].get("replicas").and_then(Value::as_i64).unwrap_or(0)},
-        "status": {
-            "replicas": it["status"].get("replicas").and_then(Value::as_i64).unwrap_or(0),
-            "selector": selector,
-        },
-    })
 }
 
 fn selector_text(selector: &Value) -> String {
@@ -57,8 +68,8 @@ pub(crate) async fn get_scale(server: &Server, call: &Call) -> Result<Value> {
     let name = &call.path.name;
     let (_, store) = call.served.place(&server.partitions, call.tenant()?, &call.namespace(), name);
     let entry = read::get(&call.served, &*store, &call.key(name)?, name, ReadAt::Latest).await?;
-    let it: Value = serde_json::from_slice(&entry.value).map_err(ApiError::internal)?;
-    Ok(scale_of(&it))
+    let kept: Value = serde_json::from_slice(&entry.value).map_err(ApiError::internal)?;
+    scale_of(&call.served, &server.show_value(&call.served, &kept).await?)
 }
 
 /// Writes the object's scale, whole (`put`) or patched.
@@ -77,7 +88,7 @@ pub(crate) async fn write_scale(
     let written = write::change(server, &of_object, Vec::new(), |current| {
         let scale = match (&whole, &patch) {
             (Some(whole), _) => whole.clone(),
-            (None, Some(patch)) => patch.apply(call, &scale_of(current))?.0,
+            (None, Some(patch)) => patch.apply(call, &scale_of(&call.served, current)?)?.0,
             (None, None) => return Err(ApiError::internal("no scale")),
         };
         let replicas = scale["spec"].get("replicas").and_then(Value::as_i64).unwrap_or(0);
@@ -95,12 +106,15 @@ pub(crate) async fn write_scale(
             return Err(call.modified(&call.path.name));
         }
         let mut value = current.clone();
-        value["spec"]["replicas"] = replicas.into();
+        match call.served.custom().and_then(|it| it.version.scale.as_ref()) {
+            Some(scale) => custom::object::set_replicas(scale, &mut value, replicas),
+            None => value["spec"]["replicas"] = replicas.into(),
+        }
         Ok(Changed { value, retry: !put || wanted.is_empty(), warnings: Vec::new() })
     })
     .await?;
     let it: Value = serde_json::from_slice(&written.entry.value).map_err(ApiError::internal)?;
-    Ok(scale_of(&it))
+    scale_of(&call.served, &it)
 }
 
 /// Binds a pod to a node.

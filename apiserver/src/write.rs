@@ -77,7 +77,7 @@ pub(crate) async fn create_value(
         }
         strategy::prepare_create(&call.served, &mut it);
         admission::mutate(server, call, &mut it, None).await?;
-        let errors = validate::create(resource, &it);
+        let errors = validate::create(&call.served, &it);
         if !errors.is_empty() {
             let name = object::name(&it);
             return Err(ApiError::invalid(&resource.group, &resource.kind, name, &errors));
@@ -98,14 +98,17 @@ pub(crate) async fn create_value(
             collection: call.served.collection.clone(),
             key: key.into(),
             expect: Expect::Absent,
-            change: Change::Put(object::encode(&it).into()),
+            change: Change::Put(
+                object::encode(server.keep(&call.served, &it).await?.as_ref()).into(),
+            ),
             durability: call.served.durability(&namespace),
             by_move: None,
         };
         match store.write(write).await {
             Ok(committed) => {
                 admission::created(server, call, &it).await?;
-                return Ok(Written { entry: committed.entry, created: true, warnings });
+                let entry = server.show_entry(&call.served, committed.entry).await?;
+                return Ok(Written { entry, created: true, warnings });
             }
             Err(StoreError::Conflict { .. }) if generated && attempt + 1 < RETRIES => (),
             Err(StoreError::Conflict { .. }) => {
@@ -173,7 +176,7 @@ pub(crate) async fn update(server: &Server, call: &Call, body: &[u8]) -> Result<
     let conditional = !wanted.is_empty() && wanted != "0";
     let resource = &call.served.resource;
     if call.path.subresource.is_empty() {
-        let unguarded = !conditional && strategy::needs_revision(resource);
+        let unguarded = !conditional && strategy::needs_revision(&call.served);
         let may_create = strategy::creates_on_update(resource);
         let exists = (!unguarded && !may_create) || exists(server, call).await?;
         if unguarded && exists {
@@ -231,7 +234,8 @@ pub(crate) async fn change(
     let (_, store) = call.served.place(&server.partitions, &tenant, &namespace, &name);
     let mut entry = read::get(&call.served, &*store, &key, &name, ReadAt::Latest).await?;
     for _ in 0..RETRIES {
-        let old: Value = serde_json::from_slice(&entry.value).map_err(ApiError::internal)?;
+        let kept: Value = serde_json::from_slice(&entry.value).map_err(ApiError::internal)?;
+        let old = server.show_value(&call.served, &kept).await?;
         let Changed { value: mut new, retry, warnings: found } = make(&old)?;
         let uid = object::uid(&new);
         if !uid.is_empty() && uid != object::uid(&old) {
@@ -243,14 +247,15 @@ pub(crate) async fn change(
         }
         strategy::prepare_update(&call.served, &call.path.subresource, &old, &mut new);
         admission::mutate(server, call, &mut new, Some(&old)).await?;
-        let errors = validate::update(resource, &call.path.subresource, &old, &new);
+        let errors = validate::update(&call.served, &call.path.subresource, &old, &new);
         if !errors.is_empty() {
             return Err(ApiError::invalid(&resource.group, &resource.kind, &name, &errors));
         }
         admission::validate(server, call, Some(&new), Some(&old)).await?;
-        let bytes = object::encode(&new);
-        if bytes == object::encode(&old) || call.query.dry_run()? {
-            let value = insula_partition::value::with_revision(&bytes.into(), entry.modified);
+        let bytes = object::encode(server.keep(&call.served, &new).await?.as_ref());
+        if bytes == object::encode(&kept) || call.query.dry_run()? {
+            let shown = object::encode(&new).into();
+            let value = insula_partition::value::with_revision(&shown, entry.modified);
             warnings.extend(found);
             return Ok(Written { entry: Entry { value, ..entry }, created: false, warnings });
         }
@@ -269,7 +274,9 @@ pub(crate) async fn change(
         match store.write(write).await {
             Ok(committed) => {
                 warnings.extend(found);
-                return Ok(Written { entry: committed.entry, created: false, warnings });
+                admission::changed(server, call).await;
+                let entry = server.show_entry(&call.served, committed.entry).await?;
+                return Ok(Written { entry, created: false, warnings });
             }
             Err(StoreError::Conflict { found: Some(found), .. }) if retry => entry = found,
             Err(StoreError::Conflict { found: None, .. }) => return Err(call.not_found(&name)),
@@ -338,6 +345,10 @@ impl Patch {
                 Ok(Self::Json(patch))
             }
             MERGE => Ok(Self::Merge(json()?)),
+            // Nothing says how lists of custom resources merge.
+            STRATEGIC if call.served.custom().is_some() && call.path.subresource != "scale" => {
+                Err(ApiError::unsupported_media_type(&format!("{JSON}, {MERGE}")))
+            }
             STRATEGIC => Ok(Self::Strategic(json()?)),
             _ => Err(ApiError::unsupported_media_type(&format!("{JSON}, {MERGE}, {STRATEGIC}"))),
         }
@@ -383,14 +394,6 @@ impl Patch {
         if !value.is_object() {
             return Err(ApiError::bad_request("the patch leaves no object"));
         }
-        let decoded = decode::value(schema, id, value)?;
-        match crate::request::FieldValidation::from_query(&call.query)? {
-            crate::request::FieldValidation::Strict if !decoded.findings.is_empty() => {
-                let list = decoded.findings.join(", ");
-                Err(ApiError::bad_request(format!("strict decoding error: {list}")))
-            }
-            crate::request::FieldValidation::Warn => Ok((decoded.value, decoded.findings)),
-            _ => Ok((decoded.value, Vec::new())),
-        }
+        call.check(value)
     }
 }

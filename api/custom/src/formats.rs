@@ -309,7 +309,7 @@ fn is_isbn10(text: &str) -> bool {
     let digits = isbn_digits(text);
     let (Some(body), 10) = (digits.get(..9), digits.len()) else { return false };
     let sum: u32 = digits.iter().zip((1..=10).rev()).map(|(digit, weight)| digit * weight).sum();
-    body.iter().all(|it| *it < 10) && digits[9] <= 10 && sum % 11 == 0
+    body.iter().all(|it| *it < 10) && digits[9] <= 10 && sum.is_multiple_of(11)
 }
 
 fn is_isbn13(text: &str) -> bool {

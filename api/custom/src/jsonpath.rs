@@ -82,11 +82,7 @@ impl JsonPath {
 
     /// The names of its fields, if it has no other steps.
     pub fn fields(&self) -> Option<Vec<&str>> {
-        let name = |step: &'_ Step| match step {
-            Step::Field(_) => true,
-            _ => false,
-        };
-        if !self.0.iter().all(name) {
+        if !self.0.iter().all(|step| matches!(step, Step::Field(_))) {
             return None;
         }
         let fields = self.0.iter().filter_map(|step| match step {

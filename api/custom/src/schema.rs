@@ -206,7 +206,7 @@ impl Schema {
 
     /// The schema of a field, if it may be there.
     pub fn field(&self, name: &str) -> Option<&Self> {
-        self.properties.get(name).or_else(|| match &self.additional {
+        self.properties.get(name).or(match &self.additional {
             Some(Additional::Of(schema)) => Some(&**schema),
             _ => None,
         })
