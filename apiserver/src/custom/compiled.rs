@@ -38,9 +38,6 @@ pub(crate) struct Compiled {
     leaving: OnceLock<Vec<Arc<Served>>>,
 }
 
-/// What can still be done to objects whose definition is being deleted.
-const VERBS_OF_LEAVING: [&str; 5] = ["delete", "deletecollection", "get", "list", "watch"];
-
 impl Compiled {
     pub(crate) fn group(&self) -> &str {
         &self.definition.group
@@ -59,7 +56,8 @@ impl Compiled {
         self.leaving.get_or_init(|| {
             let leaving = |it: &Arc<Served>| {
                 let mut resource = (*it.resource).clone();
-                resource.verbs.retain(|verb| VERBS_OF_LEAVING.contains(&verb.as_str()));
+                // Updates stay: without them nothing could let go of what finalizers hold.
+                resource.verbs.retain(|verb| verb != "create");
                 Arc::new(it.with_resource(resource))
             };
             self.served.iter().map(leaving).collect()

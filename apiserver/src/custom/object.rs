@@ -133,7 +133,7 @@ fn check_scale(scale: &Scale, it: &Value, of_status: bool, errors: &mut Vec<Fiel
             }
             None => {
                 let why =
-                    format!("{field} accessor error: {found} is of the type other than int64");
+                    format!("{field} accessor error: {found} is of another type, expected int64");
                 errors.push(FieldError::invalid(field.as_str(), &0.into(), &why));
             }
         }
