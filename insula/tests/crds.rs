@@ -243,7 +243,7 @@ fn unknown_fields_go_and_wrong_values_are_refused() {
     assert!(stderr.contains(r#"Warning: unknown field "spec.bogus""#), "{stderr}");
     let fields = "jsonpath={.spec.bogus}|{.spec.free.any.thing[0]}|{.spec.ports[0].protocol}";
     assert_eq!(acme.ok(&["get", "ct", "x", "-o", fields]), "|1|TCP");
-    let metadata = of("color: red").replace("{name: x}", "{name: y, bogus: 1}");
+    let metadata = of("color: red").replace("{name: x}", "{name: other, bogus: 1}");
     let said = refused(&acme, &["create", "-f", "-"], &metadata);
     assert!(said.contains(r#"unknown field "metadata.bogus""#), "{said}");
     // An update without a revision is no update.
