@@ -75,6 +75,8 @@ pub struct Field {
     /// An optional scalar in which zero differs from absent.
     pub pointer: bool,
     pub list: ListKind,
+    /// A map or structure that server-side apply replaces as a whole here.
+    pub atomic: bool,
     pub patch: PatchStrategy,
     /// What the OpenAPI document gives as default.
     pub default: Option<Value>,
@@ -233,6 +235,7 @@ impl Schema {
                 required,
                 pointer: pointers.contains(&(name, field)),
                 list: parse_list(list),
+                atomic: list == "atomic",
                 patch: parse_patch(patch),
                 default: serde_json::from_str(default).ok(),
                 proto: proto.split('/').filter_map(|number| number.parse().ok()).collect(),
