@@ -101,6 +101,8 @@ pub struct Applier<'e, 'a> {
     /// Takes what others have.
     pub force: bool,
     pub now: &'a str,
+    /// In which version conflicts are told, if not in that of their manager.
+    pub told_version: Option<&'a str>,
 }
 
 /// Applies `config` to `live`. `managers` are then those of the result, which is `None` if it is
@@ -112,7 +114,7 @@ pub fn apply<'a, P: Place>(
     managers: &mut Managers<'a>,
     applier: Applier<'_, 'a>,
 ) -> Result<Option<Value>, ApplyError> {
-    let Applier { identity: by, scope, force, now } = applier;
+    let Applier { identity: by, scope, force, now, told_version } = applier;
     let mut set = set_of(root, config, Duplicates::Refused).map_err(ApplyError::Config)?;
     let merged = merge(root, live.clone(), config).map_err(ApplyError::Live)?;
     let (last, time) = (managers.of(by).unwrap_or_default(), managers.time_of(by));
@@ -125,7 +127,8 @@ pub fn apply<'a, P: Place>(
     scope.cut(&mut comparison.added);
     scope.cut(&mut comparison.modified);
     scope.cut(&mut comparison.removed);
-    let conflicts = conflicts(managers, by, &[&comparison.modified, &comparison.added]);
+    let conflicts =
+        conflicts(managers, by, &[&comparison.modified, &comparison.added], told_version);
     if !force && !conflicts.is_empty() {
         return Err(ApplyError::Conflicts(conflicts));
     }
@@ -139,7 +142,12 @@ pub fn apply<'a, P: Place>(
 }
 
 /// The paths of `changed` that others than `by` have.
-fn conflicts(managers: &Managers<'_>, by: &Identity<'_>, changed: &[&Set<'_>]) -> Vec<Conflict> {
+fn conflicts(
+    managers: &Managers<'_>,
+    by: &Identity<'_>,
+    changed: &[&Set<'_>],
+    told_version: Option<&str>,
+) -> Vec<Conflict> {
     let mut out = Vec::new();
     for entry in managers.entries().iter().filter(|it| !it.identity.is(by)) {
         let set = entry.fields.set();
@@ -149,7 +157,9 @@ fn conflicts(managers: &Managers<'_>, by: &Identity<'_>, changed: &[&Set<'_>]) -
             part.intersect(changed);
             shared = shared.union(part);
         }
-        let manager = entry.identity.to_string();
+        let mut told = entry.identity.clone();
+        told.api_version = told_version.map_or(told.api_version, |it| it.to_owned().into());
+        let manager = told.to_string();
         out.extend(
             shared.texts().into_iter().map(|path| Conflict { manager: manager.clone(), path }),
         );

@@ -231,19 +231,21 @@ impl<'a> Managers<'a> {
                 out.push_str(name);
                 fields::push_text(out, "", value);
             };
-            text(&mut out, "{\"manager\":", &entry.identity.manager);
-            text(&mut out, ",\"operation\":", entry.identity.operation.name());
-            text(&mut out, ",\"apiVersion\":", &entry.identity.api_version);
-            if let Some(time) = &entry.time {
-                text(&mut out, ",\"time\":", time);
-            }
+            // Names in order, as any other JSON of this server: so what a client sends back
+            // unchanged is the same text.
+            text(&mut out, "{\"apiVersion\":", &entry.identity.api_version);
             out.push_str(",\"fieldsType\":\"FieldsV1\",\"fieldsV1\":");
             match &entry.fields {
                 Fields::Text(json) => out.push_str(json),
                 Fields::Set(set) => fields::write(set, false, &mut out),
             }
+            text(&mut out, ",\"manager\":", &entry.identity.manager);
+            text(&mut out, ",\"operation\":", entry.identity.operation.name());
             if !entry.identity.subresource.is_empty() {
                 text(&mut out, ",\"subresource\":", &entry.identity.subresource);
+            }
+            if let Some(time) = &entry.time {
+                text(&mut out, ",\"time\":", time);
             }
             out.push('}');
         }

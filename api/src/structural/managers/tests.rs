@@ -41,17 +41,24 @@ fn an_update_takes_what_it_changes() {
     assert_eq!(
         managers.encode().unwrap(),
         concat!(
-            r#"[{"manager":"a","operation":"Update","apiVersion":"v1","time":"2026-01-01T00:00:00Z","#,
-            r#""fieldsType":"FieldsV1","fieldsV1":{"f:y":{".":{},"f:z":{}}}},"#,
-            r#"{"manager":"b","operation":"Update","apiVersion":"v1","time":"2026-01-02T00:00:00Z","#,
-            r#""fieldsType":"FieldsV1","fieldsV1":{"f:x":{}}}]"#
+            r#"[{"apiVersion":"v1","fieldsType":"FieldsV1","fieldsV1":{"f:y":{".":{},"f:z":{}}},"#,
+            r#""manager":"a","operation":"Update","time":"2026-01-01T00:00:00Z"},"#,
+            r#"{"apiVersion":"v1","fieldsType":"FieldsV1","fieldsV1":{"f:x":{}},"#,
+            r#""manager":"b","operation":"Update","time":"2026-01-02T00:00:00Z"}]"#
         )
     );
 }
 
 #[test]
 fn what_was_read_is_written_the_same() {
-    let json = r#"[{"manager":"m \"q\"","operation":"Apply","apiVersion":"apps/v1","fieldsType":"FieldsV1","fieldsV1":{"f:spec":{"f:replicas":{}}}},{"manager":"k","operation":"Update","apiVersion":"apps/v1","time":"2026-01-01T00:00:00Z","fieldsType":"FieldsV1","fieldsV1":{"f:status":{}},"subresource":"status"}]"#;
+    let json = concat!(
+        r#"[{"apiVersion":"apps/v1","fieldsType":"FieldsV1","fieldsV1":{"f:spec":{"f:replicas":{}}},"#,
+        r#""manager":"m \"q\"","operation":"Apply"},"#,
+        r#"{"apiVersion":"apps/v1","fieldsType":"FieldsV1","fieldsV1":{"f:status":{}},"#,
+        r#""manager":"k","operation":"Update","subresource":"status","time":"2026-01-01T00:00:00Z"}]"#,
+    );
+    // As the text of any other value.
+    assert_eq!(serde_json::from_str::<Value>(json).unwrap().to_string(), json);
     for trusted in [true, false] {
         assert_eq!(Managers::decode(json, trusted).unwrap().encode().unwrap(), json);
     }
@@ -87,8 +94,9 @@ fn old_updates_become_one_manager() {
     let text = managers.encode().unwrap();
     assert!(
         text.starts_with(concat!(
-            r#"[{"manager":"ancient-changes","operation":"Update","apiVersion":"v1","time":"2026-01-01T00:00:05Z","#,
-            r#""fieldsType":"FieldsV1","fieldsV1":{"f:x00":{},"f:x01":{},"f:x02":{},"f:x03":{},"f:x04":{},"f:x05":{}}},{"manager":"m06""#
+            r#"[{"apiVersion":"v1","fieldsType":"FieldsV1","#,
+            r#""fieldsV1":{"f:x00":{},"f:x01":{},"f:x02":{},"f:x03":{},"f:x04":{},"f:x05":{}},"#,
+            r#""manager":"ancient-changes","operation":"Update","time":"2026-01-01T00:00:05Z"},"#,
         )),
         "{text}"
     );
@@ -110,7 +118,13 @@ impl Several {
         // The test's objects live as long as it does.
         let config: &'static Value = Box::leak(Box::new(config));
         let (by, scope) = (who(name, Operation::Apply, "v1"), Scope::default());
-        let applier = Applier { identity: &by, scope: &scope, force, now: "2026-01-01T00:00:00Z" };
+        let applier = Applier {
+            identity: &by,
+            scope: &scope,
+            force,
+            now: "2026-01-01T00:00:00Z",
+            told_version: None,
+        };
         let mut managers = self.managers.clone();
         let new = apply(Deduced, &self.object, config, &mut managers, applier)?;
         self.managers = managers;
