@@ -14,4 +14,5 @@ pub mod resources;
 pub mod schema;
 pub mod selector;
 pub mod strategic;
+pub mod structural;
 pub mod time;

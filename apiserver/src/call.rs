@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 use insula_api::{
-    decode,
+    decode::{self, DecodeError, Decoded},
     names::TenantName,
     path::ResourcePath,
     proto,
@@ -93,7 +93,7 @@ impl Call {
                 if found != *kind {
                     return Err(wrong_kind(&found, kind));
                 }
-                decode::Decoded { value, findings: Vec::new() }
+                Decoded { value, findings: Vec::new() }
             }
         };
         let mut decoded = decoded;
@@ -113,23 +113,30 @@ impl Call {
 
     /// Checks an object that was put together here, by a patch, as if it had been sent. Returns
     /// it with warnings about its fields.
-    pub(crate) fn check(&self, mut value: Value) -> Result<(Value, Vec<String>)> {
+    pub(crate) fn check(&self, kind: &Gvk, mut value: Value) -> Result<(Value, Vec<String>)> {
         let validation = FieldValidation::from_query(&self.query)?;
-        let (group, version) = value["apiVersion"]
-            .as_str()
-            .map_or(("", ""), |it| it.split_once('/').unwrap_or(("", it)));
-        let kind = Gvk::new(group, version, value["kind"].as_str().unwrap_or_default());
         if let Some(custom) = self.custom(&kind.api_version(), &kind.kind) {
+            check_kind(&mut value, kind)?;
             let findings = object::shape(&custom.version, &mut value)?;
-            return judged(decode::Decoded { value, findings }, validation);
+            return judged(Decoded { value, findings }, validation);
         }
         let schema = Schema::built_in();
-        judged(decode::value(schema, schema.by_kind(&kind), value)?, validation)
+        judged(decode::value(schema, schema.by_kind(kind), value)?, validation)
+    }
+
+    /// Reads a part of an object of this kind, without filling in anything.
+    pub(crate) fn typed(&self, kind: &Gvk, mut value: Value) -> Result<Decoded, DecodeError> {
+        if let Some(custom) = self.custom(&kind.api_version(), &kind.kind) {
+            let findings = object::prune(&custom.version, &mut value)?;
+            return Ok(Decoded { value, findings });
+        }
+        let schema = Schema::built_in();
+        decode::value(schema, schema.by_kind(kind), value)
     }
 }
 
 /// What unknown and duplicate fields lead to.
-fn judged(decoded: decode::Decoded, validation: FieldValidation) -> Result<(Value, Vec<String>)> {
+fn judged(decoded: Decoded, validation: FieldValidation) -> Result<(Value, Vec<String>)> {
     match validation {
         FieldValidation::Strict if !decoded.findings.is_empty() => Err(ApiError::bad_request(
             format!("strict decoding error: {}", decoded.findings.join(", ")),

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 #[error("{message}")]
 pub struct ApiError {
     pub code: StatusCode,
-    /// Upstream's machine-readable reason, such as `NotFound`.
+    /// Upstream's machine-readable reason, such as `NotFound`. Empty where it has none.
     pub reason: &'static str,
     pub message: String,
     /// `Status.details`, if the reason has any.
@@ -99,6 +99,24 @@ impl ApiError {
             name,
             "the object has been modified; please apply your changes to the latest version and try again",
         )
+    }
+
+    /// Others manage fields that an apply would change; `causes` are messages and paths.
+    pub fn apply_conflict(message: String, causes: &[(String, String)]) -> Self {
+        let mut error = Self::new(StatusCode::CONFLICT, "Conflict", message);
+        let causes: Vec<Value> = causes
+            .iter()
+            .map(|(message, field)| {
+                json!({"reason": "FieldManagerConflict", "message": message, "field": field})
+            })
+            .collect();
+        error.details = Some(json!({ "causes": causes }));
+        error
+    }
+
+    /// What is to be applied does not fit its kind. Upstream has no reason for it.
+    pub fn untyped(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "", message)
     }
 
     pub fn invalid(group: &str, kind: &str, name: &str, errors: &[FieldError]) -> Self {
@@ -238,8 +256,11 @@ impl ApiError {
     pub fn status(&self) -> Value {
         let mut status = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-            "message": self.message, "reason": self.reason, "code": self.code.as_u16(),
+            "message": self.message, "code": self.code.as_u16(),
         });
+        if !self.reason.is_empty() {
+            status["reason"] = self.reason.into();
+        }
         if let Some(details) = &self.details {
             status["details"] = details.clone();
         }

@@ -503,7 +503,9 @@ fn for_caller(call: &Call, json: &Bytes) -> Bytes {
     if let Some(spec) = node.get_mut("spec").and_then(Value::as_object_mut) {
         spec.retain(|field, _| matches!(field.as_str(), "taints" | "unschedulable"));
     }
-    object::metadata_mut(&mut node).remove("annotations");
+    let metadata = object::metadata_mut(&mut node);
+    metadata.remove("annotations");
+    metadata.remove("managedFields");
     node.to_string().into()
 }
 

@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use insula_api::{
     resources::Resource,
-    schema::{Field, ListKind, Schema, Shape, TypeId},
+    schema::{Field, ListKind, Schema, Shape, TypeId, description},
 };
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
@@ -164,7 +164,11 @@ fn type_schema(schema: &Schema, id: TypeId, wanted: &mut Vec<TypeId>) -> Value {
     let mut properties = Map::new();
     let mut required = Vec::new();
     for field in &it.fields {
-        properties.insert(field.name.into(), field_schema(schema, field, wanted));
+        let mut property = field_schema(schema, field, wanted);
+        if let Some(text) = description(it.name, Some(field.name)) {
+            property["description"] = text.into();
+        }
+        properties.insert(field.name.into(), property);
         if field.required {
             required.push(field.name);
         }
@@ -172,6 +176,9 @@ fn type_schema(schema: &Schema, id: TypeId, wanted: &mut Vec<TypeId>) -> Value {
     let mut out = json!({"type": "object", "properties": properties});
     if !required.is_empty() {
         out["required"] = json!(required);
+    }
+    if let Some(text) = description(it.name, None) {
+        out["description"] = text.into();
     }
     if it.atomic {
         out["x-kubernetes-map-type"] = "atomic".into();

@@ -102,14 +102,20 @@ pub(crate) fn orphans_by_default(resource: &Resource) -> bool {
     )
 }
 
-/// Fills in what the server decides about a new object.
-pub(crate) fn prepare_create(served: &Served, it: &mut Value) {
-    let resource = &served.resource;
-    if resource.subresource("status").is_some()
+/// Brings a new object into the shape that its writer answers for: with all defaults, and without
+/// what nobody can create.
+pub(crate) fn begin_create(served: &Served, it: &mut Value) {
+    if served.resource.subresource("status").is_some()
         && let Some(fields) = it.as_object_mut()
     {
         fields.remove("status");
     }
+    normalize(served, it);
+}
+
+/// Fills in what the server decides about a new object.
+pub(crate) fn prepare_create(served: &Served, it: &mut Value) {
+    let resource = &served.resource;
     match (&*resource.group, &*resource.name) {
         ("", "pods") => {
             it["status"] = json!({"phase": "Pending", "qosClass": qos_class(it)});
@@ -121,9 +127,9 @@ pub(crate) fn prepare_create(served: &Served, it: &mut Value) {
         ("", "persistentvolumeclaims" | "persistentvolumes") => {
             it["status"] = json!({"phase": "Pending"});
         }
-        ("", "secrets") => string_data(it),
         (custom::GROUP, custom::RESOURCE) => {
             it["status"] = json!({"conditions": [], "acceptedNames": {"plural": "", "kind": ""}});
+            custom::prepare(it);
         }
         ("insula.io", "tenants") => {
             let metadata = object::metadata_mut(it);
@@ -138,7 +144,6 @@ pub(crate) fn prepare_create(served: &Served, it: &mut Value) {
         }
         _ => (),
     }
-    normalize(served, it);
     if tracks_generation(served) {
         object::metadata_mut(it).insert("generation".into(), 1.into());
     }

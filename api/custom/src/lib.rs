@@ -19,6 +19,7 @@ pub mod jsonpath;
 pub mod lists;
 pub mod names;
 pub mod path;
+pub mod place;
 pub mod prune;
 pub mod regex;
 pub mod schema;

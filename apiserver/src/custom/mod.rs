@@ -196,13 +196,15 @@ impl Server {
         Ok(self.show_entry(served, Entry { value, modified: Revision(0) }).await?.value)
     }
 
-    /// As [`Server::show`], of a parsed object.
-    pub(crate) async fn show_value(&self, served: &Served, kept: &Value) -> Result<Value> {
-        let mut it = kept.clone();
-        if let Some(custom) = served.custom() {
-            custom.show_value(&mut it);
-        }
-        Ok(it)
+    /// As [`Server::show`], of a parsed object. Returns what it was, if it is another now.
+    pub(crate) async fn show_value(
+        &self,
+        served: &Served,
+        it: &mut Value,
+    ) -> Result<Option<Value>> {
+        let Some(custom) = served.custom() else { return Ok(None) };
+        let kept = it.clone();
+        Ok(custom.show_value(it).then_some(kept))
     }
 
     /// An object of `served`, as it is kept.

@@ -3,9 +3,9 @@
 use bytes::Bytes;
 use http::HeaderMap;
 use insula_api::{
-    decode::{self, Decoded},
+    decode::{self, DecodeError, Decoded},
     field::FieldError,
-    object,
+    object::{self, Stored},
     schema::Schema as Types,
 };
 use insula_custom::{
@@ -33,12 +33,18 @@ pub(crate) fn read_body(headers: &HeaderMap, body: &[u8]) -> Result<Decoded> {
 
 /// Brings what a client sent into the shape of `version`: unknown fields go, defaults come.
 /// Returns what went.
-pub(crate) fn shape(version: &Version, it: &mut Value) -> Result<Vec<String>> {
+pub(crate) fn shape(version: &Version, it: &mut Value) -> Result<Vec<String>, DecodeError> {
+    let findings = prune(version, it)?;
+    default::fill(&version.schema, it);
+    Ok(findings)
+}
+
+/// As [`shape`], without defaults.
+pub(crate) fn prune(version: &Version, it: &mut Value) -> Result<Vec<String>, DecodeError> {
     let mut findings = embedded::coerce_metadata(it)?;
     let mut pruned = prune::Pruned::telling();
     prune::object(&version.schema, it, &mut pruned);
     embedded::coerce(&version.schema, it);
-    default::fill(&version.schema, it);
     let unknown = pruned.paths.into_iter().flatten();
     findings.extend(unknown.map(|path| format!("unknown field {path:?}")));
     Ok(findings)
@@ -55,12 +61,13 @@ fn refresh(version: &Version, it: &mut Value) -> bool {
 impl Custom {
     /// A kept object, as this version shows it. The bytes are the same wherever they can be.
     pub(crate) fn show(&self, kept: &Bytes) -> Result<Bytes> {
-        let mut it: Value = serde_json::from_slice(kept).map_err(ApiError::internal)?;
+        let Stored { object: mut it, managed } = Stored::parse(kept).map_err(ApiError::internal)?;
         if !self.show_value(&mut it) {
             return Ok(kept.clone());
         }
         let revision = object::meta_str(&it, "resourceVersion").parse().unwrap_or(0);
-        Ok(with_revision(&object::encode(&it).into(), Revision(revision)))
+        let managed = Some(managed.as_str()).filter(|it| !it.is_empty());
+        Ok(with_revision(&object::encode_with(&it, managed).into(), Revision(revision)))
     }
 
     /// As [`Custom::show`], of a parsed object. False if nothing changed.
