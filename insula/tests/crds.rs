@@ -247,22 +247,42 @@ fn unknown_fields_go_and_wrong_values_are_refused() {
     let said = refused(&acme, &["create", "-f", "-"], &metadata);
     assert!(said.contains(r#"unknown field "metadata.bogus""#), "{said}");
     // An update without a revision is no update.
-    let (_, said) = texts(&acme.feed(
-        &[
-            "replace",
-            "--raw",
-            "/tenants/acme/apis/stable.example.com/v1/namespaces/default/crontabs/x",
-            "-f",
-            "-",
-        ],
-        &of("color: red"),
-    ));
-    assert!(
-        said.contains(
-            "metadata.resourceVersion: Invalid value: 0x0: must be specified for an update"
-        ),
-        "{said}"
-    );
+    let item = "/tenants/acme/apis/stable.example.com/v1/namespaces/default/crontabs/x";
+    let body = r#"{"metadata":{"name":"x"},"spec":{"cronSpec":"* * * * *"}}"#;
+    let said = refused(&acme, &["replace", "--raw", item, "-f", "-"], body);
+    let why = "metadata.resourceVersion: Invalid value: 0x0: must be specified for an update";
+    assert!(said.contains(why), "{said}");
+}
+
+#[test]
+fn fields_are_owned_by_the_schema() {
+    let cloud = Cloud::without_node();
+    let (acme, _) = cloud.tenants();
+    create(&acme, CRONTABS);
+    established(&acme, "crontabs.stable.example.com");
+    let apply = |manager: &str, spec: &str, more: &[&str]| {
+        let manifest = format!(
+            "apiVersion: stable.example.com/v1\nkind: CronTab\nmetadata: {{name: tab}}\nspec: {{{spec}}}\n"
+        );
+        let manager = format!("--field-manager={manager}");
+        let args = [&["apply", "--server-side", manager.as_str(), "-f", "-"], more].concat();
+        texts(&acme.feed(&args, &manifest))
+    };
+    let (made, said) = apply("one", "cronSpec: '* * * * *', ports: [{port: 1}]", &[]);
+    assert!(made.contains("serverside-applied"), "{said}");
+    // Items of a map belong to whoever brings them; scalars to one.
+    let (_, said) = apply("two", "cronSpec: '* * * * *', ports: [{port: 2, protocol: UDP}]", &[]);
+    assert_eq!(said, "");
+    let ports = "jsonpath={.spec.ports[*].port} {.spec.ports[*].protocol}";
+    assert_eq!(acme.ok(&["get", "ct", "tab", "-o", ports]), "1 2 TCP UDP");
+    let (_, said) = apply("two", "cronSpec: '1 * * * *'", &[]);
+    let conflict = r#"conflict with "one": .spec.cronSpec"#;
+    assert!(said.contains(conflict), "{said}");
+    let (_, said) = apply("two", "cronSpec: '1 * * * *'", &["--force-conflicts"]);
+    assert_eq!(said, "");
+    assert_eq!(acme.ok(&["get", "ct", "tab", "-o", ports]), "1 TCP");
+    let (_, said) = apply("two", "cronSpec: '1 * * * *', bogus: 1", &[]);
+    assert!(said.contains(".spec.bogus: field not declared in schema"), "{said}");
 }
 
 #[test]
