@@ -140,6 +140,20 @@ impl Cloud {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
+    /// What the cloud has logged, as soon as `text` is in it.
+    #[track_caller]
+    pub(crate) fn log_until(&self, text: &str) -> String {
+        let begin = Instant::now();
+        loop {
+            let log = self.log();
+            if log.contains(text) {
+                return log;
+            }
+            assert!(begin.elapsed() < EVENTUALLY, "{text:?} is not in\n{log}");
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Ends the process by SIGTERM and checks that it ends well.
     pub(crate) fn terminate(&mut self) {
         let mut child = self.child.take().unwrap();
