@@ -48,13 +48,14 @@ pub(crate) enum Command {
     /// Write everything that all partitions hold into one file, while the cloud runs.
     #[command(
         after_help = "Each partition is in it as it was at one revision. The file is checked \
-    before the command ends; keys and certificates are not in it.\n\n\
+    before the command ends; keys and certificates (DIR/pki) are not in it: keep a copy.\n\n\
     Example:\n  insula backup --data-dir run --out insula.backup"
     )]
     Backup(Backup),
     /// Write a backup to a new data directory, or to etcds that hold nothing.
     #[command(after_help = "The number and kind of partitions may be others than they were. A \
-    damaged backup is refused before anything is written.\n\n\
+    damaged backup is refused before anything is written. Put the old DIR/pki beside it, or all \
+    users need new kubeconfigs.\n\n\
     Example:\n  insula restore --from insula.backup --data-dir new --partitions 4\n  \
     insula up --data-dir new")]
     Restore(Restore),

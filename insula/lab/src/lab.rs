@@ -293,7 +293,10 @@ impl Lab {
         }
         if let Some(offset) = it.skew {
             let path = self.clock(process);
-            clock::set(&path, offset)?;
+            // A clock that was set stays so when the process starts again.
+            if !path.exists() {
+                clock::set(&path, offset)?;
+            }
             env.extend(clock::environment(&path)?);
         }
         let (namespace, log) = (self.namespace(&host), self.log(process));
