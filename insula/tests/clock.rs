@@ -3,7 +3,11 @@
 //! What is stored has no clock: nothing is lost and revisions grow. What is signed has one: tokens
 //! that were issued in what is now the future are refused until then.
 
-#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test stops at what it did not expect"
+)]
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -127,7 +131,7 @@ impl Up {
 /// Waits for a line that contains `text`.
 #[track_caller]
 fn hears(seen: &mpsc::Receiver<String>, text: &str) {
-    while !seen.recv_timeout(LIMIT).expect("nothing is heard").contains(text) {}
+    while !seen.recv_timeout(LIMIT).unwrap().contains(text) {}
 }
 
 /// Authenticated, and then told that it may not: it has no role.
