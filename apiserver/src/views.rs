@@ -349,6 +349,11 @@ impl Store for View {
 
     fn watch(&self, _: &Collection, after: Revision) -> Result<Watcher, StoreError> {
         self.shelf.changes(after, 0)?;
+        // From a server whose clock is ahead, or from before this one's was set back: what happens
+        // from now on comes after it.
+        let mut contents = self.shelf.contents.lock();
+        contents.version = contents.version.max(after);
+        drop(contents);
         Ok(Watcher::new(self.shelf.clone(), after))
     }
 
