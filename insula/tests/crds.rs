@@ -550,3 +550,36 @@ fn controllers_list_and_watch_and_versions_are_one() {
     acme.ok(&["delete", "namespace", "other"]);
     assert!(acme.fails(&["get", "ct", "tab", "-n", "other"]).contains("NotFound"));
 }
+
+#[test]
+fn rules_hold_for_values_and_for_changes() {
+    let cloud = Cloud::without_node();
+    let (acme, _) = cloud.tenants();
+    let rules = |first: &str| {
+        CRONTABS.replace(
+            "            description: What is asked of a cron tab.\n",
+            &format!("            description: What is asked of a cron tab.\n            x-kubernetes-validations:\n            - {first}\n            - {{rule: '!has(oldSelf.image) || self.image == oldSelf.image', message: image is immutable}}\n"),
+        )
+    };
+    let said = refused(&acme, &["create", "-f", "-"], &rules("{rule: 'self.bogus > 1'}"));
+    let place =
+        "spec.versions[0].schema.openAPIV3Schema.properties[spec].x-kubernetes-validations[0].rule";
+    assert!(said.contains(place) && said.contains("undefined field 'bogus'"), "{said}");
+    create(
+        &acme,
+        &rules(
+            "{rule: \"!has(self.color) || self.color != 'red' || self.replicas > 1\", messageExpression: \"'red needs more than %d'.format([self.replicas])\", fieldPath: .replicas}",
+        ),
+    );
+    established(&acme, "crontabs.stable.example.com");
+    let red = TAB.replace("image: x", "image: x, color: red");
+    let said = refused(&acme, &["create", "-f", "-"], &red);
+    let why =
+        r#"The CronTab "tab" is invalid: spec.replicas: Invalid value: red needs more than 1"#;
+    assert_eq!(said.trim(), why);
+    create(&acme, &red.replace("color: red", "color: red, replicas: 2"));
+    let change = ["patch", "ct", "tab", "--type=merge", "-p", r#"{"spec":{"image":"y"}}"#];
+    let said = acme.fails(&change);
+    assert!(said.contains("spec: Invalid value: image is immutable"), "{said}");
+    acme.ok(&["label", "ct", "tab", "a=b"]);
+}

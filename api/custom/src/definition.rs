@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::{
     jsonpath::JsonPath,
+    rules,
     schema::{Schema, SchemaError},
 };
 
@@ -236,8 +237,9 @@ impl Version {
         namespaced: bool,
         names: &Names,
     ) -> Result<Self, DefinitionError> {
-        let schema = Schema::compile(&it.schema.schema)
-            .map_err(|source| DefinitionError::Schema { version: it.name.clone(), source })?;
+        let refuse = |source| DefinitionError::Schema { version: it.name.clone(), source };
+        let mut schema = Schema::compile(&it.schema.schema).map_err(refuse)?;
+        rules::compile(&mut schema).map_err(refuse)?;
         let mut subresources = Vec::new();
         let verbs = texts(&["get", "patch", "update"]);
         if it.subresources.status.is_some() {

@@ -3,7 +3,7 @@
 //! A definition is checked when it is written (`check`, `structural`), compiled once
 //! (`definition`, `schema`) and then walked together with objects: to drop what it does not know
 //! (`prune`), to fill in what is missing (`default`), and to find what is wrong (`validate`,
-//! `lists`, `embedded`). Everything is pure: no I/O, no clock, no tenant.
+//! `lists`, `embedded`, `rules`). Everything is pure: no I/O, no clock, no tenant.
 //!
 //! # Invariants
 //!
@@ -21,7 +21,7 @@ pub mod names;
 pub mod path;
 pub mod place;
 pub mod prune;
-pub mod regex;
+pub mod rules;
 pub mod schema;
 pub mod structural;
 pub mod validate;

@@ -2,15 +2,13 @@
 //!
 //! Descriptions, titles and examples are not kept: they are for people, who read them in OpenAPI.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
+use insula_cel::regex::{self as pattern, PatternError};
 use regex::Regex;
 use serde_json::{Map, Number, Value};
 
-use crate::{
-    formats::Format,
-    regex::{self as pattern, PatternError},
-};
+use crate::{formats::Format, rules::Programs};
 
 /// Deepest nesting of a schema.
 pub const MAX_DEPTH: usize = 48;
@@ -79,6 +77,8 @@ pub struct Schema {
     pub map_atomic: bool,
     pub checks: Option<Box<Checks>>,
     pub rules: Vec<Rule>,
+    /// The rules, ready to run; made by [`crate::rules::compile`].
+    pub programs: Option<Arc<Programs>>,
     /// Whether it, or anything below it, has a default.
     pub has_defaults: bool,
     /// Whether it, or anything below it, has rules.
@@ -141,6 +141,12 @@ pub enum SchemaError {
     TooDeep,
     #[error("{0:?} must be {1}")]
     Shape(String, &'static str),
+    #[error("rule of {path:?}")]
+    Rule {
+        path: String,
+        #[source]
+        source: insula_cel::CompileError,
+    },
     #[error("pattern {pattern:?}: {source}")]
     Pattern {
         pattern: String,

@@ -5,13 +5,14 @@
 //! in without trying alternatives. The rules and their words are upstream's.
 
 use insula_api::field::FieldError;
+use insula_cel::regex;
 use serde_json::{Map, Value, json};
 
 use crate::{
     default,
     path::Path,
     prune::{self, Pruned},
-    regex,
+    rules,
     schema::{MAX_DEPTH, Schema, text, texts},
     validate,
 };
@@ -51,7 +52,12 @@ pub fn check(document: &Value, path: &Path<'_>) -> Errors {
     errors.extend(shown);
     if errors.is_empty() {
         match Schema::compile(document) {
-            Ok(schema) => defaults(&schema, path, true, &mut errors),
+            Ok(mut schema) => {
+                defaults(&schema, path, true, &mut errors);
+                if errors.is_empty() {
+                    errors.extend(rules::check(&mut schema, path));
+                }
+            }
             Err(error) => {
                 let source = insula_api::error::chain(&error).to_string();
                 errors.push(FieldError::invalid(path.to_string(), &"".into(), &source));

@@ -9,7 +9,7 @@ use insula_api::{
     schema::Schema as Types,
 };
 use insula_custom::{
-    Version, default, definition::Scale, embedded, lists, path::Path, prune, validate,
+    Version, default, definition::Scale, embedded, lists, path::Path, prune, rules, validate,
 };
 use insula_partition::{store::Revision, value::with_revision};
 use serde_json::Value;
@@ -115,8 +115,28 @@ impl Custom {
         if !tolerated {
             errors.extend(lists::check(schema, it, &root));
         }
+        if schema.has_rules {
+            errors.extend(match errors.iter().any(is_blocking) {
+                true => vec![FieldError::invalid("<nil>", &Value::Null, NOT_CHECKED)],
+                false => rules::validate(schema, it, old),
+            });
+        }
         errors
     }
+}
+
+const NOT_CHECKED: &str = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
+
+/// Rules are written for objects without such errors.
+fn is_blocking(error: &FieldError) -> bool {
+    matches!(
+        error.reason,
+        "FieldValueNotSupported"
+            | "FieldValueRequired"
+            | "FieldValueTooLong"
+            | "FieldValueTooMany"
+            | "FieldValueTypeInvalid"
+    )
 }
 
 /// Replica counts are counts.

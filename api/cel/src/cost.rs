@@ -1,0 +1,290 @@
+//! What an expression costs at most, by the sizes that its variables can have.
+//!
+//! It follows the evaluator: one for each node, a tenth per character that is walked, and for
+//! macros the body once per item. What has no declared size is as large as a request can be.
+
+use crate::{
+    ast::{Expr, LoopKind, Node},
+    decl::{Decl, DeclKind},
+};
+
+/// Most bytes of an object, and so most characters of a text in it.
+const MAX_REQUEST: u64 = 3 * 1024 * 1024;
+/// A text of unknown size in what is computed.
+const MAX_TEXT: u64 = MAX_REQUEST;
+
+/// The cost of `expr`.
+pub fn estimate(expr: &Expr, variables: &[(&str, Decl)]) -> u64 {
+    let variables =
+        variables.iter().map(|(name, decl)| ((*name).to_owned(), Shape::Decl(decl.clone())));
+    Estimator { variables: variables.collect() }.node(expr).cost
+}
+
+/// The fewest bytes that a value takes in JSON, with the comma behind it.
+fn least_bytes(decl: &Decl) -> u64 {
+    match &decl.kind {
+        DeclKind::Bool => 5,
+        DeclKind::Text | DeclKind::Bytes | DeclKind::List(_) | DeclKind::Map(_) => 3,
+        DeclKind::Timestamp => 21,
+        DeclKind::Duration => 5,
+        DeclKind::Object(_) => 3,
+        DeclKind::Dyn | DeclKind::Int | DeclKind::Double | DeclKind::Optional(_) => 2,
+    }
+}
+
+/// How many characters, items or entries there are at most.
+pub fn max_size(decl: &Decl) -> u64 {
+    decl.max_size.unwrap_or_else(|| match &decl.kind {
+        DeclKind::Text | DeclKind::Bytes | DeclKind::Dyn => MAX_REQUEST,
+        DeclKind::Timestamp | DeclKind::Duration => 64,
+        DeclKind::List(item) => MAX_REQUEST / least_bytes(item),
+        // A key, its quotes and the colon.
+        DeclKind::Map(value) => MAX_REQUEST / (least_bytes(value) + 4),
+        DeclKind::Object(fields) => fields.fields.len() as u64,
+        DeclKind::Bool | DeclKind::Int | DeclKind::Double | DeclKind::Optional(_) => 1,
+    })
+}
+
+#[derive(Debug, Clone)]
+enum Shape {
+    Decl(Decl),
+    /// A computed list or map, of so many of these.
+    Many(u64, Box<Shape>),
+    /// A computed text of so many characters.
+    Text(u64),
+    Scalar,
+}
+
+impl Shape {
+    fn size(&self) -> u64 {
+        match self {
+            Self::Decl(decl) => max_size(decl),
+            Self::Many(size, _) | Self::Text(size) => *size,
+            Self::Scalar => 1,
+        }
+    }
+
+    /// How many characters are walked to look at all of it.
+    fn walk(&self) -> u64 {
+        match self {
+            Self::Decl(Decl { kind: DeclKind::Text | DeclKind::Bytes | DeclKind::Dyn, .. })
+            | Self::Text(_) => self.size() / 10 + 1,
+            Self::Decl(decl) => match &decl.kind {
+                DeclKind::List(item) | DeclKind::Map(item) => {
+                    self.size().saturating_mul(Self::Decl((**item).clone()).walk())
+                }
+                DeclKind::Object(fields) => {
+                    let parts = fields.fields.values();
+                    parts.fold(1, |sum: u64, (_, it)| {
+                        sum.saturating_add(Self::Decl(it.clone()).walk())
+                    })
+                }
+                _ => 1,
+            },
+            Self::Many(size, item) => size.saturating_mul(item.walk()),
+            Self::Scalar => 1,
+        }
+        .min(MAX_REQUEST)
+    }
+
+    fn item(&self) -> Self {
+        match self {
+            Self::Decl(Decl { kind: DeclKind::List(item) | DeclKind::Map(item), .. }) => {
+                Self::Decl((**item).clone())
+            }
+            Self::Decl(Decl { kind: DeclKind::Optional(inner), .. }) => {
+                Self::Decl((**inner).clone()).item()
+            }
+            Self::Decl(Decl { kind: DeclKind::Dyn, .. }) => Self::Decl(Decl::of(DeclKind::Dyn)),
+            Self::Many(_, item) => (**item).clone(),
+            _ => Self::Scalar,
+        }
+    }
+
+    fn is_map(&self) -> bool {
+        matches!(self, Self::Decl(Decl { kind: DeclKind::Map(_) | DeclKind::Object(_), .. }))
+    }
+
+    fn field(&self, name: &str) -> Self {
+        match self {
+            Self::Decl(Decl { kind: DeclKind::Object(fields), .. }) => {
+                match fields.fields.get(name) {
+                    Some((_, decl)) => Self::Decl(decl.clone()),
+                    None => Self::Scalar,
+                }
+            }
+            other => other.item(),
+        }
+    }
+}
+
+struct Estimate {
+    cost: u64,
+    shape: Shape,
+}
+
+struct Estimator {
+    variables: Vec<(String, Shape)>,
+}
+
+impl Estimator {
+    fn node(&mut self, expr: &Expr) -> Estimate {
+        let made = |cost: u64, shape: Shape| Estimate { cost: cost.saturating_add(1), shape };
+        match &expr.node {
+            Node::Text(text) => made(0, Shape::Text(text.len() as u64)),
+            Node::Bytes(bytes) => made(0, Shape::Text(bytes.len() as u64)),
+            Node::Null | Node::Bool(_) | Node::Int(_) | Node::Uint(_) | Node::Double(_) => {
+                made(0, Shape::Scalar)
+            }
+            Node::Variable(name) => {
+                let found = self.variables.iter().rev().find(|(known, _)| known == name);
+                made(0, found.map_or(Shape::Scalar, |(_, shape)| shape.clone()))
+            }
+            Node::Select { of, field, .. } => {
+                let of = self.node(of);
+                made(of.cost, of.shape.field(field))
+            }
+            Node::Has { of, .. } => made(self.node(of).cost, Shape::Scalar),
+            Node::Index { of, index, .. } => {
+                let of = self.node(of);
+                let index = self.node(index);
+                made(of.cost.saturating_add(index.cost), of.shape.item())
+            }
+            Node::Not(inner) | Node::Negate(inner) => made(self.node(inner).cost, Shape::Scalar),
+            Node::Binary(_, left, right) => {
+                let (left, right) = (self.node(left), self.node(right));
+                let cost = left.cost.saturating_add(right.cost);
+                let walk = left.shape.walk().min(right.shape.walk());
+                let size = left.shape.size().saturating_add(right.shape.size());
+                let shape = match (&left.shape, &right.shape) {
+                    (Shape::Text(_), _) | (_, Shape::Text(_)) => Shape::Text(size.min(MAX_TEXT)),
+                    (Shape::Many(_, item), _) => Shape::Many(size, item.clone()),
+                    _ => Shape::Scalar,
+                };
+                made(cost.saturating_add(walk), shape)
+            }
+            Node::And(list) | Node::Or(list) => {
+                let cost =
+                    list.iter().fold(0, |sum: u64, it| sum.saturating_add(self.node(it).cost));
+                made(cost, Shape::Scalar)
+            }
+            Node::If { condition, then, otherwise } => {
+                let condition = self.node(condition);
+                let (then, otherwise) = (self.node(then), self.node(otherwise));
+                let larger = if then.shape.walk() < otherwise.shape.walk() {
+                    otherwise.shape
+                } else {
+                    then.shape
+                };
+                made(condition.cost.saturating_add(then.cost.max(otherwise.cost)), larger)
+            }
+            Node::List(items) => {
+                let mut cost: u64 = 0;
+                let mut item = Shape::Scalar;
+                for (it, _) in items {
+                    let found = self.node(it);
+                    cost = cost.saturating_add(found.cost);
+                    if item.walk() <= found.shape.walk() {
+                        item = found.shape;
+                    }
+                }
+                made(cost, Shape::Many(items.len() as u64, Box::new(item)))
+            }
+            Node::Map(entries) => {
+                let mut cost: u64 = 0;
+                for (key, value, _) in entries {
+                    let (key, value) = (self.node(key), self.node(value));
+                    cost = cost.saturating_add(key.cost).saturating_add(value.cost);
+                }
+                made(cost, Shape::Many(entries.len() as u64, Box::new(Shape::Scalar)))
+            }
+            Node::Call { target, function, arguments } => {
+                self.call(target.as_deref(), function, arguments)
+            }
+            Node::Loop(it) => {
+                let range = self.node(&it.range);
+                let size = range.shape.size();
+                let key = || Shape::Text(64);
+                let (first, second) = match (&it.second, range.shape.is_map()) {
+                    (None, true) => (key(), None),
+                    (None, false) => (range.shape.item(), None),
+                    (Some(name), true) => (key(), Some((name, range.shape.item()))),
+                    (Some(name), false) => (Shape::Scalar, Some((name, range.shape.item()))),
+                };
+                let n_variables = self.variables.len();
+                self.variables.push((it.first.clone(), first));
+                if let Some((name, shape)) = second {
+                    self.variables.push((name.clone(), shape));
+                }
+                let filter = it.filter.as_ref().map_or(0, |it| self.node(it).cost);
+                let body = self.node(&it.body);
+                self.variables.truncate(n_variables);
+                let each = filter.saturating_add(body.cost).saturating_add(1);
+                let shape = match it.kind {
+                    LoopKind::Filter => Shape::Many(size, Box::new(range.shape.item())),
+                    LoopKind::Map | LoopKind::TransformMap => {
+                        Shape::Many(size, Box::new(body.shape))
+                    }
+                    LoopKind::All | LoopKind::Exists | LoopKind::ExistsOne => Shape::Scalar,
+                };
+                made(range.cost.saturating_add(size.saturating_mul(each)), shape)
+            }
+            Node::Bind { name, value, body } => {
+                let value = self.node(value);
+                self.variables.push((name.clone(), value.shape));
+                let body = self.node(body);
+                self.variables.pop();
+                made(value.cost.saturating_add(body.cost), body.shape)
+            }
+            Node::OptionalMap { of, name, body, .. } => {
+                let of = self.node(of);
+                self.variables.push((name.clone(), of.shape));
+                let body = self.node(body);
+                self.variables.pop();
+                made(of.cost.saturating_add(body.cost), body.shape)
+            }
+        }
+    }
+
+    fn call(&mut self, target: Option<&Expr>, function: &str, arguments: &[Expr]) -> Estimate {
+        let parts: Vec<Estimate> =
+            target.into_iter().chain(arguments).map(|it| self.node(it)).collect();
+        let cost = parts.iter().fold(1, |sum: u64, it| sum.saturating_add(it.cost));
+        let walk = parts.iter().fold(0, |sum: u64, it| sum.saturating_add(it.shape.walk()));
+        // Asking for a size, or whether there is a value, walks nothing.
+        let walk = match function {
+            "size" | "hasValue" | "value" | "orValue" | "or" | "type" | "dyn" => 0,
+            // Each item with each.
+            "distinct" | "contains" | "equivalent" | "intersects" if target.is_some() => {
+                let sizes =
+                    parts.iter().fold(1, |all: u64, it| all.saturating_mul(it.shape.size()));
+                walk.saturating_add(
+                    if parts.iter().any(|it| {
+                        matches!(
+                            it.shape,
+                            Shape::Text(_) | Shape::Decl(Decl { kind: DeclKind::Text, .. })
+                        )
+                    }) {
+                        0
+                    } else {
+                        sizes
+                    },
+                )
+            }
+            _ => walk,
+        };
+        let longest = parts.iter().map(|it| it.shape.size()).max().unwrap_or(1);
+        let first = parts.first().map_or(Shape::Scalar, |it| it.shape.clone());
+        let shape = match function {
+            "split" | "findAll" => Shape::Many(longest, Box::new(Shape::Text(longest))),
+            "lowerAscii" | "upperAscii" | "trim" | "substring" | "find" | "string" | "charAt" => {
+                Shape::Text(longest)
+            }
+            "replace" | "join" | "format" => Shape::Text(walk.saturating_mul(10).min(MAX_TEXT)),
+            "distinct" | "sort" | "reverse" | "slice" | "flatten" | "dyn" | "of" | "value"
+            | "or" | "orValue" => first,
+            _ => Shape::Scalar,
+        };
+        Estimate { cost: cost.saturating_add(walk), shape }
+    }
+}

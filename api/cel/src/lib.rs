@@ -1,0 +1,101 @@
+//! The Common Expression Language, as Kubernetes uses it, with bounded cost.
+//!
+//! An expression is parsed ([`parse`]), checked against the types of its variables ([`check`]),
+//! estimated ([`cost`]) and then evaluated ([`eval`]) over JSON, without copying it. Rules come
+//! from tenants and run inside the API server of all of them, so everything is bounded: the
+//! length and depth of an expression, what it may cost by estimate, and what it may really cost.
+//!
+//! *Absent:* protobuf messages, user-defined functions, I/O, clocks.
+
+pub mod ast;
+pub mod check;
+pub mod cost;
+pub mod decl;
+pub mod escape;
+pub mod eval;
+mod functions;
+mod lex;
+mod operators;
+pub mod parse;
+pub mod regex;
+mod signatures;
+pub mod value;
+
+pub use self::{
+    check::CheckError,
+    decl::{Decl, Type},
+    eval::{Budget, EvalError},
+    parse::ParseError,
+    value::Value,
+};
+
+use self::ast::Expr;
+
+/// A checked expression.
+#[derive(Debug)]
+pub struct Program {
+    expr: Expr,
+    source: String,
+    result: Type,
+}
+
+/// Why a text is no program.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("compilation failed: ERROR: <input>:{line}:{column}: {message}\n | {text}\n | {}^", ".".repeat(column.saturating_sub(1)))]
+pub struct CompileError {
+    pub line: usize,
+    pub column: usize,
+    pub message: String,
+    /// The line of the source.
+    pub text: String,
+}
+
+impl CompileError {
+    fn new(source: &str, at: usize, message: String) -> Self {
+        let before = source.get(..at).unwrap_or(source);
+        let line = before.matches('\n').count() + 1;
+        let start = before.rfind('\n').map_or(0, |it| it + 1);
+        let column = before.get(start..).map_or(0, |it| it.chars().count()) + 1;
+        let text = source.lines().nth(line - 1).unwrap_or_default().chars().take(256).collect();
+        Self { line, column, message, text }
+    }
+}
+
+impl Program {
+    /// Compiles `source` with variables of these types.
+    pub fn compile(source: &str, variables: &[(&str, Decl)]) -> Result<Self, CompileError> {
+        let expr = parse::parse(source)
+            .map_err(|error| CompileError::new(source, error.at, error.message))?;
+        let result = check::check(&expr, variables)
+            .map_err(|error| CompileError::new(source, error.at, error.message))?;
+        Ok(Self { expr, source: source.to_owned(), result })
+    }
+
+    /// The type of what it comes to.
+    pub fn result(&self) -> &Type {
+        &self.result
+    }
+
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Whether it speaks of a variable.
+    pub fn uses(&self, variable: &str) -> bool {
+        self.expr.uses(variable)
+    }
+
+    /// What it costs at most, by the sizes that the variables can have.
+    pub fn estimate(&self, variables: &[(&str, Decl)]) -> u64 {
+        cost::estimate(&self.expr, variables)
+    }
+
+    /// Evaluates it.
+    pub fn eval<'a>(
+        &'a self,
+        variables: &[(&'a str, Value<'a>)],
+        budget: &mut Budget,
+    ) -> Result<Value<'a>, EvalError> {
+        eval::eval(&self.expr, variables, budget)
+    }
+}

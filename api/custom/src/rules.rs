@@ -1,0 +1,509 @@
+//! `x-kubernetes-validations`: rules in CEL about a value and what it was before.
+//!
+//! Rules are compiled with the definition, against types that its schema gives, and estimated
+//! then: what could cost too much for the largest object is refused before there is any. When an
+//! object is checked, each rule and all together have a budget, so that no estimate is trusted.
+
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+
+use insula_api::field::FieldError;
+use insula_cel::{
+    Budget, CompileError, Decl, EvalError, Program, Type as CelType, Value as Cel,
+    cost::max_size,
+    decl::{DeclKind, Fields},
+    escape::escape,
+};
+use serde_json::Value;
+
+use crate::{
+    jsonpath::JsonPath,
+    path::Path,
+    schema::{Additional, ListType, Rule, Schema, SchemaError, Type},
+    validate::counterpart,
+};
+
+/// What one rule may cost by estimate, with all the places where it runs.
+const MAX_ESTIMATE: u64 = 10_000_000;
+/// What all rules of a schema may.
+const MAX_ESTIMATE_OF_ALL: u64 = 100_000_000;
+/// What one run of a rule may cost.
+const MAX_COST: u64 = 1_000_000;
+/// What all rules may cost for one object.
+const MAX_COST_OF_ALL: u64 = 10_000_000;
+
+/// The rules of one place, compiled.
+#[derive(Debug)]
+pub struct Programs {
+    decl: Decl,
+    list: Vec<Compiled>,
+}
+
+#[derive(Debug)]
+struct Compiled {
+    rule: Program,
+    message: Option<Program>,
+    /// It is about a change, and so holds where nothing changed into this.
+    is_transition: bool,
+}
+
+/// Something wrong with one rule.
+enum Fault {
+    Rule(CompileError),
+    Message(CompileError),
+    /// It does not come to what it should.
+    RuleType(String),
+    MessageType(String),
+    UselessOptional,
+}
+
+/// `self` and `oldSelf`.
+fn variables(decl: &Decl, is_optional: bool) -> [(&'static str, Decl); 2] {
+    let old = match is_optional {
+        true => Decl::of(DeclKind::Optional(Arc::new(decl.clone()))),
+        false => decl.clone(),
+    };
+    [("self", decl.clone()), ("oldSelf", old)]
+}
+
+impl Compiled {
+    fn new(rule: &Rule, decl: &Decl) -> Result<Self, Fault> {
+        let variables = variables(decl, rule.optional_old_self);
+        let program = Program::compile(&rule.rule, &variables).map_err(Fault::Rule)?;
+        if !matches!(program.result(), CelType::Bool | CelType::Dyn) {
+            return Err(Fault::RuleType("cel expression must evaluate to a bool".into()));
+        }
+        let is_transition = program.uses("oldSelf");
+        if rule.optional_old_self && !is_transition {
+            return Err(Fault::UselessOptional);
+        }
+        let message = match rule.message_expression.trim() {
+            "" => None,
+            text => {
+                let message = Program::compile(text, &variables).map_err(Fault::Message)?;
+                if !matches!(message.result(), CelType::Text | CelType::Dyn) {
+                    let why = "messageExpression must evaluate to a string";
+                    return Err(Fault::MessageType(why.into()));
+                }
+                Some(message)
+            }
+        };
+        Ok(Self { rule: program, message, is_transition })
+    }
+}
+
+/// Makes the rules of a schema ready to run.
+pub fn compile(schema: &mut Schema) -> Result<(), SchemaError> {
+    let mut fault = None;
+    each(schema, &Path::Root, 1, true, &mut |schema, path, _, is_root| {
+        let decl = declare(schema, is_root);
+        let mut list = Vec::with_capacity(schema.rules.len());
+        for rule in &schema.rules {
+            match Compiled::new(rule, &decl) {
+                Ok(compiled) => list.push(compiled),
+                Err(Fault::Rule(error) | Fault::Message(error)) => {
+                    fault = Some(SchemaError::Rule { path: path.to_string(), source: error });
+                }
+                Err(_) => {
+                    let what = path.to_string();
+                    fault = Some(SchemaError::Shape(what, "checked by a rule that is a condition"));
+                }
+            }
+        }
+        schema.programs = Some(Arc::new(Programs { decl, list }));
+    });
+    fault.map_or(Ok(()), Err)
+}
+
+/// What is wrong with the rules of a schema, which is otherwise as it should be.
+pub fn check(schema: &mut Schema, path: &Path<'_>) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let mut total: u64 = 0;
+    each(schema, path, 1, true, &mut |schema, path, times, is_root| {
+        let decl = declare(schema, is_root);
+        let rules = path.field("x-kubernetes-validations");
+        for (index, rule) in schema.rules.iter().enumerate() {
+            let path = rules.index(index);
+            let field = |name: &str| path.field(name).to_string();
+            let n_errors = errors.len();
+            texts(rule, schema, &path, &mut errors);
+            if errors.len() != n_errors {
+                continue;
+            }
+            match Compiled::new(rule, &decl) {
+                Ok(compiled) => {
+                    let variables = variables(&decl, rule.optional_old_self);
+                    for (name, what, program) in [
+                        ("rule", "estimated rule cost", Some(&compiled.rule)),
+                        (
+                            "messageExpression",
+                            "estimated messageExpression cost",
+                            compiled.message.as_ref(),
+                        ),
+                    ] {
+                        let Some(program) = program else { continue };
+                        let cost = program.estimate(&variables).saturating_mul(times);
+                        total = total.saturating_add(cost);
+                        if MAX_ESTIMATE < cost {
+                            let why = over_budget(what, cost, MAX_ESTIMATE);
+                            errors.push(FieldError::forbidden(field(name), &why));
+                        }
+                    }
+                }
+                Err(fault) => errors.push(told(&fault, rule, &field)),
+            }
+        }
+    });
+    if MAX_ESTIMATE_OF_ALL < total {
+        let what = "x-kubernetes-validations estimated rule cost total for entire OpenAPIv3 schema";
+        let why = over_budget(what, total, MAX_ESTIMATE_OF_ALL);
+        errors.push(FieldError::forbidden(path.to_string(), &why));
+    }
+    transitions(schema, path, None, &mut errors);
+    errors
+}
+
+fn told(fault: &Fault, rule: &Rule, field: &impl Fn(&str) -> String) -> FieldError {
+    let shown = serde_json::json!({"rule": rule.rule});
+    match fault {
+        Fault::Rule(error) => FieldError::invalid(field("rule"), &shown, &error.to_string()),
+        Fault::RuleType(why) => FieldError::invalid(field("rule"), &shown, why),
+        Fault::Message(error) => {
+            let why = format!("messageExpression {error}");
+            FieldError::invalid(field("messageExpression"), &shown, &why)
+        }
+        Fault::MessageType(why) => FieldError::invalid(field("messageExpression"), &shown, why),
+        Fault::UselessOptional => {
+            let why = "may not be set if oldSelf is not used in rule";
+            FieldError::invalid(field("optionalOldSelf"), &true.into(), why)
+        }
+    }
+}
+
+/// What is wrong with the texts of a rule.
+fn texts(rule: &Rule, schema: &Schema, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+    const REASONS: [&str; 4] =
+        ["FieldValueDuplicate", "FieldValueForbidden", "FieldValueInvalid", "FieldValueRequired"];
+    let field = |name: &str| path.field(name).to_string();
+    let has_breaks = |text: &str| text.contains(['\n', '\r']);
+    let (text, message) = (rule.rule.trim(), rule.message.trim());
+    if text.is_empty() {
+        errors.push(FieldError::required(field("rule"), "rule is not specified"));
+    } else if !rule.message.is_empty() && message.is_empty() {
+        let shown = rule.message.as_str().into();
+        errors.push(FieldError::invalid(
+            field("message"),
+            &shown,
+            "must be non-empty if specified",
+        ));
+    } else if has_breaks(message) {
+        let shown = rule.message.as_str().into();
+        errors.push(FieldError::invalid(field("message"), &shown, "must not contain line breaks"));
+    } else if has_breaks(text) && message.is_empty() {
+        let why = "message must be specified if rule contains line breaks";
+        errors.push(FieldError::required(field("message"), why));
+    }
+    if !rule.reason.is_empty() && !REASONS.contains(&rule.reason.as_str()) {
+        let shown = rule.reason.as_str().into();
+        errors.push(FieldError::unsupported(field("reason"), &shown, &REASONS));
+    }
+    if !rule.field_path.is_empty() {
+        let parsed = JsonPath::parse(&rule.field_path).ok();
+        let steps = parsed.as_ref().filter(|_| rule.field_path.starts_with('.'));
+        let mut place = Some(schema);
+        for name in steps.and_then(JsonPath::fields).unwrap_or_default() {
+            place = place.and_then(|it| it.field(name));
+        }
+        if steps.and_then(JsonPath::fields).is_none_or(|it| it.is_empty()) || place.is_none() {
+            let shown = rule.field_path.as_str().into();
+            errors.push(FieldError::invalid(field("fieldPath"), &shown, "must be a valid path"));
+        }
+    }
+}
+
+fn over_budget(what: &str, cost: u64, limit: u64) -> String {
+    // A factor is for people: tenths are enough, and large ones say only that.
+    let tenths = cost.saturating_mul(10) / limit;
+    let factor = match tenths {
+        1001.. => "more than 100x".to_owned(),
+        tenths => format!("{}.{}x", tenths / 10, tenths % 10),
+    };
+    format!(
+        "{what} exceeds budget by factor of {factor} (try simplifying the rule, or adding maxItems, maxProperties, and maxLength where arrays, maps, and strings are declared)"
+    )
+}
+
+/// Visits all places with rules, each with how often it can be in one object.
+fn each(
+    schema: &mut Schema,
+    path: &Path<'_>,
+    times: u64,
+    is_root: bool,
+    visit: &mut impl FnMut(&mut Schema, &Path<'_>, u64, bool),
+) {
+    if !schema.has_rules {
+        return;
+    }
+    if !schema.rules.is_empty() {
+        visit(schema, path, times, is_root);
+    }
+    let below = times.saturating_mul(max_size(&declare(schema, is_root)));
+    let properties = path.field("properties");
+    for (name, property) in &mut schema.properties {
+        each(property, &properties.key(name), times, false, visit);
+    }
+    if let Some(Additional::Of(additional)) = &mut schema.additional {
+        each(additional, &path.field("additionalProperties"), below, false, visit);
+    }
+    if let Some(items) = &mut schema.items {
+        each(items, &path.field("items"), below, false, visit);
+    }
+}
+
+/// Rules about changes need places that can be found again in what was before.
+fn transitions(
+    schema: &Schema,
+    path: &Path<'_>,
+    lost_at: Option<&str>,
+    errors: &mut Vec<FieldError>,
+) {
+    if !schema.has_rules {
+        return;
+    }
+    if let Some(lost_at) = lost_at {
+        let rules = path.field("x-kubernetes-validations");
+        for (index, rule) in schema.rules.iter().enumerate() {
+            let decl = declare(schema, false);
+            if Compiled::new(rule, &decl).is_ok_and(|it| it.is_transition) {
+                let why = format!(
+                    "oldSelf cannot be used on the uncorrelatable portion of the schema within {lost_at}"
+                );
+                let field = rules.index(index).field("rule").to_string();
+                errors.push(FieldError::invalid(field, &rule.rule.as_str().into(), &why));
+            }
+        }
+    }
+    let here = path.to_string();
+    let of_map = lost_at.or_else(|| schema.map_atomic.then_some(here.as_str()));
+    let properties = path.field("properties");
+    for (name, property) in &schema.properties {
+        transitions(property, &properties.key(name), of_map, errors);
+    }
+    if let Some(Additional::Of(additional)) = &schema.additional {
+        transitions(additional, &path.field("additionalProperties"), of_map, errors);
+    }
+    if let Some(items) = &schema.items {
+        let is_keyed = matches!(schema.list, ListType::Map(_));
+        let of_list = lost_at.or_else(|| (!is_keyed).then_some(here.as_str()));
+        transitions(items, &path.field("items"), of_list, errors);
+    }
+}
+
+/// What rules see of a value.
+fn declare(schema: &Schema, is_root: bool) -> Decl {
+    let checks = schema.checks.as_deref();
+    let limit = |of: fn(&crate::schema::Checks) -> Option<u64>| checks.and_then(of);
+    if schema.int_or_string {
+        return Decl::of(DeclKind::Dyn);
+    }
+    match schema.kind {
+        None => Decl::of(DeclKind::Dyn),
+        Some(Type::Boolean) => Decl::of(DeclKind::Bool),
+        Some(Type::Integer) => Decl::of(DeclKind::Int),
+        Some(Type::Number) => Decl::of(DeclKind::Double),
+        Some(Type::String) => text(schema),
+        Some(Type::Array) => {
+            let item = schema.items.as_deref().map(|it| declare(it, false));
+            let item = item.unwrap_or_else(|| Decl::of(DeclKind::Dyn));
+            Decl::of(DeclKind::List(Arc::new(item))).at_most(limit(|it| it.max_items))
+        }
+        Some(Type::Object) => match &schema.additional {
+            Some(Additional::Of(value)) => {
+                let value = Arc::new(declare(value, false));
+                Decl::of(DeclKind::Map(value)).at_most(limit(|it| it.max_properties))
+            }
+            Some(Additional::Anything) => Decl::of(DeclKind::Dyn),
+            None if schema.properties.is_empty() && schema.preserve_unknown && !is_root => {
+                Decl::of(DeclKind::Dyn)
+            }
+            None => object(schema, is_root || schema.embedded),
+        },
+    }
+}
+
+fn text(schema: &Schema) -> Decl {
+    use crate::formats::Format;
+    let Some(checks) = &schema.checks else { return Decl::of(DeclKind::Text) };
+    let kind = match checks.format {
+        Some(Format::Date | Format::DateTime) => DeclKind::Timestamp,
+        Some(Format::Duration) => DeclKind::Duration,
+        Some(Format::Byte) => DeclKind::Bytes,
+        _ => DeclKind::Text,
+    };
+    let of_allowed = checks
+        .allowed
+        .as_ref()
+        .and_then(|it| it.iter().filter_map(|it| it.as_str().map(|it| it.len() as u64)).max());
+    Decl::of(kind).at_most(checks.max_length.or(of_allowed))
+}
+
+fn object(schema: &Schema, has_head: bool) -> Decl {
+    let mut fields: BTreeMap<String, (String, Decl)> = BTreeMap::new();
+    let short = || Decl::of(DeclKind::Text).at_most(Some(253));
+    if has_head {
+        for name in ["apiVersion", "kind"] {
+            fields.insert(name.into(), (name.into(), short()));
+        }
+        let names = ["name", "generateName"].map(|it| (it.to_owned(), (it.to_owned(), short())));
+        let metadata = Fields { name: "ObjectMeta".into(), fields: BTreeMap::from_iter(names) };
+        let metadata = Decl::of(DeclKind::Object(Arc::new(metadata)));
+        fields.insert("metadata".into(), ("metadata".into(), metadata));
+    }
+    for (name, property) in &schema.properties {
+        if has_head && name == "metadata" {
+            continue;
+        }
+        if let Some(identifier) = escape(name) {
+            fields.insert(identifier, (name.clone(), declare(property, false)));
+        }
+    }
+    Decl::of(DeclKind::Object(Arc::new(Fields { name: "object".into(), fields })))
+}
+
+/// What rules say of an object; `old` is what it was, if it was.
+pub fn validate(schema: &Schema, it: &Value, old: Option<&Value>) -> Vec<FieldError> {
+    let mut run = Run { errors: Vec::new(), left: MAX_COST_OF_ALL, is_over: false };
+    run.node(schema, it, old, &Path::Root);
+    run.errors
+}
+
+struct Run {
+    errors: Vec<FieldError>,
+    left: u64,
+    /// The budget is spent: nothing more is run.
+    is_over: bool,
+}
+
+impl Run {
+    fn node(&mut self, schema: &Schema, it: &Value, old: Option<&Value>, path: &Path<'_>) {
+        if !schema.has_rules || self.is_over || it.is_null() {
+            return;
+        }
+        if let Some(programs) = &schema.programs {
+            for (rule, compiled) in schema.rules.iter().zip(&programs.list) {
+                // What did not change is tolerated, unless the rule is about changes.
+                let is_about = match (compiled.is_transition, old) {
+                    (true, None) => rule.optional_old_self,
+                    (true, Some(_)) => true,
+                    (false, old) => old != Some(it),
+                };
+                if is_about && !self.is_over {
+                    self.rule(schema, rule, compiled, &programs.decl, (it, old), path);
+                }
+            }
+        }
+        match it {
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    if let Some(below) = schema.field(name) {
+                        let old = old.and_then(|old| old.get(name));
+                        let path = path.field(name);
+                        self.node(below, value, old, &path);
+                    }
+                }
+            }
+            Value::Array(items) => {
+                let Some(below) = &schema.items else { return };
+                for (index, item) in items.iter().enumerate() {
+                    let old = old.and_then(|old| counterpart(&schema.list, item, old));
+                    self.node(below, item, old, &path.index(index));
+                }
+            }
+            _ => (),
+        }
+    }
+
+    fn rule(
+        &mut self,
+        schema: &Schema,
+        rule: &Rule,
+        compiled: &Compiled,
+        decl: &Decl,
+        (it, old): (&Value, Option<&Value>),
+        path: &Path<'_>,
+    ) {
+        let before = old.map(|old| Cel::of_json(old, decl));
+        let before = match (rule.optional_old_self, before) {
+            (true, before) => Cel::Optional(before.map(Arc::new)),
+            (false, before) => before.unwrap_or(Cel::Null),
+        };
+        let variables = [("self", Cel::of_json(it, decl)), ("oldSelf", before)];
+        let found = self.run(&compiled.rule, &variables);
+        let why = match found {
+            Ok(Cel::Bool(true)) => return,
+            Ok(_) => {
+                let message = compiled.message.as_ref().and_then(|message| {
+                    let made = self.run(message, &variables).ok()?;
+                    let text = made.as_text()?.trim().to_owned();
+                    (!text.is_empty() && !text.contains(['\n', '\r'])).then_some(text)
+                });
+                let given = rule.message.trim();
+                message.unwrap_or_else(|| match given {
+                    "" => format!("failed rule: {}", shown(rule)),
+                    given => given.to_owned(),
+                })
+            }
+            Err(EvalError::Budget) if self.left == 0 => {
+                "validation failed due to running out of cost budget, no further validation rules will be run".into()
+            }
+            Err(error @ EvalError::Budget) => {
+                self.is_over = true;
+                format!("'{error}': no further validation rules will be run due to call cost exceeds limit for rule: {}", shown(rule))
+            }
+            Err(error) => format!("{error} evaluating rule: {}", shown(rule)),
+        };
+        self.is_over |= self.left == 0;
+        let field = format!("{path}{}", rule.field_path);
+        let field = field.trim_start_matches('.').to_owned();
+        let field = if field.is_empty() { "<nil>".to_owned() } else { field };
+        self.errors.push(error(rule, schema, field, it, &why));
+    }
+
+    /// Runs a program within what is left.
+    fn run<'a>(
+        &mut self,
+        program: &'a Program,
+        variables: &[(&'a str, Cel<'a>)],
+    ) -> Result<Cel<'a>, EvalError> {
+        let limit = self.left.min(MAX_COST);
+        let mut budget = Budget::new(limit);
+        let found = program.eval(variables, &mut budget);
+        self.left -= limit - budget.left();
+        found
+    }
+}
+
+/// A rule in one line, for messages.
+fn shown(rule: &Rule) -> Cow<'_, str> {
+    match rule.rule.contains('\n') {
+        true => rule.rule.split_whitespace().collect::<Vec<_>>().join(" ").into(),
+        false => rule.rule.trim().into(),
+    }
+}
+
+fn error(rule: &Rule, schema: &Schema, field: String, it: &Value, why: &str) -> FieldError {
+    match rule.reason.as_str() {
+        "FieldValueForbidden" => FieldError::forbidden(field, why),
+        "FieldValueRequired" => FieldError::required(field, why),
+        "FieldValueDuplicate" => FieldError::duplicate(field, it),
+        // What is large is not repeated.
+        _ if matches!(schema.kind, Some(Type::Object | Type::Array)) => FieldError {
+            field,
+            reason: "FieldValueInvalid",
+            message: format!("Invalid value: {why}"),
+        },
+        _ => FieldError::invalid(field, it, why),
+    }
+}
+
+#[cfg(test)]
+mod tests;
