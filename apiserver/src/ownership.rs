@@ -92,7 +92,6 @@ pub(crate) struct Writer {
     nature: Nature,
     group: String,
     kind: String,
-    /// Objects of views are made anew for each reader, and remember nobody.
     is_tracked: bool,
 }
 
@@ -121,7 +120,7 @@ impl Writer {
             nature: call.served.nature.clone(),
             group: resource.group.clone(),
             kind: resource.kind.clone(),
-            is_tracked: !call.served.is_view(),
+            is_tracked: true,
         })
     }
 
