@@ -2,7 +2,8 @@
 //! them logged, applies and answers; hears and answers the group's other members.
 //!
 //! It never waits for more work to arrive: a batch is whatever was queued while the batch before
-//! was on its way to the disk. Alone, a request goes to the disk at once.
+//! was on its way to the disk. Alone, a request goes to the disk at once; when many write, the
+//! next batch is decided while the one before is being flushed, see [`overlap`].
 //!
 //! # Invariants
 //!
@@ -12,6 +13,7 @@
 
 mod checkpoints;
 mod group;
+mod overlap;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -21,7 +23,10 @@ use tokio::{
     time::Instant,
 };
 
-pub(crate) use self::group::{Control, MembersProgress, Standing};
+pub(crate) use self::{
+    group::{Control, MembersProgress, Standing},
+    overlap::Overlap,
+};
 use super::{
     checkpointer::{CheckpointOptions, Checkpointer, Plan},
     command::Batch,
@@ -86,6 +91,7 @@ pub(crate) struct Writer {
     /// What makes this thread's rounds of reads its own in the whole group.
     pub(crate) lot: u64,
     pub(crate) progress: LogProgress,
+    pub(crate) overlap: Overlap,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -140,7 +146,7 @@ impl Writer {
                         return self.end("the partition was closed");
                     }
                 }
-                taken = requests.recv_many(&mut inbox, MAX_REQUESTS) => {
+                taken = requests.recv_many(&mut inbox, MAX_REQUESTS), if self.overlap.has_room() => {
                     if taken == 0 {
                         return self.end("the partition was closed");
                     }
@@ -152,6 +158,7 @@ impl Writer {
             let shutdown = self.take(&mut inbox);
             self.begin_checkpoint_if_due();
             if let Some(reply) = shutdown {
+                self.catch_up();
                 requests.close();
                 control.close();
                 self.end("the partition was shut down");
@@ -234,8 +241,14 @@ impl Writer {
             return replies.into_iter().for_each(|reply| reply.fail(&reason));
         }
         if self.member.is_alone() {
+            // Which revisions it will get is known only behind all that was before it.
+            if batch.is_relaxed() && !self.catch_up() {
+                let reason = self.refusal().unwrap_or_default();
+                return replies.into_iter().for_each(|reply| reply.fail(&reason));
+            }
             self.reserve(&batch, replies.len() as u64);
         }
+        self.overlap.crowded(replies.len());
         self.member.propose(batch.finish(), replies);
         self.drive();
     }
@@ -256,21 +269,21 @@ impl Writer {
 
     /// Why nothing can be decided now.
     fn refusal(&self) -> Option<String> {
-        let stalled = self.progress.stalled.is_some();
+        let stalled = self.progress.stalled.is_some() || self.overlap.is_stalled();
         let reason = || self.health.lock().clone().unwrap_or_else(|| "the log is full".into());
         self.progress.ended.clone().or_else(|| stalled.then(reason))
     }
 
     fn pause(&self) -> Duration {
-        let alone = self.member.is_alone() && self.progress.stalled.is_none();
-        if alone { TICK_ALONE } else { TICK }
+        let stalled = self.progress.stalled.is_some() || self.overlap.is_stalled();
+        if self.member.is_alone() && !stalled { TICK_ALONE } else { TICK }
     }
 
     /// Time went by.
     fn tick(&mut self) {
         if let Some((work, ticket)) = self.progress.stalled.take() {
             self.settle(work, ticket);
-        } else if self.progress.ended.is_none() {
+        } else if self.progress.ended.is_none() && (!self.overlap.is_stalled() || self.catch_up()) {
             self.member.tick();
         }
         self.reads.tick();
@@ -284,6 +297,11 @@ impl Writer {
             self.answer_reads();
             if self.refusal().is_some() || !self.member.has_work() {
                 break;
+            }
+            // Only a leader goes on before its log has what it said.
+            if !self.overlap.is_empty() && !self.member.may_go_on() {
+                self.wait_for_log();
+                continue;
             }
             let work = match self.member.take_work() {
                 Ok(work) => work,
@@ -299,6 +317,7 @@ impl Writer {
 
     fn log(&mut self, mut work: Work) {
         let Some(piece) = work.piece.take() else { return self.finish(work) };
+        let overlaps = self.overlaps(&work);
         self.progress.bytes += piece.bytes() as u64;
         let segment = self.wal.segment();
         if let Some(first) = work.first_index()
@@ -307,7 +326,7 @@ impl Writer {
             self.progress.segments.push_back((first, segment));
         }
         let ticket = self.wal.submit(piece);
-        self.settle(work, ticket);
+        if overlaps { self.overlap(work, ticket) } else { self.settle(work, ticket) }
     }
 
     fn settle(&mut self, work: Work, ticket: Ticket) {
@@ -323,25 +342,35 @@ impl Writer {
                 self.finish(work);
             }
             Err(error @ WalError::Full(_)) => {
-                let reason = chain(&error);
-                let said = self.health.lock().replace(reason.clone()).is_some();
-                self.member.fail_waiting(&reason);
-                if !said {
-                    tracing::error!(
-                        partition = self.name,
-                        error = reason,
-                        "writes fail until there is space"
-                    );
-                }
+                self.say_full(&error);
                 self.progress.stalled = Some((work, ticket));
             }
             Err(error) => self.fail(&error),
         }
     }
 
+    /// The disk has no space. Whoever waits may get what was asked for, but not now.
+    fn say_full(&mut self, error: &WalError) {
+        let reason = chain(error);
+        let said = self.health.lock().replace(reason.clone()).is_some();
+        self.member.fail_waiting(&reason);
+        if !said {
+            tracing::error!(
+                partition = self.name,
+                error = reason,
+                "writes fail until there is space"
+            );
+        }
+    }
+
     /// Applies what was logged.
     fn finish(&mut self, work: Work) {
-        if let Err(error) = self.member.done(work) {
+        let finished = match self.overlap.is_empty() {
+            true => self.member.done(work),
+            // Nothing of it had to be logged, but of what was before it.
+            false => self.member.go_on(work).map(drop),
+        };
+        if let Err(error) = finished {
             self.fail(&error);
         }
     }
@@ -357,6 +386,7 @@ impl Writer {
         *self.health.lock() = Some(reason.clone());
         self.member.fail_waiting(&reason);
         self.reads.fail(&reason);
+        self.overlap.give_up();
         self.progress.ended = Some(reason);
         self.publish();
     }
