@@ -152,10 +152,17 @@ impl Writer {
                     }
                 }
             }
-            if !calls.is_empty() {
-                self.hear(&mut calls);
+            // The disk is free for the next batch before the one that it has is applied.
+            if calls.iter().any(|call| matches!(call, Control::Logged(..))) {
+                while inbox.len() < MAX_REQUESTS
+                    && let Ok(request) = requests.try_recv()
+                {
+                    inbox.push(request);
+                }
             }
+            self.hear(&mut calls);
             let shutdown = self.take(&mut inbox);
+            self.drive();
             self.begin_checkpoint_if_due();
             if let Some(reply) = shutdown {
                 self.catch_up();
@@ -269,21 +276,27 @@ impl Writer {
 
     /// Why nothing can be decided now.
     fn refusal(&self) -> Option<String> {
-        let stalled = self.progress.stalled.is_some() || self.overlap.is_stalled();
+        let stalled = self.is_stalled();
         let reason = || self.health.lock().clone().unwrap_or_else(|| "the log is full".into());
         self.progress.ended.clone().or_else(|| stalled.then(reason))
     }
 
     fn pause(&self) -> Duration {
-        let stalled = self.progress.stalled.is_some() || self.overlap.is_stalled();
-        if self.member.is_alone() && !stalled { TICK_ALONE } else { TICK }
+        if self.member.is_alone() && !self.is_stalled() { TICK_ALONE } else { TICK }
+    }
+
+    /// A piece waits for space on the disk.
+    fn is_stalled(&self) -> bool {
+        self.progress.stalled.is_some() || self.overlap.is_stalled()
     }
 
     /// Time went by.
     fn tick(&mut self) {
         if let Some((work, ticket)) = self.progress.stalled.take() {
             self.settle(work, ticket);
-        } else if self.progress.ended.is_none() && (!self.overlap.is_stalled() || self.catch_up()) {
+        } else if self.overlap.is_stalled() {
+            self.wait_for_log();
+        } else if self.progress.ended.is_none() {
             self.member.tick();
         }
         self.reads.tick();

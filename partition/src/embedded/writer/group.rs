@@ -71,7 +71,7 @@ pub(crate) struct Standing {
 }
 
 impl Writer {
-    /// Takes in what others say.
+    /// Takes in what others say. What follows from it is done by [`Writer::drive`].
     pub(super) fn hear(&mut self, calls: &mut Vec<Control>) {
         for call in calls.drain(..) {
             let heard = match call {
@@ -108,7 +108,6 @@ impl Writer {
         if let Some(reason) = &self.progress.ended {
             self.reads.fail(reason);
         }
-        self.drive();
     }
 
     fn messages(&mut self, messages: Vec<(GroupId, Message)>) -> Result<(), MemberError> {

@@ -13,6 +13,7 @@
 
 use std::{
     collections::VecDeque,
+    io,
     sync::{Arc, mpsc},
 };
 
@@ -29,9 +30,9 @@ use crate::{
 /// it costs to wake it twice.
 const CROWD: usize = 24;
 
-/// Batches that may be on their way at once. More would not be flushed sooner, and those that
-/// wait outside become one.
-const MOST: usize = 2;
+/// Batches that may be on their way at once. What comes meanwhile would not be flushed sooner if
+/// it were decided now, and becomes one batch if it waits.
+const MOST: usize = 1;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -70,48 +71,26 @@ impl Overlap {
         self.stalled = false;
         self.flusher = None;
     }
-
-    /// Leaves a flush to the other thread. Says if there is none.
-    fn flush(&mut self, ticket: Ticket, writer: &Flushing) -> bool {
-        if self.flusher.is_none() {
-            self.flusher = writer.start();
-        }
-        self.flusher.as_ref().is_some_and(|flusher| flusher.send(ticket).is_ok())
-    }
 }
 
-/// What the thread that flushes works with.
-struct Flushing {
-    name: String,
+/// Starts the thread that flushes. It ends when nobody can ask it any more.
+fn start(
+    name: &str,
     wal: Arc<Wal>,
     control: WeakUnboundedSender<Control>,
-}
-
-impl Flushing {
-    /// It ends when nobody can ask it for a flush any more.
-    fn start(&self) -> Option<mpsc::Sender<Ticket>> {
-        let (sender, tickets) = mpsc::channel();
-        let (wal, control) = (self.wal.clone(), self.control.clone());
-        let flush = move || {
-            while let Ok(ticket) = tickets.recv() {
-                let outcome = wal.settle(ticket, Durability::Durable);
-                let told = control
-                    .upgrade()
-                    .is_some_and(|control| control.send(Control::Logged(ticket, outcome)).is_ok());
-                if !told {
-                    return;
-                }
-            }
-        };
-        let thread = std::thread::Builder::new().name(format!("flusher {}", self.name));
-        match thread.spawn(flush) {
-            Ok(_) => Some(sender),
-            Err(error) => {
-                tracing::warn!(partition = self.name, %error, "flushes get no thread of their own");
-                None
+) -> io::Result<mpsc::Sender<Ticket>> {
+    let (sender, tickets) = mpsc::channel();
+    let flush = move || {
+        while let Ok(ticket) = tickets.recv() {
+            let logged = Control::Logged(ticket, wal.settle(ticket, Durability::Durable));
+            let Some(control) = control.upgrade() else { return };
+            if control.send(logged).is_err() {
+                return;
             }
         }
-    }
+    };
+    std::thread::Builder::new().name(format!("flusher {name}")).spawn(flush)?;
+    Ok(sender)
 }
 
 impl Writer {
@@ -128,18 +107,28 @@ impl Writer {
 
     /// Goes on; the piece of `ticket` is flushed meanwhile.
     pub(super) fn overlap(&mut self, work: Work, ticket: Ticket) {
+        let begun = self.begin_flush(ticket);
+        // Going on is also applying what was logged before.
         match self.member.go_on(work) {
             Ok(logging) => self.overlap.logging.push_back((logging, ticket)),
             Err(error) => return self.fail(&error),
         }
-        let flushing = Flushing {
-            name: self.name.clone(),
-            wal: self.wal.clone(),
-            control: self.control.clone(),
-        };
-        if !self.overlap.flush(ticket, &flushing) {
+        if !begun {
             self.wait_for_log();
         }
+    }
+
+    /// Has the piece of `ticket` flushed by the other thread, if there can be one.
+    fn begin_flush(&mut self, ticket: Ticket) -> bool {
+        if self.overlap.flusher.is_none() {
+            match start(&self.name, self.wal.clone(), self.control.clone()) {
+                Ok(flusher) => self.overlap.flusher = Some(flusher),
+                Err(error) => {
+                    tracing::warn!(partition = self.name, %error, "no thread for flushes");
+                }
+            }
+        }
+        self.overlap.flusher.as_ref().is_some_and(|flusher| flusher.send(ticket).is_ok())
     }
 
     /// The piece of `ticket` is on disk, or cannot get there.
@@ -176,11 +165,9 @@ impl Writer {
 
     /// Waits for the same, and has it applied. Says whether it is.
     pub(super) fn catch_up(&mut self) -> bool {
-        while !self.overlap.is_empty() {
+        self.drive();
+        while !self.overlap.is_empty() && self.refusal().is_none() {
             self.wait_for_log();
-            if self.refusal().is_some() {
-                break;
-            }
             self.drive();
         }
         self.refusal().is_none()
