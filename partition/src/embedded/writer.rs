@@ -255,7 +255,7 @@ impl Writer {
             }
             self.reserve(&batch, replies.len() as u64);
         }
-        self.overlap.crowded(replies.len());
+        self.overlap.comes(replies.len(), self.wal.flush_time());
         self.member.propose(batch.finish(), replies);
         self.drive();
     }

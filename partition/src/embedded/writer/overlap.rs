@@ -2,7 +2,7 @@
 //!
 //! A request that is alone is answered soonest if the thread that decides also flushes. When many
 //! write, that thread would stand still for as long as the disk takes, with work waiting; then
-//! another one flushes, and says so by [`Control::Logged`].
+//! others flush, and say so by [`Control::Logged`].
 //!
 //! # Invariants
 //!
@@ -15,36 +15,42 @@ use std::{
     collections::VecDeque,
     io,
     sync::{Arc, mpsc},
+    time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::sync::mpsc::WeakUnboundedSender;
 
 use super::{Control, Writer};
 use crate::{
     embedded::member::{Logging, Work},
     store::Durability,
-    wal::{Ticket, Wal, WalError},
+    wal::{MAX_FLUSHES, Ticket, Wal, WalError},
 };
 
 /// Requests in a batch that are worth another thread: what they cost to apply is more than what
-/// it costs to wake it twice.
+/// it costs to wake two threads.
 const CROWD: usize = 24;
 
-/// Batches that may be on their way at once. What comes meanwhile would not be flushed sooner if
-/// it were decided now, and becomes one batch if it waits.
-const MOST: usize = 1;
+/// A flush that is worth another thread whenever there are several requests: those that come
+/// meanwhile are better off with a flush of their own than with waiting for this one.
+const SLOW: Duration = Duration::from_micros(500);
+
+/// Batches that may be on their way at once, as many as the log flushes at once. What comes
+/// meanwhile would not be flushed sooner if it were decided now, and becomes one batch if it waits.
+const MOST: usize = MAX_FLUSHES;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Overlap {
-    /// Who flushes. Started when it is first needed.
+    /// Those who flush. Started when they are first needed.
     flusher: Option<mpsc::Sender<Ticket>>,
     /// What is on its way, oldest first.
     logging: VecDeque<(Logging, Ticket)>,
     /// The disk has no space for it.
     stalled: bool,
-    /// The newest batch has many requests.
-    crowded: bool,
+    /// The newest batch should overlap with the next.
+    worth_it: bool,
 }
 
 impl Overlap {
@@ -60,9 +66,9 @@ impl Overlap {
         self.stalled
     }
 
-    /// A batch of so many requests comes.
-    pub(super) fn crowded(&mut self, requests: usize) {
-        self.crowded = CROWD <= requests;
+    /// A batch of so many requests comes, and a flush takes so long.
+    pub(super) fn comes(&mut self, requests: usize, flush: Duration) {
+        self.worth_it = CROWD <= requests || (2 <= requests && SLOW <= flush);
     }
 
     /// Nothing can be logged any more.
@@ -73,23 +79,28 @@ impl Overlap {
     }
 }
 
-/// Starts the thread that flushes. It ends when nobody can ask it any more.
+/// Starts the threads that flush. They end when nobody can ask them any more.
 fn start(
     name: &str,
-    wal: Arc<Wal>,
-    control: WeakUnboundedSender<Control>,
+    wal: &Arc<Wal>,
+    control: &WeakUnboundedSender<Control>,
 ) -> io::Result<mpsc::Sender<Ticket>> {
     let (sender, tickets) = mpsc::channel();
-    let flush = move || {
-        while let Ok(ticket) = tickets.recv() {
-            let logged = Control::Logged(ticket, wal.settle(ticket, Durability::Durable));
-            let Some(control) = control.upgrade() else { return };
-            if control.send(logged).is_err() {
-                return;
+    let tickets = Arc::new(Mutex::new(tickets));
+    for _ in 0..MOST {
+        let (tickets, wal, control) = (tickets.clone(), wal.clone(), control.clone());
+        let flush = move || {
+            let next = || tickets.lock().recv();
+            while let Ok(ticket) = next() {
+                let logged = Control::Logged(ticket, wal.settle(ticket, Durability::Durable));
+                let Some(control) = control.upgrade() else { return };
+                if control.send(logged).is_err() {
+                    return;
+                }
             }
-        }
-    };
-    std::thread::Builder::new().name(format!("flusher {name}")).spawn(flush)?;
+        };
+        std::thread::Builder::new().name(format!("flusher {name}")).spawn(flush)?;
+    }
     Ok(sender)
 }
 
@@ -99,7 +110,7 @@ impl Writer {
         if !self.overlap.is_empty() {
             return true;
         }
-        self.overlap.crowded
+        self.overlap.worth_it
             && self.member.may_go_on()
             && work.durability == Durability::Durable
             && !self.progress.reserving
@@ -118,13 +129,13 @@ impl Writer {
         }
     }
 
-    /// Has the piece of `ticket` flushed by the other thread, if there can be one.
+    /// Has the piece of `ticket` flushed by another thread, if there can be one.
     fn begin_flush(&mut self, ticket: Ticket) -> bool {
         if self.overlap.flusher.is_none() {
-            match start(&self.name, self.wal.clone(), self.control.clone()) {
+            match start(&self.name, &self.wal, &self.control) {
                 Ok(flusher) => self.overlap.flusher = Some(flusher),
                 Err(error) => {
-                    tracing::warn!(partition = self.name, %error, "no thread for flushes");
+                    tracing::warn!(partition = self.name, %error, "no threads for flushes");
                 }
             }
         }
