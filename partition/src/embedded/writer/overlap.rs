@@ -47,8 +47,8 @@ pub(crate) struct Overlap {
     flusher: Option<mpsc::Sender<Ticket>>,
     /// What is on its way, oldest first.
     logging: VecDeque<(Logging, Ticket)>,
-    /// The disk has no space for it.
-    stalled: bool,
+    /// The disk has no space for the piece of this ticket, nor for those behind it.
+    stalled: Option<Ticket>,
     /// The newest batch should overlap with the next.
     worth_it: bool,
 }
@@ -58,12 +58,13 @@ impl Overlap {
         self.logging.is_empty()
     }
 
+    /// Whether the next batch can be decided, or else refused at once.
     pub(super) fn has_room(&self) -> bool {
-        self.logging.len() < MOST
+        self.logging.len() < MOST || self.is_stalled()
     }
 
     pub(super) fn is_stalled(&self) -> bool {
-        self.stalled
+        self.stalled.is_some()
     }
 
     /// A batch of so many requests comes, and a flush takes so long.
@@ -74,7 +75,7 @@ impl Overlap {
     /// Nothing can be logged any more.
     pub(super) fn give_up(&mut self) {
         self.logging.clear();
-        self.stalled = false;
+        self.stalled = None;
         self.flusher = None;
     }
 }
@@ -150,8 +151,10 @@ impl Writer {
         }
         match outcome {
             Ok(()) => {
-                *self.health.lock() = None;
-                self.overlap.stalled = false;
+                self.overlap.stalled.take_if(|stalled| *stalled <= ticket);
+                if !self.overlap.is_stalled() {
+                    *self.health.lock() = None;
+                }
                 let until = |(_, first): &mut (Logging, Ticket)| *first <= ticket;
                 while let Some((logging, _)) = self.overlap.logging.pop_front_if(until) {
                     self.member.logged(&logging);
@@ -159,7 +162,7 @@ impl Writer {
             }
             Err(error @ WalError::Full(_)) => {
                 self.say_full(&error);
-                self.overlap.stalled = true;
+                self.overlap.stalled = self.overlap.stalled.max(Some(ticket));
             }
             Err(error) => self.fail(&error),
         }
