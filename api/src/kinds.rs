@@ -97,6 +97,9 @@ pub struct PartitionSpec {
     /// Nothing may move here, and what is here moves away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub draining: Option<bool>,
+    /// Slots move here until it has its share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filling: Option<bool>,
     /// Where it is, if it is in an etcd.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub etcd: Option<PartitionEtcd>,
@@ -126,6 +129,9 @@ pub struct PartitionStatus {
     /// How many slots it owns.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slots: Option<i32>,
+    /// Which ones, `FIRST-LAST`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub slot_ranges: Vec<String>,
     /// How many tenants are pinned to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pins: Option<i32>,

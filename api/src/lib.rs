@@ -3,6 +3,7 @@
 pub mod decode;
 pub mod defaults;
 pub mod error;
+pub mod field;
 pub mod kinds;
 pub mod names;
 pub mod object;
@@ -13,4 +14,5 @@ pub mod resources;
 pub mod schema;
 pub mod selector;
 pub mod strategic;
+pub mod structural;
 pub mod time;

@@ -38,6 +38,8 @@ pub struct Resource {
     pub verbs: Vec<String>,
     pub scope: Scope,
     pub subresources: Vec<Subresource>,
+    /// Fields that selectors may ask for, as dotted paths, beyond those that the matcher knows.
+    pub selectable_fields: Vec<String>,
 }
 
 /// A part of an object, or an action on it, with a path of its own.
@@ -155,6 +157,7 @@ fn parse() -> Vec<Resource> {
                 verbs: list(verbs),
                 scope: if place == "namespaced" { Scope::Namespaced } else { scope(group, path) },
                 subresources: Vec::new(),
+                selectable_fields: Vec::new(),
             });
             continue;
         };

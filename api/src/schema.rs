@@ -16,6 +16,7 @@ use serde_json::Value;
 const TYPES: &str = include_str!("../tables/types.tsv");
 const POINTERS: &str = include_str!("../tables/pointers.tsv");
 const OURS: &str = include_str!("../tables/insula.tsv");
+const DOCS: &str = include_str!("../tables/insula-docs.tsv");
 
 /// Index of a [`Type`] in its [`Schema`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -74,6 +75,8 @@ pub struct Field {
     /// An optional scalar in which zero differs from absent.
     pub pointer: bool,
     pub list: ListKind,
+    /// A map or structure that server-side apply replaces as a whole here.
+    pub atomic: bool,
     pub patch: PatchStrategy,
     /// What the OpenAPI document gives as default.
     pub default: Option<Value>,
@@ -232,6 +235,7 @@ impl Schema {
                 required,
                 pointer: pointers.contains(&(name, field)),
                 list: parse_list(list),
+                atomic: list == "atomic",
                 patch: parse_patch(patch),
                 default: serde_json::from_str(default).ok(),
                 proto: proto.split('/').filter_map(|number| number.parse().ok()).collect(),
@@ -296,6 +300,26 @@ impl Schema {
     }
 }
 
+/// What a type of ours is, or a field of it; `None` for those of Kubernetes.
+pub fn description(kind: &str, field: Option<&str>) -> Option<&'static str> {
+    static TEXTS: LazyLock<HashMap<(&str, &str), &str>> = LazyLock::new(|| {
+        let rows = DOCS.lines().filter(|line| !line.starts_with('#'));
+        let columns = rows.filter_map(|row| {
+            let mut columns = row.splitn(3, '\t');
+            Some(((columns.next()?, columns.next()?), columns.next()?))
+        });
+        columns.collect()
+    });
+    // Every object has these, and they are the same everywhere.
+    let common = || match field {
+        Some("apiVersion") => Some("The version of the API that the object is written in."),
+        Some("kind") => Some("What the object is."),
+        Some("metadata") => Some("Name, labels, annotations and what else all objects have."),
+        _ => None,
+    };
+    TEXTS.get(&(kind, field.unwrap_or(""))).copied().or_else(common)
+}
+
 /// `Shape::Object(id)` with a static life, for roots of documents in the built-in schema.
 pub(crate) fn object_shape(id: TypeId) -> &'static Shape {
     static SHAPES: LazyLock<Vec<Shape>> =
@@ -349,6 +373,30 @@ mod tests {
         );
         let schema = Schema::built_in();
         assert!(schema.by_kind(&Gvk::new("insula.io", "v1", "Tenant")).is_some());
+    }
+
+    /// `kubectl explain` has something to say of each.
+    #[test]
+    fn our_own_are_described_and_nothing_else() {
+        let mut ours = std::collections::BTreeSet::new();
+        for (_, it) in Schema::built_in().types().filter(|(_, it)| it.name.contains(".insula.")) {
+            ours.insert((it.name, ""));
+            assert!(description(it.name, None).is_some(), "{}", it.name);
+            for field in &it.fields {
+                ours.insert((it.name, field.name));
+                assert!(
+                    description(it.name, Some(field.name)).is_some(),
+                    "{} {}",
+                    it.name,
+                    field.name
+                );
+            }
+        }
+        for row in DOCS.lines().filter(|row| !row.starts_with('#')) {
+            let columns: Vec<_> = row.split('\t').collect();
+            let [kind, field, _] = columns[..] else { panic!("{row}") };
+            assert!(ours.contains(&(kind, field)) || kind.ends_with("ObjectMeta"), "{row}");
+        }
     }
 
     /// Every reference in the table leads somewhere: `Any` stands only for what JSON leaves open.

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::{
     Server, bootstrap,
     call::Call,
+    custom,
     error::{ApiError, Result},
     rbac, views,
 };
@@ -90,7 +91,17 @@ pub(crate) async fn created(server: &Server, call: &Call, it: &Value) -> Result<
     if call.served.resource.group == "insula.io" && call.served.resource.name == "tenants" {
         bootstrap::created(server, it).await?;
     }
+    changed(server, call).await;
     Ok(())
+}
+
+/// What follows from a change that succeeded. It is done: what follows may fail or be late.
+pub(crate) async fn changed(server: &Server, call: &Call) {
+    if custom::holds_definitions(&call.served)
+        && let Some(tenant) = call.whose.tenant()
+    {
+        custom::changed(server, tenant).await;
+    }
 }
 
 /// Objects are created only in namespaces that exist and are not going.

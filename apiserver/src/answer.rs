@@ -68,7 +68,7 @@ pub(crate) fn object(call: &Call, code: StatusCode, json: &Bytes) -> Result<Resp
             let include = IncludeObject::parse(call.query.get("includeObject"))?;
             let revision = insula_api::object::meta_str(&it, "resourceVersion").to_owned();
             let metadata = json!({ "resourceVersion": revision });
-            let table = table::table(&call.served.resource, &[it], include, &metadata);
+            let table = table::table(&call.served, &[it], include, &metadata);
             document(code, table.to_string().into(), call.accept)
         }
     }
@@ -86,7 +86,7 @@ pub(crate) fn made(call: &Call, code: StatusCode, it: &Value) -> Result<Response
 pub(crate) fn list(call: &Call, page: &Page) -> Result<Response<Body>> {
     let resource = &call.served.resource;
     if call.accept.form == Form::Object {
-        let json = read::encode_list(&resource.api_version(), &resource.kind, page);
+        let json = read::encode_list(&resource.api_version(), &call.served.list_kind(), page);
         return document(StatusCode::OK, json, call.accept);
     }
     let items: Vec<Value> = page
@@ -105,7 +105,7 @@ pub(crate) fn list(call: &Call, page: &Page) -> Result<Response<Body>> {
     let shaped = match call.accept.form {
         Form::Table => {
             let include = IncludeObject::parse(call.query.get("includeObject"))?;
-            table::table(resource, &items, include, &metadata)
+            table::table(&call.served, &items, include, &metadata)
         }
         _ => {
             let items: Vec<Value> =

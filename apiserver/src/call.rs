@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 use insula_api::{
-    decode,
+    decode::{self, DecodeError, Decoded},
     names::TenantName,
     path::ResourcePath,
     proto,
@@ -13,6 +13,7 @@ use insula_api::{
 use serde_json::Value;
 
 use crate::{
+    custom::{compiled::Custom, object},
     error::{ApiError, Result},
     identity::Identity,
     registry::{Served, Whose},
@@ -74,6 +75,15 @@ impl Call {
     pub(crate) fn decode(&self, kind: &Gvk, body: &[u8]) -> Result<(Value, Vec<String>)> {
         let schema = Schema::built_in();
         let validation = FieldValidation::from_query(&self.query)?;
+        if let Some(custom) = self.custom(&kind.api_version(), &kind.kind) {
+            let mut decoded = object::read_body(&self.headers, body)?;
+            if !decoded.value.is_object() {
+                return Err(ApiError::bad_request("the request body is not an object"));
+            }
+            check_kind(&mut decoded.value, kind)?;
+            decoded.findings.extend(object::shape(&custom.version, &mut decoded.value)?);
+            return judged(decoded, validation);
+        }
         let root = schema.by_kind(kind);
         let decoded = match body_encoding(&self.headers)? {
             Encoding::Json => decode::json(schema, root, body)?,
@@ -83,21 +93,56 @@ impl Call {
                 if found != *kind {
                     return Err(wrong_kind(&found, kind));
                 }
-                decode::Decoded { value, findings: Vec::new() }
+                Decoded { value, findings: Vec::new() }
             }
         };
-        let mut value = decoded.value;
-        if !value.is_object() {
+        let mut decoded = decoded;
+        if !decoded.value.is_object() {
             return Err(ApiError::bad_request("the request body is not an object"));
         }
-        check_kind(&mut value, kind)?;
-        match validation {
-            FieldValidation::Strict if !decoded.findings.is_empty() => Err(ApiError::bad_request(
-                format!("strict decoding error: {}", decoded.findings.join(", ")),
-            )),
-            FieldValidation::Warn => Ok((value, decoded.findings)),
-            _ => Ok((value, Vec::new())),
+        check_kind(&mut decoded.value, kind)?;
+        judged(decoded, validation)
+    }
+
+    /// The definition of objects of this kind, if they are custom ones.
+    fn custom(&self, api_version: &str, kind: &str) -> Option<&Custom> {
+        let resource = &self.served.resource;
+        let is_own = resource.kind == kind && resource.api_version() == api_version;
+        self.served.custom().filter(|_| is_own)
+    }
+
+    /// Checks an object that was put together here, by a patch, as if it had been sent. Returns
+    /// it with warnings about its fields.
+    pub(crate) fn check(&self, kind: &Gvk, mut value: Value) -> Result<(Value, Vec<String>)> {
+        let validation = FieldValidation::from_query(&self.query)?;
+        if let Some(custom) = self.custom(&kind.api_version(), &kind.kind) {
+            check_kind(&mut value, kind)?;
+            let findings = object::shape(&custom.version, &mut value)?;
+            return judged(Decoded { value, findings }, validation);
         }
+        let schema = Schema::built_in();
+        judged(decode::value(schema, schema.by_kind(kind), value)?, validation)
+    }
+
+    /// Reads a part of an object of this kind, without filling in anything.
+    pub(crate) fn typed(&self, kind: &Gvk, mut value: Value) -> Result<Decoded, DecodeError> {
+        if let Some(custom) = self.custom(&kind.api_version(), &kind.kind) {
+            let findings = object::prune(&custom.version, &mut value)?;
+            return Ok(Decoded { value, findings });
+        }
+        let schema = Schema::built_in();
+        decode::value(schema, schema.by_kind(kind), value)
+    }
+}
+
+/// What unknown and duplicate fields lead to.
+fn judged(decoded: Decoded, validation: FieldValidation) -> Result<(Value, Vec<String>)> {
+    match validation {
+        FieldValidation::Strict if !decoded.findings.is_empty() => Err(ApiError::bad_request(
+            format!("strict decoding error: {}", decoded.findings.join(", ")),
+        )),
+        FieldValidation::Warn => Ok((decoded.value, decoded.findings)),
+        _ => Ok((decoded.value, Vec::new())),
     }
 }
 

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     Server, admission,
     call::Call,
+    custom,
     error::{ApiError, Result},
     read,
     request::ListOptions,
@@ -137,6 +138,7 @@ async fn delete_named(
         };
         match store.write(write).await {
             Ok(committed) if !gone || strategy::returns_deleted(resource) => {
+                admission::changed(server, call).await;
                 return Ok(Deleted::Object(committed.entry.value));
             }
             Ok(_) => {
@@ -212,6 +214,9 @@ fn begin(call: &Call, it: &mut Value, options: &Options) -> bool {
         Propagation::Foreground => finalizers.push(FOREGROUND.into()),
         Propagation::Orphan => finalizers.push(ORPHAN.into()),
     }
+    if custom::holds_definitions(&call.served) && !object::is_deleting(it) {
+        custom::begin_deletion(it, &mut finalizers);
+    }
     let grace = if resource.group.is_empty() && resource.name == "pods" {
         pod_grace(it, options.grace)
     } else {
@@ -231,7 +236,7 @@ fn begin(call: &Call, it: &mut Value, options: &Options) -> bool {
         let at = now + SignedDuration::from_secs(grace);
         metadata.insert("deletionTimestamp".into(), time::seconds(at).into());
         metadata.insert("deletionGracePeriodSeconds".into(), grace.into());
-        if !already && strategy::tracks_generation(resource) {
+        if !already && strategy::tracks_generation(&call.served) {
             strategy::bump_generation(it);
         }
         if resource.name == "namespaces" {
@@ -266,7 +271,7 @@ pub(crate) async fn delete_collection(
     let list = ListOptions::parse(&call.query, &call.served.resource)?;
     let namespace = call.namespace();
     let places = call.served.places(&server.partitions, &call.whose, &namespace);
-    let page = read::list(&call.served, &places, &call.whose, &namespace, &list).await?;
+    let page = read::list(server, &call.served, &places, &call.whose, &namespace, &list).await?;
     let mut items = Vec::with_capacity(page.entries.len());
     for (key, entry) in &page.entries {
         let mut parts = key.splitn(3, '/').skip(1);
@@ -281,7 +286,7 @@ pub(crate) async fn delete_collection(
     }
     let resource = &call.served.resource;
     Ok(json!({
-        "kind": format!("{}List", resource.kind), "apiVersion": resource.api_version(),
+        "kind": call.served.list_kind(), "apiVersion": resource.api_version(),
         "metadata": {"resourceVersion": page.revision.to_string()}, "items": items,
     }))
 }

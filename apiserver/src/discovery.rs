@@ -1,11 +1,11 @@
 //! Discovery: which groups, versions and resources there are, as the caller's tenant sees them.
 
-use std::collections::BTreeMap;
+use std::{cmp::Reverse, collections::BTreeMap};
 
 use insula_api::resources::{Resource, Scope};
 use serde_json::{Value, json};
 
-use crate::registry::Registry;
+use crate::{custom::OfTenant, registry::Registry};
 
 /// Groups in the order that clients resolve short names by; unlisted ones follow, by name.
 const ORDER: &[&str] = &[
@@ -33,7 +33,8 @@ const ORDER: &[&str] = &[
 ];
 
 /// A group's versions, best first, each with its resources.
-type Groups<'a> = Vec<(&'a str, BTreeMap<&'a str, Vec<&'a Resource>>)>;
+type Groups<'a> = Vec<(&'a str, Versions<'a>)>;
+type Versions<'a> = Vec<(&'a str, Vec<&'a Resource>)>;
 
 /// What one tenant sees of the registry.
 #[derive(Debug)]
@@ -47,9 +48,9 @@ pub(crate) const AGGREGATED: &str =
 
 impl<'a> Discovery<'a> {
     /// `platform` callers see fleet resources; tenants see only nodes of them.
-    pub(crate) fn new(registry: &'a Registry, platform: bool) -> Self {
+    pub(crate) fn new(registry: &'a Registry, customs: &'a OfTenant, platform: bool) -> Self {
         let mut by_group: BTreeMap<&str, BTreeMap<&str, Vec<&Resource>>> = BTreeMap::new();
-        for served in registry.all() {
+        for served in registry.all().iter().chain(customs.all()) {
             let resource = &*served.resource;
             let hidden = resource.scope == Scope::Fleet && resource.name != "nodes";
             if platform || !hidden {
@@ -58,12 +59,18 @@ impl<'a> Discovery<'a> {
             }
         }
         let rank = |group: &str| ORDER.iter().position(|it| *it == group).unwrap_or(ORDER.len());
-        let mut groups: Groups<'a> = by_group.into_iter().collect();
+        let ranked = |versions: BTreeMap<&'a str, Vec<&'a Resource>>| {
+            let mut versions: Versions<'a> = versions.into_iter().collect();
+            versions.sort_by_key(|(version, _)| Reverse(rank_of_version(version)));
+            versions
+        };
+        let mut groups: Groups<'a> =
+            by_group.into_iter().map(|(group, versions)| (group, ranked(versions))).collect();
         groups.sort_by_key(|(group, _)| (rank(group), *group));
         Self { groups }
     }
 
-    fn group(&self, name: &str) -> Option<&BTreeMap<&'a str, Vec<&'a Resource>>> {
+    fn group(&self, name: &str) -> Option<&Versions<'a>> {
         self.groups.iter().find(|(group, _)| *group == name).map(|(_, versions)| versions)
     }
 
@@ -93,7 +100,7 @@ impl<'a> Discovery<'a> {
 
     /// `/api/v1` and `/apis/<group>/<version>`.
     pub(crate) fn resource_list(&self, group: &str, version: &str) -> Option<Value> {
-        let resources = self.group(group)?.get(version)?;
+        let (_, resources) = self.group(group)?.iter().find(|(known, _)| *known == version)?;
         let mut list = Vec::new();
         for resource in resources {
             let mut entry = json!({
@@ -152,10 +159,28 @@ impl<'a> Discovery<'a> {
     }
 }
 
-fn group_document(group: &str, versions: &BTreeMap<&str, Vec<&Resource>>) -> Value {
+/// Stable versions before beta before alpha, each with the highest first; others last, by name.
+fn rank_of_version(version: &str) -> (u8, u64, u64, Reverse<String>) {
+    let other = || (0, 0, 0, Reverse(version.to_owned()));
+    let Some(rest) = version.strip_prefix('v') else { return other() };
+    let end = rest.find(|it: char| !it.is_ascii_digit()).unwrap_or(rest.len());
+    let (major, rest) = rest.split_at(end);
+    let Ok(major) = major.parse::<u64>() else { return other() };
+    let stage = |prefix: &str, rank: u8| {
+        let minor = rest.strip_prefix(prefix)?;
+        let minor = if minor.is_empty() { 0 } else { minor.parse::<u64>().ok()? };
+        Some((rank, major, minor, Reverse(String::new())))
+    };
+    match rest {
+        "" => (3, major, 0, Reverse(String::new())),
+        _ => stage("beta", 2).or_else(|| stage("alpha", 1)).unwrap_or_else(other),
+    }
+}
+
+fn group_document(group: &str, versions: &Versions<'_>) -> Value {
     let versions: Vec<Value> = versions
-        .keys()
-        .map(|it| json!({"groupVersion": format!("{group}/{it}"), "version": it}))
+        .iter()
+        .map(|(it, _)| json!({"groupVersion": format!("{group}/{it}"), "version": it}))
         .collect();
     json!({"name": group, "versions": versions, "preferredVersion": versions.first()})
 }
@@ -190,4 +215,16 @@ fn aggregated_resource(resource: &Resource) -> Value {
         entry["subresources"] = subresources.into();
     }
     entry
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_in_order_of_preference() {
+        let mut versions = ["foo1", "v1alpha1", "v2", "v10", "v1beta2", "v1", "v1beta1", "bar"];
+        versions.sort_by_key(|it| Reverse(rank_of_version(it)));
+        assert_eq!(versions, ["v10", "v2", "v1", "v1beta2", "v1beta1", "v1alpha1", "bar", "foo1"]);
+    }
 }

@@ -4,8 +4,8 @@
 //! of their own and are turned into [`ApiError`] where their meaning for the request is known.
 
 use http::StatusCode;
-pub use insula_api::error::chain;
 use insula_api::{decode::DecodeError, path::PathError, proto::ProtoError};
+pub use insula_api::{error::chain, field::FieldError};
 use insula_partition::store::StoreError;
 use serde_json::{Value, json};
 
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 #[error("{message}")]
 pub struct ApiError {
     pub code: StatusCode,
-    /// Upstream's machine-readable reason, such as `NotFound`.
+    /// Upstream's machine-readable reason, such as `NotFound`. Empty where it has none.
     pub reason: &'static str,
     pub message: String,
     /// `Status.details`, if the reason has any.
@@ -29,60 +29,6 @@ pub struct ApiError {
 }
 
 pub type Result<T, E = ApiError> = std::result::Result<T, E>;
-
-/// One finding of validation: field path, upstream's cause reason, and message.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FieldError {
-    pub field: String,
-    pub reason: &'static str,
-    pub message: String,
-}
-
-impl FieldError {
-    pub fn required(field: impl Into<String>, detail: &str) -> Self {
-        let message = if detail.is_empty() {
-            "Required value".into()
-        } else {
-            format!("Required value: {detail}")
-        };
-        Self { field: field.into(), reason: "FieldValueRequired", message }
-    }
-
-    pub fn invalid(field: impl Into<String>, value: &Value, detail: &str) -> Self {
-        let message = format!("Invalid value: {}: {detail}", shown(value));
-        Self { field: field.into(), reason: "FieldValueInvalid", message }
-    }
-
-    pub fn unsupported(field: impl Into<String>, value: &Value, allowed: &[&str]) -> Self {
-        let allowed: Vec<String> = allowed.iter().map(|it| format!("{it:?}")).collect();
-        let message = format!(
-            "Unsupported value: {}: supported values: {}",
-            shown(value),
-            allowed.join(", ")
-        );
-        Self { field: field.into(), reason: "FieldValueNotSupported", message }
-    }
-
-    pub fn forbidden(field: impl Into<String>, detail: &str) -> Self {
-        let message = format!("Forbidden: {detail}");
-        Self { field: field.into(), reason: "FieldValueForbidden", message }
-    }
-
-    pub fn duplicate(field: impl Into<String>, value: &Value) -> Self {
-        let message = format!("Duplicate value: {}", shown(value));
-        Self { field: field.into(), reason: "FieldValueDuplicate", message }
-    }
-
-    pub fn too_long(field: impl Into<String>, limit: usize) -> Self {
-        let message = format!("Too long: may not be more than {limit} bytes");
-        Self { field: field.into(), reason: "FieldValueTooLong", message }
-    }
-}
-
-fn shown(value: &Value) -> String {
-    let text = value.to_string();
-    if text.len() <= 512 { text } else { text.chars().take(512).chain("...".chars()).collect() }
-}
 
 impl ApiError {
     fn new(code: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
@@ -153,6 +99,24 @@ impl ApiError {
             name,
             "the object has been modified; please apply your changes to the latest version and try again",
         )
+    }
+
+    /// Others manage fields that an apply would change; `causes` are messages and paths.
+    pub fn apply_conflict(message: String, causes: &[(String, String)]) -> Self {
+        let mut error = Self::new(StatusCode::CONFLICT, "Conflict", message);
+        let causes: Vec<Value> = causes
+            .iter()
+            .map(|(message, field)| {
+                json!({"reason": "FieldManagerConflict", "message": message, "field": field})
+            })
+            .collect();
+        error.details = Some(json!({ "causes": causes }));
+        error
+    }
+
+    /// What is to be applied does not fit its kind. Upstream has no reason for it.
+    pub fn untyped(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "", message)
     }
 
     pub fn invalid(group: &str, kind: &str, name: &str, errors: &[FieldError]) -> Self {
@@ -292,8 +256,11 @@ impl ApiError {
     pub fn status(&self) -> Value {
         let mut status = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-            "message": self.message, "reason": self.reason, "code": self.code.as_u16(),
+            "message": self.message, "code": self.code.as_u16(),
         });
+        if !self.reason.is_empty() {
+            status["reason"] = self.reason.into();
+        }
         if let Some(details) = &self.details {
             status["details"] = details.clone();
         }

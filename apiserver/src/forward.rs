@@ -41,7 +41,7 @@ use crate::{
     error::{ApiError, Result, chain},
     passport::{self, Caller, Line},
     peers::{SendError, dns_name},
-    registry::Whose,
+    registry::{self, Whose},
     request::Query,
 };
 
@@ -103,7 +103,11 @@ impl Server {
                 (!tenant.is_system()).then(|| ShardKey::Tenant(tenant.as_str().to_owned()))
             }
             Target::Resource(path) => {
-                let served = self.registry.get(&path.group, &path.version, &path.resource)?;
+                let found = self.registry.get(&path.group, &path.version, &path.resource);
+                let Some(served) = found else {
+                    // What is not built in is the tenant's own, and lies where all of it does.
+                    return whose.tenant().map(registry::shard_of_tenant);
+                };
                 if served.is_view() {
                     return None;
                 }

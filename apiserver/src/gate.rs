@@ -18,7 +18,7 @@ use crate::{
     call::Call,
     error::{ApiError, Result},
     identity::{Identity, IdentityError},
-    passport::{self, Caller, Line},
+    passport::{self, Caller, Line, PassportError},
     rbac::Attributes,
     registry::Whose,
     request::{Accept, Query},
@@ -116,6 +116,14 @@ impl Server {
         let text = passport.to_str().map_err(|_| ApiError::only_for_servers())?;
         match self.keys.stamp().check(text, from, peers.own(), line) {
             Ok(passport) => Ok(Found { caller: passport.caller, is_forwarded: true }),
+            Err(PassportError::Late { seconds }) => {
+                tracing::error!(from, seconds, "the clock of a server is behind ours");
+                Err(ApiError::unavailable(format!(
+                    "the clock of server {from} is {seconds} s behind that of server {}; until \
+                     they agree, ask another server",
+                    peers.own()
+                )))
+            }
             Err(error) => {
                 tracing::warn!(from, error = crate::error::chain(&error), "a passport was refused");
                 Err(ApiError::only_for_servers())
@@ -271,9 +279,8 @@ impl Server {
         mut whose: Whose,
     ) -> Result<Call> {
         let served = self
-            .registry
-            .get(&path.group, &path.version, &path.resource)
-            .cloned()
+            .served(&whose, &path.group, &path.version, &path.resource)
+            .await?
             .ok_or_else(ApiError::unknown_resource)?;
         if path.watch {
             query.set("watch", "true");

@@ -13,7 +13,7 @@ use crate::{
     Server, answer, backup,
     body::{Body, BodyError, channel, full},
     call::Call,
-    delete,
+    custom, delete,
     discovery::{AGGREGATED, Discovery},
     error::{ApiError, Result},
     forward::{self, Forwarded, Patience},
@@ -149,9 +149,16 @@ impl Server {
             }
             Admitted::Resource(call) => {
                 *label = (call.verb, call.served.resource.name.clone());
+                let warning = call.served.custom().and_then(|it| it.version.warning.clone());
+                if custom::holds_definitions(&call.served)
+                    && let Some(tenant) = call.whose.tenant()
+                {
+                    // Whoever looks at definitions has those looked after that wait.
+                    self.customs.of(self, tenant).await?;
+                }
                 let streams =
                     matches!(&*call.path.subresource, "log" | "exec" | "attach" | "portforward");
-                if streams {
+                let answer = if streams {
                     node_proxy::serve(self, &call, head.method.clone(), upgrade).await
                 } else if call.verb == "watch" {
                     self.watch(*call).await
@@ -166,7 +173,11 @@ impl Server {
                             1,
                         ))
                     })
-                }
+                };
+                answer.map(|mut answer| {
+                    answer::warn(&mut answer, warning.as_slice());
+                    answer
+                })
             }
         };
         answer.map(Forwarded::Answer)
@@ -197,6 +208,7 @@ impl Server {
                 let (_, store) =
                     call.served.place(&self.partitions, call.tenant()?, &call.namespace(), name);
                 let entry = read::get(&call.served, &*store, &call.key(name)?, name, at).await?;
+                let entry = self.show_entry(&call.served, entry).await?;
                 answer::object(call, StatusCode::OK, &for_caller(call, &entry.value))
             }
             "list" => {
@@ -204,7 +216,8 @@ impl Server {
                 let namespace = call.namespace();
                 let places = call.served.places(&self.partitions, &call.whose, &namespace);
                 let mut page =
-                    read::list(&call.served, &places, &call.whose, &namespace, &options).await?;
+                    read::list(self, &call.served, &places, &call.whose, &namespace, &options)
+                        .await?;
                 for (_, entry) in &mut page.entries {
                     entry.value = for_caller(call, &entry.value);
                 }
@@ -215,7 +228,10 @@ impl Server {
             "delete" => {
                 let options = delete::Options::parse(call, body)?;
                 match delete::delete(self, call, &options).await? {
-                    delete::Deleted::Object(json) => answer::object(call, StatusCode::OK, &json),
+                    delete::Deleted::Object(json) => {
+                        let shown = self.show_bytes(&call.served, json).await?;
+                        answer::object(call, StatusCode::OK, &shown)
+                    }
                     delete::Deleted::Status(status) => {
                         Ok(answer::value(StatusCode::OK, &status, false))
                     }
@@ -290,13 +306,13 @@ impl Server {
         let places = call.served.places(&self.partitions, &call.whose, &namespace);
         let form = EventForm { form: call.accept.form, include };
         let started = Watch::start(
+            self.clone(),
             call.served.clone(),
             &places,
             &call.whose,
             &namespace,
             options,
             form,
-            self.shutdown.clone(),
         )
         .await;
         let body = match started {
@@ -334,8 +350,12 @@ impl Server {
         let platform = identity.is_some_and(|it| it.tenant.is_system())
             && !matches!(whose, Whose::One(tenant) if !tenant.is_system());
         let parts: Vec<&str> = path.split('/').filter(|it| !it.is_empty()).collect();
+        let customs = match (parts.first(), whose.tenant()) {
+            (Some(&("apis" | "openapi")), Some(tenant)) => self.customs.of(self, tenant).await?,
+            _ => Arc::default(),
+        };
         // Made only by the paths that show it.
-        let discovery = || Discovery::new(&self.registry, platform);
+        let discovery = || Discovery::new(&self.registry, &customs, platform);
         let aggregated = head
             .headers
             .get(header::ACCEPT)
@@ -362,9 +382,9 @@ impl Server {
                 Some(document) => json(&document),
                 None => Err(ApiError::unknown_resource()),
             },
-            ["openapi", "v3"] => json(&openapi::index(&self.registry, platform)),
+            ["openapi", "v3"] => json(&openapi::index(&self.registry, &customs, platform)),
             ["openapi", "v3", rest @ ..] => {
-                match openapi::document(&self.registry, &rest.join("/")) {
+                match openapi::document(&self.registry, &customs, &rest.join("/")) {
                     Some(document) => {
                         let mut response = answer::bytes(
                             StatusCode::OK,
@@ -483,7 +503,9 @@ fn for_caller(call: &Call, json: &Bytes) -> Bytes {
     if let Some(spec) = node.get_mut("spec").and_then(Value::as_object_mut) {
         spec.retain(|field, _| matches!(field.as_str(), "taints" | "unschedulable"));
     }
-    object::metadata_mut(&mut node).remove("annotations");
+    let metadata = object::metadata_mut(&mut node);
+    metadata.remove("annotations");
+    metadata.remove("managedFields");
     node.to_string().into()
 }
 

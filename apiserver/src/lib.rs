@@ -10,6 +10,7 @@ mod backup;
 pub mod body;
 mod bootstrap;
 mod call;
+mod custom;
 mod delete;
 mod discovery;
 pub mod error;
@@ -21,7 +22,9 @@ mod matcher;
 mod metrics;
 mod node_proxy;
 mod openapi;
+mod ownership;
 mod passport;
+mod patch;
 pub mod peers;
 pub mod pki;
 mod rbac;
@@ -86,6 +89,7 @@ pub struct ServerConfig {
 pub struct Server {
     pub(crate) partitions: Arc<Partitions>,
     pub(crate) registry: Registry,
+    pub(crate) customs: custom::Customs,
     pub(crate) policies: Policies,
     pub(crate) keys: Keys,
     pub(crate) dialer: Dialer,
@@ -112,6 +116,7 @@ impl Server {
         let server = Arc::new(Self {
             partitions: config.partitions,
             registry,
+            customs: custom::Customs::default(),
             policies: Policies::default(),
             keys: config.keys,
             dialer: Dialer::new(config.node_tls),
@@ -128,6 +133,7 @@ impl Server {
         }
         server.bootstrap().await?;
         server.tasks.spawn(tenants::follow(server.clone()));
+        server.tasks.spawn(custom::look_after(server.clone()));
         Ok(server)
     }
 

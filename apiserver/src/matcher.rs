@@ -139,6 +139,9 @@ fn path_of<'a>(resource: &Resource, field: &'a str) -> Option<&'a str> {
         ("spec.host", "pods") => Some("spec.nodeName"),
         ("name", "namespaces") => Some("metadata.name"),
         ("source", "events") => Some("source.component"),
-        _ => known.contains(&field).then_some(field),
+        _ => {
+            let defined = resource.selectable_fields.iter().any(|it| it == field);
+            (defined || known.contains(&field)).then_some(field)
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! OpenAPI v3, made from the type table: one document per group version, made when first asked.
 
+mod custom;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, LazyLock},
@@ -8,12 +10,12 @@ use std::{
 use bytes::Bytes;
 use insula_api::{
     resources::Resource,
-    schema::{Field, ListKind, Schema, Shape, TypeId},
+    schema::{Field, ListKind, Schema, Shape, TypeId, description},
 };
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
-use crate::registry::Registry;
+use crate::{custom::OfTenant, registry::Registry};
 
 /// A document and the hash that changes with it.
 #[derive(Debug, Clone)]
@@ -34,17 +36,18 @@ fn path_of(group: &str, version: &str) -> String {
 }
 
 /// `/openapi/v3`.
-pub(crate) fn index(registry: &Registry, platform: bool) -> Value {
+pub(crate) fn index(registry: &Registry, customs: &OfTenant, platform: bool) -> Value {
     let versions: BTreeSet<(&str, &str)> = registry
         .all()
         .iter()
+        .chain(customs.all())
         .filter(|it| platform || it.resource.group != "insula.io")
         .map(|it| (&*it.resource.group, &*it.resource.version))
         .collect();
     let mut paths = Map::new();
     for (group, version) in versions {
         let path = path_of(group, version);
-        if let Some(document) = document(registry, &path) {
+        if let Some(document) = document(registry, customs, &path) {
             let url = format!("/openapi/v3/{path}?hash={}", document.hash);
             paths.insert(path, json!({ "serverRelativeURL": url }));
         }
@@ -53,7 +56,11 @@ pub(crate) fn index(registry: &Registry, platform: bool) -> Value {
 }
 
 /// `/openapi/v3/<path>`; `None` if there is no such group version.
-pub(crate) fn document(registry: &Registry, path: &str) -> Option<Arc<Document>> {
+pub(crate) fn document(
+    registry: &Registry,
+    customs: &OfTenant,
+    path: &str,
+) -> Option<Arc<Document>> {
     if let Some(known) = cache().lock().get(path) {
         return Some(known.clone());
     }
@@ -70,7 +77,7 @@ pub(crate) fn document(registry: &Registry, path: &str) -> Option<Arc<Document>>
         .filter(|it| (&*it.group, &*it.version) == (group, version))
         .collect();
     if resources.is_empty() {
-        return None;
+        return custom::document(customs, group, version);
     }
     let body = make(&resources).to_string();
     let hash = format!("{:032X}", xxhash_rust::xxh3::xxh3_128(body.as_bytes()));
@@ -80,9 +87,19 @@ pub(crate) fn document(registry: &Registry, path: &str) -> Option<Arc<Document>>
 }
 
 fn make(resources: &[&Resource]) -> Value {
+    assemble(resources, BTreeMap::new())
+}
+
+/// A document of `resources`, of which those that are not built in have their schemas in `own`.
+fn assemble(resources: &[&Resource], own: BTreeMap<String, Value>) -> Value {
     let schema = Schema::built_in();
     let mut paths = Map::new();
     let mut wanted: Vec<TypeId> = Vec::new();
+    if !own.is_empty() {
+        const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
+        let names = ["ObjectMeta", "ListMeta", "DeleteOptions", "Status"];
+        wanted.extend(names.iter().filter_map(|it| schema.by_name(&format!("{META}{it}"))));
+    }
     for resource in resources {
         wanted.extend(schema.by_kind(&resource.gvk()));
         for sub in &resource.subresources {
@@ -90,11 +107,11 @@ fn make(resources: &[&Resource]) -> Value {
         }
         add_paths(resource, &mut paths);
     }
-    let mut schemas: BTreeMap<&str, Value> = BTreeMap::new();
+    let mut schemas: BTreeMap<String, Value> = own;
     while let Some(id) = wanted.pop() {
         let it = schema.get(id);
         if !schemas.contains_key(it.name) {
-            schemas.insert(it.name, type_schema(schema, id, &mut wanted));
+            schemas.insert(it.name.to_owned(), type_schema(schema, id, &mut wanted));
         }
     }
     json!({
@@ -147,7 +164,11 @@ fn type_schema(schema: &Schema, id: TypeId, wanted: &mut Vec<TypeId>) -> Value {
     let mut properties = Map::new();
     let mut required = Vec::new();
     for field in &it.fields {
-        properties.insert(field.name.into(), field_schema(schema, field, wanted));
+        let mut property = field_schema(schema, field, wanted);
+        if let Some(text) = description(it.name, Some(field.name)) {
+            property["description"] = text.into();
+        }
+        properties.insert(field.name.into(), property);
         if field.required {
             required.push(field.name);
         }
@@ -155,6 +176,9 @@ fn type_schema(schema: &Schema, id: TypeId, wanted: &mut Vec<TypeId>) -> Value {
     let mut out = json!({"type": "object", "properties": properties});
     if !required.is_empty() {
         out["required"] = json!(required);
+    }
+    if let Some(text) = description(it.name, None) {
+        out["description"] = text.into();
     }
     if it.atomic {
         out["x-kubernetes-map-type"] = "atomic".into();
@@ -238,8 +262,9 @@ mod tests {
     #[test]
     fn documents_are_closed() {
         let registry = Registry::built_in();
-        for (path, _) in index(&registry, true)["paths"].as_object().unwrap() {
-            let document = document(&registry, path).unwrap();
+        for (path, _) in index(&registry, &OfTenant::default(), true)["paths"].as_object().unwrap()
+        {
+            let document = document(&registry, &OfTenant::default(), path).unwrap();
             let value: Value = serde_json::from_slice(&document.body).unwrap();
             let schemas = value["components"]["schemas"].as_object().unwrap();
             let text = String::from_utf8(document.body.to_vec()).unwrap();
@@ -253,7 +278,8 @@ mod tests {
     #[test]
     fn kubectl_finds_what_it_reads() {
         let registry = Registry::built_in();
-        let body = document(&registry, &path_of("apps", "v1")).unwrap().body.clone();
+        let body =
+            document(&registry, &OfTenant::default(), &path_of("apps", "v1")).unwrap().body.clone();
         let value: Value = serde_json::from_slice(&body).unwrap();
         let post = &value["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments"]["post"];
         assert_eq!(post["x-kubernetes-group-version-kind"]["kind"], "Deployment");

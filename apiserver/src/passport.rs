@@ -24,7 +24,7 @@ pub(crate) const HEADER: &str = "x-insula-passport";
 
 /// Seconds that a passport is good for, and by how much the clocks of servers may differ.
 const LIFE: i64 = 60;
-const SKEW: u64 = 300;
+const SKEW: i64 = 300;
 
 /// The caller, as far as the first server has proven it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,10 +144,14 @@ impl Stamp {
         let mut validation = Validation::new(Algorithm::HS256);
         validation.set_audience(&[to]);
         validation.set_issuer(&[from]);
-        validation.leeway = SKEW;
+        validation.validate_exp = false;
         let passport = jsonwebtoken::decode::<Passport>(text, &self.decoding, &validation)
             .map_err(TokenError::from)?
             .claims;
+        let now = jiff::Timestamp::now().as_second();
+        if passport.exp.saturating_add(SKEW) < now {
+            return Err(PassportError::Late { seconds: now.saturating_sub(passport.iat) });
+        }
         if passport.method != line.method.as_str() || passport.target != line.target() {
             return Err(PassportError::OtherRequest);
         }
@@ -162,6 +166,9 @@ pub(crate) enum PassportError {
     Token(#[from] TokenError),
     #[error("the passport is for another request")]
     OtherRequest,
+    /// Passports are made for the moment: the other server's clock is wrong, or ours.
+    #[error("the passport was made {seconds} s ago")]
+    Late { seconds: i64 },
 }
 
 #[cfg(test)]
@@ -181,7 +188,7 @@ mod tests {
         let line = Line { method: &Method::GET, uri: &uri };
         let text = stamp.sign("s1", "s2", line, 7, &caller()).unwrap();
         let read = stamp.check(&text, "s1", "s2", line).unwrap();
-        assert_eq!((read.epoch, read.caller), (7, caller()));
+        assert_eq!((read.epoch, read.caller.clone()), (7, caller()));
 
         assert!(stamp.check(&text, "s3", "s2", line).is_err(), "from another server");
         assert!(stamp.check(&text, "s1", "s3", line).is_err(), "for another server");
@@ -190,6 +197,14 @@ mod tests {
         let other: Uri = "/api/v1/namespaces/default/pods?watch=false".parse().unwrap();
         let other = Line { method: &Method::GET, uri: &other };
         assert!(stamp.check(&text, "s1", "s2", other).is_err(), "another query");
+        let at = |seconds: i64| {
+            let (mut old, now) = (read.clone(), jiff::Timestamp::now().as_second());
+            (old.iat, old.exp) = (now - seconds, now - seconds + LIFE);
+            jsonwebtoken::encode(&Header::new(Algorithm::HS256), &old, &stamp.encoding).unwrap()
+        };
+        assert!(stamp.check(&at(LIFE + SKEW - 30), "s1", "s2", line).is_ok(), "clocks differ");
+        let late = stamp.check(&at(3600), "s1", "s2", line);
+        assert!(matches!(late, Err(PassportError::Late { seconds: 3600.. })), "{late:?}");
         let stranger = Stamp::derive(b"guess").unwrap();
         assert!(stranger.check(&text, "s1", "s2", line).is_err(), "another key");
         let parts: Vec<&str> = text.split('.').collect();

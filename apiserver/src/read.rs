@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::{
+    Server,
     error::{ApiError, Result},
     matcher::Matcher,
     registry::{self, Served, Whose},
@@ -134,6 +135,7 @@ pub(crate) fn check_together(
 
 /// Reads one page of a list.
 pub(crate) async fn list(
+    server: &Server,
     served: &Served,
     places: &[(String, Arc<dyn Store>)],
     whose: &Whose,
@@ -154,10 +156,20 @@ pub(crate) async fn list(
         // With one partition a page needs no more than its own entries.
         let enough =
             if snapshots.len() == 1 && 0 < options.limit { options.limit + 1 } else { usize::MAX };
-        let found = snapshot
-            .range(&prefix, start)
-            .filter(|(_, entry)| matcher.matches(&served.resource, entry))
-            .take(enough);
+        let found = snapshot.range(&prefix, start);
+        if served.custom().is_some() {
+            // Selectors look at what is shown, which may differ from what is kept.
+            let most = if matcher.is_empty() { enough } else { usize::MAX };
+            let kept = found.take(most).map(|(key, entry)| (key.clone(), entry.clone()));
+            let mut shown: Vec<_> = kept.collect();
+            server.show(served, shown.iter_mut().map(|(_, entry)| entry)).await?;
+            shown.retain(|(_, entry)| matcher.matches(&served.resource, entry));
+            shown.truncate(enough);
+            entries.extend(shown);
+            continue;
+        }
+        let found =
+            found.filter(|(_, entry)| matcher.matches(&served.resource, entry)).take(enough);
         entries.extend(found.map(|(key, entry)| (key.clone(), entry.clone())));
     }
     if 1 < snapshots.len() {
@@ -180,7 +192,7 @@ pub(crate) async fn list(
     Ok(Page { entries, revision, token: next, remaining })
 }
 
-/// The JSON of a list of `kind`s (without `List`), from stored bytes.
+/// The JSON of a list of kind `kind`, from stored bytes.
 pub(crate) fn encode_list(api_version: &str, kind: &str, page: &Page) -> Bytes {
     let size: usize = page.entries.iter().map(|(_, entry)| entry.value.len() + 1).sum();
     let mut out = BytesMut::with_capacity(size + 256);
@@ -192,7 +204,7 @@ pub(crate) fn encode_list(api_version: &str, kind: &str, page: &Page) -> Bytes {
         metadata["remainingItemCount"] = remaining.into();
     }
     let head = format!(
-        "{{\"kind\":\"{kind}List\",\"apiVersion\":\"{api_version}\",\"metadata\":{metadata},\"items\":["
+        "{{\"kind\":\"{kind}\",\"apiVersion\":\"{api_version}\",\"metadata\":{metadata},\"items\":["
     );
     out.put_slice(head.as_bytes());
     for (index, (_, entry)) in page.entries.iter().enumerate() {

@@ -18,6 +18,7 @@ use insula_partition::{
 };
 
 use crate::{
+    custom::compiled::Custom,
     scoped::Scoped,
     views::{Kind, View},
 };
@@ -26,9 +27,16 @@ use crate::{
 pub(crate) struct Served {
     pub resource: Arc<Resource>,
     pub collection: Collection,
-    pub schema_type: TypeId,
+    pub nature: Nature,
     /// Makes the objects, where they are not kept.
     view: OnceLock<Arc<View>>,
+}
+
+/// What says how objects of a resource look.
+#[derive(Debug, Clone)]
+pub(crate) enum Nature {
+    BuiltIn(TypeId),
+    Custom(Custom),
 }
 
 impl std::fmt::Debug for Served {
@@ -51,12 +59,8 @@ impl Registry {
         let mut registry = Self { by_path: HashMap::new(), in_order: Vec::new() };
         for resource in resources::built_in() {
             let Some(schema_type) = schema.by_kind(&resource.gvk()) else { continue };
-            let served = Arc::new(Served {
-                collection: Collection::new(&resource.group, &resource.name),
-                resource: Arc::new(resource.clone()),
-                schema_type,
-                view: OnceLock::new(),
-            });
+            let nature = Nature::BuiltIn(schema_type);
+            let served = Arc::new(Served::new(Arc::new(resource.clone()), nature));
             let key = (resource.group.clone(), resource.version.clone(), resource.name.clone());
             registry.by_path.insert(key, served.clone());
             registry.in_order.push(served);
@@ -66,6 +70,11 @@ impl Registry {
 
     pub(crate) fn get(&self, group: &str, version: &str, name: &str) -> Option<&Arc<Served>> {
         self.by_path.get(&(group.to_owned(), version.to_owned(), name.to_owned()))
+    }
+
+    /// Whether a group is one of the built-in ones.
+    pub(crate) fn has_group(&self, group: &str) -> bool {
+        self.in_order.iter().any(|it| it.resource.group == group)
     }
 
     /// The resource in whatever version it is served.
@@ -120,10 +129,44 @@ pub(crate) fn prefix(whose: &Whose, namespace: &str) -> String {
     }
 }
 
+/// What decides the partition of what a tenant has.
+pub(crate) fn shard_of_tenant(tenant: &TenantName) -> ShardKey {
+    match tenant.is_system() {
+        true => ShardKey::System,
+        false => ShardKey::Tenant(tenant.as_str().to_owned()),
+    }
+}
+
 /// The namespace of node heartbeats.
 const NODE_LEASES: &str = "kube-node-lease";
 
 impl Served {
+    pub(crate) fn new(resource: Arc<Resource>, nature: Nature) -> Self {
+        let collection = Collection::new(&resource.group, &resource.name);
+        Self { resource, collection, nature, view: OnceLock::new() }
+    }
+
+    /// The same, but for what its resource says.
+    pub(crate) fn with_resource(&self, resource: Resource) -> Self {
+        Self::new(Arc::new(resource), self.nature.clone())
+    }
+
+    /// What defines it, if it is not built in.
+    pub(crate) fn custom(&self) -> Option<&Custom> {
+        match &self.nature {
+            Nature::BuiltIn(_) => None,
+            Nature::Custom(custom) => Some(custom),
+        }
+    }
+
+    /// The kind of its lists.
+    pub(crate) fn list_kind(&self) -> String {
+        match self.custom() {
+            Some(custom) => custom.version.list_kind.clone(),
+            None => format!("{}List", self.resource.kind),
+        }
+    }
+
     /// What decides the partition of an object.
     pub(crate) fn shard_key(&self, tenant: &TenantName, namespace: &str, name: &str) -> ShardKey {
         match (self.resource.scope, &*self.resource.group, &*self.resource.name) {
@@ -134,8 +177,7 @@ impl Served {
                 ShardKey::Node(name.to_owned())
             }
             (Scope::Fleet, ..) => ShardKey::System,
-            _ if tenant.is_system() => ShardKey::System,
-            _ => ShardKey::Tenant(tenant.as_str().to_owned()),
+            _ => shard_of_tenant(tenant),
         }
     }
 

@@ -6,7 +6,10 @@
 use insula_api::{defaults, kinds::TENANT_FINALIZER, object, resources::Resource, schema::Schema};
 use serde_json::{Map, Value, json};
 
-use crate::registry::Served;
+use crate::{
+    custom,
+    registry::{Nature, Served},
+};
 
 /// Resources whose `metadata.generation` counts changes of the specification.
 const GENERATION: &[(&str, &str)] = &[
@@ -73,16 +76,18 @@ fn is_in(list: &[(&str, &str)], resource: &Resource) -> bool {
     list.contains(&(&*resource.group, &*resource.name))
 }
 
-pub(crate) fn tracks_generation(resource: &Resource) -> bool {
-    is_in(GENERATION, resource)
+pub(crate) fn tracks_generation(served: &Served) -> bool {
+    served.custom().is_some() || is_in(GENERATION, &served.resource)
 }
 
 pub(crate) fn creates_on_update(resource: &Resource) -> bool {
     is_in(CREATE_ON_UPDATE, resource)
 }
 
-pub(crate) fn needs_revision(resource: &Resource) -> bool {
-    is_in(CONDITIONAL_UPDATE, resource) || (resource.group == "admissionregistration.k8s.io")
+pub(crate) fn needs_revision(served: &Served) -> bool {
+    served.custom().is_some()
+        || is_in(CONDITIONAL_UPDATE, &served.resource)
+        || served.resource.group == "admissionregistration.k8s.io"
 }
 
 pub(crate) fn returns_deleted(resource: &Resource) -> bool {
@@ -97,14 +102,20 @@ pub(crate) fn orphans_by_default(resource: &Resource) -> bool {
     )
 }
 
-/// Fills in what the server decides about a new object.
-pub(crate) fn prepare_create(served: &Served, it: &mut Value) {
-    let resource = &served.resource;
-    if resource.subresource("status").is_some()
+/// Brings a new object into the shape that its writer answers for: with all defaults, and without
+/// what nobody can create.
+pub(crate) fn begin_create(served: &Served, it: &mut Value) {
+    if served.resource.subresource("status").is_some()
         && let Some(fields) = it.as_object_mut()
     {
         fields.remove("status");
     }
+    normalize(served, it);
+}
+
+/// Fills in what the server decides about a new object.
+pub(crate) fn prepare_create(served: &Served, it: &mut Value) {
+    let resource = &served.resource;
     match (&*resource.group, &*resource.name) {
         ("", "pods") => {
             it["status"] = json!({"phase": "Pending", "qosClass": qos_class(it)});
@@ -116,7 +127,10 @@ pub(crate) fn prepare_create(served: &Served, it: &mut Value) {
         ("", "persistentvolumeclaims" | "persistentvolumes") => {
             it["status"] = json!({"phase": "Pending"});
         }
-        ("", "secrets") => string_data(it),
+        (custom::GROUP, custom::RESOURCE) => {
+            it["status"] = json!({"conditions": [], "acceptedNames": {"plural": "", "kind": ""}});
+            custom::prepare(it);
+        }
         ("insula.io", "tenants") => {
             let metadata = object::metadata_mut(it);
             metadata.insert("finalizers".into(), json!([TENANT_FINALIZER]));
@@ -130,8 +144,7 @@ pub(crate) fn prepare_create(served: &Served, it: &mut Value) {
         }
         _ => (),
     }
-    normalize(served, it);
-    if tracks_generation(resource) {
+    if tracks_generation(served) {
         object::metadata_mut(it).insert("generation".into(), 1.into());
     }
 }
@@ -145,7 +158,12 @@ pub(crate) fn normalize(served: &Served, it: &mut Value) {
         Value::Object(map) => !map.is_empty(),
         _ => true,
     });
-    defaults::apply(Schema::built_in(), served.schema_type, it);
+    match &served.nature {
+        Nature::BuiltIn(id) => defaults::apply(Schema::built_in(), *id, it),
+        Nature::Custom(custom) => {
+            insula_custom::default::fill(&custom.version.schema, it);
+        }
+    }
     match (&*resource.group, &*resource.name) {
         ("", "namespaces") => {
             let name = object::name(it).to_owned();
@@ -153,6 +171,7 @@ pub(crate) fn normalize(served: &Served, it: &mut Value) {
             labels["kubernetes.io/metadata.name"] = name.into();
         }
         ("", "secrets") => string_data(it),
+        (custom::GROUP, custom::RESOURCE) => custom::prepare(it),
         _ => (),
     }
 }
@@ -202,6 +221,9 @@ pub(crate) fn prepare_update(served: &Served, subresource: &str, old: &Value, ne
                     }
                 }
             }
+            if served.custom().is_some() {
+                restore(old, new, "metadata");
+            }
             if resource.group == "apps" || resource.name == "pods" {
                 restore_metadata(
                     old,
@@ -232,9 +254,18 @@ pub(crate) fn prepare_update(served: &Served, subresource: &str, old: &Value, ne
         restore_metadata(old, new, field);
     }
     normalize(served, new);
-    if subresource.is_empty() && tracks_generation(resource) && old.get("spec") != new.get("spec") {
+    let is_new = match served.custom() {
+        // All but the metadata counts; a status of its own was put back above.
+        Some(_) => without_metadata(old).ne(without_metadata(new)),
+        None => old.get("spec") != new.get("spec"),
+    };
+    if subresource.is_empty() && tracks_generation(served) && is_new {
         bump_generation(new);
     }
+}
+
+fn without_metadata(it: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    it.as_object().into_iter().flatten().filter(|(name, _)| *name != "metadata")
 }
 
 pub(crate) fn bump_generation(it: &mut Value) {

@@ -1,7 +1,12 @@
 //! Subresources that are not simply a part of their object: scale, binding, tokens, and the
 //! reviews that only get an answer.
 
-use insula_api::{object, schema::Gvk, selector::LabelSelector, time};
+use insula_api::{
+    object::{self, Stored},
+    schema::Gvk,
+    selector::LabelSelector,
+    time,
+};
 use insula_partition::store::ReadAt;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -9,15 +14,38 @@ use serde_json::{Value, json};
 use crate::{
     Server,
     call::Call,
+    custom::{self, object::Scaled},
     error::{ApiError, Result},
+    ownership::Writer,
+    patch::{self, Configuration, Patch},
     rbac::Attributes,
     read,
+    registry::Served,
     tokens::{API_AUDIENCE, Bound, Claims, Kubernetes, MAX_LIFE, MIN_LIFE},
-    write::{self, Changed, Patch},
+    write::{self, Changed},
 };
 
 /// An object as `autoscaling/v1` Scale.
-fn scale_of(it: &Value) -> Value {
+fn scale_of(served: &Served, it: &Value) -> Result<Value> {
+    let scaled = match served.custom().and_then(|it| it.version.scale.as_ref()) {
+        Some(scale) => custom::object::read_scale(scale, it)?,
+        None => scale_of_built_in(it),
+    };
+    let metadata = object::metadata(it);
+    let mut kept = serde_json::Map::new();
+    for field in ["name", "namespace", "tenant", "uid", "resourceVersion", "creationTimestamp"] {
+        if let Some(value) = metadata.get(field) {
+            kept.insert(field.into(), value.clone());
+        }
+    }
+    Ok(json!({
+        "apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": kept,
+        "spec": {"replicas": scaled.replicas},
+        "status": {"replicas": scaled.observed, "selector": scaled.selector},
+    }))
+}
+
+fn scale_of_built_in(it: &Value) -> Scaled {
     let selector = match it["spec"].get("selector") {
         // A replication controller's is a plain map.
         Some(plain) if it["kind"] == "ReplicationController" => {
@@ -30,21 +58,11 @@ fn scale_of(it: &Value) -> Value {
         Some(selector) => selector_text(selector),
         None => String::new(),
     };
-    let metadata = object::metadata(it);
-    let mut kept = serde_json::Map::new();
-    for field in ["name", "namespace", "tenant", "uid", "resourceVersion", "creationTimestamp"] {
-        if let Some(value) = metadata.get(field) {
-            kept.insert(field.into(), value.clone());
-        }
+    Scaled {
+        replicas: it["spec"].get("replicas").and_then(Value::as_i64).unwrap_or(0),
+        observed: it["status"].get("replicas").and_then(Value::as_i64).unwrap_or(0),
+        selector,
     }
-    json!({
-        "apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": kept,
-        "spec": {"replicas": it["spec"].get("replicas").and_then(Value::as_i64).unwrap_or(0)},
-        "status": {
-            "replicas": it["status"].get("replicas").and_then(Value::as_i64).unwrap_or(0),
-            "selector": selector,
-        },
-    })
 }
 
 fn selector_text(selector: &Value) -> String {
@@ -57,8 +75,16 @@ pub(crate) async fn get_scale(server: &Server, call: &Call) -> Result<Value> {
     let name = &call.path.name;
     let (_, store) = call.served.place(&server.partitions, call.tenant()?, &call.namespace(), name);
     let entry = read::get(&call.served, &*store, &call.key(name)?, name, ReadAt::Latest).await?;
-    let it: Value = serde_json::from_slice(&entry.value).map_err(ApiError::internal)?;
-    Ok(scale_of(&it))
+    let mut it: Value = serde_json::from_slice(&entry.value).map_err(ApiError::internal)?;
+    server.show_value(&call.served, &mut it).await?;
+    scale_of(&call.served, &it)
+}
+
+/// What a request says about an object's scale.
+enum Rescale {
+    Whole(Value),
+    Patched(Patch),
+    Applied(Configuration),
 }
 
 /// Writes the object's scale, whole (`put`) or patched.
@@ -69,16 +95,26 @@ pub(crate) async fn write_scale(
     put: bool,
 ) -> Result<Value> {
     let kind = Gvk::new("autoscaling", "v1", "Scale");
-    let whole = if put { Some(call.decode(&kind, body)?.0) } else { None };
-    let patch = if put { None } else { Some(Patch::parse(call, body)?) };
+    let writer = Writer::new(call)?;
+    let asked = if put {
+        Rescale::Whole(call.decode(&kind, body)?.0)
+    } else if patch::is_apply(call) {
+        Rescale::Applied(Configuration::parse(call, &kind, body)?)
+    } else {
+        Rescale::Patched(Patch::parse(call, body)?)
+    };
     // The object is changed as a whole: replicas are part of its specification.
     let mut of_object = call.clone();
     of_object.path.subresource = String::new();
-    let written = write::change(server, &of_object, Vec::new(), |current| {
-        let scale = match (&whole, &patch) {
-            (Some(whole), _) => whole.clone(),
-            (None, Some(patch)) => patch.apply(call, &scale_of(current))?.0,
-            (None, None) => return Err(ApiError::internal("no scale")),
+    let written = write::change(server, &of_object, &writer, Vec::new(), |current| {
+        let it = &current.object;
+        let scale = match &asked {
+            Rescale::Whole(whole) => whole.clone(),
+            Rescale::Patched(patch) => {
+                let scale = Stored { object: scale_of(&call.served, it)?, managed: String::new() };
+                patch.apply(call, &scale)?.0
+            }
+            Rescale::Applied(configuration) => configuration.value.clone(),
         };
         let replicas = scale["spec"].get("replicas").and_then(Value::as_i64).unwrap_or(0);
         if replicas < 0 {
@@ -90,17 +126,33 @@ pub(crate) async fn write_scale(
             return Err(ApiError::invalid("autoscaling", "Scale", &call.path.name, &[error]));
         }
         let wanted = object::meta_str(&scale, "resourceVersion");
-        let is = object::meta_str(current, "resourceVersion");
-        if !wanted.is_empty() && wanted != is {
+        if !wanted.is_empty() && wanted != object::meta_str(it, "resourceVersion") {
             return Err(call.modified(&call.path.name));
         }
-        let mut value = current.clone();
-        value["spec"]["replicas"] = replicas.into();
-        Ok(Changed { value, retry: !put || wanted.is_empty(), warnings: Vec::new() })
+        let retry = !put || wanted.is_empty();
+        if let Rescale::Applied(configuration) = &asked {
+            let mut config = json!({
+                "apiVersion": it["apiVersion"], "kind": it["kind"],
+                "metadata": {"name": call.path.name, "uid": object::uid(it)},
+            });
+            set_replicas(&call.served, &mut config, replicas);
+            let applied = writer.applied(current, &config, configuration.force)?;
+            return Ok(Changed::new(applied.value, retry).managed_by(applied.managed));
+        }
+        let mut value = it.clone();
+        set_replicas(&call.served, &mut value, replicas);
+        Ok(Changed::new(value, retry))
     })
     .await?;
-    let it: Value = serde_json::from_slice(&written.entry.value).map_err(ApiError::internal)?;
-    Ok(scale_of(&it))
+    let it = object::parse(&written.entry.value).map_err(ApiError::internal)?;
+    scale_of(&call.served, &it)
+}
+
+fn set_replicas(served: &Served, it: &mut Value, replicas: i64) {
+    match served.custom().and_then(|it| it.version.scale.as_ref()) {
+        Some(scale) => custom::object::set_replicas(scale, it, replicas),
+        None => it["spec"]["replicas"] = replicas.into(),
+    }
 }
 
 /// Binds a pod to a node.
@@ -119,7 +171,10 @@ pub(crate) async fn bind(server: &Server, call: &Call, body: &[u8]) -> Result<Va
     let mut of_pod = call.clone();
     // The whole pod changes: specification and status at once, which no client may do.
     of_pod.path.subresource = "binding".into();
-    write::change(server, &of_pod, Vec::new(), |current| {
+    // Being bound makes nobody a manager.
+    let writer = Writer::new(call)?.untracked();
+    write::change(server, &of_pod, &writer, Vec::new(), |current| {
+        let current = &current.object;
         let name = &call.path.name;
         let conflict = |why: String| Err(ApiError::conflict("", "pods/binding", name, &why));
         if !uid.is_empty() && uid != object::uid(current) {
@@ -149,7 +204,7 @@ pub(crate) async fn bind(server: &Server, call: &Call, body: &[u8]) -> Result<Va
         }
         set_condition(&mut pod, "PodScheduled", "True");
         crate::strategy::bump_generation(&mut pod);
-        Ok(Changed { value: pod, retry: true, warnings: Vec::new() })
+        Ok(Changed::new(pod, true))
     })
     .await?;
     Ok(success())
@@ -173,14 +228,15 @@ fn success() -> Value {
 pub(crate) async fn finalize(server: &Server, call: &Call, body: &[u8]) -> Result<write::Written> {
     let (sent, warnings) = call.decode(&Gvk::new("", "v1", "Namespace"), body)?;
     let wanted = object::meta_str(&sent, "resourceVersion").to_owned();
-    write::change(server, call, warnings, |current| {
+    write::change(server, call, &Writer::new(call)?, warnings, |current| {
+        let current = &current.object;
         if !wanted.is_empty() && wanted != object::meta_str(current, "resourceVersion") {
             return Err(call.modified(&call.path.name));
         }
         let mut value = current.clone();
         value["spec"]["finalizers"] =
             sent["spec"].get("finalizers").cloned().unwrap_or_else(|| json!([]));
-        Ok(Changed { value, retry: wanted.is_empty(), warnings: Vec::new() })
+        Ok(Changed::new(value, wanted.is_empty()))
     })
     .await
 }

@@ -205,13 +205,13 @@ impl Follower {
         let name = format!("{}.{:016x}", it.id, it.transition ^ ((it.phase as u64) << 56));
         let message = match (it.phase, it.message.is_empty()) {
             (Phase::Done, _) => format!(
-                "{} moved from {} to {}; writes waited {} ms",
+                "moved {} from {} to {}; writes waited {} ms",
                 it.scope,
                 it.from,
                 it.to,
                 it.pause.unwrap_or_default()
             ),
-            (_, true) => format!("{} moves from {} to {}", it.scope, it.from, it.to),
+            (_, true) => format!("moving {} from {} to {}", it.scope, it.from, it.to),
             (_, false) => format!("{}: {}", it.scope, it.message),
         };
         let event = json!({
@@ -222,6 +222,7 @@ impl Follower {
             },
             "involvedObject": {
                 "apiVersion": "insula.io/v1", "kind": "PartitionMove", "name": it.id,
+                "uid": views::uid("PartitionMove", self.server.partitions.map().cluster(), &it.id),
             },
             "reason": views::phase(it),
             "message": message,

@@ -13,7 +13,7 @@ use insula_api::{
 };
 use serde_json::{Map, Value};
 
-use crate::error::FieldError;
+use crate::{custom, error::FieldError, registry::Served};
 
 const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
 const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
@@ -27,15 +27,21 @@ const DATA: usize = 1024 * 1024;
 type Errors = Vec<FieldError>;
 
 /// Checks a new object.
-pub(crate) fn create(resource: &Resource, it: &Value) -> Errors {
+pub(crate) fn create(served: &Served, it: &Value) -> Errors {
+    let resource = &served.resource;
     let mut errors = Vec::new();
     metadata(resource, it, &mut errors);
-    kind(resource, it, &mut errors);
+    match served.custom() {
+        Some(custom) => errors.extend(custom.check(it, None, "")),
+        None if custom::holds_definitions(served) => errors.extend(custom::check(it, None)),
+        None => kind(resource, it, &mut errors),
+    }
     errors
 }
 
 /// Checks what becomes of an object.
-pub(crate) fn update(resource: &Resource, subresource: &str, old: &Value, new: &Value) -> Errors {
+pub(crate) fn update(served: &Served, subresource: &str, old: &Value, new: &Value) -> Errors {
+    let resource = &served.resource;
     let mut errors = Vec::new();
     metadata(resource, new, &mut errors);
     if object::is_deleting(old) {
@@ -48,7 +54,13 @@ pub(crate) fn update(resource: &Resource, subresource: &str, old: &Value, new: &
             errors.push(FieldError::forbidden("metadata.finalizers", &why));
         }
     }
-    if subresource.is_empty() {
+    if let Some(custom) = served.custom() {
+        errors.extend(custom.check(new, Some(old), subresource));
+    } else if custom::holds_definitions(served) {
+        if subresource.is_empty() {
+            errors.extend(custom::check(new, Some(old)));
+        }
+    } else if subresource.is_empty() {
         kind(resource, new, &mut errors);
         immutable(resource, old, new, &mut errors);
     }
@@ -509,18 +521,20 @@ fn pod_update(old: &Value, new: &Value, errors: &mut Errors) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use serde_json::json;
 
     use super::*;
+    use crate::registry::Registry;
 
-    fn pods() -> &'static Resource {
-        let all = insula_api::resources::built_in();
-        all.iter().find(|it| it.group.is_empty() && it.name == "pods").unwrap()
+    fn pods() -> Arc<Served> {
+        Registry::built_in().get("", "v1", "pods").unwrap().clone()
     }
 
     #[track_caller]
     fn check(it: Value, expected: &[&str]) {
-        let errors = create(pods(), &it);
+        let errors = create(&pods(), &it);
         let got: Vec<String> =
             errors.iter().map(|it| format!("{}: {}", it.field, it.message)).collect();
         assert_eq!(got.len(), expected.len(), "{got:?}");
@@ -550,8 +564,8 @@ mod tests {
     fn only_images_change() {
         let old = json!({"metadata": {"name": "a"}, "spec": {"containers": [{"name": "c", "image": "1"}]}});
         let new = json!({"metadata": {"name": "a"}, "spec": {"containers": [{"name": "c", "image": "2"}]}});
-        assert_eq!(update(pods(), "", &old, &new), []);
+        assert_eq!(update(&pods(), "", &old, &new), []);
         let bad = json!({"metadata": {"name": "a"}, "spec": {"containers": [{"name": "c", "image": "2", "tty": true}]}});
-        assert_eq!(update(pods(), "", &old, &bad).len(), 1);
+        assert_eq!(update(&pods(), "", &old, &bad).len(), 1);
     }
 }

@@ -3,7 +3,7 @@
 //! A view is a [`Store`], so the handlers of every other resource serve it. A read makes the
 //! objects anew; a write is turned into a change of the map, or into a move. Its revisions are
 //! times in milliseconds: each server counts for itself, and a watch that began at one server can
-//! go on at another whose clock is not far off.
+//! go on at another whose clock is not far off. Labels and annotations are kept as [`notes`].
 //!
 //! # Invariants
 //!
@@ -12,6 +12,7 @@
 //! * The map decides: what it refuses was never accepted here.
 
 mod moves;
+mod notes;
 mod partitions;
 mod servers;
 
@@ -39,6 +40,7 @@ use serde_json::{Value, json};
 use tokio::{sync::watch, time::Instant};
 
 pub(crate) use self::moves::{driver, phase};
+use self::notes::Notes;
 use crate::{
     Server,
     error::{ApiError, Result},
@@ -89,6 +91,9 @@ pub(crate) async fn check(
     new: Option<&Value>,
     old: Option<&Value>,
 ) -> Result<()> {
+    if is_note(new, old) {
+        return Ok(());
+    }
     match kind {
         Kind::Partitions => partitions::check(&server.partitions, new, old),
         Kind::Servers => servers::check(&server.partitions, new, old),
@@ -96,10 +101,16 @@ pub(crate) async fn check(
     }
 }
 
+/// Whether an update leaves alone what the map decides.
+fn is_note(new: Option<&Value>, old: Option<&Value>) -> bool {
+    new.zip(old).is_some_and(|(new, old)| new["spec"] == old["spec"])
+}
+
 /// See the module.
 pub(crate) struct View {
     kind: Kind,
     source: Source,
+    notes: Notes,
     shelf: Arc<Shelf>,
 }
 
@@ -146,7 +157,8 @@ impl View {
         let contents =
             Contents { version, floor: version, objects: BTreeMap::new(), events: VecDeque::new() };
         let shelf = Shelf { contents: Mutex::new(contents), changed: watch::Sender::new(0) };
-        Arc::new(Self { kind, source: Source { partitions, peers }, shelf: Arc::new(shelf) })
+        let (notes, source) = (Notes::of(kind), Source { partitions, peers });
+        Arc::new(Self { kind, source, notes, shelf: Arc::new(shelf) })
     }
 
     /// Looks for those who watch, until the task is ended.
@@ -163,11 +175,13 @@ impl View {
     }
 
     async fn make(&self) -> Result<Vec<Made>, StoreError> {
-        Ok(match self.kind {
+        let mut made = match self.kind {
             Kind::Partitions => partitions::make(&self.source.partitions),
             Kind::Servers => servers::make(&self.source),
             Kind::Moves => moves::make(&self.source.partitions).await?,
-        })
+        };
+        self.notes.add(&self.source.partitions, &mut made).await;
+        Ok(made)
     }
 
     /// Makes all objects anew and tells what changed.
@@ -217,12 +231,14 @@ impl View {
         let partitions = &self.source.partitions;
         let (new, old) = (new.as_ref(), old.as_ref());
         let changed = match self.kind {
+            _ if is_note(new, old) => Ok(()),
             Kind::Partitions => text(partitions::write(partitions, name, new, old.is_none()).await),
             Kind::Servers => text(servers::write(partitions, name, new).await),
             Kind::Moves => text(moves::write(partitions, name, new).await),
         };
         // It was allowed a moment ago, so this is a race, and what comes of it is decided anew.
         changed.map_err(|reason| StoreError::Unavailable { reason, source: None })?;
+        self.notes.write(partitions, name, new).await?;
         let now = self.read(&write.collection, ReadAt::Latest).await?;
         let entry = now
             .get(&write.key)
@@ -333,6 +349,11 @@ impl Store for View {
 
     fn watch(&self, _: &Collection, after: Revision) -> Result<Watcher, StoreError> {
         self.shelf.changes(after, 0)?;
+        // From a server whose clock is ahead, or from before this one's was set back: what happens
+        // from now on comes after it.
+        let mut contents = self.shelf.contents.lock();
+        contents.version = contents.version.max(after);
+        drop(contents);
         Ok(Watcher::new(self.shelf.clone(), after))
     }
 
@@ -365,15 +386,17 @@ fn text<E: std::error::Error + 'static>(outcome: Result<(), E>) -> Result<(), St
     outcome.map_err(|error| crate::error::chain(&error))
 }
 
+/// The uid of a view's object: always the same for the same thing, whichever server makes it.
+pub(crate) fn uid(kind: &str, cluster: &str, name: &str) -> String {
+    let hash = xxhash_rust::xxh3::xxh3_128(format!("{cluster}/{kind}/{name}").as_bytes());
+    uuid::Uuid::from_u128(hash).to_string()
+}
+
 /// What all objects of views have.
 fn base(kind: &str, cluster: &str, name: &str) -> Value {
-    // Always the same for the same thing, whichever server makes it.
-    let hash = xxhash_rust::xxh3::xxh3_128(format!("{cluster}/{kind}/{name}").as_bytes());
     json!({
         "apiVersion": "insula.io/v1", "kind": kind,
-        "metadata": {
-            "name": name, "tenant": "system", "uid": uuid::Uuid::from_u128(hash).to_string(),
-        },
+        "metadata": {"name": name, "tenant": "system", "uid": uid(kind, cluster, name)},
     })
 }
 

@@ -9,6 +9,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures::{StreamExt as _, stream};
 use insula_partition::{
+    snapshot::Entry,
     store::{ReadAt, Store, StoreError},
     watch::{Event, Watcher},
 };
@@ -18,6 +19,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    Server,
     body::Sender,
     error::{ApiError, Result},
     matcher::Matcher,
@@ -37,6 +39,7 @@ const CHUNK: usize = 64 * 1024;
 
 /// Everything a watch needs to run by itself.
 pub(crate) struct Watch {
+    server: Arc<Server>,
     served: Arc<Served>,
     matcher: Matcher,
     prefix: String,
@@ -67,13 +70,13 @@ pub(crate) struct EventForm {
 impl Watch {
     /// Checks the options and takes its place in the history; errors are plain answers.
     pub(crate) async fn start(
+        server: Arc<Server>,
         served: Arc<Served>,
         places: &[(String, Arc<dyn Store>)],
         whose: &Whose,
         namespace: &str,
         options: ListOptions,
         form: EventForm,
-        shutdown: CancellationToken,
     ) -> Result<Self> {
         let matcher =
             Matcher::parse(options.labels.as_deref(), options.fields.as_deref(), &served.resource)?;
@@ -101,8 +104,8 @@ impl Watch {
                     if wants_state {
                         let entries = snapshot.range(&prefix, None);
                         let found =
-                            entries.filter(|(_, entry)| matcher.matches(&served.resource, entry));
-                        initial.extend(found.map(|(_, entry)| entry.value.clone()));
+                            state(&server, &served, &matcher, entries.map(|it| it.1)).await?;
+                        initial.extend(found);
                     }
                     let revision = snapshot.revision();
                     snapshots.push(snapshot);
@@ -118,7 +121,9 @@ impl Watch {
         for ((name, store), (_, revision)) in places.iter().zip(&at) {
             watchers.push((name.clone(), store.watch(&served.collection, *revision)?));
         }
+        let shutdown = server.shutdown.clone();
         Ok(Self {
+            server,
             served,
             matcher,
             prefix,
@@ -184,7 +189,12 @@ impl Watch {
                 next = watchers.next() => {
                     let Some((name, events, progress)) = next else { return };
                     match events {
-                        Ok(events) => {
+                        Ok(mut events) => {
+                            if let Err(error) = self.show(&mut events).await {
+                                let event = json!({"type": "ERROR", "object": error.status()});
+                                send(sender, format!("{event}\n").into()).await;
+                                return;
+                            }
                             for event in &events {
                                 self.change(&mut out, event);
                                 self.advance(&name, event.revision);
@@ -210,6 +220,20 @@ impl Watch {
                 return;
             }
         }
+    }
+
+    /// Has changes look as this version shows objects.
+    async fn show(&self, events: &mut [Arc<Event>]) -> Result<()> {
+        if self.served.custom().is_none() {
+            return Ok(());
+        }
+        for event in events.iter_mut().filter(|it| it.key.starts_with(&self.prefix)) {
+            let mut shown = (**event).clone();
+            let entries = [Some(&mut shown.entry), shown.previous.as_mut()];
+            self.server.show(&self.served, entries.into_iter().flatten()).await?;
+            *event = Arc::new(shown);
+        }
+        Ok(())
     }
 
     fn advance(&mut self, name: &str, revision: insula_partition::store::Revision) {
@@ -258,7 +282,7 @@ impl Watch {
             return insula_api::object::partial_metadata(&object);
         }
         let columns = !std::mem::replace(&mut self.sent_columns, true);
-        let mut shaped = table::table(&self.served.resource, &[object], self.include, &json!({}));
+        let mut shaped = table::table(&self.served, &[object], self.include, &json!({}));
         if !columns {
             shaped["columnDefinitions"] = Value::Null;
         }
@@ -279,8 +303,7 @@ impl Watch {
             Form::PartialMetadata => insula_api::object::partial_metadata(&object),
             Form::Table => {
                 let revision = json!({"resourceVersion": self.at.to_string()});
-                let mut shaped =
-                    table::table(&self.served.resource, &[object], self.include, &revision);
+                let mut shaped = table::table(&self.served, &[object], self.include, &revision);
                 shaped["columnDefinitions"] = Value::Null;
                 shaped
             }
@@ -301,6 +324,24 @@ impl Watch {
         out.put_slice(event.to_string().as_bytes());
         out.put_u8(b'\n');
     }
+}
+
+/// What a watch begins with, from what is kept.
+async fn state<'a>(
+    server: &Server,
+    served: &Served,
+    matcher: &Matcher,
+    kept: impl Iterator<Item = &'a Entry>,
+) -> Result<Vec<Bytes>> {
+    let resource = &served.resource;
+    if served.custom().is_none() {
+        let found = kept.filter(|entry| matcher.matches(resource, entry));
+        return Ok(found.map(|entry| entry.value.clone()).collect());
+    }
+    let mut shown: Vec<Entry> = kept.cloned().collect();
+    server.show(served, shown.iter_mut()).await?;
+    shown.retain(|entry| matcher.matches(resource, entry));
+    Ok(shown.into_iter().map(|entry| entry.value).collect())
 }
 
 /// False if the client is gone.

@@ -4,21 +4,22 @@
 //! changes nothing writes nothing.
 
 use insula_api::{
-    decode, object,
-    schema::{Schema, Shape},
-    strategic, time,
+    object::{self, Stored},
+    time,
 };
 use insula_partition::{
     snapshot::Entry,
     store::{Change, Expect, ReadAt, Revision, StoreError, Write},
 };
 use rand::Rng as _;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     Server, admission,
     call::Call,
     error::{ApiError, FieldError, Result},
+    ownership::{self, Writer},
+    patch::{self, Configuration, Patch},
     read, strategy, validate,
 };
 
@@ -36,14 +37,25 @@ pub(crate) struct Written {
 /// Creates the object of `body`.
 pub(crate) async fn create(server: &Server, call: &Call, body: &[u8]) -> Result<Written> {
     let (value, warnings) = call.decode(&call.served.resource.gvk(), body)?;
-    create_value(server, call, value, warnings).await
+    create_value(server, call, &Writer::new(call)?, value, Managers::Compared, warnings).await
+}
+
+/// Who manages the result of a write.
+#[derive(Debug, Clone)]
+pub(crate) enum Managers {
+    /// Whoever wrote manages what it changed.
+    Compared,
+    /// The JSON of `metadata.managedFields`.
+    Given(Option<String>),
 }
 
 /// Creates `it`, a decoded object of the call's kind.
-pub(crate) async fn create_value(
+async fn create_value(
     server: &Server,
     call: &Call,
+    writer: &Writer,
     mut it: Value,
+    managers: Managers,
     warnings: Vec<String>,
 ) -> Result<Written> {
     let resource = &call.served.resource;
@@ -60,8 +72,10 @@ pub(crate) async fn create_value(
     }
     let generate = object::meta_str(&it, "generateName").to_owned();
     let generated = object::name(&it).is_empty() && !generate.is_empty();
+    let sent;
     {
         let metadata = object::metadata_mut(&mut it);
+        sent = metadata.remove("managedFields");
         for field in
             ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation", "uid"]
         {
@@ -71,13 +85,19 @@ pub(crate) async fn create_value(
         metadata.insert("creationTimestamp".into(), time::now().into());
     }
     for attempt in 0..RETRIES {
-        let mut it = it.clone();
+        // Only a name that was made here is ever tried again.
+        let mut it = if generated { it.clone() } else { it.take() };
         if generated {
             object::metadata_mut(&mut it).insert("name".into(), generated_name(&generate).into());
         }
+        strategy::begin_create(&call.served, &mut it);
+        let managed = match &managers {
+            Managers::Compared => writer.created(&it, sent.as_ref()),
+            Managers::Given(managed) => managed.clone(),
+        };
         strategy::prepare_create(&call.served, &mut it);
         admission::mutate(server, call, &mut it, None).await?;
-        let errors = validate::create(resource, &it);
+        let errors = validate::create(&call.served, &it);
         if !errors.is_empty() {
             let name = object::name(&it);
             return Err(ApiError::invalid(&resource.group, &resource.kind, name, &errors));
@@ -91,21 +111,24 @@ pub(crate) async fn create_value(
             if snapshot.get(&key).is_some() {
                 return Err(ApiError::already_exists(&resource.group, &resource.name, &name));
             }
-            let entry = Entry { value: object::encode(&it).into(), modified: Revision(0) };
+            let value = object::encode_with(&it, managed.as_deref()).into();
+            let entry = Entry { value, modified: Revision(0) };
             return Ok(Written { entry, created: true, warnings });
         }
+        let kept = server.keep(&call.served, &it).await?;
         let write = Write {
             collection: call.served.collection.clone(),
             key: key.into(),
             expect: Expect::Absent,
-            change: Change::Put(object::encode(&it).into()),
+            change: Change::Put(object::encode_with(&kept, managed.as_deref()).into()),
             durability: call.served.durability(&namespace),
             by_move: None,
         };
         match store.write(write).await {
             Ok(committed) => {
                 admission::created(server, call, &it).await?;
-                return Ok(Written { entry: committed.entry, created: true, warnings });
+                let entry = server.show_entry(&call.served, committed.entry).await?;
+                return Ok(Written { entry, created: true, warnings });
             }
             Err(StoreError::Conflict { .. }) if generated && attempt + 1 < RETRIES => (),
             Err(StoreError::Conflict { .. }) => {
@@ -168,12 +191,13 @@ fn check_head(call: &Call, it: &mut Value) -> Result<()> {
 pub(crate) async fn update(server: &Server, call: &Call, body: &[u8]) -> Result<Written> {
     let kind = call.served.resource.gvk();
     let (mut value, warnings) = call.decode(&kind, body)?;
+    let writer = Writer::new(call)?;
     check_head(call, &mut value)?;
     let wanted = object::meta_str(&value, "resourceVersion").to_owned();
     let conditional = !wanted.is_empty() && wanted != "0";
     let resource = &call.served.resource;
     if call.path.subresource.is_empty() {
-        let unguarded = !conditional && strategy::needs_revision(resource);
+        let unguarded = !conditional && strategy::needs_revision(&call.served);
         let may_create = strategy::creates_on_update(resource);
         let exists = (!unguarded && !may_create) || exists(server, call).await?;
         if unguarded && exists {
@@ -186,15 +210,16 @@ pub(crate) async fn update(server: &Server, call: &Call, body: &[u8]) -> Result<
         if may_create && !exists {
             object::metadata_mut(&mut value).remove("resourceVersion");
             server.authorize_verb(call, "create").await?;
-            return create_value(server, call, value, warnings).await;
+            let managers = Managers::Compared;
+            return create_value(server, call, &writer, value, managers, warnings).await;
         }
     }
-    change(server, call, warnings, |current| {
-        let is = object::meta_str(current, "resourceVersion");
+    change(server, call, &writer, warnings, |current| {
+        let is = object::meta_str(&current.object, "resourceVersion");
         if conditional && is != wanted {
             return Err(call.modified(&call.path.name));
         }
-        Ok(Changed { value: value.clone(), retry: !conditional, warnings: Vec::new() })
+        Ok(Changed::new(value.clone(), !conditional))
     })
     .await
 }
@@ -211,18 +236,36 @@ async fn exists(server: &Server, call: &Call) -> Result<bool> {
 /// What a change makes of the current object.
 #[derive(Debug)]
 pub(crate) struct Changed {
-    pub value: Value,
+    value: Value,
     /// Whether the change may be made again from a newer object.
-    pub retry: bool,
-    pub warnings: Vec<String>,
+    retry: bool,
+    managers: Managers,
+    warnings: Vec<String>,
+}
+
+impl Changed {
+    pub(crate) fn new(value: Value, retry: bool) -> Self {
+        Self { value, retry, managers: Managers::Compared, warnings: Vec::new() }
+    }
+
+    pub(crate) fn managed_by(mut self, managed: Option<String>) -> Self {
+        self.managers = Managers::Given(managed);
+        self
+    }
+
+    fn warn(mut self, warnings: Vec<String>) -> Self {
+        self.warnings = warnings;
+        self
+    }
 }
 
 /// Applies `make` to the current object until nobody else was faster.
 pub(crate) async fn change(
     server: &Server,
     call: &Call,
+    writer: &Writer,
     mut warnings: Vec<String>,
-    make: impl Fn(&Value) -> Result<Changed>,
+    make: impl Fn(&Stored) -> Result<Changed>,
 ) -> Result<Written> {
     let resource = &call.served.resource;
     let tenant = call.tenant()?.clone();
@@ -231,32 +274,47 @@ pub(crate) async fn change(
     let (_, store) = call.served.place(&server.partitions, &tenant, &namespace, &name);
     let mut entry = read::get(&call.served, &*store, &key, &name, ReadAt::Latest).await?;
     for _ in 0..RETRIES {
-        let old: Value = serde_json::from_slice(&entry.value).map_err(ApiError::internal)?;
-        let Changed { value: mut new, retry, warnings: found } = make(&old)?;
+        let mut current = Stored::parse(&entry.value).map_err(ApiError::internal)?;
+        let kept = server.show_value(&call.served, &mut current.object).await?;
+        let Changed { value: mut new, retry, managers, warnings: found } = make(&current)?;
+        let Stored { object: old, managed: stored } = &current;
         let uid = object::uid(&new);
-        if !uid.is_empty() && uid != object::uid(&old) {
+        if !uid.is_empty() && uid != object::uid(old) {
             let why = format!(
                 "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-                object::uid(&old)
+                object::uid(old)
             );
             return Err(ApiError::conflict(&resource.group, &resource.name, &name, &why));
         }
-        strategy::prepare_update(&call.served, &call.path.subresource, &old, &mut new);
-        admission::mutate(server, call, &mut new, Some(&old)).await?;
-        let errors = validate::update(resource, &call.path.subresource, &old, &new);
+        let sent = object::metadata_mut(&mut new).remove("managedFields");
+        strategy::prepare_update(&call.served, &call.path.subresource, old, &mut new);
+        let managed = match managers {
+            Managers::Compared => writer.updated(old, &new, stored, sent.as_ref()),
+            Managers::Given(managed) => managed,
+        };
+        admission::mutate(server, call, &mut new, Some(old)).await?;
+        let errors = validate::update(&call.served, &call.path.subresource, old, &new);
         if !errors.is_empty() {
             return Err(ApiError::invalid(&resource.group, &resource.kind, &name, &errors));
         }
-        admission::validate(server, call, Some(&new), Some(&old)).await?;
-        let bytes = object::encode(&new);
-        if bytes == object::encode(&old) || call.query.dry_run()? {
-            let value = insula_partition::value::with_revision(&bytes.into(), entry.modified);
+        admission::validate(server, call, Some(&new), Some(old)).await?;
+        let to_keep = server.keep(&call.served, &new).await?;
+        let is_same = object::is_same(&to_keep, kept.as_ref().unwrap_or(old))
+            && ownership::is_same_but_for_times(managed.as_deref().unwrap_or_default(), stored);
+        if is_same {
+            warnings.extend(found);
+            let entry = server.show_entry(&call.served, entry).await?;
+            return Ok(Written { entry, created: false, warnings });
+        }
+        if call.query.dry_run()? {
+            let bytes = object::encode_with(&new, managed.as_deref()).into();
+            let value = insula_partition::value::with_revision(&bytes, entry.modified);
             warnings.extend(found);
             return Ok(Written { entry: Entry { value, ..entry }, created: false, warnings });
         }
         let change = match is_finished(&new) {
             true => Change::Delete,
-            false => Change::Put(bytes.into()),
+            false => Change::Put(object::encode_with(&to_keep, managed.as_deref()).into()),
         };
         let write = Write {
             collection: call.served.collection.clone(),
@@ -269,7 +327,9 @@ pub(crate) async fn change(
         match store.write(write).await {
             Ok(committed) => {
                 warnings.extend(found);
-                return Ok(Written { entry: committed.entry, created: false, warnings });
+                admission::changed(server, call).await;
+                let entry = server.show_entry(&call.served, committed.entry).await?;
+                return Ok(Written { entry, created: false, warnings });
             }
             Err(StoreError::Conflict { found: Some(found), .. }) if retry => entry = found,
             Err(StoreError::Conflict { found: None, .. }) => return Err(call.not_found(&name)),
@@ -293,104 +353,65 @@ pub(crate) fn is_finished(it: &Value) -> bool {
 
 /// Patches the object of the path.
 pub(crate) async fn patch(server: &Server, call: &Call, body: &[u8]) -> Result<Written> {
+    if patch::is_apply(call) {
+        return apply(server, call, body).await;
+    }
     let patch = Patch::parse(call, body)?;
-    change(server, call, Vec::new(), |current| {
+    let writer = Writer::new(call)?;
+    change(server, call, &writer, Vec::new(), |current| {
         let (value, warnings) = patch.apply(call, current)?;
         let wanted = object::meta_str(&value, "resourceVersion");
-        if wanted != object::meta_str(current, "resourceVersion") && !wanted.is_empty() {
+        if wanted != object::meta_str(&current.object, "resourceVersion") && !wanted.is_empty() {
             return Err(call.modified(&call.path.name));
         }
-        Ok(Changed { value, retry: !patch.has_revision(), warnings })
+        Ok(Changed::new(value, !patch.has_revision()).warn(warnings))
     })
     .await
 }
 
-/// A decoded patch.
-#[derive(Debug)]
-pub(crate) enum Patch {
-    Json(json_patch::Patch),
-    Merge(Value),
-    Strategic(Value),
-}
-
-const MERGE: &str = "application/merge-patch+json";
-const STRATEGIC: &str = "application/strategic-merge-patch+json";
-const JSON: &str = "application/json-patch+json";
-/// Most operations of one JSON patch.
-const OPERATIONS: usize = 10_000;
-
-impl Patch {
-    pub(crate) fn parse(call: &Call, body: &[u8]) -> Result<Self> {
-        let json = || {
-            decode::json(Schema::built_in(), None, body)
-                .map(|it| it.value)
-                .map_err(|error| ApiError::bad_request(format!("error decoding patch: {error}")))
-        };
-        match crate::request::media_type(&call.headers) {
-            JSON => {
-                let patch: json_patch::Patch =
-                    serde_json::from_value(json()?).map_err(|error| {
-                        ApiError::bad_request(format!("error decoding patch: {error}"))
-                    })?;
-                if OPERATIONS < patch.0.len() {
-                    return Err(ApiError::too_large(OPERATIONS));
-                }
-                Ok(Self::Json(patch))
+/// Applies the body to the object of the path, or creates it.
+async fn apply(server: &Server, call: &Call, body: &[u8]) -> Result<Written> {
+    let kind = call.served.resource.gvk();
+    let configuration = Configuration::parse(call, &kind, body)?;
+    let writer = Writer::new(call)?;
+    let config = &configuration.value;
+    check_head(call, &mut json!({ "metadata": object::metadata(config) }))?;
+    for _ in 0..RETRIES {
+        let changed = change(server, call, &writer, configuration.warnings.clone(), |current| {
+            let applied = writer.applied(current, config, configuration.force)?;
+            let wanted = object::meta_str(config, "resourceVersion");
+            let is = object::meta_str(&current.object, "resourceVersion");
+            if configuration.has_revision() && wanted != is {
+                return Err(call.modified(&call.path.name));
             }
-            MERGE => Ok(Self::Merge(json()?)),
-            STRATEGIC => Ok(Self::Strategic(json()?)),
-            _ => Err(ApiError::unsupported_media_type(&format!("{JSON}, {MERGE}, {STRATEGIC}"))),
+            let changed = Changed::new(applied.value, !configuration.has_revision());
+            Ok(changed.managed_by(applied.managed))
+        })
+        .await;
+        match changed {
+            Err(error) if error.reason == "NotFound" && call.path.subresource.is_empty() => (),
+            result => return result,
+        }
+        let uid = object::uid(config);
+        if !uid.is_empty() {
+            let resource = &call.served.resource;
+            let why = format!(
+                "uid mismatch: the provided object specified uid {uid}, and no existing object was found"
+            );
+            let name = &call.path.name;
+            return Err(ApiError::conflict(&resource.group, &resource.name, name, &why));
+        }
+        server.authorize_verb(call, "create").await?;
+        let applied = writer.applied(&ownership::nothing(&kind), config, configuration.force)?;
+        let mut value = applied.value;
+        check_head(call, &mut value)?;
+        let managers = Managers::Given(applied.managed);
+        let warnings = configuration.warnings.clone();
+        match create_value(server, call, &writer, value, managers, warnings).await {
+            // Somebody else was faster; it is there to be changed now.
+            Err(error) if error.reason == "AlreadyExists" => (),
+            result => return result,
         }
     }
-
-    /// The patch asks for a certain revision.
-    fn has_revision(&self) -> bool {
-        match self {
-            Self::Json(_) => false,
-            Self::Merge(it) | Self::Strategic(it) => {
-                !object::meta_str(it, "resourceVersion").is_empty()
-            }
-        }
-    }
-
-    /// What becomes of `current`, checked by its type; with warnings about unknown fields.
-    pub(crate) fn apply(&self, call: &Call, current: &Value) -> Result<(Value, Vec<String>)> {
-        let schema = Schema::built_in();
-        let id = schema.by_kind(&insula_api::schema::Gvk::new(
-            current["apiVersion"].as_str().and_then(|it| it.split_once('/')).map_or("", |it| it.0),
-            current["apiVersion"].as_str().map_or("", |it| it.rsplit('/').next().unwrap_or(it)),
-            current["kind"].as_str().unwrap_or_default(),
-        ));
-        let mut value = current.clone();
-        match self {
-            Self::Json(patch) => {
-                json_patch::patch(&mut value, patch).map_err(|error| {
-                    let mut failed = ApiError::bad_request(format!(
-                        "the server rejected our request due to an error in our request: {error}"
-                    ));
-                    failed.code = http::StatusCode::UNPROCESSABLE_ENTITY;
-                    failed.reason = "Invalid";
-                    failed
-                })?;
-            }
-            Self::Merge(patch) => json_patch::merge(&mut value, patch),
-            Self::Strategic(patch) => {
-                let shape = id.map_or(Shape::Any, Shape::Object);
-                value = strategic::merge(schema, &shape, value, patch.clone())
-                    .map_err(|error| ApiError::bad_request(error.to_string()))?;
-            }
-        }
-        if !value.is_object() {
-            return Err(ApiError::bad_request("the patch leaves no object"));
-        }
-        let decoded = decode::value(schema, id, value)?;
-        match crate::request::FieldValidation::from_query(&call.query)? {
-            crate::request::FieldValidation::Strict if !decoded.findings.is_empty() => {
-                let list = decoded.findings.join(", ");
-                Err(ApiError::bad_request(format!("strict decoding error: {list}")))
-            }
-            crate::request::FieldValidation::Warn => Ok((decoded.value, decoded.findings)),
-            _ => Ok((decoded.value, Vec::new())),
-        }
-    }
+    Err(call.modified(&call.path.name))
 }

@@ -12,10 +12,10 @@ use anyhow::{Context as _, Result, bail};
 use insula_client::Client;
 use insula_partition::{
     backup::{self, Summary},
-    partitions::{Partitions, PartitionsConfig, StoreConfig},
+    partitions::{Partitions, PartitionsConfig},
 };
 
-use crate::{cli, data_dir::DataDir, signals::run_until_signalled};
+use crate::{cli, data_dir::DataDir, signals::run_until_signalled, store};
 
 /// How often the progress is shown.
 const SHOW: Duration = Duration::from_millis(200);
@@ -162,7 +162,8 @@ pub(crate) fn restore(options: &cli::Restore) -> Result<()> {
     }
     // Found out before anything is made.
     backup::check(BufReader::new(File::open(from)?))?;
-    let mut config = PartitionsConfig::alone(dir, store(options)?);
+    let store = store::config(&options.storage, options.partitions)?;
+    let mut config = PartitionsConfig::alone(dir, store);
     config.server.clone_from(&options.name);
     run_until_signalled(async |shutdown| {
         let work = write(file, config, from);
@@ -173,10 +174,6 @@ pub(crate) fn restore(options: &cli::Restore) -> Result<()> {
             }
         }
     })
-}
-
-fn store(options: &cli::Restore) -> Result<StoreConfig> {
-    crate::up::store_config(&options.store, options.partitions)
 }
 
 async fn write(file: BufReader<File>, config: PartitionsConfig, from: &Path) -> Result<()> {

@@ -48,13 +48,14 @@ pub(crate) enum Command {
     /// Write everything that all partitions hold into one file, while the cloud runs.
     #[command(
         after_help = "Each partition is in it as it was at one revision. The file is checked \
-    before the command ends; keys and certificates are not in it.\n\n\
+    before the command ends; keys and certificates (DIR/pki) are not in it: keep a copy.\n\n\
     Example:\n  insula backup --data-dir run --out insula.backup"
     )]
     Backup(Backup),
     /// Write a backup to a new data directory, or to etcds that hold nothing.
     #[command(after_help = "The number and kind of partitions may be others than they were. A \
-    damaged backup is refused before anything is written.\n\n\
+    damaged backup is refused before anything is written. Put the old DIR/pki beside it, or all \
+    users need new kubeconfigs.\n\n\
     Example:\n  insula restore --from insula.backup --data-dir new --partitions 4\n  \
     insula up --data-dir new")]
     Restore(Restore),
@@ -110,12 +111,38 @@ pub(crate) struct Restore {
     /// Storage partitions.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) partitions: u16,
-    /// `embedded`, or real etcds: `etcd=NAME=URL[,URL..];NAME=URL..`.
-    #[arg(long, value_name = "STORE", default_value = "embedded")]
-    pub(crate) store: String,
+    #[command(flatten)]
+    pub(crate) storage: Storage,
     /// Name of the server that the data directory is for.
     #[arg(long, value_name = "NAME", default_value = "s1")]
     pub(crate) name: String,
+}
+
+/// What is under the partitions.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Storage {
+    /// `embedded`, or real etcds: `etcd=NAME=URL[,URL..];NAME=URL..`.
+    #[arg(long, value_name = "STORE", default_value = "embedded")]
+    pub(crate) store: String,
+    /// CA of the etcds' certificates.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) etcd_ca: Option<PathBuf>,
+    /// Certificate to show to etcds.
+    #[arg(long, value_name = "FILE", requires = "etcd_key", requires = "etcd_ca")]
+    pub(crate) etcd_certificate: Option<PathBuf>,
+    /// Its key.
+    #[arg(long, value_name = "FILE", requires = "etcd_certificate")]
+    pub(crate) etcd_key: Option<PathBuf>,
+    /// User of the etcds.
+    #[arg(long, value_name = "U", requires = "etcd_password_file")]
+    pub(crate) etcd_user: Option<String>,
+    /// File whose first line is the user's password.
+    #[arg(long, value_name = "FILE", requires = "etcd_user")]
+    pub(crate) etcd_password_file: Option<PathBuf>,
+    /// Another etcd for events and heartbeats of partition NAME: `NAME=URL[,URL..]`; may be
+    /// repeated.
+    #[arg(long, value_name = "RELAXED")]
+    pub(crate) etcd_relaxed: Vec<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -132,9 +159,8 @@ pub(crate) struct Up {
     /// Storage partitions of a new data directory, 2 by default. Later a higher number adds some.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) partitions: Option<u16>,
-    /// `embedded`, or real etcds: `etcd=NAME=URL[,URL..];NAME=URL..`.
-    #[arg(long, value_name = "STORE", default_value = "embedded")]
-    pub(crate) store: String,
+    #[command(flatten)]
+    pub(crate) storage: Storage,
     /// Parts to leave out, separated by commas: node, controllers, scheduler, vm-runtime, network.
     #[arg(long, value_name = "PARTS", value_delimiter = ',', value_parser = ["node", "controllers", "scheduler", "vm-runtime", "network"])]
     pub(crate) without: Vec<String>,

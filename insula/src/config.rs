@@ -144,6 +144,24 @@ pub(crate) struct EtcdLogin {
     pub(crate) password_file: Option<PathBuf>,
 }
 
+impl EtcdLogin {
+    /// With the password read; of no etcd in particular.
+    pub(crate) fn read(&self) -> Result<EtcdConfig> {
+        let mut config = EtcdConfig::plain(Vec::new());
+        config.tls = self
+            .ca
+            .clone()
+            .map(|ca| EtcdTls { ca, identity: self.certificate.clone().zip(self.key.clone()) });
+        if let (Some(user), Some(file)) = (&self.user, &self.password_file) {
+            let text = fs::read_to_string(file)
+                .with_context(|| format!("cannot read the password {}", file.display()))?;
+            let password = text.lines().next().unwrap_or_default().to_owned();
+            config.user = Some(EtcdUser { name: user.clone(), password });
+        }
+        Ok(config)
+    }
+}
+
 /// Which embedded partitions a server is to have. The map may say otherwise later.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -284,22 +302,7 @@ impl Config {
 
     /// The logins, with their passwords read.
     pub(crate) fn logins(&self) -> Result<BTreeMap<String, EtcdConfig>> {
-        let mut logins = BTreeMap::new();
-        for (name, login) in &self.etcd {
-            let mut config = EtcdConfig::plain(Vec::new());
-            config.tls = login.ca.clone().map(|ca| EtcdTls {
-                ca,
-                identity: login.certificate.clone().zip(login.key.clone()),
-            });
-            if let (Some(user), Some(file)) = (&login.user, &login.password_file) {
-                let text = fs::read_to_string(file)
-                    .with_context(|| format!("cannot read the password {}", file.display()))?;
-                let password = text.lines().next().unwrap_or_default().to_owned();
-                config.user = Some(EtcdUser { name: user.clone(), password });
-            }
-            logins.insert(name.clone(), config);
-        }
-        Ok(logins)
+        self.etcd.iter().map(|(name, login)| Ok((name.clone(), login.read()?))).collect()
     }
 
     /// The configuration as it is in force.

@@ -78,6 +78,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let dir = &options.dir;
     if let What::Up { file, servers } = &options.what {
         let program = std::env::current_exe()?;
+        // Before certificates are made for nothing.
+        Lab::check_root()?;
         let file = match file {
             Some(file) => LabFile::read(file)?,
             None => cloud::cloud(dir, *servers, &program)?,

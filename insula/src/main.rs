@@ -11,6 +11,7 @@ mod lab;
 mod logging;
 mod pki;
 mod signals;
+mod store;
 mod up;
 
 use std::process::ExitCode;

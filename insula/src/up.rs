@@ -17,7 +17,7 @@ use insula_apiserver::{
 };
 use insula_client::Client;
 use insula_nodeagent::{NodeAgent, NodeConfig};
-use insula_partition::partitions::{PartitionsConfig, StoreConfig};
+use insula_partition::partitions::PartitionsConfig;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -27,6 +27,7 @@ use crate::{
     data_dir::DataDir,
     kubeconfig,
     signals::run_until_signalled,
+    store,
 };
 
 /// Runs until Ctrl-C or SIGTERM.
@@ -80,7 +81,12 @@ async fn cloud(options: &cli::Up, shutdown: CancellationToken) -> Result<()> {
     write_private(&directory.path("ca.crt"), authority.certificate())?;
     write_private(&directory.path("endpoint"), &endpoint)?;
 
-    let store = store_config(&options.store, options.partitions.unwrap_or(0))?;
+    let storage = &options.storage;
+    let mut partitions = PartitionsConfig::alone(
+        directory.path("partitions"),
+        store::config(storage, options.partitions.unwrap_or(0))?,
+    );
+    partitions.etcd = store::logins(storage)?;
     let material = Material { ca: authority.certificate().to_owned(), server: serving, to_nodes };
     let running = Running::start(
         apiserver::Parts {
@@ -88,7 +94,7 @@ async fn cloud(options: &cli::Up, shutdown: CancellationToken) -> Result<()> {
             material,
             keys: Keys::open_or_create(&directory.pki().join("sa.key"))?,
             advertise: SocketAddr::new(address, port).to_string(),
-            partitions: PartitionsConfig::alone(directory.path("partitions"), store),
+            partitions,
             seeds: None,
         },
         &shutdown,
@@ -242,20 +248,6 @@ impl Parts<'_> {
         config.listen = SocketAddr::new(listen, self.options.node_port);
         config.apiserver_address = Some(SocketAddr::new(address, port));
         Ok(config)
-    }
-}
-
-/// What `--store` and `--partitions` ask for. 0 partitions: as many as there are, or as a new
-/// cloud has.
-pub(crate) fn store_config(store: &str, partitions: u16) -> Result<StoreConfig> {
-    match store {
-        "embedded" => Ok(StoreConfig::Embedded { partitions }),
-        other => match other.strip_prefix("etcd=") {
-            Some(list) => Ok(StoreConfig::parse_etcd(list)?),
-            None => bail!(
-                "unknown store {other:?}; use `embedded` or `etcd=NAME=URL[,URL..];NAME=URL..`"
-            ),
-        },
     }
 }
 

@@ -100,3 +100,45 @@ fn a_lab_without_a_file_is_a_cloud() {
     ok(&kept, &["down"]);
     outcome.unwrap();
 }
+
+#[test]
+fn what_is_missing_is_said_before_anything_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let kept = dir.path().join("lab");
+    let refused = |command: &mut Command, more: &[&str]| {
+        command.args(["lab", "up"]).args(more).env("INSULA_LAB_DIR", &kept);
+        let out = command.output().unwrap();
+        assert!(!out.status.success() && !kept.exists(), "{out:?}");
+        String::from_utf8(out.stderr).unwrap()
+    };
+    let insula = || Command::new(env!("CARGO_BIN_EXE_insula"));
+
+    // The build directory may be closed to others, so it goes where they can run it.
+    let program = dir.path().join("insula");
+    fs::hard_link(env!("CARGO_BIN_EXE_insula"), &program)
+        .or_else(|_| fs::copy(env!("CARGO_BIN_EXE_insula"), &program).map(drop))
+        .unwrap();
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    fs::set_permissions(dir.path(), open).unwrap();
+    let mut nobody = Command::new("setpriv");
+    let said = refused(
+        nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program),
+        &[],
+    );
+    assert!(said.contains("a lab needs root") && said.contains("sudo"), "{said}");
+
+    // A machine with little on it.
+    let tools = dir.path().join("bin");
+    fs::create_dir(&tools).unwrap();
+    let path = std::env::var("PATH").unwrap();
+    let find =
+        |tool: &str| path.split(':').map(|dir| Path::new(dir).join(tool)).find(|it| it.exists());
+    let file = dir.path().join("lab.yaml");
+    fs::write(&file, FILE.replace("ready:", "flushDelay: 1ms, ready:")).unwrap();
+    for missing in ["ip", "nft", "nsenter", "strace"] {
+        let said = refused(insula().env("PATH", &tools), &["--file", file.to_str().unwrap()]);
+        let expected = format!("{missing} cannot be run; `make deps` installs it");
+        assert!(said.contains(&expected), "{said}");
+        std::os::unix::fs::symlink(find(missing).unwrap(), tools.join(missing)).unwrap();
+    }
+}

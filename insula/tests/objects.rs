@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use harness::{Cloud, texts};
+use harness::{Cloud, Kubectl, texts};
 
 #[test]
 fn a_partition_is_added_filled_and_drained() {
@@ -127,4 +127,89 @@ fn moves_are_asked_for_and_refused() {
     let servers = admin.ok(&["get", "servers", "-o", "wide"]);
     assert!(servers.contains("Ready"), "{servers}");
     assert!(admin.fails(&["delete", "server", "s1"]).contains("Forbidden"));
+}
+
+/// Applies a manifest, and gives what was said, warnings too.
+fn apply(admin: &Kubectl, manifest: &str) -> String {
+    let (done, said) = texts(&admin.feed(&["apply", "-f", "-"], manifest));
+    done + &said
+}
+
+#[test]
+fn a_partition_is_added_by_apply_and_gets_its_share() {
+    let cloud = Cloud::without_node();
+    cloud.tenants();
+    let admin = cloud.admin();
+    let p3 = |spec: &str| {
+        format!(
+            "apiVersion: insula.io/v1\nkind: Partition\n\
+             metadata: {{name: p3, labels: {{disk: fast}}}}\nspec: {spec}\n"
+        )
+    };
+    assert_eq!(apply(&admin, &p3("{filling: true}")), "partition.insula.io/p3 created\n");
+    let field = |name: &str, path: &str| {
+        admin.ok(&["get", "partition", name, "-o", &format!("jsonpath={{{path}}}")])
+    };
+    // It is filled from both sides, and then says so.
+    let slots = ["get", "partition", "p3", "-o", "jsonpath={.status.slots} {.spec.filling}"];
+    admin.until(&slots, |it| it == "5461 ");
+    assert_eq!(field("p1", ".status.slots"), "5462");
+    assert_eq!(field("p1", ".status.slotRanges"), r#"["0-5461"]"#);
+    let moves = admin.ok(&["get", "pm", "-o", "name"]);
+    assert_eq!(moves.lines().filter(|it| it.contains("fill-p3")).count(), 6, "{moves}");
+
+    // A range of slots goes back.
+    let one = "apiVersion: insula.io/v1\nkind: PartitionMove\nmetadata: {name: back}\n\
+               spec: {slots: {first: 5462, last: 5562}, to: p1}\n";
+    assert_eq!(apply(&admin, one), "partitionmove.insula.io/back created\n");
+    admin.until(&["get", "pm", "back", "-o", "jsonpath={.status.phase}"], |it| it == "Done");
+    assert_eq!(apply(&admin, one), "partitionmove.insula.io/back unchanged\n");
+    let changed = apply(&admin, &one.replace("to: p1", "to: p2"));
+    assert!(changed.contains("cancel it by deleting it"), "{changed}");
+    assert_eq!(field("p1", ".status.slotRanges"), r#"["0-5562"]"#);
+
+    // What was applied is taken back by applying without it.
+    assert_eq!(apply(&admin, &p3("{draining: true}")), "partition.insula.io/p3 configured\n");
+    admin.until(&slots, |it| it == "0 ");
+    assert_eq!(apply(&admin, &p3("{}")), "partition.insula.io/p3 configured\n");
+    assert_eq!(field("p3", ".spec.draining"), "");
+    let both = apply(&admin, &p3("{draining: true, filling: true}"));
+    assert!(both.contains("spec.filling"), "{both}");
+    admin.ok(&["label", "partition", "p3", "rack=7"]);
+    admin.ok(&["label", "apiservers", "s1", "rack=7"]);
+    let found = admin.ok(&["get", "partitions,servers", "-l", "rack=7", "-o", "name"]);
+    assert_eq!(found, "partition.insula.io/p3\nserver.insula.io/s1\n");
+    assert_eq!(field("p3", ".metadata.labels.disk"), "fast");
+    let draining = r#"{"spec":{"draining":true}}"#;
+    let said = admin.fails(&["patch", "partition", "meta", "--type=merge", "-p", draining]);
+    assert!(said.contains("holds the partition map"), "{said}");
+}
+
+#[test]
+fn kubectl_explains_and_describes() {
+    let cloud = Cloud::without_node();
+    cloud.tenants();
+    let admin = cloud.admin();
+    for (what, expected) in [
+        ("partition", "One unit of storage"),
+        ("partition.spec.draining", "all that is here moves elsewhere"),
+        ("tenant.spec.partition", "moves the tenant while its users go on"),
+        ("server.status.leads", "whose groups it leads"),
+        ("partitionmove.spec.slots.first", "The first slot"),
+    ] {
+        let text = admin.ok(&["explain", what]);
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(text.contains(expected), "{what}: {text}");
+    }
+    let home = admin.ok(&["get", "tenant", "acme", "-o", "jsonpath={.status.partition}"]);
+    let other = if home == "p1" { "p2" } else { "p1" };
+    let patch = format!(r#"{{"spec":{{"partition":"{other}"}}}}"#);
+    admin.ok(&["patch", "tenant", "acme", "--type=merge", "-p", &patch]);
+    let told = admin.until(&["describe", "partitionmoves"], |it| it.contains("writes waited"));
+    for step in ["Copying", "Draining", "Flipping", "Cleaning", "Done"] {
+        assert!(told.contains(&format!("Normal  {step}")), "{step}: {told}");
+    }
+    let partition = admin.ok(&["describe", "partition", other]);
+    assert!(partition.contains("Slot Ranges"), "{partition}");
+    assert!(admin.ok(&["describe", "server", "s1"]).contains("Leads"));
 }

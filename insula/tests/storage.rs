@@ -4,48 +4,14 @@
 
 mod harness;
 
-use std::{
-    net::TcpListener,
-    process::{Child, Command, Stdio},
+use std::process::{Command, Stdio};
+
+use harness::{
+    Cloud, Kubectl,
+    etcd::{Certificates, Etcd, password},
+    servers::Servers,
+    texts,
 };
-
-use harness::{Cloud, texts};
-
-/// A real etcd of one member.
-struct Etcd {
-    child: Child,
-    url: String,
-    _dir: tempfile::TempDir,
-}
-
-impl Etcd {
-    fn start() -> Self {
-        let free = || {
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            format!("http://{}", listener.local_addr().unwrap())
-        };
-        let (url, peer) = (free(), free());
-        let dir = tempfile::tempdir().unwrap();
-        let child = Command::new("etcd")
-            .arg("--data-dir")
-            .arg(dir.path())
-            .args(["--listen-client-urls", &url, "--advertise-client-urls", &url])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("default={peer}"), "--unsafe-no-fsync"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self { child, url, _dir: dir }
-    }
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 #[test]
 fn a_cloud_on_real_etcds() {
@@ -62,6 +28,127 @@ fn a_cloud_on_real_etcds() {
     cloud.again();
     assert_eq!(acme.ok(&["get", "pods", "-o", "name"]).lines().count(), 2);
     globex.ok(&["get", "configmap", "c"]);
+}
+
+/// Has a tenant live on `partition`.
+fn settle(admin: &Kubectl, tenant: &str, partition: &str) {
+    let patch = format!(r#"{{"spec":{{"partition":"{partition}"}}}}"#);
+    admin.ok(&["patch", "tenant", tenant, "--type=merge", "-p", &patch]);
+    let at = ["get", "tenant", tenant, "-o", "jsonpath={.status.partition}"];
+    admin.until(&at, |at| at == partition);
+}
+
+const CONFIG_MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+/// Asserts that a user is told to come back later, whatever is asked for.
+#[track_caller]
+fn is_unavailable(user: &Kubectl) {
+    let new = r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"meanwhile"}}"#;
+    let json = ["-X", "POST", "-H", "content-type: application/json", "-d", new];
+    for more in [&json[..], &[]] {
+        let (code, headers, body) = user.curl(CONFIG_MAPS, more);
+        assert_eq!(code, 503, "{body}");
+        assert!(headers.contains("\r\nretry-after: 1"), "{headers}");
+        assert!(body.contains("ServiceUnavailable") && body.contains("etcd"), "{body}");
+    }
+}
+
+#[test]
+fn an_etcd_that_is_down_is_its_tenants_trouble_alone() {
+    let (mut one, mut two) = (Etcd::start(), Etcd::start());
+    let store = format!("etcd=one={};two={}", one.url, two.url);
+    let cloud = Cloud::start(false, &["--store", &store]);
+    let admin = cloud.admin();
+    let (acme, globex) = cloud.tenants();
+    settle(&admin, "acme", "one");
+    settle(&admin, "globex", "two");
+    for (user, other, name) in [(&acme, &globex, "a"), (&globex, &acme, "b")] {
+        let (down, up) = if name == "a" { (&mut one, &two) } else { (&mut two, &one) };
+        user.ok(&["create", "configmap", &format!("{name}-before")]);
+        let partition = if name == "a" { "one" } else { "two" };
+        down.kill();
+        let phase = ["get", "partition", partition, "-o", "jsonpath={.status.phase}"];
+        admin.until(&phase, |phase| phase == "Unavailable");
+        let message = ["get", "partition", partition, "-o", "jsonpath={.status.message}"];
+        assert!(!admin.ok(&message).is_empty());
+        is_unavailable(user);
+        // Others go on, and read what is newest.
+        other.ok(&["create", "configmap", &format!("{name}-meanwhile")]);
+        other.ok(&["get", "configmap", &format!("{name}-meanwhile")]);
+        let (code, _, body) =
+            admin.curl(&format!("{}/api/v1/tenants/all/configmaps", cloud.endpoint), &[]);
+        assert_eq!(code, 503, "{body}");
+        down.again();
+        user.until(&["get", "configmap", &format!("{name}-before")], |_| true);
+        user.ok(&["create", "configmap", &format!("{name}-after")]);
+        // What was refused is nowhere.
+        let refused = format!("{}/default/meanwhile", if name == "a" { "acme" } else { "globex" });
+        for etcd in [&*down, up] {
+            let keys = etcd.ctl(None, &["get", "--prefix", "/insula", "--keys-only"]);
+            assert!(keys.contains("configmaps") && !keys.contains(&refused), "{keys}");
+        }
+    }
+}
+
+#[test]
+fn etcds_with_certificates_users_and_relaxed_ones() {
+    let certificates = Certificates::new();
+    let (main, relaxed) = (Etcd::with_tls(&certificates), Etcd::with_tls(&certificates));
+    main.want_users(&certificates);
+    relaxed.want_users(&certificates);
+    let file = |name: &str| certificates.path(name).to_str().unwrap().to_owned();
+    let secret = password(&certificates.path(""));
+    // By flags, in one process.
+    let store = format!("etcd=one={}", main.url);
+    let second = format!("one={}", relaxed.url);
+    let flags = [
+        "--store",
+        &store,
+        "--etcd-relaxed",
+        &second,
+        "--etcd-ca",
+        &file("ca.crt"),
+        "--etcd-certificate",
+        &file("client.crt"),
+        "--etcd-key",
+        &file("client.key"),
+        "--etcd-user",
+        "insula",
+        "--etcd-password-file",
+        secret.to_str().unwrap(),
+    ];
+    let mut cloud = Cloud::start(false, &flags);
+    let (acme, _) = cloud.tenants();
+    acme.ok(&["create", "configmap", "c"]);
+    let event = "apiVersion: v1\nkind: Event\nmetadata: {name: e}\nreason: Test\n\
+                 involvedObject: {kind: Pod, name: p, namespace: default}\n";
+    let (_, said) = texts(&acme.feed(&["create", "-f", "-"], event));
+    assert_eq!(said, "");
+    let root = ["--user", "root:secret", "get", "--prefix", "/insula", "--keys-only"];
+    let (here, there) =
+        (main.ctl(Some(&certificates), &root), relaxed.ctl(Some(&certificates), &root));
+    assert!(here.contains("acme/default/c") && !here.contains("acme/default/e"), "{here}");
+    assert!(there.contains("acme/default/e") && !there.contains("acme/default/c"), "{there}");
+    cloud.terminate();
+
+    // By a file, as a server of a cluster, on the same etcds.
+    let mut servers = Servers::new();
+    let etcd = format!(
+        "{{ca: {}, certificate: {}, key: {}, user: insula, passwordFile: {}}}",
+        file("ca.crt"),
+        file("client.crt"),
+        file("client.key"),
+        secret.display()
+    );
+    let begin = format!(
+        "{{begin: {{etcd: [{{name: one, endpoints: ['{}'], relaxed: ['{}']}}]}}}}",
+        main.url, relaxed.url
+    );
+    servers.configure("s1", &[("cluster", &begin), ("etcd", &format!("{{'*': {etcd}}}"))]);
+    let acme = servers.user("s1", "acme", "dev", "acme-admins");
+    acme.ok(&["get", "configmap", "c"]);
+    acme.ok(&["get", "event", "e"]);
+    acme.ok(&["create", "configmap", "d"]);
 }
 
 /// A small file system of its own, as a disk that fills up.

@@ -41,7 +41,6 @@ pub(crate) use self::split::RELAXED;
 use self::{
     clock::Clock,
     follow::{ANSWER, FollowError, Follower, Health, Loaded},
-    identity::IdentityError,
     keys::Keys,
     offsets::Offsets,
     probe::Probe,
@@ -222,16 +221,14 @@ impl EtcdStore {
         fresh: &str,
     ) -> Result<String, OpenError> {
         let asked = identity::identify(&self.client.0, &self.keys, &self.name, cluster, fresh);
-        asked.await.map_err(|error| match error {
-            IdentityError::Foreign(error) => error,
-            IdentityError::Follow(error) => OpenError::Partition {
-                partition: self.name.clone(),
-                source: StoreError::Unavailable {
-                    reason: "the etcd did not say whose it is".into(),
-                    source: Some(error.into()),
-                },
-            },
-        })
+        asked.await.map_err(|error| error.of(&self.name))
+    }
+
+    /// The cluster whose partition the etcd holds, if it holds one; as [`Self::identify`], but
+    /// without taking it.
+    pub(crate) async fn whose(&self, cluster: Option<&str>) -> Result<Option<String>, OpenError> {
+        let asked = identity::look(&self.client.0, &self.keys, &self.name, cluster);
+        asked.await.map_err(|error| error.of(&self.name))
     }
 
     async fn raise(&self, above: Revision) -> Result<(), StoreError> {

@@ -84,6 +84,9 @@ pub struct PartitionInfo {
     /// Nothing may move here, and what is here moves away.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub draining: bool,
+    /// Slots move here until it has its share.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub filling: bool,
 }
 
 impl PartitionInfo {
@@ -150,6 +153,8 @@ pub enum MapError {
     NoMember(String),
     #[error("partition {0} is being drained")]
     Draining(String),
+    #[error("partition {0} holds the partition map and no slots: it is neither drained nor filled")]
+    NoSlots(String),
     #[error("partition {name} still has {what}; drain it first")]
     InUse { name: String, what: String },
     #[error("{what} is on its way from {from} to {to}; wait until it is there")]

@@ -37,7 +37,7 @@ use crate::{
     store::{ReadAt, Revision, Store, StoreError},
 };
 
-pub use self::plan::{PlannedMove, plan};
+pub use self::plan::{PlannedMove, plan, plan_filling};
 pub(crate) use self::{
     driver::{new, run},
     record::{cancel, collection, create},

@@ -271,6 +271,15 @@ pub(super) fn list(it: &Value, part: &str, field: &str) -> Value {
     texts.collect::<Vec<_>>().join(",").into()
 }
 
+/// What a move moves.
+pub(super) fn moved(it: &Value) -> Value {
+    let slots = &it["spec"]["slots"];
+    match slots.is_object() {
+        true => format!("slots {}-{}", slots["first"], slots["last"]).into(),
+        false => format!("tenant {}", text(it, "spec.tenant")).into(),
+    }
+}
+
 pub(super) fn role_ref(object: &Value) -> Value {
     format!("{}/{}", text(object, "roleRef.kind"), text(object, "roleRef.name")).into()
 }

@@ -288,6 +288,7 @@ fn status_columns(name: &str) -> &'static [Column] {
         text("Leader", Path("status.leader", "")),
         wide("Servers", Computed(|it| cells::list(it, "spec", "servers"))),
         wide("Ready", Computed(|it| cells::list(it, "status", "ready"))),
+        wide("Slot Ranges", Computed(|it| cells::list(it, "status", "slotRanges"))),
         wide("Epoch", Path("status.epoch", "")),
         wide("Message", Path("status.message", "")),
     ];
@@ -304,7 +305,7 @@ fn status_columns(name: &str) -> &'static [Column] {
         NAME,
         text("Phase", Path("status.phase", "")),
         text("Progress", Path("status.progress", "")),
-        text("Tenant", Path("spec.tenant", "<slots>")),
+        text("What", Computed(cells::moved)),
         text("From", Path("status.from", "")),
         text("To", Path("spec.to", "")),
         AGE,

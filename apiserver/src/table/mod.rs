@@ -5,10 +5,13 @@
 
 mod cells;
 mod columns;
+mod custom;
 mod pod;
 
-use insula_api::{object, resources::Resource};
+use insula_api::object;
 use serde_json::{Value, json};
+
+use crate::registry::Served;
 
 /// How much of each object goes along with its row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,31 +57,38 @@ pub(crate) enum Cell {
     Computed(fn(&Value) -> Value),
 }
 
-/// A `meta.k8s.io/v1` Table of `objects`, which are of `resource`.
+/// A `meta.k8s.io/v1` Table of `objects`, which are of `served`.
 pub(crate) fn table(
-    resource: &Resource,
+    served: &Served,
     objects: &[Value],
     include: IncludeObject,
     list_metadata: &Value,
 ) -> Value {
-    let columns = columns::of(resource);
-    let definitions: Vec<Value> = columns
-        .iter()
-        .enumerate()
-        .map(|(index, column)| {
-            json!({
-                "name": column.name,
-                "type": column.kind,
-                "format": if index == 0 { "name" } else { "" },
-                "description": "",
-                "priority": column.priority,
+    let columns = columns::of(&served.resource);
+    let own = served.custom().map(|it| it.version.columns.as_slice());
+    let built_in = || {
+        columns
+            .iter()
+            .enumerate()
+            .map(|(index, column)| {
+                json!({
+                    "name": column.name,
+                    "type": column.kind,
+                    "format": if index == 0 { "name" } else { "" },
+                    "description": "",
+                    "priority": column.priority,
+                })
             })
-        })
-        .collect();
+            .collect::<Vec<_>>()
+    };
+    let definitions = own.map_or_else(built_in, custom::definitions);
     let rows: Vec<Value> = objects
         .iter()
         .map(|it| {
-            let cells: Vec<Value> = columns.iter().map(|column| cell(column, it)).collect();
+            let cells: Vec<Value> = match own {
+                Some(own) => custom::cells(own, it),
+                None => columns.iter().map(|column| cell(column, it)).collect(),
+            };
             let mut row = json!({ "cells": cells });
             match include {
                 IncludeObject::None => row["object"] = Value::Null,
@@ -138,9 +148,10 @@ mod tests {
 
     #[test]
     fn a_row_has_a_cell_for_each_column() {
-        for resource in insula_api::resources::built_in() {
+        for served in crate::registry::Registry::built_in().all() {
+            let resource = &served.resource;
             let made = table(
-                resource,
+                served,
                 &[json!({"metadata": {"name": "x"}})],
                 IncludeObject::Metadata,
                 &json!({}),

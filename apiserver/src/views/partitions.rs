@@ -10,6 +10,9 @@ use serde_json::{Value, json};
 use super::{Made, base, invalid, texts};
 use crate::error::{ApiError, Result};
 
+/// Of the ranges of slots that a partition owns, so many are shown.
+const RANGES: usize = 64;
+
 const COUNTERS: &[&str] = &["objects", "bytes", "revision", "epoch"];
 
 /// All partitions; `meta` too.
@@ -27,11 +30,15 @@ pub(super) fn make(partitions: &Partitions) -> Vec<Made> {
 fn one(partitions: &Partitions, map: &PartitionMap, info: &PartitionInfo) -> Value {
     let stats = partitions.store(&info.name).map(|store| store.stats()).unwrap_or_default();
     let unhealthy = stats.unhealthy;
-    let phase = match (&unhealthy, info.draining) {
-        (Some(_), _) => "Unavailable",
-        (None, true) => "Draining",
-        (None, false) => "Ready",
+    let phase = match (&unhealthy, info.draining, info.filling) {
+        (Some(_), ..) => "Unavailable",
+        (None, true, _) => "Draining",
+        (None, false, true) => "Filling",
+        (None, false, false) => "Ready",
     };
+    let ranges = map.ranges().into_iter().filter(|(_, owner)| *owner == info.name);
+    let ranges: Vec<String> =
+        ranges.take(RANGES).map(|(range, _)| format!("{}-{}", range.first, range.last)).collect();
     let ready: Vec<&str> = partitions
         .servers()
         .iter()
@@ -45,6 +52,7 @@ fn one(partitions: &Partitions, map: &PartitionMap, info: &PartitionInfo) -> Val
         "phase": phase,
         "message": unhealthy.unwrap_or_default(),
         "slots": map.slots_of(&info.name),
+        "slotRanges": ranges,
         "pins": map.pins().values().filter(|owner| **owner == info.name).count(),
         "objects": stats.objects,
         "bytes": stats.bytes,
@@ -73,6 +81,9 @@ fn spec(info: &PartitionInfo) -> Value {
     }
     if info.draining {
         spec["draining"] = true.into();
+    }
+    if info.filling {
+        spec["filling"] = true.into();
     }
     spec
 }
@@ -119,8 +130,14 @@ fn asked(partitions: &Partitions, name: &str, it: &Value) -> Result<PartitionInf
     if backend == Backend::Embedded && servers.is_empty() {
         servers.push(partitions.server_name().to_owned());
     }
-    let draining = spec["draining"].as_bool().unwrap_or(false);
-    Ok(PartitionInfo { name: name.into(), backend, servers, draining, ..PartitionInfo::default() })
+    let flag = |field: &str| spec[field].as_bool().unwrap_or(false);
+    let (draining, filling) = (flag("draining"), flag("filling"));
+    if draining && filling {
+        let why = "a partition that is being drained is not filled";
+        return Err(invalid("Partition", it, "spec.filling", why));
+    }
+    let name = name.to_owned();
+    Ok(PartitionInfo { name, backend, servers, draining, filling, ..PartitionInfo::default() })
 }
 
 /// The map as `wanted` would have it.
@@ -146,6 +163,9 @@ fn changed(
     if is.draining != wanted.draining {
         next = next.with_draining(&wanted.name, wanted.draining)?;
     }
+    if is.filling != wanted.filling {
+        next = next.with_filling(&wanted.name, wanted.filling)?;
+    }
     Ok(next)
 }
 
@@ -153,7 +173,7 @@ fn changed(
 fn field(error: &MapError) -> &'static str {
     match error {
         MapError::UnknownServer(_) | MapError::NoMember(_) => "spec.servers",
-        MapError::Draining(_) => "spec.draining",
+        MapError::Draining(_) | MapError::NoSlots(_) => "spec.draining",
         MapError::Etcd(_) => "spec.etcd",
         MapError::Name(_) | MapError::Repeated(_) => "metadata.name",
         _ => "spec",

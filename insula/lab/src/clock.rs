@@ -15,7 +15,7 @@ use jiff::SignedDuration;
 use crate::error::{LabError, Result};
 
 /// Where packages put the library.
-fn library() -> Result<PathBuf> {
+pub(crate) fn library() -> Result<PathBuf> {
     let places =
         ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib", "/usr/lib64"];
     places

@@ -10,7 +10,7 @@ pub enum LabError {
     File { path: PathBuf, why: String },
     #[error("{0}")]
     Invalid(String),
-    #[error("a lab is already up in {0}; take it down first")]
+    #[error("a lab is already up in {0}; `insula lab down` takes it down")]
     AlreadyUp(PathBuf),
     #[error("there is no lab in {0}")]
     NoLab(PathBuf),
@@ -36,7 +36,7 @@ pub enum LabError {
     NotReady { process: String, seconds: u64, log: String },
     #[error("{process} ended at once ({status}); the end of its log:\n{log}")]
     Ended { process: String, status: String, log: String },
-    #[error("a lab needs root: it makes network namespaces")]
+    #[error("a lab needs root, because it makes network namespaces: try it with sudo")]
     NotRoot,
 }
 

@@ -28,7 +28,7 @@ use crate::{
     network::{Network, unknown},
     process::{self, Launch, Started, State},
     template::Place,
-    wire,
+    tool, wire,
 };
 
 /// Begins the names of processes that a lab started for itself; none of a file can be named so.
@@ -97,9 +97,8 @@ impl Lab {
     /// Makes the hosts, without their processes.
     pub fn begin(file: LabFile, dir: &Path, program: &Path) -> Result<Self> {
         file.check()?;
-        if !rustix::process::geteuid().is_root() {
-            return Err(LabError::NotRoot);
-        }
+        Self::check_root()?;
+        tool::check(&file)?;
         fs::create_dir_all(dir.join("logs"))
             .map_err(|source| LabError::io("create", dir, source))?;
         let dir = dir.canonicalize().map_err(|source| LabError::io("find", dir, source))?;
@@ -122,6 +121,14 @@ impl Lab {
                 let _ = lab.down();
                 Err(error)
             }
+        }
+    }
+
+    /// Fails for whoever may not make a lab.
+    pub fn check_root() -> Result<()> {
+        match rustix::process::geteuid().is_root() {
+            true => Ok(()),
+            false => Err(LabError::NotRoot),
         }
     }
 
@@ -293,7 +300,10 @@ impl Lab {
         }
         if let Some(offset) = it.skew {
             let path = self.clock(process);
-            clock::set(&path, offset)?;
+            // A clock that was set stays so when the process starts again.
+            if !path.exists() {
+                clock::set(&path, offset)?;
+            }
             env.extend(clock::environment(&path)?);
         }
         let (namespace, log) = (self.namespace(&host), self.log(process));
@@ -434,6 +444,7 @@ impl Lab {
     pub fn slow(&self, process: &str, delay: SignedDuration) -> Result<()> {
         let (host, _) = self.find(process)?;
         let Some(started) = lock(&self.kept).processes.get(process).copied() else { return Ok(()) };
+        tool::find("strace")?;
         self.fast(process)?;
         let inject = format!("inject=fdatasync,fsync:delay_exit={}", delay.as_micros().max(0));
         let words = ["strace", "-f", "-q", "-o", "/dev/null", "-e", "trace=fdatasync,fsync", "-e"];

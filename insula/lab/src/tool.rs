@@ -2,7 +2,11 @@
 
 use std::process::{Command, Stdio};
 
-use crate::error::{LabError, Result};
+use crate::{
+    clock,
+    error::{LabError, Result},
+    file::{Cable, LabFile},
+};
 
 /// Runs a command line of words without spaces; gives what it printed.
 pub(crate) fn run(line: &str) -> Result<String> {
@@ -11,6 +15,38 @@ pub(crate) fn run(line: &str) -> Result<String> {
     let mut command = Command::new(program);
     command.args(arguments);
     finish(command, None)
+}
+
+/// Fails if a program that `file` needs is not on this machine: before anything is made.
+pub(crate) fn check(file: &LabFile) -> Result<()> {
+    let hosts = || file.hosts.values();
+    let processes = || hosts().flat_map(|host| host.run.values());
+    let shapes = |cable: &Cable| cable.bandwidth.is_some() || cable.loss != 0.0;
+    let needed = [
+        ("ip", true),
+        ("nft", true),
+        ("nsenter", true),
+        ("mount", hosts().any(|host| host.disk.is_some())),
+        ("tc", hosts().flat_map(|host| host.on.values()).any(shapes)),
+        ("strace", processes().any(|process| process.flush_delay.is_some())),
+    ];
+    needed.iter().filter(|(_, is_needed)| *is_needed).try_for_each(|(tool, _)| find(tool))?;
+    match processes().any(|process| process.skew.is_some()) {
+        true => clock::library().map(drop),
+        false => Ok(()),
+    }
+}
+
+/// Fails if `program` is not on this machine.
+pub(crate) fn find(program: &str) -> Result<()> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    match std::env::split_paths(&path).any(|dir| dir.join(program).is_file()) {
+        true => Ok(()),
+        false => {
+            let source = std::io::ErrorKind::NotFound.into();
+            Err(LabError::Missing { tool: program.to_owned(), source })
+        }
+    }
 }
 
 /// Feeds `rules` to nftables in a network namespace, all or nothing.

@@ -57,73 +57,109 @@ fn key(object: &Tenanted<ConfigMap>) -> String {
     format!("{}/{}", object.tenant, object.name())
 }
 
-/// Lists and watches all counters of all tenants until told to stop; gives what was seen, ending
-/// with a list.
-pub(crate) async fn watch(client: Client, stop: CancellationToken) -> Vec<Note> {
-    let all = client.all().collection::<ConfigMap>();
-    let mut notes = Vec::new();
-    let mut from: Option<String> = None;
-    loop {
-        let last = stop.is_cancelled();
-        if from.is_none() || last {
-            let options = ListOptions::labelled(LABEL);
-            let listed = all.list(&options).await;
-            match listed {
-                Ok(page) => {
-                    let objects: BTreeMap<String, Version> =
-                        page.items.iter().map(|it| (key(it), version(it))).collect();
-                    notes.push(Note::Listed(objects));
-                    from = Some(page.resource_version);
-                }
+/// How long a watch may take to tell of what has happened.
+const LATE: Duration = Duration::from_secs(30);
+
+/// What a watcher saw, in order.
+#[derive(Default)]
+struct Seen {
+    notes: Vec<Note>,
+    /// The objects that there are by now.
+    live: BTreeMap<String, Version>,
+    /// Where to resume.
+    from: Option<String>,
+}
+
+impl Seen {
+    fn list(&mut self, objects: BTreeMap<String, Version>, at: String) {
+        self.live.clone_from(&objects);
+        self.notes.push(Note::Listed(objects));
+        self.from = Some(at);
+    }
+
+    fn event(&mut self, key: String, version: Version, deleted: bool) {
+        match deleted {
+            true => drop(self.live.remove(&key)),
+            false => drop(self.live.insert(key.clone(), version)),
+        }
+        self.notes.push(Note::Event { key, version, deleted });
+    }
+}
+
+type Counters = insula_client::Collection<ConfigMap>;
+
+async fn listed(all: &Counters) -> Result<(BTreeMap<String, Version>, String), Error> {
+    let page = all.list(&ListOptions::labelled(LABEL)).await?;
+    Ok((page.items.iter().map(|it| (key(it), version(it))).collect(), page.resource_version))
+}
+
+/// Lists and watches all counters of all tenants until told to stop, each time at the next of
+/// `clients`; gives what was seen. In the end the watch itself has told of all that a list shows.
+pub(crate) async fn watch(clients: Vec<Client>, stop: CancellationToken) -> Vec<Note> {
+    let all: Vec<Counters> =
+        clients.iter().map(|client| client.all().collection::<ConfigMap>()).collect();
+    let mut seen = Seen::default();
+    let mut stopped = None;
+    for all in all.iter().cycle() {
+        if stop.is_cancelled() {
+            // Nobody counts any more.
+            let since = stopped.get_or_insert_with(tokio::time::Instant::now);
+            if let Ok((objects, _)) = listed(all).await
+                && objects == seen.live
+            {
+                return seen.notes;
+            }
+            assert!(since.elapsed() < LATE, "a watch does not tell of all: {:#?}", seen.live);
+        }
+        if seen.from.is_none() {
+            match listed(all).await {
+                Ok((objects, at)) => seen.list(objects, at),
                 Err(_) => {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
                 }
             }
-            if last {
-                return notes;
-            }
         } else {
-            notes.push(Note::Resumed);
+            seen.notes.push(Note::Resumed);
         }
-        let ended = follow(&all, &mut from, &mut notes, &stop).await;
+        let ended = follow(all, &mut seen, &stop).await;
         if ended.is_err_and(|error| error.is_expired()) {
-            from = None;
+            seen.from = None;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    seen.notes
 }
 
 /// One watch, until it ends.
-async fn follow(
-    all: &insula_client::Collection<ConfigMap>,
-    from: &mut Option<String>,
-    notes: &mut Vec<Note>,
-    stop: &CancellationToken,
-) -> Result<(), Error> {
+async fn follow(all: &Counters, seen: &mut Seen, stop: &CancellationToken) -> Result<(), Error> {
     let options = WatchOptions {
         label_selector: Some(LABEL.into()),
-        resource_version: from.clone(),
+        resource_version: seen.from.clone(),
         // Short, so that there are many ends to resume from.
         timeout_seconds: Some(3),
         ..WatchOptions::default()
     };
     let mut watch = all.watch(&options).await?;
+    let was_stopped = stop.is_cancelled();
     loop {
         let event = tokio::select! {
             event = watch.next() => event?,
-            () = stop.cancelled() => return Ok(()),
+            () = stop.cancelled(), if !was_stopped => return Ok(()),
         };
         let (object, deleted) = match event {
             None => return Ok(()),
             Some(WatchEvent::Bookmark { resource_version }) => {
-                *from = Some(resource_version);
-                notes.push(Note::Bookmark);
+                // One place in each partition.
+                let places = resource_version.split(',').filter(|it| it.contains('=')).count();
+                assert!(1 < places, "a bookmark is {resource_version}");
+                seen.from = Some(resource_version);
+                seen.notes.push(Note::Bookmark);
                 continue;
             }
             Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => (object, false),
             Some(WatchEvent::Deleted(object)) => (object, true),
         };
-        notes.push(Note::Event { key: key(&object), version: version(&object), deleted });
+        seen.event(key(&object), version(&object), deleted);
     }
 }

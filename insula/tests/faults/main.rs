@@ -11,6 +11,7 @@
 
 mod cluster;
 mod counters;
+mod pairs;
 mod rounds;
 mod subject;
 

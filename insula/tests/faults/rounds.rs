@@ -21,7 +21,7 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::{cluster::Cluster, counters, subject::ConfigMaps};
+use crate::{cluster::Cluster, counters, pairs, subject::ConfigMaps};
 
 /// What goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,11 +85,19 @@ impl<'a> Rounds<'a> {
                 make_tenant(&clients[0], tenant).await;
             }
             let stop = CancellationToken::new();
-            let watchers: Vec<_> = clients
-                .iter()
-                .map(|client| tokio::spawn(counters::watch(client.clone(), stop.clone())))
+            // One for each server, and one that goes from server to server.
+            let of_one = clients.iter().map(|client| vec![client.clone()]);
+            let watchers: Vec<_> = of_one
+                .chain([clients.clone()])
+                .map(|clients| tokio::spawn(counters::watch(clients, stop.clone())))
                 .collect();
             let counting = CancellationToken::new();
+            let pairs = TENANTS.map(|tenant| {
+                let client = clients[0].clone();
+                tokio::spawn(pairs::count(client, tenant.to_owned(), counting.clone()))
+            });
+            let pager =
+                tokio::spawn(pairs::page(clients[clients.len() - 1].clone(), counting.clone()));
             let counters: Vec<_> = (0..6)
                 .map(|n| {
                     let client = clients[n % clients.len()].clone();
@@ -106,16 +114,23 @@ impl<'a> Rounds<'a> {
                 self.round(&clients, seed).await;
             }
             counting.cancel();
-            for counter in counters {
+            for counter in counters.into_iter().chain(pairs) {
                 counter.await.unwrap();
             }
+            let lists = pager.await.unwrap();
+            assert!(0 < lists, "nothing was listed page by page");
             stop.cancel();
             let mut ends = Vec::new();
             for watcher in watchers {
                 let notes = watcher.await.unwrap();
-                let events =
-                    notes.iter().filter(|it| matches!(it, chain::Note::Event { .. })).count();
-                assert!(0 < events, "nothing was watched");
+                let count =
+                    |what: fn(&chain::Note) -> bool| notes.iter().filter(|it| what(it)).count();
+                let events = count(|it| matches!(it, chain::Note::Event { .. }));
+                let (bookmarks, resumed) = (
+                    count(|it| *it == chain::Note::Bookmark),
+                    count(|it| *it == chain::Note::Resumed),
+                );
+                assert!(0 < events && 0 < bookmarks && 0 < resumed, "nothing was watched");
                 match chain::check(&notes, false) {
                     Ok(end) => ends.push(end),
                     Err(broken) => {

@@ -7,6 +7,7 @@
     reason = "a test stops at what it did not expect"
 )]
 
+pub(crate) mod etcd;
 pub(crate) mod servers;
 
 use std::{
@@ -139,6 +140,20 @@ impl Cloud {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
+    /// What the cloud has logged, as soon as `text` is in it.
+    #[track_caller]
+    pub(crate) fn log_until(&self, text: &str) -> String {
+        let begin = Instant::now();
+        loop {
+            let log = self.log();
+            if log.contains(text) {
+                return log;
+            }
+            assert!(begin.elapsed() < EVENTUALLY, "{text:?} is not in\n{log}");
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Ends the process by SIGTERM and checks that it ends well.
     pub(crate) fn terminate(&mut self) {
         let mut child = self.child.take().unwrap();
@@ -222,6 +237,18 @@ impl Drop for Cloud {
                 .arg(self.dir.path())
                 .output();
         }
+        unmount_below(self.dir.path());
+    }
+}
+
+/// Takes away what a node left mounted: the memory that pods' volumes are in. The directory cannot
+/// be removed before.
+pub(crate) fn unmount_below(dir: &Path) {
+    let table = fs::read_to_string("/proc/mounts").unwrap_or_default();
+    let points = table.lines().filter_map(|line| line.split(' ').nth(1));
+    let below: Vec<&str> = points.filter(|point| Path::new(point).starts_with(dir)).collect();
+    for point in below.iter().rev() {
+        let _ = Command::new("umount").args(["-l", point]).status();
     }
 }
 
@@ -268,6 +295,40 @@ impl Kubectl {
             .unwrap();
         child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
         child.wait_with_output().unwrap()
+    }
+
+    /// A request by `curl` with this user's certificate; `url` is a path, or a whole URL. Gives
+    /// status, headers and body.
+    pub(crate) fn curl(&self, url: &str, more: &[&str]) -> (u16, String, String) {
+        use base64::Engine as _;
+        let text = fs::read_to_string(&self.kubeconfig).unwrap();
+        let config: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let (cluster, user) = (&config["clusters"][0]["cluster"], &config["users"][0]["user"]);
+        let file = |part: &serde_json::Value, field: &str, name: &str| {
+            let text = part[field].as_str().unwrap();
+            let bytes = base64::engine::general_purpose::STANDARD.decode(text).unwrap();
+            let path = self.kubeconfig.with_extension(name);
+            fs::write(&path, bytes).unwrap();
+            path
+        };
+        let server = cluster["server"].as_str().unwrap();
+        let url = if url.starts_with('/') { format!("{server}{url}") } else { url.to_owned() };
+        let out = Command::new("curl")
+            .args(["-sS", "-i", "--max-time", "30", "-w", "\n%{http_code}", "--cacert"])
+            .arg(file(cluster, "certificate-authority-data", "ca"))
+            .arg("--cert")
+            .arg(file(user, "client-certificate-data", "crt"))
+            .arg("--key")
+            .arg(file(user, "client-key-data", "key"))
+            .args(more)
+            .arg(url)
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        let text = String::from_utf8(out.stdout).unwrap();
+        let (answer, code) = text.rsplit_once('\n').unwrap();
+        let (headers, body) = answer.split_once("\r\n\r\n").unwrap();
+        (code.parse().unwrap(), headers.to_lowercase(), body.to_owned())
     }
 
     /// What a command that must succeed prints.

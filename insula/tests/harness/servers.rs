@@ -83,6 +83,31 @@ impl Servers {
         self.start(name);
     }
 
+    /// Starts the first server with other values, in YAML, of some fields of its configuration.
+    pub(crate) fn configure(&mut self, name: &str, fields: &[(&str, &str)]) {
+        let address = format!("{}:6443", loopback());
+        self.pki(&["server", "--name", name, "--address", &address, "--listen", &address]);
+        let path = self.path("pki/servers").join(name).join("apiserver.yaml");
+        let mut text = String::new();
+        let mut left_out = false;
+        for line in fs::read_to_string(&path).unwrap().lines() {
+            // What is indented belongs to the field before it.
+            if !line.starts_with([' ', '-']) {
+                left_out = fields.iter().any(|(field, _)| line.starts_with(&format!("{field}:")));
+            }
+            if !left_out {
+                text.push_str(line);
+                text.push('\n');
+            }
+        }
+        for (field, value) in fields {
+            text.push_str(&format!("{field}: {value}\n"));
+        }
+        fs::write(&path, text).unwrap();
+        self.servers.push(Process { name: name.into(), address, child: None });
+        self.start(name);
+    }
+
     fn process(&mut self, name: &str) -> &mut Process {
         self.servers.iter_mut().find(|it| it.name == name).unwrap()
     }
@@ -247,35 +272,10 @@ impl Servers {
         }
     }
 
-    /// `curl` with the certificate of a user: status and body.
+    /// As [`Kubectl::curl`]: status and body.
     pub(crate) fn curl(&self, user: &Kubectl, url: &str, more: &[&str]) -> (u16, String) {
-        let config: serde_json::Value =
-            serde_json::from_str(&fs::read_to_string(user.kubeconfig()).unwrap()).unwrap();
-        let decode = |field: &str, file: &str| {
-            use base64::Engine as _;
-            let text = config["users"][0]["user"][field].as_str().unwrap();
-            let bytes = base64::engine::general_purpose::STANDARD.decode(text).unwrap();
-            let path = user.kubeconfig().with_extension(file);
-            fs::write(&path, bytes).unwrap();
-            path
-        };
-        let (cert, key) =
-            (decode("client-certificate-data", "crt"), decode("client-key-data", "key"));
-        let out = Command::new("curl")
-            .args(["-sS", "--max-time", "20", "-w", "\n%{http_code}", "--cacert"])
-            .arg(self.path("pki/ca.crt"))
-            .arg("--cert")
-            .arg(cert)
-            .arg("--key")
-            .arg(key)
-            .args(more)
-            .arg(url)
-            .output()
-            .unwrap();
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        let text = String::from_utf8(out.stdout).unwrap();
-        let (body, code) = text.rsplit_once('\n').unwrap();
-        (code.parse().unwrap(), body.to_owned())
+        let (code, _, body) = user.curl(url, more);
+        (code, body)
     }
 }
 
@@ -292,6 +292,7 @@ impl Drop for Servers {
                 .arg(self.dir.path())
                 .output();
         }
+        super::unmount_below(self.dir.path());
         if thread::panicking() {
             for server in &self.servers {
                 let log = self.log(&server.name);

@@ -54,16 +54,19 @@ struct Known {
 /// Goes through one watcher's notes. Returns what it knew in the end: the live objects.
 ///
 /// `counts_on` says whether an object that comes back after a delete goes on counting; without
-/// it a new life may start anywhere.
+/// it every life begins with 1, that of an object which no list has shown as well.
 pub fn check(notes: &[Note], counts_on: bool) -> Result<BTreeMap<String, Version>, Broken> {
     let mut known: BTreeMap<String, Known> = BTreeMap::new();
     let mut marked = known.clone();
+    // Before the first list nothing is known of what there was.
+    let mut listed = false;
     for (at, note) in notes.iter().enumerate() {
         let broken = |what: String| Err(Broken { at, what });
         match note {
             Note::Bookmark => marked.clone_from(&known),
             Note::Resumed => known.clone_from(&marked),
             Note::Listed(objects) => {
+                listed = true;
                 for (key, seen) in objects {
                     let before = known.get(key).map(|it| it.version);
                     if let Some(before) = before
@@ -103,6 +106,11 @@ pub fn check(notes: &[Note], counts_on: bool) -> Result<BTreeMap<String, Version
                         if counts_on && version.count != last.count + 1 =>
                     {
                         return broken(format!("{key} has a gap: {version:?} after {last:?}"));
+                    }
+                    Some(Known { live: false, .. }) | None
+                        if !counts_on && listed && version.count != 1 =>
+                    {
+                        return broken(format!("{key} has a gap: {version:?} begins its life"));
                     }
                     _ => {}
                 }
@@ -169,5 +177,7 @@ mod tests {
         bad(&[deleted("a", 1, 5)], "without being there");
         bad(&[event("a", 1, 1), event("a", 2, 3), deleted("a", 1, 4)], "gap");
         bad(&[event("a", 1, 1), event("a", 2, 3), listed(&[("a", 1, 1)])], "went back");
+        bad(&[listed(&[]), event("a", 2, 3)], "begins its life");
+        bad(&[listed(&[("a", 1, 1)]), deleted("a", 1, 4), event("a", 2, 6)], "begins its life");
     }
 }

@@ -102,6 +102,9 @@ impl PartitionMap {
         if info.backend == Backend::Embedded && info.servers.is_empty() {
             return Err(MapError::NoMember(info.name));
         }
+        if info.filling && info.draining {
+            return Err(MapError::Draining(info.name));
+        }
         if info.backend == Backend::Embedded {
             let id = |name: &String| self.known_server(name).map(|server| server.id);
             info.first = info.servers.iter().map(id).collect::<Result<_, _>>()?;
@@ -138,11 +141,33 @@ impl PartitionMap {
 
     /// With a partition that is being drained, or no longer.
     pub fn with_draining(&self, name: &str, draining: bool) -> Result<Self, MapError> {
-        let at = self.known(name)?;
+        let at = self.with_slots(name)?;
         self.changed(|map| {
-            map.partitions[at].draining = draining;
+            let info = &mut map.partitions[at];
+            info.draining = draining;
+            info.filling &= !draining;
             Ok(())
         })
+    }
+
+    /// With a partition to which slots move until it has its share, or no longer.
+    pub fn with_filling(&self, name: &str, filling: bool) -> Result<Self, MapError> {
+        let at = self.with_slots(name)?;
+        if filling && self.partitions[at].draining {
+            return Err(MapError::Draining(name.into()));
+        }
+        self.changed(|map| {
+            map.partitions[at].filling = filling;
+            Ok(())
+        })
+    }
+
+    /// Index of a partition that can have slots.
+    fn with_slots(&self, name: &str) -> Result<usize, MapError> {
+        if name == self.meta.name {
+            return Err(MapError::NoSlots(name.into()));
+        }
+        self.known(name)
     }
 
     /// With other servers as an embedded partition's members; `meta`'s too.

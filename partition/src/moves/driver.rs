@@ -18,14 +18,14 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::{
-    Move, MoveError, Phase, PlannedMove, copy, plan,
+    Move, MoveError, Phase, PlannedMove, copy, plan, plan_filling,
     record::{self, Stored},
     tables, wall_clock,
 };
 use crate::{
     error::chain,
     fences::{Fence, FenceError, FenceState},
-    map::{MapError, Moving, Scope},
+    map::{MapError, Moving, PartitionMap, Scope},
     partitions::{ChangeError, Shared},
     store::{Collection, ReadAt, Revision, Store, StoreError},
 };
@@ -142,7 +142,7 @@ impl Driver {
             }
         }
         self.tidy_map(&all).await?;
-        self.plan_draining(&all).await?;
+        self.plan_slots(&all).await?;
         self.forget_old(&all).await
     }
 
@@ -184,19 +184,50 @@ impl Driver {
         Ok(())
     }
 
-    /// Partitions that are drained are emptied without being asked for each move.
-    async fn plan_draining(&self, all: &[Stored]) -> Result<(), StoreError> {
+    /// Partitions that are drained are emptied, and those that are filled get their share, without
+    /// being asked for each move.
+    async fn plan_slots(&self, all: &[Stored]) -> Result<(), StoreError> {
         let map = self.shared.map();
         let busy = all.iter().any(|stored| !stored.it.phase.is_over());
-        if busy || !map.infos().iter().any(|info| info.draining) {
+        if busy || !map.infos().iter().any(|info| info.draining || info.filling) {
             return Ok(());
         }
-        for (at, planned) in plan(&map, true).into_iter().enumerate() {
-            let id = format!("drain-{}-{}-{at}", planned.from, map.epoch());
+        let epoch = map.epoch();
+        let drained = plan(&map, true);
+        if !drained.is_empty() {
+            let id = |it: &PlannedMove, at| format!("drain-{}-{epoch}-{at}", it.from);
+            return self.begin_all(drained, id).await;
+        }
+        let filled = plan_filling(&map);
+        for info in map.infos().iter().filter(|info| info.filling) {
+            if filled.iter().any(|planned| planned.to == info.name) {
+                continue;
+            }
+            // Decided on this very map: a later one may have given others more.
+            let enough = |now: &PartitionMap| match now.epoch() == epoch {
+                true => now.with_filling(&info.name, false),
+                false => Ok(now.clone()),
+            };
+            match self.shared.change_map(enough).await {
+                Ok(_) => {}
+                Err(ChangeError::Store(error)) => return Err(error),
+                Err(error) => tracing::warn!(error = chain(&error), "filling does not end"),
+            }
+        }
+        self.begin_all(filled, |it, at| format!("fill-{}-{epoch}-{at}", it.to)).await
+    }
+
+    async fn begin_all(
+        &self,
+        planned: Vec<PlannedMove>,
+        id: impl Fn(&PlannedMove, usize) -> String,
+    ) -> Result<(), StoreError> {
+        for (at, planned) in planned.into_iter().enumerate() {
+            let id = id(&planned, at);
             match record::create(&*self.meta(), &new(id, planned)).await {
                 Ok(()) | Err(MoveError::Exists(_)) => {}
                 Err(MoveError::Store(error)) => return Err(error),
-                Err(error) => tracing::warn!(error = chain(&error), "draining does not go on"),
+                Err(error) => tracing::warn!(error = chain(&error), "a move does not begin"),
             }
         }
         Ok(())

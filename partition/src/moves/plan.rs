@@ -81,6 +81,12 @@ pub fn plan(map: &PartitionMap, drain_only: bool) -> Vec<PlannedMove> {
     moves
 }
 
+/// The moves that give partitions that are being filled their share.
+pub fn plan_filling(map: &PartitionMap) -> Vec<PlannedMove> {
+    let filling = |name: &str| map.info(name).is_some_and(|info| info.filling);
+    plan(map, false).into_iter().filter(|planned| filling(&planned.to)).collect()
+}
+
 /// Tenants that are pinned to what is being drained, spread over the others.
 fn pinned(map: &PartitionMap, open: &[&str]) -> Vec<PlannedMove> {
     let drained = map.pins().iter().filter(|(_, partition)| !open.contains(&partition.as_str()));
@@ -173,5 +179,22 @@ mod tests {
         let moving = before.with_move("m", Moving { scope, from, to }).unwrap();
         assert_eq!(plan(&moving, false), []);
         assert_eq!(plan(&map(1, 0, &[0], &[]), false), []);
+    }
+
+    #[test]
+    fn who_is_filled_gets_its_share_and_others_nothing() {
+        let added = map(2, 2, &[], &[]);
+        assert_eq!(plan_filling(&added), []);
+        let filling = added.with_filling("p3", true).unwrap();
+        let planned = plan_filling(&filling);
+        assert!(planned.iter().all(|it| it.to == "p3"), "{planned:?}");
+        let after = done(&filling, planned);
+        assert_eq!((after.slots_of("p3"), after.slots_of("p2")), (4096, 0));
+        assert_eq!(plan_filling(&after), []);
+        // Both ways at once are none.
+        assert!(
+            filling.with_draining("p3", true).unwrap().info("p3").is_some_and(|it| !it.filling)
+        );
+        assert!(added.with_draining("p3", true).unwrap().with_filling("p3", true).is_err());
     }
 }

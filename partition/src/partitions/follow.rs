@@ -41,9 +41,23 @@ const COMPACT: Duration = Duration::from_secs(300);
 
 /// Follows until the task is ended.
 pub(super) async fn run(shared: Arc<Shared>) {
+    let mut told = String::new();
     loop {
-        if let Err(error) = follow(&shared).await {
-            tracing::debug!(error = chain(&error), "lost the partition map; reading it again");
+        match follow(&shared).await {
+            Err(error @ StoreError::Damaged { .. }) => {
+                let text = chain(&error);
+                if text != told {
+                    tracing::error!(
+                        error = text,
+                        "the stored partition map cannot be used; the last good one is in force"
+                    );
+                    told = text;
+                }
+            }
+            Err(error) => {
+                tracing::debug!(error = chain(&error), "lost the partition map; reading it again");
+            }
+            Ok(()) => {}
         }
         step(&shared).await;
         tokio::time::sleep(PAUSE).await;

@@ -84,20 +84,6 @@ impl Partitions {
         }
     }
 
-    /// Starts the moves that even out the partitions: after one was added, for example.
-    pub async fn rebalance(&self) -> Result<Vec<Move>, MoveError> {
-        let map = self.shared.change_map(|map| Ok(map.clone())).await?;
-        let mut started = Vec::new();
-        for (at, planned) in moves::plan(&map, false).into_iter().enumerate() {
-            let it = moves::new(format!("balance-{}-{at}", map.epoch()), planned);
-            match moves::create(&*self.shared.meta(), &it).await {
-                Ok(()) | Err(MoveError::Exists(_)) => started.push(it),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(started)
-    }
-
     /// Has a tenant live on `partition`, whatever happens to its slot; `None` leaves it to the
     /// slot. What it has is moved, which is waited for.
     pub async fn pin(&self, tenant: &str, partition: Option<&str>) -> Result<(), MoveError> {

@@ -5,7 +5,7 @@ use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    META, META_PREFIX, PartitionsConfig, StoreConfig,
+    EtcdPartition, META, META_PREFIX, PartitionsConfig, StoreConfig,
     desk::Desk,
     stored_map::{self, read_map},
     view::Held,
@@ -214,6 +214,9 @@ impl Opening<'_> {
         let mut first = self.first_map(&fresh, meta_info, infos.clone())?;
         let store = EtcdStore::open(META, &meta_etcd, RingLimits::default()).await?;
         let known = copy.as_ref().map(PartitionMap::cluster).filter(|it| !it.is_empty());
+        if store.whose(known).await?.is_none() {
+            check_etcds(partitions, known).await?;
+        }
         let cluster = store.identify(known, &fresh).await?;
         first.set_cluster(&cluster);
         stored_map::load_map(&store, &first).await?;
@@ -323,6 +326,21 @@ impl Opening<'_> {
         let store = RemoteStore::new(META, peers, servers, RingLimits::default());
         Ok((held(Arc::new(store), false), Some(known)))
     }
+}
+
+/// Refuses etcds that hold something else, before anything is written to any of them.
+async fn check_etcds(partitions: &[EtcdPartition], cluster: Option<&str>) -> Result<(), OpenError> {
+    for EtcdPartition { name, etcd } in partitions {
+        let store = EtcdStore::open(name, etcd, RingLimits::default()).await?;
+        let found = store.whose(cluster).await;
+        store.shutdown().await.map_err(failed)?;
+        if let (Some(found), None) = (found?, cluster) {
+            let at = etcd.prefix.clone();
+            let found = format!("this partition of cluster {found}");
+            return Err(OpenError::ForeignEtcd { partition: name.clone(), at, found });
+        }
+    }
+    Ok(())
 }
 
 /// How to log in to the etcd of a partition.

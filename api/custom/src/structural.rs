@@ -1,0 +1,731 @@
+//! Which schemas a definition may have: structural ones.
+//!
+//! A schema is structural if what its fields *are* is said outside of `allOf`, `anyOf`, `oneOf`
+//! and `not`, which only may add what is asked of values. Then an object can be pruned and filled
+//! in without trying alternatives. The rules and their words are upstream's.
+
+use insula_api::field::FieldError;
+use serde_json::{Map, Value, json};
+
+use crate::{
+    default,
+    path::Path,
+    prune::{self, Pruned},
+    regex,
+    schema::{MAX_DEPTH, Schema, text, texts},
+    validate,
+};
+
+type Fields = Map<String, Value>;
+type Errors = Vec<FieldError>;
+
+/// Where in a document a schema is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Level {
+    Root,
+    Item,
+    Field,
+}
+
+/// Checks an `openAPIV3Schema`.
+pub fn check(document: &Value, path: &Path<'_>) -> Errors {
+    let Some(fields) = document.as_object() else {
+        return vec![FieldError::required(path.to_string(), "")];
+    };
+    if MAX_DEPTH < depth(document, 0) {
+        let why = format!("must not be nested deeper than {MAX_DEPTH}");
+        return vec![FieldError::invalid(path.to_string(), &"".into(), &why)];
+    }
+    if fields.get("nullable") == Some(&Value::Bool(true)) {
+        let field = path.field("nullable").to_string();
+        return vec![FieldError::forbidden(field, "nullable cannot be true at the root")];
+    }
+    let mut errors = Vec::new();
+    invariants(fields, Level::Root, path, &mut errors);
+    completeness(fields, Some(fields), path, path, &mut errors);
+    errors.sort_by(|left, right| (&left.field, &left.message).cmp(&(&right.field, &right.message)));
+    let mut of_openapi = Vec::new();
+    let place = Place { defaults: None, in_head: false, is_root: true };
+    openapi(fields, place, path, &mut of_openapi);
+    let shown: Vec<FieldError> = of_openapi.into_iter().filter(|it| !errors.contains(it)).collect();
+    errors.extend(shown);
+    if errors.is_empty() {
+        match Schema::compile(document) {
+            Ok(schema) => defaults(&schema, path, true, &mut errors),
+            Err(error) => {
+                let source = insula_api::error::chain(&error).to_string();
+                errors.push(FieldError::invalid(path.to_string(), &"".into(), &source));
+            }
+        }
+    }
+    errors
+}
+
+/// How deep schemas are nested, as far as it matters.
+fn depth(document: &Value, above: usize) -> usize {
+    if MAX_DEPTH < above {
+        return above;
+    }
+    let Some(fields) = document.as_object() else { return above };
+    let below = fields.iter().flat_map(|(name, value)| match (name.as_str(), value) {
+        ("properties", Value::Object(map)) => map.values().collect::<Vec<_>>(),
+        ("allOf" | "anyOf" | "oneOf", Value::Array(list)) => list.iter().collect(),
+        ("additionalProperties" | "items" | "not", value) => vec![value],
+        _ => Vec::new(),
+    });
+    below.map(|it| depth(it, above + 1)).max().unwrap_or(above)
+}
+
+fn flag(fields: &Fields, name: &str) -> bool {
+    fields.get(name) == Some(&Value::Bool(true))
+}
+
+fn kind(fields: &Fields) -> &str {
+    text(fields, "type").unwrap_or_default()
+}
+
+fn child<'a>(fields: &'a Fields, name: &str) -> Option<&'a Fields> {
+    fields.get(name).and_then(Value::as_object)
+}
+
+fn children<'a>(
+    fields: &'a Fields,
+    name: &str,
+) -> impl Iterator<Item = (&'a String, &'a Fields)> + use<'a> {
+    let map = fields.get(name).and_then(Value::as_object);
+    map.into_iter().flatten().filter_map(|(name, it)| Some((name, it.as_object()?)))
+}
+
+fn list<'a>(fields: &'a Fields, name: &str) -> impl Iterator<Item = (usize, &'a Fields)> + use<'a> {
+    let list = fields.get(name).and_then(Value::as_array);
+    list.into_iter().flatten().filter_map(Value::as_object).enumerate()
+}
+
+fn is_int_or_string(alternatives: Option<&Value>) -> bool {
+    alternatives == Some(&json!([{"type": "integer"}, {"type": "string"}]))
+}
+
+fn invariants(it: &Fields, level: Level, path: &Path<'_>, errors: &mut Errors) {
+    let kind = kind(it);
+    if kind == "array" && it.get("items").is_none_or(Value::is_null) {
+        errors.push(FieldError::required(path.field("items").to_string(), "must be specified"));
+    }
+    if let Some(items) = child(it, "items") {
+        invariants(items, Level::Item, &path.field("items"), errors);
+    }
+    for (name, property) in children(it, "properties") {
+        invariants(property, Level::Field, &path.field("properties").key(name), errors);
+    }
+    let embedded = flag(it, "x-kubernetes-embedded-resource");
+    let preserves = flag(it, "x-kubernetes-preserve-unknown-fields");
+    let int_or_string = flag(it, "x-kubernetes-int-or-string");
+    if it.get("additionalProperties").is_some_and(|it| !it.is_null()) {
+        let path = path.field("additionalProperties");
+        if level == Level::Root {
+            errors.push(FieldError::forbidden(path.to_string(), "must not be used at the root"));
+        }
+        if embedded {
+            let why = "must not be used if x-kubernetes-embedded-resource is set";
+            errors.push(FieldError::forbidden(path.to_string(), why));
+        }
+        if let Some(additional) = child(it, "additionalProperties") {
+            invariants(additional, Level::Field, &path, errors);
+        }
+    }
+    for (name, set) in [
+        ("x-kubernetes-preserve-unknown-fields", preserves),
+        ("x-kubernetes-embedded-resource", embedded),
+    ] {
+        if int_or_string && set {
+            let why = "must be false if x-kubernetes-int-or-string is true";
+            errors.push(FieldError::invalid(path.field(name).to_string(), &true.into(), why));
+        }
+    }
+    values(it, path, errors);
+    let of_type = path.field("type").to_string();
+    if embedded && kind != "object" {
+        let why = "must be object if x-kubernetes-embedded-resource is true";
+        errors.push(match kind {
+            "" => FieldError::required(of_type.as_str(), why),
+            kind => FieldError::invalid(of_type.as_str(), &kind.into(), why),
+        });
+    } else if kind.is_empty() && !int_or_string && !preserves {
+        let why = match level {
+            Level::Root => "must not be empty at the root",
+            Level::Item => "must not be empty for specified array items",
+            Level::Field => "must not be empty for specified object fields",
+        };
+        errors.push(FieldError::required(of_type.as_str(), why));
+    }
+    if level == Level::Root && !kind.is_empty() && kind != "object" {
+        errors.push(FieldError::invalid(of_type, &kind.into(), "must be object at the root"));
+    }
+    head(it, level, embedded, path, errors);
+    if embedded && !preserves && children(it, "properties").next().is_none() {
+        let why = "must not be empty if x-kubernetes-embedded-resource is true without x-kubernetes-preserve-unknown-fields";
+        errors.push(FieldError::required(path.field("properties").to_string(), why));
+    }
+}
+
+/// What a schema may say of `apiVersion`, `kind` and `metadata`.
+fn head(it: &Fields, level: Level, embedded: bool, path: &Path<'_>, errors: &mut Errors) {
+    if level != Level::Root && !embedded {
+        return;
+    }
+    let properties = path.field("properties");
+    for (name, property) in children(it, "properties") {
+        let path = properties.key(name);
+        let wanted = match name.as_str() {
+            "kind" | "apiVersion" => "string",
+            "metadata" => "object",
+            _ => continue,
+        };
+        if kind(property) != wanted {
+            let why = format!("must be {wanted}");
+            let found = kind(property).into();
+            errors.push(FieldError::invalid(path.field("type").to_string(), &found, &why));
+        }
+        if wanted == "object" && level == Level::Root {
+            let only_names = children(property, "properties")
+                .all(|(name, _)| matches!(name.as_str(), "name" | "generateName"));
+            let known = |name: &String| {
+                matches!(name.as_str(), "type" | "properties" | "default" | "description" | "title")
+            };
+            // Descriptions are refused by upstream too, as all else is.
+            let allowed =
+                |name: &String| known(name) && !matches!(name.as_str(), "description" | "title");
+            if !only_names || !property.keys().all(allowed) {
+                let why = "must not specify anything other than name and generateName, but metadata is implicitly specified";
+                errors.push(FieldError::forbidden(path.to_string(), why));
+            }
+        }
+    }
+}
+
+/// What a schema asks of values, in its junctors too.
+fn values(it: &Fields, path: &Path<'_>, errors: &mut Errors) {
+    let any_of = it.get("anyOf");
+    if !is_int_or_string(any_of) {
+        for (index, nested_schema) in list(it, "anyOf") {
+            nested(nested_schema, &path.field("anyOf").index(index), errors);
+        }
+    }
+    for (index, nested_schema) in list(it, "allOf") {
+        let path = path.field("allOf");
+        let path = path.index(index);
+        if index == 0 && is_int_or_string(nested_schema.get("anyOf")) {
+            let mut without = nested_schema.clone();
+            without.remove("anyOf");
+            nested(&without, &path, errors);
+        } else {
+            nested(nested_schema, &path, errors);
+        }
+    }
+    for (index, nested_schema) in list(it, "oneOf") {
+        nested(nested_schema, &path.field("oneOf").index(index), errors);
+    }
+    if let Some(nested_schema) = child(it, "not") {
+        nested(nested_schema, &path.field("not"), errors);
+    }
+    if let Some(pattern) = text(it, "pattern").filter(|it| !it.is_empty())
+        && let Err(error) = regex::compile(pattern)
+    {
+        let why = format!("must be a valid regular expression, but isn't: {error}");
+        errors.push(FieldError::invalid(path.field("pattern").to_string(), &pattern.into(), &why));
+    }
+}
+
+/// A schema under a junctor: it may ask, but not say what there is.
+fn nested(it: &Fields, path: &Path<'_>, errors: &mut Errors) {
+    values(it, path, errors);
+    if let Some(items) = child(it, "items") {
+        nested(items, &path.field("items"), errors);
+    }
+    for (name, property) in children(it, "properties") {
+        nested(property, &path.field("properties").key(name), errors);
+    }
+    const MUST_BE: &[(&str, &str)] = &[
+        ("type", "must be empty to be structural"),
+        ("additionalProperties", "must be undefined to be structural"),
+        ("default", "must be undefined to be structural"),
+        ("title", "must be empty to be structural"),
+        ("description", "must be empty to be structural"),
+        ("nullable", "must be false to be structural"),
+        ("x-kubernetes-preserve-unknown-fields", "must be false to be structural"),
+        ("x-kubernetes-embedded-resource", "must be false to be structural"),
+        ("x-kubernetes-int-or-string", "must be false to be structural"),
+        ("x-kubernetes-list-map-keys", "must be empty to be structural"),
+        ("x-kubernetes-list-type", "must be undefined to be structural"),
+        ("x-kubernetes-map-type", "must be undefined to be structural"),
+        ("x-kubernetes-validations", "must be empty to be structural"),
+    ];
+    for (name, why) in MUST_BE {
+        let is_set = match it.get(*name) {
+            None | Some(Value::Null | Value::Bool(false)) => false,
+            Some(Value::String(text)) => !text.is_empty(),
+            Some(Value::Array(list)) => !list.is_empty(),
+            Some(_) => true,
+        };
+        if is_set {
+            errors.push(FieldError::forbidden(path.field(name).to_string(), why));
+        }
+    }
+    if child(it, "properties").is_some_and(|it| it.contains_key("metadata")) {
+        let field = path.field("properties").key("metadata").to_string();
+        errors.push(FieldError::forbidden(field, "must not be specified in a nested context"));
+    }
+}
+
+/// All that the root's junctors speak of is also said outside of them. Upstream asks no more.
+fn completeness(
+    it: &Fields,
+    structure: Option<&Fields>,
+    of_structure: &Path<'_>,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
+    let mut below = |it: &Fields, path: &Path<'_>| {
+        nested_completeness(it, structure, of_structure, path, errors);
+    };
+    if let Some(not) = child(it, "not") {
+        below(not, &path.field("not"));
+    }
+    for name in ["allOf", "anyOf", "oneOf"] {
+        for (index, alternative) in list(it, name) {
+            below(alternative, &path.field(name).index(index));
+        }
+    }
+}
+
+fn nested_completeness(
+    it: &Fields,
+    structure: Option<&Fields>,
+    of_structure: &Path<'_>,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
+    let Some(structure) = structure else {
+        let why = format!("because it is defined in {path}");
+        errors.push(FieldError::required(of_structure.to_string(), &why));
+        return;
+    };
+    completeness(it, Some(structure), of_structure, path, errors);
+    if let Some(items) = child(it, "items") {
+        let below = child(structure, "items");
+        let of_structure = of_structure.field("items");
+        nested_completeness(items, below, &of_structure, &path.field("items"), errors);
+    }
+    for (name, property) in children(it, "properties") {
+        let below = child(structure, "properties").and_then(|it| it.get(name)?.as_object());
+        let (of_structure, path) = (of_structure.field("properties"), path.field("properties"));
+        nested_completeness(property, below, &of_structure.key(name), &path.key(name), errors);
+    }
+}
+
+/// What holds for a part of a schema by where it is.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    /// Why there may be no defaults, if there may not.
+    defaults: Option<&'static str>,
+    /// Inside of what every object has.
+    in_head: bool,
+    is_root: bool,
+}
+
+/// Which keywords there may be, and with which others.
+fn openapi(it: &Fields, place: Place, path: &Path<'_>, errors: &mut Errors) {
+    let field = |name: &str| path.field(name).to_string();
+    let kind = kind(it);
+    if !kind.is_empty()
+        && !matches!(kind, "array" | "boolean" | "integer" | "number" | "object" | "string")
+    {
+        let types = ["array", "boolean", "integer", "number", "object", "string"];
+        errors.push(FieldError::unsupported(field("type"), &kind.into(), &types));
+        if kind == "null" {
+            let why = "type cannot be set to null, use nullable as an alternative";
+            errors.push(FieldError::forbidden(field("type"), why));
+        }
+    }
+    if let (Some(reason), Some(_)) = (place.defaults, it.get("default").filter(|it| !it.is_null()))
+    {
+        let why = format!("must not be set {reason}");
+        errors.push(FieldError::forbidden(field("default"), &why));
+    }
+    for name in
+        ["id", "additionalItems", "patternProperties", "definitions", "dependencies", "$ref"]
+    {
+        let is_set = match it.get(name) {
+            None | Some(Value::Null) => false,
+            Some(Value::Object(map)) => !map.is_empty() || name == "dependencies",
+            Some(_) => true,
+        };
+        if is_set {
+            errors.push(FieldError::forbidden(field(name), &format!("{name} is not supported")));
+        }
+    }
+    if it.get("items").is_some_and(Value::is_array) {
+        let why = "items must be a schema object and not an array";
+        errors.push(FieldError::forbidden(field("items"), why));
+    }
+    if place.in_head && flag(it, "x-kubernetes-embedded-resource") {
+        let why = "must not be used inside of resource meta";
+        errors.push(FieldError::forbidden(field("x-kubernetes-embedded-resource"), why));
+    }
+    if flag(it, "uniqueItems") {
+        let why =
+            "uniqueItems cannot be set to true since the runtime complexity becomes quadratic";
+        errors.push(FieldError::forbidden(field("uniqueItems"), why));
+    }
+    let additional = it.get("additionalProperties").filter(|it| !it.is_null());
+    let has_properties = children(it, "properties").next().is_some();
+    if has_properties && additional.is_some_and(|it| *it != Value::Bool(true)) {
+        let why = "additionalProperties and properties are mutual exclusive";
+        errors.push(FieldError::forbidden(field("additionalProperties"), why));
+    }
+    let is_root = place.is_root;
+    let nested_place = Place { is_root: false, ..place };
+    if let Some(additional) = child(it, "additionalProperties") {
+        let reason = "inside additionalProperties applying to object metadata";
+        let defaults = if place.in_head { Some(reason) } else { place.defaults };
+        let place = Place { defaults, ..nested_place };
+        openapi(additional, place, &path.field("additionalProperties"), errors);
+    }
+    let embedded = flag(it, "x-kubernetes-embedded-resource");
+    for (name, property) in children(it, "properties") {
+        let mut place = nested_place;
+        let reason = match name.as_str() {
+            "metadata" => Some("in top-level metadata"),
+            "kind" => Some("in top-level kind"),
+            "apiVersion" => Some("in top-level apiVersion"),
+            _ => None,
+        };
+        if reason.is_some() && (is_root || embedded) {
+            place.in_head = true;
+            place.defaults = if is_root { reason } else { place.defaults };
+        }
+        openapi(property, place, &path.field("properties").key(name), errors);
+    }
+    if let Some(items) = child(it, "items") {
+        openapi(items, nested_place, &path.field("items"), errors);
+    }
+    for name in ["allOf", "anyOf", "oneOf"] {
+        for (index, alternative) in list(it, name) {
+            openapi(alternative, nested_place, &path.field(name).index(index), errors);
+        }
+    }
+    if let Some(not) = child(it, "not") {
+        openapi(not, nested_place, &path.field("not"), errors);
+    }
+    lists(it, path, errors);
+}
+
+/// What `x-kubernetes-list-type` and its kin may say.
+fn lists(it: &Fields, path: &Path<'_>, errors: &mut Errors) {
+    let field = |name: &str| path.field(name).to_string();
+    let kind = kind(it);
+    if it.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(false)) {
+        let name = field("x-kubernetes-preserve-unknown-fields");
+        errors.push(FieldError::invalid(name, &false.into(), "must be true or undefined"));
+    }
+    let map_type = text(it, "x-kubernetes-map-type");
+    let list_type = text(it, "x-kubernetes-list-type");
+    let mut wants = |of: Option<&str>, wanted: &str, name: &str| {
+        if of.is_some() && kind != wanted {
+            let why = format!("must be {wanted} if {name} is specified");
+            errors.push(match kind {
+                "" => FieldError::required(field("type"), &why),
+                kind => FieldError::invalid(field("type"), &kind.into(), &why),
+            });
+        }
+    };
+    wants(map_type, "object", "x-kubernetes-map-type");
+    wants(list_type, "array", "x-kubernetes-list-type");
+    if let Some(found) = map_type.filter(|it| !matches!(*it, "atomic" | "granular")) {
+        let name = field("x-kubernetes-map-type");
+        errors.push(FieldError::unsupported(name, &found.into(), &["atomic", "granular"]));
+    }
+    if let Some(found) = list_type.filter(|it| !matches!(*it, "atomic" | "set" | "map")) {
+        let name = field("x-kubernetes-list-type");
+        errors.push(FieldError::unsupported(name, &found.into(), &["atomic", "set", "map"]));
+    }
+    let items = child(it, "items");
+    if let (Some("set"), "array", Some(items)) = (list_type, kind, items) {
+        set_items(items, path, errors);
+    }
+    if let (Some(found @ ("set" | "map")), Some(items)) = (list_type, items)
+        && flag(items, "nullable")
+    {
+        let why = format!("cannot be nullable when x-kubernetes-list-type is {found}");
+        let name = path.field("items").field("nullable").to_string();
+        errors.push(FieldError::forbidden(name, &why));
+    }
+    let keys = texts(it, "x-kubernetes-list-map-keys");
+    if !keys.is_empty() && list_type != Some("map") {
+        let why = "must be map if x-kubernetes-list-map-keys is non-empty";
+        let name = field("x-kubernetes-list-type");
+        errors.push(match list_type {
+            None => FieldError::required(name, why),
+            Some(found) => FieldError::invalid(name, &found.into(), why),
+        });
+    }
+    if list_type == Some("map") {
+        map_keys(&keys, items, path, errors);
+    }
+}
+
+/// Items of sets are compared as a whole.
+fn set_items(items: &Fields, path: &Path<'_>, errors: &mut Errors) {
+    let path = path.field("items");
+    let why = "must be atomic as item of a list with x-kubernetes-list-type=set";
+    match kind(items) {
+        "array" => {
+            if let Some(found) = text(items, "x-kubernetes-list-type").filter(|it| *it != "atomic")
+            {
+                let name = path.field("x-kubernetes-list-type").to_string();
+                errors.push(FieldError::invalid(name, &found.into(), why));
+            }
+        }
+        "object" if text(items, "x-kubernetes-map-type") != Some("atomic") => {
+            let found = items.get("x-kubernetes-map-type").cloned().unwrap_or(Value::Null);
+            let name = path.field("x-kubernetes-map-type").to_string();
+            errors.push(FieldError::invalid(name, &found, why));
+        }
+        _ => (),
+    }
+}
+
+/// Items of maps are told apart by scalar fields that are always there.
+fn map_keys(keys: &[String], items: Option<&Fields>, path: &Path<'_>, errors: &mut Errors) {
+    let of_keys = path.field("x-kubernetes-list-map-keys").to_string();
+    let of_items = path.field("items");
+    if keys.is_empty() {
+        let why = "must not be empty if x-kubernetes-list-type is map";
+        errors.push(FieldError::required(of_keys.as_str(), why));
+    }
+    let Some(items) = items else {
+        let why = "must have a schema if x-kubernetes-list-type is map";
+        errors.push(FieldError::required(of_items.to_string(), why));
+        return;
+    };
+    if kind(items) != "object" {
+        let why = "must be object if parent array's x-kubernetes-list-type is map";
+        let found = kind(items).into();
+        errors.push(FieldError::invalid(of_items.field("type").to_string(), &found, why));
+        return;
+    }
+    let required = texts(items, "required");
+    let properties = of_items.field("properties");
+    for (index, key) in keys.iter().enumerate() {
+        if keys.iter().take(index).any(|it| it == key) {
+            let why = "must not contain duplicate entries";
+            errors.push(FieldError::invalid(of_keys.as_str(), &json!(keys), why));
+        }
+        let Some(property) = child(items, "properties").and_then(|it| it.get(key)?.as_object())
+        else {
+            let why = "entries must all be names of item properties";
+            errors.push(FieldError::invalid(of_keys.as_str(), &json!(keys), why));
+            continue;
+        };
+        let path = properties.key(key);
+        if matches!(kind(property), "array" | "object") {
+            let why = "must be a scalar type if parent array's x-kubernetes-list-type is map";
+            let found = kind(property).into();
+            errors.push(FieldError::invalid(path.field("type").to_string(), &found, why));
+        }
+        if !required.contains(key) && property.get("default").is_none_or(Value::is_null) {
+            let why = "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property";
+            errors.push(FieldError::required(path.field("default").to_string(), why));
+        }
+        if flag(property, "nullable") {
+            let why = "this property is in x-kubernetes-list-map-keys, so it cannot be nullable";
+            errors.push(FieldError::forbidden(path.field("nullable").to_string(), why));
+        }
+    }
+}
+
+/// Defaults are what the schema itself would let through.
+fn defaults(it: &Schema, path: &Path<'_>, is_root: bool, errors: &mut Errors) {
+    if let Some(found) = &it.default {
+        let path = path.field("default");
+        let mut pruned = found.clone();
+        let mut dropped = Pruned::default();
+        prune::part(it, &mut pruned, &mut dropped);
+        if dropped.any {
+            let why = "must not have unknown fields";
+            errors.push(FieldError::invalid(path.to_string(), found, why));
+        } else {
+            let mut filled = found.clone();
+            default::fill(it, &mut filled);
+            errors.extend(validate::value(it, &filled, None, &path));
+            errors.extend(crate::lists::check(it, &filled, &path));
+        }
+    }
+    let properties = path.field("properties");
+    for (name, property) in &it.properties {
+        if is_root && matches!(name.as_str(), "apiVersion" | "kind" | "metadata") {
+            continue;
+        }
+        defaults(property, &properties.key(name), false, errors);
+    }
+    if let Some(crate::schema::Additional::Of(additional)) = &it.additional {
+        defaults(additional, &path.field("additionalProperties"), false, errors);
+    }
+    if let Some(items) = &it.items {
+        defaults(items, &path.field("items"), false, errors);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn refused(schema: &Value, expected: &[&str]) {
+        let errors = check(schema, &Path::Field(&Path::Root, "s"));
+        let texts: Vec<String> =
+            errors.iter().map(|it| format!("{}: {}", it.field, it.message)).collect();
+        assert_eq!(texts, expected);
+    }
+
+    fn of(property: Value) -> Value {
+        json!({"type": "object", "properties": {"x": property}})
+    }
+
+    #[test]
+    fn structural_schemas_pass() {
+        refused(&of(json!({"type": "string"})), &[]);
+        refused(&of(json!({"x-kubernetes-preserve-unknown-fields": true})), &[]);
+        refused(
+            &of(
+                json!({"x-kubernetes-int-or-string": true, "anyOf": [{"type": "integer"}, {"type": "string"}]}),
+            ),
+            &[],
+        );
+        refused(
+            &of(json!({"type": "object", "properties": {"a": {"type": "string"}}, "oneOf": [
+                {"required": ["a"]}, {"properties": {"a": {"minLength": 1}}}]})),
+            &[],
+        );
+        refused(
+            &json!({"type": "object", "properties": {
+                "apiVersion": {"type": "string"}, "kind": {"type": "string"},
+                "metadata": {"type": "object", "properties": {"name": {"type": "string", "maxLength": 5}}}}}),
+            &[],
+        );
+    }
+
+    #[test]
+    fn types_are_said() {
+        refused(&json!({}), &["s.type: Required value: must not be empty at the root"]);
+        refused(
+            &json!({"type": "array", "items": {"type": "string"}}),
+            &[r#"s.type: Invalid value: "array": must be object at the root"#],
+        );
+        refused(
+            &of(json!({})),
+            &[
+                "s.properties[x].type: Required value: must not be empty for specified object fields",
+            ],
+        );
+        refused(
+            &of(json!({"type": "array"})),
+            &["s.properties[x].items: Required value: must be specified"],
+        );
+        refused(
+            &of(json!({"type": "bool"})),
+            &[
+                r#"s.properties[x].type: Unsupported value: "bool": supported values: "array", "boolean", "integer", "number", "object", "string""#,
+            ],
+        );
+    }
+
+    #[test]
+    fn junctors_only_ask() {
+        refused(
+            &json!({"type": "object", "anyOf": [{"type": "object", "properties": {"a": {"minLength": 1}}}]}),
+            &[
+                "s.anyOf[0].type: Forbidden: must be empty to be structural",
+                "s.properties[a]: Required value: because it is defined in s.anyOf[0].properties[a]",
+            ],
+        );
+    }
+
+    #[test]
+    fn keywords_that_may_not_be() {
+        refused(
+            &of(json!({"type": "object", "$ref": "#/x"})),
+            &["s.properties[x].$ref: Forbidden: $ref is not supported"],
+        );
+        refused(
+            &of(
+                json!({"type": "object", "properties": {"a": {"type": "string"}}, "additionalProperties": {"type": "string"}}),
+            ),
+            &[
+                "s.properties[x].additionalProperties: Forbidden: additionalProperties and properties are mutual exclusive",
+            ],
+        );
+        refused(
+            &of(json!({"type": "array", "uniqueItems": true, "items": {"type": "string"}})),
+            &[
+                "s.properties[x].uniqueItems: Forbidden: uniqueItems cannot be set to true since the runtime complexity becomes quadratic",
+            ],
+        );
+        refused(
+            &of(json!({"type": "string", "pattern": "("})),
+            &[
+                r#"s.properties[x].pattern: Invalid value: "(": must be a valid regular expression, but isn't: error parsing regexp: unclosed group"#,
+            ],
+        );
+    }
+
+    #[test]
+    fn lists_that_are_maps() {
+        refused(
+            &of(
+                json!({"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"],
+                "items": {"type": "object", "properties": {"k": {"type": "string"}}}}),
+            ),
+            &[
+                "s.properties[x].items.properties[k].default: Required value: this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property",
+            ],
+        );
+        refused(
+            &of(
+                json!({"type": "array", "x-kubernetes-list-map-keys": ["k"], "items": {"type": "string"}}),
+            ),
+            &[
+                "s.properties[x].x-kubernetes-list-type: Required value: must be map if x-kubernetes-list-map-keys is non-empty",
+            ],
+        );
+    }
+
+    #[test]
+    fn defaults_fit() {
+        refused(
+            &of(json!({"type": "integer", "default": "a"})),
+            &[
+                r#"s.properties[x].default: Invalid value: "string": s.properties[x].default in body must be of type integer: "string""#,
+            ],
+        );
+        refused(
+            &of(
+                json!({"type": "object", "default": {"b": 1}, "properties": {"a": {"type": "string"}}}),
+            ),
+            &[r#"s.properties[x].default: Invalid value: {"b":1}: must not have unknown fields"#],
+        );
+        refused(
+            &json!({"type": "object", "properties": {"metadata": {"type": "object", "default": {}}}}),
+            &["s.properties[metadata].default: Forbidden: must not be set in top-level metadata"],
+        );
+    }
+
+    #[test]
+    fn depth_is_bounded() {
+        let mut deep = json!({"type": "string"});
+        for _ in 0..80 {
+            deep = json!({"type": "object", "properties": {"x": deep}});
+        }
+        let errors = check(&deep, &Path::Root);
+        assert!(errors[0].message.contains("must not be nested deeper than"), "{errors:?}");
+    }
+}

@@ -1,0 +1,350 @@
+//! Custom resources: which ones a tenant has, and what is special about their objects.
+//!
+//! A tenant's definitions lie in its partition like any other objects. A request for a resource
+//! that is not built in looks at them as they are at that moment; the read is of a view that
+//! costs nothing to take, and what was compiled is kept as long as the definition stays as it is.
+//! Equal definitions of many tenants are compiled once and shared ([`compiled`]).
+//!
+//! # Invariants
+//!
+//! * Who asks after a definition was Established, anywhere, finds it.
+//! * A tenant without definitions keeps nothing here.
+//! * What is shared between tenants holds nothing of either but the definition's own text.
+
+mod cleanup;
+pub(crate) mod compiled;
+pub(crate) mod object;
+mod settle;
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use insula_api::{field::FieldError, names::TenantName, object as json_object, resources};
+use insula_partition::{
+    snapshot::{Entry, Snapshot},
+    store::{ReadAt, Revision},
+};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+
+use crate::{
+    Server,
+    custom::compiled::{Compiled, Envelope, Interned},
+    error::{ApiError, Result},
+    openapi::Document,
+    registry::{Served, Whose},
+};
+
+pub(crate) use self::settle::settle;
+
+/// The group of definitions.
+pub(crate) const GROUP: &str = "apiextensions.k8s.io";
+/// The resource that serves definitions.
+pub(crate) const RESOURCE: &str = "customresourcedefinitions";
+
+/// Whether `served` holds definitions.
+pub(crate) fn holds_definitions(served: &Served) -> bool {
+    served.resource.group == GROUP && served.resource.name == RESOURCE
+}
+
+/// All tenants' custom resources, as far as somebody asked for them.
+#[derive(Debug, Default)]
+pub(crate) struct Customs {
+    tenants: Mutex<HashMap<TenantName, Arc<OfTenant>>>,
+    interned: Interned,
+    /// Tenants whose definitions have to be looked after.
+    due: Mutex<BTreeSet<TenantName>>,
+    asked: Notify,
+}
+
+/// The custom resources of one tenant.
+#[derive(Debug, Default)]
+pub(crate) struct OfTenant {
+    /// What they were read from.
+    snapshot: Option<Snapshot>,
+    /// By name of the definition, `plural.group`.
+    installed: BTreeMap<String, Installed>,
+    /// OpenAPI documents that were asked for, by path.
+    pub documents: Mutex<HashMap<String, Arc<Document>>>,
+}
+
+/// One definition of a tenant.
+#[derive(Debug, Clone)]
+struct Installed {
+    modified: Revision,
+    is_leaving: bool,
+    /// Absent until it is established.
+    compiled: Option<Arc<Compiled>>,
+}
+
+impl OfTenant {
+    /// The resource, if it is there in this version.
+    pub(crate) fn get(&self, group: &str, version: &str, resource: &str) -> Option<&Arc<Served>> {
+        self.installed
+            .get(&format!("{resource}.{group}"))?
+            .served()
+            .find(|it| it.resource.version == version)
+    }
+
+    /// All resources, in all versions that are served.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Served>> {
+        self.installed.values().flat_map(Installed::served)
+    }
+
+    /// What was compiled of each definition that is established.
+    pub(crate) fn compiled(&self) -> impl Iterator<Item = &Arc<Compiled>> {
+        self.installed.values().filter_map(|it| it.compiled.as_ref())
+    }
+}
+
+impl Installed {
+    fn served(&self) -> impl Iterator<Item = &Arc<Served>> {
+        let list = self.compiled.as_ref().map(|it| it.served(self.is_leaving));
+        list.into_iter().flatten()
+    }
+}
+
+impl Customs {
+    /// The custom resources of `tenant`, as they are now.
+    pub(crate) async fn of(&self, server: &Server, tenant: &TenantName) -> Result<Arc<OfTenant>> {
+        let definitions = definitions(server)?;
+        let (_, store) = definitions.place(&server.partitions, tenant, "", "");
+        let snapshot = store.read(&definitions.collection, ReadAt::Latest).await?;
+        let known = self.tenants.lock().get(tenant).cloned();
+        if let Some(known) = &known
+            && known.snapshot.as_ref().is_some_and(|it| it.is_same(&snapshot))
+        {
+            return Ok(known.clone());
+        }
+        let prefix = format!("{tenant}//");
+        let mut found = OfTenant::default();
+        let mut is_due = false;
+        for (key, entry) in snapshot.range(&prefix, None) {
+            let name = key.strip_prefix(&prefix).unwrap_or_default().to_owned();
+            let same = known.as_ref().and_then(|it| it.installed.get(&name));
+            if let Some(same) = same.filter(|it| it.modified == entry.modified) {
+                is_due |= same.is_leaving || same.compiled.is_none();
+                found.installed.insert(name, same.clone());
+                continue;
+            }
+            let envelope = Envelope::read(&entry.value).map_err(ApiError::internal)?;
+            is_due |= envelope.is_leaving() || envelope.is_pending();
+            let compiled = match envelope.is_established() {
+                true => self.interned.get(&envelope, &entry.value),
+                false => None,
+            };
+            let is_leaving = envelope.is_leaving();
+            found
+                .installed
+                .insert(name, Installed { modified: entry.modified, is_leaving, compiled });
+        }
+        if is_due {
+            self.ask(tenant);
+        }
+        if found.installed.is_empty() {
+            self.tenants.lock().remove(tenant);
+            return Ok(Arc::new(found));
+        }
+        found.snapshot = Some(snapshot);
+        let found = Arc::new(found);
+        self.tenants.lock().insert(tenant.clone(), found.clone());
+        Ok(found)
+    }
+
+    /// Has the definitions of `tenant` looked after, soon.
+    pub(crate) fn ask(&self, tenant: &TenantName) {
+        self.due.lock().insert(tenant.clone());
+        self.asked.notify_one();
+    }
+}
+
+/// The resource of definitions.
+pub(crate) fn definitions(server: &Server) -> Result<&Arc<Served>> {
+    let found = server.registry.get(GROUP, "v1", RESOURCE);
+    found.ok_or_else(|| ApiError::internal("definitions are not served"))
+}
+
+impl Server {
+    /// Has kept objects look as `served` shows them.
+    pub(crate) async fn show<'a>(
+        &self,
+        served: &Served,
+        entries: impl Iterator<Item = &'a mut Entry>,
+    ) -> Result<()> {
+        if let Some(custom) = served.custom() {
+            for entry in entries {
+                entry.value = custom.show(&entry.value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Server::show`], of one.
+    pub(crate) async fn show_entry(&self, served: &Served, mut entry: Entry) -> Result<Entry> {
+        self.show(served, std::iter::once(&mut entry)).await?;
+        Ok(entry)
+    }
+
+    /// As [`Server::show`], of the bytes of one.
+    pub(crate) async fn show_bytes(&self, served: &Served, value: Bytes) -> Result<Bytes> {
+        Ok(self.show_entry(served, Entry { value, modified: Revision(0) }).await?.value)
+    }
+
+    /// As [`Server::show`], of a parsed object. Returns what it was, if it is another now.
+    pub(crate) async fn show_value(
+        &self,
+        served: &Served,
+        it: &mut Value,
+    ) -> Result<Option<Value>> {
+        let Some(custom) = served.custom() else { return Ok(None) };
+        let kept = it.clone();
+        Ok(custom.show_value(it).then_some(kept))
+    }
+
+    /// An object of `served`, as it is kept.
+    pub(crate) async fn keep<'a>(&self, served: &Served, it: &'a Value) -> Result<Cow<'a, Value>> {
+        Ok(match served.custom() {
+            None => Cow::Borrowed(it),
+            Some(custom) => Cow::Owned(custom.keep(it.clone())),
+        })
+    }
+
+    /// The resource that a path means, built in or of the tenant.
+    pub(crate) async fn served(
+        &self,
+        whose: &Whose,
+        group: &str,
+        version: &str,
+        resource: &str,
+    ) -> Result<Option<Arc<Served>>> {
+        if let Some(served) = self.registry.get(group, version, resource) {
+            return Ok(Some(served.clone()));
+        }
+        let Some(tenant) = whose.tenant().filter(|_| !self.registry.has_group(group)) else {
+            return Ok(None);
+        };
+        Ok(self.customs.of(self, tenant).await?.get(group, version, resource).cloned())
+    }
+}
+
+/// Fills in what a definition leaves out, and remembers its storage version.
+pub(crate) fn prepare(it: &mut Value) {
+    let kind = json_object::text(it, &["spec", "names", "kind"]).to_owned();
+    if let Some(names) = it.pointer_mut("/spec/names").and_then(Value::as_object_mut) {
+        for (name, default) in
+            [("singular", kind.to_lowercase()), ("listKind", format!("{kind}List"))]
+        {
+            if names.get(name).and_then(Value::as_str).unwrap_or_default().is_empty() {
+                names.insert(name.into(), default.into());
+            }
+        }
+    }
+    if let Some(spec) = it.get_mut("spec").and_then(Value::as_object_mut) {
+        // False is the only value there may be, and what absence means.
+        if spec.get("preserveUnknownFields") == Some(&Value::Bool(false)) {
+            spec.remove("preserveUnknownFields");
+        }
+        spec.entry("conversion").or_insert_with(|| json!({"strategy": "None"}));
+        if let Some(service) = spec
+            .get_mut("conversion")
+            .and_then(|it| it.pointer_mut("/webhook/clientConfig/service"))
+            .and_then(Value::as_object_mut)
+        {
+            service.entry("port").or_insert_with(|| 443.into());
+        }
+    }
+    let versions = json_object::at(it, &["spec", "versions"]).and_then(Value::as_array);
+    let storage = versions.and_then(|it| it.iter().find(|it| it["storage"] == true));
+    let Some(storage) = storage.map(|it| it["name"].clone()) else { return };
+    let stored = json_object::at(it, &["status", "storedVersions"]).and_then(Value::as_array);
+    let mut stored = stored.cloned().unwrap_or_default();
+    if !stored.contains(&storage) {
+        stored.push(storage);
+    }
+    it["status"]["storedVersions"] = stored.into();
+}
+
+/// What is wrong with a definition; `old` is what it was, if it was.
+pub(crate) fn check(it: &Value, old: Option<&Value>) -> Vec<FieldError> {
+    let mut errors = insula_custom::check::definition(it, old);
+    let group = json_object::text(it, &["spec", "group"]);
+    if resources::built_in().iter().any(|it| it.group == group) {
+        let why = format!("group {group} is one of the built-in groups");
+        errors.push(FieldError::forbidden("spec.group", &why));
+    }
+    errors
+}
+
+/// Marks a definition whose deletion begins.
+pub(crate) fn begin_deletion(it: &mut Value, finalizers: &mut Vec<String>) {
+    if !finalizers.iter().any(|it| it == cleanup::FINALIZER) {
+        finalizers.push(cleanup::FINALIZER.into());
+    }
+    cleanup::begin(it);
+}
+
+/// After a definition of `tenant` changed: decides at once what can be decided.
+pub(crate) async fn changed(server: &Server, tenant: &TenantName) {
+    if let Err(error) = settle(server, tenant).await {
+        tracing::warn!(%tenant, %error, "definitions could not be decided on yet");
+    }
+    // It may have become free for others, or have to be cleaned up.
+    server.customs.ask(tenant);
+}
+
+/// How long to wait before trying again what did not work out.
+const AGAIN: Duration = Duration::from_millis(100);
+/// The longest such wait.
+const AGAIN_AT_MOST: Duration = Duration::from_secs(5);
+
+/// Looks after definitions that wait for their names, or for their objects to go.
+pub(crate) async fn look_after(server: Arc<Server>) {
+    let busy: Arc<Mutex<BTreeSet<TenantName>>> = Arc::default();
+    loop {
+        tokio::select! {
+            () = server.customs.asked.notified() => (),
+            () = server.shutdown.cancelled() => return,
+        }
+        let due = std::mem::take(&mut *server.customs.due.lock());
+        for tenant in due {
+            if !busy.lock().insert(tenant.clone()) {
+                // Whoever is at it looks once more before it ends.
+                server.customs.due.lock().insert(tenant);
+                continue;
+            }
+            let (it, busy) = (server.clone(), busy.clone());
+            server.tasks.spawn(async move {
+                let shutdown = it.shutdown.clone();
+                let _ = shutdown.run_until_cancelled(look_after_tenant(&it, &tenant)).await;
+                busy.lock().remove(&tenant);
+                if it.customs.due.lock().contains(&tenant) {
+                    it.customs.asked.notify_one();
+                }
+            });
+        }
+    }
+}
+
+async fn look_after_tenant(server: &Server, tenant: &TenantName) {
+    let mut wait = AGAIN;
+    loop {
+        let settled = async {
+            settle(server, tenant).await?;
+            cleanup::clean(server, tenant).await
+        };
+        match settled.await {
+            Ok(true) => return,
+            Ok(false) => (),
+            Err(error) if error.reason == "NotFound" => return,
+            Err(error) => tracing::warn!(%tenant, %error, "definitions could not be looked after"),
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(AGAIN_AT_MOST);
+    }
+}

@@ -1,0 +1,186 @@
+//! Objects of custom resources: read from a body, shown in a version, kept in another.
+
+use bytes::Bytes;
+use http::HeaderMap;
+use insula_api::{
+    decode::{self, DecodeError, Decoded},
+    field::FieldError,
+    object::{self, Stored},
+    schema::Schema as Types,
+};
+use insula_custom::{
+    Version, default, definition::Scale, embedded, lists, path::Path, prune, validate,
+};
+use insula_partition::{store::Revision, value::with_revision};
+use serde_json::Value;
+
+use crate::{
+    custom::compiled::Custom,
+    error::{ApiError, Result},
+    request::{Encoding, body_encoding},
+};
+
+/// Decodes a body. What is wrong with its fields is among the findings.
+pub(crate) fn read_body(headers: &HeaderMap, body: &[u8]) -> Result<Decoded> {
+    match body_encoding(headers)? {
+        Encoding::Json => Ok(decode::json(Types::built_in(), None, body)?),
+        Encoding::Yaml => Ok(decode::yaml(Types::built_in(), None, body)?),
+        Encoding::Protobuf => {
+            Err(ApiError::unsupported_media_type("application/json, application/yaml"))
+        }
+    }
+}
+
+/// Brings what a client sent into the shape of `version`: unknown fields go, defaults come.
+/// Returns what went.
+pub(crate) fn shape(version: &Version, it: &mut Value) -> Result<Vec<String>, DecodeError> {
+    let findings = prune(version, it)?;
+    default::fill(&version.schema, it);
+    Ok(findings)
+}
+
+/// As [`shape`], without defaults.
+pub(crate) fn prune(version: &Version, it: &mut Value) -> Result<Vec<String>, DecodeError> {
+    let mut findings = embedded::coerce_metadata(it)?;
+    let mut pruned = prune::Pruned::telling();
+    prune::object(&version.schema, it, &mut pruned);
+    embedded::coerce(&version.schema, it);
+    let unknown = pruned.paths.into_iter().flatten();
+    findings.extend(unknown.map(|path| format!("unknown field {path:?}")));
+    Ok(findings)
+}
+
+/// Brings a kept object into the shape that `version` has now. False if it already had it.
+fn refresh(version: &Version, it: &mut Value) -> bool {
+    let mut pruned = prune::Pruned::default();
+    prune::object(&version.schema, it, &mut pruned);
+    let filled = default::fill(&version.schema, it);
+    pruned.any || filled
+}
+
+impl Custom {
+    /// A kept object, as this version shows it. The bytes are the same wherever they can be.
+    pub(crate) fn show(&self, kept: &Bytes) -> Result<Bytes> {
+        let Stored { object: mut it, managed } = Stored::parse(kept).map_err(ApiError::internal)?;
+        if !self.show_value(&mut it) {
+            return Ok(kept.clone());
+        }
+        let revision = object::meta_str(&it, "resourceVersion").parse().unwrap_or(0);
+        let managed = Some(managed.as_str()).filter(|it| !it.is_empty());
+        Ok(with_revision(&object::encode_with(&it, managed).into(), Revision(revision)))
+    }
+
+    /// As [`Custom::show`], of a parsed object. False if nothing changed.
+    pub(crate) fn show_value(&self, it: &mut Value) -> bool {
+        let wanted = self.version.api_version();
+        let converted = it["apiVersion"] != wanted;
+        if converted {
+            it["apiVersion"] = wanted.into();
+        }
+        let refreshed = refresh(&self.version, it);
+        converted || refreshed
+    }
+
+    /// An object as it is kept.
+    pub(crate) fn keep(&self, mut it: Value) -> Value {
+        it["apiVersion"] = self.definition.storage().api_version().into();
+        it
+    }
+
+    /// What is wrong with an object; `old` is what it was, if it was.
+    pub(crate) fn check(
+        &self,
+        it: &Value,
+        old: Option<&Value>,
+        subresource: &str,
+    ) -> Vec<FieldError> {
+        let schema = &self.version.schema;
+        let root = Path::Root;
+        let mut errors = match (subresource, schema.properties.get("status")) {
+            ("status", Some(of_status)) => match it.get("status") {
+                Some(status) => {
+                    let old = old.and_then(|it| it.get("status"));
+                    validate::value(of_status, status, old, &root.field("status"))
+                }
+                None => Vec::new(),
+            },
+            ("status", None) => Vec::new(),
+            _ => validate::value(schema, it, old, &root),
+        };
+        if let Some(scale) = &self.version.scale {
+            check_scale(scale, it, subresource == "status", &mut errors);
+        }
+        errors.extend(embedded::check(schema, it, &root));
+        let tolerated = old.is_some_and(|old| !lists::check(schema, old, &root).is_empty());
+        if !tolerated {
+            errors.extend(lists::check(schema, it, &root));
+        }
+        errors
+    }
+}
+
+/// Replica counts are counts.
+fn check_scale(scale: &Scale, it: &Value, of_status: bool, errors: &mut Vec<FieldError>) {
+    let paths = match of_status {
+        true => vec![&scale.status_replicas],
+        false => vec![&scale.spec_replicas, &scale.status_replicas],
+    };
+    for path in paths {
+        let names: Vec<&str> = path.iter().map(String::as_str).collect();
+        let Some(found) = object::at(it, &names).filter(|it| !it.is_null()) else { continue };
+        let field = format!(".{}", path.join("."));
+        match found.as_i64() {
+            Some(0..=0x7fff_ffff) => (),
+            Some(..0) => {
+                errors.push(FieldError::invalid(field, found, "should be a non-negative integer"))
+            }
+            Some(_) => {
+                let why = format!("should be less than or equal to {}", i32::MAX);
+                errors.push(FieldError::invalid(field, found, &why));
+            }
+            None => {
+                let why =
+                    format!("{field} accessor error: {found} is of another type, expected int64");
+                errors.push(FieldError::invalid(field.as_str(), &0.into(), &why));
+            }
+        }
+    }
+}
+
+/// What `autoscaling/v1` Scale shows of an object.
+#[derive(Debug)]
+pub(crate) struct Scaled {
+    pub replicas: i64,
+    pub observed: i64,
+    pub selector: String,
+}
+
+/// Reads the numbers of a scale.
+pub(crate) fn read_scale(scale: &Scale, it: &Value) -> Result<Scaled> {
+    let at = |path: &[String]| {
+        let names: Vec<&str> = path.iter().map(String::as_str).collect();
+        object::at(it, &names)
+    };
+    let replicas = at(&scale.spec_replicas).and_then(Value::as_i64).ok_or_else(|| {
+        let path = scale.spec_replicas.join(".");
+        ApiError::internal(format!("the spec replicas field \".{path}\" does not exist"))
+    })?;
+    let selector = scale.selector.as_deref().and_then(at).and_then(Value::as_str);
+    Ok(Scaled {
+        replicas,
+        observed: at(&scale.status_replicas).and_then(Value::as_i64).unwrap_or(0),
+        selector: selector.unwrap_or_default().to_owned(),
+    })
+}
+
+/// Sets the replicas that are asked for.
+pub(crate) fn set_replicas(scale: &Scale, it: &mut Value, replicas: i64) {
+    let mut place = it;
+    for name in &scale.spec_replicas {
+        if !place.is_object() {
+            *place = Value::Object(serde_json::Map::new());
+        }
+        place = &mut place[name.as_str()];
+    }
+    *place = replicas.into();
+}
