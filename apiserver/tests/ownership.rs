@@ -392,6 +392,40 @@ async fn what_clients_send_of_managers_is_checked() {
 }
 
 #[tokio::test]
+async fn readers_see_managers_in_every_form() {
+    let api = Api::start().await;
+    let text = config_map(json!({"x": "1"})).to_string();
+    let (_, made) = api.send(Method::POST, MAPS, JSON, &text).await;
+    let managed = made["metadata"]["managedFields"].clone();
+    assert_eq!(api.get(&format!("{MAPS}/c")).await["metadata"]["managedFields"], managed);
+    let list = api.get(MAPS).await;
+    let mine = list["items"].as_array().unwrap().iter().find(|it| it["metadata"]["name"] == "c");
+    assert_eq!(mine.unwrap()["metadata"]["managedFields"], managed);
+    for (kind, path) in [
+        ("PartialObjectMetadata", "/metadata/managedFields"),
+        ("Table", "/rows/0/object/metadata/managedFields"),
+    ] {
+        let accept = format!("application/json;as={kind};v=v1;g=meta.k8s.io");
+        let request = Request::get(format!("{MAPS}/c")).header(header::ACCEPT, accept);
+        let request = request.body(Full::new(Bytes::new())).unwrap();
+        let caller = Identity::new(TenantName::system(), "tester", &[MASTERS]);
+        let response = api.server.handle_trusted(request, caller).await;
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let it: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(it["kind"], kind);
+        assert_eq!(it.pointer(path), Some(&managed), "{it}");
+    }
+    // What goes slowly keeps them.
+    let held = json!({"metadata": {"finalizers": ["example.com/hold"]}});
+    assert_eq!(api.patch(&format!("{MAPS}/c"), MERGE, &held).await.0, 200);
+    let before = api.get(&format!("{MAPS}/c")).await;
+    let (code, going) = api.send(Method::DELETE, &format!("{MAPS}/c"), JSON, "").await;
+    assert_eq!(code, 200);
+    assert!(going["metadata"]["deletionTimestamp"].is_string());
+    assert_eq!(entries(&going), entries(&before));
+}
+
+#[tokio::test]
 async fn times_change_with_what_is_managed() {
     let api = Api::start().await;
     let map = format!("{MAPS}/c");
