@@ -425,6 +425,41 @@ async fn readers_see_managers_in_every_form() {
     assert_eq!(entries(&going), entries(&before));
 }
 
+/// Who applied in the client is in no conflict with itself on the server.
+#[tokio::test]
+async fn the_annotation_of_client_side_apply_explains_conflicts() {
+    const LAST: &str = "kubectl.kubernetes.io/last-applied-configuration";
+    let api = Api::start().await;
+    let map = format!("{MAPS}/c");
+    let config = config_map(json!({"x": "1", "y": "1", "z": "1"}));
+    let mut made = config.clone();
+    made["metadata"]["annotations"] = json!({LAST: format!("{config}\n")});
+    let uri = format!("{MAPS}?fieldManager=kubectl-client-side-apply");
+    let (code, _) = api.send(Method::POST, &uri, JSON, &made.to_string()).await;
+    assert_eq!(code, 201);
+    let (code, _) = api.patch(&map, MERGE, &json!({"data": {"z": "9"}})).await;
+    assert_eq!(code, 200);
+
+    let next = config_map(json!({"x": "2", "y": "1", "z": "2"}));
+    // Anybody else is in conflict with all of it, kubectl only with what was changed since.
+    let (code, refused) = api.apply(&map, "other", &next).await;
+    assert_eq!((code, refused["details"]["causes"].as_array().unwrap().len()), (409, 2));
+    let (code, refused) = api.apply(&map, "kubectl", &next).await;
+    assert_eq!(code, 409);
+    assert_eq!(
+        refused["message"],
+        "Apply failed with 1 conflict: conflict with \"tester\" using v1: .data.z"
+    );
+    let next = config_map(json!({"x": "2", "y": "1"}));
+    let (code, after) = api.apply(&map, "kubectl", &next).await;
+    assert_eq!(code, 200, "{after}");
+    assert_eq!(after["data"], json!({"x": "2", "y": "1", "z": "9"}));
+    // The annotation says what was applied, for whoever goes back to applying in the client.
+    assert_eq!(after["metadata"]["annotations"][LAST], format!("{next}\n"));
+    let (_, again) = api.apply(&map, "kubectl", &next).await;
+    assert_eq!(again, after, "nothing new");
+}
+
 #[tokio::test]
 async fn times_change_with_what_is_managed() {
     let api = Api::start().await;
