@@ -39,6 +39,7 @@ docs:
 bench: deps
 	cargo run --release --locked -p insula-partition --example bench
 	cargo run --release --locked -p insula-apiserver --example forward_bench
+	cargo run --release --locked -p insula-apiserver --example write_bench
 
 # Each failure prints the seed that repeats it.
 SEEDS ?= 5000

@@ -1,8 +1,13 @@
 //! Strategic merge patch: a merge patch that knows which lists have keys.
 //!
-//! Directives: `$patch` (`delete`, `replace`, `merge`) in a map or list item, `$retainKeys`,
+//! Directives: `$patch` (`delete`, `replace`) in a map or list item, `$retainKeys`,
 //! `$deleteFromPrimitiveList/<field>` and `$setElementOrder/<field>`; null deletes a field.
-//! Source: the contributor guide's "strategic merge patch" page of Kubernetes.
+//! What they do is what upstream's server does: its documentation differs in places, above all
+//! about where new items of a list go (before what they do not know, if nothing says otherwise).
+//!
+//! Lists are indexed by their keys, so the cost is that of the patch and the object together.
+
+use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
@@ -16,12 +21,34 @@ const ORDER: &str = "$setElementOrder/";
 /// Why a patch cannot be applied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PatchError {
+    #[error("invalid JSON document")]
+    NotAnObject,
+    #[error("invalid patch format of primitive list")]
+    PrimitiveList,
+    #[error("invalid patch format of retainKeys")]
+    RetainKeys,
+    #[error("invalid patch format of setElementOrder list")]
+    ElementOrder,
+    #[error("the order in the patch of {field} does not match its $setElementOrder list")]
+    OrderMismatch { field: String },
     #[error("map: {item} does not contain declared merge key: {key}")]
     NoMergeKey { item: String, key: &'static str },
-    #[error("unknown patch directive {0:?}")]
-    Directive(String),
-    #[error("the patch is not a JSON object")]
-    NotAnObject,
+    #[error("lists of lists are not supported")]
+    ListOfLists,
+    #[error("unknown patch type: {directive} in map: {map}")]
+    Directive { directive: String, map: String },
+    #[error("merging lists cannot yet be specified in the patch")]
+    MergedList,
+}
+
+impl PatchError {
+    /// The form of the patch itself is wrong, whatever it is applied to.
+    pub fn is_format(&self) -> bool {
+        matches!(
+            self,
+            Self::NotAnObject | Self::PrimitiveList | Self::RetainKeys | Self::ElementOrder
+        )
+    }
 }
 
 /// Applies `patch` to `live`, an object of `shape`.
@@ -47,42 +74,82 @@ fn merge_map(
 ) -> Result<Map<String, Value>, PatchError> {
     match patch.remove(DIRECTIVE) {
         None => (),
-        Some(Value::String(directive)) => match directive.as_str() {
-            "replace" => return Ok(clean(patch)),
-            "delete" => return Ok(Map::new()),
-            "merge" => (),
-            _ => return Err(PatchError::Directive(directive)),
-        },
-        Some(other) => return Err(PatchError::Directive(other.to_string())),
+        Some(it) if it == "replace" => return Ok(cleaned_map(patch)),
+        Some(it) if it == "delete" => return Ok(Map::new()),
+        Some(it) => return Err(unknown_directive(&it, &patch)),
     }
-    if let Some(Value::Array(keep)) = patch.remove(RETAIN) {
-        live.retain(|key, _| keep.iter().any(|kept| kept == key));
+    if let Some(keep) = patch.remove(RETAIN) {
+        retain(&mut live, &patch, &keep)?;
     }
-    let mut orders = Vec::new();
+    // Orders first: they are merged together with the list that they are about.
+    let orders: Vec<String> =
+        patch.keys().filter_map(|it| it.strip_prefix(ORDER)).map(str::to_owned).collect();
+    for field in orders {
+        let order = patch.remove(&format!("{ORDER}{field}"));
+        let (inner, strategy) = field_of(schema, shape, &field);
+        let (order, list) = match (order, patch.remove(&field)) {
+            (Some(Value::Array(order)), None | Some(Value::Null)) => (order, None),
+            (Some(Value::Array(order)), Some(Value::Array(list))) => (order, Some(list)),
+            _ => return Err(PatchError::ElementOrder),
+        };
+        let server = match live.remove(&field) {
+            Some(Value::Array(server)) => Some(server),
+            None => None,
+            Some(_) => return Err(PatchError::ElementOrder),
+        };
+        if server.is_none() && list.is_none() {
+            continue;
+        }
+        let key = strategy.merge_key;
+        if list.as_ref().is_some_and(|list| !is_in_order(list, &order, key)) {
+            return Err(PatchError::OrderMismatch { field });
+        }
+        let order = identities(&order, key)?;
+        let server = server.unwrap_or_default();
+        let was = identities(&server, key)?;
+        let merged =
+            merge_list(schema, item_of(&inner), &strategy, server, list.unwrap_or_default())?;
+        live.insert(field, arrange(merged, &order, &was, key).into());
+    }
     for (name, value) in patch {
         if let Some(field) = name.strip_prefix(DELETE_FROM) {
-            if let (Some(Value::Array(list)), Value::Array(gone)) = (live.get_mut(field), value) {
-                list.retain(|item| !gone.contains(item));
-            }
-        } else if let Some(field) = name.strip_prefix(ORDER) {
-            if let Value::Array(order) = value {
-                orders.push((field.to_owned(), order));
+            let Value::Array(gone) = value else { return Err(PatchError::PrimitiveList) };
+            let gone: HashSet<String> = gone.iter().map(ToString::to_string).collect();
+            if let Some(Value::Array(list)) = live.get_mut(field) {
+                list.retain(|item| !gone.contains(&item.to_string()));
             }
         } else if value.is_null() {
             live.remove(&name);
         } else {
             let (inner, strategy) = field_of(schema, shape, &name);
-            let merged = merge_value(schema, &inner, &strategy, live.remove(&name), value)?;
-            live.insert(name, merged);
-        }
-    }
-    for (field, order) in orders {
-        let (_, strategy) = field_of(schema, shape, &field);
-        if let Some(Value::Array(list)) = live.get_mut(&field) {
-            reorder(list, &order, strategy.merge_key);
+            if let Some(merged) = merge_value(schema, &inner, &strategy, live.remove(&name), value)?
+            {
+                live.insert(name, merged);
+            }
         }
     }
     Ok(live)
+}
+
+/// Keeps what the patch says to keep, which must be at least what it sets.
+fn retain(
+    live: &mut Map<String, Value>,
+    patch: &Map<String, Value>,
+    keep: &Value,
+) -> Result<(), PatchError> {
+    let keep: HashSet<&str> =
+        keep.as_array().ok_or(PatchError::RetainKeys)?.iter().filter_map(Value::as_str).collect();
+    let is_kept = |name: &str, value: &Value| {
+        value.is_null()
+            || name.starts_with(DELETE_FROM)
+            || name.starts_with(ORDER)
+            || keep.contains(name)
+    };
+    if !patch.iter().all(|(name, value)| is_kept(name, value)) {
+        return Err(PatchError::RetainKeys);
+    }
+    live.retain(|name, _| keep.contains(name.as_str()));
+    Ok(())
 }
 
 /// Shape and strategy of a field; what no type describes is merged as plain JSON.
@@ -97,205 +164,195 @@ fn field_of(schema: &Schema, shape: &Shape, name: &str) -> (Shape, PatchStrategy
     }
 }
 
+fn item_of(shape: &Shape) -> &Shape {
+    match shape {
+        Shape::List(item) => item.as_ref(),
+        _ => &Shape::Any,
+    }
+}
+
+/// What becomes of a field; `None` if it goes.
 fn merge_value(
     schema: &Schema,
     shape: &Shape,
     strategy: &PatchStrategy,
     live: Option<Value>,
     patch: Value,
-) -> Result<Value, PatchError> {
+) -> Result<Option<Value>, PatchError> {
     match (live, patch) {
         (Some(Value::Object(live)), Value::Object(patch)) => {
-            merge_map(schema, shape, live, patch).map(Value::Object)
+            merge_map(schema, shape, live, patch).map(Value::Object).map(Some)
         }
-        (_, Value::Object(patch)) => merge_map(schema, shape, Map::new(), patch).map(Value::Object),
-        (live, Value::Array(patch)) if strategy.merge => {
-            let live = match live {
-                Some(Value::Array(live)) => live,
-                _ => Vec::new(),
-            };
-            let item = match shape {
-                Shape::List(item) => item.as_ref(),
-                _ => &Shape::Any,
-            };
-            merge_list(schema, item, strategy.merge_key, live, patch).map(Value::Array)
+        (Some(Value::Array(live)), Value::Array(patch)) if strategy.merge => {
+            let key = strategy.merge_key;
+            let (order, was) = (identities(&patch, key)?, identities(&live, key)?);
+            let merged = merge_list(schema, item_of(shape), strategy, live, patch)?;
+            Ok(Some(arrange(merged, &order, &was, key).into()))
         }
-        (_, Value::Array(patch)) => Ok(Value::Array(patch.into_iter().map(clean_value).collect())),
-        (_, scalar) => Ok(scalar),
+        (_, patch) => Ok(cleaned(patch)),
     }
 }
 
+/// What an item of a list is known by; `None` for an item without it.
+fn identity(item: &Value, key: &str) -> Option<String> {
+    if key.is_empty() { Some(item.to_string()) } else { item.get(key).map(ToString::to_string) }
+}
+
+/// The place of each item in its list.
+fn identities(list: &[Value], key: &str) -> Result<HashMap<String, usize>, PatchError> {
+    let mut out = HashMap::with_capacity(list.len());
+    for (index, item) in list.iter().enumerate() {
+        if item.is_array() {
+            return Err(PatchError::ListOfLists);
+        }
+        if let Some(id) = identity(item, key) {
+            out.entry(id).or_insert(index);
+        }
+    }
+    Ok(out)
+}
+
+/// The items that a list with this strategy then has, in no particular order.
 fn merge_list(
     schema: &Schema,
     item: &Shape,
-    key: &'static str,
+    strategy: &PatchStrategy,
     mut live: Vec<Value>,
     patch: Vec<Value>,
 ) -> Result<Vec<Value>, PatchError> {
+    let key = strategy.merge_key;
     if key.is_empty() {
-        for value in patch {
-            if !live.contains(&value) {
-                live.push(value);
-            }
-        }
+        let mut seen = HashSet::with_capacity(live.len());
+        live.extend(patch);
+        live.retain(|item| seen.insert(item.to_string()));
         return Ok(live);
     }
-    let replace = patch.iter().any(|it| it.get(DIRECTIVE).is_some_and(|it| it == "replace"));
-    if replace {
-        let kept = patch.into_iter().filter(|it| it.get(DIRECTIVE).is_none());
-        return Ok(kept.map(clean_value).collect());
-    }
+    let mut gone = HashSet::new();
+    let (mut replaces, mut kept) = (false, Vec::with_capacity(patch.len()));
     for value in patch {
-        let Value::Object(mut value) = value else {
+        let Value::Object(map) = value else {
             return Err(PatchError::NoMergeKey { item: shown(&value), key });
         };
-        let Some(id) = value.get(key).cloned() else {
-            return Err(PatchError::NoMergeKey { item: shown(&Value::Object(value)), key });
-        };
-        let at = live.iter().position(|it| it.get(key) == Some(&id));
-        if value.get(DIRECTIVE).is_some_and(|directive| directive == "delete") {
-            live.retain(|it| it.get(key) != Some(&id));
-            continue;
+        match map.get(DIRECTIVE) {
+            None => kept.push(map),
+            Some(it) if it == "replace" => replaces = true,
+            Some(it) if it == "delete" => match map.get(key) {
+                Some(id) => {
+                    gone.insert(id.to_string());
+                }
+                None => {
+                    return Err(PatchError::NoMergeKey { item: shown(&Value::Object(map)), key });
+                }
+            },
+            Some(it) if it == "merge" => return Err(PatchError::MergedList),
+            Some(it) => return Err(unknown_directive(it, &map)),
         }
-        value.remove(DIRECTIVE);
-        match at {
-            Some(at) => {
+    }
+    if replaces {
+        return Ok(kept.into_iter().map(|map| Value::Object(cleaned_map(map))).collect());
+    }
+    live.retain(|it| identity(it, key).is_none_or(|id| !gone.contains(&id)));
+    let mut places = identities(&live, key)?;
+    for map in kept {
+        let Some(id) = map.get(key).map(ToString::to_string) else {
+            return Err(PatchError::NoMergeKey { item: shown(&Value::Object(map)), key });
+        };
+        match places.get(&id) {
+            Some(&at) => {
                 let old = live[at].take();
-                live[at] = merge(schema, item, old, Value::Object(value))?;
+                live[at] = merge(schema, item, old, Value::Object(map))?;
             }
-            None => live.push(merge(schema, item, Value::Null, Value::Object(value))?),
+            None => {
+                places.insert(id, live.len());
+                live.push(merge(schema, item, Value::Null, Value::Object(map))?);
+            }
         }
     }
     Ok(live)
+}
+
+/// Whether the items of a patch come in the order that it asks for.
+fn is_in_order(patch: &[Value], order: &[Value], key: &str) -> bool {
+    let mut order = order.iter().map(|it| identity(it, key));
+    let told = patch.iter().filter(|it| it.get(DIRECTIVE).is_none());
+    order.len() == 0 || told.into_iter().all(|item| order.any(|it| it == identity(item, key)))
+}
+
+/// Puts the items that `order` names in that order. The others keep theirs, and come before
+/// those that were behind them (`was`) and after all else.
+fn arrange(
+    list: Vec<Value>,
+    order: &HashMap<String, usize>,
+    was: &HashMap<String, usize>,
+    key: &str,
+) -> Vec<Value> {
+    struct Placed {
+        /// In the wanted order.
+        rank: Option<usize>,
+        /// In the list as it was.
+        before: Option<usize>,
+        item: Value,
+    }
+    let size = list.len();
+    let placed = list.into_iter().map(|item| {
+        let id = identity(&item, key);
+        let of =
+            |places: &HashMap<String, usize>| id.as_ref().and_then(|id| places.get(id)).copied();
+        Placed { rank: of(order), before: of(was), item }
+    });
+    let (mut named, mut others): (Vec<Placed>, Vec<Placed>) =
+        placed.partition(|it| it.rank.is_some());
+    named.sort_by_key(|it| it.rank);
+    others.sort_by_key(|it| it.before);
+    let (mut named, mut others) = (named.into_iter().peekable(), others.into_iter().peekable());
+    let mut out = Vec::with_capacity(size);
+    loop {
+        let other_first = match (others.peek(), named.peek()) {
+            (Some(other), Some(named)) => match (other.before, named.before) {
+                (Some(other), Some(named)) => other < named,
+                _ => false,
+            },
+            (other, _) => other.is_some(),
+        };
+        let next = if other_first { others.next() } else { named.next() };
+        match next {
+            Some(it) => out.push(it.item),
+            None => return out,
+        }
+    }
 }
 
 fn shown(value: &Value) -> String {
     value.to_string().chars().take(120).collect()
 }
 
-/// Puts the items that `order` names in that order; others keep their place relative to the
-/// neighbours they had.
-fn reorder(list: &mut Vec<Value>, order: &[Value], key: &str) {
-    let id = |item: &Value| match key {
-        "" => Some(item.clone()),
-        key => item.get(key).cloned(),
-    };
-    let wanted: Vec<Option<Value>> = order.iter().map(id).collect();
-    let rank = |item: &Value| wanted.iter().position(|it| it.is_some() && *it == id(item));
-    let old: Vec<(usize, Value)> = std::mem::take(list).into_iter().enumerate().collect();
-    let (mut named, others): (Vec<_>, Vec<_>) =
-        old.into_iter().partition(|(_, item)| rank(item).is_some());
-    named.sort_by_key(|(_, item)| rank(item));
-    let mut named = named.into_iter().peekable();
-    for (place, item) in others {
-        while let Some((_, next)) = named.next_if(|(before, _)| *before < place) {
-            list.push(next);
-        }
-        list.push(item);
-    }
-    list.extend(named.map(|(_, item)| item));
+fn unknown_directive(directive: &Value, map: &Map<String, Value>) -> PatchError {
+    let directive = directive.as_str().map_or_else(|| directive.to_string(), str::to_owned);
+    PatchError::Directive { directive, map: shown(&Value::Object(map.clone())) }
 }
 
-/// Drops directives and nulls from what is taken over whole.
-fn clean(map: Map<String, Value>) -> Map<String, Value> {
+fn is_directive(name: &str) -> bool {
+    // `$ref` and `$schema` of JSON schemas are data.
+    name == RETAIN || name.starts_with(DELETE_FROM) || name.starts_with(ORDER)
+}
+
+/// A map without directives and nulls, of what is taken over whole.
+fn cleaned_map(map: Map<String, Value>) -> Map<String, Value> {
     map.into_iter()
-        .filter(|(name, value)| !value.is_null() && !name.starts_with('$'))
-        .map(|(name, value)| (name, clean_value(value)))
+        .filter(|(name, value)| !value.is_null() && !is_directive(name))
+        .filter_map(|(name, value)| Some((name, cleaned(value)?)))
         .collect()
 }
 
-fn clean_value(value: Value) -> Value {
+/// As [`cleaned_map`]; what has a directive is nothing by itself.
+fn cleaned(value: Value) -> Option<Value> {
     match value {
-        Value::Object(map) => {
-            // `$ref` and `$schema` of JSON schemas are data, not directives.
-            Value::Object(
-                map.into_iter()
-                    .filter(|(name, value)| {
-                        !value.is_null()
-                            && name != DIRECTIVE
-                            && name != RETAIN
-                            && !name.starts_with(DELETE_FROM)
-                            && !name.starts_with(ORDER)
-                    })
-                    .map(|(name, value)| (name, clean_value(value)))
-                    .collect(),
-            )
-        }
-        Value::Array(list) => Value::Array(list.into_iter().map(clean_value).collect()),
-        scalar => scalar,
+        Value::Object(map) if map.contains_key(DIRECTIVE) => None,
+        Value::Object(map) => Some(Value::Object(cleaned_map(map))),
+        Value::Array(list) => Some(list.into_iter().filter_map(cleaned).collect()),
+        scalar => Some(scalar),
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::schema::Gvk;
-
-    #[track_caller]
-    fn check(live: Value, patch: Value, expected: Value) {
-        let schema = Schema::built_in();
-        let id = schema.by_kind(&Gvk::new("", "v1", "Pod")).unwrap();
-        assert_eq!(merge(schema, &Shape::Object(id), live, patch).unwrap(), expected);
-    }
-
-    #[test]
-    fn keyed_lists_are_merged() {
-        check(
-            json!({"spec": {"containers": [{"name": "a", "image": "1", "args": ["x"]}, {"name": "b"}]}}),
-            json!({"spec": {"containers": [{"name": "a", "image": "2"}, {"name": "c"}]}}),
-            json!({"spec": {"containers": [{"name": "a", "image": "2", "args": ["x"]}, {"name": "b"}, {"name": "c"}]}}),
-        );
-    }
-
-    #[test]
-    fn items_are_deleted_by_directive() {
-        check(
-            json!({"spec": {"containers": [{"name": "a"}, {"name": "b"}]}}),
-            json!({"spec": {"containers": [{"name": "a", "$patch": "delete"}]}}),
-            json!({"spec": {"containers": [{"name": "b"}]}}),
-        );
-    }
-
-    #[test]
-    fn order_is_set() {
-        check(
-            json!({"spec": {"containers": [{"name": "a"}, {"name": "s"}, {"name": "b"}]}}),
-            json!({"spec": {"$setElementOrder/containers": [{"name": "b"}, {"name": "a"}], "containers": [{"name": "b", "image": "x"}]}}),
-            json!({"spec": {"containers": [{"name": "s"}, {"name": "b", "image": "x"}, {"name": "a"}]}}),
-        );
-    }
-
-    #[test]
-    fn scalars_lists_and_nulls() {
-        check(
-            json!({"metadata": {"finalizers": ["a", "b"], "labels": {"x": "1", "y": "2"}}}),
-            json!({"metadata": {"finalizers": ["c"], "$deleteFromPrimitiveList/finalizers": ["a"], "labels": {"x": null}}}),
-            json!({"metadata": {"finalizers": ["b", "c"], "labels": {"y": "2"}}}),
-        );
-    }
-
-    #[test]
-    fn retain_keys_and_replace() {
-        check(
-            json!({"spec": {"volumes": [{"name": "v", "emptyDir": {}}]}}),
-            json!({"spec": {"volumes": [{"name": "v", "$retainKeys": ["name", "hostPath"], "hostPath": {"path": "/"}}]}}),
-            json!({"spec": {"volumes": [{"name": "v", "hostPath": {"path": "/"}}]}}),
-        );
-        check(
-            json!({"spec": {"nodeSelector": {"a": "b"}}}),
-            json!({"spec": {"nodeSelector": {"$patch": "replace", "c": "d"}}}),
-            json!({"spec": {"nodeSelector": {"c": "d"}}}),
-        );
-    }
-
-    #[test]
-    fn a_missing_key_is_an_error() {
-        let schema = Schema::built_in();
-        let id = schema.by_kind(&Gvk::new("", "v1", "Pod")).unwrap();
-        let patch = json!({"spec": {"containers": [{"image": "x"}]}});
-        let error = merge(schema, &Shape::Object(id), json!({}), patch).unwrap_err();
-        assert!(matches!(error, PatchError::NoMergeKey { key: "name", .. }));
-    }
-}
+mod tests;

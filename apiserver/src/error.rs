@@ -198,6 +198,18 @@ impl ApiError {
         )
     }
 
+    /// Too many or too large, in the words of whoever counted.
+    pub fn too_much(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", message)
+    }
+
+    /// A well-formed patch that does not go with the object.
+    pub fn rejected(why: &dyn std::error::Error) -> Self {
+        let message =
+            format!("the server rejected our request due to an error in our request: {why}");
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message)
+    }
+
     pub fn expired(message: impl Into<String>) -> Self {
         Self::new(StatusCode::GONE, "Expired", message)
     }

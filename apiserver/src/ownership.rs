@@ -92,7 +92,6 @@ pub(crate) struct Writer {
     nature: Nature,
     group: String,
     kind: String,
-    /// Objects of views are made anew for each reader, and remember nobody.
     is_tracked: bool,
 }
 
@@ -121,7 +120,7 @@ impl Writer {
             nature: call.served.nature.clone(),
             group: resource.group.clone(),
             kind: resource.kind.clone(),
-            is_tracked: !call.served.is_view(),
+            is_tracked: true,
         })
     }
 
@@ -178,7 +177,7 @@ impl Writer {
         // What cannot be read is nobody.
         let mut managers = Managers::decode(&sent, false).unwrap_or_default();
         let comparison = Comparison { added: set, ..Comparison::default() };
-        managers.update(&self.identity(Operation::Update), &comparison, &now);
+        managers.update(&self.identity(Operation::Update), comparison, &now);
         managers.encode()
     }
 
@@ -223,7 +222,7 @@ impl Writer {
         }
         let now = time::now();
         managers.keep_versions(|it| self.knows(it));
-        managers.update(&self.identity(Operation::Update), &comparison, &now);
+        managers.update(&self.identity(Operation::Update), comparison, &now);
         managers.encode()
     }
 
@@ -247,7 +246,7 @@ impl Writer {
             self.scope.strip(&mut set);
             let before = Identity { manager: BEFORE.into(), ..self.identity(Operation::Update) };
             let comparison = Comparison { added: set, ..Comparison::default() };
-            managers.update(&before, &comparison, &now);
+            managers.update(&before, comparison, &now);
         }
         let identity = self.identity(Operation::Apply);
         let applier = Applier {

@@ -22,6 +22,13 @@ const APPLY: &str = "application/apply-patch+yaml";
 /// Most operations of one JSON patch.
 const OPERATIONS: usize = 10_000;
 
+/// Most that the copies of one JSON patch may add, in bytes.
+const COPIED: usize = crate::request::MAX_BODY;
+/// Most that the other operations of one JSON patch may put somewhere, in bytes.
+const MOVED: usize = 32 * crate::request::MAX_BODY;
+/// Deepest place at which a JSON patch may put something.
+const DEPTH: usize = 200;
+
 /// A decoded patch.
 #[derive(Debug)]
 pub(crate) enum Patch {
@@ -50,7 +57,10 @@ impl Patch {
                         ApiError::bad_request(format!("error decoding patch: {error}"))
                     })?;
                 if OPERATIONS < patch.0.len() {
-                    return Err(ApiError::too_large(OPERATIONS));
+                    return Err(ApiError::too_much(format!(
+                        "The allowed maximum operations in a JSON patch is {OPERATIONS}, got {}",
+                        patch.0.len()
+                    )));
                 }
                 Ok(Self::Json(patch))
             }
@@ -111,27 +121,82 @@ impl Patch {
             false => current.object.clone(),
         };
         match self {
-            Self::Json(patch) => {
-                json_patch::patch(&mut value, patch).map_err(|error| {
-                    let mut failed = ApiError::bad_request(format!(
-                        "the server rejected our request due to an error in our request: {error}"
-                    ));
-                    failed.code = http::StatusCode::UNPROCESSABLE_ENTITY;
-                    failed.reason = "Invalid";
-                    failed
-                })?;
-            }
+            Self::Json(patch) => run(&mut value, patch)?,
             Self::Merge(patch) => json_patch::merge(&mut value, patch),
             Self::Strategic(patch) => {
                 let shape = id.map_or(Shape::Any, Shape::Object);
-                value = strategic::merge(schema, &shape, value, patch.clone())
-                    .map_err(|error| ApiError::bad_request(error.to_string()))?;
+                value =
+                    strategic::merge(schema, &shape, value, patch.clone()).map_err(|error| {
+                        match error {
+                            error if error.is_format() => ApiError::bad_request(error.to_string()),
+                            strategic::PatchError::ListOfLists => ApiError::rejected(&error),
+                            error => ApiError::untyped(error.to_string()),
+                        }
+                    })?;
             }
         }
         if !value.is_object() {
             return Err(ApiError::bad_request("the patch leaves no object"));
         }
         call.check(&kind, value)
+    }
+}
+
+/// Does the operations of a JSON patch, one after the other.
+fn run(value: &mut Value, patch: &json_patch::Patch) -> Result<()> {
+    use json_patch::PatchOperation::{Add, Copy, Move, Replace};
+    let (mut copied, mut moved) = (0, 0);
+    for operation in &patch.0 {
+        // A few copies of what was copied before make any size and depth of a small patch.
+        let put = match operation {
+            Add(it) => Some(Measure::of(&it.value)),
+            Replace(it) => Some(Measure::of(&it.value)),
+            Copy(it) => value.pointer(it.from.as_str()).map(Measure::of),
+            Move(it) => value.pointer(it.from.as_str()).map(Measure::of),
+            _ => None,
+        };
+        if let Some(put) = put {
+            match operation {
+                Copy(_) => copied += put.size,
+                _ => moved += put.size,
+            }
+            let steps = operation.path().as_str().matches('/').count();
+            if COPIED < copied || MOVED < moved {
+                return Err(ApiError::too_much(format!(
+                    "Unable to complete the copy, the accumulated size increase of copy is more than the limit {COPIED}"
+                )));
+            }
+            if DEPTH < steps + put.depth {
+                return Err(ApiError::bad_request(format!("exceeded max depth of {DEPTH}")));
+            }
+        }
+        json_patch::patch(value, std::slice::from_ref(operation))
+            .map_err(|error| ApiError::rejected(&error))?;
+    }
+    Ok(())
+}
+
+/// About how many bytes the JSON of a value has, and how deep it is.
+struct Measure {
+    size: usize,
+    depth: usize,
+}
+
+impl Measure {
+    fn of(value: &Value) -> Self {
+        let mut sum = Self { size: 8, depth: 0 };
+        let mut add = |more: usize, inner: &Value| {
+            let inner = Self::of(inner);
+            sum.size += more + inner.size;
+            sum.depth = sum.depth.max(inner.depth + 1);
+        };
+        match value {
+            Value::String(text) => sum.size += text.len(),
+            Value::Array(list) => list.iter().for_each(|item| add(0, item)),
+            Value::Object(map) => map.iter().for_each(|(name, item)| add(name.len(), item)),
+            _ => (),
+        }
+        sum
     }
 }
 
@@ -202,5 +267,58 @@ impl Configuration {
     /// It asks for a certain revision.
     pub(crate) fn has_revision(&self) -> bool {
         !object::meta_str(&self.value, "resourceVersion").is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn patched(mut value: Value, patch: Value) -> Result<Value> {
+        run(&mut value, &serde_json::from_value(patch).unwrap()).map(|()| value)
+    }
+
+    #[test]
+    fn operations_follow_each_other() {
+        let patch = json!([
+            {"op": "test", "path": "/a", "value": 1},
+            {"op": "copy", "from": "/a", "path": "/b"},
+            {"op": "move", "from": "/b", "path": "/c/0"},
+            {"op": "add", "path": "/c/-", "value": 2},
+            {"op": "remove", "path": "/a"},
+        ]);
+        assert_eq!(patched(json!({"a": 1, "c": []}), patch).unwrap(), json!({"c": [1, 2]}));
+        let error = patched(json!({}), json!([{"op": "remove", "path": "/a"}])).unwrap_err();
+        assert_eq!((error.code.as_u16(), error.reason), (422, "Invalid"));
+    }
+
+    /// Each copy doubles what is there: forty of them would be a terabyte.
+    #[test]
+    fn copies_of_copies_are_bounded() {
+        let wide: Vec<Value> = (0..40)
+            .flat_map(|n| {
+                [
+                    json!({"op": "copy", "from": "/a", "path": format!("/b{n}")}),
+                    json!({"op": "move", "from": format!("/b{n}"), "path": "/a/-"}),
+                    json!({"op": "copy", "from": "/a", "path": "/a/-"}),
+                    json!({"op": "move", "from": "/a", "path": "/b"}),
+                    json!({"op": "add", "path": "/a", "value": ["x"]}),
+                    json!({"op": "move", "from": "/b", "path": "/a/-"}),
+                ]
+            })
+            .collect();
+        let error = patched(json!({"a": ["x".repeat(1000)]}), wide.into()).unwrap_err();
+        assert_eq!(error.code.as_u16(), 413, "{error}");
+
+        let deep: Vec<Value> =
+            (0..300).map(|_| json!({"op": "copy", "from": "/a", "path": "/a/a"})).collect();
+        let error = patched(json!({"a": {"a": {}}}), deep.into()).unwrap_err();
+        assert_eq!(error.code.as_u16(), 400, "{error}");
+        let deep = [json!({"op": "copy", "from": "/a", "path": "/a/0"})];
+        let deep: Vec<Value> = deep.iter().cycle().take(40).cloned().collect();
+        let error = patched(json!({"a": [[]]}), deep.into()).unwrap_err();
+        assert!(matches!(error.code.as_u16(), 400 | 413), "{error}");
     }
 }

@@ -258,7 +258,8 @@ impl Contents {
             let key: Arc<str> = format!("system//{name}").into();
             gone.retain(|known| *known != key);
             let core = core(&it, counters);
-            let encoded = bytes::Bytes::from(object::encode(&it));
+            let managed = object::metadata(&it).get("managedFields").map(Value::to_string);
+            let encoded = bytes::Bytes::from(object::encode_with(&it, managed.as_deref()));
             if let Some(shown) = self.objects.get_mut(&key) {
                 let counts =
                     value::with_revision(&encoded, shown.entry.modified) != shown.entry.value;

@@ -28,10 +28,16 @@ pub(crate) enum Command {
     directory carries on where it was.")]
     Up(Up),
     /// Run one API server, alone or among others.
-    #[command(after_help = "The configuration is YAML; docs/reference/apiserver.md describes it, \
-    and `insula pki server` writes one.\n\
+    #[command(after_help = "`insula pki server` writes the configuration, which is YAML, and all \
+    that it names:\n  \
+    insula pki init --dir pki --server https://10.0.0.1:6443\n  \
+    insula pki server --dir pki --name s1 --address 10.0.0.1:6443\n  \
+    insula apiserver --config pki/servers/s1/apiserver.yaml\n\
+    It says who the server is (`name`, `dataDir`, `advertise`, `pki`), whether it begins a \
+    cluster or joins one (`cluster`), which partitions it is to have (`serve`), and how to log in \
+    to etcds (`etcd`); docs/reference/apiserver.md has all of it. Flags are stronger than the file.\n\n\
     Prints `ready https://ADDR:PORT` when requests are answered. Ctrl-C or SIGTERM ends it \
-    cleanly; SIGHUP reads the certificates again.")]
+    cleanly: watches end, requests are finished. SIGHUP reads the certificates again.")]
     Apiserver(Apiserver),
     /// Run the controllers as a process of its own.
     Controllers(Controllers),

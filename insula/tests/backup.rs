@@ -4,9 +4,9 @@
 
 mod harness;
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
 
-use harness::{Cloud, insula, texts};
+use harness::{Cloud, Kubectl, insula, texts};
 
 /// Runs `insula` and gives whether it was well, and all that it said.
 fn run(args: &[&str]) -> (bool, String) {
@@ -66,6 +66,13 @@ fn a_cloud_comes_back_from_its_backup() {
     assert!(well, "{said}");
     let (well, said) = run(&["restore", "--from", text(&file), "--data-dir", text(&new)]);
     assert!(!well && said.contains("holds data"), "{said}");
+    // Keys and certificates are kept beside it, and then go on being good.
+    let kept = dir.path().join("dev.kubeconfig");
+    fs::copy(acme.kubeconfig(), &kept).unwrap();
+    let token = acme.ok(&["create", "token", "default"]);
+    assert!(!new.join("pki").exists());
+    let copied = Command::new("cp").arg("-a").arg(data_dir.join("pki")).arg(&new).status();
+    assert!(copied.unwrap().success());
     drop(cloud);
 
     let parent = tempfile::Builder::new().prefix("ins").tempdir_in("/tmp").unwrap();
@@ -81,6 +88,17 @@ fn a_cloud_comes_back_from_its_backup() {
         .unwrap();
     assert!(before < after, "{before} and then {after}");
     acme.ok(&["create", "configmap", "more", "--from-literal=a=1"]);
+    let server = format!("{}/tenants/acme", restored.endpoint);
+    let old = Kubectl::new(kept);
+    assert_eq!(
+        old.ok(&["get", "configmap", "c7", "--server", &server, "-o", "name"]),
+        "configmap/c7\n"
+    );
+    let mut bearer = Command::new("kubectl");
+    bearer.args(["--kubeconfig", "/dev/null", "--server", &server, "--token", &token]);
+    bearer.arg("--certificate-authority").arg(restored.path("ca.crt"));
+    let (_, said) = texts(&bearer.args(["get", "configmaps"]).output().unwrap());
+    assert!(said.contains("system:serviceaccount:default:default"), "{said}");
     let globex = restored.user("globex", "dev", "globex-admins");
     globex.ok(&["get", "secret", "s"]);
     globex.fails(&["get", "configmap", "c7"]);

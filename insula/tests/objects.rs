@@ -173,6 +173,14 @@ fn a_partition_is_added_by_apply_and_gets_its_share() {
     admin.until(&slots, |it| it == "0 ");
     assert_eq!(apply(&admin, &p3("{}")), "partition.insula.io/p3 configured\n");
     assert_eq!(field("p3", ".spec.draining"), "");
+    let aside = |spec: &str| {
+        let apply = ["apply", "--server-side", "--field-manager=ops", "-f", "-"];
+        texts(&admin.feed(&apply, &p3(spec).replace("p3", "p4"))).1
+    };
+    assert_eq!(aside("{draining: true}"), "");
+    assert_eq!(field("p4", ".spec.draining"), "true");
+    assert_eq!(aside("{}"), "");
+    assert_eq!(field("p4", ".spec.draining"), "");
     let both = apply(&admin, &p3("{draining: true, filling: true}"));
     assert!(both.contains("spec.filling"), "{both}");
     admin.ok(&["label", "partition", "p3", "rack=7"]);

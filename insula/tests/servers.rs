@@ -6,6 +6,10 @@ mod harness;
 use std::{
     io::{BufRead as _, BufReader},
     process::Stdio,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -187,6 +191,18 @@ fn logs_and_exec_go_through_other_servers() {
     dev("s3").until(&phase, |phase| phase == "Running");
     for server in ["s1", "s2", "s3"] {
         dev(server).until(&["logs", "web"], |log| log == "hello\n");
+        let mut following = dev(server)
+            .command()
+            .args(["logs", "-f", "web"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(following.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "hello\n", "{server}");
+        assert_eq!(following.try_wait().unwrap(), None, "it follows");
+        following.kill().unwrap();
+        following.wait().unwrap();
         let out = dev(server).run(&["exec", "web", "--", "sh", "-c", "echo out; exit 7"]);
         assert_eq!((out.status.code(), &*out.stdout), (Some(7), &b"out\n"[..]), "{server}");
         let fed = dev(server).feed(&["exec", "-i", "web", "--", "cat"], "through\n");
@@ -267,4 +283,116 @@ fn configmap(servers: &Servers, name: &str) -> String {
     let text = format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\n");
     std::fs::write(&path, text).unwrap();
     path.to_str().unwrap().to_owned()
+}
+
+/// A client that writes and reads again and again, and what it went through.
+struct Steady {
+    stop: Arc<AtomicBool>,
+    client: thread::JoinHandle<Went>,
+}
+
+#[derive(Debug, Default)]
+struct Went {
+    done: usize,
+    slowest: Duration,
+    /// Statuses and bodies of what was not done.
+    failures: Vec<(u16, String)>,
+}
+
+impl Steady {
+    fn start(user: Kubectl) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let client = thread::spawn(move || {
+            let path = "/api/v1/namespaces/default/configmaps";
+            let mut went = Went::default();
+            while !stopped.load(Ordering::Relaxed) {
+                let new =
+                    r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"generateName":"n"}}"#;
+                let json = ["-H", "content-type: application/json", "-d", new];
+                for more in [&json[..], &[]] {
+                    let begin = Instant::now();
+                    let (code, _, body) = user.curl(&format!("{path}?limit=1"), more);
+                    went.slowest = went.slowest.max(begin.elapsed());
+                    if matches!(code, 200 | 201) {
+                        went.done += 1;
+                    } else {
+                        went.failures.push((code, body));
+                    }
+                }
+            }
+            went
+        });
+        Self { stop, client }
+    }
+
+    /// Ends it; it must have done something.
+    fn end(self) -> Went {
+        self.stop.store(true, Ordering::Relaxed);
+        let went = self.client.join().unwrap();
+        assert!(0 < went.done, "{went:?}");
+        went
+    }
+}
+
+#[test]
+fn servers_come_and_go_while_clients_work() {
+    let mut servers = apart();
+    let steady = |servers: &Servers, at: &str, tenant: &str| {
+        Steady::start(servers.user(at, tenant, "steady", &format!("{tenant}-admins")))
+    };
+    let (here, there) = (steady(&servers, "s1", "acme"), steady(&servers, "s3", "globex"));
+    // A fourth one comes, has a copy of p1, and leaves in good order.
+    servers.add("s4", "p1", &[]);
+    let admin = servers.admin("s3");
+    until_served(&admin, "p1", "s1,s4");
+    let late = servers.user("s4", "acme", "dev", "acme-admins");
+    late.ok(&["create", "configmap", "through-s4"]);
+    let alone = r#"{"spec":{"servers":["s1"]}}"#;
+    admin.ok(&["patch", "partition", "p1", "--type=merge", "-p", alone]);
+    until_served(&admin, "p1", "s1");
+    servers.terminate("s4");
+    admin.ok(&["delete", "server", "s4"]);
+    assert!(!admin.ok(&["get", "servers", "-o", "name"]).contains("s4"));
+    for went in [here.end(), there.end()] {
+        assert!(went.failures.is_empty() && went.slowest < Duration::from_secs(5), "{went:?}");
+    }
+
+    // s2 dies: that is the trouble of globex alone, and it ends when s2 is back.
+    let globex = servers.user("s3", "globex", "dev", "globex-admins");
+    globex.ok(&["create", "configmap", "kept"]);
+    let (here, there) = (steady(&servers, "s1", "acme"), steady(&servers, "s3", "globex"));
+    servers.kill("s2");
+    let path = "/api/v1/namespaces/default/configmaps/kept";
+    let begin = Instant::now();
+    // kubectl would try again and again by itself.
+    let (code, headers, body) = globex.curl(path, &[]);
+    assert!(code == 503 && headers.contains("retry-after: "), "{code} {headers} {body}");
+    assert!(begin.elapsed() < Duration::from_secs(15), "{:?}", begin.elapsed());
+    servers.start("s2");
+    eventually(&globex, &["get", "configmap", "kept"]);
+    let went = here.end();
+    assert!(went.failures.is_empty() && went.slowest < Duration::from_secs(5), "{went:?}");
+    let went = there.end();
+    assert!(went.failures.iter().all(|(code, _)| matches!(code, 503 | 504)), "{went:?}");
+    assert!(!went.failures.is_empty());
+}
+
+#[test]
+fn who_follows_is_told_when_a_server_ends() {
+    let mut servers = apart();
+    let dev = servers.user("s3", "globex", "dev", "globex-admins");
+    dev.ok(&["create", "configmap", "c"]);
+    let mut watch = dev
+        .command()
+        .args(["get", "configmap", "c", "--watch", "-o", "name"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "configmap/c");
+    let begin = Instant::now();
+    servers.terminate("s3");
+    assert!(watch.wait().unwrap().success(), "the watch did not end well");
+    assert!(begin.elapsed() < Duration::from_secs(15), "{:?}", begin.elapsed());
 }

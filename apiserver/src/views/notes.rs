@@ -1,5 +1,5 @@
-//! What operators and their tools write on objects that are made from the partition map: labels
-//! and annotations. `kubectl apply`, for one, keeps there what it applied last.
+//! What operators and their tools write on objects that are made from the partition map: labels,
+//! annotations, and who applied which fields. `kubectl apply` finds there what it applied last.
 //!
 //! They are values of `meta`, collection `insula/notes`, key `RESOURCE/NAME`. The objects do
 //! without them while `meta` cannot be read for the first time, and with the last known ones later.
@@ -28,6 +28,9 @@ struct Note {
     labels: Map<String, Value>,
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     annotations: Map<String, Value>,
+    /// Who applied which fields.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    managed_fields: Vec<Value>,
     /// When it was written, in milliseconds.
     #[serde(default)]
     written: u64,
@@ -75,6 +78,9 @@ impl Notes {
                     object["metadata"][field] = texts.into();
                 }
             }
+            if !note.managed_fields.is_empty() {
+                object["metadata"]["managedFields"] = note.managed_fields.into();
+            }
         }
     }
 
@@ -94,11 +100,12 @@ impl Notes {
         let note = new.map_or_else(Note::default, |it| Note {
             labels: texts(it, "labels"),
             annotations: texts(it, "annotations"),
+            managed_fields: it["metadata"]["managedFields"].as_array().cloned().unwrap_or_default(),
             written: super::now(),
         });
         let known = meta.read(&collection, ReadAt::Latest).await?;
         let key = self.key(name);
-        let is_empty = note.labels.is_empty() && note.annotations.is_empty();
+        let is_empty = note == Note { written: note.written, ..Note::default() };
         if !is_empty {
             let text = serde_json::to_vec(&note)
                 .map_err(|error| StoreError::Damaged { what: format!("a note: {error}") })?;

@@ -31,6 +31,8 @@ pub(crate) struct Cloud {
     pub(crate) endpoint: String,
     socket: Option<String>,
     extra: Vec<String>,
+    /// What runs the program, such as `strace`.
+    wrapper: Vec<String>,
 }
 
 /// The repository's root.
@@ -71,7 +73,18 @@ impl Cloud {
             Command::new("cp").arg("-a").arg(data).arg(dir.path().join("run")).status().unwrap();
         assert!(moved.success());
         let extra = extra.iter().map(|it| (*it).to_owned()).collect();
-        let mut cloud = Self { dir, child: None, endpoint: String::new(), socket: None, extra };
+        let (endpoint, wrapper) = (String::new(), Vec::new());
+        let mut cloud = Self { dir, child: None, endpoint, socket: None, extra, wrapper };
+        cloud.up("127.0.0.1:0");
+        cloud
+    }
+
+    /// Without a node, run by another program: `wrapper` and its arguments.
+    pub(crate) fn under(wrapper: &[&str]) -> Self {
+        let dir = tempfile::Builder::new().prefix("ins").tempdir_in("/tmp").unwrap();
+        let wrapper = wrapper.iter().map(|it| (*it).to_owned()).collect();
+        let (endpoint, extra) = (String::new(), Vec::new());
+        let mut cloud = Self { dir, child: None, endpoint, socket: None, extra, wrapper };
         cloud.up("127.0.0.1:0");
         cloud
     }
@@ -88,7 +101,8 @@ impl Cloud {
             String::from_utf8(out.stdout).unwrap().trim().to_owned()
         });
         let extra = extra.iter().map(|it| (*it).to_owned()).collect();
-        let mut cloud = Self { dir, child: None, endpoint: String::new(), socket, extra };
+        let (endpoint, wrapper) = (String::new(), Vec::new());
+        let mut cloud = Self { dir, child: None, endpoint, socket, extra, wrapper };
         cloud.up("127.0.0.1:0");
         cloud
     }
@@ -102,7 +116,14 @@ impl Cloud {
     }
 
     fn up(&mut self, listen: &str) {
-        let mut command = insula();
+        let mut command = match self.wrapper.split_first() {
+            Some((program, arguments)) => {
+                let mut command = Command::new(program);
+                command.args(arguments).arg(env!("CARGO_BIN_EXE_insula"));
+                command
+            }
+            None => insula(),
+        };
         command.arg("up").arg("--data-dir").arg(self.data_dir()).args(["--listen", listen]);
         command.args(["--node-port", "0"]);
         match &self.socket {
@@ -166,7 +187,16 @@ impl Cloud {
     /// Ends the process at once, as a crash does.
     pub(crate) fn kill(&mut self) {
         let mut child = self.child.take().unwrap();
-        child.kill().unwrap();
+        if self.wrapper.is_empty() {
+            child.kill().unwrap();
+        } else {
+            // The wrapper ends by itself, and finishes what it writes.
+            let id = child.id();
+            let inner = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+            assert!(
+                Command::new("kill").arg("-KILL").arg(inner.trim()).status().unwrap().success()
+            );
+        }
         child.wait().unwrap();
     }
 
@@ -299,7 +329,17 @@ impl Kubectl {
 
     /// A request by `curl` with this user's certificate; `url` is a path, or a whole URL. Gives
     /// status, headers and body.
+    #[track_caller]
     pub(crate) fn curl(&self, url: &str, more: &[&str]) -> (u16, String, String) {
+        self.try_curl(url, more).unwrap()
+    }
+
+    /// As [`Kubectl::curl`]; an error if there is no answer.
+    pub(crate) fn try_curl(
+        &self,
+        url: &str,
+        more: &[&str],
+    ) -> Result<(u16, String, String), String> {
         use base64::Engine as _;
         let text = fs::read_to_string(&self.kubeconfig).unwrap();
         let config: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -324,11 +364,13 @@ impl Kubectl {
             .arg(url)
             .output()
             .unwrap();
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        if !out.status.success() {
+            return Err(String::from_utf8_lossy(&out.stderr).into_owned());
+        }
         let text = String::from_utf8(out.stdout).unwrap();
         let (answer, code) = text.rsplit_once('\n').unwrap();
         let (headers, body) = answer.split_once("\r\n\r\n").unwrap();
-        (code.parse().unwrap(), headers.to_lowercase(), body.to_owned())
+        Ok((code.parse().unwrap(), headers.to_lowercase(), body.to_owned()))
     }
 
     /// What a command that must succeed prints.

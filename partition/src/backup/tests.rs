@@ -158,3 +158,34 @@ async fn a_partition_is_taken_at_one_revision() {
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     assert!(0 < writer.await.unwrap());
 }
+
+/// Of a tenant that moves there is everything, once, whenever the backup is taken.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_during_moves_has_everything_once() {
+    let (from, _dir) = open(2).await;
+    fill(&from, 200).await;
+    let from = std::sync::Arc::new(from);
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let mover = tokio::spawn({
+        let (from, stop) = (from.clone(), stop.clone());
+        async move {
+            let mut moves = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let to = if moves % 2 == 0 { "p1" } else { "p2" };
+                from.pin("acme", Some(to)).await.unwrap();
+                moves += 1;
+            }
+            moves
+        }
+    });
+    for _ in 0..15 {
+        let bytes = archive(&from).await;
+        let (to, _dir) = open(2).await;
+        restore(Cursor::new(&bytes), &to, |_| {}).await.unwrap();
+        let all = all(&to).await;
+        assert_eq!(all.len(), 800);
+        assert!(all.windows(2).all(|two| two[0].0 < two[1].0), "something is there twice");
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(2 < mover.await.unwrap(), "nothing moved");
+}
