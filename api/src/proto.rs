@@ -404,6 +404,31 @@ mod tests {
         assert_eq!(value, expected);
     }
 
+    /// What a client read and sends back is the same text, whatever its encoding.
+    #[test]
+    fn managers_come_through() {
+        let fields = r#"{"f:data":{".":{},"f:a":{}}}"#;
+        let entry = meta::ManagedFieldsEntry {
+            manager: Some("kubectl".into()),
+            operation: Some("Update".into()),
+            api_version: Some("v1".into()),
+            time: Some(meta::Time { seconds: Some(1_767_225_600), nanos: Some(0) }),
+            fields_type: Some("FieldsV1".into()),
+            fields_v1: Some(meta::FieldsV1 { raw: Some(fields.into()) }),
+            subresource: Some(String::new()),
+        };
+        let map = core::ConfigMap {
+            metadata: Some(meta::ObjectMeta { managed_fields: vec![entry], ..Default::default() }),
+            ..Default::default()
+        };
+        let body = envelope("v1", "ConfigMap", map.encode_to_vec());
+        let (_, value) = decode(Schema::built_in(), &body, None).unwrap();
+        let managed = value["metadata"]["managedFields"].to_string();
+        let managers = crate::structural::managers::Managers::decode(&managed, false).unwrap();
+        assert_eq!(managers.encode().unwrap(), managed);
+        assert!(managed.contains(fields), "{managed}");
+    }
+
     #[test]
     fn a_deployment_as_kubectl_sends_it() {
         let labels: std::collections::BTreeMap<_, _> =

@@ -126,7 +126,7 @@ async fn lifecycle(server: &Server, call: &Call) -> Result<()> {
     let Some(found) = found else {
         return Err(ApiError::not_found("", "namespaces", &namespace));
     };
-    let found: Value = serde_json::from_slice(&found.value).map_err(ApiError::internal)?;
+    let found = object::parse(&found.value).map_err(ApiError::internal)?;
     // Events tell of the end as well.
     if object::is_deleting(&found) && resource.name != "events" {
         let why = format!(
@@ -171,7 +171,7 @@ async fn service_account(server: &Server, call: &Call, pod: &mut Value) -> Resul
         );
         return Err(call.forbidden(object::name(pod), &why));
     };
-    let account: Value = serde_json::from_slice(&found.value).map_err(ApiError::internal)?;
+    let account = object::parse(&found.value).map_err(ApiError::internal)?;
     let spec = &mut pod["spec"];
     spec["serviceAccountName"] = name.as_str().into();
     spec["serviceAccount"] = name.into();
@@ -228,31 +228,31 @@ fn mount_token(spec: &mut Value) {
 /// A pod's priority is that of its class.
 async fn priority(server: &Server, call: &Call, pod: &mut Value) -> Result<()> {
     let class = object::text(pod, &["spec", "priorityClassName"]).to_owned();
-    let (value, policy) =
-        if let Some((_, value)) = SYSTEM_PRIORITIES.iter().find(|it| it.0 == class) {
-            (*value, "PreemptLowerPriority".to_owned())
-        } else if class.is_empty() {
-            (0, "PreemptLowerPriority".to_owned())
-        } else {
-            let tenant = call.tenant()?;
-            let missing = || {
-                call.forbidden(
-                    object::name(pod),
-                    &format!("no PriorityClass with name {class} was found"),
-                )
-            };
-            let served = server
-                .registry
-                .get("scheduling.k8s.io", "v1", "priorityclasses")
-                .ok_or_else(missing)?;
-            let key = crate::registry::key(tenant, "", &class);
-            let (_, store) = served.place(&server.partitions, tenant, "", &class);
-            let found = store.read(&served.collection, ReadAt::Latest).await?.get(&key).cloned();
-            let found: Value = serde_json::from_slice(&found.ok_or_else(missing)?.value)
-                .map_err(ApiError::internal)?;
-            let policy = object::text(&found, &["preemptionPolicy"]).to_owned();
-            (found["value"].as_i64().unwrap_or(0), policy)
+    let (value, policy) = if let Some((_, value)) =
+        SYSTEM_PRIORITIES.iter().find(|it| it.0 == class)
+    {
+        (*value, "PreemptLowerPriority".to_owned())
+    } else if class.is_empty() {
+        (0, "PreemptLowerPriority".to_owned())
+    } else {
+        let tenant = call.tenant()?;
+        let missing = || {
+            call.forbidden(
+                object::name(pod),
+                &format!("no PriorityClass with name {class} was found"),
+            )
         };
+        let served = server
+            .registry
+            .get("scheduling.k8s.io", "v1", "priorityclasses")
+            .ok_or_else(missing)?;
+        let key = crate::registry::key(tenant, "", &class);
+        let (_, store) = served.place(&server.partitions, tenant, "", &class);
+        let found = store.read(&served.collection, ReadAt::Latest).await?.get(&key).cloned();
+        let found = object::parse(&found.ok_or_else(missing)?.value).map_err(ApiError::internal)?;
+        let policy = object::text(&found, &["preemptionPolicy"]).to_owned();
+        (found["value"].as_i64().unwrap_or(0), policy)
+    };
     let asked = pod["spec"].get("priority").and_then(Value::as_i64);
     if asked.is_some_and(|asked| asked != value) {
         let why = format!(

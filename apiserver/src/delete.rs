@@ -1,6 +1,10 @@
 //! Deleting: at once, gracefully (pods), or when finalizers let go.
 
-use insula_api::{object, schema::Gvk, time};
+use insula_api::{
+    object::{self, Stored},
+    schema::Gvk,
+    time,
+};
 use insula_partition::store::{Change, Expect, ReadAt, StoreError, Write};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -114,7 +118,8 @@ async fn delete_named(
     let (_, store) = call.served.place(&server.partitions, &tenant, namespace, name);
     let mut entry = read::get(&call.served, &*store, &key, name, ReadAt::Latest).await?;
     for _ in 0..RETRIES {
-        let old: Value = serde_json::from_slice(&entry.value).map_err(ApiError::internal)?;
+        let Stored { object: old, managed } =
+            Stored::parse(&entry.value).map_err(ApiError::internal)?;
         check_preconditions(call, name, &old, options)?;
         admission::validate(server, call, None, Some(&old)).await?;
         let mut new = old.clone();
@@ -127,7 +132,11 @@ async fn delete_named(
             // Already on its way, and this request changes nothing.
             return Ok(Deleted::Object(entry.value));
         }
-        let change = if gone { Change::Delete } else { Change::Put(object::encode(&new).into()) };
+        let managed = Some(managed.as_str()).filter(|it| !it.is_empty());
+        let change = match gone {
+            true => Change::Delete,
+            false => Change::Put(object::encode_with(&new, managed).into()),
+        };
         let write = Write {
             collection: call.served.collection.clone(),
             key: key.as_str().into(),

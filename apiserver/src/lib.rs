@@ -47,7 +47,7 @@ mod write;
 
 use std::sync::Arc;
 
-use insula_api::names::TenantName;
+use insula_api::{names::TenantName, object};
 use insula_partition::{partitions::Partitions, store::ReadAt};
 use serde_json::Value;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -159,7 +159,7 @@ impl Server {
         self.tasks.wait().await;
     }
 
-    /// Reads one object of a built-in resource.
+    /// Reads one object of a built-in resource, without its managers.
     pub(crate) async fn find(
         &self,
         tenant: &TenantName,
@@ -172,7 +172,7 @@ impl Server {
         let (_, store) = served.place(&self.partitions, tenant, namespace, name);
         let snapshot = store.read(&served.collection, ReadAt::Latest).await?;
         let entry = snapshot.get(&registry::key(tenant, namespace, name));
-        entry.map(|it| serde_json::from_slice(&it.value).map_err(ApiError::internal)).transpose()
+        entry.map(|it| object::parse(&it.value).map_err(ApiError::internal)).transpose()
     }
 
     /// The rules of the tenant that `identity` belongs to.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use insula_api::{
+    object,
     resources::Resource,
     selector::{FieldSelector, Selector},
 };
@@ -71,7 +72,7 @@ impl Matcher {
             }
         }
         if let Some(selector) = &self.fields {
-            let Ok(object) = serde_json::from_slice::<Value>(&entry.value) else { return false };
+            let Ok(object) = object::parse(&entry.value) else { return false };
             let values: BTreeMap<&str, String> = selector
                 .terms
                 .iter()

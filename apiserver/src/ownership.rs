@@ -177,7 +177,7 @@ impl Writer {
         // What cannot be read is nobody.
         let mut managers = Managers::decode(&sent, false).unwrap_or_default();
         let comparison = Comparison { added: set, ..Comparison::default() };
-        managers.update(&self.identity(Operation::Update), &comparison, &now);
+        managers.update(&self.identity(Operation::Update), comparison, &now);
         managers.encode()
     }
 
@@ -222,7 +222,7 @@ impl Writer {
         }
         let now = time::now();
         managers.keep_versions(|it| self.knows(it));
-        managers.update(&self.identity(Operation::Update), &comparison, &now);
+        managers.update(&self.identity(Operation::Update), comparison, &now);
         managers.encode()
     }
 
@@ -246,7 +246,7 @@ impl Writer {
             self.scope.strip(&mut set);
             let before = Identity { manager: BEFORE.into(), ..self.identity(Operation::Update) };
             let comparison = Comparison { added: set, ..Comparison::default() };
-            managers.update(&before, &comparison, &now);
+            managers.update(&before, comparison, &now);
         }
         let identity = self.identity(Operation::Apply);
         let applier = Applier {

@@ -392,6 +392,75 @@ async fn what_clients_send_of_managers_is_checked() {
 }
 
 #[tokio::test]
+async fn readers_see_managers_in_every_form() {
+    let api = Api::start().await;
+    let text = config_map(json!({"x": "1"})).to_string();
+    let (_, made) = api.send(Method::POST, MAPS, JSON, &text).await;
+    let managed = made["metadata"]["managedFields"].clone();
+    assert_eq!(api.get(&format!("{MAPS}/c")).await["metadata"]["managedFields"], managed);
+    let list = api.get(MAPS).await;
+    let mine = list["items"].as_array().unwrap().iter().find(|it| it["metadata"]["name"] == "c");
+    assert_eq!(mine.unwrap()["metadata"]["managedFields"], managed);
+    for (kind, path) in [
+        ("PartialObjectMetadata", "/metadata/managedFields"),
+        ("Table", "/rows/0/object/metadata/managedFields"),
+    ] {
+        let accept = format!("application/json;as={kind};v=v1;g=meta.k8s.io");
+        let request = Request::get(format!("{MAPS}/c")).header(header::ACCEPT, accept);
+        let request = request.body(Full::new(Bytes::new())).unwrap();
+        let caller = Identity::new(TenantName::system(), "tester", &[MASTERS]);
+        let response = api.server.handle_trusted(request, caller).await;
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let it: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(it["kind"], kind);
+        assert_eq!(it.pointer(path), Some(&managed), "{it}");
+    }
+    // What goes slowly keeps them.
+    let held = json!({"metadata": {"finalizers": ["example.com/hold"]}});
+    assert_eq!(api.patch(&format!("{MAPS}/c"), MERGE, &held).await.0, 200);
+    let before = api.get(&format!("{MAPS}/c")).await;
+    let (code, going) = api.send(Method::DELETE, &format!("{MAPS}/c"), JSON, "").await;
+    assert_eq!(code, 200);
+    assert!(going["metadata"]["deletionTimestamp"].is_string());
+    assert_eq!(entries(&going), entries(&before));
+}
+
+/// Who applied in the client is in no conflict with itself on the server.
+#[tokio::test]
+async fn the_annotation_of_client_side_apply_explains_conflicts() {
+    const LAST: &str = "kubectl.kubernetes.io/last-applied-configuration";
+    let api = Api::start().await;
+    let map = format!("{MAPS}/c");
+    let config = config_map(json!({"x": "1", "y": "1", "z": "1"}));
+    let mut made = config.clone();
+    made["metadata"]["annotations"] = json!({LAST: format!("{config}\n")});
+    let uri = format!("{MAPS}?fieldManager=kubectl-client-side-apply");
+    let (code, _) = api.send(Method::POST, &uri, JSON, &made.to_string()).await;
+    assert_eq!(code, 201);
+    let (code, _) = api.patch(&map, MERGE, &json!({"data": {"z": "9"}})).await;
+    assert_eq!(code, 200);
+
+    let next = config_map(json!({"x": "2", "y": "1", "z": "2"}));
+    // Anybody else is in conflict with all of it, kubectl only with what was changed since.
+    let (code, refused) = api.apply(&map, "other", &next).await;
+    assert_eq!((code, refused["details"]["causes"].as_array().unwrap().len()), (409, 2));
+    let (code, refused) = api.apply(&map, "kubectl", &next).await;
+    assert_eq!(code, 409);
+    assert_eq!(
+        refused["message"],
+        "Apply failed with 1 conflict: conflict with \"tester\" using v1: .data.z"
+    );
+    let next = config_map(json!({"x": "2", "y": "1"}));
+    let (code, after) = api.apply(&map, "kubectl", &next).await;
+    assert_eq!(code, 200, "{after}");
+    assert_eq!(after["data"], json!({"x": "2", "y": "1", "z": "9"}));
+    // The annotation says what was applied, for whoever goes back to applying in the client.
+    assert_eq!(after["metadata"]["annotations"][LAST], format!("{next}\n"));
+    let (_, again) = api.apply(&map, "kubectl", &next).await;
+    assert_eq!(again, after, "nothing new");
+}
+
+#[tokio::test]
 async fn times_change_with_what_is_managed() {
     let api = Api::start().await;
     let map = format!("{MAPS}/c");

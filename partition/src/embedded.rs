@@ -70,7 +70,7 @@ use self::{
     replay::Replay,
     reply::Refusal,
     store::{QUEUE, QUEUE_KIB},
-    writer::{Health, LogProgress, MembersProgress, Writer, WriterOptions},
+    writer::{Health, LogProgress, MembersProgress, Overlap, Writer, WriterOptions},
 };
 use crate::{
     error::{OpenError, chain},
@@ -246,6 +246,7 @@ impl Embedded {
             pulling: false,
             lot: RandomState::new().build_hasher().finish(),
             progress: LogProgress::new(next, segment),
+            overlap: Overlap::default(),
         };
         writer.begin(if clean { 0 } else { reserved }).map_err(failed)?;
 

@@ -7,7 +7,8 @@
 //!
 //! * At one epoch every slot has exactly one partition, and it is one of the map's.
 //! * The hash and the number of slots are on-disk contracts: changing them moves every tenant.
-//! * Scopes of moves that are under way never overlap; what moves is owned by the move's source.
+//! * Scopes of moves that are under way never overlap; what moves is owned by the
+//!   move's source until it flips, and by its target after that.
 //! * A server's id is never given to another one.
 //!
 //! # What is deliberately absent
@@ -97,13 +98,29 @@ impl PartitionInfo {
     }
 }
 
-/// A move that was admitted and has not flipped yet.
+/// A move that was admitted, and whose target is not open to all yet. Until then no other move
+/// of the same begins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Moving {
     pub scope: Scope,
     pub from: String,
     pub to: String,
+    /// The target owns the scope.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub flipped: bool,
+}
+
+impl Moving {
+    /// One that has not flipped.
+    pub fn new(scope: Scope, from: impl Into<String>, to: impl Into<String>) -> Self {
+        Self { scope, from: from.into(), to: to.into(), flipped: false }
+    }
+
+    /// Who owns the scope.
+    pub fn owner(&self) -> &str {
+        if self.flipped { &self.to } else { &self.from }
+    }
 }
 
 /// See the module. Cheap to clone.

@@ -1,14 +1,18 @@
 //! The write-ahead log: one per process, shared by all its partitions.
 //!
 //! Whoever appends first while nobody writes becomes the writer: it takes what all groups have
-//! queued by then, writes it in one go, flushes once, and wakes those who wait for it. One
-//! partition alone thus pays one flush and no hand-over to another thread; many share a flush.
+//! queued by then and writes it in one go. Then it flushes, and wakes those whose records that
+//! made durable. One partition alone thus pays one flush and no hand-over to another thread; many
+//! share a flush. A second flush may begin before the first one has ended: disks, and those behind
+//! a network above all, take as long for two as for one.
 //!
 //! # Invariants
 //!
 //! * Records of one group reach the disk in the order in which they were submitted, and what is
 //!   read back is a prefix of that order.
-//! * [`Wal::settle`] with [`Durability::Durable`] returns only after the flush of that record.
+//! * [`Wal::settle`] with [`Durability::Durable`] returns only after a flush that began when that
+//!   record was written, and after all flushes that began before it: one that fails may be the
+//!   only one that is told so.
 //! * A failed flush breaks the log for good: what the disk holds is unknown until it is read
 //!   again, so the process must be restarted. A full disk does not: nothing was half-accepted,
 //!   the queue waits, and [`Wal::settle`] may be tried again.
@@ -35,6 +39,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -56,7 +61,7 @@ pub(crate) struct WalOptions {
     /// A write takes no more pieces once it has this many bytes.
     pub(crate) batch_bytes: usize,
     /// Relaxed records are flushed at least this often.
-    pub(crate) flush_every: std::time::Duration,
+    pub(crate) flush_every: Duration,
     pub(crate) disk: Arc<dyn Disk>,
 }
 
@@ -65,11 +70,14 @@ impl Default for WalOptions {
         Self {
             segment_bytes: 16 << 20,
             batch_bytes: 4 << 20,
-            flush_every: std::time::Duration::from_millis(500),
+            flush_every: Duration::from_millis(500),
             disk: Arc::new(disk::RealDisk),
         }
     }
 }
+
+/// Flushes that may be under way at once.
+pub(crate) const MAX_FLUSHES: usize = 2;
 
 /// Relaxed records may wait in memory while the disk is busy, up to this many bytes.
 const MAX_UNWRITTEN: usize = 64 << 20;
@@ -131,18 +139,22 @@ pub(crate) struct Wal {
     dir: PathBuf,
     options: WalOptions,
     queue: Mutex<Queue>,
-    /// Signalled whenever somebody stopped writing.
+    /// Signalled whenever somebody stopped writing or flushing.
     done: Condvar,
-    /// Locked only by the one who writes.
+    /// Locked only by the one who writes, and for a moment by those who flush.
     active: Mutex<Active>,
     /// Held while a segment is prepared.
     preparing: Mutex<()>,
     /// Number of the segment being written.
     segment: AtomicU64,
+    /// Number of the newest batch on stable storage.
+    durable: AtomicU64,
     /// Something was written but not flushed.
     dirty: AtomicBool,
     batches: AtomicU64,
     flushes: AtomicU64,
+    /// What a flush takes, in microseconds: the newest counts for an eighth.
+    flush_micros: AtomicU64,
     keeper: Arc<Keeper>,
     keeper_thread: Mutex<Option<JoinHandle<()>>>,
     /// The oldest segment that each group needs, and the oldest on disk.
@@ -171,12 +183,20 @@ struct Queue {
     written: u64,
     /// All tickets before are durable.
     synced: u64,
-    /// All tickets before are waited for by someone who wants them durable.
-    wanted: u64,
     writing: bool,
+    /// Flushes under way, oldest first.
+    flushes: VecDeque<Flush>,
     /// Number of attempts that failed for want of space, and the last one's error.
     full: (u64, Option<Arc<io::Error>>),
     broken: Option<WalError>,
+}
+
+#[derive(Debug)]
+struct Flush {
+    /// All tickets before are written, and durable when it has ended.
+    covers: u64,
+    /// It has ended, and what it made durable: the newest batch.
+    ended: Option<u64>,
 }
 
 impl Wal {
@@ -216,9 +236,11 @@ impl Wal {
             queue: Mutex::default(),
             done: Condvar::new(),
             segment: AtomicU64::new(tail.segment),
+            durable: AtomicU64::new(tail.batch),
             dirty: AtomicBool::new(false),
             batches: AtomicU64::new(0),
             flushes: AtomicU64::new(0),
+            flush_micros: AtomicU64::new(0),
             needs: Mutex::new(Needs { groups: needs, oldest: tail.oldest }),
             active: Mutex::new(Active::new(
                 tail.file,
@@ -259,17 +281,26 @@ impl Wal {
     pub(crate) fn settle(&self, ticket: Ticket, durability: Durability) -> Result<(), WalError> {
         let durable = durability == Durability::Durable;
         let mut queue = self.queue.lock();
-        if durable {
-            queue.wanted = queue.wanted.max(ticket.0 + 1);
-        }
         let attempts = queue.full.0;
         loop {
             let reached = if durable { queue.synced } else { queue.written };
             if ticket.0 < reached {
+                if queue.synced <= ticket.0 {
+                    self.mark_dirty();
+                }
                 return Ok(());
             }
             if let Some(broken) = &queue.broken {
                 return Err(broken.clone());
+            }
+            if ticket.0 < queue.written {
+                let comes = queue.flushes.back().is_some_and(|flush| ticket.0 < flush.covers);
+                if comes || MAX_FLUSHES <= queue.flushes.len() {
+                    self.done.wait(&mut queue);
+                } else {
+                    self.sync(&mut queue);
+                }
+                continue;
             }
             // Someone else has just tried for all of us.
             if attempts < queue.full.0
@@ -300,6 +331,11 @@ impl Wal {
     /// The segment that the next submitted piece goes to, or one before it.
     pub(crate) fn segment(&self) -> u64 {
         self.segment.load(Ordering::Acquire)
+    }
+
+    /// What a flush has taken of late.
+    pub(crate) fn flush_time(&self) -> Duration {
+        Duration::from_micros(self.flush_micros.load(Ordering::Relaxed))
     }
 
     pub(crate) fn segment_bytes(&self) -> u64 {
@@ -338,7 +374,7 @@ impl Wal {
     pub(crate) fn close(&self) -> Result<(), WalError> {
         let flushed = self.flush();
         let mut queue = self.queue.lock();
-        while queue.writing {
+        while queue.writing || !queue.flushes.is_empty() {
             self.done.wait(&mut queue);
         }
         let first = queue.broken.is_none();
@@ -360,7 +396,7 @@ impl Wal {
         if first { flushed.and(ended) } else { Ok(()) }
     }
 
-    /// One write, and one flush if someone waits for it, of what is queued now.
+    /// One write of what is queued now.
     fn write(&self, queue: &mut MutexGuard<'_, Queue>) {
         queue.writing = true;
         let mut pieces = Vec::new();
@@ -372,20 +408,10 @@ impl Wal {
             pieces.extend(queue.waiting.pop_front());
         }
         queue.bytes -= bytes;
-        let flush = queue.synced < queue.wanted;
-        let outcome = MutexGuard::unlocked(queue, || {
-            let outcome = self.active.lock().append(self, &pieces, flush);
-            if outcome.is_ok() && !flush {
-                self.mark_dirty();
-            }
-            outcome
-        });
+        let outcome = MutexGuard::unlocked(queue, || self.active.lock().append(self, &pieces));
         match outcome {
             Ok(()) => {
                 queue.written += pieces.len() as u64;
-                if flush {
-                    queue.synced = queue.written;
-                }
                 queue.full.1 = None;
             }
             Err(error) => {
@@ -393,14 +419,52 @@ impl Wal {
                 pieces.into_iter().rev().for_each(|piece| queue.waiting.push_front(piece));
                 match error {
                     WalError::Full(error) => queue.full = (queue.full.0 + 1, Some(error)),
-                    error => {
-                        tracing::error!(%error, "the log is broken");
-                        queue.broken.get_or_insert(error);
-                    }
+                    error => broken(queue, error),
                 }
             }
         }
         queue.writing = false;
+        self.done.notify_all();
+    }
+
+    /// One flush of what is written now.
+    fn sync(&self, queue: &mut MutexGuard<'_, Queue>) {
+        let covers = queue.written;
+        queue.flushes.push_back(Flush { covers, ended: None });
+        let outcome = MutexGuard::unlocked(queue, || {
+            // What is in earlier segments is durable since they were left.
+            let written = self.active.lock().written();
+            let begun = Instant::now();
+            self.options.disk.sync_data(&written.file)?;
+            let took = begun.elapsed().as_micros() as u64;
+            let known = self.flush_micros.load(Ordering::Relaxed);
+            self.flush_micros.store(known - known / 8 + took / 8, Ordering::Relaxed);
+            self.flushes.fetch_add(1, Ordering::Relaxed);
+            Ok(written)
+        });
+        match outcome {
+            // One before it failed, and may have been the only one that is told.
+            Ok(_) if queue.broken.is_some() => {
+                queue.flushes.retain(|flush| flush.covers != covers);
+            }
+            Ok(written) => {
+                let mine = queue.flushes.iter_mut().find(|flush| flush.covers == covers);
+                if let Some(flush) = mine {
+                    flush.ended = Some(written.batch);
+                }
+                while let Some(flush) = queue.flushes.front()
+                    && let (covers, Some(batch)) = (flush.covers, flush.ended)
+                {
+                    queue.flushes.pop_front();
+                    queue.synced = covers;
+                    self.durable.fetch_max(batch, Ordering::AcqRel);
+                }
+            }
+            Err(error) => {
+                queue.flushes.retain(|flush| flush.covers != covers);
+                broken(queue, WalError::Broken(Arc::new(error)));
+            }
+        }
         self.done.notify_all();
     }
 
@@ -445,6 +509,11 @@ impl Wal {
         let (disk, size) = (&*self.options.disk, self.options.segment_bytes);
         segment::prepare(disk, &self.dir, segment, size, recycled.as_deref())
     }
+}
+
+fn broken(queue: &mut Queue, error: WalError) {
+    tracing::error!(%error, "the log is broken");
+    queue.broken.get_or_insert(error);
 }
 
 impl Drop for Wal {

@@ -171,3 +171,90 @@ fn long_lists_take_no_longer_than_they_are() {
     assert_eq!(merged["spec"]["containers"].as_array().unwrap().len(), 30_000);
     assert!(begun.elapsed().as_secs() < 20, "{:?}", begun.elapsed());
 }
+
+mod laws {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Containers with few names and, in a patch, directives.
+    fn containers(directives: bool) -> impl Strategy<Value = Value> {
+        let directive = prop_oneof![8 => Just(""), 1 => Just("delete"), 1 => Just("replace")];
+        let item = ("[a-e]", prop::option::of("[x-z]"), directive).prop_map(
+            move |(name, image, directive)| {
+                let mut it = json!({"name": name, "image": image});
+                if directives && !directive.is_empty() {
+                    it["$patch"] = directive.into();
+                }
+                it
+            },
+        );
+        prop::collection::vec(item, 0..5).prop_map(|mut list| {
+            let mut seen = HashSet::new();
+            list.retain(|it: &Value| seen.insert(it["name"].to_string()));
+            list.into()
+        })
+    }
+
+    fn live() -> impl Strategy<Value = Value> {
+        let finalizers = prop::collection::btree_set("[a-d]", 0..4);
+        (containers(false), finalizers).prop_map(|(containers, finalizers)| {
+            json!({"metadata": {"finalizers": finalizers}, "spec": {"containers": containers}})
+        })
+    }
+
+    fn patch() -> impl Strategy<Value = Value> {
+        let names = || prop::collection::btree_set("[a-d]", 0..3);
+        let order = prop::option::of(Just("edcba".to_owned()).prop_shuffle_text());
+        (containers(true), names(), names(), order).prop_map(|(containers, more, gone, order)| {
+            let mut patch = json!({
+                "metadata": {"finalizers": more, "$deleteFromPrimitiveList/finalizers": gone},
+                "spec": {"containers": containers},
+            });
+            if let Some(order) = order {
+                let names: Vec<Value> =
+                    order.chars().map(|it| json!({"name": it.to_string()})).collect();
+                patch["spec"]["$setElementOrder/containers"] = names.into();
+            }
+            patch
+        })
+    }
+
+    /// A text with its letters in any order.
+    trait ShuffleText {
+        fn prop_shuffle_text(self) -> impl Strategy<Value = String>;
+    }
+
+    impl<S: Strategy<Value = String>> ShuffleText for S {
+        fn prop_shuffle_text(self) -> impl Strategy<Value = String> {
+            self.prop_map(|it| it.chars().collect::<Vec<_>>())
+                .prop_shuffle()
+                .prop_map(|it| it.into_iter().collect())
+        }
+    }
+
+    fn apply(live: &Value, patch: &Value) -> Result<Value, PatchError> {
+        let schema = Schema::built_in();
+        let id = schema.by_kind(&Gvk::new("", "v1", "Pod")).unwrap();
+        merge(schema, &Shape::Object(id), live.clone(), patch.clone())
+    }
+
+    proptest! {
+        #[test]
+        fn an_empty_patch_changes_nothing(live in live()) {
+            prop_assert_eq!(apply(&live, &json!({})).unwrap(), live);
+        }
+
+        /// Doing it twice is doing it once, no directive survives, and no key is there twice.
+        #[test]
+        fn patches_are_idempotent(live in live(), patch in patch()) {
+            // An order that does not fit its list is refused.
+            let Ok(once) = apply(&live, &patch) else { return Ok(()) };
+            prop_assert_eq!(&apply(&once, &patch).unwrap(), &once);
+            prop_assert!(!once.to_string().contains('$'), "{}", once);
+            let list = once["spec"]["containers"].as_array().cloned().unwrap_or_default();
+            let names: HashSet<String> = list.iter().map(|it| it["name"].to_string()).collect();
+            prop_assert_eq!(names.len(), list.len());
+        }
+    }
+}

@@ -144,7 +144,7 @@ pub(super) async fn check(
                             Slot::new(slots.first).map_or("", |slot| map.owner_of_slot(slot))
                         }
                     };
-                    let moving = Moving { scope: scope.clone(), from: from.into(), to: to.into() };
+                    let moving = Moving::new(scope.clone(), from, to);
                     let refused =
                         |error: MapError| invalid("PartitionMove", new, "spec", &error.to_string());
                     map.with_move(object::name(new), moving).map(drop).map_err(refused)

@@ -43,7 +43,7 @@ pub(crate) struct CheckpointOptions {
 
 impl Default for CheckpointOptions {
     fn default() -> Self {
-        Self { min_log_bytes: 64 << 20, max_log_bytes: 512 << 20 }
+        Self { min_log_bytes: 128 << 20, max_log_bytes: 512 << 20 }
     }
 }
 

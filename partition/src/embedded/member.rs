@@ -2,11 +2,14 @@
 //!
 //! The owner proposes, ticks and steps; takes [`Work`], logs its piece as durably as it asks,
 //! and gives it back to [`Member::done`], which applies what became committed and answers.
+//! A leader may [go on](Member::go_on) before the piece is logged and be told later that it is.
 //!
 //! # Invariants
 //!
 //! * A command's guard is judged when it is applied, against what the entries before it made.
-//! * Between [`Member::take_work`] and [`Member::done`] nothing else is asked of a member.
+//! * Between [`Member::take_work`] and [`Member::done`] or [`Member::go_on`] nothing else is asked
+//!   of a member.
+//! * What a leader went on from is logged in order, and before anything is [done](Member::done).
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -69,6 +72,10 @@ impl Work {
         self.ready.entries().first().map(|entry| entry.index)
     }
 }
+
+/// What a leader went on from before it was logged.
+#[derive(Debug)]
+pub(crate) struct Logging(u64);
 
 /// Why a member cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -483,6 +490,34 @@ impl Member {
             self.node.mut_store().set_applied(applied);
         }
         Ok(())
+    }
+
+    /// Whether the member may [go on](Self::go_on) from the work that it has: it leads, and
+    /// promised nothing since its last work.
+    pub(crate) fn may_go_on(&self) -> bool {
+        self.is_leader() && self.term() == self.node.store().hard.term
+    }
+
+    /// Goes on from work whose piece is not logged yet: what is in it counts only once it
+    /// [is](Self::logged). Only if [`Self::may_go_on`] said so before the work was taken.
+    pub(crate) fn go_on(&mut self, work: Work) -> Result<Logging, MemberError> {
+        let mut ready = work.ready;
+        let logging = Logging(ready.number());
+        let entries = ready.take_entries();
+        self.node.mut_store().append(entries);
+        let mut applied = None;
+        self.apply(ready.take_committed_entries(), &mut applied)?;
+        self.node.advance_append_async(ready);
+        if let Some(applied) = applied {
+            self.node.advance_apply_to(applied.index);
+            self.node.mut_store().set_applied(applied);
+        }
+        Ok(logging)
+    }
+
+    /// This, and all that the member went on from before it, is logged.
+    pub(crate) fn logged(&mut self, logging: &Logging) {
+        self.node.on_persist_ready(logging.0);
     }
 
     fn install(&mut self, ready: &Ready) -> Result<(), MemberError> {

@@ -2,7 +2,8 @@
 //! them logged, applies and answers; hears and answers the group's other members.
 //!
 //! It never waits for more work to arrive: a batch is whatever was queued while the batch before
-//! was on its way to the disk. Alone, a request goes to the disk at once.
+//! was on its way to the disk. Alone, a request goes to the disk at once; when many write, the
+//! next batch is decided while the one before is being flushed, see [`overlap`].
 //!
 //! # Invariants
 //!
@@ -12,6 +13,7 @@
 
 mod checkpoints;
 mod group;
+mod overlap;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -21,7 +23,10 @@ use tokio::{
     time::Instant,
 };
 
-pub(crate) use self::group::{Control, MembersProgress, Standing};
+pub(crate) use self::{
+    group::{Control, MembersProgress, Standing},
+    overlap::Overlap,
+};
 use super::{
     checkpointer::{CheckpointOptions, Checkpointer, Plan},
     command::Batch,
@@ -86,6 +91,7 @@ pub(crate) struct Writer {
     /// What makes this thread's rounds of reads its own in the whole group.
     pub(crate) lot: u64,
     pub(crate) progress: LogProgress,
+    pub(crate) overlap: Overlap,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -140,18 +146,26 @@ impl Writer {
                         return self.end("the partition was closed");
                     }
                 }
-                taken = requests.recv_many(&mut inbox, MAX_REQUESTS) => {
+                taken = requests.recv_many(&mut inbox, MAX_REQUESTS), if self.overlap.has_room() => {
                     if taken == 0 {
                         return self.end("the partition was closed");
                     }
                 }
             }
-            if !calls.is_empty() {
-                self.hear(&mut calls);
+            // The disk is free for the next batch before the one that it has is applied.
+            if calls.iter().any(|call| matches!(call, Control::Logged(..))) {
+                while inbox.len() < MAX_REQUESTS
+                    && let Ok(request) = requests.try_recv()
+                {
+                    inbox.push(request);
+                }
             }
+            self.hear(&mut calls);
             let shutdown = self.take(&mut inbox);
+            self.drive();
             self.begin_checkpoint_if_due();
             if let Some(reply) = shutdown {
+                self.catch_up();
                 requests.close();
                 control.close();
                 self.end("the partition was shut down");
@@ -234,8 +248,14 @@ impl Writer {
             return replies.into_iter().for_each(|reply| reply.fail(&reason));
         }
         if self.member.is_alone() {
+            // Which revisions it will get is known only behind all that was before it.
+            if batch.is_relaxed() && !self.catch_up() {
+                let reason = self.refusal().unwrap_or_default();
+                return replies.into_iter().for_each(|reply| reply.fail(&reason));
+            }
             self.reserve(&batch, replies.len() as u64);
         }
+        self.overlap.comes(replies.len(), self.wal.flush_time());
         self.member.propose(batch.finish(), replies);
         self.drive();
     }
@@ -256,20 +276,26 @@ impl Writer {
 
     /// Why nothing can be decided now.
     fn refusal(&self) -> Option<String> {
-        let stalled = self.progress.stalled.is_some();
+        let stalled = self.is_stalled();
         let reason = || self.health.lock().clone().unwrap_or_else(|| "the log is full".into());
         self.progress.ended.clone().or_else(|| stalled.then(reason))
     }
 
     fn pause(&self) -> Duration {
-        let alone = self.member.is_alone() && self.progress.stalled.is_none();
-        if alone { TICK_ALONE } else { TICK }
+        if self.member.is_alone() && !self.is_stalled() { TICK_ALONE } else { TICK }
+    }
+
+    /// A piece waits for space on the disk.
+    fn is_stalled(&self) -> bool {
+        self.progress.stalled.is_some() || self.overlap.is_stalled()
     }
 
     /// Time went by.
     fn tick(&mut self) {
         if let Some((work, ticket)) = self.progress.stalled.take() {
             self.settle(work, ticket);
+        } else if self.overlap.is_stalled() {
+            self.wait_for_log();
         } else if self.progress.ended.is_none() {
             self.member.tick();
         }
@@ -285,6 +311,11 @@ impl Writer {
             if self.refusal().is_some() || !self.member.has_work() {
                 break;
             }
+            // Only a leader goes on before its log has what it said.
+            if !self.overlap.is_empty() && !self.member.may_go_on() {
+                self.wait_for_log();
+                continue;
+            }
             let work = match self.member.take_work() {
                 Ok(work) => work,
                 Err(error) => return self.fail(&error),
@@ -299,6 +330,7 @@ impl Writer {
 
     fn log(&mut self, mut work: Work) {
         let Some(piece) = work.piece.take() else { return self.finish(work) };
+        let overlaps = self.overlaps(&work);
         self.progress.bytes += piece.bytes() as u64;
         let segment = self.wal.segment();
         if let Some(first) = work.first_index()
@@ -307,7 +339,7 @@ impl Writer {
             self.progress.segments.push_back((first, segment));
         }
         let ticket = self.wal.submit(piece);
-        self.settle(work, ticket);
+        if overlaps { self.overlap(work, ticket) } else { self.settle(work, ticket) }
     }
 
     fn settle(&mut self, work: Work, ticket: Ticket) {
@@ -323,25 +355,35 @@ impl Writer {
                 self.finish(work);
             }
             Err(error @ WalError::Full(_)) => {
-                let reason = chain(&error);
-                let said = self.health.lock().replace(reason.clone()).is_some();
-                self.member.fail_waiting(&reason);
-                if !said {
-                    tracing::error!(
-                        partition = self.name,
-                        error = reason,
-                        "writes fail until there is space"
-                    );
-                }
+                self.say_full(&error);
                 self.progress.stalled = Some((work, ticket));
             }
             Err(error) => self.fail(&error),
         }
     }
 
+    /// The disk has no space. Whoever waits may get what was asked for, but not now.
+    fn say_full(&mut self, error: &WalError) {
+        let reason = chain(error);
+        let said = self.health.lock().replace(reason.clone()).is_some();
+        self.member.fail_waiting(&reason);
+        if !said {
+            tracing::error!(
+                partition = self.name,
+                error = reason,
+                "writes fail until there is space"
+            );
+        }
+    }
+
     /// Applies what was logged.
     fn finish(&mut self, work: Work) {
-        if let Err(error) = self.member.done(work) {
+        let finished = match self.overlap.is_empty() {
+            true => self.member.done(work),
+            // Nothing of it had to be logged, but of what was before it.
+            false => self.member.go_on(work).map(drop),
+        };
+        if let Err(error) = finished {
             self.fail(&error);
         }
     }
@@ -357,6 +399,7 @@ impl Writer {
         *self.health.lock() = Some(reason.clone());
         self.member.fail_waiting(&reason);
         self.reads.fail(&reason);
+        self.overlap.give_up();
         self.progress.ended = Some(reason);
         self.publish();
     }

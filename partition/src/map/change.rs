@@ -251,12 +251,14 @@ impl PartitionMap {
         })
     }
 
-    /// With a move's scope where it moved to.
+    /// With a move's scope where it moved to. The move stays, see [`Moving`].
     pub fn with_flip(&self, id: &str) -> Result<Self, MapError> {
         let moving = self.moves.get(id).ok_or_else(|| MapError::NoMove(id.into()))?.clone();
         let to = self.known(&moving.to)?;
         self.changed(|map| {
-            map.moves.remove(id);
+            if let Some(moving) = map.moves.get_mut(id) {
+                moving.flipped = true;
+            }
             match &moving.scope {
                 // Also where its slot says the same: it was put there, and slots move.
                 Scope::Tenant(name) => drop(map.pins.insert(name.clone(), moving.to)),
@@ -271,7 +273,7 @@ impl PartitionMap {
         })
     }
 
-    /// Without a move that is not to happen.
+    /// Without a move that is not to happen, or has.
     pub fn without_move(&self, id: &str) -> Result<Self, MapError> {
         self.changed(|map| {
             map.moves.remove(id);

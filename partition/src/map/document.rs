@@ -150,7 +150,7 @@ impl PartitionMap {
         for moving in self.moves.values() {
             self.known(&moving.from)?;
             self.known(&moving.to)?;
-            self.check_scope(&moving.scope, &moving.from)?;
+            self.check_scope(&moving.scope, moving.owner())?;
         }
         let mut scopes = self.moves.values();
         while let Some(moving) = scopes.next() {

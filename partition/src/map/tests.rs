@@ -39,14 +39,14 @@ fn change(map: &PartitionMap, what: u8, n: u16, m: u16) -> Result<PartitionMap, 
         7 => {
             let scope = Scope::Tenant(name.clone());
             let from = map.owner(&tenant(&name)).to_owned();
-            map.with_move(&format!("m{}", m % 5), Moving { scope, from, to: partition(m) })
+            map.with_move(&format!("m{}", m % 5), Moving::new(scope, from, partition(m)))
         }
         8 => {
             let ranges = map.ranges();
             let (range, from) = ranges[usize::from(n) % ranges.len()];
             let last = range.first + m % (range.last - range.first + 1);
             let scope = map.slots_scope(range.first, last);
-            let moving = Moving { scope, from: from.to_owned(), to: partition(m) };
+            let moving = Moving::new(scope, from, partition(m));
             map.with_move(&format!("m{}", m % 5), moving)
         }
         9 => map.with_flip(&format!("m{}", m % 5)),
@@ -98,14 +98,15 @@ proptest! {
         let scope = map.slots_scope(first_slot, range.last.min(first_slot.saturating_add(len)));
         let to = names(3)[target].clone();
         prop_assume!(from != to);
-        let moving = Moving { scope: scope.clone(), from, to: to.clone() };
+        let moving = Moving::new(scope.clone(), from, to.clone());
         let next = map.with_move("m", moving).unwrap().with_flip("m").unwrap();
+        prop_assert!(next.moves()["m"].flipped);
         for name in &tenants {
             let key = tenant(name);
             let expected = if scope.contains(key.as_shard()) { &*to } else { map.owner(&key) };
             prop_assert_eq!(next.owner(&key), expected);
         }
-        prop_assert!(next.moves().is_empty());
+        prop_assert!(next.without_move("m").unwrap().moves().is_empty());
     }
 
     #[test]
@@ -172,7 +173,7 @@ fn keys_tell_their_shard() {
 fn the_document_is_pinned() {
     let map = first(2).with_pin("acme", Some("p2")).unwrap();
     let scope = map.slots_scope(0, 7000);
-    let map = map.with_move("m1", Moving { scope, from: "p1".into(), to: "p2".into() }).unwrap();
+    let map = map.with_move("m1", Moving::new(scope, "p1", "p2")).unwrap();
     let expected = concat!(
         r#"{"cluster":"c1","epoch":3,"servers":[{"id":1,"name":"s1","address":""}],"nextServer":2,"#,
         r#""meta":{"name":"meta","backend":"embedded","servers":["s1"]},"#,
@@ -217,7 +218,7 @@ fn nothing_goes_to_a_partition_that_is_drained() {
     let name = ["a", "b", "c", "d"].into_iter().find(|name| map.owner(&tenant(name)) == "p1");
     let name = name.unwrap();
     assert_eq!(map.with_pin(name, Some("p2")), Err(MapError::Draining("p2".into())));
-    let moving = Moving { scope: Scope::Tenant(name.into()), from: "p1".into(), to: "p2".into() };
+    let moving = Moving::new(Scope::Tenant(name.into()), "p1", "p2");
     assert_eq!(map.with_move("m", moving), Err(MapError::Draining("p2".into())));
     assert!(matches!(map.without_partition("p2"), Err(MapError::InUse { .. })));
 }
@@ -244,15 +245,14 @@ fn moves_never_overlap() {
         _ => ("p2", "p1"),
     };
     let slot = tenant("acme").slot().number();
-    let moving = |scope| Moving { scope, from: from.into(), to: to.into() };
+    let moving = |scope| Moving::new(scope, from, to);
     let one = map.with_move("m1", moving(Scope::Tenant("acme".into()))).unwrap();
     let range = moving(one.slots_scope(slot, slot));
     assert!(matches!(one.with_move("m2", range.clone()), Err(MapError::Busy { .. })));
     assert!(matches!(one.with_pin("acme", None), Err(MapError::Busy { .. })));
     let back = one.without_move("m1").unwrap().with_move("m2", range).unwrap();
     assert!(matches!(back.with_pin("acme", Some(to)), Err(MapError::Busy { .. })));
-    let elsewhere =
-        Moving { from: to.into(), to: from.into(), scope: Scope::Tenant("acme".into()) };
+    let elsewhere = Moving::new(Scope::Tenant("acme".into()), to, from);
     assert!(matches!(map.with_move("m", elsewhere), Err(MapError::Elsewhere { .. })));
 }
 
@@ -315,12 +315,14 @@ fn a_partition_that_leaves_shifts_no_owner() {
         map.slots_scope(range.first, range.last)
     };
     let range = map.ranges()[1];
-    let moving = Moving { scope: scope(&map, range), from: "p2".into(), to: "p1".into() };
+    let moving = Moving::new(scope(&map, range), "p2", "p1");
     map = map.with_move("m", moving).unwrap().with_flip("m").unwrap();
     let owners = |map: &PartitionMap| -> Vec<String> {
         (0..SLOTS).map(|slot| map.owner_of_slot(Slot::new(slot).unwrap()).to_owned()).collect()
     };
-    let next = map.without_partition("p2").unwrap();
+    // Its target is not open yet.
+    assert!(matches!(map.without_partition("p2"), Err(MapError::Busy { .. })));
+    let next = map.without_move("m").unwrap().without_partition("p2").unwrap();
     assert_eq!(owners(&next), owners(&map));
     assert_eq!(next.partitions(), ["p1", "p3"]);
 }

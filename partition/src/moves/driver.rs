@@ -392,8 +392,7 @@ impl Driver {
         let admitted = self.shared.change_map(|map| match map.moves().get(&it.id) {
             Some(_) => Ok(map.clone()),
             None => {
-                let moving =
-                    Moving { scope: it.scope.clone(), from: it.from.clone(), to: it.to.clone() };
+                let moving = Moving::new(it.scope.clone(), it.from.clone(), it.to.clone());
                 map.with_move(&it.id, moving)
             }
         });
@@ -533,23 +532,36 @@ impl Driver {
 
     async fn flip(&self, stored: &mut Stored) -> Result<(), MoveError> {
         let id = stored.it.id.clone();
-        // Whoever took over has no hold of them yet.
-        self.claim_fences(&stored.it).await?;
-        self.step("flip").await?;
-        let flip = |map: &crate::map::PartitionMap| match map.moves().contains_key(&id) {
-            true => map.with_flip(&id),
-            false => Ok(map.clone()),
-        };
-        self.shared.change_map(flip).await?;
-        self.open(stored).await
+        // Who is no longer in the map has opened, and others may have moved the same since: the
+        // fences are theirs.
+        let map = self.shared.change_map(|map| Ok(map.clone())).await?;
+        if map.moves().contains_key(&id) {
+            // Whoever took over has no hold of them yet.
+            self.claim_fences(&stored.it).await?;
+            self.step("flip").await?;
+            let flip = |map: &PartitionMap| match map.moves().get(&id) {
+                Some(moving) if !moving.flipped => map.with_flip(&id),
+                _ => Ok(map.clone()),
+            };
+            self.shared.change_map(flip).await?;
+            self.open(&stored.it).await?;
+        }
+        let pause = stored.frozen.map(|frozen| frozen.elapsed().as_millis() as u64);
+        self.step("let others move it").await?;
+        self.shared.change_map(|map| map.without_move(&id)).await?;
+        self.step("record that it is open").await?;
+        let update = stored.update(self.meta(), |it| {
+            it.phase = Phase::Cleaning;
+            it.pause = pause;
+        });
+        update.await
     }
 
-    async fn open(&self, stored: &mut Stored) -> Result<(), MoveError> {
-        let it = stored.it.clone();
+    async fn open(&self, it: &Move) -> Result<(), MoveError> {
         let (moved, closed_at) = (0 < it.total, it.closed_at);
         self.step("open").await?;
         let opened_at = self
-            .set(&it, &it.to, |fence| {
+            .set(it, &it.to, |fence| {
                 if fence.state != FenceState::Open {
                     fence.state = FenceState::Open;
                     fence.moved = moved;
@@ -557,18 +569,12 @@ impl Driver {
                 }
             })
             .await?;
-        let pause = stored.frozen.map(|frozen| frozen.elapsed().as_millis() as u64);
         self.step("tell the source").await?;
-        self.set(&it, &it.from, |fence| {
+        self.set(it, &it.from, |fence| {
             fence.other_at.get_or_insert(opened_at);
         })
         .await?;
-        self.step("record that it is open").await?;
-        let update = stored.update(self.meta(), |it| {
-            it.phase = Phase::Cleaning;
-            it.pause = pause;
-        });
-        update.await
+        Ok(())
     }
 
     async fn clean(&self, stored: &mut Stored) -> Result<(), MoveError> {

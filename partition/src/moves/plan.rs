@@ -128,7 +128,12 @@ mod tests {
 
     fn done(map: &PartitionMap, moves: Vec<PlannedMove>) -> PartitionMap {
         moves.into_iter().fold(map.clone(), |map, PlannedMove { scope, from, to }| {
-            map.with_move("m", Moving { scope, from, to }).unwrap().with_flip("m").unwrap()
+            map.with_move("m", Moving::new(scope, from, to))
+                .unwrap()
+                .with_flip("m")
+                .unwrap()
+                .without_move("m")
+                .unwrap()
         })
     }
 
@@ -176,7 +181,7 @@ mod tests {
     fn nothing_is_planned_while_something_moves() {
         let before = map(2, 1, &[], &[]);
         let PlannedMove { scope, from, to } = plan(&before, false).remove(0);
-        let moving = before.with_move("m", Moving { scope, from, to }).unwrap();
+        let moving = before.with_move("m", Moving::new(scope, from, to)).unwrap();
         assert_eq!(plan(&moving, false), []);
         assert_eq!(plan(&map(1, 0, &[0], &[]), false), []);
     }

@@ -43,7 +43,7 @@ impl Partitions {
                 (map.slots_scope(first, last), from)
             }
         };
-        let moving = Moving { scope: scope.clone(), from: from.clone(), to: to.into() };
+        let moving = Moving::new(scope.clone(), from.clone(), to);
         let id = match id {
             Some(id) if is_name(id) => id.to_owned(),
             Some(id) => return Err(MoveError::Name(id.into())),

@@ -15,17 +15,23 @@ use super::{
 /// The segment in use and where its next batch goes.
 #[derive(Debug)]
 pub(super) struct Active {
-    file: File,
+    file: Arc<File>,
     segment: u64,
     size: u64,
     offset: u64,
     /// Number of the newest batch.
     batch: u64,
-    /// Number of the newest batch on stable storage.
-    durable: u64,
     standing: BTreeMap<GroupId, Vec<u8>>,
     /// Kept for its capacity.
     buffer: Vec<u8>,
+}
+
+/// What is written by now.
+pub(super) struct Written {
+    /// Where the newest of it is.
+    pub(super) file: Arc<File>,
+    /// Number of the newest batch.
+    pub(super) batch: u64,
 }
 
 impl Active {
@@ -37,25 +43,20 @@ impl Active {
         batch: u64,
         standing: BTreeMap<GroupId, Vec<u8>>,
     ) -> Self {
-        Self { file, segment, size, offset, batch, durable: batch, standing, buffer: Vec::new() }
+        let file = Arc::new(file);
+        Self { file, segment, size, offset, batch, standing, buffer: Vec::new() }
     }
 
-    /// Writes `pieces` as one batch, then flushes if asked.
-    pub(super) fn append(
-        &mut self,
-        wal: &Wal,
-        pieces: &[Piece],
-        flush: bool,
-    ) -> Result<(), WalError> {
-        if !pieces.is_empty() {
-            self.put(wal, pieces, 0)?;
-            let standing = pieces.iter().filter_map(|piece| piece.standing.clone());
-            self.standing.extend(standing);
-        }
-        if flush {
-            self.flush(wal).map_err(|error| WalError::Broken(Arc::new(error)))?;
-        }
+    /// Writes `pieces` as one batch.
+    pub(super) fn append(&mut self, wal: &Wal, pieces: &[Piece]) -> Result<(), WalError> {
+        self.put(wal, pieces, 0)?;
+        let standing = pieces.iter().filter_map(|piece| piece.standing.clone());
+        self.standing.extend(standing);
         Ok(())
+    }
+
+    pub(super) fn written(&self) -> Written {
+        Written { file: self.file.clone(), batch: self.batch }
     }
 
     /// What stands for `group` is not repeated any more.
@@ -83,7 +84,9 @@ impl Active {
         self.buffer.clear();
         let start = frame::begin_batch(&mut self.buffer);
         pieces.iter().for_each(|piece| self.buffer.extend_from_slice(&piece.body));
-        self.finish(start, flags);
+        let (segment, number) = (self.segment, self.batch + 1);
+        let durable = wal.durable.load(Ordering::Acquire);
+        frame::finish_batch(&mut self.buffer, start, segment, number, durable, flags);
         wal.options.disk.write_at(&self.file, &self.buffer, self.offset).map_err(classify)?;
         self.offset += self.buffer.len() as u64;
         self.batch += 1;
@@ -91,15 +94,10 @@ impl Active {
         Ok(())
     }
 
-    fn finish(&mut self, start: usize, flags: u32) {
-        let (segment, number) = (self.segment, self.batch + 1);
-        frame::finish_batch(&mut self.buffer, start, segment, number, self.durable, flags);
-    }
-
-    fn flush(&mut self, wal: &Wal) -> io::Result<()> {
-        if self.durable < self.batch {
+    fn flush(&self, wal: &Wal) -> io::Result<()> {
+        if wal.durable.load(Ordering::Acquire) < self.batch {
             wal.options.disk.sync_data(&self.file)?;
-            self.durable = self.batch;
+            wal.durable.fetch_max(self.batch, Ordering::AcqRel);
             wal.flushes.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
@@ -114,12 +112,13 @@ impl Active {
         let size = file.metadata().map_err(classify)?.len();
         let (first_batch, previous_end) = (self.batch + 1, self.offset);
         let header = SegmentHeader { segment, first_batch, previous_end, size };
-        encode_beginning(&mut self.buffer, &header, self.durable, &self.standing);
+        let durable = wal.durable.load(Ordering::Acquire);
+        encode_beginning(&mut self.buffer, &header, durable, &self.standing);
         if let Err(error) = wal.options.disk.write_at(&file, &self.buffer, 0) {
             wal.keeper.offer(segment, file);
             return Err(classify(error));
         }
-        self.file = file;
+        self.file = Arc::new(file);
         self.segment = segment;
         self.size = size;
         self.offset = self.buffer.len() as u64;

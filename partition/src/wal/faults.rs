@@ -30,10 +30,13 @@ struct Faults {
     off: bool,
     /// By inode: what was overwritten since the last flush, oldest first.
     unflushed: HashMap<u64, (File, Vec<Overwritten>)>,
+    /// Number of the next write.
+    next: u64,
 }
 
 #[derive(Debug)]
 struct Overwritten {
+    number: u64,
     offset: u64,
     before: Vec<u8>,
 }
@@ -91,18 +94,23 @@ impl Disk for FaultyDisk {
         }
         let mut before = vec![0; data.len()];
         file.read_exact_at(&mut before, offset)?;
+        let number = faults.next;
+        faults.next += 1;
         let (_, writes) = match faults.unflushed.entry(file.metadata()?.ino()) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => {
                 entry.insert((file.try_clone()?, Vec::new()))
             }
         };
-        writes.push(Overwritten { offset, before });
+        writes.push(Overwritten { number, offset, before });
         RealDisk.write_at(file, data, offset)
     }
 
     fn sync_data(&self, file: &File) -> io::Result<()> {
-        if let Some(delay) = self.faults.lock().slow_sync {
+        let faults = self.faults.lock();
+        let (begun, slow) = (faults.next, faults.slow_sync);
+        drop(faults);
+        if let Some(delay) = slow {
             std::thread::sleep(delay);
         }
         let mut faults = self.faults.lock();
@@ -112,7 +120,10 @@ impl Disk for FaultyDisk {
         if faults.fail_sync {
             return Err(io::Error::from_raw_os_error(5));
         }
-        faults.unflushed.remove(&file.metadata()?.ino());
+        // What was written after it began is not in it.
+        if let Some((_, writes)) = faults.unflushed.get_mut(&file.metadata()?.ino()) {
+            writes.retain(|write| begun <= write.number);
+        }
         RealDisk.sync_data(file)
     }
 

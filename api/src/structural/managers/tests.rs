@@ -27,7 +27,7 @@ fn update<'a>(
     new: &'a Value,
     now: &'a str,
 ) {
-    managers.update(by, &compare(Deduced, old, new).unwrap(), now);
+    managers.update(by, compare(Deduced, old, new).unwrap(), now);
 }
 
 #[test]

@@ -20,6 +20,8 @@ pub(super) struct Disk {
     durable: Vec<Vec<u8>>,
     /// Written but not flushed, oldest first.
     pending: VecDeque<Vec<u8>>,
+    /// Pieces that were ever written.
+    written: u64,
 }
 
 /// A member as it is after a start, with the revision up to which some may have been lost.
@@ -30,8 +32,18 @@ pub(super) struct Started {
 }
 
 impl Disk {
-    pub(super) fn write(&mut self, piece: &Piece) {
+    /// Writes a piece and gives it a number.
+    pub(super) fn write(&mut self, piece: &Piece) -> u64 {
         self.pending.push_back(piece.body().to_vec());
+        self.written += 1;
+        self.written
+    }
+
+    /// The piece of that number, and those before it, are durable now.
+    pub(super) fn flush_to(&mut self, number: u64) {
+        let later = (self.written - number) as usize;
+        let count = self.pending.len().saturating_sub(later);
+        self.durable.extend(self.pending.drain(..count));
     }
 
     /// Everything that was written is durable now.

@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, BinaryHeap},
+    collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque},
     sync::Arc,
 };
 
@@ -17,7 +17,7 @@ use crate::{
     embedded::{
         checkpoint::Description,
         command::Batch,
-        member::{Member, Work},
+        member::{Logging, Member, Work},
         membership::{self, Step},
         reads::Reads,
         reply::{Reply, ReplyTo},
@@ -54,6 +54,8 @@ struct Running {
     reads: Reads,
     /// What is being logged.
     logging: Option<Work>,
+    /// What is being logged although the member went on, and the number of its piece.
+    overlapping: VecDeque<(Logging, u64)>,
     /// Revisions up to this one are reserved on disk, as [`crate::embedded::reserve`] does it.
     reserved: u64,
     /// The next piece has a reservation in it.
@@ -69,6 +71,8 @@ enum Event {
     Deliver(u64, u32, Box<Message>),
     /// What was being logged is on disk.
     Logged(u64, u32),
+    /// And so is the oldest of what a leader went on from.
+    Overlapped(u64, u32),
     /// The state that a message told of is fetched.
     Pull(u64, u32, u32, Box<Message>),
     Start(u64),
@@ -232,6 +236,12 @@ impl World {
                     self.drive(id);
                 }
             }
+            Event::Overlapped(id, life) => {
+                if self.running(id, life).is_some() {
+                    self.overlapped(id);
+                    self.drive(id);
+                }
+            }
             Event::Pull(id, life, sender, message) => self.pull(id, life, sender, *message),
             Event::Start(id) => self.start(id),
             Event::Heal(one, other) => {
@@ -290,6 +300,7 @@ impl World {
             state: started.state,
             reads: Reads::default(),
             logging: None,
+            overlapping: VecDeque::new(),
             reserved: 0,
             reserving: false,
             pulling: false,
@@ -325,10 +336,28 @@ impl World {
 
     /// Has everything logged at once.
     fn settle(&mut self, id: u64) {
-        while self.server(id).running.as_ref().is_some_and(|it| it.logging.is_some()) {
-            self.server(id).disk.flush();
-            self.finish(id);
+        loop {
+            let Some(running) = &self.server(id).running else { return };
+            if running.logging.is_some() {
+                self.server(id).disk.flush();
+                self.finish(id);
+            } else if !running.overlapping.is_empty() {
+                self.overlapped(id);
+            } else {
+                return;
+            }
             self.drive(id);
+        }
+    }
+
+    /// The oldest of what a leader went on from is on disk.
+    fn overlapped(&mut self, id: u64) {
+        let server = self.server(id);
+        if let Some(running) = &mut server.running
+            && let Some((logging, piece)) = running.overlapping.pop_front()
+        {
+            server.disk.flush_to(piece);
+            running.member.logged(&logging);
         }
     }
 
@@ -350,6 +379,7 @@ impl World {
                 true => self.random.random_range(20..600),
                 false => self.random.random_range(0..4),
             };
+            let goes_on = self.random.random_bool(0.5);
             let server = self.server(id);
             let life = server.life;
             let Some(running) = &mut server.running else { return };
@@ -362,16 +392,29 @@ impl World {
             if !running.member.has_work() {
                 return;
             }
+            if !running.overlapping.is_empty() && !running.member.may_go_on() {
+                self.overlapped(id);
+                continue;
+            }
+            let may_go_on = running.member.may_go_on();
             let work = running.member.take_work().expect("a member goes on");
             let reserving = std::mem::take(&mut running.reserving);
             let durable = work.durability == Durability::Durable || reserving;
             if reserving {
                 running.reserved = running.member.reserved;
             }
-            if let Some(piece) = &work.piece {
-                server.disk.write(piece);
+            let piece = work.piece.as_ref().map(|piece| server.disk.write(piece));
+            let logs = piece.is_some();
+            let behind = !running.overlapping.is_empty();
+            if behind || (goes_on && may_go_on && durable && logs && !reserving) {
+                let logging = running.member.go_on(work).expect("a member goes on");
+                if let Some(piece) = piece {
+                    running.overlapping.push_back((logging, piece));
+                    self.plan(delay, Event::Overlapped(id, life));
+                }
+                self.talk(id);
+                continue;
             }
-            let logs = work.piece.is_some();
             running.logging = Some(work);
             if logs && durable {
                 self.talk(id);
@@ -511,6 +554,11 @@ impl World {
         write: &Write,
         reply: ReplyTo<Committed>,
     ) -> Option<()> {
+        let relaxed = write.durability == Durability::Relaxed;
+        while relaxed && self.overlaps(id) {
+            self.overlapped(id);
+            self.drive(id);
+        }
         let running = self.server(id).running.as_mut()?;
         // A process queues it while the disk is busy.
         if running.logging.is_some() {
@@ -518,7 +566,7 @@ impl World {
         }
         let mut batch = Batch::default();
         batch.write(write);
-        if running.member.is_alone() && write.durability == Durability::Relaxed {
+        if running.member.is_alone() && relaxed {
             let needed = running.state.revision().0 + 1;
             if running.reserved < needed {
                 running.member.reserved = needed + 8;
@@ -528,6 +576,10 @@ impl World {
         running.member.propose(batch.finish(), vec![Reply::Write(reply)]);
         self.drive(id);
         Some(())
+    }
+
+    fn overlaps(&mut self, id: u64) -> bool {
+        self.server(id).running.as_ref().is_some_and(|it| !it.overlapping.is_empty())
     }
 
     /// Asks a server for the latest. `None` if it is down.

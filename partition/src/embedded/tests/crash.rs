@@ -69,23 +69,23 @@ async fn child() {
             }
             println!("{}", embedded.log_counts().flushes);
         }
-        None => write_until_killed(store).await,
+        None => write_until_killed(store, mode.parse().unwrap()).await,
     }
 }
 
 /// Writers that say what was acknowledged: `<key> <number> <revision>`.
-async fn write_until_killed(store: Arc<dyn Store>) {
+async fn write_until_killed(store: Arc<dyn Store>, count: usize) {
     let mut writers = tokio::task::JoinSet::new();
-    for writer in 0..6 {
+    for writer in 0..count {
         let store = store.clone();
         writers.spawn(async move {
-            let durability = if writer < 4 { Durability::Durable } else { Durability::Relaxed };
+            let durability = if writer % 6 < 4 { Durability::Durable } else { Durability::Relaxed };
             let key = format!("{durability:?}-{writer}");
             let found = store.read(&pods(), ReadAt::Latest).await.unwrap();
             let mut number = found.get(&key).map_or(0, |entry| number_of(&entry.value));
             loop {
                 number += 1;
-                let width = 20 + writer * 300;
+                let width = 20 + writer % 6 * 300;
                 let change = Change::Put(Bytes::from(format!("{number:0width$}")));
                 let write = write(&key, Expect::Anything, change);
                 let committed = store.write(Write { durability, ..write }).await.unwrap();
@@ -109,7 +109,9 @@ async fn nothing_acknowledged_is_lost_by_kill() {
     let mut acknowledged: BTreeMap<String, u64> = BTreeMap::new();
     let mut highest = Revision(0);
     for round in 0..6_u64 {
-        let mut child = child_command(dir.path(), "write").spawn().unwrap();
+        // Many, so that batches are decided while others are being flushed.
+        let writers = if round % 2 == 0 { "6" } else { "90" };
+        let mut child = child_command(dir.path(), writers).spawn().unwrap();
         let pid = child.id();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
         // The test harness has its own say first.
@@ -264,6 +266,58 @@ async fn a_full_disk_refuses_writes_and_recovers() {
     embedded.shutdown().await.unwrap();
 }
 
+/// The disk is full while several batches are on their way to it.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_who_find_the_disk_full_lose_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::new();
+    disk.slow_down(Duration::from_millis(2));
+    let mut options = options();
+    options.wal.disk = disk.clone();
+    let embedded = open(dir.path(), &options).await.unwrap();
+    disk.set_full(true);
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..60 {
+        let store = p1(&embedded);
+        writers.spawn(async move {
+            let mut acknowledged = Vec::new();
+            for n in 0.. {
+                let key = format!("{writer}-{n}");
+                let change = Change::Put(Bytes::from(vec![b'x'; 20 << 10]));
+                match store.write(write(&key, Expect::Absent, change)).await {
+                    Ok(committed) => acknowledged.push((key, committed.revision)),
+                    Err(StoreError::Unavailable { reason, .. }) => {
+                        assert!(reason.contains("no space"), "{reason}");
+                        break;
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            acknowledged
+        });
+    }
+    let acknowledged: Vec<_> = writers.join_all().await.into_iter().flatten().collect();
+    disk.set_full(false);
+    let store = p1(&embedded);
+    let recovered = async {
+        while store.write(write("after", Expect::Anything, value("x"))).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), recovered).await.unwrap();
+    let check = async |store: Arc<dyn Store>| {
+        let found = store.read(&pods(), ReadAt::Latest).await.unwrap();
+        for (key, revision) in &acknowledged {
+            assert_eq!(found.get(key).unwrap().modified, *revision);
+        }
+    };
+    check(store).await;
+    embedded.shutdown().await.unwrap();
+    let embedded = reopen(dir.path()).await;
+    check(p1(&embedded)).await;
+    embedded.shutdown().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failing_disk_stops_writes_until_a_restart() {
     let dir = tempfile::tempdir().unwrap();
@@ -409,11 +463,13 @@ proptest! {
     fn a_power_cut_keeps_every_durable_write(
         after in 1_u64..60,
         sectors in prop::collection::vec(any::<bool>(), 1..50),
+        writers in prop_oneof![Just(5_usize), Just(80)],
+        slow in 0_u64..4,
     ) {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2).enable_all().build().unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let (acknowledged, told) = runtime.block_on(power_cut(dir.path(), after, sectors));
+        let (acknowledged, told) = runtime.block_on(power_cut(dir.path(), after, sectors, writers, slow));
         runtime.block_on(async {
             let embedded = reopen(dir.path()).await;
             let store = p1(&embedded);
@@ -433,20 +489,23 @@ async fn power_cut(
     dir: &Path,
     after: u64,
     sectors: Vec<bool>,
+    writers: usize,
+    slow: u64,
 ) -> (BTreeMap<String, u64>, Revision) {
     let disk = FaultyDisk::new();
+    disk.slow_down(Duration::from_millis(slow));
     let mut faulty = busy_options();
     faulty.wal = WalOptions { disk: disk.clone(), ..faulty.wal };
     let embedded = open(dir, &faulty).await.unwrap();
-    let mut writers = tokio::task::JoinSet::new();
-    for writer in 0..5 {
+    let mut tasks = tokio::task::JoinSet::new();
+    for writer in 0..writers {
         let store = p1(&embedded);
-        writers.spawn(async move {
-            let durability = if writer < 3 { Durability::Durable } else { Durability::Relaxed };
+        tasks.spawn(async move {
+            let durability = if writer % 5 < 3 { Durability::Durable } else { Durability::Relaxed };
             let key = format!("k{writer}");
             let mut told = Revision(0);
             for number in 1.. {
-                let width = 20 + writer * 700;
+                let width = 20 + writer % 5 * 700;
                 let change = Change::Put(Bytes::from(format!("{number:0width$}")));
                 let write = write(&key, Expect::Anything, change);
                 match store.write(Write { durability, ..write }).await {
@@ -461,7 +520,7 @@ async fn power_cut(
     tokio::time::sleep(Duration::from_millis(after)).await;
     let mut sectors = sectors.into_iter().cycle();
     disk.cut_power(|| sectors.next().unwrap());
-    let outcomes = writers.join_all().await;
+    let outcomes = tasks.join_all().await;
     let told = outcomes.iter().map(|(.., told)| *told).max().unwrap();
     (outcomes.into_iter().map(|(key, number, _)| (key, number)).collect(), told)
 }

@@ -21,7 +21,7 @@ use crate::{
     error::chain,
     state::Image,
     store::StoreError,
-    wal::frame::GroupId,
+    wal::{Ticket, WalError, frame::GroupId},
     wire::put_u64s,
 };
 
@@ -40,6 +40,8 @@ pub(crate) enum Control {
     Pulled(GroupId, Result<Box<(Message, Image)>, PullError>),
     /// Has somebody else lead, if this member does.
     HandOver,
+    /// What became of a piece whose flush was left to the other thread.
+    Logged(Ticket, Result<(), WalError>),
 }
 
 /// How far a change of members has come.
@@ -69,7 +71,7 @@ pub(crate) struct Standing {
 }
 
 impl Writer {
-    /// Takes in what others say.
+    /// Takes in what others say. What follows from it is done by [`Writer::drive`].
     pub(super) fn hear(&mut self, calls: &mut Vec<Control>) {
         for call in calls.drain(..) {
             let heard = match call {
@@ -88,6 +90,10 @@ impl Writer {
                     Ok(())
                 }
                 Control::Pulled(life, outcome) => self.pulled(life, outcome),
+                Control::Logged(ticket, outcome) => {
+                    self.logged(ticket, outcome);
+                    Ok(())
+                }
                 Control::HandOver => {
                     if let Some(heir) = self.member.heir().filter(|_| self.member.is_leader()) {
                         self.member.transfer(heir);
@@ -102,7 +108,6 @@ impl Writer {
         if let Some(reason) = &self.progress.ended {
             self.reads.fail(reason);
         }
-        self.drive();
     }
 
     fn messages(&mut self, messages: Vec<(GroupId, Message)>) -> Result<(), MemberError> {
