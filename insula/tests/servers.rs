@@ -396,3 +396,46 @@ fn who_follows_is_told_when_a_server_ends() {
     assert!(watch.wait().unwrap().success(), "the watch did not end well");
     assert!(begin.elapsed() < Duration::from_secs(15), "{:?}", begin.elapsed());
 }
+
+#[test]
+fn definitions_are_served_by_every_server_at_once() {
+    let servers = apart();
+    let of = |server: &str| servers.user(server, "acme", "dev", "acme-admins");
+    let definition = r#"
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: widgets.example.com}
+spec:
+  group: example.com
+  scope: Namespaced
+  names: {plural: widgets, kind: Widget}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    schema: {openAPIV3Schema: {type: object, properties: {size: {type: integer, maximum: 9}}}}
+"#;
+    let feed = |server: &str, input: &str| {
+        let out = of(server).feed(&["create", "--validate=false", "-f", "-"], input);
+        harness::texts(&out)
+    };
+    // acme lives on s1; its definition comes through s2 and its objects through s3.
+    let (made, said) = feed("s2", definition);
+    assert!(made.contains("created"), "{said}");
+    let widget = "apiVersion: example.com/v1\nkind: Widget\nmetadata: {name: w}\nsize: 3\n";
+    let (made, said) = feed("s3", widget);
+    assert!(made.contains("created"), "right after the definition: {said}");
+    let (_, said) = feed("s2", &widget.replace("{name: w}", "{name: x}").replace('3', "10"));
+    assert!(said.contains("size in body should be less than or equal to 9"), "{said}");
+    for server in ["s1", "s2", "s3"] {
+        assert_eq!(of(server).ok(&["get", "widgets", "-o", "jsonpath={.items[*].size}"]), "3");
+    }
+    // It moves with its tenant.
+    let admin = servers.admin("s3");
+    admin.ok(&["patch", "tenant", "acme", "--type=merge", "-p", r#"{"spec":{"partition":"p2"}}"#]);
+    admin.until(&["get", "tenant", "acme", "-o", "jsonpath={.status.partition}"], |at| at == "p2");
+    assert_eq!(eventually(&of("s1"), &["get", "widget", "w", "-o", "jsonpath={.size}"]), "3");
+    of("s1").ok(&["delete", "crd", "widgets.example.com"]);
+    let gone = of("s3").fails(&["get", "--raw", "/apis/example.com/v1/widgets"]);
+    assert!(gone.contains("could not find the requested resource"), "{gone}");
+}
