@@ -382,6 +382,7 @@ impl Server {
                 Some(document) => json(&document),
                 None => Err(ApiError::unknown_resource()),
             },
+            ["openapi", "v2"] => self.openapi_v2(head, &customs, platform),
             ["openapi", "v3"] => json(&openapi::index(&self.registry, &customs, platform)),
             ["openapi", "v3", rest @ ..] => {
                 match openapi::document(&self.registry, &customs, &rest.join("/")) {
@@ -409,6 +410,7 @@ impl Server {
                     "/healthz",
                     "/livez",
                     "/metrics",
+                    "/openapi/v2",
                     "/openapi/v3",
                     "/readyz",
                     "/version",
@@ -425,6 +427,32 @@ impl Server {
                 Ok(response)
             }
         }
+    }
+
+    fn openapi_v2(
+        &self,
+        head: &http::request::Parts,
+        customs: &custom::OfTenant,
+        platform: bool,
+    ) -> Result<Response<Body>> {
+        let accept = head.headers.get(header::ACCEPT).and_then(|it| it.to_str().ok());
+        let is_json = |it: &str| it.is_empty() || it.contains("json") || it.contains("*/*");
+        if !is_json(accept.unwrap_or_default()) {
+            return Err(ApiError::not_acceptable());
+        }
+        let tag = openapi::v2::tag(&self.registry, customs, platform);
+        let known = head.headers.get(header::IF_NONE_MATCH).and_then(|it| it.to_str().ok());
+        let mut response = match known == Some(&tag) {
+            true => answer::bytes(StatusCode::NOT_MODIFIED, Bytes::new(), "application/json"),
+            false => {
+                let body = openapi::v2::document(&self.registry, customs, platform);
+                answer::bytes(StatusCode::OK, body, "application/json")
+            }
+        };
+        if let Ok(tag) = HeaderValue::from_str(&tag) {
+            response.headers_mut().insert(header::ETAG, tag);
+        }
+        Ok(response)
     }
 
     fn aggregated(

@@ -9,7 +9,7 @@ use std::{
     process::Stdio,
 };
 
-use harness::{Cloud, Kubectl, texts};
+use harness::{Cloud, Kubectl, texts, webhook::Webhook};
 
 /// A definition with most of what definitions have.
 const CRONTABS: &str = r#"
@@ -582,4 +582,89 @@ fn rules_hold_for_values_and_for_changes() {
     let said = acme.fails(&change);
     assert!(said.contains("spec: Invalid value: image is immutable"), "{said}");
     acme.ok(&["label", "ct", "tab", "a=b"]);
+}
+
+/// A definition with two versions that a webhook converts between.
+fn sockets(conversion: &str) -> String {
+    let version = |name: &str, storage: bool, fields: &str| {
+        format!(
+            "  - name: {name}\n    served: true\n    storage: {storage}\n    schema: {{openAPIV3Schema: {{type: object, properties: {{spec: {{type: object, properties: {{{fields}}}}}}}}}}}\n"
+        )
+    };
+    let old = version("v1", true, "host: {type: string}, port: {type: integer}");
+    let new = version("v2", false, "endpoint: {type: string}");
+    format!(
+        "apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\nmetadata: {{name: sockets.example.com}}\nspec:\n  group: example.com\n  scope: Namespaced\n  names: {{plural: sockets, kind: Socket}}\n  conversion: {{strategy: Webhook, webhook: {{conversionReviewVersions: [v1], clientConfig: {conversion}}}}}\n  versions:\n{old}{new}"
+    )
+}
+
+#[test]
+fn webhooks_convert_between_versions() {
+    let cloud = Cloud::without_node();
+    let (acme, globex) = cloud.tenants();
+    let webhook = Webhook::start();
+    let config = format!("{{url: '{}', caBundle: {}}}", webhook.url, webhook.bundle);
+    create(&acme, &sockets(&config));
+    established(&acme, "sockets.example.com");
+    let old = "apiVersion: example.com/v1\nkind: Socket\nmetadata: {name: old}\nspec: {host: a, port: 80}\n";
+    create(&acme, old);
+    assert_eq!(webhook.asked(), 0, "what is in the storage version is not converted");
+    let v2 = |name: &str, fields: &str| {
+        acme.ok(&["get", "sockets.v2.example.com", name, "-o", &format!("jsonpath={fields}")])
+    };
+    assert_eq!(v2("old", "{.apiVersion} {.spec.endpoint}{.spec.host}"), "example.com/v2 a:80");
+    create(
+        &acme,
+        "apiVersion: example.com/v2\nkind: Socket\nmetadata: {name: new}\nspec: {endpoint: 'b:81'}\n",
+    );
+    let v1 = ["get", "sockets.v1.example.com", "new", "-o", "jsonpath={.spec.host} {.spec.port}"];
+    assert_eq!(acme.ok(&v1), "b 81");
+    // Lists, patches and watches of the other version.
+    let list =
+        acme.ok(&["get", "sockets.v2.example.com", "-o", "jsonpath={.items[*].spec.endpoint}"]);
+    assert_eq!(list, "b:81 a:80");
+    acme.ok(&[
+        "patch",
+        "sockets.v2.example.com",
+        "old",
+        "--type=merge",
+        "-p",
+        r#"{"spec":{"endpoint":"c:82"}}"#,
+    ]);
+    assert_eq!(v2("old", "{.spec.endpoint}"), "c:82");
+    let watch =
+        "/tenants/acme/apis/example.com/v2/namespaces/default/sockets?watch=true&timeoutSeconds=1";
+    let events = acme.ok(&["get", "--raw", watch]);
+    assert!(events.contains(r#""endpoint":"c:82""#), "{events}");
+    acme.ok(&["delete", "sockets.v2.example.com", "--all"]);
+    // Whom nobody answers for, and where nobody may be.
+    create(&globex, &sockets("{url: 'https://127.0.0.1:6443/convert'}"));
+    established(&globex, "sockets.example.com");
+    create(&globex, old);
+    let said = globex.fails(&["get", "sockets.v2.example.com", "old"]);
+    let why = "conversion webhook for example.com/v2, Kind=Socket failed: 127.0.0.1:6443 is not an address that a tenant's webhook may have";
+    assert!(said.contains(why), "{said}");
+    globex.ok(&["get", "sockets.v1.example.com", "old"]);
+}
+
+#[test]
+fn definitions_are_published() {
+    let cloud = Cloud::without_node();
+    let (acme, globex) = cloud.tenants();
+    let v2 = "/openapi/v2";
+    let before = acme.ok(&["get", "--raw", v2]);
+    assert!(!before.contains("com.example.stable.v1.CronTab"));
+    assert!(before.contains(r#""io.k8s.api.core.v1.Pod":{"#));
+    create(&acme, CRONTABS);
+    established(&acme, "crontabs.stable.example.com");
+    let after = acme.ok(&["get", "--raw", v2]);
+    assert!(after.contains(r#""com.example.stable.v1.CronTab":{"#), "no definition");
+    assert!(after.contains(r#""com.example.stable.v1.CronTabList":{"#), "no list");
+    assert!(after.contains("/apis/stable.example.com/v1/namespaces/{namespace}/crontabs"));
+    assert!(!globex.ok(&["get", "--raw", v2]).contains("CronTab\""));
+    let index = acme.ok(&["get", "--raw", "/openapi/v3"]);
+    assert!(index.contains("apis/stable.example.com/v1"), "{index}");
+    assert!(!globex.ok(&["get", "--raw", "/openapi/v3"]).contains("stable.example.com"));
+    acme.ok(&["delete", "crd", "crontabs.stable.example.com"]);
+    assert_eq!(acme.ok(&["get", "--raw", v2]), before);
 }

@@ -43,6 +43,11 @@ impl Compiled {
         &self.definition.group
     }
 
+    /// All versions that are served.
+    pub(crate) fn versions(&self) -> impl Iterator<Item = &Arc<Version>> {
+        self.definition.versions.iter().filter(|it| it.served)
+    }
+
     /// A version, if it is served.
     pub(crate) fn version(&self, name: &str) -> Option<&Arc<Version>> {
         self.definition.version(name).filter(|it| it.served)

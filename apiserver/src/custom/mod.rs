@@ -15,6 +15,7 @@ mod cleanup;
 pub(crate) mod compiled;
 pub(crate) mod object;
 mod settle;
+mod webhook;
 
 use std::{
     borrow::Cow,
@@ -24,7 +25,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use insula_api::{field::FieldError, names::TenantName, object as json_object, resources};
+use insula_api::{
+    field::FieldError,
+    names::TenantName,
+    object::{self as json_object, Stored},
+    resources,
+};
+use insula_custom::definition::Conversion;
 use insula_partition::{
     snapshot::{Entry, Snapshot},
     store::{ReadAt, Revision},
@@ -171,16 +178,39 @@ pub(crate) fn definitions(server: &Server) -> Result<&Arc<Served>> {
 }
 
 impl Server {
-    /// Has kept objects look as `served` shows them.
+    /// Has kept objects of one tenant look as `served` shows them.
     pub(crate) async fn show<'a>(
         &self,
         served: &Served,
         entries: impl Iterator<Item = &'a mut Entry>,
     ) -> Result<()> {
-        if let Some(custom) = served.custom() {
+        let Some(custom) = served.custom() else { return Ok(()) };
+        let Conversion::Webhook(webhook) = &custom.definition.conversion else {
             for entry in entries {
                 entry.value = custom.show(&entry.value)?;
             }
+            return Ok(());
+        };
+        let wanted = custom.version.api_version();
+        let mut waiting = Vec::new();
+        let mut objects = Vec::new();
+        for entry in entries {
+            let Stored { object, managed } =
+                Stored::parse(&entry.value).map_err(ApiError::internal)?;
+            match object["apiVersion"] == wanted {
+                true => entry.value = custom.show(&entry.value)?,
+                false => {
+                    waiting.push((entry, managed));
+                    objects.push(object);
+                }
+            }
+        }
+        if objects.is_empty() {
+            return Ok(());
+        }
+        let converted = self.convert(custom, webhook, &objects, &wanted).await?;
+        for ((entry, managed), it) in waiting.into_iter().zip(converted) {
+            entry.value = custom.encode(it, &managed);
         }
         Ok(())
     }
@@ -204,15 +234,32 @@ impl Server {
     ) -> Result<Option<Value>> {
         let Some(custom) = served.custom() else { return Ok(None) };
         let kept = it.clone();
+        let wanted = custom.version.api_version();
+        if let Conversion::Webhook(webhook) = &custom.definition.conversion
+            && it["apiVersion"] != wanted
+        {
+            let made = self.convert(custom, webhook, std::slice::from_ref(it), &wanted).await?;
+            *it = made.into_iter().next().unwrap_or_else(|| kept.clone());
+            custom.show_value(it);
+            return Ok(Some(kept));
+        }
         Ok(custom.show_value(it).then_some(kept))
     }
 
     /// An object of `served`, as it is kept.
     pub(crate) async fn keep<'a>(&self, served: &Served, it: &'a Value) -> Result<Cow<'a, Value>> {
-        Ok(match served.custom() {
-            None => Cow::Borrowed(it),
-            Some(custom) => Cow::Owned(custom.keep(it.clone())),
-        })
+        let Some(custom) = served.custom() else { return Ok(Cow::Borrowed(it)) };
+        let wanted = custom.definition.storage().api_version();
+        if it["apiVersion"] == wanted {
+            return Ok(Cow::Borrowed(it));
+        }
+        let Conversion::Webhook(webhook) = &custom.definition.conversion else {
+            let mut kept = it.clone();
+            kept["apiVersion"] = wanted.into();
+            return Ok(Cow::Owned(kept));
+        };
+        let made = self.convert(custom, webhook, std::slice::from_ref(it), &wanted).await?;
+        Ok(made.into_iter().next().map_or(Cow::Borrowed(it), Cow::Owned))
     }
 
     /// The resource that a path means, built in or of the tenant.

@@ -65,9 +65,13 @@ impl Custom {
         if !self.show_value(&mut it) {
             return Ok(kept.clone());
         }
-        let revision = object::meta_str(&it, "resourceVersion").parse().unwrap_or(0);
-        let managed = Some(managed.as_str()).filter(|it| !it.is_empty());
-        Ok(with_revision(&object::encode_with(&it, managed).into(), Revision(revision)))
+        Ok(encode(&it, &managed))
+    }
+
+    /// A converted object, as this version shows it.
+    pub(crate) fn encode(&self, mut it: Value, managed: &str) -> Bytes {
+        self.show_value(&mut it);
+        encode(&it, managed)
     }
 
     /// As [`Custom::show`], of a parsed object. False if nothing changed.
@@ -79,12 +83,6 @@ impl Custom {
         }
         let refreshed = refresh(&self.version, it);
         converted || refreshed
-    }
-
-    /// An object as it is kept.
-    pub(crate) fn keep(&self, mut it: Value) -> Value {
-        it["apiVersion"] = self.definition.storage().api_version().into();
-        it
     }
 
     /// What is wrong with an object; `old` is what it was, if it was.
@@ -137,6 +135,13 @@ fn is_blocking(error: &FieldError) -> bool {
             | "FieldValueTooMany"
             | "FieldValueTypeInvalid"
     )
+}
+
+/// The bytes of an object, with the revision and the managers that it has.
+fn encode(it: &Value, managed: &str) -> Bytes {
+    let revision = object::meta_str(it, "resourceVersion").parse().unwrap_or(0);
+    let managed = Some(managed).filter(|it| !it.is_empty());
+    with_revision(&object::encode_with(it, managed).into(), Revision(revision))
 }
 
 /// Replica counts are counts.

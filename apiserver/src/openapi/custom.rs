@@ -100,16 +100,20 @@ struct SpecSchema {
 }
 
 fn make(parts: &[(&Arc<Compiled>, &Arc<Version>)]) -> Value {
+    let resources: Vec<&Resource> = parts.iter().map(|(_, version)| &*version.resource).collect();
+    assemble(&resources, schemas(parts))
+}
+
+/// The schemas of kinds and of their lists, by name.
+pub(super) fn schemas(parts: &[(&Arc<Compiled>, &Arc<Version>)]) -> BTreeMap<String, Value> {
     let mut own = BTreeMap::new();
-    let mut resources: Vec<&Resource> = Vec::new();
     for (compiled, version) in parts {
-        resources.push(&version.resource);
         let schema = schema_of(compiled, &version.resource.version);
         let name = name_of(&version.resource, &version.resource.kind);
         own.insert(name_of(&version.resource, &version.list_kind), list(version, &name));
         own.insert(name, object(version, schema));
     }
-    assemble(&resources, own)
+    own
 }
 
 fn schema_of(compiled: &Compiled, version: &str) -> Value {

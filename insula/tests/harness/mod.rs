@@ -9,6 +9,7 @@
 
 pub(crate) mod etcd;
 pub(crate) mod servers;
+pub(crate) mod webhook;
 
 use std::{
     fs,
