@@ -586,6 +586,49 @@ async fn a_server_that_dies_moving_to_an_etcd_can_be_undone() {
     dies_before_every_step(true, true, true).await;
 }
 
+/// A server dies before every step in turn, and the tenant moves back as soon as it may. When the
+/// first move is resumed, what the second one said still holds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_move_that_is_resumed_after_the_next_one_does_no_harm() {
+    let world = world(false).await;
+    let partitions = &world.partitions;
+    partitions.stop_moves();
+    let driver = Driver::new(partitions.shared(), None);
+    let mut moved_back = 0;
+    for n in 0..100 {
+        let name = format!("t{n}");
+        fill(partitions, &name, 10).await;
+        let (here, to) =
+            (partitions.place(&tenant(&name)).partition.to_string(), other(partitions, &name));
+        let scope = Scope::Tenant(name.clone());
+        let first = partitions.start_move(None, scope.clone(), to).await.unwrap();
+        let (hook, steps) = dies_at(n);
+        act(&Driver::new(partitions.shared(), Some(hook)), partitions, &first.id).await;
+        let died = n < steps.load(Ordering::Relaxed);
+        let flipped = &*partitions.place(&tenant(&name)).partition == to;
+        // Refused while the first one is under way.
+        if flipped && let Ok(back) = partitions.start_move(None, scope, &here).await {
+            let over = act_until_over(&driver, partitions, &back.id).await;
+            assert_eq!(over.phase, Phase::Done, "died before step {n}: {over:?}");
+            moved_back += 1;
+        }
+        act_until_over(&driver, partitions, &first.id).await;
+        let owner = partitions.place(&tenant(&name)).partition.to_string();
+        for partition in partitions.names().into_iter().filter(|it| *it != owner) {
+            // As a server would that has not heard of the last map.
+            let late = write(&format!("{name}/ns/late"), Expect::Absent, counted(1));
+            let refused = partitions.store(&partition).unwrap().write(late).await;
+            assert!(matches!(refused, Err(StoreError::Moving { .. })), "{n}: {refused:?}");
+        }
+        check_one_place(partitions, &name, 10).await;
+        if !died {
+            break;
+        }
+    }
+    assert!(1 < moved_back, "moved back {moved_back} times");
+    partitions.shutdown().await.unwrap();
+}
+
 /// A server sleeps before every step in turn while another one takes over and finishes, or
 /// undoes and the tenant goes on where it was. When the first one wakes it does no harm.
 async fn sleeps_before_every_step(cancel: bool) {
