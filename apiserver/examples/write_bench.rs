@@ -3,7 +3,8 @@
 //! Requests enter where those of the controllers do, and everything behind is real: the gate,
 //! admission, validation, field ownership, and a durable store.
 //!
-//! `cargo run --release -p insula-apiserver --example write_bench [REQUESTS]`
+//! `cargo run --release -p insula-apiserver --example write_bench [REQUESTS [LINE]]`, where LINE is
+//! a part of the name of the lines to be measured, beside the creations that they need.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -26,6 +27,9 @@ use insula_apiserver::{
 use insula_partition::partitions::{Partitions, PartitionsConfig, StoreConfig};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Requests that are under way at once.
 const CLIENTS: usize = 32;
@@ -133,6 +137,10 @@ async fn measure<F>(name: &str, server: &Arc<Server>, count: usize, expected: St
 where
     F: Fn(usize) -> (Method, String, &'static str, Value) + Send + Sync + 'static,
 {
+    let wanted = std::env::args().nth(2).unwrap_or_default();
+    if !name.contains("create") && !name.contains(&wanted) {
+        return;
+    }
     let make = Arc::new(make);
     let (begun, used) = (Instant::now(), cpu());
     let tasks: Vec<_> = (0..CLIENTS)

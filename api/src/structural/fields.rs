@@ -5,15 +5,26 @@
 
 use std::{borrow::Cow, fmt};
 
-use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
+use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
 use super::set::{Set, Step};
 
 /// Reads a `FieldsV1` document.
 pub fn decode(text: &str) -> Result<Set<'_>, serde_json::Error> {
-    let Tree { set, .. } = serde_json::from_str(text)?;
-    Ok(set)
+    read(text, false)
+}
+
+/// Reads what [`encode`] wrote, in which all is canonical.
+pub(super) fn decode_own(text: &str) -> Result<Set<'_>, serde_json::Error> {
+    read(text, true)
+}
+
+fn read(text: &str, trusted: bool) -> Result<Set<'_>, serde_json::Error> {
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let tree = TreeSeed { trusted }.deserialize(&mut deserializer)?;
+    deserializer.end()?;
+    Ok(tree.set)
 }
 
 /// Writes `set` as a `FieldsV1` document.
@@ -101,15 +112,20 @@ struct Tree<'a> {
     owned: bool,
 }
 
-impl<'de> Deserialize<'de> for Tree<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(TreeVisitor)
+/// Reads one node; `trusted` as in [`decode_own`].
+#[derive(Clone, Copy)]
+struct TreeSeed {
+    trusted: bool,
+}
+
+impl<'de> DeserializeSeed<'de> for TreeSeed {
+    type Value = Tree<'de>;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Tree<'de>, D::Error> {
+        deserializer.deserialize_map(self)
     }
 }
 
-struct TreeVisitor;
-
-impl<'de> Visitor<'de> for TreeVisitor {
+impl<'de> Visitor<'de> for TreeSeed {
     type Value = Tree<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -119,12 +135,15 @@ impl<'de> Visitor<'de> for TreeVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Tree<'de>, A::Error> {
         let (mut set, mut owned) = (Set::default(), false);
         while let Some(Key(key)) = entries.next_key()? {
-            let inner: Tree<'de> = entries.next_value()?;
+            let inner = entries.next_value_seed(self)?;
             if key == "." {
                 owned = true;
                 continue;
             }
-            let step = parse_step(key).map_err(de::Error::custom)?;
+            let step = match self.trusted && !key.starts_with("f:") {
+                true => Step::Item(key),
+                false => parse_step(key).map_err(de::Error::custom)?,
+            };
             set.push(step, inner.owned, inner.set);
         }
         owned |= set.is_empty();

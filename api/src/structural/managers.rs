@@ -90,14 +90,14 @@ pub enum Fields<'a> {
 impl<'a> Fields<'a> {
     pub fn set(&self) -> Cow<'_, Set<'a>> {
         match self {
-            Self::Text(text) => Cow::Owned(fields::decode(text).unwrap_or_default()),
+            Self::Text(text) => Cow::Owned(fields::decode_own(text).unwrap_or_default()),
             Self::Set(set) => Cow::Borrowed(set),
         }
     }
 
     fn set_mut(&mut self) -> &mut Set<'a> {
         if let Self::Text(text) = self {
-            *self = Self::Set(fields::decode(text).unwrap_or_default());
+            *self = Self::Set(fields::decode_own(text).unwrap_or_default());
         }
         match self {
             Self::Set(set) => set,
