@@ -27,7 +27,7 @@ run: deps install
 	exec $(INSULA) up --data-dir $(DATA_DIR)
 
 test: deps
-	cargo test --workspace --locked
+	cargo test --workspace --locked --no-fail-fast
 
 lint:
 	cargo fmt --all --check
