@@ -41,7 +41,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{BuildHasher, Hasher, RandomState},
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::JoinHandle,
     time::Duration,
 };
@@ -103,6 +106,8 @@ pub(crate) struct Embedded {
     groups: RwLock<BTreeMap<String, Group>>,
     /// Locked while a group comes or goes.
     directory: Arc<Mutex<Directory>>,
+    /// No group comes any more. Set while the directory is locked.
+    closing: AtomicBool,
     heartbeats: Mutex<Option<JoinHandle<()>>>,
     /// Where states of other members are fetched; none in a process without a runtime.
     runtime: Option<tokio::runtime::Handle>,
@@ -187,6 +192,7 @@ impl Embedded {
             checkpointer,
             groups: RwLock::default(),
             directory,
+            closing: AtomicBool::new(false),
             heartbeats,
             runtime: tokio::runtime::Handle::try_current().ok(),
         });
@@ -323,6 +329,9 @@ impl Embedded {
             if embedded.groups.read().contains_key(&name) {
                 return Ok(());
             }
+            if embedded.closing.load(Ordering::Acquire) {
+                return Err(OpenError::Partition { partition: name, source: shut_down() });
+            }
             let known = directory.add(&name, voters, embedded.wal.segment())?;
             let segment = embedded.wal.welcome(known.number);
             let dir = directory.checkpoints(&known);
@@ -419,6 +428,14 @@ impl Embedded {
 
     /// Ends all partitions in good order: where others can lead, they do before this returns.
     pub(crate) async fn shutdown(self: Arc<Self>) -> Result<(), StoreError> {
+        let refuse = |embedded: &Self| {
+            let _alone = embedded.directory.lock();
+            embedded.closing.store(true, Ordering::Release);
+            Ok(())
+        };
+        if let Err(error) = self.blocking(refuse).await {
+            tracing::warn!(error = chain(&error), "groups may still come");
+        }
         let stores: Vec<_> = self.groups.read().values().map(|group| group.store.clone()).collect();
         let ended = futures::future::join_all(stores.iter().map(|store| store.shutdown())).await;
         let outcome = ended.into_iter().collect::<Result<(), _>>();
