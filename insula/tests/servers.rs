@@ -391,6 +391,9 @@ fn who_follows_is_told_when_a_server_ends() {
         .unwrap();
     let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
     assert_eq!(lines.next().unwrap().unwrap(), "configmap/c");
+    // That was a list; this is the watch.
+    dev.ok(&["label", "configmap", "c", "a=b"]);
+    assert_eq!(lines.next().unwrap().unwrap(), "configmap/c");
     let begin = Instant::now();
     servers.terminate("s3");
     assert!(watch.wait().unwrap().success(), "the watch did not end well");
