@@ -391,6 +391,9 @@ fn who_follows_is_told_when_a_server_ends() {
         .unwrap();
     let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
     assert_eq!(lines.next().unwrap().unwrap(), "configmap/c");
+    // That was a list; this is the watch.
+    dev.ok(&["label", "configmap", "c", "a=b"]);
+    assert_eq!(lines.next().unwrap().unwrap(), "configmap/c");
     let begin = Instant::now();
     servers.terminate("s3");
     assert!(watch.wait().unwrap().success(), "the watch did not end well");
@@ -438,4 +441,53 @@ spec:
     of("s1").ok(&["delete", "crd", "widgets.example.com"]);
     let gone = of("s3").fails(&["get", "--raw", "/apis/example.com/v1/widgets"]);
     assert!(gone.contains("could not find the requested resource"), "{gone}");
+}
+
+#[test]
+fn a_group_that_became_one_knows_it_after_a_crash() {
+    let mut servers = Servers::new();
+    for name in ["s1", "s2", "s3"] {
+        servers.add(name, "all", &[]);
+    }
+    let admin = servers.admin("s2");
+    let members = |names: &str| format!(r#"{{"spec":{{"servers":[{names}]}}}}"#);
+    let change = |partition: &str, names: &str| {
+        let patch = members(names);
+        admin.ok(&["patch", "partition", partition, "--type=merge", "-p", &patch]);
+    };
+    for partition in ["p1", "p2", "meta"] {
+        until_served(&admin, partition, "s1,s2,s3");
+    }
+    servers.controllers("s2");
+    servers.tenants("s2");
+    let dev = servers.user("s2", "acme", "dev", "acme-admins");
+    for round in 0..4_u32 {
+        let name = format!("r{round}");
+        dev.ok(&["create", "configmap", &name]);
+        change("p1", r#""s1""#);
+        if round == 3 {
+            until_served(&admin, "p1", "s1");
+        } else {
+            // Somewhere on the way.
+            thread::sleep(Duration::from_millis(u64::from(round) * 150));
+        }
+        servers.kill("s1");
+        servers.start("s1");
+        let found = eventually(&dev, &["get", "configmap", "-o", "name"]);
+        assert!(found.contains(&name), "{found}");
+        until_served(&admin, "p1", "s1");
+        change("p1", r#""s1","s2","s3""#);
+        until_served(&admin, "p1", "s1,s2,s3");
+    }
+    // All three are others in the end.
+    change("p1", r#""s2","s3""#);
+    until_served(&admin, "p1", "s2,s3");
+    for server in ["s2", "s3"] {
+        servers.kill(server);
+    }
+    for lines in ["s2", "s3"].map(|server| servers.spawn(server)) {
+        let line = lines.recv_timeout(Duration::from_secs(90)).unwrap();
+        assert!(line.starts_with("ready"), "{line}");
+    }
+    assert!(eventually(&dev, &["get", "configmap", "-o", "name"]).contains("r3"));
 }

@@ -82,6 +82,10 @@ pub struct PartitionInfo {
     /// each of them begins the group, everybody else joins it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub first: Vec<u64>,
+    /// Once the members were changed: those that the group is known to have, and to remember even
+    /// if all of them end at once. Who is none of them is not needed any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub settled: Vec<String>,
     /// Nothing may move here, and what is here moves away.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub draining: bool,
@@ -91,6 +95,12 @@ pub struct PartitionInfo {
 }
 
 impl PartitionInfo {
+    /// Whether the group has come to have the members that the map names, and no others.
+    pub(crate) fn is_settled(&self) -> bool {
+        // What it began with it has, as long as nothing was changed.
+        !self.first.is_empty() || self.settled == self.servers
+    }
+
     /// An embedded partition on the given servers.
     pub fn embedded(name: &str, servers: &[&str]) -> Self {
         let servers = servers.iter().map(|&server| server.to_owned()).collect();

@@ -55,12 +55,19 @@ fn stat(pid: i32) -> Option<(char, u64)> {
     Some((letter, fields.nth(18)?.parse().ok()?))
 }
 
+/// Threads of a process that have not ended, and the first one even if it has.
+fn threads(pid: i32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
+}
+
 impl Started {
     /// What it does now.
     pub fn state(&self) -> State {
         match stat(self.pid) {
             Some((letter, start)) if start == self.start_time => match letter {
-                'Z' | 'X' => State::Ended,
+                // The first thread may be gone while others still hold files and sockets.
+                'Z' | 'X' if threads(self.pid) <= 1 => State::Ended,
+                'Z' | 'X' => State::Running,
                 'T' | 't' => State::Paused,
                 _ => State::Running,
             },

@@ -2,7 +2,10 @@
 
 use std::{
     env,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -60,6 +63,8 @@ const RECOVERY: Duration = Duration::from_secs(30);
 pub(crate) struct Rounds<'a> {
     cluster: Cluster,
     faults: &'a [Fault],
+    /// How often nothing was written in a tenant while a round went on.
+    idle: AtomicU64,
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -68,7 +73,7 @@ fn number(name: &str) -> Option<u64> {
 
 impl<'a> Rounds<'a> {
     pub(crate) fn new(cluster: Cluster, faults: &'a [Fault]) -> Self {
-        Self { cluster, faults }
+        Self { cluster, faults, idle: AtomicU64::new(0) }
     }
 
     /// Does `runs` rounds, or as many as the environment says.
@@ -113,6 +118,8 @@ impl<'a> Rounds<'a> {
             for seed in first..first + runs {
                 self.round(&clients, seed).await;
             }
+            let (idle, all) = (self.idle.load(Ordering::Relaxed), runs * TENANTS.len() as u64);
+            assert!(idle * 2 < all, "seeds {first}..: nothing was written {idle} times of {all}");
             counting.cancel();
             for counter in counters.into_iter().chain(pairs) {
                 counter.await.unwrap();
@@ -209,8 +216,10 @@ impl<'a> Rounds<'a> {
             if let Err(violation) = linear::check(&ops, revisions) {
                 panic!("seed {seed}: {fault:?}: tenant {tenant}: {violation}");
             }
-            let done = ops.iter().filter(|op| matches!(op.outcome, Outcome::Done(_))).count();
-            assert!(0 < done, "seed {seed}: {fault:?}: nothing was written in {tenant}");
+            // Where a server is alone, or the machine is busy, it may be away for all of a round.
+            if !ops.iter().any(|op| matches!(op.outcome, Outcome::Done(_))) {
+                self.idle.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 

@@ -251,6 +251,10 @@ impl Cloud {
 
 impl Drop for Cloud {
     fn drop(&mut self) {
+        if self.child.is_some() && !self.wrapper.is_empty() {
+            // Whoever ends a tracer only lets its subject go.
+            self.kill();
+        }
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();

@@ -111,6 +111,8 @@ pub(crate) struct Member {
     offered: HashMap<u64, u64>,
     /// Revisions up to this one may be handed out and lost, see [`super::reserve`].
     pub(crate) reserved: u64,
+    /// The entry by which the members will remember who they are, see [`Member::remember`].
+    remembered: Option<Position>,
 }
 
 impl std::fmt::Debug for Member {
@@ -153,6 +155,7 @@ impl Member {
             lives: HashMap::new(),
             offered: HashMap::new(),
             reserved: 0,
+            remembered: None,
         })
     }
 
@@ -347,6 +350,21 @@ impl Member {
         let mut change = ConfChangeV2 { changes, ..ConfChangeV2::default() };
         change.set_transition(ConfChangeTransition::Auto);
         Ok(self.node.propose_conf_change(Vec::new(), change)?)
+    }
+
+    /// Whether a majority of the members will remember who they are, if all of them end now.
+    ///
+    /// A member that starts again believes the membership that it knows to be agreed on, and that
+    /// something is agreed on stands in its log only with entries behind it. So there is one more
+    /// entry after a change, or a group that became smaller could wait for votes of those who left.
+    pub(crate) fn remember(&mut self) -> Result<bool, MemberError> {
+        let term = self.node.raft.term;
+        if let Some(at) = self.remembered.filter(|at| at.term == term) {
+            return Ok(at.index <= self.applied().index);
+        }
+        self.node.propose(Vec::new(), Vec::new())?;
+        self.remembered = Some(Position { index: self.last_index(), term });
+        Ok(false)
     }
 
     /// Has another voter lead. Until it does, nothing can be proposed.
@@ -572,6 +590,7 @@ impl Member {
             raft.become_follower(raft.term, INVALID_ID);
         }
         self.node.mut_store().conf = conf;
+        self.remembered = None;
     }
 
     /// Who waits for the entry at `at`, if it is the one that was proposed here.

@@ -88,6 +88,7 @@ impl PartitionMap {
                 info.servers.retain(|server| server != name);
                 if info.servers.len() != before {
                     info.first.clear();
+                    info.settled.clear();
                 }
                 if before != 0 && info.servers.is_empty() {
                     return Err(MapError::NoMember(info.name.clone()));
@@ -184,6 +185,18 @@ impl PartitionMap {
             if info.servers != servers {
                 info.servers = servers;
                 info.first.clear();
+                info.settled.clear();
+            }
+            Ok(())
+        })
+    }
+
+    /// With the knowledge that a group has just these members; nothing if others are wanted by now.
+    pub(crate) fn with_settled(&self, name: &str, servers: &[String]) -> Result<Self, MapError> {
+        self.changed(|map| {
+            let mut all = std::iter::once(&mut map.meta).chain(&mut map.partitions);
+            if let Some(info) = all.find(|info| info.name == name && info.servers == servers) {
+                info.settled = servers.to_vec();
             }
             Ok(())
         })

@@ -191,10 +191,12 @@ async fn place_embedded(
                 shared.put(Held { name: info.name.as_str().into(), store, local: true });
             } else if !is_member
                 && !wanted
+                && info.is_settled()
                 && !standing.voters.is_empty()
                 && shared.confirmed.load(Ordering::Acquire)
             {
-                // The group goes on without this member.
+                // The group goes on without this member, and needs it no longer: before it is
+                // settled, this one's vote may be the one that lets others lead.
                 elsewhere(shared, map, info);
                 shared.refresh();
                 embedded.remove(&info.name).await?;
@@ -227,20 +229,27 @@ fn change_members(
         .map(|server| (server.id, server.name.clone()))
         .collect();
     let Some(standing) = embedded.standing(&info.name) else { return true };
-    let as_wanted = standing.voters.iter().eq(wanted.keys());
+    let as_wanted = standing.voters.iter().eq(wanted.keys()) && info.is_settled();
     let leads = embedded.leader(&info.name).as_deref() == Some(&shared.config.server);
     if as_wanted || !leads || wanted.is_empty() {
         return as_wanted;
     }
     if shared.begin_opening(&info.name) {
         let (shared, embedded, name) = (shared.clone(), embedded.clone(), info.name.clone());
+        let servers = info.servers.clone();
         tokio::spawn(async move {
-            match embedded.change_members(&name, &wanted).await {
-                Ok(()) => tracing::info!(partition = name, members = ?wanted, "members changed"),
-                Err(error) => {
-                    tracing::warn!(partition = name, error = chain(&error), "members not changed");
-                    tokio::time::sleep(PAUSE).await;
+            let changed = embedded.change_members(&name, &wanted).await;
+            if changed.is_ok() {
+                tracing::info!(partition = name, members = ?wanted, "members changed");
+                let settled = shared.change_map(|map| map.with_settled(&name, &servers)).await;
+                if let Err(error) = settled {
+                    // Found out anew with the next look.
+                    tracing::debug!(partition = name, error = chain(&error), "not noted");
                 }
+            }
+            if let Err(error) = changed {
+                tracing::warn!(partition = name, error = chain(&error), "members not changed");
+                tokio::time::sleep(PAUSE).await;
             }
             shared.end_opening(&name);
         });

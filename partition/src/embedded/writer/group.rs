@@ -189,7 +189,10 @@ impl Writer {
         let step = membership::next(&self.member.view(), target);
         tracing::debug!(partition = self.name, ?step, "members");
         let (proposed, what) = match step {
-            Step::Done => return Ok(MembersProgress::Done),
+            Step::Done => match self.member.remember() {
+                Ok(true) => return Ok(MembersProgress::Done),
+                outcome => (outcome.map(drop), "the members are written down"),
+            },
             Step::Refuse(reason) => return Ok(MembersProgress::Refused(reason)),
             Step::Wait(reason) => return Ok(MembersProgress::Working(reason)),
             Step::Learn(new) => (self.member.propose_learners(&new), "new members are taken in"),
