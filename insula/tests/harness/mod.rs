@@ -192,11 +192,8 @@ impl Cloud {
             child.kill().unwrap();
         } else {
             // The wrapper ends by itself, and finishes what it writes.
-            let id = child.id();
-            let inner = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
-            assert!(
-                Command::new("kill").arg("-KILL").arg(inner.trim()).status().unwrap().success()
-            );
+            let inner = inner(&child).unwrap();
+            assert!(Command::new("kill").arg("-KILL").arg(inner).status().unwrap().success());
         }
         child.wait().unwrap();
     }
@@ -249,13 +246,22 @@ impl Cloud {
     }
 }
 
+/// The process that a wrapper started.
+fn inner(wrapper: &Child) -> std::io::Result<String> {
+    let id = wrapper.id();
+    let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"))?;
+    Ok(children.trim().to_owned())
+}
+
 impl Drop for Cloud {
     fn drop(&mut self) {
-        if self.child.is_some() && !self.wrapper.is_empty() {
-            // Whoever ends a tracer only lets its subject go.
-            self.kill();
-        }
         if let Some(mut child) = self.child.take() {
+            // Whoever ends a wrapper may only let go of what is in it.
+            if !self.wrapper.is_empty()
+                && let Ok(inner) = inner(&child)
+            {
+                let _ = Command::new("kill").arg("-KILL").arg(inner).status();
+            }
             let _ = child.kill();
             let _ = child.wait();
         }
