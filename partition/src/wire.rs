@@ -177,7 +177,8 @@ pub(crate) fn read_error(reader: &mut Reader<'_>) -> Option<StoreError> {
     })
 }
 
-fn read_long(reader: &mut Reader<'_>) -> Option<String> {
+/// Text with a length of u32 before it.
+pub(crate) fn read_long(reader: &mut Reader<'_>) -> Option<String> {
     std::str::from_utf8(reader.bytes()?).ok().map(str::to_owned)
 }
 

@@ -11,10 +11,12 @@ use bytes::Bytes;
 use crate::{
     codec::{Reader, put_bytes, put_text},
     snapshot::Entry,
-    store::{
-        Change, Collection, Committed, Durability, Expect, Revision, StoreError, StoreStats, Write,
-    },
+    store::{Collection, Committed, Revision, StoreError, StoreStats, Write},
     watch::Event,
+    wire::{
+        put_committed, put_entry, put_error, put_u64, put_write, read_committed, read_entry,
+        read_error, read_long, read_write,
+    },
 };
 
 /// Why bytes are not what they should be.
@@ -96,29 +98,7 @@ impl Request {
         match self {
             Self::Write(write) => {
                 out.push(1);
-                put_text(&mut out, write.collection.as_str());
-                put_text(&mut out, &write.key);
-                let (tag, at) = match write.expect {
-                    Expect::Absent => (0, 0),
-                    Expect::At(revision) => (1, revision.0),
-                    Expect::Present => (2, 0),
-                    Expect::Anything => (3, 0),
-                };
-                out.push(tag);
-                put_u64(&mut out, at);
-                out.push(match write.durability {
-                    Durability::Durable => 0,
-                    Durability::Relaxed => 1,
-                });
-                match &write.change {
-                    Change::Put(value) => {
-                        out.push(1);
-                        put_bytes(&mut out, value);
-                    }
-                    Change::Delete => out.push(0),
-                }
-                out.push(u8::from(write.by_move.is_some()));
-                put_u64(&mut out, write.by_move.unwrap_or_default());
+                put_write(&mut out, write);
             }
             Self::Progress { collection, have } => {
                 out.push(2);
@@ -160,33 +140,7 @@ impl Request {
         }
         let partition = reader.text()?;
         let request = match reader.byte()? {
-            1 => {
-                let collection = Collection::parse(reader.text()?)?;
-                let key = reader.text()?.into();
-                let expect = match (reader.byte()?, Revision(reader.u64()?)) {
-                    (0, _) => Expect::Absent,
-                    (1, revision) => Expect::At(revision),
-                    (2, _) => Expect::Present,
-                    (3, _) => Expect::Anything,
-                    _ => return None,
-                };
-                let durability = match reader.byte()? {
-                    0 => Durability::Durable,
-                    1 => Durability::Relaxed,
-                    _ => return None,
-                };
-                let change = match reader.byte()? {
-                    0 => Change::Delete,
-                    1 => Change::Put(Bytes::copy_from_slice(reader.bytes()?)),
-                    _ => return None,
-                };
-                let by_move = match (reader.byte()?, reader.u64()?) {
-                    (0, _) => None,
-                    (1, token) => Some(token),
-                    _ => return None,
-                };
-                Self::Write(Write { collection, key, expect, change, durability, by_move })
-            }
+            1 => Self::Write(read_write(reader)?),
             2 => Self::Progress {
                 collection: Collection::parse(reader.text()?)?,
                 have: Revision(reader.u64()?),
@@ -245,7 +199,7 @@ impl<T: Answer> Outcome<T> {
         let mut reader = Reader::new(bytes);
         let outcome = match reader.byte() {
             Some(0) => T::take(&mut reader).map(|answer| Self::Done(Ok(answer))),
-            Some(1) => take_error(&mut reader).map(|error| Self::Done(Err(error))),
+            Some(1) => read_error(&mut reader).map(|error| Self::Done(Err(error))),
             Some(2) => Some(Self::NotHere),
             _ => None,
         };
@@ -263,12 +217,11 @@ impl Answer for () {
 
 impl Answer for Committed {
     fn put(&self, out: &mut Vec<u8>) {
-        put_u64(out, self.revision.0);
-        put_entry(out, &self.entry);
+        put_committed(out, self);
     }
 
     fn take(reader: &mut Reader<'_>) -> Option<Self> {
-        Some(Self { revision: Revision(reader.u64()?), entry: take_entry(reader)? })
+        read_committed(reader)
     }
 }
 
@@ -305,8 +258,8 @@ impl Answer for Progress {
         let bytes = reader.u64()?;
         let (newest, compacted) = (Revision(reader.u64()?), Revision(reader.u64()?));
         let is_unhealthy = reader.byte()? == 1;
-        let reason = string(reader)?;
-        let leader = string(reader)?;
+        let reason = read_long(reader)?;
+        let leader = read_long(reader)?;
         let backend = match reader.text()? {
             "embedded" => "embedded",
             "etcd" => "etcd",
@@ -396,7 +349,7 @@ impl<'a> Arrived<'a> {
                 let collection = Collection::parse(reader.text()?)?;
                 let mut entries = Vec::new();
                 while !reader.is_empty() {
-                    entries.push((reader.text()?.into(), take_entry(reader)?));
+                    entries.push((reader.text()?.into(), read_entry(reader)?));
                 }
                 Self::Entries { collection, entries }
             }
@@ -414,105 +367,11 @@ impl<'a> Arrived<'a> {
                 }
                 Self::Changes { changes, complete }
             }
-            5 => Self::Failed(take_error(reader)?),
+            5 => Self::Failed(read_error(reader)?),
             _ => return None,
         };
         reader.is_empty().then_some(piece)
     }
-}
-
-fn put_u64(out: &mut Vec<u8>, number: u64) {
-    out.extend_from_slice(&number.to_le_bytes());
-}
-
-fn string(reader: &mut Reader<'_>) -> Option<String> {
-    String::from_utf8(reader.bytes()?.to_vec()).ok()
-}
-
-fn put_entry(out: &mut Vec<u8>, entry: &Entry) {
-    put_u64(out, entry.modified.0);
-    put_bytes(out, &entry.value);
-}
-
-fn take_entry(reader: &mut Reader<'_>) -> Option<Entry> {
-    let modified = Revision(reader.u64()?);
-    Some(Entry { value: Bytes::copy_from_slice(reader.bytes()?), modified })
-}
-
-fn put_error(out: &mut Vec<u8>, error: &StoreError) {
-    match error {
-        StoreError::Conflict { collection, key, found } => {
-            out.push(1);
-            put_text(out, collection.as_str());
-            put_text(out, key);
-            out.push(u8::from(found.is_some()));
-            if let Some(found) = found {
-                put_entry(out, found);
-            }
-        }
-        StoreError::Compacted { requested, oldest } => {
-            out.push(2);
-            put_u64(out, requested.0);
-            put_u64(out, oldest.0);
-        }
-        StoreError::Future { requested, newest } => {
-            out.push(3);
-            put_u64(out, requested.0);
-            put_u64(out, newest.0);
-        }
-        StoreError::TooLarge { size, limit } => {
-            out.push(4);
-            put_u64(out, *size as u64);
-            put_u64(out, *limit as u64);
-        }
-        StoreError::Moving { what } => {
-            out.push(7);
-            put_bytes(out, what.as_bytes());
-        }
-        StoreError::Damaged { what } => {
-            out.push(6);
-            put_bytes(out, what.as_bytes());
-        }
-        // The cause stays in the log of the server that had it; its text comes along.
-        StoreError::Unavailable { reason, source } => {
-            let cause = source.as_ref().map(|source| crate::error::chain(&**source));
-            let text = match cause {
-                Some(cause) => format!("{reason}: {cause}"),
-                None => reason.clone(),
-            };
-            out.push(5);
-            put_bytes(out, text.as_bytes());
-        }
-    }
-}
-
-fn take_error(reader: &mut Reader<'_>) -> Option<StoreError> {
-    Some(match reader.byte()? {
-        1 => StoreError::Conflict {
-            collection: Collection::parse(reader.text()?)?,
-            key: reader.text()?.into(),
-            found: match reader.byte()? {
-                0 => None,
-                _ => Some(take_entry(reader)?),
-            },
-        },
-        2 => StoreError::Compacted {
-            requested: Revision(reader.u64()?),
-            oldest: Revision(reader.u64()?),
-        },
-        3 => StoreError::Future {
-            requested: Revision(reader.u64()?),
-            newest: Revision(reader.u64()?),
-        },
-        4 => StoreError::TooLarge {
-            size: usize::try_from(reader.u64()?).ok()?,
-            limit: usize::try_from(reader.u64()?).ok()?,
-        },
-        5 => StoreError::Unavailable { reason: string(reader)?, source: None },
-        6 => StoreError::Damaged { what: string(reader)? },
-        7 => StoreError::Moving { what: string(reader)? },
-        _ => return None,
-    })
 }
 
 #[cfg(test)]
@@ -520,6 +379,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::store::{Change, Durability, Expect};
 
     fn collection() -> Collection {
         Collection::new("apps", "deployments")
