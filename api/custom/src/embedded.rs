@@ -62,31 +62,12 @@ pub fn coerce(schema: &Schema, it: &mut Value) {
 /// Checks the heads of all embedded objects.
 pub fn check(schema: &Schema, it: &Value, path: &Path<'_>) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    node(schema, it, path, &mut errors);
+    schema.walk(it, path, &mut |schema, it, path| {
+        if schema.embedded && it.is_object() {
+            head(it, path, &mut errors);
+        }
+    });
     errors
-}
-
-fn node(schema: &Schema, it: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
-    match it {
-        Value::Object(fields) => {
-            if schema.embedded {
-                head(it, path, errors);
-            }
-            for (name, value) in fields {
-                if let Some(below) = schema.field(name) {
-                    node(below, value, &path.field(name), errors);
-                }
-            }
-        }
-        Value::Array(items) => {
-            if let Some(below) = &schema.items {
-                for (index, item) in items.iter().enumerate() {
-                    node(below, item, &path.index(index), errors);
-                }
-            }
-        }
-        _ => (),
-    }
 }
 
 fn head(it: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {

@@ -13,36 +13,18 @@ use crate::{
 /// Checks all lists in `it`.
 pub fn check(schema: &Schema, it: &Value, path: &Path<'_>) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    node(schema, it, path, &mut errors);
+    schema.walk(it, path, &mut |schema, it, path| {
+        let Value::Array(items) = it else { return };
+        match &schema.list {
+            ListType::Atomic => (),
+            ListType::Set => twice(items.iter().map(Value::clone), path, &mut errors),
+            ListType::Map(keys) => {
+                let defaults = schema.items.as_deref();
+                twice(items.iter().map(|it| keys_of(keys, it, defaults)), path, &mut errors);
+            }
+        }
+    });
     errors
-}
-
-fn node(schema: &Schema, it: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
-    match it {
-        Value::Object(fields) => {
-            for (name, value) in fields {
-                if let Some(below) = schema.field(name) {
-                    node(below, value, &path.field(name), errors);
-                }
-            }
-        }
-        Value::Array(items) => {
-            match &schema.list {
-                ListType::Atomic => (),
-                ListType::Set => twice(items.iter().map(Value::clone), path, errors),
-                ListType::Map(keys) => {
-                    let defaults = schema.items.as_deref();
-                    twice(items.iter().map(|it| keys_of(keys, it, defaults)), path, errors);
-                }
-            }
-            if let Some(below) = &schema.items {
-                for (index, item) in items.iter().enumerate() {
-                    node(below, item, &path.index(index), errors);
-                }
-            }
-        }
-        _ => (),
-    }
 }
 
 /// What tells an item apart from others, as an object of its keys.

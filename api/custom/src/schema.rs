@@ -8,7 +8,7 @@ use insula_cel::regex::{self as pattern, PatternError};
 use regex::Regex;
 use serde_json::{Map, Number, Value};
 
-use crate::{formats::Format, rules::Programs};
+use crate::{formats::Format, path::Path, rules::Programs};
 
 /// Deepest nesting of a schema.
 pub const MAX_DEPTH: usize = 48;
@@ -216,6 +216,33 @@ impl Schema {
             Some(Additional::Of(schema)) => Some(&**schema),
             _ => None,
         })
+    }
+
+    /// Visits `it` and all that is in it and has a schema, what contains before what is in it.
+    pub(crate) fn walk(
+        &self,
+        it: &Value,
+        path: &Path<'_>,
+        visit: &mut impl FnMut(&Self, &Value, &Path<'_>),
+    ) {
+        visit(self, it, path);
+        match it {
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    if let Some(below) = self.field(name) {
+                        below.walk(value, &path.field(name), visit);
+                    }
+                }
+            }
+            Value::Array(items) => {
+                if let Some(below) = &self.items {
+                    for (index, item) in items.iter().enumerate() {
+                        below.walk(item, &path.index(index), visit);
+                    }
+                }
+            }
+            _ => (),
+        }
     }
 }
 
