@@ -36,6 +36,13 @@ pub enum OpenError {
     )]
     ForeignEtcd { partition: String, at: String, found: String },
 
+    /// The etcd that had the partition map has lost it, or is another one.
+    #[error(
+        "the etcd given first holds no partition map, but this server's directory knows cluster \
+         {cluster}; bring that etcd's data back, or restore a backup with an empty directory"
+    )]
+    EmptyEtcd { cluster: String },
+
     /// The partitions that were asked for are not the ones that the data is spread over.
     #[error(
         "the data is spread over partitions {}, but only {} were asked for; \

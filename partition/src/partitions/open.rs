@@ -215,6 +215,9 @@ impl Opening<'_> {
         let store = EtcdStore::open(META, &meta_etcd, RingLimits::default()).await?;
         let known = copy.as_ref().map(PartitionMap::cluster).filter(|it| !it.is_empty());
         if store.whose(known).await?.is_none() {
+            if let Some(cluster) = known {
+                return Err(OpenError::EmptyEtcd { cluster: cluster.to_owned() });
+            }
             check_etcds(partitions, known).await?;
         }
         let cluster = store.identify(known, &fresh).await?;

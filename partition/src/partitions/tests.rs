@@ -92,6 +92,21 @@ async fn partitions_in_etcd() {
     partitions.shutdown().await.unwrap();
 }
 
+/// Pins and moves are in the map: one that is lost is never made up anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_etcd_that_lost_the_map_is_refused() {
+    let (dir, servers) = (tempfile::tempdir().unwrap(), [Server::start(), Server::start()]);
+    let open = async |server: &Server| {
+        let partitions = vec![EtcdPartition { name: "east".into(), etcd: server.config() }];
+        let store = StoreConfig::Etcd { partitions };
+        Partitions::open(PartitionsConfig::alone(dir.path().into(), store)).await
+    };
+    open(&servers[0]).await.unwrap().shutdown().await.unwrap();
+    let refused = open(&servers[1]).await;
+    assert!(matches!(refused, Err(OpenError::EmptyEtcd { .. })), "{refused:?}");
+    open(&servers[0]).await.unwrap().shutdown().await.unwrap();
+}
+
 #[test]
 fn etcds_on_the_command_line() {
     let text = "east=http://a:2379,http://b:2379;west=https://c:2379";
