@@ -204,6 +204,12 @@ impl Cloud {
         self.up(&address);
     }
 
+    /// Starts again with other arguments.
+    pub(crate) fn again_with(&mut self, extra: &[&str]) {
+        self.extra = extra.iter().map(|it| (*it).to_owned()).collect();
+        self.again();
+    }
+
     /// The process's resident memory, in bytes.
     pub(crate) fn memory(&self) -> u64 {
         let id = self.child.as_ref().unwrap().id();
