@@ -171,7 +171,7 @@ impl Server {
         namespace: &str,
         name: &str,
     ) -> Result<Option<Value>> {
-        let Some(served) = self.registry.kept(group, resource) else { return Ok(None) };
+        let Some(served) = self.registry.any_version(group, resource) else { return Ok(None) };
         let (_, store) = served.place(&self.partitions, tenant, namespace, name);
         let snapshot = store.read(&served.collection, ReadAt::Latest).await?;
         let entry = snapshot.get(&registry::key(tenant, namespace, name));

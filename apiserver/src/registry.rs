@@ -80,8 +80,8 @@ impl Registry {
         self.in_order.iter().any(|it| it.resource.group == group)
     }
 
-    /// The resource in the version that is kept.
-    pub(crate) fn kept(&self, group: &str, name: &str) -> Option<&Arc<Served>> {
+    /// The resource in whatever version it is kept.
+    pub(crate) fn any_version(&self, group: &str, name: &str) -> Option<&Arc<Served>> {
         let wanted = self
             .in_order
             .iter()
