@@ -1,11 +1,13 @@
 //! Defaults: what the server fills in where a client left a field out.
 //!
 //! Unconditional ones are rows of `tables/defaults.tsv` (and, for always-present structures, of
-//! the type table itself). Those that depend on other fields are the functions in `conditional`.
+//! the type table itself). Those that depend on other fields are functions in [`conditional`].
+
+mod conditional;
 
 use std::{collections::HashMap, sync::LazyLock};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::schema::{Schema, Shape, Type, TypeId};
 
@@ -35,9 +37,18 @@ pub fn apply(schema: &Schema, id: TypeId, object: &mut Value) {
 
 fn fill(schema: &Schema, it: &Type, map: &mut Map<String, Value>) {
     for (field, value) in DEFAULTS.get(it.name).into_iter().flatten() {
-        map.entry(*field).or_insert_with(|| value.clone());
+        match map.get_mut(*field) {
+            // Where zero is no value of its own, it is the same as none.
+            Some(found) if is_zero(found) && !it.field(field).is_some_and(|it| it.pointer) => {
+                *found = value.clone();
+            }
+            Some(_) => (),
+            None => {
+                map.insert((*field).into(), value.clone());
+            }
+        }
     }
-    conditional(it.name, map);
+    conditional::fill(it.name, map);
     for field in &it.fields {
         // Go's encoder always writes these structures, so users see them.
         if matches!(field.shape, Shape::Object(_))
@@ -48,6 +59,15 @@ fn fill(schema: &Schema, it: &Type, map: &mut Map<String, Value>) {
         }
         let Some(value) = map.get_mut(field.name) else { continue };
         descend(schema, &field.shape, value);
+    }
+}
+
+fn is_zero(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.is_empty(),
+        Value::Number(number) => number.as_i64() == Some(0),
+        Value::Array(list) => list.is_empty(),
+        _ => false,
     }
 }
 
@@ -64,158 +84,10 @@ fn descend(schema: &Schema, shape: &Shape, value: &mut Value) {
     }
 }
 
-fn set(map: &mut Map<String, Value>, field: &str, value: Value) {
-    map.entry(field).or_insert(value);
-}
-
-/// Defaults that depend on other fields of the same structure.
-fn conditional(name: &str, map: &mut Map<String, Value>) {
-    let is = |map: &Map<String, Value>, field: &str, wanted: &str| {
-        map.get(field).and_then(Value::as_str) == Some(wanted)
-    };
-    match name.strip_prefix("io.k8s.api.").unwrap_or(name) {
-        "core.v1.Container" | "core.v1.EphemeralContainer" => {
-            let image = map.get("image").and_then(Value::as_str).unwrap_or_default();
-            let policy = if image_tag(image) == "latest" { "Always" } else { "IfNotPresent" };
-            if map.get("imagePullPolicy").and_then(Value::as_str).unwrap_or_default().is_empty() {
-                map.insert("imagePullPolicy".into(), policy.into());
-            }
-            requests_from_limits(map);
-        }
-        "core.v1.Volume" if map.len() <= 1 => set(map, "emptyDir", json!({})),
-        "core.v1.PodSpec" => {
-            // The deprecated alias always shows the same name.
-            if let Some(account) =
-                map.get("serviceAccountName").or_else(|| map.get("serviceAccount")).cloned()
-            {
-                map.insert("serviceAccount".into(), account.clone());
-                set(map, "serviceAccountName", account);
-            }
-            if map.get("hostNetwork") == Some(&Value::Bool(true)) {
-                host_ports(map);
-            }
-        }
-        "core.v1.ServicePort" => {
-            if let Some(port) = map.get("port").cloned()
-                && map.get("targetPort").is_none_or(|target| *target == 0 || *target == "")
-            {
-                map.insert("targetPort".into(), port);
-            }
-        }
-        "core.v1.ServiceSpec" => {
-            if is(map, "sessionAffinity", "ClientIP") {
-                set(map, "sessionAffinityConfig", json!({"clientIP": {"timeoutSeconds": 10800}}));
-            }
-            if !is(map, "type", "ExternalName") {
-                set(map, "internalTrafficPolicy", "Cluster".into());
-            }
-            if is(map, "type", "NodePort") || is(map, "type", "LoadBalancer") {
-                set(map, "externalTrafficPolicy", "Cluster".into());
-            }
-            if is(map, "type", "LoadBalancer") {
-                set(map, "allocateLoadBalancerNodePorts", true.into());
-            }
-        }
-        "apps.v1.DeploymentStrategy" if is(map, "type", "RollingUpdate") => {
-            let rolling = map.entry("rollingUpdate").or_insert_with(|| json!({}));
-            if let Value::Object(rolling) = rolling {
-                set(rolling, "maxUnavailable", "25%".into());
-                set(rolling, "maxSurge", "25%".into());
-            }
-        }
-        "apps.v1.StatefulSetUpdateStrategy" if is(map, "type", "RollingUpdate") => {
-            let rolling = map.entry("rollingUpdate").or_insert_with(|| json!({}));
-            if let Value::Object(rolling) = rolling {
-                set(rolling, "partition", 0.into());
-            }
-        }
-        "apps.v1.DaemonSetUpdateStrategy" if is(map, "type", "RollingUpdate") => {
-            let rolling = map.entry("rollingUpdate").or_insert_with(|| json!({}));
-            if let Value::Object(rolling) = rolling {
-                set(rolling, "maxUnavailable", 1.into());
-                set(rolling, "maxSurge", 0.into());
-            }
-        }
-        "batch.v1.JobSpec" => {
-            if !map.contains_key("completions") && !map.contains_key("parallelism") {
-                set(map, "completions", 1.into());
-            }
-            set(map, "parallelism", 1.into());
-            let policy =
-                if map.contains_key("podFailurePolicy") { "Failed" } else { "TerminatingOrFailed" };
-            set(map, "podReplacementPolicy", policy.into());
-        }
-        "rbac.v1.Subject" if is(map, "kind", "User") || is(map, "kind", "Group") => {
-            set(map, "apiGroup", "rbac.authorization.k8s.io".into());
-        }
-        "networking.v1.NetworkPolicySpec" if !map.contains_key("policyTypes") => {
-            let mut types = vec![Value::from("Ingress")];
-            if map.contains_key("egress") {
-                types.push("Egress".into());
-            }
-            map.insert("policyTypes".into(), types.into());
-        }
-        "core.v1.PodTemplateSpec" | "core.v1.Pod" => {
-            // Enabled unless said otherwise; the field is only ever defaulted on pods and templates.
-            if let Some(Value::Object(spec)) = map.get_mut("spec") {
-                set(spec, "enableServiceLinks", true.into());
-            }
-        }
-        "core.v1.ReplicationController" | "apps.v1.ReplicaSet" => selector_from_template(name, map),
-        _ => (),
-    }
-}
-
-/// A replication controller without selector selects by its template's labels.
-fn selector_from_template(name: &str, map: &mut Map<String, Value>) {
-    let labels =
-        map.get("spec").and_then(|spec| spec.pointer("/template/metadata/labels")).cloned();
-    if let (Some(labels), Some(Value::Object(spec)), true) =
-        (labels, map.get_mut("spec"), name.ends_with("ReplicationController"))
-    {
-        set(spec, "selector", labels);
-    }
-}
-
-fn requests_from_limits(container: &mut Map<String, Value>) {
-    let Some(Value::Object(resources)) = container.get_mut("resources") else { return };
-    let Some(limits) = resources.get("limits").and_then(Value::as_object).cloned() else { return };
-    if limits.is_empty() {
-        return;
-    }
-    let requests = resources.entry("requests").or_insert_with(|| json!({}));
-    if let Value::Object(requests) = requests {
-        for (name, limit) in limits {
-            requests.entry(name).or_insert(limit);
-        }
-    }
-}
-
-fn host_ports(spec: &mut Map<String, Value>) {
-    for list in ["containers", "initContainers"] {
-        let containers = spec.get_mut(list).and_then(Value::as_array_mut);
-        for container in containers.into_iter().flatten() {
-            let ports = container.get_mut("ports").and_then(Value::as_array_mut);
-            for port in ports.into_iter().flatten().filter_map(Value::as_object_mut) {
-                if let Some(number) = port.get("containerPort").cloned() {
-                    set(port, "hostPort", number);
-                }
-            }
-        }
-    }
-}
-
-/// The tag of an image reference; `latest` if it has neither tag nor digest.
-fn image_tag(image: &str) -> &str {
-    if image.contains('@') {
-        return "";
-    }
-    let name = image.rsplit('/').next().unwrap_or(image);
-    name.split_once(':').map_or("latest", |(_, tag)| tag)
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::schema::Gvk;
 
@@ -253,11 +125,43 @@ mod tests {
         let spec = &it["spec"]["template"]["spec"];
         assert_eq!(spec["restartPolicy"], "Always");
         assert_eq!(spec["containers"][0]["imagePullPolicy"], "IfNotPresent");
-        assert_eq!(spec["containers"][0]["resources"]["requests"]["cpu"], "1");
+        // Only pods get what is known of pods alone.
+        assert_eq!(spec["containers"][0]["resources"].get("requests"), None);
+        assert_eq!(spec.get("enableServiceLinks"), None);
         assert_eq!(spec["containers"][0]["ports"][0]["protocol"], "TCP");
         assert_eq!(spec["containers"][1]["imagePullPolicy"], "Always");
         assert_eq!(spec["volumes"][0]["emptyDir"], json!({}));
         assert_eq!(it["status"], json!({}));
+    }
+
+    #[test]
+    fn a_pod() {
+        let it = defaulted(
+            Gvk::new("", "v1", "Pod"),
+            json!({"spec": {"hostNetwork": true, "restartPolicy": "", "containers": [
+                {"name": "a", "image": "x:1", "resources": {"limits": {"cpu": "1"}}, "ports": [{"containerPort": 80}]},
+                {"name": "b", "image": "x:1", "resources": {"requests": {"cpu": "500m"}}},
+            ], "resources": {"limits": {"cpu": "2", "memory": "1Gi"}}}}),
+        );
+        let spec = &it["spec"];
+        assert_eq!(spec["containers"][0]["resources"]["requests"]["cpu"], "1");
+        assert_eq!(spec["containers"][0]["ports"][0]["hostPort"], 80);
+        assert_eq!(
+            (&spec["enableServiceLinks"], &spec["restartPolicy"]),
+            (&json!(true), &json!("Always"))
+        );
+        assert_eq!(spec["resources"]["requests"], json!({"cpu": "1500m", "memory": "1Gi"}));
+    }
+
+    #[test]
+    fn limits_follow_from_each_other() {
+        let it = defaulted(
+            Gvk::new("", "v1", "LimitRange"),
+            json!({"spec": {"limits": [{"type": "Container", "max": {"cpu": "2"}, "min": {"memory": "1Mi"}}]}}),
+        );
+        let item = &it["spec"]["limits"][0];
+        assert_eq!(item["default"], json!({"cpu": "2"}));
+        assert_eq!(item["defaultRequest"], json!({"cpu": "2", "memory": "1Mi"}));
     }
 
     #[test]

@@ -16,3 +16,4 @@ pub mod selector;
 pub mod strategic;
 pub mod structural;
 pub mod time;
+pub mod versions;

@@ -93,15 +93,9 @@ pub fn built_in() -> &'static [Resource] {
     &RESOURCES
 }
 
-/// Group versions that the table has but this server does not serve.
-///
-/// Alpha and beta versions are off by default as upstream. The others show objects of another
-/// version in a second shape, which needs conversion.
-fn is_served(group: &str, version: &str) -> bool {
-    !version.contains("alpha")
-        && !version.contains("beta")
-        && (group, version) != ("events.k8s.io", "v1")
-        && (group, version) != ("autoscaling", "v1")
+/// Alpha and beta versions are off by default, as upstream.
+fn is_served(version: &str) -> bool {
+    !version.contains("alpha") && !version.contains("beta")
 }
 
 fn scope(group: &str, name: &str) -> Scope {
@@ -142,7 +136,7 @@ fn parse() -> Vec<Resource> {
             verbs,
         ] = columns;
         let (group, version) = group_version.split_once('/').unwrap_or(("", group_version));
-        if !is_served(group, version) {
+        if !is_served(version) {
             continue;
         }
         let Some((name, sub)) = path.split_once('/') else {

@@ -22,6 +22,7 @@ mod matcher;
 mod metrics;
 mod node_proxy;
 mod openapi;
+mod outbound;
 mod ownership;
 mod passport;
 mod patch;
@@ -93,6 +94,7 @@ pub struct Server {
     pub(crate) policies: Policies,
     pub(crate) keys: Keys,
     pub(crate) dialer: Dialer,
+    pub(crate) outbound: outbound::Outbound,
     pub(crate) advertise: String,
     pub(crate) peers: Option<HttpPeers>,
     pub(crate) metrics: metrics::Metrics,
@@ -120,6 +122,7 @@ impl Server {
             policies: Policies::default(),
             keys: config.keys,
             dialer: Dialer::new(config.node_tls),
+            outbound: outbound::Outbound::default(),
             advertise: config.advertise,
             peers: config.peers,
             metrics: metrics::Metrics::default(),

@@ -132,6 +132,18 @@ fn path_of<'a>(resource: &Resource, field: &'a str) -> Option<&'a str> {
             "source",
             "type",
         ],
+        ("events.k8s.io", "events") => &[
+            "regarding.kind",
+            "regarding.namespace",
+            "regarding.name",
+            "regarding.uid",
+            "regarding.apiVersion",
+            "regarding.resourceVersion",
+            "regarding.fieldPath",
+            "reason",
+            "reportingController",
+            "type",
+        ],
         _ => &[],
     };
     match (field, &*resource.name) {
@@ -139,7 +151,7 @@ fn path_of<'a>(resource: &Resource, field: &'a str) -> Option<&'a str> {
         ("metadata.namespace", _) if resource.is_namespaced() => Some(field),
         ("spec.host", "pods") => Some("spec.nodeName"),
         ("name", "namespaces") => Some("metadata.name"),
-        ("source", "events") => Some("source.component"),
+        ("source", "events") if resource.group.is_empty() => Some("source.component"),
         _ => {
             let defined = resource.selectable_fields.iter().any(|it| it == field);
             (defined || known.contains(&field)).then_some(field)

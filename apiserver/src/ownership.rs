@@ -19,7 +19,7 @@ use insula_api::{
         managers::{Identity, Managers, Operation},
         place::Misfit,
     },
-    time,
+    time, versions,
 };
 use insula_custom::place::Spot;
 use serde_json::{Map, Value};
@@ -153,14 +153,19 @@ impl Writer {
             return true;
         }
         let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-        group == self.group
-            && match &self.nature {
-                Nature::BuiltIn(_) => {
-                    let kind = Gvk::new(group, version, &self.kind);
-                    Schema::built_in().by_kind(&kind).is_some()
-                }
-                Nature::Custom(custom) => custom.definition.version(version).is_some(),
+        match &self.nature {
+            Nature::BuiltIn(_) => {
+                let kind = Gvk::new(group, version, &self.kind);
+                let (own_group, own_version) =
+                    self.api_version.split_once('/').unwrap_or(("", &self.api_version));
+                let own = Gvk::new(own_group, own_version, &self.kind);
+                Schema::built_in().by_kind(&kind).is_some()
+                    && (group == self.group || versions::are_one(&kind, &own))
             }
+            Nature::Custom(custom) => {
+                group == self.group && custom.definition.version(version).is_some()
+            }
+        }
     }
 
     /// The managers of a new object. `sent` are those that its body has.

@@ -157,7 +157,7 @@ pub(crate) async fn list(
         let enough =
             if snapshots.len() == 1 && 0 < options.limit { options.limit + 1 } else { usize::MAX };
         let found = snapshot.range(&prefix, start);
-        if served.custom().is_some() {
+        if served.is_converted() {
             // Selectors look at what is shown, which may differ from what is kept.
             let most = if matcher.is_empty() { enough } else { usize::MAX };
             let kept = found.take(most).map(|(key, entry)| (key.clone(), entry.clone()));

@@ -10,6 +10,7 @@ use insula_api::{
     path::TenantRef,
     resources::{self, Resource, Scope},
     schema::{Schema, TypeId},
+    versions::{self, Other},
 };
 use insula_partition::{
     map::ShardKey,
@@ -28,6 +29,8 @@ pub(crate) struct Served {
     pub resource: Arc<Resource>,
     pub collection: Collection,
     pub nature: Nature,
+    /// How the objects are made of those that are kept, if they are kept in another version.
+    pub other: Option<&'static Other>,
     /// Makes the objects, where they are not kept.
     view: OnceLock<Arc<View>>,
 }
@@ -77,9 +80,13 @@ impl Registry {
         self.in_order.iter().any(|it| it.resource.group == group)
     }
 
-    /// The resource in whatever version it is served.
+    /// The resource in whatever version it is kept.
     pub(crate) fn any_version(&self, group: &str, name: &str) -> Option<&Arc<Served>> {
-        self.in_order.iter().find(|it| it.resource.group == group && it.resource.name == name)
+        let wanted = self
+            .in_order
+            .iter()
+            .filter(|it| it.resource.group == group && it.resource.name == name);
+        wanted.min_by_key(|it| it.other.is_some())
     }
 
     /// In discovery order.
@@ -142,8 +149,13 @@ const NODE_LEASES: &str = "kube-node-lease";
 
 impl Served {
     pub(crate) fn new(resource: Arc<Resource>, nature: Nature) -> Self {
-        let collection = Collection::new(&resource.group, &resource.name);
-        Self { resource, collection, nature, view: OnceLock::new() }
+        let other = match nature {
+            Nature::BuiltIn(_) => versions::other(&resource.gvk()),
+            Nature::Custom(_) => None,
+        };
+        let group = other.map_or(&resource.group, |it| &it.stored.group);
+        let collection = Collection::new(group, &resource.name);
+        Self { resource, collection, nature, other, view: OnceLock::new() }
     }
 
     /// The same, but for what its resource says.
@@ -157,6 +169,11 @@ impl Served {
             Nature::BuiltIn(_) => None,
             Nature::Custom(custom) => Some(custom),
         }
+    }
+
+    /// Whether objects may be shown in another form than the one that is kept.
+    pub(crate) fn is_converted(&self) -> bool {
+        self.other.is_some() || self.custom().is_some()
     }
 
     /// The kind of its lists.

@@ -224,7 +224,7 @@ impl Watch {
 
     /// Has changes look as this version shows objects.
     async fn show(&self, events: &mut [Arc<Event>]) -> Result<()> {
-        if self.served.custom().is_none() {
+        if !self.served.is_converted() {
             return Ok(());
         }
         for event in events.iter_mut().filter(|it| it.key.starts_with(&self.prefix)) {
@@ -334,7 +334,7 @@ async fn state<'a>(
     kept: impl Iterator<Item = &'a Entry>,
 ) -> Result<Vec<Bytes>> {
     let resource = &served.resource;
-    if served.custom().is_none() {
+    if !served.is_converted() {
         let found = kept.filter(|entry| matcher.matches(resource, entry));
         return Ok(found.map(|entry| entry.value.clone()).collect());
     }

@@ -2,84 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
+mod harness;
+
 use std::sync::Arc;
 
-use bytes::Bytes;
-use http::{Method, Request, header};
-use http_body_util::{BodyExt as _, Full};
-use insula_api::names::TenantName;
-use insula_apiserver::{
-    Server, ServerConfig, Tls,
-    identity::{Identity, MASTERS},
-    pki::Authority,
-    tokens::Keys,
-};
-use insula_partition::partitions::{Partitions, PartitionsConfig, StoreConfig};
+use harness::{APPLY, Api, JSON, MERGE};
+use http::{Method, header};
 use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
 
-const APPLY: &str = "application/apply-patch+yaml";
-const MERGE: &str = "application/merge-patch+json";
-const JSON: &str = "application/json";
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
-
-/// One server in this process, with a store of its own.
-struct Api {
-    server: Arc<Server>,
-    _dir: tempfile::TempDir,
-}
-
-impl Api {
-    async fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let ca = Authority::open_or_create(dir.path()).unwrap();
-        let store = StoreConfig::Embedded { partitions: 1 };
-        let config = PartitionsConfig::alone(dir.path().join("data"), store);
-        let partitions = Arc::new(Partitions::open(config).await.unwrap());
-        let to_nodes = ca.client(&TenantName::system(), "system:apiserver", &[MASTERS]).unwrap();
-        let server = Server::start(ServerConfig {
-            partitions,
-            keys: Keys::open_or_create(&dir.path().join("sa.key")).unwrap(),
-            node_tls: Tls::client(ca.certificate(), &to_nodes).unwrap(),
-            advertise: "127.0.0.1:6443".into(),
-            peers: None,
-            shutdown: CancellationToken::new(),
-        })
-        .await
-        .unwrap();
-        Self { server, _dir: dir }
-    }
-
-    async fn send(&self, method: Method, uri: &str, kind: &str, body: &str) -> (u16, Value) {
-        let request = Request::builder()
-            .method(method)
-            .uri(uri)
-            .header(header::CONTENT_TYPE, kind)
-            .header(header::USER_AGENT, "tester/v1 (linux)")
-            .body(Full::new(Bytes::from(body.to_owned())))
-            .unwrap();
-        let caller = Identity::new(TenantName::system(), "tester", &[MASTERS]);
-        let response = self.server.handle_trusted(request, caller).await;
-        let code = response.status().as_u16();
-        let body = response.into_body().collect().await.unwrap().to_bytes();
-        (code, serde_json::from_slice(&body).unwrap())
-    }
-
-    async fn patch(&self, uri: &str, kind: &str, body: &Value) -> (u16, Value) {
-        self.send(Method::PATCH, uri, kind, &body.to_string()).await
-    }
-
-    async fn apply(&self, uri: &str, manager: &str, body: &Value) -> (u16, Value) {
-        self.patch(&format!("{uri}?fieldManager={manager}"), APPLY, body).await
-    }
-
-    async fn get(&self, uri: &str) -> Value {
-        let (code, it) = self.send(Method::GET, uri, JSON, "").await;
-        assert_eq!(code, 200, "{it}");
-        it
-    }
-}
 
 fn config_map(data: Value) -> Value {
     json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}, "data": data})
@@ -406,12 +338,8 @@ async fn readers_see_managers_in_every_form() {
         ("Table", "/rows/0/object/metadata/managedFields"),
     ] {
         let accept = format!("application/json;as={kind};v=v1;g=meta.k8s.io");
-        let request = Request::get(format!("{MAPS}/c")).header(header::ACCEPT, accept);
-        let request = request.body(Full::new(Bytes::new())).unwrap();
-        let caller = Identity::new(TenantName::system(), "tester", &[MASTERS]);
-        let response = api.server.handle_trusted(request, caller).await;
-        let body = response.into_body().collect().await.unwrap().to_bytes();
-        let it: Value = serde_json::from_slice(&body).unwrap();
+        let uri = format!("{MAPS}/c");
+        let it = api.ask(Method::GET, &uri, &[(header::ACCEPT, &accept)], "").await.body;
         assert_eq!(it["kind"], kind);
         assert_eq!(it.pointer(path), Some(&managed), "{it}");
     }

@@ -184,6 +184,12 @@ impl Server {
         served: &Served,
         entries: impl Iterator<Item = &'a mut Entry>,
     ) -> Result<()> {
+        if let Some(other) = served.other {
+            for entry in entries {
+                entry.value = object::shown(other, &entry.value)?;
+            }
+            return Ok(());
+        }
         let Some(custom) = served.custom() else { return Ok(()) };
         let Conversion::Webhook(webhook) = &custom.definition.conversion else {
             for entry in entries {
@@ -232,6 +238,11 @@ impl Server {
         served: &Served,
         it: &mut Value,
     ) -> Result<Option<Value>> {
+        if let Some(other) = served.other {
+            let kept = it.clone();
+            other.show(it);
+            return Ok(Some(kept));
+        }
         let Some(custom) = served.custom() else { return Ok(None) };
         let kept = it.clone();
         let wanted = custom.version.api_version();
@@ -248,6 +259,11 @@ impl Server {
 
     /// An object of `served`, as it is kept.
     pub(crate) async fn keep<'a>(&self, served: &Served, it: &'a Value) -> Result<Cow<'a, Value>> {
+        if let Some(other) = served.other {
+            let mut kept = it.clone();
+            other.keep(&mut kept);
+            return Ok(Cow::Owned(kept));
+        }
         let Some(custom) = served.custom() else { return Ok(Cow::Borrowed(it)) };
         let wanted = custom.definition.storage().api_version();
         if it["apiVersion"] == wanted {

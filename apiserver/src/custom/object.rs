@@ -7,6 +7,7 @@ use insula_api::{
     field::FieldError,
     object::{self, Stored},
     schema::Schema as Types,
+    versions::Other,
 };
 use insula_custom::{
     Version, default, definition::Scale, embedded, lists, path::Path, prune, rules, validate,
@@ -135,6 +136,13 @@ fn is_blocking(error: &FieldError) -> bool {
             | "FieldValueTooMany"
             | "FieldValueTypeInvalid"
     )
+}
+
+/// A kept object of a built-in kind, in its other version.
+pub(crate) fn shown(other: &Other, kept: &Bytes) -> Result<Bytes> {
+    let Stored { object: mut it, managed } = Stored::parse(kept).map_err(ApiError::internal)?;
+    other.show(&mut it);
+    Ok(encode(&it, &managed))
 }
 
 /// The bytes of an object, with the revision and the managers that it has.

@@ -141,7 +141,7 @@ pub(super) fn of(resource: &Resource) -> &'static [Column] {
             ];
             IT
         }
-        ("", "events") => {
+        ("" | "events.k8s.io", "events") => {
             const IT: &[Column] = &[
                 Column {
                     name: "Last Seen",

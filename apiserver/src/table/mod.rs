@@ -65,6 +65,12 @@ pub(crate) fn table(
     list_metadata: &Value,
 ) -> Value {
     let columns = columns::of(&served.resource);
+    // A kind has the same columns in all its versions.
+    let kept = |it: &Value| {
+        let mut kept = it.clone();
+        served.other?.keep(&mut kept);
+        Some(kept)
+    };
     let own = served.custom().map(|it| it.version.columns.as_slice());
     let built_in = || {
         columns
@@ -87,7 +93,11 @@ pub(crate) fn table(
         .map(|it| {
             let cells: Vec<Value> = match own {
                 Some(own) => custom::cells(own, it),
-                None => columns.iter().map(|column| cell(column, it)).collect(),
+                None => {
+                    let kept = kept(it);
+                    let it = kept.as_ref().unwrap_or(it);
+                    columns.iter().map(|column| cell(column, it)).collect()
+                }
             };
             let mut row = json!({ "cells": cells });
             match include {

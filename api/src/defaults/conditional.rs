@@ -1,0 +1,323 @@
+//! Defaults that depend on other fields of the same structure.
+
+use serde_json::{Map, Value, json};
+
+use crate::quantity::Quantity;
+
+/// Fills in what depends on other fields of the same structure, which is of type `name`.
+pub(super) fn fill(name: &str, map: &mut Map<String, Value>) {
+    let is = |map: &Map<String, Value>, field: &str, wanted: &str| {
+        map.get(field).and_then(Value::as_str) == Some(wanted)
+    };
+    match name.strip_prefix("io.k8s.api.").unwrap_or(name) {
+        "core.v1.Container" | "core.v1.EphemeralContainer" => {
+            pull_policy(map, "image", "imagePullPolicy");
+        }
+        "core.v1.ImageVolumeSource" => pull_policy(map, "reference", "pullPolicy"),
+        "core.v1.Volume" if map.len() <= 1 => set(map, "emptyDir", json!({})),
+        "core.v1.PodSpec" => {
+            // The deprecated alias always shows the same name.
+            if let Some(account) =
+                map.get("serviceAccountName").or_else(|| map.get("serviceAccount")).cloned()
+            {
+                map.insert("serviceAccount".into(), account.clone());
+                set(map, "serviceAccountName", account);
+            }
+        }
+        "core.v1.Pod" => pod(map),
+        "core.v1.ServicePort" => {
+            if let Some(port) = map.get("port").cloned()
+                && map.get("targetPort").is_none_or(|target| *target == 0 || *target == "")
+            {
+                map.insert("targetPort".into(), port);
+            }
+        }
+        "core.v1.ServiceSpec" => service(map),
+        "core.v1.LimitRangeItem" if is(map, "type", "Container") => limits(map),
+        "core.v1.NodeStatus" => {
+            if let Some(capacity) = map.get("capacity").cloned() {
+                set(map, "allocatable", capacity);
+            }
+        }
+        "core.v1.ReplicationController" => {
+            labels_of_template(map);
+            selector_from_template(map);
+        }
+        "apps.v1.DeploymentStrategy" if is(map, "type", "RollingUpdate") => {
+            let rolling = map.entry("rollingUpdate").or_insert_with(|| json!({}));
+            if let Value::Object(rolling) = rolling {
+                set(rolling, "maxUnavailable", "25%".into());
+                set(rolling, "maxSurge", "25%".into());
+            }
+        }
+        "apps.v1.StatefulSetUpdateStrategy" => {
+            if map.get("type").is_none_or(|it| *it == "") {
+                map.insert("type".into(), "RollingUpdate".into());
+                set(map, "rollingUpdate", json!({}));
+            }
+            if is(map, "type", "RollingUpdate")
+                && let Some(Value::Object(rolling)) = map.get_mut("rollingUpdate")
+            {
+                set(rolling, "partition", 0.into());
+            }
+        }
+        "apps.v1.DaemonSetUpdateStrategy" if is(map, "type", "RollingUpdate") => {
+            let rolling = map.entry("rollingUpdate").or_insert_with(|| json!({}));
+            if let Value::Object(rolling) = rolling {
+                set(rolling, "maxUnavailable", 1.into());
+                set(rolling, "maxSurge", 0.into());
+            }
+        }
+        "batch.v1.Job" => labels_of_template(map),
+        "batch.v1.JobSpec" => {
+            if !map.contains_key("completions") && !map.contains_key("parallelism") {
+                set(map, "completions", 1.into());
+            }
+            set(map, "parallelism", 1.into());
+            let limit = if map.contains_key("backoffLimitPerIndex") { i32::MAX } else { 6 };
+            set(map, "backoffLimit", limit.into());
+            let policy =
+                if map.contains_key("podFailurePolicy") { "Failed" } else { "TerminatingOrFailed" };
+            set(map, "podReplacementPolicy", policy.into());
+        }
+        "autoscaling.v2.HorizontalPodAutoscalerSpec" => autoscaler(map),
+        "resource.v1.ExactDeviceRequest" | "resource.v1.DeviceSubRequest"
+            if is(map, "allocationMode", "ExactCount")
+                && map.get("count").is_none_or(|it| *it == 0) =>
+        {
+            map.insert("count".into(), 1.into());
+        }
+        "resource.v1.DeviceTaint" => set(map, "timeAdded", crate::time::now().into()),
+        "rbac.v1.Subject" if is(map, "kind", "User") || is(map, "kind", "Group") => {
+            set(map, "apiGroup", "rbac.authorization.k8s.io".into());
+        }
+        "networking.v1.NetworkPolicySpec"
+            if map.get("policyTypes").and_then(Value::as_array).is_none_or(Vec::is_empty) =>
+        {
+            let mut types = vec![Value::from("Ingress")];
+            if map.get("egress").and_then(Value::as_array).is_some_and(|it| !it.is_empty()) {
+                types.push("Egress".into());
+            }
+            map.insert("policyTypes".into(), types.into());
+        }
+        _ => (),
+    }
+}
+
+fn pull_policy(map: &mut Map<String, Value>, image: &str, policy: &str) {
+    let image = map.get(image).and_then(Value::as_str).unwrap_or_default();
+    let wanted = if image_tag(image) == "latest" { "Always" } else { "IfNotPresent" };
+    if map.get(policy).and_then(Value::as_str).unwrap_or_default().is_empty() {
+        map.insert(policy.into(), wanted.into());
+    }
+}
+
+/// What only pods get, and no template of pods.
+fn pod(pod: &mut Map<String, Value>) {
+    let Some(Value::Object(spec)) = pod.get_mut("spec") else { return };
+    set(spec, "enableServiceLinks", true.into());
+    for list in ["containers", "initContainers"] {
+        let containers = spec.get_mut(list).and_then(Value::as_array_mut);
+        for it in containers.into_iter().flatten().filter_map(Value::as_object_mut) {
+            requests_from_limits(it);
+        }
+    }
+    requests_of_pod(spec);
+    if spec.get("hostNetwork") == Some(&Value::Bool(true)) {
+        host_ports(spec);
+    }
+}
+
+/// Where a pod says what all its containers may have together, it asks for what they ask for,
+/// else for all that it may have.
+fn requests_of_pod(spec: &mut Map<String, Value>) {
+    let limits = spec.get("resources").and_then(|it| it.get("limits")).and_then(Value::as_object);
+    let Some(limits) = limits.filter(|it| !it.is_empty()).cloned() else { return };
+    let mut wanted: Map<String, Value> = Map::new();
+    for name in ["cpu", "memory"] {
+        if let Some(sum) = containers_request(spec, name) {
+            wanted.insert(name.into(), sum.into());
+        }
+    }
+    for (name, limit) in limits {
+        wanted.entry(name).or_insert(limit);
+    }
+    let Some(Value::Object(resources)) = spec.get_mut("resources") else { return };
+    let requests = resources.entry("requests").or_insert_with(|| json!({}));
+    for (name, value) in wanted {
+        if let Value::Object(requests) = requests {
+            requests.entry(name).or_insert(value);
+        }
+    }
+}
+
+/// What the containers of a pod ask for at once at most; `None` if none asks.
+fn containers_request(spec: &Map<String, Value>, name: &str) -> Option<String> {
+    let request = |it: &Value| {
+        let text = it.get("resources")?.get("requests")?.get(name)?.as_str()?;
+        Quantity::parse(text).ok()
+    };
+    let list = |field: &str| spec.get(field).and_then(Value::as_array).into_iter().flatten();
+    let mut sum: Option<Quantity> = None;
+    let add = |sum: Option<Quantity>, one: Quantity| match sum {
+        Some(sum) => Some(sum.saturating_add(one)),
+        None => Some(one),
+    };
+    for it in list("containers").filter_map(request) {
+        sum = add(sum, it);
+    }
+    // One that begins first runs beside those that began before it and go on.
+    let (mut beside, mut most): (Option<Quantity>, Option<Quantity>) = (None, None);
+    for it in list("initContainers") {
+        let Some(asked) = request(it) else { continue };
+        let at_once = if it.get("restartPolicy").is_some_and(|it| *it == "Always") {
+            sum = add(sum, asked);
+            beside = add(beside, asked);
+            beside
+        } else {
+            add(beside, asked)
+        };
+        most = most.max(at_once);
+    }
+    sum.max(most).map(|it| it.to_string())
+}
+
+fn service(spec: &mut Map<String, Value>) {
+    let text = |spec: &Map<String, Value>, field: &str| {
+        spec.get(field).and_then(Value::as_str).unwrap_or_default().to_owned()
+    };
+    let kind = text(spec, "type");
+    match &*text(spec, "sessionAffinity") {
+        "ClientIP" => {
+            let known = spec
+                .get("sessionAffinityConfig")
+                .and_then(|it| it.pointer("/clientIP/timeoutSeconds"));
+            if known.is_none() {
+                let config = json!({"clientIP": {"timeoutSeconds": 10800}});
+                spec.insert("sessionAffinityConfig".into(), config);
+            }
+        }
+        "None" => {
+            spec.remove("sessionAffinityConfig");
+        }
+        _ => (),
+    }
+    if matches!(&*kind, "ClusterIP" | "NodePort" | "LoadBalancer") {
+        set(spec, "internalTrafficPolicy", "Cluster".into());
+    }
+    let external = spec.get("externalIPs").and_then(Value::as_array);
+    let reachable = matches!(&*kind, "NodePort" | "LoadBalancer")
+        || (kind == "ClusterIP" && external.is_some_and(|it| !it.is_empty()));
+    if reachable && text(spec, "externalTrafficPolicy").is_empty() {
+        spec.insert("externalTrafficPolicy".into(), "Cluster".into());
+    }
+    if kind == "LoadBalancer" {
+        set(spec, "allocateLoadBalancerNodePorts", true.into());
+    }
+}
+
+/// What containers are given is what they are given at most, and at least.
+fn limits(item: &mut Map<String, Value>) {
+    let amounts = |item: &Map<String, Value>, field: &str| {
+        item.get(field).and_then(Value::as_object).cloned().unwrap_or_default()
+    };
+    let mut default = amounts(item, "default");
+    let mut request = amounts(item, "defaultRequest");
+    for (name, value) in amounts(item, "max") {
+        default.entry(name).or_insert(value);
+    }
+    for (name, value) in default.clone().into_iter().chain(amounts(item, "min")) {
+        request.entry(name).or_insert(value);
+    }
+    for (field, amounts) in [("default", default), ("defaultRequest", request)] {
+        if !amounts.is_empty() {
+            item.insert(field.into(), amounts.into());
+        }
+    }
+}
+
+/// How fast an autoscaler may scale, as soon as anything is said about it.
+fn autoscaler(spec: &mut Map<String, Value>) {
+    if spec.get("metrics").and_then(Value::as_array).is_none_or(Vec::is_empty) {
+        let target = json!({"type": "Utilization", "averageUtilization": 80});
+        let metric = json!({"type": "Resource", "resource": {"name": "cpu", "target": target}});
+        spec.insert("metrics".into(), json!([metric]));
+    }
+    let Some(Value::Object(behavior)) = spec.get_mut("behavior") else { return };
+    let percent = json!({"type": "Percent", "value": 100, "periodSeconds": 15});
+    let pods = json!({"type": "Pods", "value": 4, "periodSeconds": 15});
+    for (direction, policies) in
+        [("scaleUp", json!([pods, percent])), ("scaleDown", json!([percent]))]
+    {
+        let Value::Object(rules) = behavior.entry(direction).or_insert_with(|| json!({})) else {
+            continue;
+        };
+        set(rules, "selectPolicy", "Max".into());
+        set(rules, "policies", policies);
+        if direction == "scaleUp" {
+            set(rules, "stabilizationWindowSeconds", 0.into());
+        }
+    }
+}
+
+/// Some kinds without labels are labelled like their pods.
+fn labels_of_template(map: &mut Map<String, Value>) {
+    let labels = map.get("spec").and_then(|it| it.pointer("/template/metadata/labels")).cloned();
+    let Some(labels) = labels.filter(Value::is_object) else { return };
+    if let Some(Value::Object(metadata)) = map.get_mut("metadata")
+        && metadata.get("labels").and_then(Value::as_object).is_none_or(Map::is_empty)
+    {
+        metadata.insert("labels".into(), labels);
+    }
+}
+
+/// A replication controller without selector selects by its template's labels.
+fn selector_from_template(map: &mut Map<String, Value>) {
+    let labels = map.get("spec").and_then(|it| it.pointer("/template/metadata/labels")).cloned();
+    if let (Some(labels), Some(Value::Object(spec))) = (labels, map.get_mut("spec"))
+        && spec.get("selector").and_then(Value::as_object).is_none_or(Map::is_empty)
+    {
+        spec.insert("selector".into(), labels);
+    }
+}
+
+fn requests_from_limits(container: &mut Map<String, Value>) {
+    let Some(Value::Object(resources)) = container.get_mut("resources") else { return };
+    let Some(limits) = resources.get("limits").and_then(Value::as_object).cloned() else { return };
+    if limits.is_empty() {
+        return;
+    }
+    let requests = resources.entry("requests").or_insert_with(|| json!({}));
+    if let Value::Object(requests) = requests {
+        for (name, limit) in limits {
+            requests.entry(name).or_insert(limit);
+        }
+    }
+}
+
+fn host_ports(spec: &mut Map<String, Value>) {
+    for list in ["containers", "initContainers"] {
+        let containers = spec.get_mut(list).and_then(Value::as_array_mut);
+        for container in containers.into_iter().flatten() {
+            let ports = container.get_mut("ports").and_then(Value::as_array_mut);
+            for port in ports.into_iter().flatten().filter_map(Value::as_object_mut) {
+                if let Some(number) = port.get("containerPort").cloned() {
+                    set(port, "hostPort", number);
+                }
+            }
+        }
+    }
+}
+
+/// The tag of an image reference; `latest` if it has neither tag nor digest.
+fn image_tag(image: &str) -> &str {
+    if image.contains('@') {
+        return "";
+    }
+    let name = image.rsplit('/').next().unwrap_or(image);
+    name.split_once(':').map_or("latest", |(_, tag)| tag)
+}
+
+fn set(map: &mut Map<String, Value>, field: &str, value: Value) {
+    map.entry(field).or_insert(value);
+}

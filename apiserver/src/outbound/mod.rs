@@ -1,0 +1,192 @@
+//! HTTPS requests that a tenant has the server make: to its webhooks and its own API servers.
+//!
+//! A tenant decides where the server connects to, so it is bounded whom it can reach, how much
+//! may be answered, how many connections it holds and how many requests it has under way: only
+//! TLS with a certificate that the tenant (or the machine) trusts, no address that means this
+//! host or its link, no certificate of ours.
+//!
+//! A request is a [`Destination`], resolved to a [`Place`] ([`resolve`]) and sent over a
+//! connection that trusts what [`Trust`] says ([`pool`]).
+
+mod pool;
+mod resolve;
+mod tls;
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use insula_api::names::TenantName;
+use insula_custom::definition::ClientConfig;
+
+use self::pool::Pool;
+pub(crate) use self::tls::Trust;
+use crate::Server;
+
+/// Most requests of one tenant that are under way at the same time.
+const AT_ONCE: usize = 64;
+/// How long it may take to connect to one address.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// What is wanted: a URL, or a service of the tenant.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Destination<'a> {
+    Url(&'a str),
+    Service { namespace: &'a str, name: &'a str, port: u16, path: &'a str },
+}
+
+/// Where it is: what its certificate has to be for, and where to connect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// As the certificate and the `Host` header have it.
+    pub host: String,
+    pub port: u16,
+    /// To connect to; the host and port, if they are not looked up elsewhere.
+    pub addresses: Vec<String>,
+    /// The path, with its query if it has one.
+    pub path: String,
+}
+
+/// Why there is no answer. The texts are those that clients know from upstream.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum OutboundError {
+    #[error("the URL cannot be read")]
+    Url,
+    #[error("unable to load root certificates: unable to parse bytes as PEM block")]
+    Bundle,
+    #[error("service \"{0}\" not found")]
+    NoService(String),
+    #[error("unsupported service type {0:?}")]
+    ServiceType(String),
+    #[error("no service port {port} found for service \"{service}\"")]
+    NoPort { port: u16, service: String },
+    #[error("no endpoints available for service \"{0}\"")]
+    NoEndpoints(String),
+    #[error("dial tcp: lookup {0}: no such host")]
+    NoHost(String),
+    #[error("dial tcp {at}: {why}")]
+    Dial { at: String, why: String },
+    #[error("{at} is not an address that a tenant's webhook may have")]
+    Forbidden { at: String },
+    #[error("{0}")]
+    Tls(String),
+    #[error("EOF")]
+    Broken,
+    #[error("the answer is longer than {0} bytes")]
+    TooLong(usize),
+    #[error("context deadline exceeded")]
+    Late,
+    #[error("{0}")]
+    Lookup(String),
+}
+
+impl<'a> Destination<'a> {
+    /// Where a client configuration points, as webhooks have it.
+    pub(crate) fn of(config: &'a ClientConfig) -> Self {
+        match &config.service {
+            Some(service) => Self::Service {
+                namespace: &service.namespace,
+                name: &service.name,
+                port: service.port.unwrap_or(443),
+                path: service.path.as_deref().unwrap_or("/"),
+            },
+            None => Self::Url(config.url.as_deref().unwrap_or_default()),
+        }
+    }
+}
+
+impl Place {
+    /// The URL, as errors show it.
+    pub(crate) fn url(&self) -> String {
+        let host = match self.host.contains(':') {
+            true => format!("[{}]", self.host),
+            false => self.host.clone(),
+        };
+        format!("https://{host}:{}{}", self.port, self.path)
+    }
+}
+
+/// The connections of all tenants.
+#[derive(Debug, Default)]
+pub(crate) struct Outbound {
+    pool: Arc<Pool>,
+}
+
+/// An answer whose body is yet to come.
+pub(crate) type Answer = Response<Incoming>;
+
+impl Server {
+    /// Sends `request`, whose URI is only a path, and waits for the head of the answer.
+    ///
+    /// The connection goes back to where it came from when the body was read to its end.
+    #[allow(dead_code, reason = "aggregated APIs stream their answers through it")]
+    pub(crate) async fn send_outbound(
+        &self,
+        tenant: &TenantName,
+        place: &Place,
+        trust: &Trust,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Answer, OutboundError> {
+        let _permit = self.outbound.pool.permit(tenant).await;
+        self.outbound.pool.send(tenant, place, trust, request).await
+    }
+
+    /// As [`Server::send_outbound`], with the whole body of at most `limit` bytes.
+    pub(crate) async fn exchange_outbound(
+        &self,
+        tenant: &TenantName,
+        place: &Place,
+        trust: &Trust,
+        request: Request<Full<Bytes>>,
+        limit: usize,
+    ) -> Result<Response<Bytes>, OutboundError> {
+        let _permit = self.outbound.pool.permit(tenant).await;
+        let answer = self.outbound.pool.send(tenant, place, trust, request).await?;
+        let (head, body) = answer.into_parts();
+        let body = Limited::new(body, limit).collect().await.map_err(|error| {
+            match error.is::<http_body_util::LengthLimitError>() {
+                true => OutboundError::TooLong(limit),
+                false => OutboundError::Broken,
+            }
+        })?;
+        Ok(Response::from_parts(head, body.to_bytes()))
+    }
+}
+
+/// Who may be reached for a tenant: not this host, nor what only this link can reach.
+fn is_open(tenant: &TenantName, ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    let is_local = match ip {
+        IpAddr::V4(it) => it.is_link_local() || it.is_broadcast(),
+        IpAddr::V6(it) => it.is_unicast_link_local(),
+    };
+    tenant.is_system()
+        || !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || is_local)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tenants_do_not_reach_this_host() {
+        let acme = TenantName::parse("acme").unwrap();
+        for closed in [
+            "127.0.0.1",
+            "0.0.0.0",
+            "::1",
+            "169.254.169.254",
+            "fe80::1",
+            "::ffff:127.0.0.1",
+            "224.0.0.1",
+        ] {
+            assert!(!is_open(&acme, closed.parse().unwrap()), "{closed}");
+        }
+        for open in ["10.0.0.1", "192.0.2.1", "2001:db8::1"] {
+            assert!(is_open(&acme, open.parse().unwrap()), "{open}");
+        }
+        assert!(is_open(&TenantName::system(), "127.0.0.1".parse().unwrap()));
+    }
+}

@@ -1,0 +1,248 @@
+//! Connections that are kept for the next request, and how many there may be.
+//!
+//! HTTP/1.1, one request at a time each: whoever is behind a service then gets its share of them.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, header};
+use http_body_util::Full;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use insula_api::names::TenantName;
+use parking_lot::Mutex;
+use rustls_pki_types::ServerName;
+use tokio::{
+    net::TcpStream,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use super::{AT_ONCE, Answer, CONNECT, OutboundError, Place, Trust, is_open, tls::told};
+
+/// How long a connection is kept that nobody uses.
+const IDLE: Duration = Duration::from_secs(30);
+/// Most idle connections to one place, and of all tenants together.
+const IDLE_TO_ONE: usize = 8;
+const IDLE_OF_ALL: usize = 1024;
+
+/// What a connection is good for: whose it is, whom it reaches, what was proven.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key {
+    tenant: TenantName,
+    host: String,
+    address: String,
+    trust: u128,
+}
+
+type Sender = SendRequest<Full<Bytes>>;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Pool {
+    idle: Mutex<Idle>,
+    permits: Mutex<HashMap<TenantName, Weak<Semaphore>>>,
+}
+
+#[derive(Debug, Default)]
+struct Idle {
+    by_key: HashMap<Key, Vec<(Instant, Sender)>>,
+    total: usize,
+}
+
+impl Idle {
+    fn take(&mut self, key: &Key) -> Option<Sender> {
+        let list = self.by_key.get_mut(key)?;
+        let mut found = None;
+        while let Some((since, sender)) = list.pop() {
+            self.total = self.total.saturating_sub(1);
+            if since.elapsed() < IDLE && sender.is_ready() {
+                found = Some(sender);
+                break;
+            }
+        }
+        if list.is_empty() {
+            self.by_key.remove(key);
+        }
+        found
+    }
+
+    fn put(&mut self, key: Key, sender: Sender) {
+        if IDLE_OF_ALL <= self.total {
+            self.sweep();
+        }
+        let list = self.by_key.entry(key).or_default();
+        if list.len() < IDLE_TO_ONE && self.total < IDLE_OF_ALL {
+            list.push((Instant::now(), sender));
+            self.total += 1;
+        }
+    }
+
+    /// Lets go of what is closed or has been idle for long.
+    fn sweep(&mut self) {
+        self.by_key.retain(|_, list| {
+            list.retain(|(since, sender)| since.elapsed() < IDLE && !sender.is_closed());
+            !list.is_empty()
+        });
+        self.total = self.by_key.values().map(Vec::len).sum();
+    }
+}
+
+impl Pool {
+    /// Waits until the tenant may begin one more request.
+    pub(super) async fn permit(&self, tenant: &TenantName) -> Option<OwnedSemaphorePermit> {
+        let semaphore = {
+            let mut permits = self.permits.lock();
+            let known = permits.get(tenant).and_then(Weak::upgrade);
+            known.unwrap_or_else(|| {
+                permits.retain(|_, it| 0 < it.strong_count());
+                let made = Arc::new(Semaphore::new(AT_ONCE));
+                permits.insert(tenant.clone(), Arc::downgrade(&made));
+                made
+            })
+        };
+        // Nobody closes it.
+        semaphore.acquire_owned().await.ok()
+    }
+
+    /// Sends over a kept connection, or a new one.
+    pub(super) async fn send(
+        self: &Arc<Self>,
+        tenant: &TenantName,
+        place: &Place,
+        trust: &Trust,
+        mut request: Request<Full<Bytes>>,
+    ) -> Result<Answer, OutboundError> {
+        let authority = match place.host.contains(':') {
+            true => format!("[{}]:{}", place.host, place.port),
+            false => format!("{}:{}", place.host, place.port),
+        };
+        let authority = HeaderValue::from_str(&authority).map_err(|_| OutboundError::Url)?;
+        request.headers_mut().insert(header::HOST, authority);
+        let key = |address: &str| Key {
+            tenant: tenant.clone(),
+            host: place.host.clone(),
+            address: address.to_owned(),
+            trust: trust.id(),
+        };
+        for address in &place.addresses {
+            let key = key(address);
+            let Some(mut sender) = self.idle.lock().take(&key) else { continue };
+            // The other end may have closed it a moment ago: then nothing was sent, and the
+            // request comes back.
+            match sender.try_send_request(request).await {
+                Ok(answer) => {
+                    self.keep(key, sender);
+                    return Ok(answer);
+                }
+                Err(mut error) => match error.take_message() {
+                    Some(back) => request = back,
+                    None => return Err(OutboundError::Broken),
+                },
+            }
+        }
+        let (address, stream) = connect(tenant, place, trust).await?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|_| OutboundError::Broken)?;
+        // It ends with its sender, or when the other end closes it.
+        tokio::spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "a connection to a tenant's webhook ended");
+            }
+        });
+        let answer = sender.send_request(request).await.map_err(|_| OutboundError::Broken)?;
+        self.keep(key(&address), sender);
+        Ok(answer)
+    }
+
+    /// Keeps a connection for others as soon as its answer was read.
+    fn keep(self: &Arc<Self>, key: Key, mut sender: Sender) {
+        let pool = Arc::downgrade(self);
+        tokio::spawn(async move {
+            let ready = tokio::time::timeout(IDLE, sender.ready()).await;
+            if let (Ok(Ok(())), Some(pool)) = (ready, pool.upgrade()) {
+                pool.idle.lock().put(key, sender);
+            }
+        });
+    }
+}
+
+/// Connects to the first address that takes it, and proves who it is.
+async fn connect(
+    tenant: &TenantName,
+    place: &Place,
+    trust: &Trust,
+) -> Result<(String, TlsStream<TcpStream>), OutboundError> {
+    let name = ServerName::try_from(place.host.clone()).map_err(|_| OutboundError::Url)?;
+    let mut failed = None;
+    for address in &place.addresses {
+        let found: Vec<SocketAddr> = match tokio::net::lookup_host(address).await {
+            Ok(found) => found.collect(),
+            Err(_) => {
+                failed = Some(OutboundError::NoHost(place.host.clone()));
+                continue;
+            }
+        };
+        for at in found {
+            // What was looked up is what is connected to: no second look at the name.
+            if !is_open(tenant, at.ip()) {
+                failed = Some(OutboundError::Forbidden { at: at.to_string() });
+                continue;
+            }
+            let stream = match tokio::time::timeout(CONNECT, TcpStream::connect(at)).await {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) => {
+                    failed = Some(OutboundError::Dial { at: at.to_string(), why: why(&error) });
+                    continue;
+                }
+                Err(_) => {
+                    let why = "i/o timeout".to_owned();
+                    failed = Some(OutboundError::Dial { at: at.to_string(), why });
+                    continue;
+                }
+            };
+            let _ = stream.set_nodelay(true);
+            let connector = TlsConnector::from(trust.config());
+            let stream =
+                connector.connect(name, stream).await.map_err(|error| told(&error, &place.host))?;
+            return Ok((address.clone(), stream));
+        }
+    }
+    Err(failed.unwrap_or_else(|| OutboundError::NoHost(place.host.clone())))
+}
+
+fn why(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::ConnectionRefused => "connect: connection refused".into(),
+        std::io::ErrorKind::HostUnreachable => "connect: no route to host".into(),
+        std::io::ErrorKind::NetworkUnreachable => "connect: network is unreachable".into(),
+        _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_tenant_waits_for_itself_alone() {
+        let pool = Pool::default();
+        let (acme, globex) =
+            (TenantName::parse("acme").unwrap(), TenantName::parse("globex").unwrap());
+        let mut held = Vec::new();
+        for _ in 0..AT_ONCE {
+            held.push(pool.permit(&acme).await);
+        }
+        let mut next = std::pin::pin!(pool.permit(&acme));
+        assert!(futures::poll!(next.as_mut()).is_pending());
+        assert!(pool.permit(&globex).await.is_some());
+        held.pop();
+        assert!(next.await.is_some());
+    }
+}
