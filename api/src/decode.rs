@@ -29,29 +29,50 @@ pub struct Decoded {
 
 /// Why a document could not be decoded at all.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct DecodeError(pub String);
+pub enum DecodeError {
+    /// It is no JSON, or no YAML.
+    #[error("{0}")]
+    Syntax(String),
+    /// Something in it has another type than it should.
+    #[error("{0}")]
+    Mismatch(String),
+}
+
+impl From<serde_json::Error> for DecodeError {
+    fn from(error: serde_json::Error) -> Self {
+        use serde_json::error::Category;
+        let text = error.to_string();
+        match error.classify() {
+            Category::Eof => Self::Syntax("unexpected end of JSON input".into()),
+            // What is wrong says where by itself.
+            Category::Data => {
+                let end = text.rfind(" at line ").unwrap_or(text.len());
+                Self::Mismatch(text.get(..end).unwrap_or(&text).to_owned())
+            }
+            Category::Io | Category::Syntax => Self::Syntax(text),
+        }
+    }
+}
 
 /// Decodes JSON as `root`; `None` keeps any JSON (still checking duplicates and depth).
 pub fn json(schema: &Schema, root: Option<TypeId>, body: &[u8]) -> Result<Decoded, DecodeError> {
     let mut context = Context::new(schema);
     let seed = Node { context: &mut context, shape: root_shape(root), owner: "" };
     let mut deserializer = serde_json::Deserializer::from_slice(body);
-    let value =
-        seed.deserialize(&mut deserializer).map_err(|error| DecodeError(error.to_string()))?;
-    deserializer.end().map_err(|error| DecodeError(error.to_string()))?;
+    let value = seed.deserialize(&mut deserializer)?;
+    deserializer.end()?;
     Ok(Decoded { value, findings: context.findings })
 }
 
 /// Decodes one YAML document (of which JSON is a subset) as `root`.
 pub fn yaml(schema: &Schema, root: Option<TypeId>, body: &[u8]) -> Result<Decoded, DecodeError> {
     // YAML's own types go through a JSON value first; aliases are bounded by the parser's budget.
-    let text = std::str::from_utf8(body).map_err(|error| DecodeError(error.to_string()))?;
+    let text = std::str::from_utf8(body).map_err(|error| DecodeError::Syntax(error.to_string()))?;
     let raw: Value =
-        serde_saphyr::from_str(text).map_err(|error| DecodeError(error.to_string()))?;
+        serde_saphyr::from_str(text).map_err(|error| DecodeError::Syntax(error.to_string()))?;
     let mut context = Context::new(schema);
     let seed = Node { context: &mut context, shape: root_shape(root), owner: "" };
-    let value = seed.deserialize(raw).map_err(|error| DecodeError(error.to_string()))?;
+    let value = seed.deserialize(raw)?;
     Ok(Decoded { value, findings: context.findings })
 }
 
@@ -59,7 +80,7 @@ pub fn yaml(schema: &Schema, root: Option<TypeId>, body: &[u8]) -> Result<Decode
 pub fn value(schema: &Schema, root: Option<TypeId>, raw: Value) -> Result<Decoded, DecodeError> {
     let mut context = Context::new(schema);
     let seed = Node { context: &mut context, shape: root_shape(root), owner: "" };
-    let value = seed.deserialize(raw).map_err(|error| DecodeError(error.to_string()))?;
+    let value = seed.deserialize(raw)?;
     Ok(Decoded { value, findings: context.findings })
 }
 
@@ -87,6 +108,15 @@ enum Step {
 impl<'a> Context<'a> {
     fn new(schema: &'a Schema) -> Self {
         Self { schema, findings: Vec::new(), path: Vec::new() }
+    }
+
+    /// The path without what is an item's place in a list, as Go's decoder tells it.
+    fn fields(&self) -> String {
+        let names = self.path.iter().filter_map(|step| match step {
+            Step::Field(name) => Some(name.as_str()),
+            Step::Index(_) => None,
+        });
+        names.collect::<Vec<_>>().join(".")
     }
 
     fn path_to(&self, last: Option<&str>) -> String {
@@ -130,8 +160,8 @@ struct Node<'c, 'a, 's> {
 impl Node<'_, '_, '_> {
     /// The message of Go's decoder, which users know.
     fn mismatch<E: de::Error>(&self, found: &str) -> E {
-        let path = self.context.path_to(None);
-        let wanted = go_type(self.shape);
+        let path = self.context.fields();
+        let wanted = go_type(self.context.schema, self.shape);
         if path.is_empty() {
             return E::custom(format!(
                 "json: cannot unmarshal {found} into Go value of type {wanted}"
@@ -144,8 +174,9 @@ impl Node<'_, '_, '_> {
     }
 }
 
-fn go_type(shape: &Shape) -> &'static str {
-    match shape {
+/// What Go's decoder calls a shape.
+fn go_type(schema: &Schema, shape: &Shape) -> String {
+    let name = match shape {
         Shape::String | Shape::Quantity | Shape::IntOrString => "string",
         Shape::Time => "v1.Time",
         Shape::MicroTime => "v1.MicroTime",
@@ -154,9 +185,17 @@ fn go_type(shape: &Shape) -> &'static str {
         Shape::Int32 => "int32",
         Shape::Int64 => "int64",
         Shape::Double => "float64",
-        Shape::List(_) => "[]interface {}",
-        Shape::Raw | Shape::Any | Shape::Object(_) | Shape::Map(_) => "map[string]interface {}",
-    }
+        Shape::Raw | Shape::Any => "map[string]interface {}",
+        Shape::List(item) => return format!("[]{}", go_type(schema, item)),
+        Shape::Map(value) => return format!("map[string]{}", go_type(schema, value)),
+        Shape::Object(id) => {
+            // The package's version and the type.
+            let name = schema.get(*id).name;
+            let cut = name.rmatch_indices('.').nth(1);
+            return cut.map_or(name, |(at, _)| &name[at + 1..]).to_owned();
+        }
+    };
+    name.to_owned()
 }
 
 impl<'de> DeserializeSeed<'de> for Node<'_, '_, '_> {
@@ -173,7 +212,7 @@ impl<'de> Visitor<'de> for Node<'_, '_, '_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(go_type(self.shape))
+        f.write_str(&go_type(self.context.schema, self.shape))
     }
 
     fn visit_unit<E: de::Error>(self) -> Result<Value, E> {
@@ -364,10 +403,16 @@ mod tests {
     fn a_wrong_type_says_where() {
         let error = deployment(r#"{"spec":{"replicas":"three"}}"#).unwrap_err();
         assert!(
-            error.0.starts_with(
+            error.to_string().starts_with(
                 "json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32"
             ),
             "{error}"
+        );
+        let error = deployment(r#"{"spec":{"template":{"spec":{"containers":[{"env":{}}]}}}}"#);
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "json: cannot unmarshal object into Go struct field \
+             Container.spec.template.spec.containers.env of type []v1.EnvVar"
         );
     }
 

@@ -82,26 +82,23 @@ impl Call {
             }
             check_kind(&mut decoded.value, kind)?;
             decoded.findings.extend(object::shape(&custom.version, &mut decoded.value)?);
-            return judged(decoded, validation);
+            return judged(decoded, kind, validation);
         }
         let root = schema.by_kind(kind);
         let decoded = match body_encoding(&self.headers)? {
-            Encoding::Json => decode::json(schema, root, body)?,
-            Encoding::Yaml => decode::yaml(schema, root, body)?,
+            Encoding::Json => decode::json(schema, root, body),
+            Encoding::Yaml => decode::yaml(schema, root, body),
             Encoding::Protobuf => {
                 let (found, value) = proto::decode(schema, body, Some(kind))?;
                 if found != *kind {
                     return Err(wrong_kind(&found, kind));
                 }
-                Decoded { value, findings: Vec::new() }
+                Ok(Decoded { value, findings: Vec::new() })
             }
         };
-        let mut decoded = decoded;
-        if !decoded.value.is_object() {
-            return Err(ApiError::bad_request("the request body is not an object"));
-        }
+        let mut decoded = decoded.map_err(|error| undecodable(&error, kind, body))?;
         check_kind(&mut decoded.value, kind)?;
-        judged(decoded, validation)
+        judged(decoded, kind, validation)
     }
 
     /// The definition of objects of this kind, if they are custom ones.
@@ -118,10 +115,11 @@ impl Call {
         if let Some(custom) = self.custom(&kind.api_version(), &kind.kind) {
             check_kind(&mut value, kind)?;
             let findings = object::shape(&custom.version, &mut value)?;
-            return judged(Decoded { value, findings }, validation);
+            return judged(Decoded { value, findings }, kind, validation);
         }
         let schema = Schema::built_in();
-        judged(decode::value(schema, schema.by_kind(kind), value)?, validation)
+        let decoded = decode::value(schema, schema.by_kind(kind), value)?;
+        judged(decoded, kind, validation)
     }
 
     /// Reads a part of an object of this kind, without filling in anything.
@@ -135,44 +133,105 @@ impl Call {
     }
 }
 
+/// Most of a body that is shown to whoever sent it, in bytes.
+const SHOWN: usize = 30;
+
+/// What is said of a body that could not be decoded as `kind`.
+fn undecodable(error: &DecodeError, kind: &Gvk, body: &[u8]) -> ApiError {
+    #[derive(Default, serde::Deserialize)]
+    #[serde(rename_all = "camelCase", default)]
+    struct Head {
+        api_version: String,
+        kind: String,
+    }
+    let head: Head = serde_json::from_slice(body).unwrap_or_default();
+    let is_object = body.trim_ascii_start().starts_with(b"{");
+    match error {
+        DecodeError::Mismatch(why) if is_object => {
+            let version = head.api_version.rsplit('/').next().filter(|it| !it.is_empty());
+            let found = Some(head.kind.as_str()).filter(|it| !it.is_empty());
+            let found = found.unwrap_or(&kind.kind);
+            unfit(found, version.unwrap_or(&kind.version), kind, why)
+        }
+        DecodeError::Mismatch(why) | DecodeError::Syntax(why) => {
+            let begin = &body[..body.len().min(SHOWN)];
+            let mut shown = match body.first() {
+                None => "<empty>".to_owned(),
+                Some(b'{') => String::from_utf8_lossy(begin).into_owned(),
+                Some(_) => begin.iter().map(|byte| format!("{byte:02x}")).collect(),
+            };
+            if SHOWN < body.len() {
+                shown.push_str(" ...");
+            }
+            ApiError::bad_request(format!(
+                "the object provided is unrecognized (must be of type {}): couldn't get \
+                 version/kind; json parse error: {why} ({shown})",
+                kind.kind
+            ))
+        }
+    }
+}
+
+/// A `found` in `version` that is not what a `kind` can be made of.
+fn unfit(found: &str, version: &str, kind: &Gvk, why: &str) -> ApiError {
+    ApiError::bad_request(format!(
+        "{found} in version {version:?} cannot be handled as a {}: {why}",
+        kind.kind
+    ))
+}
+
 /// What unknown and duplicate fields lead to.
-fn judged(decoded: Decoded, validation: FieldValidation) -> Result<(Value, Vec<String>)> {
+fn judged(
+    decoded: Decoded,
+    kind: &Gvk,
+    validation: FieldValidation,
+) -> Result<(Value, Vec<String>)> {
     match validation {
-        FieldValidation::Strict if !decoded.findings.is_empty() => Err(ApiError::bad_request(
-            format!("strict decoding error: {}", decoded.findings.join(", ")),
-        )),
+        FieldValidation::Strict if !decoded.findings.is_empty() => {
+            let why = format!("strict decoding error: {}", decoded.findings.join(", "));
+            Err(unfit(&kind.kind, &kind.version, kind, &why))
+        }
         FieldValidation::Warn => Ok((decoded.value, decoded.findings)),
         _ => Ok((decoded.value, Vec::new())),
     }
 }
 
+/// What is said of a `found` that was sent in the place of a `wanted`.
 fn wrong_kind(found: &Gvk, wanted: &Gvk) -> ApiError {
-    ApiError::bad_request(format!(
-        "the API version or kind in the data ({}, {}) does not match the expected ({}, {})",
-        found.api_version(),
-        found.kind,
-        wanted.api_version(),
-        wanted.kind
-    ))
+    let of_group = (&found.group, &found.kind) == (&wanted.group, &wanted.kind);
+    if Schema::built_in().by_kind(found).is_none() {
+        let why =
+            format!("no kind {:?} is registered for version {:?}", found.kind, found.api_version());
+        return unfit(&found.kind, &found.version, wanted, &why);
+    }
+    if of_group {
+        return ApiError::bad_request(format!(
+            "the API version in the data ({}) does not match the expected API version ({})",
+            found.api_version(),
+            wanted.api_version()
+        ));
+    }
+    let why = format!("{} cannot be converted to {}", found.kind, wanted.kind);
+    unfit(&found.kind, &found.version, wanted, &why)
 }
 
 /// A body may leave out its kind; it may not name another.
 fn check_kind(value: &mut Value, kind: &Gvk) -> Result<()> {
-    let api_version = kind.api_version();
-    let found = value["apiVersion"].as_str().unwrap_or_default();
-    if !found.is_empty() && found != api_version {
-        return Err(ApiError::bad_request(format!(
-            "the API version in the data ({found}) does not match the expected API version ({api_version})"
-        )));
+    if value.is_null() {
+        // As if nothing were said of it.
+        *value = Value::Object(serde_json::Map::new());
     }
-    let found = value["kind"].as_str().unwrap_or_default();
-    if !found.is_empty() && found != kind.kind {
-        return Err(ApiError::bad_request(format!(
-            "the kind in the data ({found}) does not match the expected kind ({})",
-            kind.kind
-        )));
+    let text = |field: &str| value[field].as_str().unwrap_or_default();
+    let (api_version, name) = (text("apiVersion"), text("kind"));
+    let (group, version) = match api_version {
+        "" => (&*kind.group, &*kind.version),
+        given => given.split_once('/').unwrap_or(("", given)),
+    };
+    let found = Gvk::new(group, version, if name.is_empty() { &kind.kind } else { name });
+    if found != *kind {
+        return Err(wrong_kind(&found, kind));
     }
-    value["apiVersion"] = api_version.into();
+    value["apiVersion"] = kind.api_version().into();
     value["kind"] = kind.kind.as_str().into();
     Ok(())
 }

@@ -53,12 +53,17 @@ impl Options {
             let mut lenient = call.clone();
             // A body without kind is fine; unknown fields are the client's business.
             lenient.query = crate::request::Query::parse(Some("fieldValidation=Ignore"));
-            let kind = Gvk::new("", "v1", "DeleteOptions");
-            let meta = Gvk::new("meta.k8s.io", "v1", "DeleteOptions");
-            match lenient.decode(&kind, body) {
-                Ok((value, _)) => value,
-                Err(error) => lenient.decode(&meta, body).map(|it| it.0).map_err(|_| error)?,
-            }
+            // Every group has this kind under its own versions too.
+            let resource = &call.served.resource;
+            let places =
+                [("", "v1"), ("meta.k8s.io", "v1"), (&*resource.group, &*resource.version)];
+            let decode =
+                |(group, version)| lenient.decode(&Gvk::new(group, version, "DeleteOptions"), body);
+            let first = decode(places[0]);
+            let found = first.or_else(|error| {
+                places[1..].iter().find_map(|place| decode(*place).ok()).ok_or(error)
+            });
+            found?.0
         };
         options.grace = body["gracePeriodSeconds"].as_i64();
         options.uid = body["preconditions"]["uid"].as_str().map(str::to_owned);
@@ -72,7 +77,7 @@ impl Options {
                     &body["propagationPolicy"],
                     "orphanDependents and deletionPropagation cannot be both set",
                 );
-                return Err(ApiError::invalid("", "DeleteOptions", "", &[error]));
+                return Err(ApiError::invalid("meta.k8s.io", "DeleteOptions", "", &[error]));
             }
             (Some("Background"), _) | (None, Some(false)) => Some(Propagation::Background),
             (Some("Foreground"), _) => Some(Propagation::Foreground),
@@ -81,9 +86,10 @@ impl Options {
                 let error = crate::error::FieldError::unsupported(
                     "propagationPolicy",
                     &body["propagationPolicy"],
-                    &["Foreground", "Background", "Orphan"],
+                    // Upstream says it so.
+                    &["Foreground", "Background", "Orphan", "nil"],
                 );
-                return Err(ApiError::invalid("", "DeleteOptions", "", &[error]));
+                return Err(ApiError::invalid("meta.k8s.io", "DeleteOptions", "", &[error]));
             }
             (None, None) => None,
         };
@@ -98,6 +104,23 @@ pub(crate) enum Deleted {
     Object(bytes::Bytes),
     /// It is gone; the `Status` says so.
     Status(Value),
+}
+
+impl Deleted {
+    /// `old` is no more.
+    fn gone(call: &Call, name: &str, old: &Value) -> Self {
+        let resource = &call.served.resource;
+        let mut details = json!({
+            "name": name, "kind": resource.name, "uid": object::uid(old),
+        });
+        if !resource.group.is_empty() {
+            details["group"] = resource.group.as_str().into();
+        }
+        Self::Status(json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {},
+            "status": "Success", "details": details,
+        }))
+    }
 }
 
 /// Deletes the object of the path.
@@ -124,10 +147,14 @@ async fn delete_named(
         admission::validate(server, call, None, Some(&old)).await?;
         let mut new = old.clone();
         let began = begin(call, &mut new, options);
-        if options.dry_run {
-            return Ok(Deleted::Object(entry.value));
-        }
         let gone = write::is_finished(&new);
+        let is_shown = !gone || strategy::returns_deleted(resource);
+        if options.dry_run {
+            return Ok(match is_shown {
+                true => Deleted::Object(entry.value),
+                false => Deleted::gone(call, name, &old),
+            });
+        }
         if !gone && !began {
             // Already on its way, and this request changes nothing.
             return Ok(Deleted::Object(entry.value));
@@ -146,22 +173,11 @@ async fn delete_named(
             by_move: None,
         };
         match store.write(write).await {
-            Ok(committed) if !gone || strategy::returns_deleted(resource) => {
+            Ok(committed) if is_shown => {
                 admission::changed(server, call).await;
                 return Ok(Deleted::Object(committed.entry.value));
             }
-            Ok(_) => {
-                let mut details = json!({
-                    "name": name, "kind": resource.name, "uid": object::uid(&old),
-                });
-                if !resource.group.is_empty() {
-                    details["group"] = resource.group.as_str().into();
-                }
-                return Ok(Deleted::Status(json!({
-                    "kind": "Status", "apiVersion": "v1", "metadata": {},
-                    "status": "Success", "details": details,
-                })));
-            }
+            Ok(_) => return Ok(Deleted::gone(call, name, &old)),
             Err(StoreError::Conflict { found: Some(found), .. }) => entry = found,
             Err(StoreError::Conflict { found: None, .. }) => return Err(call.not_found(name)),
             Err(error) => return Err(error.into()),
@@ -172,21 +188,25 @@ async fn delete_named(
 
 fn check_preconditions(call: &Call, name: &str, old: &Value, options: &Options) -> Result<()> {
     let resource = &call.served.resource;
-    let conflict = |what: &str, wanted: &str, found: &str| {
-        let why = format!(
-            "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}"
-        );
-        Err(ApiError::conflict(&resource.group, &resource.name, name, &why))
-    };
-    if let Some(uid) = &options.uid
-        && uid != object::uid(old)
+    // Upstream names the kind here, not the resource.
+    let conflict = |why: &str| Err(ApiError::conflict(&resource.group, &resource.kind, name, why));
+    let uid = object::uid(old);
+    if let Some(wanted) = &options.uid
+        && wanted != uid
     {
-        return conflict("UID", uid, object::uid(old));
+        return conflict(&format!(
+            "the UID in the precondition ({wanted}) does not match the UID in record ({uid}). \
+             The object might have been deleted and then recreated"
+        ));
     }
-    if let Some(revision) = &options.revision
-        && revision != object::meta_str(old, "resourceVersion")
+    let revision = object::meta_str(old, "resourceVersion");
+    if let Some(wanted) = &options.revision
+        && wanted != revision
     {
-        return conflict("ResourceVersion", revision, object::meta_str(old, "resourceVersion"));
+        return conflict(&format!(
+            "the ResourceVersion in the precondition ({wanted}) does not match the \
+             ResourceVersion in record ({revision}). The object might have been modified"
+        ));
     }
     Ok(())
 }

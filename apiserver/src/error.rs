@@ -190,6 +190,15 @@ impl ApiError {
         )
     }
 
+    /// A patch of a form that is not known.
+    pub fn unsupported_patch() -> Self {
+        let message = "415: Unsupported Media Type";
+        let mut error =
+            Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType", message);
+        error.details = Some(json!({}));
+        error
+    }
+
     pub fn too_large(limit: usize) -> Self {
         Self::new(
             StatusCode::PAYLOAD_TOO_LARGE,
@@ -207,7 +216,9 @@ impl ApiError {
     pub fn rejected(why: &dyn std::error::Error) -> Self {
         let message =
             format!("the server rejected our request due to an error in our request: {why}");
-        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message)
+        let mut error = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message);
+        error.details = Some(json!({}));
+        error
     }
 
     pub fn expired(message: impl Into<String>) -> Self {

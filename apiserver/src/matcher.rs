@@ -54,7 +54,13 @@ impl Matcher {
         for term in fields.iter().flat_map(|selector| &selector.terms) {
             if path_of(resource, &term.field).is_none() {
                 let shown: String = term.field.chars().take(128).collect();
-                return Err(ApiError::bad_request(format!("field label not supported: {shown}")));
+                return Err(ApiError::bad_request(match resource.selectable_fields.is_empty() {
+                    true => format!(
+                        "{shown:?} is not a known field selector: \
+                         only \"metadata.name\", \"metadata.namespace\""
+                    ),
+                    false => format!("field label not supported: {shown}"),
+                }));
             }
         }
         Ok(Self { labels, fields })

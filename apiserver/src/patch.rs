@@ -52,10 +52,19 @@ impl Patch {
         };
         match media_type(&call.headers) {
             JSON => {
+                let undecodable = |why: &dyn std::fmt::Display| {
+                    ApiError::bad_request(format!("error decoding patch: {why}"))
+                };
+                let operations = json()?;
+                if operations.is_object() {
+                    // What people forget: it is a list. Upstream tells them so in Go's words.
+                    return Err(undecodable(
+                        &"json: cannot unmarshal object into Go value of type \
+                          []handlers.jsonPatchOp",
+                    ));
+                }
                 let patch: json_patch::Patch =
-                    serde_json::from_value(json()?).map_err(|error| {
-                        ApiError::bad_request(format!("error decoding patch: {error}"))
-                    })?;
+                    serde_json::from_value(operations).map_err(|error| undecodable(&error))?;
                 if OPERATIONS < patch.0.len() {
                     return Err(ApiError::too_much(format!(
                         "The allowed maximum operations in a JSON patch is {OPERATIONS}, got {}",
@@ -70,9 +79,7 @@ impl Patch {
                 Err(ApiError::unsupported_media_type(&format!("{JSON}, {MERGE}, {APPLY}")))
             }
             STRATEGIC => Ok(Self::Strategic(json()?)),
-            _ => Err(ApiError::unsupported_media_type(&format!(
-                "{JSON}, {MERGE}, {STRATEGIC}, {APPLY}"
-            ))),
+            _ => Err(ApiError::unsupported_patch()),
         }
     }
 

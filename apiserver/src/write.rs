@@ -111,8 +111,11 @@ async fn create_value(
             if snapshot.get(&key).is_some() {
                 return Err(ApiError::already_exists(&resource.group, &resource.name, &name));
             }
-            let value = object::encode_with(&it, managed.as_deref()).into();
-            let entry = Entry { value, modified: Revision(0) };
+            // What was never written has no revision.
+            let whole = Stored { object: it, managed: managed.unwrap_or_default() };
+            let mut whole = whole.whole().map_err(ApiError::internal)?;
+            object::metadata_mut(&mut whole).remove("resourceVersion");
+            let entry = Entry { value: whole.to_string().into(), modified: Revision(0) };
             return Ok(Written { entry, created: true, warnings });
         }
         let kept = server.keep(&call.served, &it).await?;
@@ -280,6 +283,10 @@ pub(crate) async fn change(
         let Stored { object: old, managed: stored } = &current;
         let uid = object::uid(&new);
         if !uid.is_empty() && uid != object::uid(old) {
+            if call.verb == "patch" {
+                let error = FieldError::invalid("metadata.uid", &uid.into(), "field is immutable");
+                return Err(ApiError::invalid(&resource.group, &resource.kind, &name, &[error]));
+            }
             let why = format!(
                 "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
                 object::uid(old)
