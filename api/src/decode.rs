@@ -155,7 +155,9 @@ fn go_type(shape: &Shape) -> &'static str {
         Shape::Int64 => "int64",
         Shape::Double => "float64",
         Shape::List(_) => "[]interface {}",
-        Shape::Raw | Shape::Any | Shape::Object(_) | Shape::Map(_) => "map[string]interface {}",
+        Shape::Raw | Shape::Any | Shape::Either(..) | Shape::Object(_) | Shape::Map(_) => {
+            "map[string]interface {}"
+        }
     }
 }
 
@@ -190,7 +192,7 @@ impl<'de> Visitor<'de> for Node<'_, '_, '_> {
 
     fn visit_bool<E: de::Error>(self, value: bool) -> Result<Value, E> {
         match self.shape {
-            Shape::Bool | Shape::Any => Ok(Value::Bool(value)),
+            Shape::Bool | Shape::Any | Shape::Either(..) => Ok(Value::Bool(value)),
             _ => Err(self.mismatch("bool")),
         }
     }
@@ -252,7 +254,7 @@ impl<'de> Visitor<'de> for Node<'_, '_, '_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let inner = match self.shape {
             Shape::List(inner) => inner.as_ref(),
-            Shape::Any => &Shape::Any,
+            Shape::Any | Shape::Either(..) => &Shape::Any,
             _ => return Err(self.mismatch("array")),
         };
         let mut out = Vec::new();
@@ -273,7 +275,7 @@ impl<'de> Visitor<'de> for Node<'_, '_, '_> {
         let (it, inner) = match self.shape {
             Shape::Object(id) => (Some(schema.get(*id)), &Shape::Any),
             Shape::Map(inner) => (None, inner.as_ref()),
-            Shape::Any | Shape::Raw => (None, &Shape::Any),
+            Shape::Any | Shape::Either(..) | Shape::Raw => (None, &Shape::Any),
             _ => return Err(self.mismatch("object")),
         };
         let mut out = Map::new();
