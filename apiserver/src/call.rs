@@ -13,11 +13,12 @@ use insula_api::{
 use serde_json::Value;
 
 use crate::{
+    accept::Accept,
     custom::{compiled::Custom, object},
     error::{ApiError, Result},
     identity::Identity,
     registry::{Served, Whose},
-    request::{Accept, Encoding, FieldValidation, Query, body_encoding},
+    request::{Encoding, FieldValidation, Query, body_encoding},
 };
 
 /// See the module.
