@@ -199,6 +199,10 @@ impl Server {
             return Err(ApiError::method_not_allowed());
         }
         match call.verb {
+            "create" if resource.name == "bindings" && resource.group.is_empty() => {
+                let status = subresources::bind_named(self, call, body).await?;
+                Ok(answer::value(StatusCode::CREATED, &status, false))
+            }
             "create" if !resource.is_stored() => {
                 let review = subresources::review(self, call, body).await?;
                 answer::made(call, StatusCode::CREATED, &review)
@@ -254,14 +258,19 @@ impl Server {
         method: &Method,
         body: &[u8],
     ) -> Result<Response<Body>> {
+        let resource = &call.served.resource;
+        let served = resource.subresource(&call.path.subresource);
+        let served = served.filter(|it| it.verbs.iter().any(|verb| verb == call.verb));
+        let is_part = served.is_some_and(|it| it.kind == resource.gvk());
         match (&*call.path.subresource, method.as_str()) {
-            ("status", "GET") => {
+            _ if served.is_none() => Err(ApiError::method_not_allowed()),
+            (_, "GET") if is_part => {
                 let mut whole = call.clone();
                 whole.path.subresource = String::new();
                 Box::pin(self.resource_answer(&whole, method, body)).await
             }
-            ("status", "PUT") => written(call, write::update(self, call, body).await?),
-            ("status", "PATCH") => written(call, write::patch(self, call, body).await?),
+            (_, "PUT") if is_part => written(call, write::update(self, call, body).await?),
+            (_, "PATCH") if is_part => written(call, write::patch(self, call, body).await?),
             ("scale", "GET") => {
                 let scale = subresources::get_scale(self, call).await?;
                 answer::made(call, StatusCode::OK, &scale)
@@ -275,18 +284,15 @@ impl Server {
                 let status = subresources::bind(self, call, body).await?;
                 Ok(answer::status(StatusCode::CREATED, &status, call.accept))
             }
-            ("finalize", "PUT") => written(call, subresources::finalize(self, call, body).await?),
+            ("eviction", "POST") => {
+                let status = subresources::evict(self, call, body).await?;
+                Ok(answer::value(StatusCode::CREATED, &status, false))
+            }
             ("token", "POST") => {
                 let token = subresources::token(self, call, body).await?;
                 answer::made(call, StatusCode::CREATED, &token)
             }
-            (sub, _)
-                if call
-                    .served
-                    .resource
-                    .subresource(sub)
-                    .is_some_and(|it| it.verbs.iter().any(|verb| verb == call.verb)) =>
-            {
+            (sub, _) if !is_part => {
                 let mut error = ApiError::method_not_allowed();
                 error.message = format!("subresource {sub} is not served yet by this server");
                 Err(error)
