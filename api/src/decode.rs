@@ -185,7 +185,7 @@ fn go_type(schema: &Schema, shape: &Shape) -> String {
         Shape::Int32 => "int32",
         Shape::Int64 => "int64",
         Shape::Double => "float64",
-        Shape::Raw | Shape::Any => "map[string]interface {}",
+        Shape::Raw | Shape::Any | Shape::Either(..) => "map[string]interface {}",
         Shape::List(item) => return format!("[]{}", go_type(schema, item)),
         Shape::Map(value) => return format!("map[string]{}", go_type(schema, value)),
         Shape::Object(id) => {
@@ -229,7 +229,7 @@ impl<'de> Visitor<'de> for Node<'_, '_, '_> {
 
     fn visit_bool<E: de::Error>(self, value: bool) -> Result<Value, E> {
         match self.shape {
-            Shape::Bool | Shape::Any => Ok(Value::Bool(value)),
+            Shape::Bool | Shape::Any | Shape::Either(..) => Ok(Value::Bool(value)),
             _ => Err(self.mismatch("bool")),
         }
     }
@@ -291,7 +291,7 @@ impl<'de> Visitor<'de> for Node<'_, '_, '_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let inner = match self.shape {
             Shape::List(inner) => inner.as_ref(),
-            Shape::Any => &Shape::Any,
+            Shape::Any | Shape::Either(..) => &Shape::Any,
             _ => return Err(self.mismatch("array")),
         };
         let mut out = Vec::new();
@@ -312,7 +312,7 @@ impl<'de> Visitor<'de> for Node<'_, '_, '_> {
         let (it, inner) = match self.shape {
             Shape::Object(id) => (Some(schema.get(*id)), &Shape::Any),
             Shape::Map(inner) => (None, inner.as_ref()),
-            Shape::Any | Shape::Raw => (None, &Shape::Any),
+            Shape::Any | Shape::Either(..) | Shape::Raw => (None, &Shape::Any),
             _ => return Err(self.mismatch("object")),
         };
         let mut out = Map::new();

@@ -105,9 +105,21 @@ pub enum Shape {
     Raw,
     /// Any JSON value, kept as it is.
     Any,
+    /// A JSON schema, or what may stand in its place.
+    Either(Either, TypeId),
     Object(TypeId),
     List(Box<Shape>),
     Map(Box<Shape>),
+}
+
+/// What may stand in the place of a JSON schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Either {
+    Bool,
+    /// A list of schemas.
+    List,
+    /// A list of names of properties.
+    Names,
 }
 
 /// How server-side apply sees a list.
@@ -170,12 +182,7 @@ fn special(name: &str) -> Option<Shape> {
         "io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime" => Shape::MicroTime,
         "io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1"
         | "io.k8s.apimachinery.pkg.runtime.RawExtension" => Shape::Raw,
-        "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSON"
-        | "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrArray"
-        | "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrBool"
-        | "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrStringArray" => {
-            Shape::Any
-        }
+        "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSON" => Shape::Any,
         _ => return None,
     })
 }
@@ -261,6 +268,7 @@ impl Schema {
         }
         if let Some(name) = json.strip_prefix("->") {
             return special(name)
+                .or_else(|| self.either(name))
                 .or_else(|| self.by_name.get(name).map(|&id| Shape::Object(id)))
                 .unwrap_or(Shape::Any);
         }
@@ -274,6 +282,23 @@ impl Schema {
             "object" => Shape::Raw,
             _ => Shape::Any,
         }
+    }
+
+    fn either(&self, name: &str) -> Option<Shape> {
+        let (props, or) = name.split_once("JSONSchemaPropsOr")?;
+        let id = self.by_name(&format!("{props}JSONSchemaProps"))?;
+        let either = match or {
+            "Bool" => Either::Bool,
+            "Array" => Either::List,
+            "StringArray" => Either::Names,
+            _ => return None,
+        };
+        Some(Shape::Either(either, id))
+    }
+
+    /// Whether objects of this type can be written in protobuf: ours cannot.
+    pub fn has_proto(&self, id: TypeId) -> bool {
+        self.get(id).fields.iter().any(|field| !field.proto.is_empty())
     }
 
     pub fn get(&self, id: TypeId) -> &Type {

@@ -1,21 +1,40 @@
 //! Answers: objects and lists in the form that the client accepts.
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 
 use crate::{
+    accept::{Accept, Form},
     body::{Body, full},
     call::Call,
+    compress::Whole,
     error::{ApiError, Result},
-    read::{self, Page},
-    request::{Accept, Form},
-    table::{self, IncludeObject},
+    forms::{self, ListMeta, Shown},
+    read::Page,
+    request::Encoding,
+    table::IncludeObject,
 };
+
+pub(crate) const JSON: &str = "application/json";
+pub(crate) const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 
 /// Turns an error into its answer.
 pub(crate) fn error(error: &ApiError) -> Response<Body> {
-    let mut response = value(error.code, &error.status(), false);
+    error_as(error, Accept::JSON)
+}
+
+/// As [`error`], for who sent `headers`.
+pub(crate) fn error_for(
+    error: &ApiError,
+    headers: &HeaderMap,
+    query: Option<&str>,
+) -> Response<Body> {
+    error_as(error, Accept::of_status(headers, query))
+}
+
+fn error_as(error: &ApiError, accept: Accept) -> Response<Body> {
+    let mut response = status(error.code, &error.status(), accept);
     if let Some(seconds) = error.retry_after {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
@@ -26,15 +45,23 @@ pub(crate) fn error(error: &ApiError) -> Response<Body> {
     response
 }
 
+/// A Status, which is never turned into anything else.
+pub(crate) fn status(code: StatusCode, it: &Value, accept: Accept) -> Response<Body> {
+    let accept = Accept { form: Form::Object, ..accept };
+    // If it cannot be had in that form, it is better to have it in another.
+    made_as(accept, code, it).unwrap_or_else(|_| value(code, it, false))
+}
+
 /// A JSON document.
 pub(crate) fn value(code: StatusCode, value: &Value, pretty: bool) -> Response<Body> {
     let text = if pretty { format!("{value:#}\n") } else { format!("{value}\n") };
-    bytes(code, text.into(), "application/json")
+    bytes(code, text.into(), JSON)
 }
 
 /// A body that is ready.
 pub(crate) fn bytes(code: StatusCode, bytes: Bytes, media_type: &'static str) -> Response<Body> {
-    let mut response = Response::new(full(bytes));
+    let mut response = Response::new(full(bytes.clone()));
+    response.extensions_mut().insert(Whole(bytes));
     *response.status_mut() = code;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
@@ -42,59 +69,62 @@ pub(crate) fn bytes(code: StatusCode, bytes: Bytes, media_type: &'static str) ->
     response
 }
 
-fn document(code: StatusCode, json: Bytes, accept: Accept) -> Result<Response<Body>> {
-    if !accept.yaml && !accept.pretty {
-        return Ok(bytes(code, json, "application/json"));
+/// What [`Shown`] made, as it goes out.
+fn document(code: StatusCode, made: Bytes, accept: Accept) -> Result<Response<Body>> {
+    match accept.encoding {
+        Encoding::Protobuf => Ok(bytes(code, made, PROTOBUF)),
+        Encoding::Json if !accept.pretty => Ok(bytes(code, made, JSON)),
+        Encoding::Json => {
+            let parsed: Value = serde_json::from_slice(&made).map_err(ApiError::internal)?;
+            Ok(value(code, &parsed, true))
+        }
+        Encoding::Yaml => {
+            let parsed: Value = serde_json::from_slice(&made).map_err(ApiError::internal)?;
+            let text = serde_saphyr::to_string(&parsed).map_err(ApiError::internal)?;
+            Ok(bytes(code, text.into(), "application/yaml"))
+        }
     }
-    let parsed: Value = serde_json::from_slice(&json).map_err(ApiError::internal)?;
-    if accept.yaml {
-        let text = serde_saphyr::to_string(&parsed).map_err(ApiError::internal)?;
-        return Ok(bytes(code, text.into(), "application/yaml"));
-    }
-    Ok(value(code, &parsed, true))
+}
+
+fn shown(call: &Call) -> Result<Shown> {
+    let include = match call.accept.form {
+        Form::Table => IncludeObject::parse(call.query.get("includeObject"))?,
+        _ => IncludeObject::Metadata,
+    };
+    Ok(Shown { served: call.served.clone(), accept: call.accept, include })
 }
 
 /// One object, given as its JSON.
 pub(crate) fn object(call: &Call, code: StatusCode, json: &Bytes) -> Result<Response<Body>> {
-    match call.accept.form {
-        Form::Object => document(code, json.clone(), call.accept),
-        Form::PartialMetadata => {
-            let it: Value = serde_json::from_slice(json).map_err(ApiError::internal)?;
-            let partial = insula_api::object::partial_metadata(&it);
-            document(code, partial.to_string().into(), call.accept)
-        }
-        Form::Table => {
-            let it: Value = serde_json::from_slice(json).map_err(ApiError::internal)?;
-            let include = IncludeObject::parse(call.query.get("includeObject"))?;
-            let revision = insula_api::object::meta_str(&it, "resourceVersion").to_owned();
-            let metadata = json!({ "resourceVersion": revision });
-            let table = table::table(&call.served, &[it], include, &metadata);
-            document(code, table.to_string().into(), call.accept)
-        }
-    }
+    document(code, shown(call)?.object(json)?, call.accept)
 }
 
 /// A value that was made here and is no stored object, such as a Scale or a review.
 pub(crate) fn made(call: &Call, code: StatusCode, it: &Value) -> Result<Response<Body>> {
-    if call.accept.form != Form::Object && !call.served.resource.is_stored() {
-        return Err(ApiError::not_acceptable());
+    match (call.accept.form, it.get("items").and_then(Value::as_array)) {
+        (Form::Object, _) => made_as(call.accept, code, it),
+        (_, None) => object(call, code, &it.to_string().into()),
+        (_, Some(items)) => {
+            let items: Vec<Bytes> = items.iter().map(|it| it.to_string().into()).collect();
+            let metadata = it.get("metadata").cloned().unwrap_or_else(|| json!({}));
+            let made = shown(call)?.list(&ListMeta(metadata), items.iter())?;
+            document(code, made, call.accept)
+        }
     }
-    document(code, it.to_string().into(), call.accept)
+}
+
+fn made_as(accept: Accept, code: StatusCode, it: &Value) -> Result<Response<Body>> {
+    if accept.encoding == Encoding::Protobuf {
+        return match forms::message_of(it)? {
+            Some(message) => document(code, message, accept),
+            None => Ok(value(code, it, accept.pretty)),
+        };
+    }
+    document(code, it.to_string().into(), accept)
 }
 
 /// One page of a list.
 pub(crate) fn list(call: &Call, page: &Page) -> Result<Response<Body>> {
-    let resource = &call.served.resource;
-    if call.accept.form == Form::Object {
-        let json = read::encode_list(&resource.api_version(), &call.served.list_kind(), page);
-        return document(StatusCode::OK, json, call.accept);
-    }
-    let items: Vec<Value> = page
-        .entries
-        .iter()
-        .map(|(_, entry)| serde_json::from_slice(&entry.value))
-        .collect::<std::result::Result<_, _>>()
-        .map_err(ApiError::internal)?;
     let mut metadata = json!({"resourceVersion": page.revision.to_string()});
     if let Some(token) = &page.token {
         metadata["continue"] = token.as_str().into();
@@ -102,21 +132,8 @@ pub(crate) fn list(call: &Call, page: &Page) -> Result<Response<Body>> {
     if let Some(remaining) = page.remaining {
         metadata["remainingItemCount"] = remaining.into();
     }
-    let shaped = match call.accept.form {
-        Form::Table => {
-            let include = IncludeObject::parse(call.query.get("includeObject"))?;
-            table::table(&call.served, &items, include, &metadata)
-        }
-        _ => {
-            let items: Vec<Value> =
-                items.iter().map(insula_api::object::partial_metadata).collect();
-            json!({
-                "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1",
-                "metadata": metadata, "items": items,
-            })
-        }
-    };
-    document(StatusCode::OK, shaped.to_string().into(), call.accept)
+    let items = page.entries.iter().map(|(_, entry)| &entry.value);
+    document(StatusCode::OK, shown(call)?.list(&ListMeta(metadata), items)?, call.accept)
 }
 
 /// Adds a `Warning` header per finding. What a header cannot hold is left out of its text.

@@ -13,11 +13,13 @@ use insula_api::{
 use serde_json::Value;
 
 use crate::{
+    Server,
+    accept::Accept,
     custom::{compiled::Custom, object},
     error::{ApiError, Result},
     identity::Identity,
     registry::{Served, Whose},
-    request::{Accept, Encoding, FieldValidation, Query, body_encoding},
+    request::{Encoding, FieldValidation, Query, body_encoding},
 };
 
 /// See the module.
@@ -54,6 +56,27 @@ impl Call {
         } else {
             String::new()
         }
+    }
+
+    /// The same caller's call about another object of the same namespace, or part of it.
+    pub(crate) fn about(
+        &self,
+        server: &Server,
+        group: &str,
+        resource: &str,
+        name: &str,
+        subresource: &str,
+    ) -> Result<Self> {
+        let served = server.registry.any_version(group, resource).cloned();
+        let served = served.ok_or_else(ApiError::unknown_resource)?;
+        let mut other = self.clone();
+        other.path.group = group.into();
+        other.path.version = served.resource.version.clone();
+        other.path.resource = resource.into();
+        other.path.name = name.into();
+        other.path.subresource = subresource.into();
+        other.served = served;
+        Ok(other)
     }
 
     pub(crate) fn not_found(&self, name: &str) -> ApiError {

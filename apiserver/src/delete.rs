@@ -42,7 +42,7 @@ const RETRIES: usize = 8;
 
 impl Options {
     pub(crate) fn parse(call: &Call, body: &[u8]) -> Result<Self> {
-        let mut options = Self { dry_run: call.query.dry_run()?, ..Self::default() };
+        let dry_run = call.query.dry_run()?;
         let body = if body.is_empty() {
             json!({
                 "gracePeriodSeconds": call.query.number("gracePeriodSeconds")?,
@@ -65,6 +65,12 @@ impl Options {
             });
             found?.0
         };
+        Self::from_value(&body, dry_run)
+    }
+
+    /// Reads `metav1.DeleteOptions`.
+    pub(crate) fn from_value(body: &Value, dry_run: bool) -> Result<Self> {
+        let mut options = Self { dry_run, ..Self::default() };
         options.grace = body["gracePeriodSeconds"].as_i64();
         options.uid = body["preconditions"]["uid"].as_str().map(str::to_owned);
         options.revision = body["preconditions"]["resourceVersion"].as_str().map(str::to_owned);
@@ -94,6 +100,24 @@ impl Options {
             (None, None) => None,
         };
         Ok(options)
+    }
+
+    pub(crate) fn is_dry_run(&self) -> bool {
+        self.dry_run
+    }
+
+    pub(crate) fn has_revision(&self) -> bool {
+        self.revision.is_some()
+    }
+
+    /// Nothing is deleted but at this revision.
+    pub(crate) fn only_at(&mut self, revision: &str) {
+        self.revision = Some(revision.to_owned());
+    }
+
+    /// Refuses an object that is not the one that is meant.
+    pub(crate) fn check(&self, call: &Call, it: &Value) -> Result<()> {
+        check_preconditions(call, object::name(it), it, self)
     }
 }
 
@@ -148,7 +172,7 @@ async fn delete_named(
         let mut new = old.clone();
         let began = begin(call, &mut new, options);
         let gone = write::is_finished(&new);
-        let is_shown = !gone || strategy::returns_deleted(resource);
+        let is_shown = !gone || strategy::facts(resource).deleted_shown;
         if options.dry_run {
             return Ok(match is_shown {
                 true => Deleted::Object(entry.value),
@@ -226,13 +250,13 @@ fn begin(call: &Call, it: &mut Value, options: &Options) -> bool {
             None
         }
     });
-    let propagation = said.unwrap_or_else(|| {
-        if strategy::orphans_by_default(resource) {
-            Propagation::Orphan
-        } else {
-            Propagation::Background
-        }
-    });
+    let facts = strategy::facts(resource);
+    let propagation = match said {
+        _ if facts.no_owner => Propagation::Background,
+        Some(said) => said,
+        None if facts.orphans => Propagation::Orphan,
+        None => Propagation::Background,
+    };
     let mut finalizers: Vec<String> = had
         .iter()
         .filter(|it| **it != ORPHAN && **it != FOREGROUND)
@@ -265,7 +289,7 @@ fn begin(call: &Call, it: &mut Value, options: &Options) -> bool {
         let at = now + SignedDuration::from_secs(grace);
         metadata.insert("deletionTimestamp".into(), time::seconds(at).into());
         metadata.insert("deletionGracePeriodSeconds".into(), grace.into());
-        if !already && strategy::tracks_generation(&call.served) {
+        if !already && object::metadata(it).contains_key("generation") {
             strategy::bump_generation(it);
         }
         if resource.name == "namespaces" {

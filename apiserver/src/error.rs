@@ -172,12 +172,20 @@ impl ApiError {
         error
     }
 
-    pub fn not_acceptable() -> Self {
-        Self::new(
-            StatusCode::NOT_ACCEPTABLE,
-            "NotAcceptable",
-            "only the following media types are accepted: application/json, application/yaml",
-        )
+    /// Nothing that is on offer is accepted. `stream`: of a watch.
+    pub fn not_acceptable(stream: bool) -> Self {
+        let offered = match stream {
+            true => {
+                "application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch"
+            }
+            false => "application/json, application/yaml, application/vnd.kubernetes.protobuf",
+        };
+        Self::unfit_form(&format!("only the following media types are accepted: {offered}"))
+    }
+
+    /// What is accepted does not go with what is asked for.
+    pub(crate) fn unfit_form(message: &str) -> Self {
+        Self::new(StatusCode::NOT_ACCEPTABLE, "NotAcceptable", message)
     }
 
     pub fn unsupported_media_type(supported: &str) -> Self {

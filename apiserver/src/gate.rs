@@ -11,17 +11,20 @@ use insula_api::{
     names::TenantName,
     path::{Place, ResourcePath, Target},
     resources::Scope,
+    schema::Schema,
 };
 
 use crate::{
-    Server, bootstrap,
+    Server,
+    accept::{Accept, Offers},
+    bootstrap,
     call::Call,
     error::{ApiError, Result},
     identity::{Identity, IdentityError},
     passport::{self, Caller, Line, PassportError},
     rbac::Attributes,
-    registry::Whose,
-    request::{Accept, Query},
+    registry::{Nature, Whose},
+    request::Query,
     tokens::{API_AUDIENCE, Claims},
 };
 
@@ -306,7 +309,6 @@ impl Server {
         {
             return Err(ApiError::unknown_resource());
         }
-        let accept = Accept::from_request(headers, &query)?;
         let mut call = Call {
             identity,
             whose: whose.clone(),
@@ -314,7 +316,7 @@ impl Server {
             path,
             verb,
             query,
-            accept,
+            accept: Accept::JSON,
             headers: headers.clone(),
         };
         let mut attributes = attributes(&call, verb);
@@ -326,6 +328,9 @@ impl Server {
             return Err(denied(&call.identity, &attributes));
         }
         self.check_scope(&call, &attributes)?;
+        if let Some(offers) = offers(&call) {
+            call.accept = Accept::negotiate(&call.headers, &call.query, offers)?;
+        }
         if call.served.resource.scope == Scope::Fleet {
             // Fleet objects are kept by the platform, whoever reads them.
             if !matches!(whose, Whose::One(ref tenant) if tenant.is_system()) {
@@ -365,6 +370,25 @@ impl Server {
         }
         Ok(())
     }
+}
+
+/// What a call can be answered with; `None` if that is for somebody else to say.
+fn offers(call: &Call) -> Option<Offers> {
+    let schema = Schema::built_in();
+    let sub = &*call.path.subresource;
+    if matches!(sub, "log" | "exec" | "attach" | "portforward" | "proxy") {
+        return None;
+    }
+    let protobuf = match call.served.resource.subresource(sub) {
+        // A part of another kind than the whole, such as a Scale.
+        Some(part) if part.kind != call.served.resource.gvk() => true,
+        _ => match &call.served.nature {
+            Nature::BuiltIn(id) => schema.has_proto(*id),
+            Nature::Custom(_) => false,
+        },
+    };
+    let table = call.served.resource.is_stored();
+    Some(Offers { protobuf, table, stream: call.verb == "watch" })
 }
 
 /// The caller belongs to the tenant, or to the platform. Reads nothing.

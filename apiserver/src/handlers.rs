@@ -13,9 +13,10 @@ use crate::{
     Server, answer, backup,
     body::{Body, BodyError, channel, full},
     call::Call,
-    custom, delete,
+    compress, custom, delete,
     discovery::{AGGREGATED, Discovery},
     error::{ApiError, Result},
+    forms::Shown,
     forward::{self, Forwarded, Patience},
     gate::{Admitted, Peer},
     identity::Identity,
@@ -23,11 +24,11 @@ use crate::{
     passport::{self, Line},
     read,
     registry::Whose,
-    request::{ListOptions, MAX_BODY, Query},
+    request::{Encoding, ListOptions, MAX_BODY, Query},
     subresources,
     table::IncludeObject,
     version,
-    watch::{self, EventForm, Watch},
+    watch::{self, Watch},
     write,
 };
 
@@ -73,8 +74,9 @@ impl Server {
         let answered = self.answer(&head, body, &peer, upgrade, &mut label).await;
         let response = match answered {
             Ok(response) => response,
-            Err(error) => answer::error(&error),
+            Err(error) => answer::error_for(&error, &head.headers, head.uri.query()),
         };
+        let response = compress::compressed(&head.headers, response).await;
         let code = response.status().as_u16();
         self.metrics.record(label.0, &label.1, code, started.elapsed());
         tracing::debug!(method = %head.method, path = head.uri.path(), code, elapsed = ?started.elapsed(), "answered");
@@ -197,6 +199,10 @@ impl Server {
             return Err(ApiError::method_not_allowed());
         }
         match call.verb {
+            "create" if resource.name == "bindings" && resource.group.is_empty() => {
+                let status = subresources::bind_named(self, call, body).await?;
+                Ok(answer::value(StatusCode::CREATED, &status, false))
+            }
             "create" if !resource.is_stored() => {
                 let review = subresources::review(self, call, body).await?;
                 answer::made(call, StatusCode::CREATED, &review)
@@ -233,14 +239,14 @@ impl Server {
                         answer::object(call, StatusCode::OK, &shown)
                     }
                     delete::Deleted::Status(status) => {
-                        Ok(answer::value(StatusCode::OK, &status, false))
+                        Ok(answer::status(StatusCode::OK, &status, call.accept))
                     }
                 }
             }
             "deletecollection" => {
                 let options = delete::Options::parse(call, body)?;
                 let list = delete::delete_collection(self, call, &options).await?;
-                Ok(answer::value(StatusCode::OK, &list, false))
+                answer::made(call, StatusCode::OK, &list)
             }
             _ => Err(ApiError::method_not_allowed()),
         }
@@ -252,14 +258,19 @@ impl Server {
         method: &Method,
         body: &[u8],
     ) -> Result<Response<Body>> {
+        let resource = &call.served.resource;
+        let served = resource.subresource(&call.path.subresource);
+        let served = served.filter(|it| it.verbs.iter().any(|verb| verb == call.verb));
+        let is_part = served.is_some_and(|it| it.kind == resource.gvk());
         match (&*call.path.subresource, method.as_str()) {
-            ("status", "GET") => {
+            _ if served.is_none() => Err(ApiError::method_not_allowed()),
+            (_, "GET") if is_part => {
                 let mut whole = call.clone();
                 whole.path.subresource = String::new();
                 Box::pin(self.resource_answer(&whole, method, body)).await
             }
-            ("status", "PUT") => written(call, write::update(self, call, body).await?),
-            ("status", "PATCH") => written(call, write::patch(self, call, body).await?),
+            (_, "PUT") if is_part => written(call, write::update(self, call, body).await?),
+            (_, "PATCH") if is_part => written(call, write::patch(self, call, body).await?),
             ("scale", "GET") => {
                 let scale = subresources::get_scale(self, call).await?;
                 answer::made(call, StatusCode::OK, &scale)
@@ -271,20 +282,17 @@ impl Server {
             }
             ("binding", "POST") => {
                 let status = subresources::bind(self, call, body).await?;
+                Ok(answer::status(StatusCode::CREATED, &status, call.accept))
+            }
+            ("eviction", "POST") => {
+                let status = subresources::evict(self, call, body).await?;
                 Ok(answer::value(StatusCode::CREATED, &status, false))
             }
-            ("finalize", "PUT") => written(call, subresources::finalize(self, call, body).await?),
             ("token", "POST") => {
                 let token = subresources::token(self, call, body).await?;
                 answer::made(call, StatusCode::CREATED, &token)
             }
-            (sub, _)
-                if call
-                    .served
-                    .resource
-                    .subresource(sub)
-                    .is_some_and(|it| it.verbs.iter().any(|verb| verb == call.verb)) =>
-            {
+            (sub, _) if !is_part => {
                 let mut error = ApiError::method_not_allowed();
                 error.message = format!("subresource {sub} is not served yet by this server");
                 Err(error)
@@ -302,19 +310,12 @@ impl Server {
         }
         let options = ListOptions::parse(&call.query, &call.served.resource)?;
         let include = IncludeObject::parse(call.query.get("includeObject"))?;
+        let shown = Shown { served: call.served.clone(), accept: call.accept, include };
         let namespace = call.namespace();
         let places = call.served.places(&self.partitions, &call.whose, &namespace);
-        let form = EventForm { form: call.accept.form, include };
-        let started = Watch::start(
-            self.clone(),
-            call.served.clone(),
-            &places,
-            &call.whose,
-            &namespace,
-            options,
-            form,
-        )
-        .await;
+        let protobuf = call.accept.encoding == Encoding::Protobuf;
+        let started =
+            Watch::start(self.clone(), shown, &places, &call.whose, &namespace, options).await;
         let body = match started {
             Ok(watch) => {
                 let (sender, body) = channel();
@@ -322,12 +323,18 @@ impl Server {
                 body
             }
             // History that is gone is told inside the stream.
-            Err(error) if error.reason == "Expired" => full(watch::expired_event(&error)),
+            Err(error) if error.reason == "Expired" => {
+                full(watch::error_event(&error, call.accept.encoding))
+            }
             Err(error) => return Err(error),
         };
         let mut response = Response::new(body);
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let media_type = match protobuf {
+            true => HeaderValue::from_static("application/vnd.kubernetes.protobuf;stream=watch"),
+            false => HeaderValue::from_static(answer::JSON),
+        };
+        headers.insert(header::CONTENT_TYPE, media_type);
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
         Ok(response)
     }
@@ -438,7 +445,7 @@ impl Server {
         let accept = head.headers.get(header::ACCEPT).and_then(|it| it.to_str().ok());
         let is_json = |it: &str| it.is_empty() || it.contains("json") || it.contains("*/*");
         if !is_json(accept.unwrap_or_default()) {
-            return Err(ApiError::not_acceptable());
+            return Err(ApiError::not_acceptable(false));
         }
         let tag = openapi::v2::tag(&self.registry, customs, platform);
         let known = head.headers.get(header::IF_NONE_MATCH).and_then(|it| it.to_str().ok());

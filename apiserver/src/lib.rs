@@ -4,16 +4,19 @@
 //! are the same for every resource; what differs is data in `insula-api` and few functions in
 //! `strategy` and `admission`.
 
+mod accept;
 mod admission;
 mod answer;
 mod backup;
 pub mod body;
 mod bootstrap;
 mod call;
+mod compress;
 mod custom;
 mod delete;
 mod discovery;
 pub mod error;
+mod forms;
 mod forward;
 mod gate;
 mod handlers;
@@ -97,6 +100,7 @@ pub struct Server {
     pub(crate) outbound: outbound::Outbound,
     pub(crate) advertise: String,
     pub(crate) peers: Option<HttpPeers>,
+    pub(crate) forms: forms::Forms,
     pub(crate) metrics: metrics::Metrics,
     pub(crate) tasks: TaskTracker,
     pub(crate) shutdown: CancellationToken,
@@ -125,6 +129,7 @@ impl Server {
             outbound: outbound::Outbound::default(),
             advertise: config.advertise,
             peers: config.peers,
+            forms: forms::Forms::default(),
             metrics: metrics::Metrics::default(),
             tasks: TaskTracker::new(),
             shutdown: config.shutdown,

@@ -244,7 +244,7 @@ fn shape_schema(schema: &Schema, shape: &Shape, wanted: &mut Vec<TypeId>) -> Val
         }
         Shape::Time | Shape::MicroTime => json!({"type": "string", "format": "date-time"}),
         Shape::Raw => json!({"type": "object"}),
-        Shape::Any => json!({}),
+        Shape::Any | Shape::Either(..) => json!({}),
         Shape::Object(id) => {
             wanted.push(*id);
             json!({ "$ref": format!("#/components/schemas/{}", schema.get(*id).name) })

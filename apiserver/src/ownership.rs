@@ -61,20 +61,23 @@ fn scope(served: &Served, subresource: &str) -> &'static Scope {
         LazyLock::new(|| Scope::new(&["metadata", "status"], &[], SERVERS));
     static STATUS_OF_CUSTOM: LazyLock<Scope> =
         LazyLock::new(|| Scope::new(&["status"], &[], SERVERS));
-    static STATUS_OF_APPS: LazyLock<Scope> =
+    static STATUS_OF_DEPLOYMENTS: LazyLock<Scope> =
         LazyLock::new(|| Scope::new(&["metadata", "status"], &[&["metadata", "labels"]], SERVERS));
     static STATUS_OF_PODS: LazyLock<Scope> = LazyLock::new(|| {
         let never: &[&[&str]] =
             &[&["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"]];
         Scope::new(&["metadata", "status"], never, SERVERS)
     });
-    static SCALE: LazyLock<Scope> = LazyLock::new(|| Scope::new(&["spec"], &[], SERVERS));
+    static SPEC: LazyLock<Scope> = LazyLock::new(|| Scope::new(&["spec"], &[], SERVERS));
     match subresource {
-        "status" if resource.group == "apps" => &STATUS_OF_APPS,
+        "status" if resource.group == "apps" && resource.name == "deployments" => {
+            &STATUS_OF_DEPLOYMENTS
+        }
         "status" if resource.name == "pods" => &STATUS_OF_PODS,
         "status" if served.custom().is_some() => &STATUS_OF_CUSTOM,
         "status" => &STATUS,
-        "scale" => &SCALE,
+        "scale" | "ephemeralcontainers" | "resize" => &SPEC,
+        "approval" => &STATUS,
         _ if resource.subresource("status").is_some() => &MAIN,
         _ => &WHOLE,
     }

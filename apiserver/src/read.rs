@@ -6,13 +6,11 @@
 use std::sync::Arc;
 
 use base64::Engine as _;
-use bytes::{BufMut as _, Bytes, BytesMut};
 use insula_partition::{
     snapshot::{Entry, Snapshot},
     store::{ReadAt, Revision, Store, StoreError},
 };
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 use crate::{
     Server,
@@ -190,31 +188,6 @@ pub(crate) async fn list(
         next = Some(Token { revision: at, start }.encode());
     }
     Ok(Page { entries, revision, token: next, remaining })
-}
-
-/// The JSON of a list of kind `kind`, from stored bytes.
-pub(crate) fn encode_list(api_version: &str, kind: &str, page: &Page) -> Bytes {
-    let size: usize = page.entries.iter().map(|(_, entry)| entry.value.len() + 1).sum();
-    let mut out = BytesMut::with_capacity(size + 256);
-    let mut metadata = json!({"resourceVersion": page.revision.to_string()});
-    if let Some(token) = &page.token {
-        metadata["continue"] = token.as_str().into();
-    }
-    if let Some(remaining) = page.remaining {
-        metadata["remainingItemCount"] = remaining.into();
-    }
-    let head = format!(
-        "{{\"kind\":\"{kind}\",\"apiVersion\":\"{api_version}\",\"metadata\":{metadata},\"items\":["
-    );
-    out.put_slice(head.as_bytes());
-    for (index, (_, entry)) in page.entries.iter().enumerate() {
-        if index != 0 {
-            out.put_u8(b',');
-        }
-        out.put_slice(&entry.value);
-    }
-    out.put_slice(b"]}");
-    out.freeze()
 }
 
 /// How fresh a read of one object must be.

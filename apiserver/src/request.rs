@@ -112,79 +112,6 @@ pub(crate) fn media_type(headers: &HeaderMap) -> &str {
     value.unwrap_or_default().split(';').next().unwrap_or_default().trim()
 }
 
-/// What the answer should look like.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Form {
-    /// The object or list itself.
-    Object,
-    Table,
-    PartialMetadata,
-}
-
-/// The best acceptable answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Accept {
-    pub form: Form,
-    pub yaml: bool,
-    /// Indented for people.
-    pub pretty: bool,
-}
-
-impl Accept {
-    pub(crate) fn from_request(headers: &HeaderMap, query: &Query) -> Result<Self> {
-        let pretty = match query.get("pretty") {
-            Some(_) => query.flag("pretty"),
-            None => {
-                let agent = headers.get(header::USER_AGENT).and_then(|it| it.to_str().ok());
-                let agent = agent.unwrap_or_default();
-                ["curl", "Wget", "Mozilla/5.0"].iter().any(|it| agent.starts_with(it))
-            }
-        };
-        let plain = Self { form: Form::Object, yaml: false, pretty };
-        let Some(accept) = headers.get(header::ACCEPT).and_then(|it| it.to_str().ok()) else {
-            return Ok(plain);
-        };
-        let mut clauses: Vec<(f32, Self)> = Vec::new();
-        for clause in accept.split(',') {
-            let mut parts = clause.split(';').map(str::trim);
-            let yaml = match parts.next().unwrap_or_default() {
-                "application/json" | "*/*" | "application/*" | "" => false,
-                "application/yaml" => true,
-                _ => continue,
-            };
-            let (mut form, mut quality, mut group) = (Some(Form::Object), 1.0, "");
-            for (key, value) in parts.filter_map(|part| part.split_once('=')) {
-                match key {
-                    "as" => {
-                        form = match value {
-                            "Table" => Some(Form::Table),
-                            "PartialObjectMetadata" | "PartialObjectMetadataList" => {
-                                Some(Form::PartialMetadata)
-                            }
-                            _ => None,
-                        }
-                    }
-                    "g" => group = value,
-                    "q" => quality = value.parse().unwrap_or(1.0),
-                    _ => (),
-                }
-            }
-            let form = form.filter(|form| *form == Form::Object || group == "meta.k8s.io");
-            if let Some(form) = form {
-                clauses.push((quality, Self { form, yaml, pretty }));
-            }
-        }
-        // The first of the best.
-        let mut best: Option<(f32, Self)> = None;
-        for clause in clauses {
-            if best.as_ref().is_none_or(|(quality, _)| *quality < clause.0) {
-                best = Some(clause);
-            }
-        }
-        best.map(|(_, accept)| accept).ok_or_else(ApiError::not_acceptable)
-    }
-}
-
 /// Options of lists and watches, checked against each other.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ListOptions {
@@ -285,30 +212,5 @@ impl ListOptions {
             );
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn accept(value: &str) -> Result<Accept> {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::ACCEPT, value.parse().unwrap());
-        Accept::from_request(&headers, &Query::default())
-    }
-
-    #[test]
-    fn kubectls_table_comes_first() {
-        let value = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
-        assert_eq!(accept(value).unwrap().form, Form::Table);
-    }
-
-    #[test]
-    fn protobuf_falls_back_to_json() {
-        let found = accept("application/vnd.kubernetes.protobuf,application/json").unwrap();
-        assert_eq!((found.form, found.yaml), (Form::Object, false));
-        assert!(accept("application/vnd.kubernetes.protobuf").is_err());
-        assert!(accept("application/yaml").unwrap().yaml);
     }
 }

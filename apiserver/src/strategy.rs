@@ -1,105 +1,42 @@
 //! What is special about each resource when its objects are written.
 //!
-//! Everything a resource has in common with others is in [`crate::write`]; here are the few facts
-//! that differ, as data where that is enough and as small functions where it is not.
+//! Everything a resource has in common with others is in [`crate::write`]; here is what differs, as
+//! data ([`facts`]) where that is enough and as small functions where it is not.
 
-use insula_api::{defaults, kinds::TENANT_FINALIZER, object, resources::Resource, schema::Schema};
+mod facts;
+mod jobs;
+mod parts;
+pub(crate) mod pods;
+
+use insula_api::{
+    defaults, kinds::TENANT_FINALIZER, object, resources::Resource, schema::Schema, time,
+};
 use serde_json::{Map, Value, json};
 
+use self::facts::Generation;
 use crate::{
     custom,
+    identity::Identity,
     registry::{Nature, Served},
 };
 
-/// Resources whose `metadata.generation` counts changes of the specification.
-const GENERATION: &[(&str, &str)] = &[
-    ("", "pods"),
-    ("", "replicationcontrollers"),
-    ("apps", "deployments"),
-    ("apps", "replicasets"),
-    ("apps", "statefulsets"),
-    ("apps", "daemonsets"),
-    ("batch", "jobs"),
-    ("batch", "cronjobs"),
-    ("networking.k8s.io", "ingresses"),
-    ("networking.k8s.io", "networkpolicies"),
-    ("policy", "poddisruptionbudgets"),
-    ("apiextensions.k8s.io", "customresourcedefinitions"),
-    ("admissionregistration.k8s.io", "validatingwebhookconfigurations"),
-    ("admissionregistration.k8s.io", "mutatingwebhookconfigurations"),
-    ("admissionregistration.k8s.io", "validatingadmissionpolicies"),
-    ("admissionregistration.k8s.io", "mutatingadmissionpolicies"),
-    ("flowcontrol.apiserver.k8s.io", "flowschemas"),
-    ("flowcontrol.apiserver.k8s.io", "prioritylevelconfigurations"),
-    ("insula.io", "tenants"),
-];
+pub(crate) use self::facts::Facts;
 
-/// Resources that a PUT may create.
-const CREATE_ON_UPDATE: &[(&str, &str)] = &[
-    ("coordination.k8s.io", "leases"),
-    ("", "endpoints"),
-    ("", "events"),
-    ("", "limitranges"),
-    ("", "services"),
-    ("node.k8s.io", "runtimeclasses"),
-    ("rbac.authorization.k8s.io", "roles"),
-    ("rbac.authorization.k8s.io", "rolebindings"),
-    ("rbac.authorization.k8s.io", "clusterroles"),
-    ("rbac.authorization.k8s.io", "clusterrolebindings"),
-];
-
-/// Resources whose PUT must say which revision it replaces.
-const CONDITIONAL_UPDATE: &[(&str, &str)] = &[
-    ("apiregistration.k8s.io", "apiservices"),
-    ("coordination.k8s.io", "leases"),
-    ("apiextensions.k8s.io", "customresourcedefinitions"),
-    ("node.k8s.io", "runtimeclasses"),
-    ("policy", "poddisruptionbudgets"),
-    ("storage.k8s.io", "csidrivers"),
-    ("storage.k8s.io", "csinodes"),
-    ("storage.k8s.io", "csistoragecapacities"),
-    ("storage.k8s.io", "volumeattachments"),
-];
-
-/// Resources whose DELETE answers with the object even when it is gone.
-const RETURNS_DELETED: &[(&str, &str)] = &[
-    ("", "pods"),
-    ("", "services"),
-    ("", "serviceaccounts"),
-    ("", "persistentvolumeclaims"),
-    ("", "persistentvolumes"),
-    ("", "podtemplates"),
-    ("", "resourcequotas"),
-];
-
-fn is_in(list: &[(&str, &str)], resource: &Resource) -> bool {
-    list.contains(&(&*resource.group, &*resource.name))
+/// What is special about the resource.
+pub(crate) fn facts(resource: &Resource) -> Facts {
+    facts::of(resource)
 }
 
-pub(crate) fn tracks_generation(served: &Served) -> bool {
-    served.custom().is_some() || is_in(GENERATION, &served.resource)
-}
-
-pub(crate) fn creates_on_update(resource: &Resource) -> bool {
-    is_in(CREATE_ON_UPDATE, resource)
+fn generation(served: &Served) -> Generation {
+    match served.custom() {
+        // A status of its own is put back before.
+        Some(_) => Generation::All,
+        None => facts(&served.resource).generation,
+    }
 }
 
 pub(crate) fn needs_revision(served: &Served) -> bool {
-    served.custom().is_some()
-        || is_in(CONDITIONAL_UPDATE, &served.resource)
-        || served.resource.group == "admissionregistration.k8s.io"
-}
-
-pub(crate) fn returns_deleted(resource: &Resource) -> bool {
-    is_in(RETURNS_DELETED, resource)
-}
-
-/// What happens to dependents if a delete does not say.
-pub(crate) fn orphans_by_default(resource: &Resource) -> bool {
-    matches!(
-        (&*resource.group, &*resource.name),
-        ("", "replicationcontrollers") | ("batch", "jobs")
-    )
+    served.custom().is_some() || facts(&served.resource).put_needs_revision
 }
 
 /// Brings a new object into the shape that its writer answers for: with all defaults, and without
@@ -113,19 +50,39 @@ pub(crate) fn begin_create(served: &Served, it: &mut Value) {
     normalize(served, it);
 }
 
-/// Fills in what the server decides about a new object.
-pub(crate) fn prepare_create(served: &Served, it: &mut Value) {
+/// Fills in what the server decides about a new object, which `by` creates.
+pub(crate) fn prepare_create(served: &Served, by: &Identity, it: &mut Value) {
     let resource = &served.resource;
     match (&*resource.group, &*resource.name) {
-        ("", "pods") => {
-            it["status"] = json!({"phase": "Pending", "qosClass": qos_class(it)});
-        }
+        ("", "pods") => pods::begin(it),
         ("", "namespaces") => {
-            it["spec"]["finalizers"] = json!(["kubernetes"]);
+            let finalizers = it["spec"].get("finalizers").and_then(Value::as_array).cloned();
+            let mut finalizers = finalizers.unwrap_or_default();
+            if !finalizers.contains(&"kubernetes".into()) {
+                finalizers.push("kubernetes".into());
+            }
+            it["spec"]["finalizers"] = finalizers.into();
             it["status"] = json!({"phase": "Active"});
         }
-        ("", "persistentvolumeclaims" | "persistentvolumes") => {
-            it["status"] = json!({"phase": "Pending"});
+        ("", "persistentvolumes") => {
+            it["status"] = json!({"phase": "Pending", "lastPhaseTransitionTime": time::now()});
+        }
+        ("", "persistentvolumeclaims") => it["status"] = json!({"phase": "Pending"}),
+        ("apps", "daemonsets") => template_generation(None, it),
+        ("batch", "jobs") => jobs::own_pods(it),
+        ("certificates.k8s.io", "certificatesigningrequests") => requested_by(by, it),
+        ("discovery.k8s.io", "endpointslices") => {
+            let endpoints = it.get_mut("endpoints").and_then(Value::as_array_mut);
+            for endpoint in endpoints.into_iter().flatten().filter_map(Value::as_object_mut) {
+                endpoint.remove("deprecatedTopology");
+            }
+        }
+        ("apiregistration.k8s.io", "apiservices") if it["spec"].get("service").is_none() => {
+            it["status"] = json!({"conditions": [{
+                "type": "Available", "status": "True", "reason": "Local",
+                "message": "Local APIServices are always available",
+                "lastTransitionTime": time::now(),
+            }]});
         }
         (custom::GROUP, custom::RESOURCE) => {
             it["status"] = json!({"conditions": [], "acceptedNames": {"plural": "", "kind": ""}});
@@ -144,9 +101,48 @@ pub(crate) fn prepare_create(served: &Served, it: &mut Value) {
         }
         _ => (),
     }
-    if tracks_generation(served) {
+    if !matches!(generation(served), Generation::None | Generation::Later) {
         object::metadata_mut(it).insert("generation".into(), 1.into());
     }
+}
+
+/// A request for a certificate says who asks, whatever was written there.
+fn requested_by(by: &Identity, it: &mut Value) {
+    if let Some(spec) = it.get_mut("spec").and_then(Value::as_object_mut) {
+        for field in ["username", "uid", "groups", "extra"] {
+            spec.remove(field);
+        }
+        spec.insert("username".into(), by.user.as_str().into());
+        if !by.uid.is_empty() {
+            spec.insert("uid".into(), by.uid.as_str().into());
+        }
+        if !by.groups.is_empty() {
+            spec.insert("groups".into(), json!(by.groups));
+        }
+        if !by.extra.is_empty() {
+            let extra = by.extra.iter().map(|(key, values)| (key.clone(), json!(values)));
+            spec.insert("extra".into(), Value::Object(extra.collect()));
+        }
+    }
+    it["status"] = json!({});
+}
+
+/// Counts the changes of a daemon set's template, as old clients expect it.
+fn template_generation(old: Option<&Value>, new: &mut Value) {
+    const ANNOTATION: &str = "deprecated.daemonset.template.generation";
+    let count = |it: &Value| {
+        let text = object::metadata(it).get("annotations")?.get(ANNOTATION)?.as_str()?;
+        text.parse::<i64>().ok()
+    };
+    let count = match old {
+        Some(old) => {
+            let changed = old["spec"].get("template") != new["spec"].get("template");
+            count(old).unwrap_or(1) + i64::from(changed)
+        }
+        None => count(new).unwrap_or(1).max(1),
+    };
+    let annotations = object::metadata_mut(new).entry("annotations").or_insert_with(|| json!({}));
+    annotations[ANNOTATION] = count.to_string().into();
 }
 
 /// Defaults and labels that every write of the resource gets.
@@ -194,52 +190,7 @@ fn string_data(it: &mut Value) {
 /// Brings an update into the shape the server accepts: what cannot change is taken from `old`.
 pub(crate) fn prepare_update(served: &Served, subresource: &str, old: &Value, new: &mut Value) {
     let resource = &served.resource;
-    match subresource {
-        "" => {
-            if resource.subresource("status").is_some() {
-                restore(old, new, "status");
-            }
-            match (&*resource.group, &*resource.name) {
-                // Finalizers of the specification change through `finalize` alone.
-                ("", "namespaces") => restore(old, new, "spec"),
-                ("", "pods") => restore_pod(old, new),
-                _ => (),
-            }
-        }
-        "status" => {
-            let metadata = new.get("metadata").cloned();
-            let status = new.get("status").cloned();
-            *new = old.clone();
-            if let Some(metadata) = metadata {
-                new["metadata"] = metadata;
-            }
-            match status {
-                Some(status) => new["status"] = status,
-                None => {
-                    if let Some(fields) = new.as_object_mut() {
-                        fields.remove("status");
-                    }
-                }
-            }
-            if served.custom().is_some() {
-                restore(old, new, "metadata");
-            }
-            if resource.group == "apps" || resource.name == "pods" {
-                restore_metadata(
-                    old,
-                    new,
-                    if resource.group == "apps" { "labels" } else { "ownerReferences" },
-                );
-            }
-            if resource.name == "pods" {
-                let class = old["status"].get("qosClass").cloned();
-                if let (Some(class), Some(status)) = (class, new["status"].as_object_mut()) {
-                    status.insert("qosClass".into(), class);
-                }
-            }
-        }
-        _ => (),
-    }
+    parts::limit(served, subresource, old, new);
     for field in [
         "creationTimestamp",
         "deletionTimestamp",
@@ -254,17 +205,29 @@ pub(crate) fn prepare_update(served: &Served, subresource: &str, old: &Value, ne
         restore_metadata(old, new, field);
     }
     normalize(served, new);
-    let is_new = match served.custom() {
-        // All but the metadata counts; a status of its own was put back above.
-        Some(_) => without_metadata(old).ne(without_metadata(new)),
-        None => old.get("spec") != new.get("spec"),
-    };
-    if subresource.is_empty() && tracks_generation(served) && is_new {
+    if (&*resource.group, &*resource.name, subresource) == ("apps", "daemonsets", "") {
+        template_generation(Some(old), new);
+    }
+    if matches!(subresource, "" | "ephemeralcontainers" | "resize") && counts(served, old, new) {
         bump_generation(new);
     }
 }
 
-fn without_metadata(it: &Value) -> impl Iterator<Item = (&String, &Value)> {
+/// Whether a change is one that the generation counts.
+fn counts(served: &Served, old: &Value, new: &Value) -> bool {
+    let differs = |field: &str| old.get(field) != new.get(field);
+    let meta = |field: &str| object::metadata(old).get(field) != object::metadata(new).get(field);
+    match generation(served) {
+        Generation::None | Generation::First => false,
+        Generation::Spec | Generation::Later => differs("spec"),
+        Generation::SpecAndAnnotations => differs("spec") || meta("annotations"),
+        Generation::All => data(old).ne(data(new)),
+        Generation::AllAndLabels => data(old).ne(data(new)) || meta("labels"),
+    }
+}
+
+/// All but the metadata.
+fn data(it: &Value) -> impl Iterator<Item = (&String, &Value)> {
     it.as_object().into_iter().flatten().filter(|(name, _)| *name != "metadata")
 }
 
@@ -289,57 +252,4 @@ fn restore_metadata(old: &Value, new: &mut Value, field: &str) {
         Some(value) => metadata.insert(field.into(), value),
         None => metadata.remove(field),
     };
-}
-
-/// A pod's owner of its fate: fields that a client may leave out of an update.
-fn restore_pod(old: &Value, new: &mut Value) {
-    for field in ["nodeName", "serviceAccountName", "serviceAccount", "priority"] {
-        if let (Some(value), Some(spec)) = (old["spec"].get(field), new["spec"].as_object_mut()) {
-            spec.entry(field).or_insert_with(|| value.clone());
-        }
-    }
-}
-
-/// `Guaranteed`, `Burstable` or `BestEffort`, by the containers' cpu and memory.
-pub(crate) fn qos_class(pod: &Value) -> &'static str {
-    let list =
-        |name: &str| pod["spec"].get(name).and_then(Value::as_array).cloned().unwrap_or_default();
-    let containers: Vec<Value> =
-        list("containers").into_iter().chain(list("initContainers")).collect();
-    let resource = |it: &Value, kind: &str, name: &str| {
-        let found = it.get("resources").and_then(|it| it.get(kind)).and_then(|it| it.get(name));
-        found.and_then(Value::as_str).filter(|text| *text != "0").map(str::to_owned)
-    };
-    let (mut any, mut guaranteed) = (false, true);
-    for it in &containers {
-        for name in ["cpu", "memory"] {
-            let limit = resource(it, "limits", name);
-            let request = resource(it, "requests", name);
-            any |= limit.is_some() || request.is_some();
-            // A request defaults to its limit.
-            guaranteed &= limit.is_some() && (request.is_none() || request == limit);
-        }
-    }
-    match (any, guaranteed) {
-        (false, _) => "BestEffort",
-        (true, true) => "Guaranteed",
-        (true, false) => "Burstable",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pod(resources: Value) -> Value {
-        json!({"spec": {"containers": [{"name": "a", "resources": resources}]}})
-    }
-
-    #[test]
-    fn qos_classes() {
-        assert_eq!(qos_class(&pod(json!({}))), "BestEffort");
-        assert_eq!(qos_class(&pod(json!({"requests": {"cpu": "1"}}))), "Burstable");
-        let all = json!({"limits": {"cpu": "1", "memory": "1Gi"}});
-        assert_eq!(qos_class(&pod(all)), "Guaranteed");
-    }
 }

@@ -8,9 +8,10 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures::{StreamExt as _, stream};
+use insula_api::proto;
 use insula_partition::{
     snapshot::Entry,
-    store::{ReadAt, Store, StoreError},
+    store::{ReadAt, Revision, Store, StoreError},
     watch::{Event, Watcher},
 };
 use rand::Rng as _;
@@ -20,14 +21,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Server,
+    accept::Form,
     body::Sender,
     error::{ApiError, Result},
+    forms::{self, Shown},
     matcher::Matcher,
     read,
     registry::{self, Served, Whose},
-    request::{Form, ListOptions},
+    request::{Encoding, ListOptions},
     revision::Vector,
-    table::{self, IncludeObject},
 };
 
 /// How often a bookmark is sent.
@@ -40,15 +42,13 @@ const CHUNK: usize = 64 * 1024;
 /// Everything a watch needs to run by itself.
 pub(crate) struct Watch {
     server: Arc<Server>,
-    served: Arc<Served>,
+    shown: Shown,
     matcher: Matcher,
     prefix: String,
-    form: Form,
-    include: IncludeObject,
     options: ListOptions,
     watchers: Vec<(String, Watcher)>,
     /// The state to send first, and the point it stands for.
-    initial: Vec<Bytes>,
+    initial: Vec<(Arc<str>, Entry)>,
     at: Vector,
     sent_columns: bool,
     shutdown: CancellationToken,
@@ -60,24 +60,17 @@ impl std::fmt::Debug for Watch {
     }
 }
 
-/// The form of events.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct EventForm {
-    pub form: Form,
-    pub include: IncludeObject,
-}
-
 impl Watch {
     /// Checks the options and takes its place in the history; errors are plain answers.
     pub(crate) async fn start(
         server: Arc<Server>,
-        served: Arc<Served>,
+        shown: Shown,
         places: &[(String, Arc<dyn Store>)],
         whose: &Whose,
         namespace: &str,
         options: ListOptions,
-        form: EventForm,
     ) -> Result<Self> {
+        let served = shown.served.clone();
         let matcher =
             Matcher::parse(options.labels.as_deref(), options.fields.as_deref(), &served.resource)?;
         let prefix = registry::prefix(whose, namespace);
@@ -103,8 +96,7 @@ impl Watch {
                     let snapshot = store.read(&served.collection, read).await?;
                     if wants_state {
                         let entries = snapshot.range(&prefix, None);
-                        let found =
-                            state(&server, &served, &matcher, entries.map(|it| it.1)).await?;
+                        let found = state(&server, &served, &matcher, entries).await?;
                         initial.extend(found);
                     }
                     let revision = snapshot.revision();
@@ -124,11 +116,9 @@ impl Watch {
         let shutdown = server.shutdown.clone();
         Ok(Self {
             server,
-            served,
+            shown,
             matcher,
             prefix,
-            form: form.form,
-            include: form.include,
             options,
             watchers,
             initial,
@@ -156,14 +146,18 @@ impl Watch {
 
     async fn stream(&mut self, sender: &Sender, deadline: Instant) {
         let mut out = BytesMut::new();
-        for value in std::mem::take(&mut self.initial) {
-            self.event(&mut out, "ADDED", &value);
+        for (key, entry) in std::mem::take(&mut self.initial) {
+            if let Err(error) = self.event(&mut out, "ADDED", &key, entry.modified, &entry.value) {
+                out.put_slice(&error_event(&error, self.shown.accept.encoding));
+                send(sender, out.split().freeze()).await;
+                return;
+            }
             if CHUNK < out.len() && !send(sender, out.split().freeze()).await {
                 return;
             }
         }
         if self.options.initial_events == Some(true) && self.options.bookmarks {
-            self.bookmark(&mut out, true);
+            self.mark(&mut out, true);
         }
         if !out.is_empty() && !send(sender, out.split().freeze()).await {
             return;
@@ -190,14 +184,10 @@ impl Watch {
                     let Some((name, events, progress)) = next else { return };
                     match events {
                         Ok(mut events) => {
-                            if let Err(error) = self.show(&mut events).await {
-                                let event = json!({"type": "ERROR", "object": error.status()});
-                                send(sender, format!("{event}\n").into()).await;
+                            if let Err(error) = self.changes(&mut out, &name, &mut events).await {
+                                out.put_slice(&error_event(&error, self.shown.accept.encoding));
+                                send(sender, out.split().freeze()).await;
                                 return;
-                            }
-                            for event in &events {
-                                self.change(&mut out, event);
-                                self.advance(&name, event.revision);
                             }
                             if let Ok(Some(revision)) = progress {
                                 self.advance(&name, revision);
@@ -211,7 +201,7 @@ impl Watch {
                     }
                 }
                 () = sleep_until(next_bookmark), if self.options.bookmarks => {
-                    self.bookmark(&mut out, false);
+                    self.mark(&mut out, false);
                     let again = Instant::now() + BOOKMARK_EVERY;
                     next_bookmark = if next_bookmark < last_bookmark { again.min(last_bookmark) } else { again };
                 }
@@ -222,32 +212,47 @@ impl Watch {
         }
     }
 
+    /// Encodes changes of one partition.
+    async fn changes(
+        &mut self,
+        out: &mut BytesMut,
+        name: &str,
+        events: &mut [Arc<Event>],
+    ) -> Result<()> {
+        self.show(events).await?;
+        for event in events.iter() {
+            self.change(out, event)?;
+            self.advance(name, event.revision);
+        }
+        Ok(())
+    }
+
     /// Has changes look as this version shows objects.
     async fn show(&self, events: &mut [Arc<Event>]) -> Result<()> {
-        if !self.served.is_converted() {
+        if !self.shown.served.is_converted() {
             return Ok(());
         }
         for event in events.iter_mut().filter(|it| it.key.starts_with(&self.prefix)) {
             let mut shown = (**event).clone();
             let entries = [Some(&mut shown.entry), shown.previous.as_mut()];
-            self.server.show(&self.served, entries.into_iter().flatten()).await?;
+            self.server.show(&self.shown.served, entries.into_iter().flatten()).await?;
             *event = Arc::new(shown);
         }
         Ok(())
     }
 
-    fn advance(&mut self, name: &str, revision: insula_partition::store::Revision) {
+    fn advance(&mut self, name: &str, revision: Revision) {
         if let Some((_, at)) = self.at.0.iter_mut().find(|(known, _)| known == name) {
             *at = revision.max(*at);
         }
     }
 
     /// Encodes one change as this watch's selectors see it.
-    fn change(&mut self, out: &mut BytesMut, event: &Event) {
+    fn change(&mut self, out: &mut BytesMut, event: &Event) -> Result<()> {
         if !event.key.starts_with(&self.prefix) {
-            return;
+            return Ok(());
         }
-        let resource = &self.served.resource;
+        let resource = &self.shown.served.resource;
         let is = !event.deleted && self.matcher.matches(resource, &event.entry);
         let was = match &event.previous {
             Some(previous) => self.matcher.matches(resource, previous),
@@ -257,60 +262,58 @@ impl Watch {
             (false, true) => "ADDED",
             (true, true) => "MODIFIED",
             (true, false) => "DELETED",
-            (false, false) => return,
+            (false, false) => return Ok(()),
         };
-        self.event(out, kind, &event.entry.value);
+        self.event(out, kind, &event.key, event.revision, &event.entry.value)
     }
 
-    fn event(&mut self, out: &mut BytesMut, kind: &str, value: &Bytes) {
-        out.put_slice(b"{\"type\":\"");
-        out.put_slice(kind.as_bytes());
-        out.put_slice(b"\",\"object\":");
-        match self.form {
-            Form::Object => out.put_slice(value),
-            form => {
-                let shaped = self.shaped(form, value);
-                out.put_slice(shaped.to_string().as_bytes());
+    fn event(
+        &mut self,
+        out: &mut BytesMut,
+        kind: &str,
+        key: &Arc<str>,
+        revision: Revision,
+        value: &Bytes,
+    ) -> Result<()> {
+        let made = match self.shown.accept.form {
+            Form::Table => {
+                let object: Value = serde_json::from_slice(value).map_err(ApiError::internal)?;
+                let columns = !std::mem::replace(&mut self.sent_columns, true);
+                self.shown.table(&[object], &json!({}), columns).to_string().into()
             }
-        }
-        out.put_slice(b"}\n");
+            _ => self.server.forms.of(&self.shown, key, revision, value)?,
+        };
+        frame(out, self.shown.accept.encoding, kind, &made);
+        Ok(())
     }
 
-    fn shaped(&mut self, form: Form, value: &Bytes) -> Value {
-        let object: Value = serde_json::from_slice(value).unwrap_or_default();
-        if form == Form::PartialMetadata {
-            return insula_api::object::partial_metadata(&object);
-        }
-        let columns = !std::mem::replace(&mut self.sent_columns, true);
-        let mut shaped = table::table(&self.served, &[object], self.include, &json!({}));
-        if !columns {
-            shaped["columnDefinitions"] = Value::Null;
-        }
-        shaped
-    }
-
-    fn bookmark(&mut self, out: &mut BytesMut, end_of_state: bool) {
+    fn bookmark(&mut self, out: &mut BytesMut, end_of_state: bool) -> Result<()> {
+        let resource = &self.shown.served.resource;
+        let revision = self.at.to_string();
         let mut object = json!({
-            "kind": self.served.resource.kind,
-            "apiVersion": self.served.resource.api_version(),
-            "metadata": {"resourceVersion": self.at.to_string()},
+            "kind": resource.kind,
+            "apiVersion": resource.api_version(),
+            "metadata": {"resourceVersion": revision},
         });
         if end_of_state {
             object["metadata"]["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
-        let object = match self.form {
-            Form::Object => object,
-            Form::PartialMetadata => insula_api::object::partial_metadata(&object),
+        let made = match self.shown.accept.form {
             Form::Table => {
-                let revision = json!({"resourceVersion": self.at.to_string()});
-                let mut shaped = table::table(&self.served, &[object], self.include, &revision);
-                shaped["columnDefinitions"] = Value::Null;
-                shaped
+                let revision = json!({"resourceVersion": revision});
+                self.shown.table(&[object], &revision, false).to_string().into()
             }
+            _ => self.shown.object(&object.to_string().into())?,
         };
-        let event = json!({"type": "BOOKMARK", "object": object});
-        out.put_slice(event.to_string().as_bytes());
-        out.put_u8(b'\n');
+        frame(out, self.shown.accept.encoding, "BOOKMARK", &made);
+        Ok(())
+    }
+
+    /// A bookmark, if it can be made; no client depends on any but the first.
+    fn mark(&mut self, out: &mut BytesMut, end_of_state: bool) {
+        if let Err(error) = self.bookmark(out, end_of_state) {
+            tracing::error!(%error, "a bookmark cannot be encoded");
+        }
     }
 
     fn failure(&self, out: &mut BytesMut, error: StoreError) {
@@ -320,10 +323,35 @@ impl Watch {
             }
             other => other.into(),
         };
-        let event = json!({"type": "ERROR", "object": error.status()});
-        out.put_slice(event.to_string().as_bytes());
-        out.put_u8(b'\n');
+        out.put_slice(&error_event(&error, self.shown.accept.encoding));
     }
+}
+
+/// Appends one event of a stream.
+fn frame(out: &mut BytesMut, encoding: Encoding, kind: &str, object: &[u8]) {
+    if encoding == Encoding::Protobuf {
+        let mut framed = Vec::with_capacity(object.len() + 32);
+        proto::event(kind, object, &mut framed);
+        out.put_slice(&framed);
+        return;
+    }
+    out.put_slice(b"{\"type\":\"");
+    out.put_slice(kind.as_bytes());
+    out.put_slice(b"\",\"object\":");
+    out.put_slice(object);
+    out.put_slice(b"}\n");
+}
+
+/// The event that ends a stream with `error`.
+pub(crate) fn error_event(error: &ApiError, encoding: Encoding) -> Bytes {
+    let status = error.status();
+    let mut out = BytesMut::new();
+    let message = match encoding {
+        Encoding::Protobuf => forms::message_of(&status).ok().flatten(),
+        _ => None,
+    };
+    frame(&mut out, encoding, "ERROR", &message.unwrap_or_else(|| status.to_string().into()));
+    out.freeze()
 }
 
 /// What a watch begins with, from what is kept.
@@ -331,17 +359,18 @@ async fn state<'a>(
     server: &Server,
     served: &Served,
     matcher: &Matcher,
-    kept: impl Iterator<Item = &'a Entry>,
-) -> Result<Vec<Bytes>> {
+    kept: impl Iterator<Item = (&'a Arc<str>, &'a Entry)>,
+) -> Result<Vec<(Arc<str>, Entry)>> {
     let resource = &served.resource;
+    let own = |(key, entry): (&Arc<str>, &Entry)| (key.clone(), entry.clone());
     if !served.is_converted() {
-        let found = kept.filter(|entry| matcher.matches(resource, entry));
-        return Ok(found.map(|entry| entry.value.clone()).collect());
+        let found = kept.filter(|(_, entry)| matcher.matches(resource, entry));
+        return Ok(found.map(own).collect());
     }
-    let mut shown: Vec<Entry> = kept.cloned().collect();
-    server.show(served, shown.iter_mut()).await?;
-    shown.retain(|entry| matcher.matches(resource, entry));
-    Ok(shown.into_iter().map(|entry| entry.value).collect())
+    let mut shown: Vec<(Arc<str>, Entry)> = kept.map(own).collect();
+    server.show(served, shown.iter_mut().map(|(_, entry)| entry)).await?;
+    shown.retain(|(_, entry)| matcher.matches(resource, entry));
+    Ok(shown)
 }
 
 /// False if the client is gone.
@@ -349,8 +378,21 @@ async fn send(sender: &Sender, bytes: Bytes) -> bool {
     matches!(tokio::time::timeout(SEND_WITHIN, sender.send(bytes)).await, Ok(true))
 }
 
-/// The stream of a watch that asked for history that is gone: a 200 with one ERROR event.
-pub(crate) fn expired_event(error: &ApiError) -> Bytes {
-    let event = json!({"type": "ERROR", "object": error.status()});
-    Bytes::from(format!("{event}\n"))
+#[cfg(test)]
+mod tests {
+    use insula_api::schema::Schema;
+
+    use super::*;
+
+    #[test]
+    fn the_end_is_told_in_the_streams_encoding() {
+        let error = ApiError::expired("too old resource version: 1 (2)");
+        let json: Value = serde_json::from_slice(&error_event(&error, Encoding::Json)).unwrap();
+        assert_eq!(json["type"], "ERROR");
+        assert_eq!(json["object"]["code"], 410);
+        let frame = error_event(&error, Encoding::Protobuf);
+        let object = frame.windows(4).position(|it| it == b"k8s\0").unwrap();
+        let (kind, status) = proto::decode(Schema::built_in(), &frame[object..], None).unwrap();
+        assert_eq!((kind.kind.as_str(), &status["code"]), ("Status", &json!(410)));
+    }
 }

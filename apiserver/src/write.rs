@@ -95,7 +95,7 @@ async fn create_value(
             Managers::Compared => writer.created(&it, sent.as_ref()),
             Managers::Given(managed) => managed.clone(),
         };
-        strategy::prepare_create(&call.served, &mut it);
+        strategy::prepare_create(&call.served, &call.identity, &mut it);
         admission::mutate(server, call, &mut it, None).await?;
         let errors = validate::create(&call.served, &it);
         if !errors.is_empty() {
@@ -201,7 +201,7 @@ pub(crate) async fn update(server: &Server, call: &Call, body: &[u8]) -> Result<
     let resource = &call.served.resource;
     if call.path.subresource.is_empty() {
         let unguarded = !conditional && strategy::needs_revision(&call.served);
-        let may_create = strategy::creates_on_update(resource);
+        let may_create = strategy::facts(resource).put_creates;
         let exists = (!unguarded && !may_create) || exists(server, call).await?;
         if unguarded && exists {
             let mut error = FieldError::required("metadata.resourceVersion", "");

@@ -117,7 +117,7 @@ async fn an_apply_creates_changes_and_is_refused() {
     assert_eq!(api.apply(&map, "b", &guarded).await.0, 200);
     let mut other = config_map(json!({}));
     other["metadata"]["uid"] = "another".into();
-    assert_eq!(api.apply(&map, "b", &other).await.0, 409);
+    assert_eq!(api.apply(&map, "b", &other).await.0, 422);
     other["metadata"]["name"] = "gone".into();
     check(
         api.apply(&format!("{MAPS}/gone"), "b", &other).await,
@@ -163,7 +163,7 @@ async fn what_cannot_be_applied_is_told() {
         check(
             api.patch(&named, kind, &it).await,
             415,
-            "the body of the request was in an unknown format - accepted media types include: application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml",
+            "415: Unsupported Media Type",
         );
     }
     let mut other = it.clone();

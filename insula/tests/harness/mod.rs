@@ -357,9 +357,20 @@ impl Kubectl {
         url: &str,
         more: &[&str],
     ) -> Result<(u16, String, String), String> {
+        let (code, headers, body) = self.try_fetch(url, more)?;
+        Ok((code, headers, String::from_utf8(body).unwrap()))
+    }
+
+    /// As [`Kubectl::curl`], with a body that need not be text.
+    #[track_caller]
+    pub(crate) fn fetch(&self, url: &str, more: &[&str]) -> (u16, String, Vec<u8>) {
+        self.try_fetch(url, more).unwrap()
+    }
+
+    /// A `curl` with this user's certificate.
+    pub(crate) fn curl_command(&self) -> Command {
         use base64::Engine as _;
-        let text = fs::read_to_string(&self.kubeconfig).unwrap();
-        let config: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let config = self.config();
         let (cluster, user) = (&config["clusters"][0]["cluster"], &config["users"][0]["user"]);
         let file = |part: &serde_json::Value, field: &str, name: &str| {
             let text = part[field].as_str().unwrap();
@@ -368,26 +379,41 @@ impl Kubectl {
             fs::write(&path, bytes).unwrap();
             path
         };
-        let server = cluster["server"].as_str().unwrap();
-        let url = if url.starts_with('/') { format!("{server}{url}") } else { url.to_owned() };
-        let out = Command::new("curl")
-            .args(["-sS", "-i", "--max-time", "30", "-w", "\n%{http_code}", "--cacert"])
+        let mut command = Command::new("curl");
+        command
+            .arg("--cacert")
             .arg(file(cluster, "certificate-authority-data", "ca"))
             .arg("--cert")
             .arg(file(user, "client-certificate-data", "crt"))
             .arg("--key")
-            .arg(file(user, "client-key-data", "key"))
-            .args(more)
-            .arg(url)
-            .output()
-            .unwrap();
+            .arg(file(user, "client-key-data", "key"));
+        command
+    }
+
+    fn config(&self) -> serde_json::Value {
+        serde_json::from_str(&fs::read_to_string(&self.kubeconfig).unwrap()).unwrap()
+    }
+
+    /// What a path is at this user's server.
+    pub(crate) fn url(&self, path: &str) -> String {
+        let config = self.config();
+        format!("{}{path}", config["clusters"][0]["cluster"]["server"].as_str().unwrap())
+    }
+
+    fn try_fetch(&self, url: &str, more: &[&str]) -> Result<(u16, String, Vec<u8>), String> {
+        let url = if url.starts_with('/') { self.url(url) } else { url.to_owned() };
+        let mut command = self.curl_command();
+        command.args(["-sS", "-i", "--max-time", "30", "-w", "\n%{http_code}"]).args(more).arg(url);
+        let out = command.output().unwrap();
         if !out.status.success() {
             return Err(String::from_utf8_lossy(&out.stderr).into_owned());
         }
-        let text = String::from_utf8(out.stdout).unwrap();
-        let (answer, code) = text.rsplit_once('\n').unwrap();
-        let (headers, body) = answer.split_once("\r\n\r\n").unwrap();
-        Ok((code.parse().unwrap(), headers.to_lowercase(), body.to_owned()))
+        let answer = out.stdout;
+        let end = answer.iter().rposition(|byte| *byte == b'\n').unwrap();
+        let code = std::str::from_utf8(&answer[end + 1..]).unwrap().parse().unwrap();
+        let body = answer.windows(4).position(|it| it == b"\r\n\r\n").unwrap();
+        let headers = String::from_utf8(answer[..body].to_vec()).unwrap().to_lowercase();
+        Ok((code, headers, answer[body + 4..end].to_vec()))
     }
 
     /// What a command that must succeed prints.

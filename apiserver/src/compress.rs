@@ -1,0 +1,91 @@
+//! Long answers are compressed for those who can take that.
+
+use std::io::Write as _;
+
+use bytes::Bytes;
+use flate2::{Compression, write::GzEncoder};
+use http::{HeaderMap, HeaderValue, Response, header};
+
+use crate::body::{Body, full};
+
+/// Answers up to this length are sent as they are, in bytes.
+const SHORT: usize = 128 * 1024;
+/// Beyond this length others are let in while it is done, in bytes.
+const LONG: usize = 512 * 1024;
+
+/// The body of an answer that is known whole, beside the answer itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Whole(pub Bytes);
+
+/// The answer as it is sent to who sent `headers`.
+pub(crate) async fn compressed(
+    headers: &HeaderMap,
+    mut response: Response<Body>,
+) -> Response<Body> {
+    let Some(Whole(bytes)) = response.extensions_mut().remove::<Whole>() else { return response };
+    let accepted = headers.get(header::ACCEPT_ENCODING).and_then(|it| it.to_str().ok());
+    let takes = accepted.unwrap_or_default().split(',').any(|it| it.trim() == "gzip");
+    if !takes || bytes.len() <= SHORT {
+        return response;
+    }
+    let made = match bytes.len() < LONG {
+        true => gzip(&bytes),
+        // It is all that this thread would do for a while.
+        false => match tokio::task::spawn_blocking(move || gzip(&bytes)).await {
+            Ok(made) => made,
+            Err(error) => Err(std::io::Error::other(error)),
+        },
+    };
+    match made {
+        Ok(made) => {
+            *response.body_mut() = full(made);
+            let headers = response.headers_mut();
+            headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            headers.append(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+        }
+        Err(error) => tracing::warn!(%error, "an answer is sent uncompressed"),
+    }
+    response
+}
+
+fn gzip(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::with_capacity(bytes.len() / 8), Compression::fast());
+    encoder.write_all(bytes)?;
+    encoder.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    async fn sent(accepted: &str, length: usize) -> (Option<HeaderValue>, Bytes) {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ACCEPT_ENCODING, accepted.parse().unwrap());
+        let bytes = Bytes::from(vec![b'a'; length]);
+        let mut response = Response::new(full(bytes.clone()));
+        response.extensions_mut().insert(Whole(bytes));
+        let response = compressed(&headers, response).await;
+        let encoding = response.headers().get(header::CONTENT_ENCODING).cloned();
+        (encoding, response.into_body().collect().await.unwrap().to_bytes())
+    }
+
+    #[tokio::test]
+    async fn long_answers_only_and_for_those_who_ask() {
+        for (accepted, length) in [("gzip", SHORT), ("deflate, br", LONG), ("", LONG)] {
+            let (encoding, body) = sent(accepted, length).await;
+            assert_eq!((encoding, body.len()), (None, length), "{accepted}");
+        }
+        for (accepted, length) in [("gzip", SHORT + 1), ("deflate, gzip", 2 * LONG)] {
+            let (encoding, body) = sent(accepted, length).await;
+            assert_eq!(encoding.unwrap(), "gzip");
+            assert!(body.len() < length / 10);
+            let mut plain = Vec::new();
+            flate2::read::GzDecoder::new(&*body).read_to_end(&mut plain).unwrap();
+            assert_eq!(plain, vec![b'a'; length]);
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Reviews: objects that get an answer and are not kept.
+
+use insula_api::object;
+use serde_json::{Value, json};
+
+use crate::{
+    Server,
+    call::Call,
+    error::{ApiError, Result},
+    identity::Identity,
+    rbac::Attributes,
+    tokens::API_AUDIENCE,
+};
+
+/// Answers a review: objects that are asked, not kept.
+pub(crate) async fn review(server: &Server, call: &Call, body: &[u8]) -> Result<Value> {
+    let (mut it, _) = call.decode(&call.served.resource.gvk(), body)?;
+    let status = match &*call.served.resource.name {
+        "selfsubjectaccessreviews" => {
+            access(server, call, &it["spec"], &call.identity.clone()).await?
+        }
+        "subjectaccessreviews" | "localsubjectaccessreviews" => {
+            let groups: Vec<&str> = it["spec"]["groups"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .collect();
+            let user = object::text(&it, &["spec", "user"]);
+            // The subject is one of the tenant that is asked: a review never speaks of others.
+            let mut subject = Identity::new(call.tenant()?.clone(), user, &groups);
+            subject.groups.retain(|it| groups.contains(&it.as_str()));
+            access(server, call, &it["spec"], &subject).await?
+        }
+        "selfsubjectrulesreviews" => {
+            let namespace = object::text(&it, &["spec", "namespace"]);
+            server.policy_for(call).await?.review(&call.identity, namespace)
+        }
+        "selfsubjectreviews" => json!({ "userInfo": user_info(&call.identity) }),
+        "tokenreviews" => token_review(server, call, &it).await,
+        _ => return Err(ApiError::method_not_allowed()),
+    };
+    it["status"] = status;
+    Ok(it)
+}
+
+fn user_info(identity: &Identity) -> Value {
+    let mut info = json!({"username": identity.user, "groups": identity.groups});
+    if !identity.uid.is_empty() {
+        info["uid"] = identity.uid.as_str().into();
+    }
+    let mut extra = serde_json::Map::new();
+    for (key, values) in &identity.extra {
+        extra.insert(key.clone(), json!(values));
+    }
+    extra.insert("insula.io/tenant".into(), json!([identity.tenant.as_str()]));
+    info["extra"] = extra.into();
+    info
+}
+
+async fn access(server: &Server, call: &Call, spec: &Value, subject: &Identity) -> Result<Value> {
+    let text = |path: &[&str]| object::text(spec, path).to_owned();
+    let attributes = match spec.get("nonResourceAttributes").filter(|it| it.is_object()) {
+        Some(_) => Attributes {
+            verb: text(&["nonResourceAttributes", "verb"]),
+            path: text(&["nonResourceAttributes", "path"]),
+            ..Attributes::default()
+        },
+        None => Attributes {
+            verb: text(&["resourceAttributes", "verb"]),
+            group: text(&["resourceAttributes", "group"]),
+            resource: text(&["resourceAttributes", "resource"]),
+            subresource: text(&["resourceAttributes", "subresource"]),
+            namespace: text(&["resourceAttributes", "namespace"]),
+            name: text(&["resourceAttributes", "name"]),
+            path: String::new(),
+        },
+    };
+    let allowed = server.may(subject, &call.whose, &attributes).await?;
+    Ok(json!({ "allowed": allowed }))
+}
+
+async fn token_review(server: &Server, call: &Call, it: &Value) -> Value {
+    let token = object::text(it, &["spec", "token"]);
+    let asked: Vec<&str> = it["spec"]["audiences"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let audiences = if asked.is_empty() { vec![API_AUDIENCE] } else { asked };
+    match server.authenticate_token(token, &audiences).await {
+        // A tenant learns nothing of tokens of others.
+        Some(identity)
+            if call.whose.tenant() == Some(&identity.tenant)
+                || call.identity.tenant.is_system() =>
+        {
+            json!({"authenticated": true, "user": user_info(&identity), "audiences": audiences})
+        }
+        _ => json!({"authenticated": false, "user": {}, "error": "invalid bearer token"}),
+    }
+}

@@ -1,0 +1,217 @@
+//! What goes over the wire: encodings, forms, and what is said where they cannot be had.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+
+mod harness;
+
+use std::{
+    io::{Read as _, Write as _},
+    process::Stdio,
+};
+
+use harness::{Cloud, Kubectl};
+use insula_api::{proto, schema::Schema};
+use serde_json::{Value, json};
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+const PROTOBUF: &str = "Accept: application/vnd.kubernetes.protobuf";
+
+fn get(user: &Kubectl, path: &str, accept: &str) -> (u16, String, Vec<u8>) {
+    user.fetch(path, &["-A", "test", "-H", accept])
+}
+
+fn message(body: &[u8]) -> (String, Value) {
+    let (gvk, value) = proto::decode(Schema::built_in(), body, None).unwrap();
+    (gvk.kind, value)
+}
+
+fn json_of(body: &[u8]) -> Value {
+    serde_json::from_slice(body).unwrap()
+}
+
+#[test]
+fn protobuf_in_and_out() {
+    let cloud = Cloud::without_node();
+    let (acme, _) = cloud.tenants();
+    acme.ok(&["create", "configmap", "c", "--from-literal=a=1"]);
+
+    let (code, headers, body) = get(&acme, &format!("{MAPS}/c"), PROTOBUF);
+    assert!(code == 200 && headers.contains("content-type: application/vnd.kubernetes.protobuf"));
+    let (kind, whole) = message(&body);
+    let (_, _, text) = get(&acme, &format!("{MAPS}/c"), "Accept: application/json");
+    let mut json = json_of(&text);
+    // The one field that the messages do not have.
+    json["metadata"].as_object_mut().unwrap().remove("tenant");
+    assert_eq!((kind.as_str(), &whole), ("ConfigMap", &json));
+
+    let (_, _, body) = get(&acme, &format!("{MAPS}?limit=1"), PROTOBUF);
+    let (kind, list) = message(&body);
+    assert_eq!((kind.as_str(), &list["items"][0]["data"]), ("ConfigMapList", &json!({"a": "1"})));
+    assert_eq!(list["metadata"]["remainingItemCount"], 1);
+    assert!(list["items"][0].get("kind").is_none());
+
+    // What one server sends another takes.
+    let file = cloud.path("body");
+    std::fs::write(&file, &get(&acme, &format!("{MAPS}/c"), PROTOBUF).2).unwrap();
+    let data = format!("@{}", file.display());
+    let put = ["-X", "PUT", "-H", "Content-Type: application/vnd.kubernetes.protobuf"];
+    let more = [&put[..], &["--data-binary", &data, "-H", PROTOBUF]].concat();
+    let (code, _, body) = acme.fetch(&format!("{MAPS}/c"), &more);
+    assert_eq!((code, message(&body).1), (200, whole));
+
+    // Answers that are no objects, and errors.
+    let (code, headers, body) = get(&acme, &format!("{MAPS}/none"), PROTOBUF);
+    let (kind, status) = message(&body);
+    assert_eq!((code, kind.as_str(), &status["reason"]), (404, "Status", &json!("NotFound")));
+    assert!(headers.contains("vnd.kubernetes.protobuf"));
+    assert_eq!(status["details"]["name"], "none");
+    let (code, _, body) = acme.fetch(&format!("{MAPS}/c"), &["-X", "DELETE", "-H", PROTOBUF]);
+    let (kind, status) = message(&body);
+    assert_eq!((code, kind.as_str(), &status["status"]), (200, "Status", &json!("Success")));
+
+    // Metadata alone, of what is built in and of what is not.
+    let partial =
+        "Accept: application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+    let (_, _, body) = get(&acme, "/api/v1/namespaces/default", partial);
+    let (kind, meta) = message(&body);
+    assert_eq!(
+        (kind.as_str(), &meta["metadata"]["name"]),
+        ("PartialObjectMetadata", &json!("default"))
+    );
+    assert!(meta.get("spec").is_none());
+    let list = partial.replace("Metadata;", "MetadataList;");
+    let (code, headers, _) = get(&acme, "/api/v1/namespaces", &list);
+    assert!(code == 200 && headers.contains("vnd.kubernetes.protobuf"));
+}
+
+#[test]
+fn watches_in_protobuf_are_frames() {
+    let cloud = Cloud::without_node();
+    let (acme, _) = cloud.tenants();
+    acme.ok(&["create", "configmap", "first"]);
+    let query = "fieldSelector=metadata.name!=kube-root-ca.crt&timeoutSeconds=20\
+                 &sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true";
+    let mut watch = acme
+        .curl_command()
+        .args(["-sSN", "-H", PROTOBUF, &acme.url(&format!("{MAPS}?watch=1&{query}"))])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stream = watch.stdout.take().unwrap();
+    let mut next = || {
+        let mut length = [0; 4];
+        stream.read_exact(&mut length).unwrap();
+        let mut frame = vec![0; u32::from_be_bytes(length) as usize];
+        stream.read_exact(&mut frame).unwrap();
+        // WatchEvent {1: type, 2: {1: object}}, without an envelope of its own.
+        let end = 2 + frame[1] as usize;
+        let kind = String::from_utf8(frame[2..end].to_vec()).unwrap();
+        let object = frame.windows(4).position(|it| it == b"k8s\0").unwrap();
+        (kind, message(&frame[object..]).1)
+    };
+    let (kind, object) = next();
+    assert_eq!((kind.as_str(), &object["metadata"]["name"]), ("ADDED", &json!("first")));
+    let (kind, object) = next();
+    assert_eq!(kind, "BOOKMARK");
+    assert_eq!(object["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
+    acme.ok(&["create", "configmap", "second"]);
+    acme.ok(&["delete", "configmap", "first"]);
+    assert_eq!(next().1["metadata"]["name"], "second");
+    let (kind, object) = next();
+    assert_eq!((kind.as_str(), &object["metadata"]["name"]), ("DELETED", &json!("first")));
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+}
+
+#[test]
+fn what_can_be_had_and_what_cannot() {
+    let cloud = Cloud::without_node();
+    let (acme, _) = cloud.tenants();
+    acme.ok(&["create", "configmap", "c", "--from-literal=a=1"]);
+    let one = format!("{MAPS}/c");
+    let all = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
+    for (path, accept, code, expected) in [
+        (&*one, "application/json;q=0.1,application/yaml", 200, "apiVersion: v1"),
+        (MAPS, "application/yaml", 200, "items:"),
+        (&one, "text/html,*/*;q=0.1", 200, r#"{"apiVersion":"v1""#),
+        (&one, "application/json;as=Table;g=meta.k8s.io;v=v1beta1", 200, "meta.k8s.io/v1beta1"),
+        (&one, "text/html", 406, all),
+        (&one, "application/cbor", 406, all),
+        (&one, "application/vnd.kubernetes.protobuf;as=Table;g=meta.k8s.io;v=v1", 406, all),
+        (
+            &one,
+            "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
+            406,
+            "is not a list",
+        ),
+        (MAPS, "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1", 406, "is a list"),
+        (
+            &format!("{MAPS}?watch=1&timeoutSeconds=1"),
+            "application/yaml",
+            406,
+            "application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch",
+        ),
+    ] {
+        let (found, _, body) = get(&acme, path, &format!("Accept: {accept}"));
+        let text = String::from_utf8_lossy(&body);
+        assert!(found == code && text.contains(expected), "{accept}: {found} {text}");
+    }
+    // Indented where a person reads.
+    let plain = acme.fetch(&one, &["-A", "test"]).2;
+    for more in [&["-A", "curl/8"][..], &["-A", "test", "-H", "Accept: application/json;pretty=1"]]
+    {
+        let pretty = acme.fetch(&one, more).2;
+        assert!(plain.len() < pretty.len() && json_of(&plain) == json_of(&pretty), "{more:?}");
+    }
+    assert_eq!(acme.fetch(&format!("{one}?pretty=false"), &[]).2, plain);
+
+    // A review has no rows.
+    let review = r#"{"spec":{"resourceAttributes":{"verb":"get","resource":"pods"}}}"#;
+    let reviews = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    let table = "Accept: application/json;as=Table;g=meta.k8s.io;v=v1";
+    let (code, _, _) = acme.fetch(reviews, &["-d", review, "-H", table, "-H", "Content-Type:"]);
+    assert_eq!(code, 406);
+    let (code, _, body) =
+        acme.fetch(reviews, &["-d", review, "-H", PROTOBUF, "-H", "Content-Type:"]);
+    assert_eq!((code, &message(&body).1["status"]["allowed"]), (201, &json!(true)));
+
+    // Writes are answered in the same forms.
+    let patch = ["-X", "PATCH", "-H", "Content-Type: application/merge-patch+json", "-H", table];
+    let (_, _, body) = acme.fetch(&one, &[&patch[..], &["-d", r#"{"data":{"b":"2"}}"#]].concat());
+    assert_eq!(json_of(&body)["rows"][0]["cells"][1], 2);
+
+    // Bodies in no known encoding.
+    for (kind, code) in [("application/cbor", 415), ("text/plain", 415), ("application/yaml", 201)]
+    {
+        let body = "metadata: {name: fromyaml}";
+        let kind = format!("Content-Type: {kind}");
+        let (found, _, body) = acme.fetch(MAPS, &["-H", &kind, "-d", body]);
+        let text = String::from_utf8_lossy(&body);
+        assert_eq!(found, code, "{kind}: {text}");
+        if code == 415 {
+            assert!(text.contains(&format!("accepted media types include: {all}")), "{text}");
+        }
+    }
+}
+
+#[test]
+fn long_answers_are_compressed() {
+    let cloud = Cloud::without_node();
+    let (acme, _) = cloud.tenants();
+    let body = json!({"metadata": {"name": "long"}, "data": {"a": "x".repeat(200_000)}});
+    let mut create = acme
+        .curl_command()
+        .args(["-sS", "-H", "Content-Type: application/json", "--data-binary", "@-"])
+        .arg(acme.url(MAPS))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    create.stdin.take().unwrap().write_all(body.to_string().as_bytes()).unwrap();
+    assert!(create.wait().unwrap().success());
+    let (_, headers, body) = acme.fetch(&format!("{MAPS}/long"), &["--compressed"]);
+    assert!(headers.contains("content-encoding: gzip"), "{headers}");
+    assert_eq!(json_of(&body)["data"]["a"].as_str().unwrap().len(), 200_000);
+    let (_, headers, _) = acme.fetch(&format!("{MAPS}/long"), &[]);
+    assert!(!headers.contains("content-encoding"), "{headers}");
+}
