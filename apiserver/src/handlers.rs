@@ -24,19 +24,17 @@ use crate::{
     passport::{self, Line},
     read,
     registry::Whose,
-    request::{Encoding, ListOptions, MAX_BODY, Query},
+    request::{Encoding, ListOptions, MAX_BODY, Query, deadline},
     subresources,
     table::IncludeObject,
     version,
     watch::{self, Watch},
+    websocket::{self, Messages},
     write,
 };
 
 /// How much of an unwanted body is read before it is answered, in bytes.
 const UNWANTED: usize = 256 * 1024;
-
-/// How long an ordinary request may take.
-const DEADLINE: Duration = Duration::from_secs(60);
 
 impl Server {
     /// Answers a request of a caller in the same process.
@@ -163,17 +161,16 @@ impl Server {
                 let answer = if streams {
                     node_proxy::serve(self, &call, head.method.clone(), upgrade).await
                 } else if call.verb == "watch" {
-                    self.watch(*call).await
+                    self.watch(*call, upgrade).await
                 } else {
                     let work = async {
                         let body = body.bytes().await?;
                         self.resource_answer(&call, &head.method, &body).await
                     };
-                    tokio::time::timeout(DEADLINE, work).await.unwrap_or_else(|_| {
-                        Err(ApiError::timeout(
-                            "request did not complete within the allotted timeout",
-                            1,
-                        ))
+                    let limit = deadline(&call.query)?;
+                    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
+                        let why = "Timeout: request did not complete within the allotted timeout";
+                        Err(ApiError::timeout(why, 1))
                     })
                 };
                 answer.map(|mut answer| {
@@ -301,7 +298,11 @@ impl Server {
         }
     }
 
-    async fn watch(self: &Arc<Self>, mut call: Call) -> Result<Response<Body>> {
+    async fn watch(
+        self: &Arc<Self>,
+        mut call: Call,
+        upgrade: &mut Option<hyper::upgrade::OnUpgrade>,
+    ) -> Result<Response<Body>> {
         if !call.path.name.is_empty() {
             let name = format!("metadata.name={}", call.path.name);
             call.query.set("fieldSelector", &name);
@@ -328,6 +329,12 @@ impl Server {
             }
             Err(error) => return Err(error),
         };
+        if websocket::is_asked_for(&call.headers)
+            && let Some(upgrade) = upgrade.take()
+        {
+            let messages = if protobuf { Messages::Frames } else { Messages::Lines };
+            return websocket::serve(self, &call.headers, upgrade, body, messages);
+        }
         let mut response = Response::new(body);
         let headers = response.headers_mut();
         let media_type = match protobuf {

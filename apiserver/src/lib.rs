@@ -47,6 +47,7 @@ mod validate;
 mod version;
 mod views;
 mod watch;
+mod websocket;
 mod write;
 
 use std::sync::Arc;
