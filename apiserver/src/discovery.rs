@@ -74,6 +74,45 @@ impl<'a> Discovery<'a> {
         self.groups.iter().find(|(group, _)| *group == name).map(|(_, versions)| versions)
     }
 
+    /// `/`: where one can go from here.
+    pub(crate) fn paths(&self) -> Vec<String> {
+        const FIXED: &[&str] = &[
+            "/.well-known/openid-configuration",
+            "/api",
+            "/apis",
+            "/healthz",
+            "/healthz/etcd",
+            "/healthz/log",
+            "/healthz/ping",
+            "/livez",
+            "/livez/log",
+            "/livez/ping",
+            "/metrics",
+            "/openapi/v2",
+            "/openapi/v3",
+            "/openid/v1/jwks",
+            "/readyz",
+            "/readyz/etcd",
+            "/readyz/log",
+            "/readyz/ping",
+            "/readyz/shutdown",
+            "/version",
+        ];
+        let mut paths: Vec<String> = FIXED.iter().map(|it| (*it).to_owned()).collect();
+        for (group, versions) in &self.groups {
+            if !group.is_empty() {
+                paths.push(format!("/apis/{group}"));
+            }
+            let versions = versions.iter().map(|(version, _)| match group.is_empty() {
+                true => format!("/api/{version}"),
+                false => format!("/apis/{group}/{version}"),
+            });
+            paths.extend(versions);
+        }
+        paths.sort();
+        paths
+    }
+
     /// `/api`.
     pub(crate) fn core_versions(&self, address: &str) -> Value {
         json!({

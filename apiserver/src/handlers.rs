@@ -1,42 +1,34 @@
 //! From an admitted request to its answer. One set of handlers for every resource.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::BodyExt as _;
 use insula_api::{object, path};
-use insula_partition::partitions::META;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::{
-    Server, answer, backup,
+    Server, answer,
     body::{Body, BodyError, channel, full},
     call::Call,
     compress, custom, delete,
-    discovery::{AGGREGATED, Discovery},
     error::{ApiError, Result},
     forms::Shown,
     forward::{self, Forwarded, Patience},
     gate::{Admitted, Peer},
     identity::Identity,
-    node_proxy, openapi,
+    node_proxy,
+    nonresource::Asked,
     passport::{self, Line},
+    payload::Payload,
     read,
-    registry::Whose,
-    request::{Encoding, ListOptions, MAX_BODY, Query},
+    request::{Encoding, ListOptions, Query, deadline},
     subresources,
     table::IncludeObject,
-    version,
     watch::{self, Watch},
+    websocket::{self, Messages},
     write,
 };
-
-/// How much of an unwanted body is read before it is answered, in bytes.
-const UNWANTED: usize = 256 * 1024;
-
-/// How long an ordinary request may take.
-const DEADLINE: Duration = Duration::from_secs(60);
 
 impl Server {
     /// Answers a request of a caller in the same process.
@@ -147,7 +139,8 @@ impl Server {
             Admitted::Misdirected => Ok(forward::misdirected(self.partitions.map().epoch())),
             Admitted::Other { identity, whose, path } => {
                 *label = ("get", "nonresource".into());
-                self.other(head, identity.as_ref(), &whose, &path).await
+                let identity = identity.as_ref();
+                self.other(Asked { head, identity, whose: &whose, path: &path }).await
             }
             Admitted::Resource(call) => {
                 *label = (call.verb, call.served.resource.name.clone());
@@ -163,17 +156,16 @@ impl Server {
                 let answer = if streams {
                     node_proxy::serve(self, &call, head.method.clone(), upgrade).await
                 } else if call.verb == "watch" {
-                    self.watch(*call).await
+                    self.watch(*call, upgrade).await
                 } else {
                     let work = async {
                         let body = body.bytes().await?;
                         self.resource_answer(&call, &head.method, &body).await
                     };
-                    tokio::time::timeout(DEADLINE, work).await.unwrap_or_else(|_| {
-                        Err(ApiError::timeout(
-                            "request did not complete within the allotted timeout",
-                            1,
-                        ))
+                    let limit = deadline(&call.query)?;
+                    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
+                        let why = "Timeout: request did not complete within the allotted timeout";
+                        Err(ApiError::timeout(why, 1))
                     })
                 };
                 answer.map(|mut answer| {
@@ -301,7 +293,11 @@ impl Server {
         }
     }
 
-    async fn watch(self: &Arc<Self>, mut call: Call) -> Result<Response<Body>> {
+    async fn watch(
+        self: &Arc<Self>,
+        mut call: Call,
+        upgrade: &mut Option<hyper::upgrade::OnUpgrade>,
+    ) -> Result<Response<Body>> {
         if !call.path.name.is_empty() {
             let name = format!("metadata.name={}", call.path.name);
             call.query.set("fieldSelector", &name);
@@ -328,6 +324,12 @@ impl Server {
             }
             Err(error) => return Err(error),
         };
+        if websocket::is_asked_for(&call.headers)
+            && let Some(upgrade) = upgrade.take()
+        {
+            let messages = if protobuf { Messages::Frames } else { Messages::Lines };
+            return websocket::serve(self, &call.headers, upgrade, body, messages);
+        }
         let mut response = Response::new(body);
         let headers = response.headers_mut();
         let media_type = match protobuf {
@@ -337,183 +339,6 @@ impl Server {
         headers.insert(header::CONTENT_TYPE, media_type);
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
         Ok(response)
-    }
-
-    /// Everything that is not a resource.
-    async fn other(
-        &self,
-        head: &http::request::Parts,
-        identity: Option<&Identity>,
-        whose: &Whose,
-        path: &str,
-    ) -> Result<Response<Body>> {
-        let text = |text: String| {
-            Ok(answer::bytes(StatusCode::OK, text.into(), "text/plain; charset=utf-8"))
-        };
-        let json = |value: &Value| Ok(answer::value(StatusCode::OK, value, false));
-        if head.method != Method::GET && head.method != Method::HEAD {
-            return Err(ApiError::method_not_allowed());
-        }
-        let platform = identity.is_some_and(|it| it.tenant.is_system())
-            && !matches!(whose, Whose::One(tenant) if !tenant.is_system());
-        let parts: Vec<&str> = path.split('/').filter(|it| !it.is_empty()).collect();
-        let customs = match (parts.first(), whose.tenant()) {
-            (Some(&("apis" | "openapi")), Some(tenant)) => self.customs.of(self, tenant).await?,
-            _ => Arc::default(),
-        };
-        // Made only by the paths that show it.
-        let discovery = || Discovery::new(&self.registry, &customs, platform);
-        let aggregated = head
-            .headers
-            .get(header::ACCEPT)
-            .and_then(|it| it.to_str().ok())
-            .is_some_and(|it| it.contains("as=APIGroupDiscoveryList") && it.contains("v=v2;"));
-        match parts.as_slice() {
-            ["healthz" | "livez" | "readyz", ..] => self.health(head, parts[0]),
-            parts if parts == backup::PATH && platform => Ok(self.backup()),
-            ["version"] => json(&version::document()),
-            ["metrics"] => text(self.metrics.text(&self.partitions)),
-            ["api"] if aggregated => self.aggregated(head, &discovery(), true),
-            ["apis"] if aggregated => self.aggregated(head, &discovery(), false),
-            ["api"] => json(&discovery().core_versions(&self.advertise)),
-            ["apis"] => json(&discovery().group_list()),
-            ["apis", group] => match discovery().one_group(group).filter(|_| !group.is_empty()) {
-                Some(document) => json(&document),
-                None => Err(ApiError::unknown_resource()),
-            },
-            ["api", version] => match discovery().resource_list("", version) {
-                Some(document) => json(&document),
-                None => Err(ApiError::unknown_resource()),
-            },
-            ["apis", group, version] => match discovery().resource_list(group, version) {
-                Some(document) => json(&document),
-                None => Err(ApiError::unknown_resource()),
-            },
-            ["openapi", "v2"] => self.openapi_v2(head, &customs, platform),
-            ["openapi", "v3"] => json(&openapi::index(&self.registry, &customs, platform)),
-            ["openapi", "v3", rest @ ..] => {
-                match openapi::document(&self.registry, &customs, &rest.join("/")) {
-                    Some(document) => {
-                        let mut response = answer::bytes(
-                            StatusCode::OK,
-                            document.body.clone(),
-                            "application/json",
-                        );
-                        if let Ok(tag) = HeaderValue::from_str(&format!("\"{}\"", document.hash)) {
-                            response.headers_mut().insert(header::ETAG, tag);
-                        }
-                        Ok(response)
-                    }
-                    None => Err(ApiError::unknown_resource()),
-                }
-            }
-            [".well-known", "openid-configuration"] => json(&self.keys.discovery()),
-            ["openid", "v1", "jwks"] => json(&self.keys.jwks()),
-            [] => {
-                let paths = [
-                    "/api",
-                    "/api/v1",
-                    "/apis",
-                    "/healthz",
-                    "/livez",
-                    "/metrics",
-                    "/openapi/v2",
-                    "/openapi/v3",
-                    "/readyz",
-                    "/version",
-                ];
-                json(&json!({ "paths": paths }))
-            }
-            _ => {
-                let mut response = answer::bytes(
-                    StatusCode::NOT_FOUND,
-                    "404 page not found\n".into(),
-                    "text/plain; charset=utf-8",
-                );
-                *response.status_mut() = StatusCode::NOT_FOUND;
-                Ok(response)
-            }
-        }
-    }
-
-    fn openapi_v2(
-        &self,
-        head: &http::request::Parts,
-        customs: &custom::OfTenant,
-        platform: bool,
-    ) -> Result<Response<Body>> {
-        let accept = head.headers.get(header::ACCEPT).and_then(|it| it.to_str().ok());
-        let is_json = |it: &str| it.is_empty() || it.contains("json") || it.contains("*/*");
-        if !is_json(accept.unwrap_or_default()) {
-            return Err(ApiError::not_acceptable(false));
-        }
-        let tag = openapi::v2::tag(&self.registry, customs, platform);
-        let known = head.headers.get(header::IF_NONE_MATCH).and_then(|it| it.to_str().ok());
-        let mut response = match known == Some(&tag) {
-            true => answer::bytes(StatusCode::NOT_MODIFIED, Bytes::new(), "application/json"),
-            false => {
-                let body = openapi::v2::document(&self.registry, customs, platform);
-                answer::bytes(StatusCode::OK, body, "application/json")
-            }
-        };
-        if let Ok(tag) = HeaderValue::from_str(&tag) {
-            response.headers_mut().insert(header::ETAG, tag);
-        }
-        Ok(response)
-    }
-
-    fn aggregated(
-        &self,
-        head: &http::request::Parts,
-        discovery: &Discovery<'_>,
-        core: bool,
-    ) -> Result<Response<Body>> {
-        let text = discovery.aggregated(core).to_string();
-        let tag = format!("\"{:X}\"", xxhash_rust::xxh3::xxh3_128(text.as_bytes()));
-        let known = head.headers.get(header::IF_NONE_MATCH).and_then(|it| it.to_str().ok());
-        let mut response = match known == Some(&tag) {
-            true => answer::bytes(StatusCode::NOT_MODIFIED, Bytes::new(), AGGREGATED),
-            false => answer::bytes(StatusCode::OK, text.into(), AGGREGATED),
-        };
-        let headers = response.headers_mut();
-        headers.insert(header::VARY, HeaderValue::from_static("Accept"));
-        if let Ok(tag) = HeaderValue::from_str(&tag) {
-            headers.insert(header::ETAG, tag);
-        }
-        Ok(response)
-    }
-
-    /// Health: each partition that is here must take writes, and the map must be known.
-    fn health(&self, head: &http::request::Parts, which: &str) -> Result<Response<Body>> {
-        let mut lines = vec!["[+]ping ok".to_owned()];
-        let mut failed = false;
-        if which != "livez" {
-            // What others have is theirs to tell.
-            let names = self.partitions.names();
-            let here = names.iter().map(String::as_str).filter(|it| self.partitions.is_local(it));
-            for name in here.chain([META]) {
-                let broken = self.partitions.store(name).and_then(|it| it.stats().unhealthy);
-                failed |= broken.is_some();
-                lines.push(match broken {
-                    None => format!("[+]partition-{name} ok"),
-                    Some(_) => format!("[-]partition-{name} failed: reason withheld"),
-                });
-            }
-            if self.shutdown.is_cancelled() {
-                failed = true;
-                lines.push("[-]shutdown failed: process is shutting down".into());
-            }
-        }
-        let verbose = head.uri.query().is_some_and(|it| it.contains("verbose"));
-        let (code, last) = match failed {
-            false => (StatusCode::OK, format!("{which} check passed\n")),
-            true => (StatusCode::INTERNAL_SERVER_ERROR, format!("{which} check failed\n")),
-        };
-        let text = match (verbose, failed) {
-            (false, false) => "ok".to_owned(),
-            _ => format!("{}\n{last}", lines.join("\n")),
-        };
-        Ok(answer::bytes(code, text.into(), "text/plain; charset=utf-8"))
     }
 }
 
@@ -542,82 +367,4 @@ fn for_caller(call: &Call, json: &Bytes) -> Bytes {
     metadata.remove("annotations");
     metadata.remove("managedFields");
     node.to_string().into()
-}
-
-/// A request's body: taken once, and then at hand for every further try.
-enum Payload<B> {
-    Coming(Option<B>),
-    Here(Bytes),
-}
-
-impl<B> Payload<B>
-where
-    B: http_body::Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<BodyError>,
-{
-    async fn bytes(&mut self) -> Result<Bytes> {
-        let bytes = match self {
-            Self::Here(bytes) => return Ok(bytes.clone()),
-            Self::Coming(body) => match body.take() {
-                Some(body) => collect(body).await?,
-                None => return Err(ApiError::bad_request("the request body was not sent whole")),
-            },
-        };
-        *self = Self::Here(bytes.clone());
-        Ok(bytes)
-    }
-
-    /// Takes what is left of a body that nobody wants: some clients see a broken stream where
-    /// they are answered before they have sent all.
-    async fn drain(&mut self) {
-        if let Self::Coming(body) = self
-            && let Some(body) = body.take()
-        {
-            drain(body).await;
-        }
-    }
-}
-
-/// Takes a body that nobody wants, if it is short and quick.
-pub(crate) async fn drain<B>(body: B)
-where
-    B: http_body::Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<BodyError>,
-{
-    let mut body = std::pin::pin!(body);
-    let mut left = UNWANTED;
-    let taking = async {
-        while 0 < left
-            && let Some(Ok(frame)) = body.frame().await
-        {
-            left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.remaining()));
-        }
-    };
-    // Whoever sends more, or nothing, gets the answer all the same.
-    let _ = tokio::time::timeout(Duration::from_millis(200), taking).await;
-}
-
-/// The whole body, up to the limit.
-async fn collect<B>(body: B) -> Result<Bytes>
-where
-    B: http_body::Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<BodyError>,
-{
-    let mut body = std::pin::pin!(body);
-    let mut out = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| {
-            ApiError::bad_request(format!("unable to read the request body: {}", error.into()))
-        })?;
-        if let Ok(mut data) = frame.into_data() {
-            if MAX_BODY < out.len() + data.remaining() {
-                return Err(ApiError::too_large(MAX_BODY));
-            }
-            out.extend_from_slice(&data.copy_to_bytes(data.remaining()));
-        }
-    }
-    Ok(out.freeze())
 }

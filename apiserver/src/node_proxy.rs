@@ -21,6 +21,7 @@ use crate::{
     call::Call,
     error::{ApiError, Result, chain},
     read,
+    websocket::{self, Messages},
 };
 
 /// How long a node has to accept a connection and to answer with a head.
@@ -47,7 +48,7 @@ impl Dialer {
 
 /// Answers a request for `log`, `exec`, `attach` or `portforward` of a pod.
 pub(crate) async fn serve(
-    server: &Server,
+    server: &Arc<Server>,
     call: &Call,
     method: Method,
     upgrade: &mut Option<hyper::upgrade::OnUpgrade>,
@@ -94,7 +95,13 @@ pub(crate) async fn serve(
     *request.method_mut() = method;
     *request.uri_mut() =
         uri.parse().map_err(|_| ApiError::bad_request("the query cannot be passed on"))?;
+    let messages = messages(call)?;
     *request.headers_mut() = passed_on(&call.headers);
+    if messages.is_some() {
+        // The node gives a plain answer; it is here that it is cut into messages.
+        request.headers_mut().remove(header::UPGRADE);
+        request.headers_mut().remove(header::CONNECTION);
+    }
     request
         .headers_mut()
         .insert(header::HOST, HeaderValue::from_str(&address).map_err(ApiError::internal)?);
@@ -107,6 +114,11 @@ pub(crate) async fn serve(
         head.headers.remove(header::CONNECTION);
         head.headers.remove(header::TRANSFER_ENCODING);
         let body = body.map_err(|error| Box::new(error) as BodyError).boxed_unsync();
+        if head.status == StatusCode::OK
+            && let (Some(messages), Some(upgrade)) = (messages, upgrade.take())
+        {
+            return websocket::serve(server, &call.headers, upgrade, body, messages);
+        }
         return Ok(Response::from_parts(head, body));
     }
     let Some(upgrade) = upgrade.take() else {
@@ -119,6 +131,20 @@ pub(crate) async fn serve(
     *response.headers_mut() = answer.headers().clone();
     server.splice(upgrade, hyper::upgrade::on(answer));
     Ok(response)
+}
+
+/// How a log is cut into messages, if it is to be read from a WebSocket.
+fn messages(call: &Call) -> Result<Option<Messages>> {
+    if call.path.subresource != "log" || !websocket::is_asked_for(&call.headers) {
+        return Ok(None);
+    }
+    match websocket::offered(&call.headers).next() {
+        None | Some("binary.k8s.io") => Ok(Some(Messages::Binary)),
+        Some("base64.binary.k8s.io") => Ok(Some(Messages::Base64)),
+        Some(_) => Err(ApiError::bad_request(
+            "the protocols of logs are binary.k8s.io and base64.binary.k8s.io",
+        )),
+    }
 }
 
 /// The container that the query names, or the only one there is.

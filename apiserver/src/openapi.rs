@@ -1,6 +1,7 @@
 //! OpenAPI v3, made from the type table: one document per group version, made when first asked.
 
 mod custom;
+mod gnostic;
 pub(crate) mod v2;
 
 use std::{

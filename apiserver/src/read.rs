@@ -10,6 +10,7 @@ use insula_partition::{
     snapshot::{Entry, Snapshot},
     store::{ReadAt, Revision, Store, StoreError},
 };
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -33,23 +34,58 @@ pub(crate) struct Page {
 /// Where a paged list goes on. Opaque to clients.
 #[derive(Debug, Serialize, Deserialize)]
 struct Token {
+    /// The version of this form.
+    #[serde(rename = "v")]
+    version: String,
+    /// The revision of all pages; empty to go on with whatever is there.
     #[serde(rename = "rv")]
     revision: String,
     /// The key to go on with.
     start: String,
+    /// When the first page was read, in seconds.
+    #[serde(rename = "at")]
+    begun: i64,
 }
 
+/// How long a list can be paged through as it was when it began: as long as upstream's servers
+/// promise, and clients count on being told when it is over.
+const PAGED_WITHIN: i64 = 300;
+const TOKEN_VERSION: &str = "insula.io/v1";
+
 impl Token {
+    fn new(revision: String, start: String, begun: i64) -> Self {
+        Self { version: TOKEN_VERSION.into(), revision, start, begun }
+    }
+
     fn encode(&self) -> String {
         let text = serde_json::to_vec(self).unwrap_or_default();
         base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(text)
     }
 
     fn decode(text: &str) -> Result<Self> {
+        let bad = || ApiError::bad_request("invalid continue token: continue key is not valid");
         let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(text).ok();
-        bytes
-            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-            .ok_or_else(|| ApiError::bad_request("continue key is not valid"))
+        let token: Option<Self> = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        token.filter(|it| it.version == TOKEN_VERSION).ok_or_else(bad)
+    }
+
+    /// The list can no longer be had as it was.
+    fn is_late(&self, now: i64) -> bool {
+        !self.revision.is_empty() && !(0..=PAGED_WITHIN).contains(&(now - self.begun))
+    }
+
+    /// The answer when it is late: with a token for whatever is there now.
+    fn expired(&self) -> ApiError {
+        let mut error = ApiError::expired(
+            "The provided continue parameter is too old to display a consistent list \
+             result. You can start a new list without the continue parameter, or use the \
+             continue token in this response to retrieve the remainder of the results. \
+             Continuing with the provided token results in an inconsistent list - objects \
+             that were created, modified, or deleted between the time the first chunk was \
+             returned and now may show up in the list.",
+        );
+        error.fresh_token = Some(Self::new(String::new(), self.start.clone(), self.begun).encode());
+        error
     }
 }
 
@@ -96,23 +132,10 @@ async fn snapshots(
     };
     let mut out = Vec::with_capacity(places.len());
     for ((_, store), at) in places.iter().zip(at) {
-        match store.read(&served.collection, at).await {
-            Ok(snapshot) => out.push(snapshot),
-            Err(StoreError::Compacted { .. }) if token.is_some() => {
-                let mut error = ApiError::expired(
-                    "The provided continue parameter is too old to display a consistent list \
-                     result. You can start a new list without the continue parameter, or use the \
-                     continue token in this response to retrieve the remainder of the results. \
-                     Continuing with the provided token results in an inconsistent list - objects \
-                     that were created, modified, or deleted between the time the first chunk was \
-                     returned and now may show up in the list.",
-                );
-                error.fresh_token = token.map(|token| {
-                    Token { revision: String::new(), start: token.start.clone() }.encode()
-                });
-                return Err(error);
-            }
-            Err(error) => return Err(error.into()),
+        match (store.read(&served.collection, at).await, token) {
+            (Ok(snapshot), _) => out.push(snapshot),
+            (Err(StoreError::Compacted { .. }), Some(token)) => return Err(token.expired()),
+            (Err(error), _) => return Err(error.into()),
         }
     }
     Ok(out)
@@ -143,6 +166,10 @@ pub(crate) async fn list(
     let matcher =
         Matcher::parse(options.labels.as_deref(), options.fields.as_deref(), &served.resource)?;
     let token = options.token.as_deref().map(Token::decode).transpose()?;
+    let now = Timestamp::now().as_second();
+    if let Some(token) = token.as_ref().filter(|it| it.is_late(now)) {
+        return Err(token.expired());
+    }
     let snapshots = snapshots(served, places, options, token.as_ref()).await?;
     if 1 < snapshots.len() {
         check_together(places, &snapshots)?;
@@ -183,9 +210,11 @@ pub(crate) async fn list(
             let left = snapshots.iter().map(|it| it.range(&prefix, Some(&start)).count()).sum();
             remaining = Some(left);
         }
-        let at = token.map_or_else(|| revision.to_string(), |token| token.revision);
-        let at = if at.is_empty() { revision.to_string() } else { at };
-        next = Some(Token { revision: at, start }.encode());
+        let token = match token.filter(|it| !it.revision.is_empty()) {
+            Some(token) => Token { start, ..token },
+            None => Token::new(revision.to_string(), start, now),
+        };
+        next = Some(token.encode());
     }
     Ok(Page { entries, revision, token: next, remaining })
 }
@@ -202,5 +231,22 @@ pub(crate) fn read_at(resource_version: &str) -> Result<ReadAt> {
                 text.chars().take(64).collect::<String>()
             ))),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_can_be_paged_through_for_a_while() {
+        let token = Token::decode(&Token::new("7".into(), "acme/ns/x".into(), 1000).encode());
+        let token = token.unwrap();
+        assert!(!token.is_late(1000) && !token.is_late(1300));
+        assert!(token.is_late(1301) && token.is_late(999));
+        let fresh = Token::decode(&token.expired().fresh_token.unwrap()).unwrap();
+        assert_eq!((fresh.revision.as_str(), fresh.start.as_str()), ("", "acme/ns/x"));
+        assert!(!fresh.is_late(100_000));
+        assert!(Token::decode("e30").is_err() && Token::decode("!").is_err());
     }
 }

@@ -1,11 +1,11 @@
 //! What a request asks for beyond its path: query options and the forms of body and answer.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, header};
 use insula_api::resources::Resource;
 
-use crate::error::{ApiError, Result};
+use crate::error::{ApiError, FieldError, Result};
 
 /// Largest request body, in bytes.
 pub(crate) const MAX_BODY: usize = 3 * 1024 * 1024;
@@ -155,62 +155,136 @@ impl ListOptions {
     }
 
     fn check(&self, query: &Query, resource: &Arc<Resource>) -> Result<()> {
-        let refuse = |field: &str, why: &str| {
-            let error = crate::error::FieldError::forbidden(field, why);
-            Err(ApiError::invalid("meta.k8s.io", "ListOptions", "", &[error]))
-        };
         let matching = query.get("resourceVersionMatch");
-        if matching.is_some() && !self.exact && !self.not_older_than {
-            return refuse("resourceVersionMatch", "unknown resourceVersionMatch value");
+        let errors = match self.watch {
+            true => self.errors_of_watch(matching),
+            false => self.errors_of_list(matching),
+        };
+        if !errors.is_empty() {
+            return Err(ApiError::invalid("meta.k8s.io", "ListOptions", "", &errors));
         }
-        if self.token.is_some() && !self.resource_version.is_empty() && self.resource_version != "0"
-        {
+        if self.watch && !resource.has_verb("watch") {
+            return Err(ApiError::method_not_allowed());
+        }
+        let is_versioned = !matches!(self.resource_version.as_str(), "" | "0");
+        if !self.watch && self.token.is_some() && is_versioned {
             return Err(ApiError::bad_request(
                 "specifying resource version is not allowed when using continue",
             ));
         }
-        if self.watch {
-            match self.initial_events {
-                Some(_) if !self.not_older_than => {
-                    return refuse(
-                        "resourceVersionMatch",
-                        "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-                    );
-                }
-                None if matching.is_some() => {
-                    return refuse(
-                        "resourceVersionMatch",
-                        "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-                    );
-                }
-                _ => (),
-            }
-            if !resource.has_verb("watch") {
-                return Err(ApiError::method_not_allowed());
-            }
-            return Ok(());
-        }
-        if self.initial_events.is_some() {
-            return refuse("sendInitialEvents", "sendInitialEvents is forbidden for list");
+        Ok(())
+    }
+
+    fn errors_of_list(&self, matching: Option<&str>) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        let mut refuse = |field: &str, why: &str| errors.push(FieldError::forbidden(field, why));
+        const MATCH: &str = "resourceVersionMatch";
+        if matching.is_some() && self.resource_version.is_empty() {
+            refuse(MATCH, "resourceVersionMatch is forbidden unless resourceVersion is provided");
         }
         if matching.is_some() && self.token.is_some() {
-            return refuse(
-                "resourceVersionMatch",
-                "resourceVersionMatch is forbidden when continue is provided",
-            );
-        }
-        if matching.is_some() && self.resource_version.is_empty() {
-            return refuse(
-                "resourceVersionMatch",
-                "resourceVersionMatch is forbidden unless resourceVersion is provided",
-            );
+            refuse(MATCH, "resourceVersionMatch is forbidden when continue is provided");
         }
         if self.exact && self.resource_version == "0" {
-            return refuse(
-                "resourceVersionMatch",
-                "resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\"",
-            );
+            let why = "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"";
+            refuse(MATCH, why);
         }
-        Ok(())
+        if self.initial_events.is_some() {
+            refuse("sendInitialEvents", "sendInitialEvents is forbidden for list");
+        }
+        if let Some(unknown) = matching.filter(|_| !self.exact && !self.not_older_than) {
+            let allowed = ["Exact", "NotOlderThan", ""];
+            errors.push(FieldError::unsupported(MATCH, &shortened(unknown), &allowed));
+        }
+        errors
+    }
+
+    fn errors_of_watch(&self, matching: Option<&str>) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        let mut refuse = |field: &str, why: &str| errors.push(FieldError::forbidden(field, why));
+        const MATCH: &str = "resourceVersionMatch";
+        if self.initial_events.is_some() && !self.not_older_than {
+            let why = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
+            refuse(MATCH, why);
+        }
+        let Some(matching) = matching else { return errors };
+        if self.initial_events.is_none() {
+            let why =
+                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
+            refuse(MATCH, why);
+        }
+        if self.token.is_some() {
+            refuse(MATCH, "resourceVersionMatch is forbidden when continue is provided");
+        }
+        if !self.not_older_than {
+            let allowed = ["NotOlderThan"];
+            errors.push(FieldError::unsupported(MATCH, &shortened(matching), &allowed));
+        }
+        errors
+    }
+}
+
+/// What a client sent, as far as it is worth repeating.
+fn shortened(text: &str) -> serde_json::Value {
+    text.chars().take(64).collect::<String>().into()
+}
+
+/// How long an ordinary request may take.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long this request may take: less than usual, if it says so.
+pub(crate) fn deadline(query: &Query) -> Result<Duration> {
+    let Some(text) = query.get("timeout") else { return Ok(DEADLINE) };
+    let Some(wanted) = go_duration(text) else {
+        return Err(ApiError::bad_request(format!(
+            "invalid timeout specified in the request URL - time: invalid duration {:?}",
+            text.chars().take(64).collect::<String>()
+        )));
+    };
+    Ok(if wanted.is_zero() { DEADLINE } else { wanted.min(DEADLINE) })
+}
+
+/// A duration as Go writes it, such as `1m30s` or `1.5s`; `None` for others, and for negative ones.
+fn go_duration(text: &str) -> Option<Duration> {
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let (mut rest, mut seconds) = (text.strip_prefix('+').unwrap_or(text), 0.0);
+    while !rest.is_empty() {
+        let end = rest.find(|it: char| !it.is_ascii_digit() && it != '.')?;
+        let number: f64 = rest[..end].parse().ok()?;
+        rest = &rest[end..];
+        let end = rest.find(|it: char| it.is_ascii_digit() || it == '.').unwrap_or(rest.len());
+        let unit = match &rest[..end] {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "us" | "µs" => 1e-6,
+            "ns" => 1e-9,
+            _ => return None,
+        };
+        rest = &rest[end..];
+        seconds += number * unit;
+    }
+    (!text.is_empty()).then(|| Duration::try_from_secs_f64(seconds).ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_may_ask_for_less_time() {
+        let of = |text: &str| deadline(&Query::parse(Some(text))).map(|it| it.as_millis());
+        assert_eq!(of(""), Ok(60_000));
+        assert_eq!(of("timeout=1m30s"), Ok(60_000));
+        assert_eq!(of("timeout=1.5s"), Ok(1500));
+        assert_eq!(of("timeout=20ms"), Ok(20));
+        assert_eq!(of("timeout=0s"), Ok(60_000));
+        for bad in ["5", "s", "1x", "-1s", "1..2s", "1e9s"] {
+            let error = of(&format!("timeout={bad}")).unwrap_err();
+            assert!(error.message.starts_with("invalid timeout specified"), "{bad}");
+        }
     }
 }

@@ -28,8 +28,8 @@ use crate::{
     body::Body,
     error::ApiError,
     gate::Peer,
-    handlers,
     identity::Identity,
+    payload,
     peers::{self, HttpPeers},
     pki::Pair,
 };
@@ -238,7 +238,7 @@ impl Front {
                 (Some(peers), Some(from)) => peers::serve(peers, from, request).await,
                 // The same words whether this server has others or not.
                 _ => {
-                    handlers::drain(request.into_body()).await;
+                    payload::drain(request.into_body()).await;
                     answer::error(&ApiError::only_for_servers())
                 }
             };

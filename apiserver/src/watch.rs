@@ -111,7 +111,8 @@ impl Watch {
         }
         let mut watchers = Vec::with_capacity(places.len());
         for ((name, store), (_, revision)) in places.iter().zip(&at) {
-            watchers.push((name.clone(), store.watch(&served.collection, *revision)?));
+            let watcher = store.watch(&served.collection, *revision).map_err(cut_off)?;
+            watchers.push((name.clone(), watcher));
         }
         let shutdown = server.shutdown.clone();
         Ok(Self {
@@ -317,13 +318,17 @@ impl Watch {
     }
 
     fn failure(&self, out: &mut BytesMut, error: StoreError) {
-        let error = match error {
-            StoreError::Compacted { requested, oldest } => {
-                ApiError::expired(format!("too old resource version: {requested} ({oldest})"))
-            }
-            other => other.into(),
-        };
-        out.put_slice(&error_event(&error, self.shown.accept.encoding));
+        out.put_slice(&error_event(&cut_off(error), self.shown.accept.encoding));
+    }
+}
+
+/// Why a watch cannot go on, or begin.
+fn cut_off(error: StoreError) -> ApiError {
+    match error {
+        StoreError::Compacted { requested, oldest } => {
+            ApiError::expired(format!("too old resource version: {requested} ({oldest})"))
+        }
+        other => other.into(),
     }
 }
 

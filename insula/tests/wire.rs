@@ -215,3 +215,204 @@ fn long_answers_are_compressed() {
     let (_, headers, _) = acme.fetch(&format!("{MAPS}/long"), &[]);
     assert!(!headers.contains("content-encoding"), "{headers}");
 }
+
+/// A WebSocket to this user's server: a minimal client, in clear above TLS.
+struct Socket(rustls::StreamOwned<rustls::ClientConnection, std::net::TcpStream>);
+
+impl Socket {
+    fn open(user: &Kubectl, path: &str, protocol: &str) -> Self {
+        let mut stream = user.connect();
+        let protocol = match protocol {
+            "" => String::new(),
+            name => format!("Sec-WebSocket-Protocol: {name}\r\n"),
+        };
+        let head = format!(
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{protocol}\r\n"
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            answer.push(byte[0]);
+        }
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
+        assert!(answer.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{answer}");
+        Self(stream)
+    }
+
+    /// The kind and content of the next message; servers do not mask.
+    fn next(&mut self) -> (u8, Vec<u8>) {
+        let mut head = [0; 2];
+        self.0.read_exact(&mut head).unwrap();
+        let length = match head[1] {
+            126 => {
+                let mut long = [0; 2];
+                self.0.read_exact(&mut long).unwrap();
+                usize::from(u16::from_be_bytes(long))
+            }
+            short => usize::from(short),
+        };
+        let mut content = vec![0; length];
+        self.0.read_exact(&mut content).unwrap();
+        (head[0] & 0x0f, content)
+    }
+}
+
+#[test]
+fn watches_over_websockets_and_old_paths() {
+    let cloud = Cloud::without_node();
+    let (acme, _) = cloud.tenants();
+    acme.ok(&["create", "configmap", "first"]);
+    let prefix = "/tenants/acme/api/v1";
+    for (path, first) in [
+        (
+            format!(
+                "{prefix}/namespaces/default/configmaps?watch=1&resourceVersion=0&timeoutSeconds=3"
+            ),
+            "first",
+        ),
+        (format!("{prefix}/watch/namespaces/default/configmaps/first?timeoutSeconds=3"), "first"),
+    ] {
+        let mut socket = Socket::open(&acme, &path, "");
+        let (kind, content) = socket.next();
+        let event = json_of(&content);
+        assert_eq!(
+            (kind, &event["type"], &event["object"]["metadata"]["name"]),
+            (1, &json!("ADDED"), &json!(first))
+        );
+        // Its end is clean.
+        while socket.next().0 != 8 {}
+    }
+}
+
+#[test]
+fn options_of_reads() {
+    let cloud = Cloud::without_node();
+    let (acme, _) = cloud.tenants();
+    acme.ok(&["create", "configmap", "c"]);
+    let (_, _, body) = acme.fetch(MAPS, &[]);
+    let revision: u64 =
+        json_of(&body)["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap();
+    let invalid = r#"ListOptions.meta.k8s.io \"\" is invalid: "#;
+    for (query, code, expected) in [
+        (format!("resourceVersion={revision}&resourceVersionMatch=Exact"), 200, "items"),
+        (format!("resourceVersion={revision}&limit=1"), 200, "continue"),
+        ("resourceVersion=0&resourceVersionMatch=NotOlderThan".into(), 200, "items"),
+        (
+            "resourceVersionMatch=Exact".into(),
+            422,
+            "is forbidden unless resourceVersion is provided",
+        ),
+        (
+            "resourceVersion=0&resourceVersionMatch=Exact".into(),
+            422,
+            "is forbidden for resourceVersion",
+        ),
+        ("resourceVersion=1&resourceVersionMatch=Newest".into(), 422, "Unsupported value"),
+        ("sendInitialEvents=true".into(), 422, invalid),
+        (
+            "watch=1&sendInitialEvents=true".into(),
+            422,
+            "requires setting resourceVersionMatch to NotOlderThan",
+        ),
+        (
+            "watch=1&resourceVersionMatch=NotOlderThan".into(),
+            422,
+            "unless sendInitialEvents is provided",
+        ),
+        ("continue=e30".into(), 400, "continue key is not valid"),
+        ("resourceVersion=x".into(), 400, "invalid"),
+        ("timeout=soon".into(), 400, "invalid timeout specified in the request URL"),
+        (format!("resourceVersion={}", revision + 1000), 504, "Too large resource version"),
+    ] {
+        let (found, _, body) = acme.fetch(&format!("{MAPS}?{query}"), &[]);
+        let text = String::from_utf8(body).unwrap();
+        assert!(found == code && text.contains(expected), "{query}: {found} {text}");
+    }
+    let (code, headers, body) =
+        acme.fetch(&format!("{MAPS}/c?resourceVersion={}", revision + 1000), &[]);
+    let status = json_of(&body);
+    assert_eq!(
+        (code, &status["details"]["causes"][0]["reason"]),
+        (504, &json!("ResourceVersionTooLarge"))
+    );
+    assert!(headers.contains("retry-after: 1"), "{headers}");
+    // A broken body says what it should have been.
+    for (body, expected) in [
+        ("{", "the object provided is unrecognized (must be of type ConfigMap)"),
+        (
+            r#"{"kind":"ConfigMap","apiVersion":"v1","data":[1]}"#,
+            r#"ConfigMap in version \"v1\" cannot be handled as a ConfigMap: "#,
+        ),
+    ] {
+        let (code, _, said) =
+            acme.fetch(MAPS, &["-H", "Content-Type: application/json", "-d", body]);
+        let said = String::from_utf8(said).unwrap();
+        assert!(code == 400 && said.contains(expected), "{said}");
+    }
+}
+
+#[test]
+fn documents_are_cached_and_kubectl_reads_both_forms() {
+    let cloud = Cloud::without_node();
+    let (acme, _) = cloud.tenants();
+    let (_, headers, body) = acme.fetch("/openapi/v3", &[]);
+    let tag = |headers: &str| {
+        let line = headers.lines().find(|it| it.starts_with("etag: ")).unwrap();
+        line.trim_start_matches("etag: ").trim().to_uppercase()
+    };
+    let condition = format!("If-None-Match: {}", tag(&headers));
+    assert_eq!(acme.fetch("/openapi/v3", &["-H", &condition]).0, 304);
+    let url =
+        json_of(&body)["paths"]["apis/apps/v1"]["serverRelativeURL"].as_str().unwrap().to_owned();
+    let (code, headers, _) = acme.fetch(&url, &[]);
+    assert!(
+        code == 200 && headers.contains("public, immutable") && headers.contains("expires: "),
+        "{headers}"
+    );
+    let (code, headers, _) = acme.fetch("/openapi/v3/apis/apps/v1?hash=0", &[]);
+    assert!(
+        code == 301 && headers.contains(&format!("location: /tenants/acme{}", url.to_lowercase())),
+        "{headers}"
+    );
+    let (code, headers, _) = acme.fetch("/openapi/v3/apis/apps/v1", &[]);
+    assert!(code == 200 && headers.contains("no-cache, private"), "{headers}");
+
+    let asked = "Accept: application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+    let (code, headers, body) = acme.fetch("/openapi/v2", &["-H", asked]);
+    assert!(code == 200 && headers.contains("proto-openapi.spec.v2.v1.0+protobuf"), "{headers}");
+    assert!(100_000 < body.len());
+    let condition = format!("If-None-Match: {}", tag(&headers));
+    assert_eq!(acme.fetch("/openapi/v2", &["-H", asked, "-H", &condition]).0, 304);
+    assert_eq!(acme.fetch("/openapi/v2", &["-H", "Accept: text/html"]).0, 406);
+    // kubectl parses it.
+    let said = acme.ok(&["explain", "deployments.spec.replicas", "--output=plaintext-openapiv2"]);
+    assert!(said.contains("FIELD:    replicas <integer>"), "{said}");
+}
+
+#[test]
+fn health_is_told_check_by_check() {
+    let cloud = Cloud::without_node();
+    let admin = cloud.admin();
+    for (path, code, expected) in [
+        ("/healthz", 200, "ok"),
+        ("/livez/ping", 200, "ok"),
+        ("/readyz/etcd", 200, "ok"),
+        ("/readyz?verbose", 200, "[+]shutdown ok\nreadyz check passed\n"),
+        ("/readyz?verbose&exclude=etcd", 200, "[+]etcd excluded: ok\n"),
+        (
+            "/livez?verbose&exclude=x",
+            200,
+            "warn: some health checks cannot be excluded: no matches for \"x\"",
+        ),
+        ("/livez/none", 404, "404 page not found"),
+    ] {
+        let (found, _, body) = admin.curl(path, &[]);
+        assert!(found == code && body.contains(expected), "{path}: {found} {body}");
+    }
+    let (_, _, body) = admin.curl("/", &[]);
+    assert!(body.contains("\"/apis/apps/v1\"") && body.contains("\"/livez/ping\""), "{body}");
+}

@@ -10,7 +10,7 @@ use insula_api::resources::Resource;
 use serde_json::{Map, Value};
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::{assemble, custom};
+use super::{assemble, custom, gnostic};
 use crate::{custom::OfTenant, registry::Registry};
 
 /// Entries of the two maps that a document consists of, as JSON without the outer braces.
@@ -29,13 +29,27 @@ pub(crate) fn tag(registry: &Registry, customs: &OfTenant, platform: bool) -> St
     format!("\"{:032X}\"", xxh3_128(&seed))
 }
 
-/// The document.
-pub(crate) fn document(registry: &Registry, customs: &OfTenant, platform: bool) -> Bytes {
-    let built_in = built_in(registry, platform);
+/// What a tenant adds.
+fn own(customs: &OfTenant, built_in: &Part) -> Part {
     let parts: Vec<_> =
         customs.compiled().flat_map(|it| it.versions().map(move |version| (it, version))).collect();
     let resources: Vec<&Resource> = parts.iter().map(|(_, version)| &*version.resource).collect();
-    let own = part(&resources, custom::schemas(&parts), |name| built_in.has(name));
+    part(&resources, custom::schemas(&parts), |name| built_in.has(name))
+}
+
+/// The document as a message.
+pub(crate) fn message(registry: &Registry, customs: &OfTenant, platform: bool) -> Bytes {
+    static MADE: [OnceLock<gnostic::Part>; 2] = [OnceLock::new(), OnceLock::new()];
+    let json = built_in(registry, platform);
+    let made = |part: &Part| gnostic::part(&part.paths, &part.definitions);
+    let built_in = MADE[usize::from(platform)].get_or_init(|| made(json));
+    gnostic::document(crate::version::GIT_VERSION, &[built_in, &made(&own(customs, json))])
+}
+
+/// The document.
+pub(crate) fn document(registry: &Registry, customs: &OfTenant, platform: bool) -> Bytes {
+    let built_in = built_in(registry, platform);
+    let own = own(customs, built_in);
     let join = |left: &str, right: &str| match right {
         "" => left.to_owned(),
         right => format!("{left},{right}"),

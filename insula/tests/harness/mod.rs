@@ -390,6 +390,40 @@ impl Kubectl {
         command
     }
 
+    /// A connection with this user's certificate.
+    pub(crate) fn connect(
+        &self,
+    ) -> rustls::StreamOwned<rustls::ClientConnection, std::net::TcpStream> {
+        use base64::Engine as _;
+        use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _};
+        let config = self.config();
+        let (cluster, user) = (&config["clusters"][0]["cluster"], &config["users"][0]["user"]);
+        let pem = |part: &serde_json::Value, field: &str| {
+            let text = part[field].as_str().unwrap();
+            base64::engine::general_purpose::STANDARD.decode(text).unwrap()
+        };
+        let certificates = |pem: &[u8]| -> Vec<CertificateDer<'static>> {
+            CertificateDer::pem_slice_iter(pem).map(Result::unwrap).collect()
+        };
+        let mut roots = rustls::RootCertStore::empty();
+        for ca in certificates(&pem(cluster, "certificate-authority-data")) {
+            roots.add(ca).unwrap();
+        }
+        let own = certificates(&pem(user, "client-certificate-data"));
+        let key = PrivateKeyDer::from_pem_slice(&pem(user, "client-key-data")).unwrap();
+        let tls = rustls::ClientConfig::builder()
+            .with_root_certificates(roots)
+            .with_client_auth_cert(own, key)
+            .unwrap();
+        let server = cluster["server"].as_str().unwrap().trim_start_matches("https://");
+        let address = server.split('/').next().unwrap();
+        let name = ServerName::try_from(address.split(':').next().unwrap().to_owned()).unwrap();
+        let connection = rustls::ClientConnection::new(std::sync::Arc::new(tls), name).unwrap();
+        let stream = std::net::TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(EVENTUALLY)).unwrap();
+        rustls::StreamOwned::new(connection, stream)
+    }
+
     fn config(&self) -> serde_json::Value {
         serde_json::from_str(&fs::read_to_string(&self.kubeconfig).unwrap()).unwrap()
     }

@@ -1,0 +1,204 @@
+//! What is not a resource: discovery, OpenAPI, health, versions, metrics.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, request::Parts};
+use jiff::{Timestamp, ToSpan as _, tz::TimeZone};
+use serde_json::{Value, json};
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::{
+    Server, answer, backup,
+    body::{Body, empty},
+    custom::OfTenant,
+    discovery::{AGGREGATED, Discovery},
+    error::{ApiError, Result},
+    health,
+    identity::Identity,
+    openapi::{self, Document},
+    registry::Whose,
+    request::Query,
+    version,
+};
+
+const TEXT: &str = "text/plain; charset=utf-8";
+
+/// A request that was let in.
+pub(crate) struct Asked<'a> {
+    pub head: &'a Parts,
+    pub identity: Option<&'a Identity>,
+    pub whose: &'a Whose,
+    /// Without what names the tenant.
+    pub path: &'a str,
+}
+
+impl Server {
+    /// Everything that is not a resource.
+    pub(crate) async fn other(&self, asked: Asked<'_>) -> Result<Response<Body>> {
+        let Asked { head, identity, whose, path } = asked;
+        let json = |value: &Value| Ok(answer::value(StatusCode::OK, value, false));
+        if head.method != Method::GET && head.method != Method::HEAD {
+            return Err(ApiError::method_not_allowed());
+        }
+        let platform = identity.is_some_and(|it| it.tenant.is_system())
+            && !matches!(whose, Whose::One(tenant) if !tenant.is_system());
+        let parts: Vec<&str> = path.split('/').filter(|it| !it.is_empty()).collect();
+        let customs = match (parts.first(), whose.tenant()) {
+            (Some(&("apis" | "openapi")) | None, Some(tenant)) => {
+                self.customs.of(self, tenant).await?
+            }
+            _ => Arc::default(),
+        };
+        // Made only by the paths that show it.
+        let discovery = || Discovery::new(&self.registry, &customs, platform);
+        let found = |document: Option<Value>| match document {
+            Some(document) => json(&document),
+            None => Err(ApiError::unknown_resource()),
+        };
+        let accept = head.headers.get(header::ACCEPT).and_then(|it| it.to_str().ok());
+        let aggregated = accept
+            .is_some_and(|it| it.contains("as=APIGroupDiscoveryList") && it.contains("v=v2;"));
+        match parts.as_slice() {
+            [which @ ("healthz" | "livez" | "readyz"), check @ ..] => {
+                Ok(health::answer(self, which, check, head.uri.query()))
+            }
+            parts if parts == backup::PATH && platform => Ok(self.backup()),
+            ["version"] => json(&version::document()),
+            ["metrics"] => {
+                let text = self.metrics.text(&self.partitions);
+                Ok(answer::bytes(StatusCode::OK, text.into(), TEXT))
+            }
+            [which @ ("api" | "apis")] if aggregated => {
+                let text = discovery().aggregated(*which == "api").to_string();
+                let mut response = tagged(&head.headers, text.into(), AGGREGATED);
+                response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
+                Ok(response)
+            }
+            ["api"] => json(&discovery().core_versions(&self.advertise)),
+            ["apis"] => json(&discovery().group_list()),
+            ["apis", group] => found(discovery().one_group(group)),
+            ["api", version] => found(discovery().resource_list("", version)),
+            ["apis", group, version] => found(discovery().resource_list(group, version)),
+            ["openapi", "v2"] => self.openapi_v2(&head.headers, &customs, platform),
+            ["openapi", "v3"] => {
+                let index = openapi::index(&self.registry, &customs, platform).to_string();
+                Ok(tagged(&head.headers, index.into(), answer::JSON))
+            }
+            ["openapi", "v3", rest @ ..] => {
+                let rest = rest.join("/");
+                match openapi::document(&self.registry, &customs, &rest) {
+                    Some(document) => openapi_v3(head, &rest, &document),
+                    None => Err(ApiError::unknown_resource()),
+                }
+            }
+            [".well-known", "openid-configuration"] => json(&self.keys.discovery()),
+            ["openid", "v1", "jwks"] => {
+                let text = self.keys.jwks().to_string();
+                Ok(answer::bytes(StatusCode::OK, text.into(), "application/jwk-set+json"))
+            }
+            [] => json(&json!({ "paths": discovery().paths() })),
+            _ => {
+                let text = Bytes::from_static(b"404 page not found\n");
+                Ok(answer::bytes(StatusCode::NOT_FOUND, text, TEXT))
+            }
+        }
+    }
+
+    fn openapi_v2(
+        &self,
+        headers: &HeaderMap,
+        customs: &OfTenant,
+        platform: bool,
+    ) -> Result<Response<Body>> {
+        const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+        let accept = headers.get(header::ACCEPT).and_then(|it| it.to_str().ok());
+        let accept = accept.unwrap_or_default();
+        // The first that we have; the name with an `@` is that of old clients.
+        let mut offered = accept.split(',').filter_map(|it| match it.split(';').next()?.trim() {
+            "" | "*/*" | "application/*" | "application/json" => Some(false),
+            PROTOBUF | "application/com.github.proto-openapi.spec.v2@v1.0+protobuf" => Some(true),
+            _ => None,
+        });
+        let protobuf = offered.next().ok_or_else(|| ApiError::not_acceptable(false))?;
+        let tag = openapi::v2::tag(&self.registry, customs, platform);
+        let media_type = if protobuf { PROTOBUF } else { answer::JSON };
+        let mut response = match is_known(headers, &tag) {
+            true => not_modified(),
+            false if protobuf => {
+                let body = openapi::v2::message(&self.registry, customs, platform);
+                answer::bytes(StatusCode::OK, body, media_type)
+            }
+            false => {
+                let body = openapi::v2::document(&self.registry, customs, platform);
+                answer::bytes(StatusCode::OK, body, media_type)
+            }
+        };
+        set_tag(&mut response, &tag);
+        response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
+        Ok(response)
+    }
+}
+
+/// One document, which those who know its hash may keep for ever.
+fn openapi_v3(head: &Parts, path: &str, document: &Document) -> Result<Response<Body>> {
+    let asked = Query::parse(head.uri.query());
+    let asked = asked.get("hash");
+    if asked.is_some_and(|it| it != document.hash) {
+        let mut response = Response::new(empty());
+        *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
+        let prefix = head.uri.path().strip_suffix(path).unwrap_or("/openapi/v3/");
+        let to = format!("{prefix}{path}?hash={}", document.hash);
+        let to = HeaderValue::from_str(&to).map_err(ApiError::internal)?;
+        response.headers_mut().insert(header::LOCATION, to);
+        return Ok(response);
+    }
+    let tag = format!("\"{}\"", document.hash);
+    let mut response = match is_known(&head.headers, &tag) {
+        true => not_modified(),
+        false => answer::bytes(StatusCode::OK, document.body.clone(), answer::JSON),
+    };
+    set_tag(&mut response, &tag);
+    if asked.is_some() {
+        let headers = response.headers_mut();
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
+        let end = Timestamp::now().to_zoned(TimeZone::UTC).checked_add(1.year());
+        if let Ok(end) = end
+            && let Ok(end) =
+                HeaderValue::from_str(&end.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string())
+        {
+            headers.insert(header::EXPIRES, end);
+        }
+    }
+    Ok(response)
+}
+
+/// A document, unless the client has it.
+fn tagged(headers: &HeaderMap, body: Bytes, media_type: &'static str) -> Response<Body> {
+    let tag = format!("\"{:X}\"", xxh3_128(&body));
+    let mut response = match is_known(headers, &tag) {
+        true => not_modified(),
+        false => answer::bytes(StatusCode::OK, body, media_type),
+    };
+    set_tag(&mut response, &tag);
+    response
+}
+
+fn is_known(headers: &HeaderMap, tag: &str) -> bool {
+    headers
+        .get(header::IF_NONE_MATCH)
+        .and_then(|it| it.to_str().ok())
+        .is_some_and(|known| known.split(',').any(|it| it.trim().trim_start_matches("W/") == tag))
+}
+
+fn not_modified() -> Response<Body> {
+    let mut response = Response::new(empty());
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    response
+}
+
+fn set_tag(response: &mut Response<Body>, tag: &str) {
+    if let Ok(tag) = HeaderValue::from_str(tag) {
+        response.headers_mut().insert(header::ETAG, tag);
+    }
+}

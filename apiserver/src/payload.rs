@@ -1,0 +1,93 @@
+//! The bodies of requests.
+
+use std::time::Duration;
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use http_body_util::BodyExt as _;
+
+use crate::{
+    body::BodyError,
+    error::{ApiError, Result},
+    request::MAX_BODY,
+};
+
+/// How much of an unwanted body is read before it is answered, in bytes.
+const UNWANTED: usize = 256 * 1024;
+
+/// A request's body: taken once, and then at hand for every further try.
+pub(crate) enum Payload<B> {
+    Coming(Option<B>),
+    Here(Bytes),
+}
+
+impl<B> Payload<B>
+where
+    B: http_body::Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BodyError>,
+{
+    pub(crate) async fn bytes(&mut self) -> Result<Bytes> {
+        let bytes = match self {
+            Self::Here(bytes) => return Ok(bytes.clone()),
+            Self::Coming(body) => match body.take() {
+                Some(body) => collect(body).await?,
+                None => return Err(ApiError::bad_request("the request body was not sent whole")),
+            },
+        };
+        *self = Self::Here(bytes.clone());
+        Ok(bytes)
+    }
+
+    /// Takes what is left of a body that nobody wants: some clients see a broken stream where
+    /// they are answered before they have sent all.
+    pub(crate) async fn drain(&mut self) {
+        if let Self::Coming(body) = self
+            && let Some(body) = body.take()
+        {
+            drain(body).await;
+        }
+    }
+}
+
+/// Takes a body that nobody wants, if it is short and quick.
+pub(crate) async fn drain<B>(body: B)
+where
+    B: http_body::Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BodyError>,
+{
+    let mut body = std::pin::pin!(body);
+    let mut left = UNWANTED;
+    let taking = async {
+        while 0 < left
+            && let Some(Ok(frame)) = body.frame().await
+        {
+            left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.remaining()));
+        }
+    };
+    // Whoever sends more, or nothing, gets the answer all the same.
+    let _ = tokio::time::timeout(Duration::from_millis(200), taking).await;
+}
+
+/// The whole body, up to the limit.
+async fn collect<B>(body: B) -> Result<Bytes>
+where
+    B: http_body::Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BodyError>,
+{
+    let mut body = std::pin::pin!(body);
+    let mut out = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            ApiError::bad_request(format!("unable to read the request body: {}", error.into()))
+        })?;
+        if let Ok(mut data) = frame.into_data() {
+            if MAX_BODY < out.len() + data.remaining() {
+                return Err(ApiError::too_large(MAX_BODY));
+            }
+            out.extend_from_slice(&data.copy_to_bytes(data.remaining()));
+        }
+    }
+    Ok(out.freeze())
+}
