@@ -88,7 +88,16 @@ impl Accept {
                 }
             }
         }
-        Err(ApiError::not_acceptable(offers.stream))
+        // What names none of our encodings does not come as far as what they are asked to say.
+        let is_known = |it: &Clause<'_>| {
+            (it.main, it.sub) == ("*", "*")
+                || it.main == "application"
+                    && (it.sub == "*" || ENCODINGS.iter().any(|(sub, _)| *sub == it.sub))
+        };
+        Err(match clauses.iter().any(is_known) {
+            true => ApiError::not_acceptable(offers.stream),
+            false => ApiError::no_such_encoding(),
+        })
     }
 
     /// As what a Status is sent, whatever else the client asked for.

@@ -168,10 +168,14 @@ impl<'a> Discovery<'a> {
             }
         }
         let group_version = insula_api::schema::api_version(group, version);
-        Some(json!({
-            "kind": "APIResourceList", "apiVersion": "v1",
-            "groupVersion": group_version, "resources": list,
-        }))
+        let mut document = json!({
+            "kind": "APIResourceList", "groupVersion": group_version, "resources": list,
+        });
+        // The oldest of them says it of itself alone.
+        if !group.is_empty() {
+            document["apiVersion"] = "v1".into();
+        }
+        Some(document)
     }
 
     /// `/api` and `/apis` in the aggregated form.

@@ -183,6 +183,17 @@ impl ApiError {
         Self::unfit_form(&format!("only the following media types are accepted: {offered}"))
     }
 
+    /// No encoding that is accepted is known.
+    pub(crate) fn no_such_encoding() -> Self {
+        let mut error = Self::unfit_form(
+            "406: Not Acceptable\n\nAvailable representations: application/json, \
+             application/yaml, application/vnd.kubernetes.protobuf, \
+             application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch",
+        );
+        error.details = Some(json!({}));
+        error
+    }
+
     /// What is accepted does not go with what is asked for.
     pub(crate) fn unfit_form(message: &str) -> Self {
         Self::new(StatusCode::NOT_ACCEPTABLE, "NotAcceptable", message)

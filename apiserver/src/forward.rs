@@ -258,7 +258,7 @@ fn request(
 }
 
 /// Removes what is between two ends of one connection only.
-fn strip_hop_by_hop(headers: &mut HeaderMap) {
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -283,7 +283,7 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 /// Removes a token that browsers pass as a name of a WebSocket's protocol.
-fn strip_bearer(headers: &mut HeaderMap) {
+pub(crate) fn strip_bearer(headers: &mut HeaderMap) {
     const TOKEN: &str = "base64url.bearer.authorization.k8s.io.";
     let Some(value) = headers.get(header::SEC_WEBSOCKET_PROTOCOL) else { return };
     let Ok(text) = value.to_str() else { return };

@@ -6,7 +6,10 @@
 //! * A denial tells the caller only what the request itself said.
 //! * The path alone names a tenant; headers and query never do.
 
-use http::{HeaderMap, Method, header};
+mod credentials;
+mod impersonation;
+
+use http::{HeaderMap, Method};
 use insula_api::{
     names::TenantName,
     path::{Place, ResourcePath, Target},
@@ -20,13 +23,14 @@ use crate::{
     bootstrap,
     call::Call,
     error::{ApiError, Result},
-    identity::{Identity, IdentityError},
-    passport::{self, Caller, Line, PassportError},
+    identity::Identity,
+    passport::{Caller, Line},
     rbac::Attributes,
     registry::{Nature, Whose},
     request::Query,
-    tokens::{API_AUDIENCE, Claims},
 };
+
+use self::credentials::Found;
 
 /// What the connection says of its other end.
 #[derive(Debug, Clone, Default)]
@@ -59,149 +63,7 @@ fn is_public(path: &str) -> bool {
     })
 }
 
-/// A caller as far as it is known before anything of its tenant was read.
-struct Found {
-    caller: Caller,
-    /// Another server proved it and sent the request on.
-    is_forwarded: bool,
-}
-
 impl Server {
-    /// Who the request comes from; `None` if it brings no credential.
-    fn authenticate(
-        &self,
-        line: Line<'_>,
-        headers: &HeaderMap,
-        peer: &Peer,
-    ) -> Result<Option<Found>> {
-        if let Some(passport) = headers.get(passport::HEADER) {
-            return self.forwarded(line, passport, peer).map(Some);
-        }
-        let known = |caller| Ok(Some(Found { caller, is_forwarded: false }));
-        if let Some(identity) = &peer.trusted {
-            return known(Caller::Identity(identity.clone()));
-        }
-        if let Some(der) = &peer.certificate {
-            return match Identity::from_certificate(der) {
-                Ok(identity) => known(Caller::Identity(identity)),
-                Err(error) => {
-                    log_refusal(&error);
-                    Err(ApiError::unauthorized())
-                }
-            };
-        }
-        let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
-        let text = value.to_str().map_err(|_| ApiError::unauthorized())?;
-        let token = match text.split_once(' ') {
-            Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
-            _ => return Err(ApiError::unauthorized()),
-        };
-        match self.keys.verify(token, &[API_AUDIENCE]) {
-            Ok(claims) => known(Caller::Token(Box::new(claims))),
-            Err(error) => {
-                tracing::info!(error = crate::error::chain(&error), "a bearer token was refused");
-                Err(ApiError::unauthorized())
-            }
-        }
-    }
-
-    /// The caller that another server vouches for. Only servers may.
-    fn forwarded(
-        &self,
-        line: Line<'_>,
-        passport: &http::HeaderValue,
-        peer: &Peer,
-    ) -> Result<Found> {
-        let (Some(from), Some(peers)) = (&peer.server, &self.peers) else {
-            tracing::warn!("somebody who is no server sent a passport");
-            return Err(ApiError::only_for_servers());
-        };
-        let text = passport.to_str().map_err(|_| ApiError::only_for_servers())?;
-        match self.keys.stamp().check(text, from, peers.own(), line) {
-            Ok(passport) => Ok(Found { caller: passport.caller, is_forwarded: true }),
-            Err(PassportError::Late { seconds }) => {
-                tracing::error!(from, seconds, "the clock of a server is behind ours");
-                Err(ApiError::unavailable(format!(
-                    "the clock of server {from} is {seconds} s behind that of server {}; until \
-                     they agree, ask another server",
-                    peers.own()
-                )))
-            }
-            Err(error) => {
-                tracing::warn!(from, error = crate::error::chain(&error), "a passport was refused");
-                Err(ApiError::only_for_servers())
-            }
-        }
-    }
-
-    /// Who the caller is, if it still exists.
-    async fn existing(&self, caller: Caller) -> Result<Identity> {
-        let claims = match caller {
-            Caller::Identity(identity) => return Ok(identity),
-            Caller::Token(claims) => claims,
-        };
-        match self.check_bindings(&claims).await {
-            Ok(true) => Ok(claims.identity()),
-            Ok(false) => {
-                tracing::info!(subject = claims.sub, "a token outlived what it was bound to");
-                Err(ApiError::unauthorized())
-            }
-            Err(error) if error.is_moving => Err(error),
-            Err(error) => {
-                tracing::warn!(%error, "a token's bindings could not be checked");
-                Err(ApiError::unauthorized())
-            }
-        }
-    }
-
-    /// The service account of a token, if all that it is bound to still exists.
-    pub(crate) async fn authenticate_token(
-        &self,
-        token: &str,
-        audiences: &[&str],
-    ) -> Option<Identity> {
-        let claims = match self.keys.verify(token, audiences) {
-            Ok(claims) => claims,
-            Err(error) => {
-                tracing::info!(error = crate::error::chain(&error), "a bearer token was refused");
-                return None;
-            }
-        };
-        match self.check_bindings(&claims).await {
-            Ok(true) => Some(claims.identity()),
-            Ok(false) => {
-                tracing::info!(subject = claims.sub, "a token outlived what it was bound to");
-                None
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a token's bindings could not be checked");
-                None
-            }
-        }
-    }
-
-    async fn check_bindings(&self, claims: &Claims) -> Result<bool> {
-        let kubernetes = &claims.kubernetes;
-        let exists = async |resource: &str, name: &str, uid: &str| -> Result<bool> {
-            let found =
-                self.find(&kubernetes.tenant, "", resource, &kubernetes.namespace, name).await?;
-            Ok(found.is_some_and(|it| insula_api::object::uid(&it) == uid))
-        };
-        let account = &kubernetes.serviceaccount;
-        if !exists("serviceaccounts", &account.name, &account.uid).await? {
-            return Ok(false);
-        }
-        if let Some(pod) = &kubernetes.pod
-            && !exists("pods", &pod.name, &pod.uid).await?
-        {
-            return Ok(false);
-        }
-        match &kubernetes.secret {
-            Some(secret) => exists("secrets", &secret.name, &secret.uid).await,
-            None => Ok(true),
-        }
-    }
-
     /// Lets a request in, or says why not, or who will.
     pub(crate) async fn admit(
         &self,
@@ -212,9 +74,7 @@ impl Server {
         peer: &Peer,
     ) -> Result<Admitted> {
         let found = self.authenticate(line, headers, peer)?;
-        if headers.keys().any(|name| name.as_str().starts_with("impersonate-")) {
-            return Err(ApiError::bad_request("impersonation is not offered by this server"));
-        }
+        let wanted = impersonation::Wanted::read(headers)?;
         let Target { tenant, place } = target;
         let Some(Found { caller, is_forwarded }) = found else {
             return match place {
@@ -238,8 +98,13 @@ impl Server {
                 false => Admitted::Elsewhere { caller: Box::new(caller), place },
             });
         }
-        let identity = self.existing(caller).await?;
+        let mut identity = self.existing(caller).await?;
         self.check_tenant(&identity, &whose).await?;
+        let mut impersonator = None;
+        if let Some(wanted) = wanted {
+            let other = self.impersonated(&identity, wanted).await?;
+            impersonator = Some(std::mem::replace(&mut identity, other));
+        }
         let method = line.method;
         match place {
             Place::Other(path) => {
@@ -254,7 +119,8 @@ impl Server {
                 Ok(Admitted::Other { identity: Some(identity), whose, path })
             }
             Place::Resource(path) => {
-                let call = self.resource(method, path, query, headers, identity, whose).await?;
+                let mut call = self.resource(method, path, query, headers, identity, whose).await?;
+                call.impersonator = impersonator;
                 Ok(Admitted::Resource(Box::new(call)))
             }
         }
@@ -298,7 +164,8 @@ impl Server {
                 "watch"
             }
             ("GET" | "HEAD", false) => "get",
-            ("POST", _) => "create",
+            ("POST", true) => "create",
+            ("POST", false) if !path.subresource.is_empty() => "create",
             ("PUT", false) => "update",
             ("PATCH", false) => "patch",
             ("DELETE", true) => "deletecollection",
@@ -311,6 +178,7 @@ impl Server {
         }
         let mut call = Call {
             identity,
+            impersonator: None,
             whose: whose.clone(),
             served,
             path,
@@ -447,8 +315,4 @@ pub(crate) fn denied(identity: &Identity, it: &Attributes) -> ApiError {
         identity.user, it.verb, it.group
     );
     ApiError::forbidden(&it.group, &it.resource, &it.name, &why)
-}
-
-fn log_refusal(error: &IdentityError) {
-    tracing::info!(%error, "a client certificate was refused");
 }

@@ -21,7 +21,7 @@ use crate::{
     nonresource::Asked,
     passport::{self, Line},
     payload::Payload,
-    read,
+    proxy, read,
     request::{Encoding, ListOptions, Query, deadline},
     subresources,
     table::IncludeObject,
@@ -155,6 +155,12 @@ impl Server {
                     matches!(&*call.path.subresource, "log" | "exec" | "attach" | "portforward");
                 let answer = if streams {
                     node_proxy::serve(self, &call, head.method.clone(), upgrade).await
+                } else if call.path.subresource == "proxy" {
+                    let bytes = match upgrade.is_some() {
+                        true => Bytes::new(),
+                        false => body.bytes().await?,
+                    };
+                    proxy::serve(self, &call, head, bytes, upgrade).await
                 } else if call.verb == "watch" {
                     self.watch(*call, upgrade).await
                 } else {

@@ -42,9 +42,7 @@ impl Matcher {
         let labels = labels
             .map(Selector::parse)
             .transpose()
-            .map_err(|error| {
-                ApiError::bad_request(format!("unable to parse requirement: {error}"))
-            })?
+            .map_err(|error| ApiError::bad_request(error.to_string()))?
             .filter(|selector| !selector.is_empty());
         let fields = fields
             .map(FieldSelector::parse)

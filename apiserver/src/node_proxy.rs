@@ -208,7 +208,7 @@ fn query(call: &Call, pod: &Value) -> String {
 }
 
 /// Where a node's agent listens, and the name its certificate must have.
-async fn address(server: &Server, node: &str) -> Result<(String, String)> {
+pub(crate) async fn address(server: &Server, node: &str) -> Result<(String, String)> {
     let system = insula_api::names::TenantName::system();
     let found = server.find(&system, "", "nodes", "", node).await?;
     let found = found.ok_or_else(|| ApiError::bad_gateway(format!("node {node} is not known")))?;
@@ -229,7 +229,7 @@ async fn address(server: &Server, node: &str) -> Result<(String, String)> {
     }
 }
 
-async fn connect(
+pub(crate) async fn connect(
     server: &Server,
     address: &str,
     name: &str,

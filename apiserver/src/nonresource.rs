@@ -38,12 +38,13 @@ impl Server {
     pub(crate) async fn other(&self, asked: Asked<'_>) -> Result<Response<Body>> {
         let Asked { head, identity, whose, path } = asked;
         let json = |value: &Value| Ok(answer::value(StatusCode::OK, value, false));
-        if head.method != Method::GET && head.method != Method::HEAD {
-            return Err(ApiError::method_not_allowed());
-        }
         let platform = identity.is_some_and(|it| it.tenant.is_system())
             && !matches!(whose, Whose::One(tenant) if !tenant.is_system());
         let parts: Vec<&str> = path.split('/').filter(|it| !it.is_empty()).collect();
+        let reads = head.method == Method::GET || head.method == Method::HEAD;
+        if !reads && !matches!(parts.first(), Some(&("healthz" | "livez" | "readyz"))) {
+            return Err(ApiError::method_not_allowed());
+        }
         let customs = match (parts.first(), whose.tenant()) {
             (Some(&("apis" | "openapi")) | None, Some(tenant)) => {
                 self.customs.of(self, tenant).await?
@@ -77,7 +78,10 @@ impl Server {
             }
             ["api"] => json(&discovery().core_versions(&self.advertise)),
             ["apis"] => json(&discovery().group_list()),
-            ["apis", group] => found(discovery().one_group(group)),
+            ["apis", group] => match discovery().one_group(group) {
+                Some(document) => json(&document),
+                None => Ok(nowhere()),
+            },
             ["api", version] => found(discovery().resource_list("", version)),
             ["apis", group, version] => found(discovery().resource_list(group, version)),
             ["openapi", "v2"] => self.openapi_v2(&head.headers, &customs, platform),
@@ -98,10 +102,7 @@ impl Server {
                 Ok(answer::bytes(StatusCode::OK, text.into(), "application/jwk-set+json"))
             }
             [] => json(&json!({ "paths": discovery().paths() })),
-            _ => {
-                let text = Bytes::from_static(b"404 page not found\n");
-                Ok(answer::bytes(StatusCode::NOT_FOUND, text, TEXT))
-            }
+            _ => Ok(nowhere()),
         }
     }
 
@@ -138,6 +139,11 @@ impl Server {
         response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
         Ok(response)
     }
+}
+
+/// There is no such path.
+fn nowhere() -> Response<Body> {
+    answer::bytes(StatusCode::NOT_FOUND, Bytes::from_static(b"404 page not found\n"), TEXT)
 }
 
 /// One document, which those who know its hash may keep for ever.

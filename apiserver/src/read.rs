@@ -226,10 +226,7 @@ pub(crate) fn read_at(resource_version: &str) -> Result<ReadAt> {
         "0" => Ok(ReadAt::Any),
         text => match text.parse() {
             Ok(revision) => Ok(ReadAt::NotOlderThan(Revision(revision))),
-            Err(_) => Err(ApiError::bad_request(format!(
-                "invalid resource version {:?}",
-                text.chars().take(64).collect::<String>()
-            ))),
+            Err(_) => Err(crate::revision::invalid(text)),
         },
     }
 }

@@ -45,9 +45,7 @@ impl Query {
         let Some(text) = self.get(key) else { return Ok(None) };
         text.parse().map(Some).map_err(|_| {
             let shown: String = text.chars().take(64).collect();
-            ApiError::bad_request(format!(
-                "{key}: strconv.ParseInt: parsing {shown:?}: invalid syntax"
-            ))
+            ApiError::bad_request(format!("strconv.ParseInt: parsing {shown:?}: invalid syntax"))
         })
     }
 

@@ -11,13 +11,19 @@ use crate::error::{ApiError, Result};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Vector(pub Vec<(String, Revision)>);
 
+/// The answer to what is no revision.
+pub(crate) fn invalid(text: &str) -> ApiError {
+    let shown: String = text.chars().take(64).collect();
+    ApiError::bad_request(format!(
+        "invalid resource version: resourceVersion: Invalid value: {shown:?}: \
+         strconv.ParseUint: parsing {shown:?}: invalid syntax"
+    ))
+}
+
 impl Vector {
     /// Reads what a client sent back. `names` are the partitions of the request.
     pub(crate) fn parse(text: &str, names: &[&str]) -> Result<Self> {
-        let invalid = || {
-            let shown: String = text.chars().take(64).collect();
-            ApiError::bad_request(format!("invalid resource version {shown:?}"))
-        };
+        let invalid = || invalid(text);
         if let Ok(revision) = text.parse() {
             return match names {
                 [name] => Ok(Self(vec![((*name).to_owned(), Revision(revision))])),

@@ -62,6 +62,13 @@ pub(crate) fn offered(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     names.map(str::trim).filter(|it| !it.is_empty() && !it.starts_with(TOKEN))
 }
 
+/// The token among the protocols, encoded.
+pub(crate) fn token(headers: &HeaderMap) -> Option<&str> {
+    let all = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).into_iter();
+    let mut names = all.filter_map(|it| it.to_str().ok()).flat_map(|it| it.split(','));
+    names.find_map(|it| it.trim().strip_prefix(TOKEN))
+}
+
 /// Accepts, and carries `body` over it until either side ends.
 pub(crate) fn serve(
     server: &Arc<Server>,

@@ -160,11 +160,7 @@ async fn what_cannot_be_applied_is_told() {
         "CreateOptions.meta.k8s.io \"\" is invalid: fieldManager: Invalid value: \"a\\u0007b\": invalid character U+0007 (at position 1)",
     );
     for kind in ["application/apply-patch+cbor", "text/plain"] {
-        check(
-            api.patch(&named, kind, &it).await,
-            415,
-            "415: Unsupported Media Type",
-        );
+        check(api.patch(&named, kind, &it).await, 415, "415: Unsupported Media Type");
     }
     let mut other = it.clone();
     other["apiVersion"] = "v2".into();

@@ -135,8 +135,8 @@ fn what_can_be_had_and_what_cannot() {
         (MAPS, "application/yaml", 200, "items:"),
         (&one, "text/html,*/*;q=0.1", 200, r#"{"apiVersion":"v1""#),
         (&one, "application/json;as=Table;g=meta.k8s.io;v=v1beta1", 200, "meta.k8s.io/v1beta1"),
-        (&one, "text/html", 406, all),
-        (&one, "application/cbor", 406, all),
+        (&one, "text/html", 406, "Available representations: application/json, application/yaml"),
+        (&one, "application/cbor", 406, "406: Not Acceptable"),
         (&one, "application/vnd.kubernetes.protobuf;as=Table;g=meta.k8s.io;v=v1", 406, all),
         (
             &one,
@@ -415,4 +415,65 @@ fn health_is_told_check_by_check() {
     }
     let (_, _, body) = admin.curl("/", &[]);
     assert!(body.contains("\"/apis/apps/v1\"") && body.contains("\"/livez/ping\""), "{body}");
+}
+
+#[test]
+fn acting_as_somebody_else() {
+    let cloud = Cloud::without_node();
+    let (acme, globex) = cloud.tenants();
+    let guest = cloud.user("acme", "guest", "guests");
+    acme.ok(&["create", "configmap", "c"]);
+    acme.ok(&["create", "rolebinding", "jane", "--clusterrole=view", "--user=jane"]);
+
+    // An administrator may be anybody, and is then nobody else.
+    assert_eq!(
+        acme.ok(&["get", "configmap", "c", "--as=jane", "-o", "name"]).trim(),
+        "configmap/c"
+    );
+    let said = acme.fails(&["create", "configmap", "d", "--as=jane"]);
+    assert!(said.contains(r#"User "jane" cannot create resource "configmaps""#), "{said}");
+    let who =
+        ["auth", "whoami", "-o", "jsonpath={.status.userInfo.username} {.status.userInfo.groups}"];
+    let said = acme.ok(&[&who[..], &["--as=jane", "--as-group=ops", "--as-uid=7"]].concat());
+    assert_eq!(said, r#"jane ["ops","system:authenticated"]"#);
+    let said = acme.ok(&[&who[..], &["--as=system:serviceaccount:default:default"]].concat());
+    assert!(said.contains("system:serviceaccounts:default"), "{said}");
+
+    // Others only whom they are let.
+    let one = format!("{MAPS}/c");
+    let ask = |headers: &[&str]| {
+        let more: Vec<&str> = headers.iter().flat_map(|it| ["-H", *it]).collect();
+        let (code, _, body) = guest.curl(&one, &more);
+        (code, json_of(body.as_bytes())["message"].as_str().unwrap_or_default().to_owned())
+    };
+    let refusal = r#"users "jane" is forbidden: User "guest" cannot impersonate resource "users" in API group "" at the cluster scope"#;
+    assert_eq!(ask(&["Impersonate-User: jane"]), (403, refusal.to_owned()));
+    acme.ok(&[
+        "create",
+        "clusterrole",
+        "be-jane",
+        "--verb=impersonate",
+        "--resource=users",
+        "--resource-name=jane",
+    ]);
+    acme.ok(&["create", "clusterrolebinding", "be-jane", "--clusterrole=be-jane", "--user=guest"]);
+    guest.until(&["get", "configmap", "c", "--as=jane"], |_| true);
+    assert_eq!(ask(&["Impersonate-User: jane"]).0, 200);
+    assert!(ask(&["Impersonate-User: dev"]).1.contains("cannot impersonate"));
+    let (code, said) = ask(&["Impersonate-User: jane", "Impersonate-Group: acme-admins"]);
+    assert!(code == 403 && said.contains(r#"groups "acme-admins" is forbidden"#), "{said}");
+
+    // Nobody leaves the tenant: not by a name, and not by a group that means much elsewhere.
+    for more in [&["--as=system:admin", "--as-group=system:masters"][..], &["--as=dev"]] {
+        let path = ["get", "--raw", "/tenants/acme/api/v1/namespaces/default/configmaps/c"];
+        let said = globex.fails(&[&path[..], more].concat());
+        assert!(said.contains("Forbidden"), "{said}");
+        let said = globex.fails(&[&["get", "--raw", "/apis/insula.io/v1/tenants"], more].concat());
+        assert!(said.contains("Forbidden"), "{said}");
+    }
+    let (code, _, body) = acme.curl(MAPS, &["-H", "Impersonate-Group: ops"]);
+    assert!(
+        code == 400 && body.contains("requested [{Group  ops    }] without impersonating a user"),
+        "{body}"
+    );
 }

@@ -22,6 +22,7 @@ use insula_api::names::TenantName;
 use insula_custom::definition::ClientConfig;
 
 use self::pool::Pool;
+pub(crate) use self::pool::why;
 pub(crate) use self::tls::Trust;
 use crate::Server;
 
@@ -156,7 +157,7 @@ impl Server {
 }
 
 /// Who may be reached for a tenant: not this host, nor what only this link can reach.
-fn is_open(tenant: &TenantName, ip: IpAddr) -> bool {
+pub(crate) fn is_open(tenant: &TenantName, ip: IpAddr) -> bool {
     let ip = ip.to_canonical();
     let is_local = match ip {
         IpAddr::V4(it) => it.is_link_local() || it.is_broadcast(),

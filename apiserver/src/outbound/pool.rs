@@ -217,7 +217,8 @@ async fn connect(
     Err(failed.unwrap_or_else(|| OutboundError::NoHost(place.host.clone())))
 }
 
-fn why(error: &std::io::Error) -> String {
+/// Why a connection was not made, as clients know it from upstream.
+pub(crate) fn why(error: &std::io::Error) -> String {
     match error.kind() {
         std::io::ErrorKind::ConnectionRefused => "connect: connection refused".into(),
         std::io::ErrorKind::HostUnreachable => "connect: no route to host".into(),

@@ -24,7 +24,8 @@ impl Server {
         match destination {
             Destination::Url(url) => of_url(url),
             Destination::Service { namespace, name, port, path } => {
-                let addresses = self.addresses(tenant, namespace, name, port).await?;
+                let text = port.to_string();
+                let addresses = self.service_addresses(tenant, namespace, name, &text).await?;
                 let path = match path.starts_with('/') {
                     true => path.to_owned(),
                     false => format!("/{path}"),
@@ -34,13 +35,14 @@ impl Server {
         }
     }
 
-    /// Where the port of a service is.
-    async fn addresses(
+    /// Where the port of a service is, in the order to try them; `port` is a number or a name, or
+    /// empty for the one port that has no name.
+    pub(crate) async fn service_addresses(
         &self,
         tenant: &TenantName,
         namespace: &str,
         name: &str,
-        port: u16,
+        port: &str,
     ) -> Result<Vec<String>, OutboundError> {
         let failed = |error: ApiError| OutboundError::Lookup(error.message);
         let service = self.find(tenant, "", "services", namespace, name).await.map_err(failed)?;
@@ -54,10 +56,16 @@ impl Server {
             other => return Err(OutboundError::ServiceType(other.to_owned())),
         }
         let ports = service["spec"]["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let Some(of_port) = ports.iter().find(|it| it["port"] == port) else {
-            return Err(OutboundError::NoPort { port, service: name.to_owned() });
+        let port_name = match port.parse::<u16>() {
+            Err(_) => port,
+            Ok(number) => match ports.iter().find(|it| it["port"] == number) {
+                Some(of_port) => object::text(of_port, &["name"]),
+                None => {
+                    let service = name.to_owned();
+                    return Err(OutboundError::NoPort { port: number, service });
+                }
+            },
         };
-        let port_name = object::text(of_port, &["name"]);
         let mut addresses =
             self.of_slices(tenant, namespace, name, port_name).await.map_err(failed)?;
         if addresses.is_empty() {

@@ -59,7 +59,6 @@ impl Trust {
     }
 
     /// Trusts whoever answers, as `insecureSkipTLSVerify` asks for.
-    #[allow(dead_code, reason = "an APIService may ask for it")]
     pub(crate) fn anybody() -> Self {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let verifier = Arc::new(Anybody(provider.clone()));
@@ -70,7 +69,7 @@ impl Trust {
         Self { config: Arc::new(config), id: 1 }
     }
 
-    pub(super) fn config(&self) -> Arc<ClientConfig> {
+    pub(crate) fn config(&self) -> Arc<ClientConfig> {
         self.config.clone()
     }
 

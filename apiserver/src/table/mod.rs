@@ -29,7 +29,8 @@ impl IncludeObject {
             Some("None") => Ok(Self::None),
             Some("Object") => Ok(Self::Object),
             Some(other) => Err(crate::error::ApiError::bad_request(format!(
-                "unrecognized includeObject value: {:?}",
+                "Unable to convert to Table as requested: includeObject: Invalid value: {:?}: must be \
+                 'Metadata', 'Object', 'None', or empty",
                 other.chars().take(64).collect::<String>()
             ))),
         }

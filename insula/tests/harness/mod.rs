@@ -1,6 +1,6 @@
 //! A whole cloud for one test: its own directory, port, and (if it has a node) containerd.
 
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "each test file uses a part of it")]
 #![allow(
     clippy::unwrap_used,
     clippy::print_stderr,
@@ -10,6 +10,8 @@
 pub(crate) mod etcd;
 pub(crate) mod servers;
 pub(crate) mod webhook;
+
+pub(crate) use webhook::own_address;
 
 use std::{
     fs,

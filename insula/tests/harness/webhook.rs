@@ -28,7 +28,7 @@ pub(crate) struct Webhook {
 }
 
 /// An address of this machine that is not the loopback.
-fn own_address() -> IpAddr {
+pub(crate) fn own_address() -> IpAddr {
     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
     // Nothing is sent: this only asks which way it would go.
     socket.connect("192.0.2.1:9").unwrap();
