@@ -9,7 +9,7 @@ need_root "make deps"
 PACKAGES=(
     busybox-static ca-certificates containerd containernetworking-plugins curl etcd-client
     etcd-server gcc iproute2 iptables jq libc6-dev libprotobuf-dev make nftables openssl procps protobuf-compiler
-    libfaketime runc strace util-linux
+    libfaketime python3-venv runc strace util-linux
 )
 SYSTEM_SOCKET=/run/containerd/containerd.sock
 APT=(apt-get -o DPkg::Lock::Timeout=600 -q -y)
@@ -71,7 +71,20 @@ provide_sandbox_image() {
         ctr -n k8s.io images tag localhost/insula/pause:1 "$image" >/dev/null
 }
 
+# The official client library of another language, which the API is tested with.
+install_python_client() {
+    local wanted="kubernetes==37.*"
+    "$PYTHON_DIR/bin/python" -c 'import kubernetes; assert kubernetes.__version__ > "37"' \
+        2>/dev/null && return
+    say "installing Python's $wanted"
+    mkdir -p "$VAR_DIR"
+    /usr/bin/python3 -m venv "$PYTHON_DIR"
+    "$PYTHON_DIR/bin/pip" install --quiet --disable-pip-version-check "$wanted" ||
+        die "cannot install Python's $wanted; see the lines above"
+}
+
 install_packages "${PACKAGES[@]}"
+install_python_client
 install_kubectl
 "$INSTALL_DIR/images/build.sh" "$IMAGE_DIR"
 start_containerd

@@ -6,6 +6,8 @@ ETC_DIR=/etc/insula
 VAR_DIR=/var/lib/insula
 RUN_DIR=/run/insula
 IMAGE_DIR="$VAR_DIR/images"
+# A Python of our own, with the official Kubernetes client, for the tests.
+PYTHON_DIR="$VAR_DIR/python"
 # Where Debian's containernetworking-plugins puts them.
 CNI_BIN_DIR=/usr/lib/cni
 
