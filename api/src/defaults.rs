@@ -55,10 +55,31 @@ fn fill(schema: &Schema, it: &Type, map: &mut Map<String, Value>) {
             && field.default.as_ref().is_some_and(|value| value.is_object())
             && field.name != "metadata"
         {
-            map.entry(field.name).or_insert_with(|| Value::Object(Map::new()));
+            map.entry(field.name).or_insert_with(|| zeroes(schema, &field.shape));
+        }
+        // So are numbers and flags that are never left out: clients may count on them.
+        if field.required
+            && !field.pointer
+            && matches!(field.shape, Shape::Int32 | Shape::Int64 | Shape::Bool)
+        {
+            map.entry(field.name).or_insert_with(|| zeroes(schema, &field.shape));
         }
         let Some(value) = map.get_mut(field.name) else { continue };
         descend(schema, &field.shape, value);
+    }
+}
+
+/// What nobody said anything of, with what is in it whether or not anybody did.
+fn zeroes(schema: &Schema, shape: &Shape) -> Value {
+    match shape {
+        Shape::Int32 | Shape::Int64 => Value::from(0),
+        Shape::Bool => Value::Bool(false),
+        Shape::Object(id) => {
+            let texts = schema.get(*id).fields.iter();
+            let texts = texts.filter(|it| it.required && !it.pointer && it.shape == Shape::String);
+            Value::Object(texts.map(|it| (it.name.to_owned(), "".into())).collect())
+        }
+        _ => Value::Null,
     }
 }
 

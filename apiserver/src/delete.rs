@@ -323,7 +323,7 @@ pub(crate) async fn delete_collection(
 ) -> Result<Value> {
     let list = ListOptions::parse(&call.query, &call.served.resource)?;
     let namespace = call.namespace();
-    let places = call.served.places(&server.partitions, &call.whose, &namespace);
+    let places = call.served.places(&server.partitions, &call.whose, &namespace, &list);
     let page = read::list(server, &call.served, &places, &call.whose, &namespace, &list).await?;
     let mut items = Vec::with_capacity(page.entries.len());
     for (key, entry) in &page.entries {

@@ -218,7 +218,8 @@ impl Server {
             "list" => {
                 let options = ListOptions::parse(&call.query, resource)?;
                 let namespace = call.namespace();
-                let places = call.served.places(&self.partitions, &call.whose, &namespace);
+                let places =
+                    call.served.places(&self.partitions, &call.whose, &namespace, &options);
                 let mut page =
                     read::list(self, &call.served, &places, &call.whose, &namespace, &options)
                         .await?;
@@ -314,7 +315,7 @@ impl Server {
         let include = IncludeObject::parse(call.query.get("includeObject"))?;
         let shown = Shown { served: call.served.clone(), accept: call.accept, include };
         let namespace = call.namespace();
-        let places = call.served.places(&self.partitions, &call.whose, &namespace);
+        let places = call.served.places(&self.partitions, &call.whose, &namespace, &options);
         let protobuf = call.accept.encoding == Encoding::Protobuf;
         let started =
             Watch::start(self.clone(), shown, &places, &call.whose, &namespace, options).await;

@@ -20,6 +20,7 @@ use insula_partition::{
 
 use crate::{
     custom::compiled::Custom,
+    request::ListOptions,
     scoped::Scoped,
     views::{Kind, View},
 };
@@ -260,8 +261,13 @@ impl Served {
         partitions: &Partitions,
         whose: &Whose,
         namespace: &str,
+        options: &ListOptions,
     ) -> Vec<(String, Arc<dyn Store>)> {
         if self.is_spread(whose, namespace) {
+            // One object is in one partition, whose revisions its watchers know from it.
+            if let (Whose::One(tenant), Some(name)) = (whose, options.name()) {
+                return vec![self.place(partitions, tenant, namespace, &name)];
+            }
             let names = partitions.names();
             return names
                 .iter()

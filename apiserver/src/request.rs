@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, header};
-use insula_api::resources::Resource;
+use insula_api::{resources::Resource, selector::FieldSelector};
 
 use crate::error::{ApiError, FieldError, Result};
 
@@ -129,6 +129,12 @@ pub(crate) struct ListOptions {
 }
 
 impl ListOptions {
+    /// The only name that may be listed.
+    pub(crate) fn name(&self) -> Option<String> {
+        let selector = FieldSelector::parse(self.fields.as_deref()?).ok()?;
+        selector.required("metadata.name").map(str::to_owned)
+    }
+
     pub(crate) fn parse(query: &Query, resource: &Arc<Resource>) -> Result<Self> {
         let initial_events =
             query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));

@@ -16,6 +16,8 @@ from kubernetes import client, config, watch
 from kubernetes.client.rest import ApiException
 
 NAMESPACE = "python"
+# What this version of the client cannot decode: it looks for a model that it does not have.
+BROKEN = {"ResourceClaim"}
 
 
 def snake(name):
@@ -97,6 +99,8 @@ def main(user, platform, directory):
     failed = 0
     for entry in entries(pathlib.Path(directory)):
         of = entry["object"]
+        if of["kind"] in BROKEN:
+            continue
         title = f"{of['apiVersion']} {of['kind']} {of['metadata']['name']}"
         try:
             Kind(clients[entry.get("fleet", False)], entry).live()
