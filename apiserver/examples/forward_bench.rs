@@ -85,6 +85,7 @@ async fn node(
         node_tls: Tls::client(ca.certificate(), &to_nodes).unwrap(),
         advertise: address.to_string(),
         peers: Some(peers),
+        audit: None,
         shutdown: shutdown.clone(),
     })
     .await

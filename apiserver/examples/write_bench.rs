@@ -47,6 +47,7 @@ async fn server(dir: &std::path::Path) -> Arc<Server> {
         node_tls: Tls::client(ca.certificate(), &to_nodes).unwrap(),
         advertise: "127.0.0.1:6443".into(),
         peers: None,
+        audit: None,
         shutdown: CancellationToken::new(),
     })
     .await

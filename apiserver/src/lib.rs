@@ -7,6 +7,7 @@
 mod accept;
 mod admission;
 mod answer;
+pub mod audit;
 mod backup;
 pub mod body;
 mod bootstrap;
@@ -37,6 +38,7 @@ pub mod pki;
 mod proxy;
 mod rbac;
 mod read;
+mod record;
 mod registry;
 mod relay;
 mod request;
@@ -90,6 +92,8 @@ pub struct ServerConfig {
     pub advertise: String,
     /// The way to the other servers, if there may be any.
     pub peers: Option<HttpPeers>,
+    /// Where requests are written down, if they are.
+    pub audit: Option<audit::Audit>,
     /// Ends watches and streams when cancelled.
     pub shutdown: CancellationToken,
 }
@@ -106,6 +110,7 @@ pub struct Server {
     pub(crate) outbound: outbound::Outbound,
     pub(crate) advertise: String,
     pub(crate) peers: Option<HttpPeers>,
+    pub(crate) audit: Option<audit::Audit>,
     pub(crate) forms: forms::Forms,
     pub(crate) metrics: metrics::Metrics,
     pub(crate) tasks: TaskTracker,
@@ -135,6 +140,7 @@ impl Server {
             outbound: outbound::Outbound::default(),
             advertise: config.advertise,
             peers: config.peers,
+            audit: config.audit,
             forms: forms::Forms::default(),
             metrics: metrics::Metrics::default(),
             tasks: TaskTracker::new(),
