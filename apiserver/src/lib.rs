@@ -45,6 +45,7 @@ mod request;
 mod revision;
 mod scoped;
 mod serve;
+pub mod services;
 mod strategy;
 mod subresources;
 mod table;
@@ -73,6 +74,7 @@ use crate::{
     rbac::{Attributes, Policies, Policy, Rule},
     registry::{Registry, Whose},
     scoped::Scoped,
+    services::ServiceRanges,
     tokens::Keys,
 };
 
@@ -90,6 +92,8 @@ pub struct ServerConfig {
     pub node_tls: Arc<rustls::ClientConfig>,
     /// `host:port` under which clients reach this server.
     pub advertise: String,
+    /// What services are given addresses and ports of.
+    pub services: ServiceRanges,
     /// The way to the other servers, if there may be any.
     pub peers: Option<HttpPeers>,
     /// Where requests are written down, if they are.
@@ -109,6 +113,7 @@ pub struct Server {
     pub(crate) dialer: Dialer,
     pub(crate) outbound: outbound::Outbound,
     pub(crate) advertise: String,
+    pub(crate) services: ServiceRanges,
     pub(crate) peers: Option<HttpPeers>,
     pub(crate) audit: Option<audit::Audit>,
     pub(crate) forms: forms::Forms,
@@ -139,6 +144,7 @@ impl Server {
             dialer: Dialer::new(config.node_tls),
             outbound: outbound::Outbound::default(),
             advertise: config.advertise,
+            services: config.services,
             peers: config.peers,
             audit: config.audit,
             forms: forms::Forms::default(),

@@ -128,6 +128,7 @@ impl Running {
                 keys,
                 node_tls: Tls::client(&material.ca, &material.to_nodes)?,
                 advertise,
+                services: insula_apiserver::services::ServiceRanges::default(),
                 peers,
                 audit,
                 shutdown: shutdown.clone(),
