@@ -17,7 +17,10 @@ help:
 deps:
 	@install/deps.sh
 
+# What the program says of itself: that of the last commit.
 build:
+	INSULA_COMMIT=$$(git rev-parse HEAD 2>/dev/null || echo unknown) \
+	INSULA_BUILT=$$(TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null || date -u +%Y-%m-%dT%H:%M:%SZ) \
 	cargo build --release --locked -p insula
 
 install: build

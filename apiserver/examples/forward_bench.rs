@@ -26,6 +26,7 @@ use insula_apiserver::{
     identity::MASTERS,
     peers::{HttpPeers, PeerTls},
     pki::Authority,
+    services::ServiceRanges,
     tokens::Keys,
 };
 use insula_partition::{
@@ -84,7 +85,9 @@ async fn node(
         keys: Keys::open_or_create(&dir.join("sa.key")).unwrap(),
         node_tls: Tls::client(ca.certificate(), &to_nodes).unwrap(),
         advertise: address.to_string(),
+        services: ServiceRanges::default(),
         peers: Some(peers),
+        audit: None,
         shutdown: shutdown.clone(),
     })
     .await

@@ -22,6 +22,7 @@ use insula_apiserver::{
     Server, ServerConfig, Tls,
     identity::{Identity, MASTERS},
     pki::Authority,
+    services::ServiceRanges,
     tokens::Keys,
 };
 use insula_partition::partitions::{Partitions, PartitionsConfig, StoreConfig};
@@ -46,7 +47,9 @@ async fn server(dir: &std::path::Path) -> Arc<Server> {
         keys: Keys::open_or_create(&dir.join("sa.key")).unwrap(),
         node_tls: Tls::client(ca.certificate(), &to_nodes).unwrap(),
         advertise: "127.0.0.1:6443".into(),
+        services: ServiceRanges::default(),
         peers: None,
+        audit: None,
         shutdown: CancellationToken::new(),
     })
     .await

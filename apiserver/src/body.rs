@@ -48,6 +48,36 @@ pub fn channel() -> (Sender, Body) {
     (Sender(sender), Receiver(receiver).boxed_unsync())
 }
 
+/// A body that lets go of `end` when it has ended, or nobody reads it any more.
+pub(crate) fn with_end<E: Send + Unpin + 'static>(body: Body, end: E) -> Body {
+    Ending { body, _end: end }.boxed_unsync()
+}
+
+struct Ending<E> {
+    body: Body,
+    _end: E,
+}
+
+impl<E: Send + Unpin> http_body::Body for Ending<E> {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
 struct Receiver(mpsc::Receiver<Bytes>);
 
 impl http_body::Body for Receiver {

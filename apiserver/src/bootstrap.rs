@@ -1,8 +1,15 @@
-//! What a tenant begins with: namespaces of the platform, default roles and bindings.
+//! What a tenant begins with: namespaces of the platform, default roles and bindings, the API as a
+//! service.
 
-use std::collections::BTreeMap;
+mod fairness;
 
-use insula_api::{names::TenantName, object, time};
+use std::{collections::BTreeMap, sync::Arc};
+
+use insula_api::{
+    names::TenantName,
+    object::{self, Stored},
+    time,
+};
 use insula_partition::store::{Change, Durability, Expect, ReadAt, StoreError, Write};
 use serde_json::{Map, Value, json};
 
@@ -10,7 +17,8 @@ use crate::{
     Server,
     error::{ApiError, FieldError, Result},
     identity::{Identity, NODES},
-    registry,
+    registry::{self, Served},
+    services,
 };
 
 const TABLE: &str = include_str!("../../api/tables/default-rbac.tsv");
@@ -101,7 +109,45 @@ async fn tenant(server: &Server, it: &Value) -> Result<()> {
         "roleRef": {"apiGroup": GROUP, "kind": "ClusterRole", "name": "cluster-admin"},
         "subjects": admins,
     });
-    put(server, &tenant, binding).await
+    put(server, &tenant, binding).await?;
+    common(server, &tenant).await
+}
+
+/// Writes what every tenant has, the platform's own as well.
+async fn common(server: &Server, tenant: &TenantName) -> Result<()> {
+    for it in services::of_tenant(server).into_iter().chain(priorities()) {
+        put(server, tenant, it).await?;
+    }
+    // Servers come and go, and with them where the API is.
+    for it in services::endpoints_of_api(server) {
+        renew(server, tenant, it).await?;
+    }
+    Ok(())
+}
+
+/// Priorities that are known by name everywhere.
+fn priorities() -> Vec<Value> {
+    let made = [
+        (
+            "system-cluster-critical",
+            2_000_000_000_i64,
+            "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
+        ),
+        (
+            "system-node-critical",
+            2_000_001_000,
+            "Used for system critical pods that must not be moved from their current node.",
+        ),
+    ];
+    let made = made.into_iter().map(|(name, value, description)| {
+        json!({
+            "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass",
+            "metadata": {"name": name, "generation": 1},
+            "value": value, "description": description,
+            "preemptionPolicy": "PreemptLowerPriority",
+        })
+    });
+    made.collect()
 }
 
 /// Writes what the platform's own tenant begins with. Done at each start; safe to repeat.
@@ -120,9 +166,10 @@ pub(crate) async fn system(server: &Server) -> Result<()> {
     for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
         put(server, &system, namespace(name)).await?;
     }
-    for it in default_rbac() {
+    for it in default_rbac().into_iter().chain(fairness::objects()) {
         put(server, &system, it).await?;
     }
+    common(server, &system).await?;
     let nodes = json!({
         "apiVersion": format!("{GROUP}/v1"), "kind": "ClusterRoleBinding",
         "metadata": {"name": "insula:nodes"},
@@ -152,23 +199,55 @@ fn namespace(name: &str) -> Value {
     })
 }
 
-/// Creates an object that is not there yet.
-async fn put(server: &Server, tenant: &TenantName, mut it: Value) -> Result<()> {
-    let (group, version) = match it["apiVersion"].as_str().unwrap_or_default().split_once('/') {
-        Some((group, version)) => (group.to_owned(), version.to_owned()),
-        None => (String::new(), it["apiVersion"].as_str().unwrap_or_default().to_owned()),
-    };
-    let kind = it["kind"].as_str().unwrap_or_default().to_owned();
-    let served = server
+/// Creates an object, or brings it up to date.
+async fn renew(server: &Server, tenant: &TenantName, it: Value) -> Result<()> {
+    let served = served(server, &it)?;
+    let (namespace, name) = (object::namespace(&it), object::name(&it));
+    let (_, store) = served.place(&server.partitions, tenant, namespace, name);
+    let key = registry::key(tenant, namespace, name);
+    loop {
+        let found = store.read(&served.collection, ReadAt::Latest).await?.get(&key).cloned();
+        let Some(found) = found else { return put(server, tenant, it).await };
+        let known = Stored::parse(&found.value).map_err(ApiError::internal)?;
+        let mut new = known.object.clone();
+        for (field, value) in it.as_object().into_iter().flatten().filter(|it| it.0 != "metadata") {
+            new[field] = value.clone();
+        }
+        if new == known.object {
+            return Ok(());
+        }
+        let managed = Some(known.managed.as_str()).filter(|it| !it.is_empty());
+        let write = Write {
+            collection: served.collection.clone(),
+            key: key.as_str().into(),
+            expect: Expect::At(found.modified),
+            change: Change::Put(object::encode_with(&new, managed).into()),
+            durability: Durability::Durable,
+            by_move: None,
+        };
+        match store.write(write).await {
+            Ok(_) => return Ok(()),
+            // Another server is at it as well.
+            Err(StoreError::Conflict { .. }) => (),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The resource that holds objects of the kind that `it` says it is.
+fn served(server: &Server, it: &Value) -> Result<Arc<Served>> {
+    let (api_version, kind) = (object::text(it, &["apiVersion"]), object::text(it, &["kind"]));
+    let found = server
         .registry
         .all()
         .iter()
-        .find(|it| {
-            (&*it.resource.group, &*it.resource.version, &*it.resource.kind)
-                == (&*group, &*version, &*kind)
-        })
-        .cloned()
-        .ok_or_else(|| ApiError::internal(format!("no resource holds {kind}")))?;
+        .find(|it| it.resource.api_version() == api_version && it.resource.kind == kind);
+    found.cloned().ok_or_else(|| ApiError::internal(format!("no resource holds {kind}")))
+}
+
+/// Creates an object that is not there yet.
+async fn put(server: &Server, tenant: &TenantName, mut it: Value) -> Result<()> {
+    let served = served(server, &it)?;
     let (namespace, name) = (object::namespace(&it).to_owned(), object::name(&it).to_owned());
     let metadata = object::metadata_mut(&mut it);
     metadata.insert("tenant".into(), tenant.as_str().into());

@@ -26,8 +26,6 @@ use crate::{
 #[derive(Debug, Clone)]
 pub(crate) struct Call {
     pub identity: Identity,
-    /// Who acts as `identity`, if it is somebody else.
-    pub impersonator: Option<Identity>,
     pub whose: Whose,
     pub served: Arc<Served>,
     pub path: ResourcePath,

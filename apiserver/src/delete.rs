@@ -16,7 +16,7 @@ use crate::{
     error::{ApiError, Result},
     read,
     request::ListOptions,
-    strategy, write,
+    services, strategy, write,
 };
 
 /// `metav1.DeleteOptions`, from the body or the query.
@@ -197,11 +197,16 @@ async fn delete_named(
             by_move: None,
         };
         match store.write(write).await {
-            Ok(committed) if is_shown => {
+            Ok(committed) => {
+                if gone {
+                    services::deleted(server, call, &old).await;
+                }
                 admission::changed(server, call).await;
-                return Ok(Deleted::Object(committed.entry.value));
+                if is_shown {
+                    return Ok(Deleted::Object(committed.entry.value));
+                }
+                return Ok(Deleted::gone(call, name, &old));
             }
-            Ok(_) => return Ok(Deleted::gone(call, name, &old)),
             Err(StoreError::Conflict { found: Some(found), .. }) => entry = found,
             Err(StoreError::Conflict { found: None, .. }) => return Err(call.not_found(name)),
             Err(error) => return Err(error.into()),

@@ -26,6 +26,7 @@ use crate::{
     identity::Identity,
     passport::{Caller, Line},
     rbac::Attributes,
+    record::{About, Record, Who},
     registry::{Nature, Whose},
     request::Query,
 };
@@ -41,6 +42,8 @@ pub(crate) struct Peer {
     pub server: Option<String>,
     /// Set by callers in the same process only.
     pub trusted: Option<Identity>,
+    /// Where it is.
+    pub address: Option<std::net::IpAddr>,
 }
 
 /// A request that was let in.
@@ -72,7 +75,11 @@ impl Server {
         query: Query,
         headers: &HeaderMap,
         peer: &Peer,
+        record: &mut Record,
     ) -> Result<Admitted> {
+        if let Place::Resource(path) = &target.place {
+            record.about = Some(Box::new(About::from(path)));
+        }
         let found = self.authenticate(line, headers, peer)?;
         let wanted = impersonation::Wanted::read(headers)?;
         let Target { tenant, place } = target;
@@ -105,6 +112,7 @@ impl Server {
             let other = self.impersonated(&identity, wanted).await?;
             impersonator = Some(std::mem::replace(&mut identity, other));
         }
+        record.who = Some(Who { identity: identity.clone(), impersonator, whose: whose.clone() });
         let method = line.method;
         match place {
             Place::Other(path) => {
@@ -119,8 +127,7 @@ impl Server {
                 Ok(Admitted::Other { identity: Some(identity), whose, path })
             }
             Place::Resource(path) => {
-                let mut call = self.resource(method, path, query, headers, identity, whose).await?;
-                call.impersonator = impersonator;
+                let call = self.resource(method, path, query, headers, identity, whose).await?;
                 Ok(Admitted::Resource(Box::new(call)))
             }
         }
@@ -178,7 +185,6 @@ impl Server {
         }
         let mut call = Call {
             identity,
-            impersonator: None,
             whose: whose.clone(),
             served,
             path,

@@ -9,19 +9,23 @@ use serde_json::Value;
 
 use crate::{
     Server, answer,
-    body::{Body, BodyError, channel, full},
+    audit::{self, Outcome, Trail, policy::Stage},
+    body::{self, Body, BodyError, channel, full},
     call::Call,
-    compress, custom, delete,
+    compress::{self, Whole},
+    custom, delete,
     error::{ApiError, Result},
     forms::Shown,
     forward::{self, Forwarded, Patience},
     gate::{Admitted, Peer},
     identity::Identity,
+    metrics::LongRunning,
     node_proxy,
     nonresource::Asked,
     passport::{self, Line},
     payload::Payload,
     proxy, read,
+    record::Record,
     request::{Encoding, ListOptions, Query, deadline},
     subresources,
     table::IncludeObject,
@@ -60,19 +64,52 @@ impl Server {
             .headers()
             .contains_key(header::UPGRADE)
             .then(|| hyper::upgrade::on(&mut request));
-        let (head, body) = request.into_parts();
-        let started = tokio::time::Instant::now();
-        let mut label = ("", String::new());
-        let answered = self.answer(&head, body, &peer, upgrade, &mut label).await;
+        let (mut head, body) = request.into_parts();
+        let mut record = Record::new(&head, peer.address);
+        // Another server that this goes on to is to write of the same.
+        if let Ok(id) = HeaderValue::from_str(&record.id) {
+            head.headers.insert(audit::ID, id);
+        }
+        let answered = self.answer(&head, body, &peer, upgrade, &mut record).await;
         let response = match answered {
             Ok(response) => response,
             Err(error) => answer::error_for(&error, &head.headers, head.uri.query()),
         };
-        let response = compress::compressed(&head.headers, response).await;
-        let code = response.status().as_u16();
-        self.metrics.record(label.0, &label.1, code, started.elapsed());
-        tracing::debug!(method = %head.method, path = head.uri.path(), code, elapsed = ?started.elapsed(), "answered");
-        response
+        tracing::debug!(method = %head.method, path = head.uri.path(), code = response.status().as_u16(), elapsed = ?record.started.elapsed(), "answered");
+        let response = self.finish(record, response);
+        compress::compressed(&head.headers, response).await
+    }
+
+    /// Counts and writes down what came of a request.
+    fn finish(self: &Arc<Self>, record: Record, mut response: Response<Body>) -> Response<Body> {
+        let whole = response.extensions().get::<Whole>().map(|it| it.0.clone());
+        let (code, took) = (response.status(), record.started.elapsed());
+        let size = whole.as_ref().map(Bytes::len);
+        self.metrics.record(&record.labels, code.as_u16(), took, size);
+        if record.is_elsewhere {
+            return response;
+        }
+        if let Ok(id) = HeaderValue::from_str(&record.id) {
+            response.headers_mut().insert(audit::ID, id);
+        }
+        let wants_answer = record.trail.as_ref().is_some_and(Trail::wants_answer);
+        let outcome = Outcome { code, body: whole.filter(|_| wants_answer || !code.is_success()) };
+        let gauge = record.long_running(self).filter(|_| code.is_success());
+        let is_audited = self.audit.is_some() && record.trail.is_some();
+        if !record.goes_on() || !code.is_success() {
+            if let Some(audit) = &self.audit {
+                audit.write(&record, Stage::ResponseComplete, Some(&outcome));
+            }
+            return response;
+        }
+        if let Some(audit) = &self.audit {
+            audit.write(&record, Stage::ResponseStarted, Some(&outcome));
+        }
+        if gauge.is_none() && !is_audited {
+            return response;
+        }
+        let end = End { server: self.clone(), record, outcome, _gauge: gauge };
+        response.map(|body| body::with_end(body, end))
     }
 
     /// Answers from here or through another server; again, if what it is about moves meanwhile.
@@ -82,7 +119,7 @@ impl Server {
         body: B,
         peer: &Peer,
         mut upgrade: Option<hyper::upgrade::OnUpgrade>,
-        label: &mut (&'static str, String),
+        record: &mut Record,
     ) -> Result<Response<Body>>
     where
         B: http_body::Body + Send + 'static,
@@ -96,7 +133,7 @@ impl Server {
         let mut body = Payload::Coming(Some(body));
         let mut patience: Option<Patience> = None;
         loop {
-            let tried = self.once(head, &mut body, peer, &mut upgrade, label).await;
+            let tried = self.once(head, &mut body, peer, &mut upgrade, record).await;
             match tried {
                 Ok(Forwarded::Answer(response)) => return Ok(response),
                 Ok(Forwarded::Again) => (),
@@ -116,7 +153,7 @@ impl Server {
         body: &mut Payload<B>,
         peer: &Peer,
         upgrade: &mut Option<hyper::upgrade::OnUpgrade>,
-        label: &mut (&'static str, String),
+        record: &mut Record,
     ) -> Result<Forwarded>
     where
         B: http_body::Body + Send + 'static,
@@ -126,9 +163,15 @@ impl Server {
         let target = path::parse(head.uri.path())?;
         let query = Query::parse(head.uri.query());
         let line = Line { method: &head.method, uri: &head.uri };
-        let answer = match self.admit(line, target, query, &head.headers, peer).await? {
+        let admitted = self.admit(line, target, query, &head.headers, peer, record).await;
+        if let (Err(error), Some(audit)) = (&admitted, &self.audit)
+            && !error.is_moving
+        {
+            audit.received(record);
+        }
+        let answer = match admitted? {
             Admitted::Elsewhere { caller, place } => {
-                *label = ("forward", place.partition.as_ref().to_owned());
+                record.is_elsewhere = true;
                 // What upgrades has no body; waiting for its end would be waiting for its client.
                 let bytes = match upgrade.is_some() {
                     true => Bytes::new(),
@@ -136,14 +179,25 @@ impl Server {
                 };
                 return self.forward(head, &bytes, upgrade, &caller, &place).await;
             }
-            Admitted::Misdirected => Ok(forward::misdirected(self.partitions.map().epoch())),
+            Admitted::Misdirected => {
+                record.is_elsewhere = true;
+                Ok(forward::misdirected(self.partitions.map().epoch()))
+            }
             Admitted::Other { identity, whose, path } => {
-                *label = ("get", "nonresource".into());
+                record.was_let_in = true;
+                record.path.clone_from(&path);
+                if let Some(audit) = &self.audit {
+                    audit.received(record);
+                }
                 let identity = identity.as_ref();
                 self.other(Asked { head, identity, whose: &whose, path: &path }).await
             }
             Admitted::Resource(call) => {
-                *label = (call.verb, call.served.resource.name.clone());
+                record.admitted(&call);
+                if let Some(audit) = &self.audit {
+                    audit.received(record);
+                }
+                let wants_body = record.trail.as_ref().is_some_and(Trail::wants_body);
                 let warning = call.served.custom().and_then(|it| it.version.warning.clone());
                 if custom::holds_definitions(&call.served)
                     && let Some(tenant) = call.whose.tenant()
@@ -164,8 +218,12 @@ impl Server {
                 } else if call.verb == "watch" {
                     self.watch(*call, upgrade).await
                 } else {
+                    let _under_way = self.metrics.under_way(&record.labels);
                     let work = async {
                         let body = body.bytes().await?;
+                        if wants_body {
+                            record.body = Some(body.clone());
+                        }
                         self.resource_answer(&call, &head.method, &body).await
                     };
                     let limit = deadline(&call.query)?;
@@ -346,6 +404,22 @@ impl Server {
         headers.insert(header::CONTENT_TYPE, media_type);
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
         Ok(response)
+    }
+}
+
+/// An answer that goes on; dropped when it has ended.
+struct End {
+    server: Arc<Server>,
+    record: Record,
+    outcome: Outcome,
+    _gauge: Option<LongRunning>,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        if let Some(audit) = &self.server.audit {
+            audit.write(&self.record, Stage::ResponseComplete, Some(&self.outcome));
+        }
     }
 }
 

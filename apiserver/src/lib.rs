@@ -7,6 +7,7 @@
 mod accept;
 mod admission;
 mod answer;
+pub mod audit;
 mod backup;
 pub mod body;
 mod bootstrap;
@@ -37,12 +38,14 @@ pub mod pki;
 mod proxy;
 mod rbac;
 mod read;
+mod record;
 mod registry;
 mod relay;
 mod request;
 mod revision;
 mod scoped;
 mod serve;
+pub mod services;
 mod strategy;
 mod subresources;
 mod table;
@@ -71,6 +74,7 @@ use crate::{
     rbac::{Attributes, Policies, Policy, Rule},
     registry::{Registry, Whose},
     scoped::Scoped,
+    services::ServiceRanges,
     tokens::Keys,
 };
 
@@ -88,8 +92,12 @@ pub struct ServerConfig {
     pub node_tls: Arc<rustls::ClientConfig>,
     /// `host:port` under which clients reach this server.
     pub advertise: String,
+    /// What services are given addresses and ports of.
+    pub services: ServiceRanges,
     /// The way to the other servers, if there may be any.
     pub peers: Option<HttpPeers>,
+    /// Where requests are written down, if they are.
+    pub audit: Option<audit::Audit>,
     /// Ends watches and streams when cancelled.
     pub shutdown: CancellationToken,
 }
@@ -105,7 +113,9 @@ pub struct Server {
     pub(crate) dialer: Dialer,
     pub(crate) outbound: outbound::Outbound,
     pub(crate) advertise: String,
+    pub(crate) services: ServiceRanges,
     pub(crate) peers: Option<HttpPeers>,
+    pub(crate) audit: Option<audit::Audit>,
     pub(crate) forms: forms::Forms,
     pub(crate) metrics: metrics::Metrics,
     pub(crate) tasks: TaskTracker,
@@ -134,7 +144,9 @@ impl Server {
             dialer: Dialer::new(config.node_tls),
             outbound: outbound::Outbound::default(),
             advertise: config.advertise,
+            services: config.services,
             peers: config.peers,
+            audit: config.audit,
             forms: forms::Forms::default(),
             metrics: metrics::Metrics::default(),
             tasks: TaskTracker::new(),

@@ -1,6 +1,9 @@
 //! Which objects a list or watch is about: label and field selectors.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::LazyLock,
+};
 
 use insula_api::{
     object,
@@ -50,7 +53,7 @@ impl Matcher {
             .map_err(|error| ApiError::bad_request(error.to_string()))?
             .filter(|selector| !selector.is_empty());
         for term in fields.iter().flat_map(|selector| &selector.terms) {
-            if path_of(resource, &term.field).is_none() {
+            if place_of(resource, &term.field).is_none() {
                 let shown: String = term.field.chars().take(128).collect();
                 return Err(ApiError::bad_request(match resource.selectable_fields.is_empty() {
                     true => format!(
@@ -90,75 +93,79 @@ impl Matcher {
 
 /// The text of a selectable field, empty if absent.
 fn field_of(resource: &Resource, object: &Value, field: &str) -> String {
-    let Some(path) = path_of(resource, field) else { return String::new() };
-    let value = path.split('.').try_fold(object, |value, part| value.get(part));
-    match value {
-        Some(Value::String(text)) => text.clone(),
-        Some(Value::Null) | None => match field {
-            "spec.unschedulable" | "spec.hostNetwork" => "false".into(),
-            "status.replicas" | "status.successful" => "0".into(),
-            _ => String::new(),
-        },
-        Some(other) => other.to_string(),
-    }
+    let Some((paths, absent)) = place_of(resource, field) else { return String::new() };
+    let found = paths.split(',').filter_map(|path| {
+        let value = path.split('.').try_fold(object, |value, part| value.get(part))?;
+        match value {
+            Value::Null => None,
+            Value::String(text) => (!text.is_empty()).then(|| text.clone()),
+            other => Some(other.to_string()),
+        }
+    });
+    found.into_iter().next().unwrap_or_else(|| absent.to_owned())
 }
 
-/// Where a selectable field is; `None` if the resource does not offer it.
-fn path_of<'a>(resource: &Resource, field: &'a str) -> Option<&'a str> {
-    let known: &[&str] = match (&*resource.group, &*resource.name) {
-        ("", "pods") => &[
-            "spec.nodeName",
-            "spec.restartPolicy",
-            "spec.schedulerName",
-            "spec.serviceAccountName",
-            "spec.hostNetwork",
-            "status.phase",
-            "status.podIP",
-            "status.nominatedNodeName",
-        ],
-        ("", "nodes") => &["spec.unschedulable"],
-        ("", "namespaces") => &["status.phase"],
-        ("", "secrets") => &["type"],
-        ("", "services") => &["spec.clusterIP", "spec.type"],
-        ("", "replicationcontrollers") | ("apps", "replicasets") => &["status.replicas"],
-        ("batch", "jobs") => &["status.successful"],
-        ("certificates.k8s.io", "certificatesigningrequests") => &["spec.signerName"],
-        ("", "events") => &[
-            "involvedObject.kind",
-            "involvedObject.namespace",
-            "involvedObject.name",
-            "involvedObject.uid",
-            "involvedObject.apiVersion",
-            "involvedObject.resourceVersion",
-            "involvedObject.fieldPath",
-            "reason",
-            "reportingComponent",
-            "source",
-            "type",
-        ],
-        ("events.k8s.io", "events") => &[
-            "regarding.kind",
-            "regarding.namespace",
-            "regarding.name",
-            "regarding.uid",
-            "regarding.apiVersion",
-            "regarding.resourceVersion",
-            "regarding.fieldPath",
-            "reason",
-            "reportingController",
-            "type",
-        ],
-        _ => &[],
-    };
-    match (field, &*resource.name) {
-        ("metadata.name", _) => Some(field),
-        ("metadata.namespace", _) if resource.is_namespaced() => Some(field),
-        ("spec.host", "pods") => Some("spec.nodeName"),
-        ("name", "namespaces") => Some("metadata.name"),
-        ("source", "events") if resource.group.is_empty() => Some("source.component"),
-        _ => {
-            let defined = resource.selectable_fields.iter().any(|it| it == field);
-            (defined || known.contains(&field)).then_some(field)
+const TABLE: &str = include_str!("../../api/tables/fields.tsv");
+
+/// Where a selectable field is, and what stands for nothing; `None` if the resource does not
+/// offer it.
+fn place_of<'a>(resource: &Resource, field: &'a str) -> Option<(&'a str, &'static str)> {
+    match field {
+        "metadata.name" => return Some((field, "")),
+        "metadata.namespace" if resource.is_namespaced() => return Some((field, "")),
+        _ if resource.selectable_fields.iter().any(|it| it == field) => return Some((field, "")),
+        _ => (),
+    }
+    type Place = (&'static str, &'static str);
+    /// Group, resource and where the field is there.
+    type Row = (&'static str, &'static str, Place);
+    static FIELDS: LazyLock<HashMap<&str, Vec<Row>>> = LazyLock::new(|| {
+        let mut all: HashMap<_, Vec<_>> = HashMap::new();
+        for row in TABLE.lines().filter(|row| !row.starts_with('#')) {
+            let mut columns = [""; 5];
+            for (slot, column) in columns.iter_mut().zip(row.split('\t')) {
+                *slot = column;
+            }
+            let [group, resource, field, place, absent] = columns;
+            let place = if place.is_empty() { field } else { place };
+            all.entry(field).or_default().push((group, resource, (place, absent)));
         }
+        all
+    });
+    let known = FIELDS.get(field)?.iter();
+    let mut of_resource = known.filter(|it| (it.0, it.1) == (&*resource.group, &*resource.name));
+    of_resource.next().map(|it| it.2)
+}
+
+#[cfg(test)]
+mod tests {
+    use insula_api::resources::built_in;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn every_row_is_of_a_resource() {
+        for row in TABLE.lines().filter(|row| !row.starts_with('#')) {
+            let columns: Vec<&str> = row.split('\t').collect();
+            let known = built_in().iter().any(|it| it.group == columns[0] && it.name == columns[1]);
+            assert!(known, "{row}");
+        }
+    }
+
+    #[test]
+    fn fields_are_found() {
+        let get = |group: &str, name: &str| {
+            built_in().iter().find(|it| it.group == group && it.name == name).unwrap()
+        };
+        let (pods, events) = (get("", "pods"), get("", "events"));
+        let pod = json!({"spec": {"nodeName": "n"}});
+        assert_eq!(field_of(pods, &pod, "spec.host"), "n");
+        assert_eq!(field_of(pods, &pod, "spec.hostNetwork"), "false");
+        let event = json!({"source": {"component": ""}, "reportingComponent": "c"});
+        assert_eq!(field_of(events, &event, "source"), "c");
+        let job = json!({"status": {"succeeded": 2}});
+        assert_eq!(field_of(get("batch", "jobs"), &job, "status.successful"), "2");
+        assert_eq!(place_of(get("", "configmaps"), "data"), None);
     }
 }

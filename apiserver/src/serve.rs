@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     io,
+    net::IpAddr,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -156,8 +157,8 @@ impl Front {
                 () = self.closed.cancelled() => break,
             };
             match accepted {
-                Ok((stream, _)) => {
-                    self.tasks.spawn(self.clone().connection(stream));
+                Ok((stream, from)) => {
+                    self.tasks.spawn(self.clone().connection(stream, from.ip()));
                 }
                 Err(error) => {
                     // Out of file descriptors, for one: others may free some.
@@ -178,18 +179,22 @@ impl Front {
         }
     }
 
-    async fn connection(self: Arc<Self>, stream: TcpStream) {
-        if let Err(error) = self.run_connection(stream).await {
+    async fn connection(self: Arc<Self>, stream: TcpStream, from: IpAddr) {
+        if let Err(error) = self.run_connection(stream, from).await {
             tracing::debug!(%error, "a connection ended");
         }
     }
 
-    async fn run_connection(self: Arc<Self>, stream: TcpStream) -> io::Result<()> {
+    async fn run_connection(self: Arc<Self>, stream: TcpStream, from: IpAddr) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let acceptor = TlsAcceptor::from(self.acceptor.load_full());
         let stream = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await??;
         let certificate = stream.get_ref().1.peer_certificates().and_then(|it| it.first());
-        let mut peer = Peer { certificate: certificate.map(|it| it.to_vec()), ..Peer::default() };
+        let mut peer = Peer {
+            certificate: certificate.map(|it| it.to_vec()),
+            address: Some(from.to_canonical()),
+            ..Peer::default()
+        };
         if let (Some(_), Some(der)) = (&self.peers, &peer.certificate)
             && let Ok(identity) = Identity::from_certificate(der)
         {

@@ -20,7 +20,7 @@ use crate::{
     registry::{Nature, Served},
 };
 
-pub(crate) use self::facts::Facts;
+pub(crate) use self::facts::{Facts, Name};
 
 /// What is special about the resource.
 pub(crate) fn facts(resource: &Resource) -> Facts {

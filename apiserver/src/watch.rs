@@ -14,6 +14,7 @@ use insula_partition::{
     store::{ReadAt, Revision, Store, StoreError},
     watch::{Event, Watcher},
 };
+use prometheus_client::metrics::counter::Counter;
 use rand::Rng as _;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until};
@@ -52,6 +53,8 @@ pub(crate) struct Watch {
     at: Vector,
     sent_columns: bool,
     shutdown: CancellationToken,
+    /// Events and bytes sent, of this resource.
+    sent: (Counter, Counter),
 }
 
 impl std::fmt::Debug for Watch {
@@ -115,6 +118,7 @@ impl Watch {
             watchers.push((name.clone(), watcher));
         }
         let shutdown = server.shutdown.clone();
+        let sent = server.metrics.watched(&served);
         Ok(Self {
             server,
             shown,
@@ -126,6 +130,7 @@ impl Watch {
             at: Vector(at),
             sent_columns: false,
             shutdown,
+            sent,
         })
     }
 
@@ -285,6 +290,8 @@ impl Watch {
             _ => self.server.forms.of(&self.shown, key, revision, value)?,
         };
         frame(out, self.shown.accept.encoding, kind, &made);
+        self.sent.0.inc();
+        self.sent.1.inc_by(made.len() as u64);
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use insula_api::{
 };
 use insula_partition::{
     snapshot::Entry,
-    store::{Change, Expect, ReadAt, Revision, StoreError, Write},
+    store::{Change, Expect, ReadAt, Revision, Store, StoreError, Write},
 };
 use rand::Rng as _;
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ use crate::{
     error::{ApiError, FieldError, Result},
     ownership::{self, Writer},
     patch::{self, Configuration, Patch},
-    read, strategy, validate,
+    read, services, strategy, validate,
 };
 
 /// How often a write is tried again when somebody else was faster.
@@ -59,7 +59,6 @@ async fn create_value(
     warnings: Vec<String>,
 ) -> Result<Written> {
     let resource = &call.served.resource;
-    let tenant = call.tenant()?.clone();
     let namespace = call.namespace();
     if resource.is_namespaced() && namespace.is_empty() {
         return Err(ApiError::method_not_allowed());
@@ -97,52 +96,69 @@ async fn create_value(
         };
         strategy::prepare_create(&call.served, &call.identity, &mut it);
         admission::mutate(server, call, &mut it, None).await?;
-        let errors = validate::create(&call.served, &it);
-        if !errors.is_empty() {
-            let name = object::name(&it);
-            return Err(ApiError::invalid(&resource.group, &resource.kind, name, &errors));
-        }
-        admission::validate(server, call, Some(&it), None).await?;
-        let name = object::name(&it).to_owned();
-        let key = crate::registry::key(&tenant, &namespace, &name);
-        let (_, store) = call.served.place(&server.partitions, &tenant, &namespace, &name);
-        if call.query.dry_run()? {
-            let snapshot = store.read(&call.served.collection, ReadAt::Latest).await?;
-            if snapshot.get(&key).is_some() {
-                return Err(ApiError::already_exists(&resource.group, &resource.name, &name));
-            }
-            // What was never written has no revision.
-            let whole = Stored { object: it, managed: managed.unwrap_or_default() };
-            let mut whole = whole.whole().map_err(ApiError::internal)?;
-            object::metadata_mut(&mut whole).remove("resourceVersion");
-            let entry = Entry { value: whole.to_string().into(), modified: Revision(0) };
-            return Ok(Written { entry, created: true, warnings });
-        }
-        let kept = server.keep(&call.served, &it).await?;
-        let write = Write {
-            collection: call.served.collection.clone(),
-            key: key.into(),
-            expect: Expect::Absent,
-            change: Change::Put(object::encode_with(&kept, managed.as_deref()).into()),
-            durability: call.served.durability(&namespace),
-            by_move: None,
-        };
-        match store.write(write).await {
-            Ok(committed) => {
-                admission::created(server, call, &it).await?;
-                let entry = server.show_entry(&call.served, committed.entry).await?;
-                return Ok(Written { entry, created: true, warnings });
-            }
-            Err(StoreError::Conflict { .. }) if generated && attempt + 1 < RETRIES => (),
-            Err(StoreError::Conflict { .. }) => {
-                let mut error = ApiError::already_exists(&resource.group, &resource.name, &name);
+        let claims = services::begin(server, call, None, &mut it).await?;
+        let outcome = put_new(server, call, &it, managed.as_deref()).await;
+        claims.end(server, call, matches!(outcome, Ok(Some(_)))).await;
+        match outcome? {
+            Some(entry) => return Ok(Written { entry, created: true, warnings }),
+            None if generated && attempt + 1 < RETRIES => (),
+            None => {
+                let name = object::name(&it);
+                let mut error = ApiError::already_exists(&resource.group, &resource.name, name);
                 error.retry_after = generated.then_some(1);
                 return Err(error);
             }
-            Err(error) => return Err(error.into()),
         }
     }
     Err(ApiError::internal("no free name was found"))
+}
+
+/// Checks and stores a new object; `None` if its name is taken.
+async fn put_new(
+    server: &Server,
+    call: &Call,
+    it: &Value,
+    managed: Option<&str>,
+) -> Result<Option<Entry>> {
+    let resource = &call.served.resource;
+    let (tenant, namespace, name) = (call.tenant()?, call.namespace(), object::name(it));
+    let errors = validate::create(&call.served, it);
+    if !errors.is_empty() {
+        return Err(ApiError::invalid(&resource.group, &resource.kind, name, &errors));
+    }
+    admission::validate(server, call, Some(it), None).await?;
+    let key = crate::registry::key(tenant, &namespace, name);
+    let (_, store) = call.served.place(&server.partitions, tenant, &namespace, name);
+    if call.query.dry_run()? {
+        let snapshot = store.read(&call.served.collection, ReadAt::Latest).await?;
+        if snapshot.get(&key).is_some() {
+            return Ok(None);
+        }
+        // What was never written has no revision.
+        let managed = managed.unwrap_or_default().to_owned();
+        let mut whole =
+            Stored { object: it.clone(), managed }.whole().map_err(ApiError::internal)?;
+        object::metadata_mut(&mut whole).remove("resourceVersion");
+        let value = whole.to_string().into();
+        return Ok(Some(Entry { value, modified: Revision(0) }));
+    }
+    let kept = server.keep(&call.served, it).await?;
+    let write = Write {
+        collection: call.served.collection.clone(),
+        key: key.into(),
+        expect: Expect::Absent,
+        change: Change::Put(object::encode_with(&kept, managed).into()),
+        durability: call.served.durability(&namespace),
+        by_move: None,
+    };
+    match store.write(write).await {
+        Ok(committed) => {
+            admission::created(server, call, it).await?;
+            Ok(Some(server.show_entry(&call.served, committed.entry).await?))
+        }
+        Err(StoreError::Conflict { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Five characters that make no words, behind at most 58 of the base.
@@ -300,51 +316,105 @@ pub(crate) async fn change(
             Managers::Given(managed) => managed,
         };
         admission::mutate(server, call, &mut new, Some(old)).await?;
-        let errors = validate::update(&call.served, &call.path.subresource, old, &new);
-        if !errors.is_empty() {
-            return Err(ApiError::invalid(&resource.group, &resource.kind, &name, &errors));
-        }
-        admission::validate(server, call, Some(&new), Some(old)).await?;
-        let to_keep = server.keep(&call.served, &new).await?;
-        let is_same = object::is_same(&to_keep, kept.as_ref().unwrap_or(old))
-            && ownership::is_same_but_for_times(managed.as_deref().unwrap_or_default(), stored);
-        if is_same {
-            warnings.extend(found);
-            let entry = server.show_entry(&call.served, entry).await?;
-            return Ok(Written { entry, created: false, warnings });
-        }
-        if call.query.dry_run()? {
-            let bytes = object::encode_with(&new, managed.as_deref()).into();
-            let value = insula_partition::value::with_revision(&bytes, entry.modified);
-            warnings.extend(found);
-            return Ok(Written { entry: Entry { value, ..entry }, created: false, warnings });
-        }
-        let change = match is_finished(&new) {
-            true => Change::Delete,
-            false => Change::Put(object::encode_with(&to_keep, managed.as_deref()).into()),
+        let claims = services::begin(server, call, Some(old), &mut new).await?;
+        let change = Update {
+            old,
+            kept: kept.as_ref().unwrap_or(old),
+            stored,
+            new: &new,
+            managed: managed.as_deref(),
+            entry: &entry,
         };
-        let write = Write {
-            collection: call.served.collection.clone(),
-            key: key.as_str().into(),
-            expect: Expect::At(entry.modified),
-            change,
-            durability: call.served.durability(&namespace),
-            by_move: None,
-        };
-        match store.write(write).await {
-            Ok(committed) => {
+        let outcome = put_changed(server, call, &*store, change).await;
+        claims.end(server, call, matches!(outcome, Ok(Put::Written(_)))).await;
+        match outcome? {
+            Put::Unchanged => {
                 warnings.extend(found);
-                admission::changed(server, call).await;
-                let entry = server.show_entry(&call.served, committed.entry).await?;
+                let entry = server.show_entry(&call.served, entry).await?;
                 return Ok(Written { entry, created: false, warnings });
             }
-            Err(StoreError::Conflict { found: Some(found), .. }) if retry => entry = found,
-            Err(StoreError::Conflict { found: None, .. }) => return Err(call.not_found(&name)),
-            Err(StoreError::Conflict { .. }) => return Err(call.modified(&name)),
-            Err(error) => return Err(error.into()),
+            Put::Written(entry) => {
+                warnings.extend(found);
+                return Ok(Written { entry, created: false, warnings });
+            }
+            Put::Newer(newer) if retry => entry = newer,
+            Put::Newer(_) => return Err(call.modified(&name)),
         }
     }
     Err(call.modified(&name))
+}
+
+/// A change of an object that is about to be stored.
+struct Update<'a> {
+    /// As it is shown, and as it is kept.
+    old: &'a Value,
+    kept: &'a Value,
+    /// The managers that it has.
+    stored: &'a str,
+    new: &'a Value,
+    managed: Option<&'a str>,
+    entry: &'a Entry,
+}
+
+/// What became of a change.
+enum Put {
+    Unchanged,
+    Written(Entry),
+    /// Somebody else was faster.
+    Newer(Entry),
+}
+
+/// Checks and stores a change.
+async fn put_changed(
+    server: &Server,
+    call: &Call,
+    store: &dyn Store,
+    change: Update<'_>,
+) -> Result<Put> {
+    let Update { old, kept, stored, new, managed, entry } = change;
+    let resource = &call.served.resource;
+    let name = &call.path.name;
+    let errors = validate::update(&call.served, &call.path.subresource, old, new);
+    if !errors.is_empty() {
+        return Err(ApiError::invalid(&resource.group, &resource.kind, name, &errors));
+    }
+    admission::validate(server, call, Some(new), Some(old)).await?;
+    let to_keep = server.keep(&call.served, new).await?;
+    let is_same = object::is_same(&to_keep, kept)
+        && ownership::is_same_but_for_times(managed.unwrap_or_default(), stored);
+    if is_same {
+        return Ok(Put::Unchanged);
+    }
+    if call.query.dry_run()? {
+        let bytes = object::encode_with(new, managed).into();
+        let value = insula_partition::value::with_revision(&bytes, entry.modified);
+        return Ok(Put::Written(Entry { value, modified: entry.modified }));
+    }
+    let is_gone = is_finished(new);
+    let change = match is_gone {
+        true => Change::Delete,
+        false => Change::Put(object::encode_with(&to_keep, managed).into()),
+    };
+    let write = Write {
+        collection: call.served.collection.clone(),
+        key: call.key(name)?.into(),
+        expect: Expect::At(entry.modified),
+        change,
+        durability: call.served.durability(&call.namespace()),
+        by_move: None,
+    };
+    match store.write(write).await {
+        Ok(committed) => {
+            if is_gone {
+                services::deleted(server, call, new).await;
+            }
+            admission::changed(server, call).await;
+            Ok(Put::Written(server.show_entry(&call.served, committed.entry).await?))
+        }
+        Err(StoreError::Conflict { found: Some(found), .. }) => Ok(Put::Newer(found)),
+        Err(StoreError::Conflict { found: None, .. }) => Err(call.not_found(name)),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Deletion had begun and nothing holds the object any longer.

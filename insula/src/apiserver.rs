@@ -5,6 +5,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use anyhow::{Context as _, Result, bail};
 use insula_apiserver::{
     Front, Server, ServerConfig, Tls,
+    audit::Audit,
     error::chain,
     peers::{HttpPeers, PeerTls},
     pki::Pair,
@@ -19,7 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     cli,
-    config::{Config, Pki, Serve},
+    config::{AuditLog, Config, Pki, Serve},
     signals::{hangups, run_until_signalled},
 };
 
@@ -91,6 +92,7 @@ pub(crate) struct Parts {
     pub(crate) keys: Keys,
     pub(crate) advertise: String,
     pub(crate) partitions: PartitionsConfig,
+    pub(crate) audit: Option<Audit>,
     /// `None` without others.
     pub(crate) seeds: Option<Vec<(String, String)>>,
 }
@@ -98,7 +100,8 @@ pub(crate) struct Parts {
 impl Running {
     /// Takes connections at once, and returns when clients are answered.
     pub(crate) async fn start(parts: Parts, shutdown: &CancellationToken) -> Result<Self> {
-        let Parts { listener, material, keys, advertise, partitions: mut config, seeds } = parts;
+        let Parts { listener, material, keys, advertise, partitions: mut config, audit, seeds } =
+            parts;
         let closed = CancellationToken::new();
         let peers = match seeds {
             Some(seeds) => {
@@ -125,7 +128,9 @@ impl Running {
                 keys,
                 node_tls: Tls::client(&material.ca, &material.to_nodes)?,
                 advertise,
+                services: insula_apiserver::services::ServiceRanges::default(),
                 peers,
+                audit,
                 shutdown: shutdown.clone(),
             });
             let server = match started.await {
@@ -204,6 +209,7 @@ async fn serve(config: &Config, shutdown: CancellationToken) -> Result<()> {
         keys,
         advertise: config.address(),
         partitions,
+        audit: config.audit.as_ref().map(AuditLog::open).transpose()?,
         seeds: Some(seeds),
     };
     let running = Running::start(parts, &shutdown).await?;

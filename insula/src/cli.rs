@@ -5,6 +5,8 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::config::AuditLog;
+
 /// A Kubernetes-compatible cloud control plane, sharded by tenant.
 #[derive(Debug, Parser)]
 #[command(
@@ -179,6 +181,42 @@ pub(crate) struct Up {
     /// Port of the node agent's own server; 0 takes a free one.
     #[arg(long, value_name = "PORT", default_value_t = 10250)]
     pub(crate) node_port: u16,
+    #[command(flatten)]
+    pub(crate) audit: Audit,
+}
+
+/// Where requests are written down.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Audit {
+    /// Which requests are written down: an `audit.k8s.io/v1` Policy.
+    #[arg(long, value_name = "FILE", requires = "audit_log_path")]
+    audit_policy_file: Option<PathBuf>,
+    /// Where to, one JSON document a line.
+    #[arg(long, value_name = "FILE", requires = "audit_policy_file")]
+    audit_log_path: Option<PathBuf>,
+    /// Megabytes after which a new file begins.
+    #[arg(long, value_name = "MB", default_value_t = 100)]
+    audit_log_maxsize: u64,
+    /// Old files to keep; 0 for all.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    audit_log_maxbackup: usize,
+    /// Days to keep old files; 0 for ever.
+    #[arg(long, value_name = "DAYS", default_value_t = 0)]
+    audit_log_maxage: u64,
+}
+
+impl Audit {
+    /// The log, if one is asked for.
+    pub(crate) fn log(&self) -> Option<AuditLog> {
+        let (policy, log) = self.audit_policy_file.clone().zip(self.audit_log_path.clone())?;
+        Some(AuditLog {
+            policy,
+            log,
+            max_size: self.audit_log_maxsize,
+            max_backups: self.audit_log_maxbackup,
+            max_age: self.audit_log_maxage,
+        })
+    }
 }
 
 #[derive(Debug, clap::Args)]

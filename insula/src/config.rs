@@ -7,9 +7,11 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
+use insula_apiserver::audit::{Audit, Rotation};
 use insula_partition::{
     etcd::{EtcdConfig, EtcdTls, EtcdUser},
     map::ServerInfo,
@@ -38,6 +40,9 @@ pub(crate) struct Config {
     /// Which embedded partitions this server wants to be a member of.
     #[serde(default)]
     pub(crate) serve: Serve,
+    /// Where requests are written down; nowhere if it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) audit: Option<AuditLog>,
     /// How to log in to etcds, by the partition's name; `*` for all others.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) etcd: BTreeMap<String, EtcdLogin>,
@@ -61,6 +66,40 @@ pub(crate) struct Pki {
     /// Shown to node agents.
     pub(crate) node_client_certificate: PathBuf,
     pub(crate) node_client_key: PathBuf,
+}
+
+/// An audit log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct AuditLog {
+    /// An `audit.k8s.io/v1` Policy.
+    pub(crate) policy: PathBuf,
+    pub(crate) log: PathBuf,
+    /// Megabytes of one file.
+    #[serde(default = "default_audit_size")]
+    pub(crate) max_size: u64,
+    /// How many old files are kept; 0 for all.
+    #[serde(default)]
+    pub(crate) max_backups: usize,
+    /// For how many days; 0 for ever.
+    #[serde(default)]
+    pub(crate) max_age: u64,
+}
+
+fn default_audit_size() -> u64 {
+    100
+}
+
+impl AuditLog {
+    /// Reads the policy and opens the log.
+    pub(crate) fn open(&self) -> Result<Audit> {
+        let rotation = Rotation {
+            max_size: self.max_size.saturating_mul(1 << 20),
+            max_backups: self.max_backups,
+            max_age: Duration::from_secs(self.max_age.saturating_mul(24 * 3600)),
+        };
+        Ok(Audit::open(&self.policy, &self.log, rotation)?)
+    }
 }
 
 /// How a server finds its cluster. Looked at when the data directory is new.
@@ -255,6 +294,9 @@ impl Config {
             let EtcdLogin { ca, certificate, key, password_file, user: _ } = login;
             all.extend([ca, certificate, key, password_file].into_iter().flatten());
         }
+        if let Some(audit) = &mut self.audit {
+            all.extend([&mut audit.policy, &mut audit.log]);
+        }
         for path in all {
             *path = base.join(&*path);
         }
@@ -382,8 +424,9 @@ mod tests {
         let config = Config::parse(include_str!("../../docs/examples/apiserver.yaml")).unwrap();
         assert_eq!(config.serve, Serve::Some(vec!["meta".into(), "p1".into()]));
         assert!(config.etcd.contains_key("*"));
+        assert_eq!(config.audit.unwrap().max_backups, 10);
         let reference = include_str!("../../docs/reference/apiserver.md");
-        for field in ["name", "dataDir", "listen", "advertise", "serve", "etcd.NAME"] {
+        for field in ["name", "dataDir", "listen", "advertise", "serve", "audit", "etcd.NAME"] {
             assert!(reference.contains(&format!("| `{field}`")), "{field} is not described");
         }
     }

@@ -95,6 +95,7 @@ async fn cloud(options: &cli::Up, shutdown: CancellationToken) -> Result<()> {
             keys: Keys::open_or_create(&directory.pki().join("sa.key"))?,
             advertise: SocketAddr::new(address, port).to_string(),
             partitions,
+            audit: options.audit.log().as_ref().map(crate::config::AuditLog::open).transpose()?,
             seeds: None,
         },
         &shutdown,

@@ -1,5 +1,7 @@
 //! Cells that are more than a field.
 
+pub(super) mod more;
+
 use insula_api::object;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
@@ -45,25 +47,30 @@ fn joined(map: Option<&Map<String, Value>>) -> Value {
     if pairs.is_empty() { "<none>".into() } else { pairs.join(",").into() }
 }
 
-fn containers(object: &Value, field: &str) -> Value {
-    let containers = items(object, "spec.template.spec.containers");
+fn containers_at(object: &Value, path: &str, field: &str) -> Value {
+    let containers = items(object, path);
     containers.iter().map(|it| text(it, field)).collect::<Vec<_>>().join(",").into()
 }
 
 pub(super) fn template_containers(object: &Value) -> Value {
-    containers(object, "name")
+    containers_at(object, "spec.template.spec.containers", "name")
 }
 
 pub(super) fn template_images(object: &Value) -> Value {
-    containers(object, "image")
+    containers_at(object, "spec.template.spec.containers", "image")
 }
 
 pub(super) fn label_selector(object: &Value) -> Value {
-    let selector = at(object, "spec.selector");
-    let labels = selector.and_then(|it| it.get("matchLabels")).and_then(Value::as_object);
-    if labels.is_none() && object::text(object, &["kind"]) == "ReplicationController" {
-        return joined(selector.and_then(Value::as_object));
+    if object::text(object, &["kind"]) == "ReplicationController" {
+        return joined(at(object, "spec.selector").and_then(Value::as_object));
     }
+    selector_at(object, "spec.selector")
+}
+
+/// A label selector as people write it.
+fn selector_at(object: &Value, path: &str) -> Value {
+    let selector = at(object, path);
+    let labels = selector.and_then(|it| it.get("matchLabels")).and_then(Value::as_object);
     let mut parts: Vec<String> = Vec::new();
     if let Value::String(plain) = joined(labels)
         && plain != "<none>"
@@ -265,12 +272,6 @@ pub(super) fn claim(object: &Value) -> Value {
     }
 }
 
-/// A list of texts of `part`, with commas.
-pub(super) fn list(it: &Value, part: &str, field: &str) -> Value {
-    let texts = it[part][field].as_array().into_iter().flatten().filter_map(Value::as_str);
-    texts.collect::<Vec<_>>().join(",").into()
-}
-
 /// What a move moves.
 pub(super) fn moved(it: &Value) -> Value {
     let slots = &it["spec"]["slots"];
@@ -284,7 +285,19 @@ pub(super) fn role_ref(object: &Value) -> Value {
     format!("{}/{}", text(object, "roleRef.kind"), text(object, "roleRef.name")).into()
 }
 
-pub(super) fn subjects(object: &Value, kind: &str) -> Value {
+pub(super) fn users(object: &Value) -> Value {
+    subjects(object, "User")
+}
+
+pub(super) fn groups(object: &Value) -> Value {
+    subjects(object, "Group")
+}
+
+pub(super) fn service_accounts(object: &Value) -> Value {
+    subjects(object, "ServiceAccount")
+}
+
+fn subjects(object: &Value, kind: &str) -> Value {
     let names: Vec<String> = items(object, "subjects")
         .iter()
         .filter(|it| text(it, "kind") == kind)

@@ -55,6 +55,10 @@ pub(crate) enum Cell {
     Path(&'static str, &'static str),
     /// Time since the timestamp at a path.
     Since(&'static str),
+    /// The texts of the list at a path, with commas.
+    Join(&'static str),
+    /// How many items the list at a path has.
+    Count(&'static str),
     Computed(fn(&Value) -> Value),
 }
 
@@ -76,12 +80,11 @@ pub(crate) fn table(
     let built_in = || {
         columns
             .iter()
-            .enumerate()
-            .map(|(index, column)| {
+            .map(|column| {
                 json!({
                     "name": column.name,
                     "type": column.kind,
-                    "format": if index == 0 { "name" } else { "" },
+                    "format": if is_name(column.name) { "name" } else { "" },
                     "description": "",
                     "priority": column.priority,
                 })
@@ -118,19 +121,30 @@ pub(crate) fn table(
 fn cell(column: &Column, object: &Value) -> Value {
     match column.cell {
         Cell::Path(path, absent) => match at(object, path) {
-            None | Some(Value::Null) => absent_cell(absent),
-            Some(Value::String(text)) if text.is_empty() => absent_cell(absent),
+            None | Some(Value::Null) => absent_cell(column.kind, absent),
+            Some(Value::String(text)) if text.is_empty() => absent_cell(column.kind, absent),
+            Some(Value::Bool(is)) if column.kind == "boolean" => (*is).into(),
             Some(value @ (Value::String(_) | Value::Number(_))) => value.clone(),
             Some(other) => other.to_string().into(),
         },
         Cell::Since(path) => cells::since(at(object, path).and_then(Value::as_str)),
+        Cell::Join(path) => cells::more::join(at(object, path)),
+        Cell::Count(path) => cells::more::count(at(object, path)),
         Cell::Computed(compute) => compute(object),
     }
 }
 
 /// Numbers stay numbers: `0` for an absent count.
-fn absent_cell(text: &str) -> Value {
-    text.parse::<i64>().map_or_else(|_| text.into(), Value::from)
+fn absent_cell(kind: &str, text: &str) -> Value {
+    match kind {
+        "boolean" => (text == "true").into(),
+        _ => text.parse::<i64>().map_or_else(|_| text.into(), Value::from),
+    }
+}
+
+/// The column that clients know rows by.
+fn is_name(column: &str) -> bool {
+    matches!(column, "Name" | "Attacher")
 }
 
 /// The value at a dotted path.

@@ -10,6 +10,7 @@ use insula_apiserver::{
     Server, ServerConfig, Tls,
     identity::{Identity, MASTERS},
     pki::Authority,
+    services::ServiceRanges,
     tokens::Keys,
 };
 use insula_client::{
@@ -46,7 +47,9 @@ impl Backend {
             keys: Keys::open_or_create(&directory.join("sa.key")).unwrap(),
             node_tls: Tls::client(authority.certificate(), &pair).unwrap(),
             advertise: "127.0.0.1:6443".to_owned(),
+            services: ServiceRanges::default(),
             peers: None,
+            audit: None,
             shutdown: shutdown.clone(),
         })
         .await

@@ -1,0 +1,366 @@
+//! What services are given: cluster addresses and node ports, each of which one service has.
+//!
+//! Taking an address is creating its `IPAddress` object, and taking a port is creating an entry
+//! of a collection that is not served: the store lets one of many succeed, whichever servers they
+//! come from, and nothing is decided from memory. What is taken before a service is written, and
+//! then not written, is given back; what a crash leaves behind is taken over by whoever wants it
+//! a minute later. See `docs/decisions/0019-what-services-are-given.md`.
+//!
+//! # Invariants
+//!
+//! * An address or port that a stored service has is held for it.
+//! * Nothing is given back before the write that no longer needs it is committed.
+
+mod families;
+mod locks;
+mod ports;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+};
+
+use insula_api::{names::TenantName, object};
+use insula_partition::store::ReadAt;
+use ipnet::IpNet;
+use serde_json::{Value, json};
+
+use self::locks::{Lock, Owner};
+use crate::{
+    Server,
+    call::Call,
+    error::{ApiError, FieldError, Result},
+};
+
+/// What services may be given, in every tenant.
+#[derive(Debug, Clone)]
+pub struct ServiceRanges {
+    /// Addresses: one network, or one of each family, of which the first is the default.
+    pub networks: Vec<IpNet>,
+    /// Ports of nodes.
+    pub node_ports: RangeInclusive<u16>,
+}
+
+impl Default for ServiceRanges {
+    fn default() -> Self {
+        let network = ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 96, 0, 0), 16);
+        Self { networks: vec![network.into()], node_ports: 30000..=32767 }
+    }
+}
+
+/// What a write of a service takes, and what it no longer needs.
+#[derive(Debug, Default)]
+pub(crate) struct Claims {
+    taken: Vec<Lock>,
+    freed: Vec<Lock>,
+}
+
+fn is_service(call: &Call) -> bool {
+    call.served.resource.name == "services"
+        && call.served.resource.group.is_empty()
+        && call.path.subresource.is_empty()
+}
+
+/// Gives a service that is about to be written what it needs. `old` is what it is replaced for.
+pub(crate) async fn begin(
+    server: &Server,
+    call: &Call,
+    old: Option<&Value>,
+    new: &mut Value,
+) -> Result<Claims> {
+    if !is_service(call) {
+        return Ok(Claims::default());
+    }
+    let dry_run = call.query.dry_run()?;
+    let taking = Taking { server, tenant: call.tenant()?, owner: Owner::of(new), dry_run };
+    let mut claims = Claims::default();
+    let taken = taking.all(old, new, &mut claims).await;
+    if dry_run {
+        return taken.map(|()| Claims::default());
+    }
+    if let Err(error) = taken {
+        claims.end(server, call, false).await;
+        return Err(error);
+    }
+    Ok(claims)
+}
+
+impl Claims {
+    /// Gives back what is not needed, now that the service was written, or was not.
+    pub(crate) async fn end(self, server: &Server, call: &Call, is_written: bool) {
+        let Ok(tenant) = call.tenant() else { return };
+        let unneeded = if is_written { self.freed } else { self.taken };
+        locks::release(server, tenant, &unneeded).await;
+    }
+}
+
+/// Gives back what a deleted service had.
+pub(crate) async fn deleted(server: &Server, call: &Call, old: &Value) {
+    if call.served.resource.name != "services" || !call.served.resource.group.is_empty() {
+        return;
+    }
+    let Ok(tenant) = call.tenant() else { return };
+    let mut held: Vec<Lock> = ports::all(old).into_iter().map(Lock::Port).collect();
+    held.extend(families::addresses(old).into_iter().map(Lock::Address));
+    locks::release(server, tenant, &held).await;
+    // Its endpoints would else be those of the next service of that name.
+    let _ =
+        locks::remove(server, tenant, "endpoints", object::namespace(old), object::name(old)).await;
+}
+
+/// Taking what one service needs.
+struct Taking<'a> {
+    server: &'a Server,
+    tenant: &'a TenantName,
+    owner: Owner,
+    dry_run: bool,
+}
+
+impl Taking<'_> {
+    async fn all(&self, old: Option<&Value>, new: &mut Value, claims: &mut Claims) -> Result<()> {
+        if let Some(old) = old {
+            families::patch(old, new);
+        }
+        families::settle(&self.server.services, old, new)?;
+        self.addresses(old, new, claims).await?;
+        self.ports(old, new, claims).await
+    }
+
+    async fn addresses(
+        &self,
+        old: Option<&Value>,
+        new: &mut Value,
+        claims: &mut Claims,
+    ) -> Result<()> {
+        let had = old.map(families::addresses).unwrap_or_default();
+        let wanted = families::wanted(new);
+        for (index, (family, asked)) in wanted.into_iter().enumerate() {
+            let address = match asked {
+                Some(address) if had.contains(&address) => address,
+                Some(address) => {
+                    self.address(address, new).await?;
+                    claims.taken.push(Lock::Address(address));
+                    address
+                }
+                None => {
+                    let address = self.any_address(family, new).await?;
+                    claims.taken.push(Lock::Address(address));
+                    address
+                }
+            };
+            families::set_address(new, index, address);
+        }
+        let has = families::addresses(new);
+        claims.freed.extend(had.into_iter().filter(|it| !has.contains(it)).map(Lock::Address));
+        Ok(())
+    }
+
+    /// Takes the address that is asked for.
+    async fn address(&self, address: IpAddr, new: &Value) -> Result<()> {
+        let networks = self.networks().await?;
+        let why = match networks.iter().find(|it| it.contains(&address)) {
+            None => Some("the provided network does not match the current range".to_owned()),
+            Some(network) if !families::is_usable(network, address) => Some(format!(
+                "the provided IP ({address}) is not in the valid range. The range of valid IPs is {network}"
+            )),
+            Some(_) => match self.take(&Lock::Address(address)).await? {
+                true => None,
+                false => Some("provided IP is already allocated".to_owned()),
+            },
+        };
+        let Some(why) = why else { return Ok(()) };
+        let why = format!("failed to allocate IP {address}: {why}");
+        Err(self.invalid("spec.clusterIPs", &new["spec"]["clusterIPs"], &why))
+    }
+
+    async fn any_address(&self, family: families::Family, new: &Value) -> Result<IpAddr> {
+        let networks = self.networks().await?;
+        for network in networks.iter().filter(|it| families::Family::of(&it.addr()) == family) {
+            let used = locks::Used::addresses(self.server, self.tenant).await?;
+            for candidate in families::candidates(network) {
+                let lock = Lock::Address(candidate);
+                if !used.contains(&lock) && self.take(&lock).await? {
+                    return Ok(candidate);
+                }
+            }
+        }
+        let name = object::name(new);
+        Err(ApiError::internal(format!(
+            "failed to allocate a serviceIP for Service {name:?}: range is full"
+        )))
+    }
+
+    /// The networks of the tenant that are ready for use.
+    async fn networks(&self) -> Result<Vec<IpNet>> {
+        let served = self.server.registry.any_version("networking.k8s.io", "servicecidrs");
+        let served = served.ok_or_else(|| ApiError::internal("service networks are not served"))?;
+        let (_, store) = served.place(&self.server.partitions, self.tenant, "", "");
+        let snapshot = store.read(&served.collection, ReadAt::Latest).await?;
+        let mut networks = Vec::new();
+        for (_, entry) in snapshot.range(&format!("{}//", self.tenant), None) {
+            let it = object::parse(&entry.value).map_err(ApiError::internal)?;
+            let conditions = it["status"].get("conditions").and_then(Value::as_array);
+            let is_ready = conditions
+                .into_iter()
+                .flatten()
+                .any(|it| it["type"] == "Ready" && it["status"] == "True");
+            if is_ready && !object::is_deleting(&it) {
+                let list = it["spec"].get("cidrs").and_then(Value::as_array).into_iter().flatten();
+                networks.extend(list.filter_map(|it| it.as_str()?.parse::<IpNet>().ok()));
+            }
+        }
+        // A tenant that was made before there were networks.
+        if networks.is_empty() {
+            networks.clone_from(&self.server.services.networks);
+        }
+        Ok(networks)
+    }
+
+    async fn ports(&self, old: Option<&Value>, new: &mut Value, claims: &mut Claims) -> Result<()> {
+        let had = old.map(ports::all).unwrap_or_default();
+        let range = &self.server.services.node_ports;
+        for index in 0..ports::len(new) {
+            match ports::want(new, index) {
+                ports::Want::Nothing => (),
+                ports::Want::This(port) if had.contains(&port) || claims.has_port(port) => (),
+                ports::Want::This(port) => {
+                    let at = format!("spec.ports[{index}].nodePort");
+                    if !range.contains(&port) {
+                        let why = format!(
+                            "provided port is not in the valid range. The range of valid ports is {}-{}",
+                            range.start(),
+                            range.end()
+                        );
+                        return Err(self.invalid(&at, &port.into(), &why));
+                    }
+                    if !self.take(&Lock::Port(port)).await? {
+                        let why = "provided port is already allocated";
+                        return Err(self.invalid(&at, &port.into(), why));
+                    }
+                    claims.taken.push(Lock::Port(port));
+                }
+                ports::Want::Any => {
+                    // One port of the service is one port of the nodes, whatever the protocol.
+                    let port = match ports::same_port(new, index) {
+                        Some(port) => port,
+                        None => self.any_port(claims).await?,
+                    };
+                    new["spec"]["ports"][index]["nodePort"] = port.into();
+                }
+            }
+        }
+        if ports::needs_health_check(new) {
+            let asked = new["spec"].get("healthCheckNodePort").and_then(Value::as_u64);
+            match asked.and_then(|it| u16::try_from(it).ok()).filter(|it| *it != 0) {
+                Some(port) if had.contains(&port) => (),
+                Some(port) => {
+                    if !range.contains(&port) || !self.take(&Lock::Port(port)).await? {
+                        return Err(ApiError::internal(format!(
+                            "failed to allocate requested HealthCheck NodePort {port}: provided port is already allocated"
+                        )));
+                    }
+                    claims.taken.push(Lock::Port(port));
+                }
+                None => {
+                    let port = self.any_port(claims).await?;
+                    new["spec"]["healthCheckNodePort"] = port.into();
+                }
+            }
+        }
+        let has = ports::all(new);
+        claims.freed.extend(had.into_iter().filter(|it| !has.contains(it)).map(Lock::Port));
+        Ok(())
+    }
+
+    async fn any_port(&self, claims: &mut Claims) -> Result<u16> {
+        let used = locks::Used::ports(self.server, self.tenant).await?;
+        for port in ports::candidates(&self.server.services.node_ports) {
+            let lock = Lock::Port(port);
+            if !claims.has_port(port) && !used.contains(&lock) && self.take(&lock).await? {
+                claims.taken.push(lock);
+                return Ok(port);
+            }
+        }
+        Err(ApiError::internal("failed to allocate a nodePort: range is full"))
+    }
+
+    async fn take(&self, lock: &Lock) -> Result<bool> {
+        locks::take(self.server, self.tenant, lock, &self.owner, self.dry_run).await
+    }
+
+    fn invalid(&self, field: &str, value: &Value, why: &str) -> ApiError {
+        let error = FieldError::invalid(field, value, why);
+        ApiError::invalid("", "Service", &self.owner.name, &[error])
+    }
+}
+
+impl Claims {
+    fn has_port(&self, port: u16) -> bool {
+        self.taken.contains(&Lock::Port(port))
+    }
+}
+
+/// The objects that tell of the API itself, in a tenant: the networks that services are given
+/// addresses of, and the first service.
+pub(crate) fn of_tenant(server: &Server) -> Vec<Value> {
+    let ranges = &server.services;
+    let cidrs: Vec<String> = ranges.networks.iter().map(ToString::to_string).collect();
+    let mut made = vec![json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+        "metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": cidrs},
+        "status": {"conditions": [{
+            "type": "Ready", "status": "True", "reason": "",
+            "message": "Kubernetes Service CIDR is ready",
+            "lastTransitionTime": insula_api::time::now(),
+        }]},
+    })];
+    if let Some(address) = families::kubernetes_address(ranges) {
+        let port = addresses_of_api(server).first().map_or(6443, SocketAddr::port);
+        made.push(locks::address_object(address, &Owner::new("default", "kubernetes")));
+        made.push(families::kubernetes_service(address, port));
+    }
+    made
+}
+
+/// Where the servers are.
+fn addresses_of_api(server: &Server) -> Vec<SocketAddr> {
+    let servers = server.partitions.servers();
+    let known = servers.iter().map(|it| it.address.as_str());
+    let mut found: Vec<SocketAddr> =
+        known.chain([server.advertise.as_str()]).filter_map(|it| it.parse().ok()).collect();
+    found.retain(|it| !it.ip().is_unspecified());
+    // One list is of one family, and says one port.
+    if let Some(first) = found.first().copied() {
+        found.retain(|it| it.is_ipv4() == first.is_ipv4() && it.port() == first.port());
+    }
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// The endpoints of the API, in both forms.
+pub(crate) fn endpoints_of_api(server: &Server) -> Vec<Value> {
+    let addresses = addresses_of_api(server);
+    let Some(first) = addresses.first() else { return Vec::new() };
+    let port = json!({"name": "https", "port": first.port(), "protocol": "TCP"});
+    let of_slice: Vec<Value> = addresses
+        .iter()
+        .map(|it| json!({"addresses": [it.ip()], "conditions": {"ready": true}}))
+        .collect();
+    let of_list: Vec<Value> = addresses.iter().map(|it| json!({"ip": it.ip()})).collect();
+    let metadata = json!({"name": "kubernetes", "namespace": "default"});
+    let mut endpoints = json!({
+        "apiVersion": "v1", "kind": "Endpoints", "metadata": metadata,
+        "subsets": [{"addresses": of_list, "ports": [port]}],
+    });
+    endpoints["metadata"]["labels"] = json!({"endpointslice.kubernetes.io/skip-mirror": "true"});
+    let mut slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": metadata,
+        "addressType": if first.is_ipv4() { "IPv4" } else { "IPv6" },
+        "endpoints": of_slice, "ports": [port],
+    });
+    slice["metadata"]["generation"] = 1.into();
+    slice["metadata"]["labels"] = json!({"kubernetes.io/service-name": "kubernetes"});
+    vec![endpoints, slice]
+}

@@ -1,0 +1,124 @@
+//! Volumes, claims and what they are made by.
+
+use serde_json::Value;
+
+use super::{
+    formats::Format,
+    rules::{At, Check, quantity},
+};
+
+pub(super) const CHECKS: &[(&str, Check)] = &[
+    ("api.core.v1.PersistentVolumeClaimSpec", claim),
+    ("api.core.v1.PersistentVolumeSpec", volume),
+    ("api.storage.v1.StorageClass", |it| {
+        let provisioner = it.text("provisioner").to_lowercase();
+        if !provisioner.is_empty() {
+            for why in Format::Qualified.check(&provisioner) {
+                it.invalid("provisioner", &provisioner.as_str().into(), &why);
+            }
+        }
+    }),
+    ("api.storage.v1.VolumeAttachmentSource", |it| {
+        let fields = ["persistentVolumeName", "inlineVolumeSpec"];
+        match fields.iter().filter(|field| it.has(field)).count() {
+            0 => it.required(
+                "",
+                "must specify exactly one of inlineVolumeSpec and persistentVolumeName",
+            ),
+            1 => (),
+            _ => it.forbidden(
+                "",
+                "must specify exactly one of inlineVolumeSpec and persistentVolumeName",
+            ),
+        }
+    }),
+];
+
+/// Ways to keep a volume. The order is that of upstream's checks.
+const SOURCES: &[&str] = &[
+    "hostPath",
+    "gcePersistentDisk",
+    "awsElasticBlockStore",
+    "glusterfs",
+    "flocker",
+    "nfs",
+    "rbd",
+    "quobyte",
+    "cephfs",
+    "iscsi",
+    "cinder",
+    "fc",
+    "flexVolume",
+    "azureFile",
+    "vsphereVolume",
+    "photonPersistentDisk",
+    "portworxVolume",
+    "azureDisk",
+    "scaleIO",
+    "local",
+    "storageos",
+    "csi",
+];
+
+fn modes(it: &mut At<'_>) {
+    let modes = it.list("accessModes");
+    if 1 < modes.len() && modes.iter().any(|it| it == "ReadWriteOncePod") {
+        let why = "may not use ReadWriteOncePod with other access modes";
+        it.forbidden("accessModes", why);
+    }
+}
+
+fn volume(it: &mut At<'_>) {
+    modes(it);
+    let capacity = it.get("capacity").cloned().unwrap_or_default();
+    if let Some(amounts) = capacity.as_object().filter(|it| !it.is_empty()) {
+        match amounts.get("storage") {
+            Some(size) if amounts.len() == 1 => {
+                if quantity(size).is_some_and(|it| it.is_zero() || it.is_negative()) {
+                    it.invalid("capacity[storage]", size, "must be greater than zero");
+                }
+            }
+            _ => it.unsupported("capacity", &capacity, &["storage"]),
+        }
+    }
+    it.one_of(SOURCES, "must specify a volume type", "may not specify more than 1 volume type");
+    let path = it.get("hostPath").and_then(|it| it.get("path")).cloned();
+    if path.is_some_and(|it| it == "/") && it.text("persistentVolumeReclaimPolicy") == "Recycle" {
+        let why = "may not be 'recycle' for a hostPath mount of '/'";
+        it.forbidden("persistentVolumeReclaimPolicy", why);
+    }
+    if it.has("local") && !it.has("nodeAffinity") {
+        it.required("nodeAffinity", "Local volume requires node affinity");
+    }
+}
+
+fn claim(it: &mut At<'_>) {
+    modes(it);
+    let storage = it.get("resources").and_then(|it| it.pointer("/requests/storage")).cloned();
+    match storage {
+        None => it.required("resources[storage]", ""),
+        Some(size) if quantity(&size).is_some_and(|it| it.is_zero() || it.is_negative()) => {
+            it.invalid("resources[storage]", &size, "must be greater than zero");
+        }
+        Some(_) => (),
+    }
+    let source = it.get("dataSource").cloned();
+    if let Some(source) = source {
+        let text = |field: &str| source.get(field).and_then(Value::as_str).unwrap_or_default();
+        for field in ["name", "kind"] {
+            if text(field).is_empty() {
+                it.required(&format!("dataSource.{field}"), "");
+            }
+        }
+        if text("apiGroup").is_empty()
+            && text("kind") != "PersistentVolumeClaim"
+            && !text("kind").is_empty()
+        {
+            it.invalid(
+                "dataSource",
+                &text("kind").into(),
+                "must be 'PersistentVolumeClaim' when referencing the default apiGroup",
+            );
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The audit log and the metrics, as an operator reads them.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+
+mod harness;
+
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use harness::Cloud;
+use serde_json::{Value, json};
+
+const POLICY: &str = "
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitManagedFields: true
+rules:
+- level: None
+  nonResourceURLs: ['/healthz*', '/livez*', '/readyz*', '/openapi*', '/api*']
+- level: None
+  tenants: [globex, system]
+- level: Metadata
+  omitStages: [RequestReceived]
+  resources: [{group: '', resources: [secrets]}]
+- level: RequestResponse
+  resources: [{group: '', resources: [configmaps]}]
+  verbs: [create, delete, watch]
+- level: Metadata
+  omitStages: [RequestReceived]
+";
+
+/// The events of the log that `wanted` is about, as soon as there are `count`.
+#[track_caller]
+fn events(log: &Path, count: usize, wanted: impl Fn(&Value) -> bool) -> Vec<Value> {
+    let begin = Instant::now();
+    loop {
+        let text = fs::read_to_string(log).unwrap_or_default();
+        // The last line may be on its way.
+        let whole = text.rsplit_once('\n').map_or("", |it| it.0);
+        let all = whole.lines().map(|it| serde_json::from_str::<Value>(it).unwrap());
+        let found: Vec<Value> = all.filter(|it| wanted(it)).collect();
+        if count <= found.len() {
+            return found;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(30), "{} of {count}\n{text}", found.len());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn who_did_what_is_written_down() {
+    let dir = tempfile::tempdir().unwrap();
+    let (policy, log) = (dir.path().join("policy.yaml"), dir.path().join("audit.log"));
+    fs::write(&policy, POLICY).unwrap();
+    let cloud = Cloud::start(
+        false,
+        &[
+            "--audit-policy-file",
+            policy.to_str().unwrap(),
+            "--audit-log-path",
+            log.to_str().unwrap(),
+        ],
+    );
+    let (acme, globex) = cloud.tenants();
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let body = r#"{"metadata":{"name":"noted"},"data":{"a":"b"}}"#;
+    let (code, headers, _) = acme.curl(
+        maps,
+        &[
+            "-H",
+            "Content-Type: application/json",
+            "-H",
+            "Audit-ID: mine",
+            "-A",
+            "test/1",
+            "-d",
+            body,
+        ],
+    );
+    assert!(code == 201 && headers.contains("audit-id: mine"), "{headers}");
+    let found = events(&log, 2, |it| it["auditID"] == "mine");
+    let [received, complete] = found.as_slice() else { panic!("{found:#?}") };
+    assert_eq!(received["stage"], "RequestReceived");
+    assert_eq!(complete["stage"], "ResponseComplete");
+    assert_eq!(complete["level"], "RequestResponse");
+    assert_eq!(complete["user"]["username"], "dev");
+    assert_eq!(complete["requestURI"], format!("/tenants/acme{maps}"));
+    assert_eq!(complete["sourceIPs"], json!(["127.0.0.1"]));
+    assert_eq!(complete["userAgent"], "test/1");
+    assert_eq!(complete["verb"], "create");
+    assert_eq!(
+        complete["objectRef"],
+        json!({"resource": "configmaps", "namespace": "default", "apiVersion": "v1"})
+    );
+    assert_eq!(complete["requestObject"]["data"]["a"], "b");
+    assert_eq!(complete["responseObject"]["metadata"]["name"], "noted");
+    assert!(complete["responseObject"]["metadata"].get("managedFields").is_none());
+    assert_eq!(complete["responseStatus"]["code"], 201);
+    assert_eq!(complete["annotations"]["insula.io/tenant"], "acme");
+    assert_eq!(complete["annotations"]["authorization.k8s.io/decision"], "allow");
+
+    // Secrets are named only, other tenants not at all.
+    acme.ok(&["create", "secret", "generic", "s", "--from-literal=password=hidden"]);
+    globex.ok(&["create", "configmap", "quiet"]);
+    acme.ok(&["delete", "configmap", "noted", "--as=somebody", "--as-group=acme-admins"]);
+    let said = cloud.user("acme", "guest", "guests").fails(&["get", "--raw", maps]);
+    assert!(said.contains("Forbidden"), "{said}");
+    let found = events(&log, 1, |it| it["verb"] == "delete" && it["stage"] == "ResponseComplete");
+    assert_eq!(found[0]["user"]["username"], "dev");
+    assert_eq!(found[0]["impersonatedUser"]["username"], "somebody");
+    let found = events(&log, 1, |it| {
+        it["user"]["username"] == "guest" && it["objectRef"]["resource"] == "configmaps"
+    });
+    assert_eq!(found[0]["responseStatus"]["code"], 403);
+    assert_eq!(found[0]["responseStatus"]["reason"], "Forbidden");
+    assert_eq!(found[0]["annotations"]["authorization.k8s.io/decision"], "forbid");
+    let found = events(&log, 1, |it| it["objectRef"]["resource"] == "secrets");
+    assert_eq!(found[0]["level"], "Metadata");
+    let text = fs::read_to_string(&log).unwrap();
+    assert!(!text.contains("hidden") && !text.contains("globex") && !text.contains("quiet"));
+
+    // A watch begins and ends.
+    acme.curl(&format!("{maps}?watch=1&timeoutSeconds=1"), &["-H", "Audit-ID: watched"]);
+    let found = events(&log, 3, |it| it["auditID"] == "watched");
+    let stages: Vec<&Value> = found.iter().map(|it| &it["stage"]).collect();
+    assert_eq!(stages, ["RequestReceived", "ResponseStarted", "ResponseComplete"]);
+}
+
+#[test]
+fn requests_are_counted() {
+    let cloud = Cloud::without_node();
+    let (acme, _) = cloud.tenants();
+    let maps = "/api/v1/namespaces/default/configmaps";
+    acme.curl(maps, &[]);
+    acme.curl(&format!("{maps}/none"), &[]);
+    acme.curl(&format!("{maps}?watch=1&timeoutSeconds=1"), &[]);
+    let (_, _, text) = cloud.admin().curl("/metrics", &[]);
+    let has = |name: &str, labels: &[&str]| {
+        let found = text
+            .lines()
+            .any(|line| line.starts_with(name) && labels.iter().all(|it| line.contains(it)));
+        assert!(found, "{name} {labels:?}\n{text}");
+    };
+    let of_maps = [r#"resource="configmaps""#, r#"version="v1""#, r#"component="apiserver""#];
+    has(
+        "apiserver_request_total{",
+        &[&of_maps[..], &[r#"verb="LIST""#, r#"code="200""#, r#"scope="namespace""#]].concat(),
+    );
+    has(
+        "apiserver_request_total{",
+        &[&of_maps[..], &[r#"verb="GET""#, r#"code="404""#, r#"scope="resource""#]].concat(),
+    );
+    has("apiserver_request_duration_seconds_count{", &[&of_maps[..], &[r#"verb="LIST""#]].concat());
+    has("apiserver_response_sizes_bucket{", &[&of_maps[..], &[r#"verb="LIST""#]].concat());
+    has("apiserver_longrunning_requests{", &[&of_maps[..], &[r#"verb="WATCH""#]].concat());
+    has("apiserver_watch_events_total{", &of_maps[..2]);
+    has("apiserver_current_inflight_requests{", &[r#"request_kind="readOnly""#]);
+    assert!(!text.contains("acme"), "no label names a tenant");
+}
