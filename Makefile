@@ -39,10 +39,11 @@ lint:
 docs:
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
-bench: deps
+bench: deps build
 	cargo run --release --locked -p insula-partition --example bench
 	cargo run --release --locked -p insula-apiserver --example forward_bench
 	cargo run --release --locked -p insula-apiserver --example write_bench
+	cargo run --release --locked -p insula --example api_bench
 
 # Each failure prints the seed that repeats it.
 SEEDS ?= 5000

@@ -11,6 +11,7 @@ use insula_api::{
     selector::{FieldSelector, Selector},
 };
 use insula_partition::snapshot::Entry;
+use memchr::memmem::Finder;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -21,6 +22,9 @@ use crate::error::{ApiError, Result};
 pub(crate) struct Matcher {
     labels: Option<Selector>,
     fields: Option<FieldSelector>,
+    /// What stands in the JSON of every object that the fields match: most others need not be
+    /// parsed.
+    needles: Vec<Finder<'static>>,
 }
 
 /// The part of an object that label selectors look at.
@@ -64,7 +68,12 @@ impl Matcher {
                 }));
             }
         }
-        Ok(Self { labels, fields })
+        let needles = fields.iter().flat_map(|selector| &selector.terms).filter_map(|term| {
+            let absent = place_of(resource, &term.field).map(|it| it.1);
+            let certain = !term.negated && !term.value.is_empty() && absent != Some(&term.value);
+            certain.then(|| Finder::new(&json_of(&term.value)).into_owned())
+        });
+        Ok(Self { labels, needles: needles.collect(), fields })
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -79,6 +88,9 @@ impl Matcher {
             }
         }
         if let Some(selector) = &self.fields {
+            if self.needles.iter().any(|needle| needle.find(&entry.value).is_none()) {
+                return false;
+            }
             let Ok(object) = object::parse(&entry.value) else { return false };
             let values: BTreeMap<&str, String> = selector
                 .terms
@@ -88,6 +100,15 @@ impl Matcher {
             return selector.matches(|field| values.get(field).map(String::as_str));
         }
         true
+    }
+}
+
+/// How a field with this text stands in stored JSON: as a string, unless it is the text of a
+/// number or a flag.
+fn json_of(text: &str) -> String {
+    match serde_json::from_str(text) {
+        Ok(Value::Bool(_) | Value::Number(_)) => text.to_owned(),
+        _ => Value::from(text).to_string(),
     }
 }
 
@@ -140,6 +161,7 @@ fn place_of<'a>(resource: &Resource, field: &'a str) -> Option<(&'a str, &'stati
 #[cfg(test)]
 mod tests {
     use insula_api::resources::built_in;
+    use insula_partition::store::Revision;
     use serde_json::json;
 
     use super::*;
@@ -167,5 +189,29 @@ mod tests {
         let job = json!({"status": {"succeeded": 2}});
         assert_eq!(field_of(get("batch", "jobs"), &job, "status.successful"), "2");
         assert_eq!(place_of(get("", "configmaps"), "data"), None);
+    }
+
+    /// What is looked for before anything is parsed is there in whatever matches.
+    #[test]
+    fn needles_are_in_all_that_matches() {
+        let get = |group: &str, name: &str| {
+            built_in().iter().find(|it| (&*it.group, &*it.name) == (group, name)).unwrap()
+        };
+        let matches = |group: &str, name: &str, fields: &str, object: &Value| {
+            let matcher = Matcher::parse(None, Some(fields), get(group, name)).unwrap();
+            let value = object.to_string().into();
+            matcher.matches(get(group, name), &Entry { value, modified: Revision(1) })
+        };
+        let pod = json!({"metadata": {"name": "a"}, "spec": {"nodeName": "n7"}});
+        assert!(matches("", "pods", "spec.nodeName=n7", &pod));
+        assert!(!matches("", "pods", "spec.nodeName=n", &pod));
+        assert!(!matches("", "pods", "spec.nodeName!=n7", &pod));
+        assert!(matches("", "pods", "spec.hostNetwork=false,spec.nodeName=n7", &pod));
+        assert!(!matches("", "pods", "spec.hostNetwork=true", &pod));
+        let job = json!({"status": {"succeeded": 2}});
+        assert!(matches("batch", "jobs", "status.successful=2", &job));
+        let event = json!({"involvedObject": {"fieldPath": "spec{\"x\"}\\"}});
+        let selector = "involvedObject.fieldPath=spec{\"x\"}\\\\";
+        assert!(matches("", "events", selector, &event));
     }
 }
