@@ -160,6 +160,8 @@ impl Server {
         B::Data: Send,
         B::Error: Into<BodyError>,
     {
+        // Where it was a moment ago says nothing of where it is now.
+        record.is_elsewhere = false;
         let target = path::parse(head.uri.path())?;
         let query = Query::parse(head.uri.query());
         let line = Line { method: &head.method, uri: &head.uri };
