@@ -80,6 +80,13 @@ fn still(value: &mut Value) {
                     item.retain(|name, _| name != "apiVersion" && name != "kind");
                 }
             }
+            if let Some(Value::Array(managers)) = fields.get_mut("managedFields") {
+                // Their order depends on the seconds in which they wrote.
+                managers.sort_by_key(|it| {
+                    let text = |field: &str| it[field].to_string();
+                    [text("operation"), text("manager"), text("subresource")]
+                });
+            }
             if let Some(Value::Array(columns)) = fields.get_mut("columnDefinitions") {
                 for column in columns.iter_mut().filter_map(Value::as_object_mut) {
                     column.remove("description");
