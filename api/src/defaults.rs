@@ -9,7 +9,7 @@ use std::{collections::HashMap, sync::LazyLock};
 
 use serde_json::{Map, Value};
 
-use crate::schema::{Schema, Shape, Type, TypeId};
+use crate::schema::{Field, Schema, Shape, Type, TypeId};
 
 const TABLE: &str = include_str!("../tables/defaults.tsv");
 
@@ -50,36 +50,36 @@ fn fill(schema: &Schema, it: &Type, map: &mut Map<String, Value>) {
     }
     conditional::fill(it.name, map);
     for field in &it.fields {
-        // Go's encoder always writes these structures, so users see them.
-        if matches!(field.shape, Shape::Object(_))
-            && field.default.as_ref().is_some_and(|value| value.is_object())
-            && field.name != "metadata"
+        // Go's encoder always writes these, so users see them.
+        if let Some(default) = &field.default
+            && !map.contains_key(field.name)
+            && is_written(field, default)
         {
-            map.entry(field.name).or_insert_with(|| zeroes(schema, &field.shape));
+            map.insert(field.name.into(), default.clone());
         }
         // So are numbers and flags that are never left out: clients may count on them.
-        if field.required
-            && !field.pointer
-            && matches!(field.shape, Shape::Int32 | Shape::Int64 | Shape::Bool)
-        {
-            map.entry(field.name).or_insert_with(|| zeroes(schema, &field.shape));
+        if field.required && !field.pointer && !map.contains_key(field.name) {
+            let zero = match field.shape {
+                Shape::Int32 | Shape::Int64 => Value::from(0),
+                Shape::Bool => Value::Bool(false),
+                _ => continue,
+            };
+            map.insert(field.name.into(), zero);
         }
         let Some(value) = map.get_mut(field.name) else { continue };
         descend(schema, &field.shape, value);
     }
 }
 
-/// What nobody said anything of, with what is in it whether or not anybody did.
-fn zeroes(schema: &Schema, shape: &Shape) -> Value {
-    match shape {
-        Shape::Int32 | Shape::Int64 => Value::from(0),
-        Shape::Bool => Value::Bool(false),
-        Shape::Object(id) => {
-            let texts = schema.get(*id).fields.iter();
-            let texts = texts.filter(|it| it.required && !it.pointer && it.shape == Shape::String);
-            Value::Object(texts.map(|it| (it.name.to_owned(), "".into())).collect())
-        }
-        _ => Value::Null,
+/// Whether a field that nobody set is written all the same.
+fn is_written(field: &Field, default: &Value) -> bool {
+    match default {
+        Value::Object(fields) => fields.is_empty() && matches!(field.shape, Shape::Object(_)),
+        // References by name have an empty one in the table that is not written.
+        Value::String(text) => text.is_empty() && (field.required || field.name != "name"),
+        Value::Number(_) => *default == 0,
+        Value::Bool(is) => !is,
+        _ => false,
     }
 }
 

@@ -152,3 +152,17 @@ pub(crate) fn warn(response: &mut Response<Body>, warnings: &[String]) {
         }
     }
 }
+
+/// As [`warn`], before what was warned of already.
+pub(crate) fn warn_first(response: &mut Response<Body>, warning: Option<String>) {
+    if warning.is_none() {
+        return;
+    }
+    let told: Vec<HeaderValue> =
+        response.headers().get_all(header::WARNING).iter().cloned().collect();
+    response.headers_mut().remove(header::WARNING);
+    warn(response, warning.as_slice());
+    for value in told {
+        response.headers_mut().append(header::WARNING, value);
+    }
+}

@@ -106,6 +106,11 @@ impl Options {
         self.dry_run
     }
 
+    /// Whether the request says what happens to dependents.
+    pub(crate) fn says_propagation(&self) -> bool {
+        self.propagation.is_some()
+    }
+
     pub(crate) fn has_revision(&self) -> bool {
         self.revision.is_some()
     }

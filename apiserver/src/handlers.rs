@@ -27,7 +27,7 @@ use crate::{
     proxy, read,
     record::Record,
     request::{Encoding, ListOptions, Query, deadline},
-    subresources,
+    strategy, subresources,
     table::IncludeObject,
     watch::{self, Watch},
     websocket::{self, Messages},
@@ -200,7 +200,12 @@ impl Server {
                     audit.received(record);
                 }
                 let wants_body = record.trail.as_ref().is_some_and(Trail::wants_body);
-                let warning = call.served.custom().and_then(|it| it.version.warning.clone());
+                let warning = match call.served.custom() {
+                    Some(custom) => custom.version.warning.clone(),
+                    None => {
+                        strategy::warnings::of_resource(&call.served.resource).map(str::to_owned)
+                    }
+                };
                 if custom::holds_definitions(&call.served)
                     && let Some(tenant) = call.whose.tenant()
                 {
@@ -235,7 +240,7 @@ impl Server {
                     })
                 };
                 answer.map(|mut answer| {
-                    answer::warn(&mut answer, warning.as_slice());
+                    answer::warn_first(&mut answer, warning);
                     answer
                 })
             }
@@ -292,15 +297,20 @@ impl Server {
             "patch" => written(call, write::patch(self, call, body).await?),
             "delete" => {
                 let options = delete::Options::parse(call, body)?;
-                match delete::delete(self, call, &options).await? {
+                let mut answer = match delete::delete(self, call, &options).await? {
                     delete::Deleted::Object(json) => {
                         let shown = self.show_bytes(&call.served, json).await?;
-                        answer::object(call, StatusCode::OK, &shown)
+                        answer::object(call, StatusCode::OK, &shown)?
                     }
                     delete::Deleted::Status(status) => {
-                        Ok(answer::status(StatusCode::OK, &status, call.accept))
+                        answer::status(StatusCode::OK, &status, call.accept)
                     }
+                };
+                if !options.says_propagation() {
+                    let told = strategy::warnings::of_delete(resource).map(str::to_owned);
+                    answer::warn(&mut answer, told.as_slice());
                 }
+                Ok(answer)
             }
             "deletecollection" => {
                 let options = delete::Options::parse(call, body)?;

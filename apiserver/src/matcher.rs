@@ -59,7 +59,7 @@ impl Matcher {
         for term in fields.iter().flat_map(|selector| &selector.terms) {
             if place_of(resource, &term.field).is_none() {
                 let shown: String = term.field.chars().take(128).collect();
-                return Err(ApiError::bad_request(match resource.selectable_fields.is_empty() {
+                return Err(ApiError::bad_request(match offers_none(resource) {
                     true => format!(
                         "{shown:?} is not a known field selector: \
                          only \"metadata.name\", \"metadata.namespace\""
@@ -156,6 +156,16 @@ fn place_of<'a>(resource: &Resource, field: &'a str) -> Option<(&'a str, &'stati
     let known = FIELDS.get(field)?.iter();
     let mut of_resource = known.filter(|it| (it.0, it.1) == (&*resource.group, &*resource.name));
     of_resource.next().map(|it| it.2)
+}
+
+/// Whether a resource offers nothing beyond what all do.
+fn offers_none(resource: &Resource) -> bool {
+    let rows = TABLE.lines().filter(|row| !row.starts_with('#'));
+    let mut own = rows.filter(|row| {
+        let mut columns = row.split('\t');
+        (columns.next(), columns.next()) == (Some(&*resource.group), Some(&*resource.name))
+    });
+    resource.selectable_fields.is_empty() && own.next().is_none()
 }
 
 #[cfg(test)]

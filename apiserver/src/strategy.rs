@@ -7,6 +7,7 @@ mod facts;
 mod jobs;
 mod parts;
 pub(crate) mod pods;
+pub(crate) mod warnings;
 
 use insula_api::{
     defaults, kinds::TENANT_FINALIZER, object, resources::Resource, schema::Schema, time,
@@ -48,6 +49,9 @@ pub(crate) fn begin_create(served: &Served, it: &mut Value) {
         fields.remove("status");
     }
     normalize(served, it);
+    if (&*served.resource.group, &*served.resource.name) == ("apps", "daemonsets") {
+        template_generation(None, it);
+    }
 }
 
 /// Fills in what the server decides about a new object, which `by` creates.
@@ -68,7 +72,6 @@ pub(crate) fn prepare_create(served: &Served, by: &Identity, it: &mut Value) {
             it["status"] = json!({"phase": "Pending", "lastPhaseTransitionTime": time::now()});
         }
         ("", "persistentvolumeclaims") => it["status"] = json!({"phase": "Pending"}),
-        ("apps", "daemonsets") => template_generation(None, it),
         ("batch", "jobs") => jobs::own_pods(it),
         ("certificates.k8s.io", "certificatesigningrequests") => requested_by(by, it),
         ("discovery.k8s.io", "endpointslices") => {

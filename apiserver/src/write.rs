@@ -100,7 +100,11 @@ async fn create_value(
         let outcome = put_new(server, call, &it, managed.as_deref()).await;
         claims.end(server, call, matches!(outcome, Ok(Some(_)))).await;
         match outcome? {
-            Some(entry) => return Ok(Written { entry, created: true, warnings }),
+            Some(entry) => {
+                let told = strategy::warnings::of_object(resource, &it, true);
+                let warnings = warnings.into_iter().chain(told).collect();
+                return Ok(Written { entry, created: true, warnings });
+            }
             None if generated && attempt + 1 < RETRIES => (),
             None => {
                 let name = object::name(&it);
@@ -222,9 +226,9 @@ pub(crate) async fn update(server: &Server, call: &Call, body: &[u8]) -> Result<
         if unguarded && exists {
             let mut error = FieldError::required("metadata.resourceVersion", "");
             error.reason = "FieldValueInvalid";
-            error.message = "Invalid value: 0x0: must be specified for an update".into();
+            error.message = "Invalid value: 0: must be specified for an update".into();
             let name = &call.path.name;
-            return Err(ApiError::invalid(&resource.group, &resource.kind, name, &[error]));
+            return Err(ApiError::invalid(&resource.group, &resource.name, name, &[error]));
         }
         if may_create && !exists {
             object::metadata_mut(&mut value).remove("resourceVersion");
@@ -327,14 +331,15 @@ pub(crate) async fn change(
         };
         let outcome = put_changed(server, call, &*store, change).await;
         claims.end(server, call, matches!(outcome, Ok(Put::Written(_)))).await;
+        let told = || strategy::warnings::of_object(resource, &new, false);
         match outcome? {
             Put::Unchanged => {
-                warnings.extend(found);
+                warnings.extend(found.into_iter().chain(told()));
                 let entry = server.show_entry(&call.served, entry).await?;
                 return Ok(Written { entry, created: false, warnings });
             }
             Put::Written(entry) => {
-                warnings.extend(found);
+                warnings.extend(found.into_iter().chain(told()));
                 return Ok(Written { entry, created: false, warnings });
             }
             Put::Newer(newer) if retry => entry = newer,

@@ -68,17 +68,11 @@ pub(super) fn fill(name: &str, map: &mut Map<String, Value>) {
                 set(rolling, "maxSurge", 0.into());
             }
         }
-        "batch.v1.Job" => labels_of_template(map),
-        "batch.v1.JobSpec" => {
-            if !map.contains_key("completions") && !map.contains_key("parallelism") {
-                set(map, "completions", 1.into());
+        "batch.v1.Job" => {
+            labels_of_template(map);
+            if let Some(Value::Object(spec)) = map.get_mut("spec") {
+                job(spec);
             }
-            set(map, "parallelism", 1.into());
-            let limit = if map.contains_key("backoffLimitPerIndex") { i32::MAX } else { 6 };
-            set(map, "backoffLimit", limit.into());
-            let policy =
-                if map.contains_key("podFailurePolicy") { "Failed" } else { "TerminatingOrFailed" };
-            set(map, "podReplacementPolicy", policy.into());
         }
         "autoscaling.v2.HorizontalPodAutoscalerSpec" => autoscaler(map),
         "resource.v1.ExactDeviceRequest" | "resource.v1.DeviceSubRequest"
@@ -180,6 +174,22 @@ fn containers_request(spec: &Map<String, Value>, name: &str) -> Option<String> {
         most = most.max(at_once);
     }
     sum.max(most).map(|it| it.to_string())
+}
+
+/// What only jobs get, and no template of jobs.
+fn job(spec: &mut Map<String, Value>) {
+    if !spec.contains_key("completions") && !spec.contains_key("parallelism") {
+        set(spec, "completions", 1.into());
+    }
+    set(spec, "parallelism", 1.into());
+    let limit = if spec.contains_key("backoffLimitPerIndex") { i32::MAX } else { 6 };
+    set(spec, "backoffLimit", limit.into());
+    let policy =
+        if spec.contains_key("podFailurePolicy") { "Failed" } else { "TerminatingOrFailed" };
+    set(spec, "podReplacementPolicy", policy.into());
+    set(spec, "completionMode", "NonIndexed".into());
+    set(spec, "suspend", false.into());
+    set(spec, "manualSelector", false.into());
 }
 
 fn service(spec: &mut Map<String, Value>) {

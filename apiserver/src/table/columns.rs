@@ -141,7 +141,7 @@ mod tests {
             let [group, resource, _, kind, priority, cell] = columns[..] else { panic!("{row}") };
             let known = built_in().iter().any(|it| it.group == group && it.name == resource);
             assert!(known || group == "*", "{row}");
-            assert!(["string", "integer", "boolean"].contains(&kind), "{row}");
+            assert!(["string", "integer", "boolean", "date"].contains(&kind), "{row}");
             assert!(["0", "1"].contains(&priority), "{row}");
             assert!(parse(Box::leak(cell.to_owned().into_boxed_str())).is_some(), "{row}");
         }

@@ -31,11 +31,12 @@ static UNFORESEEN: LazyLock<Regex> = LazyLock::new(|| {
         r"|\bBad_[a-z0-9]{5}",
         // Revisions.
         r"|\(\d+\)|current: \d+|resourceVersion: .\d+.",
-        // A line of upstream's source.
-        r#"| in scheme "[^"]*""#,
     ))
     .unwrap()
 });
+
+/// A line of upstream's source.
+static SOURCE: LazyLock<Regex> = LazyLock::new(|| Regex::new(r#" in scheme "[^"]*""#).unwrap());
 
 /// What was answered.
 #[derive(Debug, Serialize, Deserialize, PartialEq, Eq)]
@@ -112,9 +113,7 @@ fn still(value: &mut Value) {
         }
         Value::Array(items) => items.iter_mut().for_each(still),
         Value::String(text) => {
-            if let std::borrow::Cow::Owned(replaced) = UNFORESEEN.replace_all(text, "*") {
-                *text = replaced;
-            }
+            *text = UNFORESEEN.replace_all(&SOURCE.replace_all(text, ""), "*").into_owned();
         }
         _ => (),
     }

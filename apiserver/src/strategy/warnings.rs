@@ -1,0 +1,112 @@
+//! What is allowed, and better done otherwise.
+
+use std::collections::HashSet;
+
+use insula_api::{names::is_dns1123_label, object, resources::Resource};
+use serde_json::Value;
+
+/// A resource that clients should not use any longer, whatever they do with it.
+pub(crate) fn of_resource(resource: &Resource) -> Option<&'static str> {
+    match (&*resource.group, &*resource.name) {
+        ("", "endpoints") => {
+            Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")
+        }
+        ("", "componentstatuses") => Some("v1 ComponentStatus is deprecated in v1.19+"),
+        _ => None,
+    }
+}
+
+/// What is told of a delete that does not say what happens to dependents.
+pub(crate) fn of_delete(resource: &Resource) -> Option<&'static str> {
+    ((&*resource.group, &*resource.name) == ("batch", "jobs")).then_some(
+        "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning",
+    )
+}
+
+/// What is told of an object that is written; `is_new` if it was not there.
+pub(crate) fn of_object(resource: &Resource, it: &Value, is_new: bool) -> Vec<String> {
+    let mut found = Vec::new();
+    match (&*resource.group, &*resource.name) {
+        // Machines change pods, and nobody would read it.
+        ("", "pods") if is_new => {
+            if !is_dns1123_label(object::name(it)) {
+                found.push(
+                    "metadata.name: this is used in the Pod's hostname, which can result in surprising behavior; a DNS label is recommended"
+                        .to_owned(),
+                );
+            }
+            pod(&it["spec"], "spec", &mut found);
+        }
+        ("apps", "deployments" | "daemonsets" | "statefulsets" | "replicasets")
+        | ("batch", "jobs")
+        | ("", "replicationcontrollers") => {
+            pod(&it["spec"]["template"]["spec"], "spec.template.spec", &mut found);
+        }
+        ("batch", "cronjobs") => {
+            let spec = &it["spec"]["jobTemplate"]["spec"]["template"]["spec"];
+            pod(spec, "spec.jobTemplate.spec.template.spec", &mut found);
+        }
+        ("", "persistentvolumes")
+            if object::text(it, &["spec", "persistentVolumeReclaimPolicy"]) == "Recycle" =>
+        {
+            found.push(
+                "spec.persistentVolumeReclaimPolicy: The Recycle reclaim policy is deprecated. Instead, the recommended approach is to use dynamic provisioning."
+                    .to_owned(),
+            );
+        }
+        _ => (),
+    }
+    found
+}
+
+fn list<'a>(it: &'a Value, field: &str) -> &'a [Value] {
+    it.get(field).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
+fn pod(spec: &Value, path: &str, found: &mut Vec<String>) {
+    for (index, secret) in list(spec, "imagePullSecrets").iter().enumerate() {
+        if object::text(secret, &["name"]).is_empty() {
+            found.push(format!("{path}.imagePullSecrets[{index}].name: invalid empty name \"\""));
+        }
+    }
+    for volume in list(spec, "volumes") {
+        if let Some(projected) = volume.get("projected")
+            && list(projected, "sources").is_empty()
+        {
+            let name = object::text(volume, &["name"]);
+            found.push(format!("volume {name:?} (Projected) has no sources provided"));
+        }
+    }
+    for field in ["initContainers", "containers"] {
+        for (index, container) in list(spec, field).iter().enumerate() {
+            let mut seen = HashSet::new();
+            for (at, env) in list(container, "env").iter().enumerate() {
+                let name = object::text(env, &["name"]);
+                if !seen.insert(name) {
+                    found.push(format!(
+                        "{path}.{field}[{index}].env[{at}]: hides previous definition of {name:?}, which may be dropped when using apply"
+                    ));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::registry::Registry;
+
+    #[test]
+    fn pods_are_warned_about_when_they_are_new() {
+        let registry = Registry::built_in();
+        let pods = &registry.get("", "v1", "pods").unwrap().resource;
+        let it = json!({"metadata": {"name": "a.b"}, "spec": {"containers": [
+            {"name": "c", "env": [{"name": "x"}, {"name": "x"}]},
+        ]}});
+        assert_eq!(of_object(pods, &it, true).len(), 2);
+        assert_eq!(of_object(pods, &it, false).len(), 0);
+    }
+}
