@@ -41,13 +41,17 @@ struct Rotated {
     rotation: Rotation,
     file: BufWriter<File>,
     size: u64,
+    /// The last time that went into a name. A name that was removed is never taken again: it
+    /// would be older than those that are left.
+    last: Timestamp,
 }
 
 impl Rotated {
     fn open(path: &Path, rotation: Rotation) -> io::Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(path)?;
         let size = file.metadata()?.len();
-        Ok(Self { path: path.to_owned(), rotation, file: BufWriter::new(file), size })
+        let (path, last) = (path.to_owned(), Timestamp::UNIX_EPOCH);
+        Ok(Self { path, rotation, file: BufWriter::new(file), size, last })
     }
 
     fn run(&mut self, lines: &Receiver<String>) {
@@ -80,14 +84,14 @@ impl Rotated {
     /// Begins anew, under the same name; the old file gets the time into its own.
     fn rotate(&mut self) -> io::Result<()> {
         self.file.flush()?;
-        let mut at = Timestamp::now();
+        let mut at = Timestamp::now().max(self.last + Duration::from_millis(1));
         let mut old = self.aged(at);
         while old.exists() {
             at += Duration::from_millis(1);
             old = self.aged(at);
         }
         fs::rename(&self.path, &old)?;
-        *self = Self::open(&self.path, self.rotation)?;
+        *self = Self { last: at, ..Self::open(&self.path, self.rotation)? };
         self.tidy()
     }
 
