@@ -19,6 +19,7 @@ use crate::{
     error::{ApiError, Result},
     identity::Identity,
     registry::{Served, Whose},
+    remarks::Remarks,
     request::{Encoding, FieldValidation, Query, body_encoding},
 };
 
@@ -33,6 +34,8 @@ pub(crate) struct Call {
     pub query: Query,
     pub accept: Accept,
     pub headers: HeaderMap,
+    /// What is said beside the answer.
+    pub remarks: Arc<Remarks>,
 }
 
 impl Call {

@@ -10,7 +10,8 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use crate::{
-    Server, admission,
+    Server,
+    admission::{self, Admission},
     call::Call,
     custom,
     error::{ApiError, Result},
@@ -126,6 +127,33 @@ impl Options {
     }
 }
 
+impl Options {
+    /// As admission shows them.
+    fn to_value(&self) -> Value {
+        let mut it = json!({"kind": "DeleteOptions", "apiVersion": "meta.k8s.io/v1"});
+        if let Some(grace) = self.grace {
+            it["gracePeriodSeconds"] = grace.into();
+        }
+        for (field, value) in [("uid", &self.uid), ("resourceVersion", &self.revision)] {
+            if let Some(value) = value {
+                it["preconditions"][field] = value.as_str().into();
+            }
+        }
+        if let Some(propagation) = self.propagation {
+            it["propagationPolicy"] = match propagation {
+                Propagation::Background => "Background",
+                Propagation::Foreground => "Foreground",
+                Propagation::Orphan => "Orphan",
+            }
+            .into();
+        }
+        if self.dry_run {
+            it["dryRun"] = json!(["All"]);
+        }
+        it
+    }
+}
+
 /// The answer to a delete.
 #[derive(Debug)]
 pub(crate) enum Deleted {
@@ -173,7 +201,10 @@ async fn delete_named(
         let Stored { object: old, managed } =
             Stored::parse(&entry.value).map_err(ApiError::internal)?;
         check_preconditions(call, name, &old, options)?;
-        admission::validate(server, call, None, Some(&old)).await?;
+        let admission =
+            Admission::delete(server, call, (namespace, name), &old, options.to_value())?;
+        admission.mutate(&mut Value::Null).await?;
+        admission.validate(None).await?;
         let mut new = old.clone();
         let began = begin(call, &mut new, options);
         let gone = write::is_finished(&new);

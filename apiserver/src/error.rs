@@ -7,7 +7,7 @@ use http::StatusCode;
 use insula_api::{decode::DecodeError, path::PathError, proto::ProtoError};
 pub use insula_api::{error::chain, field::FieldError};
 use insula_partition::store::StoreError;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// A refused or failed request.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -26,6 +26,8 @@ pub struct ApiError {
     /// What was asked for is on its way to another partition. Nothing was done: the request can
     /// be answered from the start, a little later or by another server.
     pub is_moving: bool,
+    /// The whole `Status`, where somebody else made it.
+    pub whole: Option<Box<Map<String, Value>>>,
 }
 
 pub type Result<T, E = ApiError> = std::result::Result<T, E>;
@@ -40,6 +42,7 @@ impl ApiError {
             retry_after: None,
             fresh_token: None,
             is_moving: false,
+            whole: None,
         }
     }
 
@@ -294,8 +297,22 @@ impl ApiError {
         error
     }
 
+    /// A `Status` that somebody else made, with a code that is one of an error.
+    pub(crate) fn given(status: Map<String, Value>) -> Self {
+        let code = status.get("code").and_then(Value::as_u64);
+        let code = code.and_then(|it| u16::try_from(it).ok());
+        let code = code.and_then(|it| StatusCode::from_u16(it).ok());
+        let message = status.get("message").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let mut error = Self::new(code.unwrap_or(StatusCode::BAD_REQUEST), "", message);
+        error.whole = Some(Box::new(status));
+        error
+    }
+
     /// The `metav1.Status` document.
     pub fn status(&self) -> Value {
+        if let Some(whole) = &self.whole {
+            return Value::Object((**whole).clone());
+        }
         let mut status = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": self.message, "code": self.code.as_u16(),

@@ -192,6 +192,7 @@ impl Server {
             query,
             accept: Accept::JSON,
             headers: headers.clone(),
+            remarks: std::sync::Arc::default(),
         };
         let mut attributes = attributes(&call, verb);
         if matches!(&*call.path.subresource, "exec" | "attach" | "portforward") {

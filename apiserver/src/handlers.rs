@@ -8,7 +8,7 @@ use insula_api::{object, path};
 use serde_json::Value;
 
 use crate::{
-    Server, answer,
+    Server, admission, answer,
     audit::{self, Outcome, Trail, policy::Stage},
     body::{self, Body, BodyError, channel, full},
     call::Call,
@@ -206,6 +206,7 @@ impl Server {
                         strategy::warnings::of_resource(&call.served.resource).map(str::to_owned)
                     }
                 };
+                let remarks = call.remarks.clone();
                 if custom::holds_definitions(&call.served)
                     && let Some(tenant) = call.whose.tenant()
                 {
@@ -214,14 +215,21 @@ impl Server {
                 }
                 let streams =
                     matches!(&*call.path.subresource, "log" | "exec" | "attach" | "portforward");
-                let answer = if streams {
-                    node_proxy::serve(self, &call, head.method.clone(), upgrade).await
-                } else if call.path.subresource == "proxy" {
-                    let bytes = match upgrade.is_some() {
-                        true => Bytes::new(),
-                        false => body.bytes().await?,
-                    };
-                    proxy::serve(self, &call, head, bytes, upgrade).await
+                let is_proxied = call.path.subresource == "proxy";
+                let answer = if streams || is_proxied {
+                    match admission::connect(self, &call).await {
+                        Err(error) => Err(error),
+                        Ok(()) if is_proxied => {
+                            let bytes = match upgrade.is_some() {
+                                true => Bytes::new(),
+                                false => body.bytes().await?,
+                            };
+                            proxy::serve(self, &call, head, bytes, upgrade).await
+                        }
+                        Ok(()) => {
+                            node_proxy::serve(self, &call, head.method.clone(), upgrade).await
+                        }
+                    }
                 } else if call.verb == "watch" {
                     self.watch(*call, upgrade).await
                 } else {
@@ -239,7 +247,15 @@ impl Server {
                         Err(ApiError::timeout(why, 1))
                     })
                 };
-                answer.map(|mut answer| {
+                let warnings = remarks.warnings();
+                let is_told = warning.is_some() || !warnings.is_empty();
+                match answer {
+                    // What is refused may have been warned about as well.
+                    Err(error) if is_told && !error.is_moving => Ok(answer::error(&error)),
+                    other => other,
+                }
+                .map(|mut answer| {
+                    answer::warn(&mut answer, &warnings);
                     answer::warn_first(&mut answer, warning);
                     answer
                 })

@@ -41,6 +41,7 @@ mod read;
 mod record;
 mod registry;
 mod relay;
+mod remarks;
 mod request;
 mod revision;
 mod scoped;
@@ -109,6 +110,7 @@ pub struct Server {
     pub(crate) registry: Registry,
     pub(crate) customs: custom::Customs,
     pub(crate) policies: Policies,
+    pub(crate) rules: admission::Rules,
     pub(crate) keys: Keys,
     pub(crate) dialer: Dialer,
     pub(crate) outbound: outbound::Outbound,
@@ -140,6 +142,7 @@ impl Server {
             registry,
             customs: custom::Customs::default(),
             policies: Policies::default(),
+            rules: admission::Rules::default(),
             keys: config.keys,
             dialer: Dialer::new(config.node_tls),
             outbound: outbound::Outbound::default(),
@@ -202,7 +205,7 @@ impl Server {
     }
 
     /// The rules of the tenant that `identity` belongs to.
-    async fn policy_of(&self, tenant: &TenantName) -> Result<Arc<Policy>> {
+    pub(crate) async fn policy_of(&self, tenant: &TenantName) -> Result<Arc<Policy>> {
         let key = match tenant.is_system() {
             true => insula_partition::map::ShardKey::System,
             false => insula_partition::map::ShardKey::Tenant(tenant.as_str().to_owned()),
@@ -229,13 +232,7 @@ impl Server {
         if identity.is_superuser() {
             return Ok(true);
         }
-        let at_home = whose.tenant() == Some(&identity.tenant);
-        if !at_home && !identity.tenant.is_system() {
-            return Ok(false);
-        }
-        let policy = self.policy_of(&identity.tenant).await?;
-        let namespace = if at_home { attributes.namespace.as_str() } else { "" };
-        Ok(policy.rules(identity, namespace).any(|rule| rule.allows(attributes)))
+        Ok(self.policy_of(&identity.tenant).await?.allows(identity, whose, attributes))
     }
 
     /// Whether the caller may also do `verb` on an RBAC resource.

@@ -150,7 +150,36 @@ impl Patch {
 }
 
 /// Does the operations of a JSON patch, one after the other.
-fn run(value: &mut Value, patch: &json_patch::Patch) -> Result<()> {
+pub(crate) fn run(value: &mut Value, patch: &json_patch::Patch) -> Result<()> {
+    run_until(value, patch).map_err(|stopped| match stopped {
+        Stopped::Refused(error) => error,
+        Stopped::Untrue(error) => ApiError::rejected(&error),
+    })
+}
+
+/// As [`run`]. False if a test of the patch does not hold; the value is then of no use.
+pub(crate) fn run_tested(value: &mut Value, patch: &json_patch::Patch) -> Result<bool> {
+    match run_until(value, patch) {
+        Ok(()) => Ok(true),
+        Err(Stopped::Untrue(_)) => Ok(false),
+        Err(Stopped::Refused(error)) => Err(error),
+    }
+}
+
+/// Why a patch was not done to its end.
+enum Stopped {
+    /// A test does not hold.
+    Untrue(json_patch::PatchError),
+    Refused(ApiError),
+}
+
+impl From<ApiError> for Stopped {
+    fn from(error: ApiError) -> Self {
+        Self::Refused(error)
+    }
+}
+
+fn run_until(value: &mut Value, patch: &json_patch::Patch) -> Result<(), Stopped> {
     use json_patch::PatchOperation::{Add, Copy, Move, Replace};
     let (mut copied, mut moved) = (0, 0);
     for operation in &patch.0 {
@@ -169,16 +198,22 @@ fn run(value: &mut Value, patch: &json_patch::Patch) -> Result<()> {
             }
             let steps = operation.path().as_str().matches('/').count();
             if COPIED < copied || MOVED < moved {
-                return Err(ApiError::too_much(format!(
+                let why = format!(
                     "Unable to complete the copy, the accumulated size increase of copy is more than the limit {COPIED}"
-                )));
+                );
+                return Err(ApiError::too_much(why).into());
             }
             if DEPTH < steps + put.depth {
-                return Err(ApiError::bad_request(format!("exceeded max depth of {DEPTH}")));
+                let why = format!("exceeded max depth of {DEPTH}");
+                return Err(ApiError::bad_request(why).into());
             }
         }
-        json_patch::patch(value, std::slice::from_ref(operation))
-            .map_err(|error| ApiError::rejected(&error))?;
+        json_patch::patch(value, std::slice::from_ref(operation)).map_err(|error| {
+            match error.kind {
+                json_patch::PatchErrorKind::TestFailed => Stopped::Untrue(error),
+                _ => Stopped::Refused(ApiError::rejected(&error)),
+            }
+        })?;
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::identity::Identity;
+use crate::{identity::Identity, registry::Whose};
 
 const GROUP: &str = "rbac.authorization.k8s.io";
 
@@ -260,6 +260,24 @@ impl Policy {
             .chain(within.into_iter().flatten())
             .filter(|(subjects, _)| subjects.iter().any(|subject| subject.is(identity)))
             .flat_map(|(_, rules)| rules.iter())
+    }
+
+    /// Whether `identity`, of the tenant of this policy, may do `attributes` to what is of `whose`.
+    pub(crate) fn allows(
+        &self,
+        identity: &Identity,
+        whose: &Whose,
+        attributes: &Attributes,
+    ) -> bool {
+        if identity.is_superuser() {
+            return true;
+        }
+        let at_home = whose.tenant() == Some(&identity.tenant);
+        if !at_home && !identity.tenant.is_system() {
+            return false;
+        }
+        let namespace = if at_home { attributes.namespace.as_str() } else { "" };
+        self.rules(identity, namespace).any(|rule| rule.allows(attributes))
     }
 
     /// The rules of a role that a binding may refer to.

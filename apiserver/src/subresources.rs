@@ -7,15 +7,30 @@ mod reviews;
 mod scale;
 mod token;
 
+use insula_api::schema::Gvk;
 use serde_json::{Value, json};
+
+use crate::{
+    Server,
+    admission::{Admission, Operation},
+    call::Call,
+    error::Result,
+};
 
 pub(crate) use self::{
     binding::{bind, bind_named},
     eviction::evict,
-    reviews::review,
-    scale::{get_scale, write_scale},
+    reviews::{review, user_info},
+    scale::{get_scale, set_replicas_of, write_scale},
     token::token,
 };
+
+/// Has the chain change and judge what is sent to a subresource, or for review.
+async fn admit(server: &Server, call: &Call, kind: Gvk, it: &mut Value) -> Result<()> {
+    let admission = Admission::new(server, call, Operation::Create, kind, None)?;
+    admission.mutate(it).await?;
+    admission.validate(Some(it)).await
+}
 
 fn success() -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})

@@ -22,7 +22,7 @@ use serde_json::Value;
 use self::rules::Check;
 pub(crate) use self::{formats::sloppy_address, services::cluster_addresses};
 use crate::{
-    custom,
+    admission, custom,
     error::FieldError,
     registry::{Nature, Served},
 };
@@ -69,6 +69,9 @@ pub(crate) fn create(served: &Served, it: &Value) -> Errors {
     match served.custom() {
         Some(custom) => errors.extend(custom.check(it, None, "")),
         None if custom::holds_definitions(served) => errors.extend(custom::check(it, None)),
+        None if served.resource.group == admission::RULES => {
+            errors.extend(admission::check_rules(&served.resource.name, it, None));
+        }
         None => {
             let mut kept = Value::Null;
             let it = checked(served, it, &mut kept);
@@ -91,6 +94,10 @@ pub(crate) fn update(served: &Served, subresource: &str, old: &Value, new: &Valu
         if subresource.is_empty() {
             errors.extend(custom::check(new, Some(old)));
         }
+        return errors;
+    }
+    if served.resource.group == admission::RULES && subresource.is_empty() {
+        errors.extend(admission::check_rules(&served.resource.name, new, Some(old)));
         return errors;
     }
     let (mut old_kept, mut new_kept) = (Value::Null, Value::Null);

@@ -5,6 +5,7 @@
 
 use insula_api::{
     object::{self, Stored},
+    schema::Gvk,
     time,
 };
 use insula_partition::{
@@ -15,12 +16,13 @@ use rand::Rng as _;
 use serde_json::{Value, json};
 
 use crate::{
-    Server, admission,
+    Server,
+    admission::{self, Admission, Operation},
     call::Call,
     error::{ApiError, FieldError, Result},
     ownership::{self, Writer},
     patch::{self, Configuration, Patch},
-    read, services, strategy, validate,
+    read, services, strategy, subresources, validate,
 };
 
 /// How often a write is tried again when somebody else was faster.
@@ -94,10 +96,11 @@ async fn create_value(
             Managers::Compared => writer.created(&it, sent.as_ref()),
             Managers::Given(managed) => managed.clone(),
         };
+        let admission = Admission::write(server, call, None)?;
+        admission.mutate(&mut it).await?;
         strategy::prepare_create(&call.served, &call.identity, &mut it);
-        admission::mutate(server, call, &mut it, None).await?;
         let claims = services::begin(server, call, None, &mut it).await?;
-        let outcome = put_new(server, call, &it, managed.as_deref()).await;
+        let outcome = put_new(&admission, &it, managed.as_deref()).await;
         claims.end(server, call, matches!(outcome, Ok(Some(_)))).await;
         match outcome? {
             Some(entry) => {
@@ -119,18 +122,18 @@ async fn create_value(
 
 /// Checks and stores a new object; `None` if its name is taken.
 async fn put_new(
-    server: &Server,
-    call: &Call,
+    admission: &Admission<'_>,
     it: &Value,
     managed: Option<&str>,
 ) -> Result<Option<Entry>> {
+    let Admission { server, call, .. } = *admission;
     let resource = &call.served.resource;
     let (tenant, namespace, name) = (call.tenant()?, call.namespace(), object::name(it));
     let errors = validate::create(&call.served, it);
     if !errors.is_empty() {
         return Err(ApiError::invalid(&resource.group, &resource.kind, name, &errors));
     }
-    admission::validate(server, call, Some(it), None).await?;
+    admission.validate(Some(it)).await?;
     let key = crate::registry::key(tenant, &namespace, name);
     let (_, store) = call.served.place(&server.partitions, tenant, &namespace, name);
     if call.query.dry_run()? {
@@ -264,11 +267,41 @@ pub(crate) struct Changed {
     retry: bool,
     managers: Managers,
     warnings: Vec<String>,
+    admitted: Admitted,
+}
+
+/// As what a change is admitted.
+#[derive(Debug)]
+enum Admitted {
+    /// As the object itself.
+    Object,
+    /// As the object's scale, which it was and becomes.
+    Scale { old: Value, new: Value },
+    /// It was already, as what was sent.
+    Before,
 }
 
 impl Changed {
     pub(crate) fn new(value: Value, retry: bool) -> Self {
-        Self { value, retry, managers: Managers::Compared, warnings: Vec::new() }
+        Self {
+            value,
+            retry,
+            managers: Managers::Compared,
+            warnings: Vec::new(),
+            admitted: Admitted::Object,
+        }
+    }
+
+    /// The change is one of the object's scale.
+    pub(crate) fn of_scale(mut self, old: Value, new: Value) -> Self {
+        self.admitted = Admitted::Scale { old, new };
+        self
+    }
+
+    /// What was sent has been admitted.
+    pub(crate) fn admitted(mut self) -> Self {
+        self.admitted = Admitted::Before;
+        self
     }
 
     pub(crate) fn managed_by(mut self, managed: Option<String>) -> Self {
@@ -299,7 +332,8 @@ pub(crate) async fn change(
     for _ in 0..RETRIES {
         let mut current = Stored::parse(&entry.value).map_err(ApiError::internal)?;
         let kept = server.show_value(&call.served, &mut current.object).await?;
-        let Changed { value: mut new, retry, managers, warnings: found } = make(&current)?;
+        let Changed { value: mut new, retry, managers, warnings: found, admitted } =
+            make(&current)?;
         let Stored { object: old, managed: stored } = &current;
         let uid = object::uid(&new);
         if !uid.is_empty() && uid != object::uid(old) {
@@ -319,7 +353,34 @@ pub(crate) async fn change(
             Managers::Compared => writer.updated(old, &new, stored, sent.as_ref()),
             Managers::Given(managed) => managed,
         };
-        admission::mutate(server, call, &mut new, Some(old)).await?;
+        let (scale_before, mut scale, is_admitted) = match admitted {
+            Admitted::Object => (None, None, false),
+            Admitted::Scale { old, new } => (Some(old), Some(new), false),
+            Admitted::Before => (None, None, true),
+        };
+        let admission = match &scale_before {
+            _ if is_admitted => None,
+            None => Some(Admission::write(server, call, Some(old))?),
+            Some(before) => {
+                let kind = Gvk::new("autoscaling", "v1", "Scale");
+                let operation = Operation::Update;
+                Some(Admission::new(server, call, operation, kind, Some(before))?.on("scale"))
+            }
+        };
+        if let Some(admission) = &admission {
+            match &mut scale {
+                None => admission.mutate(&mut new).await?,
+                Some(scale) => {
+                    admission.mutate(scale).await?;
+                    if admission.has_changed() {
+                        subresources::set_replicas_of(&call.served, &mut new, scale);
+                    }
+                }
+            }
+            if admission.has_changed() {
+                strategy::prepare_update(&call.served, &call.path.subresource, old, &mut new);
+            }
+        }
         let claims = services::begin(server, call, Some(old), &mut new).await?;
         let change = Update {
             old,
@@ -328,6 +389,8 @@ pub(crate) async fn change(
             new: &new,
             managed: managed.as_deref(),
             entry: &entry,
+            admission: admission.as_ref(),
+            admitted: scale.as_ref().unwrap_or(&new),
         };
         let outcome = put_changed(server, call, &*store, change).await;
         claims.end(server, call, matches!(outcome, Ok(Put::Written(_)))).await;
@@ -359,6 +422,9 @@ struct Update<'a> {
     new: &'a Value,
     managed: Option<&'a str>,
     entry: &'a Entry,
+    /// How the change is admitted, unless it was already, and what of it.
+    admission: Option<&'a Admission<'a>>,
+    admitted: &'a Value,
 }
 
 /// What became of a change.
@@ -376,14 +442,16 @@ async fn put_changed(
     store: &dyn Store,
     change: Update<'_>,
 ) -> Result<Put> {
-    let Update { old, kept, stored, new, managed, entry } = change;
+    let Update { old, kept, stored, new, managed, entry, admission, admitted } = change;
     let resource = &call.served.resource;
     let name = &call.path.name;
     let errors = validate::update(&call.served, &call.path.subresource, old, new);
     if !errors.is_empty() {
         return Err(ApiError::invalid(&resource.group, &resource.kind, name, &errors));
     }
-    admission::validate(server, call, Some(new), Some(old)).await?;
+    if let Some(admission) = admission {
+        admission.validate(Some(admitted)).await?;
+    }
     let to_keep = server.keep(&call.served, new).await?;
     let is_same = object::is_same(&to_keep, kept)
         && ownership::is_same_but_for_times(managed.unwrap_or_default(), stored);
@@ -413,7 +481,7 @@ async fn put_changed(
             if is_gone {
                 services::deleted(server, call, new).await;
             }
-            admission::changed(server, call).await;
+            admission::written(server, call, new).await;
             Ok(Put::Written(server.show_entry(&call.served, committed.entry).await?))
         }
         Err(StoreError::Conflict { found: Some(found), .. }) => Ok(Put::Newer(found)),

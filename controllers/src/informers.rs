@@ -4,7 +4,11 @@ use insula_api::names::TenantName;
 use insula_client::{Client, IndexId, Informer, Kind, Object, Tenant, Tenanted};
 use k8s_openapi::api::{
     apps::v1::{Deployment, ReplicaSet},
-    core::v1::{ConfigMap, ContainerStatus, Namespace, Pod, PodSpec, PodStatus, ServiceAccount},
+    core::v1::{
+        ConfigMap, ContainerStatus, Namespace, PersistentVolume, PersistentVolumeClaim, Pod,
+        PodSpec, PodStatus, ServiceAccount,
+    },
+    storage::v1::VolumeAttributesClass,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -71,6 +75,9 @@ pub(crate) struct Informers {
     pub(crate) pods: Owned<Pod>,
     pub(crate) replica_sets: Owned<ReplicaSet>,
     pub(crate) deployments: Informer<Deployment>,
+    pub(crate) claims: Informer<PersistentVolumeClaim>,
+    pub(crate) volumes: Informer<PersistentVolume>,
+    pub(crate) volume_classes: Informer<VolumeAttributesClass>,
 }
 
 impl Informers {
@@ -95,6 +102,12 @@ impl Informers {
             pods: Owned::start(client, trim_pod, tasks, shutdown),
             replica_sets: Owned::start(client, |_| (), tasks, shutdown),
             deployments: Informer::builder(client.all().collection::<Deployment>())
+                .start(tasks, shutdown.clone()),
+            claims: Informer::builder(client.all().collection::<PersistentVolumeClaim>())
+                .start(tasks, shutdown.clone()),
+            volumes: Informer::builder(client.all().collection::<PersistentVolume>())
+                .start(tasks, shutdown.clone()),
+            volume_classes: Informer::builder(client.all().collection::<VolumeAttributesClass>())
                 .start(tasks, shutdown.clone()),
         }
     }

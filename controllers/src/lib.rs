@@ -10,6 +10,7 @@
 //! | `namespace` | the end of namespaces |
 //! | `serviceaccount`, `root_ca` | what every namespace has |
 //! | `replicaset`, `deployment` | workloads |
+//! | `protection` | claims, volumes and their classes, while they are used |
 //! | `gc` | owners and what they own |
 //!
 //! # Invariants
@@ -26,6 +27,7 @@ mod gc;
 mod informers;
 mod namespace;
 mod objects;
+mod protection;
 mod queue;
 mod replicaset;
 mod root_ca;
@@ -36,9 +38,13 @@ mod tenant;
 use std::{sync::Arc, time::Duration};
 
 use insula_client::{Client, ClientError, EventRecorder};
+use k8s_openapi::api::{
+    core::v1::{PersistentVolume, PersistentVolumeClaim},
+    storage::v1::VolumeAttributesClass,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{controller::Controller, informers::Informers};
+use self::{controller::Controller, informers::Informers, protection::Guarded as _};
 pub use self::{
     controller::{Observer, Unobserved},
     queue::{Ownership, Sole},
@@ -104,6 +110,18 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
         named(deployment::Deployments::NAME)?,
         informers.clone(),
         &events,
+    ));
+    start.start(protection::Protection::new(
+        named(PersistentVolumeClaim::CONTROLLER)?,
+        informers.claims.clone(),
+    ));
+    start.start(protection::Protection::new(
+        named(PersistentVolume::CONTROLLER)?,
+        informers.volumes.clone(),
+    ));
+    start.start(protection::Protection::new(
+        named(VolumeAttributesClass::CONTROLLER)?,
+        informers.volume_classes.clone(),
     ));
     start.start(gc::GarbageCollector::new(
         named(gc::GarbageCollector::NAME)?,

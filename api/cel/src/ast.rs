@@ -48,6 +48,11 @@ pub enum Node {
     /// Items; optional ones are left out if they are none.
     List(Vec<(Expr, bool)>),
     Map(Vec<(Expr, Expr, bool)>),
+    /// `name{field: value}`; optional fields are left out if they are none.
+    Struct {
+        name: String,
+        fields: Vec<(String, Expr, bool)>,
+    },
     Call {
         target: Option<Box<Expr>>,
         function: String,
@@ -148,6 +153,7 @@ impl Expr {
             Node::Map(entries) => {
                 entries.iter().any(|(key, it, _)| key.uses(variable) || it.uses(variable))
             }
+            Node::Struct { fields, .. } => fields.iter().any(|(_, it, _)| it.uses(variable)),
             Node::Call { target, arguments, .. } => {
                 target.as_ref().is_some_and(|it| it.uses(variable)) || any(arguments)
             }
@@ -167,4 +173,9 @@ impl Expr {
             | Node::Bytes(_) => false,
         }
     }
+}
+
+/// Whether `name` is `base.field`.
+pub(crate) fn is_qualified(name: &str, base: &str, field: &str) -> bool {
+    name.strip_prefix(base).and_then(|rest| rest.strip_prefix('.')) == Some(field)
 }

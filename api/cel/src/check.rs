@@ -1,9 +1,9 @@
 //! Whether an expression makes sense for variables of certain types.
 
 use crate::{
-    ast::{Expr, Loop, LoopKind, Node, Operator},
+    ast::{Expr, Loop, LoopKind, Node, Operator, is_qualified},
     decl::{Decl, Type},
-    functions, operators,
+    functions, made, operators,
     signatures::{self, Signature},
 };
 
@@ -18,13 +18,15 @@ pub struct CheckError {
 type Result<T, E = CheckError> = std::result::Result<T, E>;
 
 /// The type of what `expr` comes to.
-pub fn check(expr: &Expr, variables: &[(&str, Decl)]) -> Result<Type> {
+pub fn check(expr: &Expr, variables: &[(&str, Decl)], makes: bool) -> Result<Type> {
     let variables = variables.iter().map(|(name, decl)| ((*name).to_owned(), decl.kind()));
-    Checker { variables: variables.collect() }.node(expr)
+    Checker { variables: variables.collect(), makes }.node(expr)
 }
 
 struct Checker {
     variables: Vec<(String, Type)>,
+    /// Whether objects and patches can be made.
+    makes: bool,
 }
 
 fn wrong(at: usize, message: String) -> CheckError {
@@ -50,6 +52,9 @@ impl Checker {
             Node::Bytes(_) => Type::Bytes,
             Node::Variable(name) => self.variable(at, name)?,
             Node::Select { of, field, is_optional } => {
+                if let Some(found) = self.qualified(of, field) {
+                    return Ok(found);
+                }
                 let of = self.node(of)?;
                 let found = select(at, &of, field)?;
                 match (&of, is_optional) {
@@ -58,6 +63,9 @@ impl Checker {
                 }
             }
             Node::Has { of, field } => {
+                if self.qualified(of, field).is_some() {
+                    return Ok(Type::Bool);
+                }
                 let of = self.node(of)?;
                 select(at, &of, field)?;
                 Type::Bool
@@ -128,6 +136,7 @@ impl Checker {
                 let (key, value) = (keys.unwrap_or(Type::Dyn), values.unwrap_or(Type::Dyn));
                 Type::Map(Box::new(key), Box::new(value))
             }
+            Node::Struct { name, fields } => self.make(at, name, fields)?,
             Node::Call { target, function, arguments } => {
                 self.call(at, target.as_deref(), function, arguments)?
             }
@@ -155,6 +164,33 @@ impl Checker {
             None if operators::kind_named(name).is_some() => Ok(Type::Kind),
             None => Err(wrong(at, format!("undeclared reference to '{name}' (in container '')"))),
         }
+    }
+
+    /// A variable whose name has a dot.
+    fn qualified(&self, of: &Expr, field: &str) -> Option<Type> {
+        let Node::Variable(base) = &of.node else { return None };
+        let found = self.variables.iter().rev().find(|(name, _)| is_qualified(name, base, field));
+        found.map(|(_, kind)| kind.clone())
+    }
+
+    fn make(&mut self, at: usize, name: &str, fields: &[(String, Expr, bool)]) -> Result<Type> {
+        if !self.makes || !made::is_known(name) {
+            return Err(wrong(at, format!("undeclared reference to '{name}' (in container '')")));
+        }
+        for (field, value, is_optional) in fields {
+            let found = inner(self.node(value)?, *is_optional);
+            match made::field_of(name, field) {
+                None => return Err(wrong(value.at, format!("undefined field '{field}'"))),
+                Some(true) if !matches!(found, Type::Text | Type::Dyn) => {
+                    let message = format!(
+                        "expected type of field '{field}' is 'string' but provided type is '{found}'"
+                    );
+                    return Err(wrong(value.at, message));
+                }
+                Some(_) => (),
+            }
+        }
+        Ok(Type::Made(name.into()))
     }
 
     fn wants(&self, at: usize, function: &str, found: &Type, wanted: &Type) -> Result<Type> {
@@ -198,7 +234,9 @@ impl Checker {
             arguments.iter().map(|it| self.node(it)).collect::<Result<_>>()?;
         let mut is_known = false;
         let mut found: Option<Type> = None;
-        for it in signatures::all().iter().filter(|it| it.name == name) {
+        let makes = self.makes;
+        let is_offered = |it: &&Signature| makes || !it.name.starts_with("jsonpatch:");
+        for it in signatures::all().iter().filter(|it| it.name == name).filter(is_offered) {
             is_known = true;
             if let Some(result) = result_of(it, target.as_ref(), &arguments) {
                 found = Some(match found {
@@ -267,6 +305,11 @@ fn select(at: usize, of: &Type, field: &str) -> Result<Type> {
     match of {
         Type::Dyn => Ok(Type::Dyn),
         Type::Map(_, value) => Ok((**value).clone()),
+        Type::Made(name) => match made::field_of(name, field) {
+            Some(true) => Ok(Type::Text),
+            Some(false) => Ok(Type::Dyn),
+            None => Err(wrong(at, format!("undefined field '{field}'"))),
+        },
         Type::Object(fields) => match fields.fields.get(field) {
             Some((_, decl)) => Ok(decl.kind()),
             None => Err(wrong(at, format!("undefined field '{field}'"))),
@@ -308,8 +351,14 @@ fn binary(at: usize, operator: Operator, left: Type, right: Type) -> Result<Type
         (In, key, Map(of, _)) if common(key, of).is_some() => Ok(Bool),
         (In, _, Dyn) => Ok(Bool),
         (In, ..) => refuse(left, right),
-        (_, Dyn, _) | (_, _, Dyn) => Ok(match operator {
-            Less | LessOrEqual | Greater | GreaterOrEqual => Bool,
+        (Less | LessOrEqual | Greater | GreaterOrEqual, Dyn, _)
+        | (Less | LessOrEqual | Greater | GreaterOrEqual, _, Dyn) => Ok(Bool),
+        // What the other side can be is said by the one that is known.
+        (_, Dyn, known) | (_, known, Dyn) => Ok(match (operator, known) {
+            (Add | Subtract | Multiply | Divide | Remainder, Int | Uint) => known.clone(),
+            (Add | Subtract | Multiply | Divide, Double) | (Add, Text | Bytes | List(_)) => {
+                known.clone()
+            }
             _ => Dyn,
         }),
         (Less | LessOrEqual | Greater | GreaterOrEqual, left_type, right_type) => {

@@ -4,7 +4,7 @@
 //! macros the body once per item. What has no declared size is as large as a request can be.
 
 use crate::{
-    ast::{Expr, LoopKind, Node},
+    ast::{Expr, LoopKind, Node, is_qualified},
     decl::{Decl, DeclKind},
 };
 
@@ -28,14 +28,18 @@ fn least_bytes(decl: &Decl) -> u64 {
         DeclKind::Timestamp => 21,
         DeclKind::Duration => 5,
         DeclKind::Object(_) => 3,
-        DeclKind::Dyn | DeclKind::Int | DeclKind::Double | DeclKind::Optional(_) => 2,
+        DeclKind::Dyn
+        | DeclKind::Int
+        | DeclKind::Double
+        | DeclKind::Optional(_)
+        | DeclKind::Type(_) => 2,
     }
 }
 
 /// How many characters, items or entries there are at most.
 pub fn max_size(decl: &Decl) -> u64 {
     decl.max_size.unwrap_or_else(|| match &decl.kind {
-        DeclKind::Text | DeclKind::Bytes | DeclKind::Dyn => MAX_REQUEST,
+        DeclKind::Text | DeclKind::Bytes | DeclKind::Dyn | DeclKind::Type(_) => MAX_REQUEST,
         DeclKind::Timestamp | DeclKind::Duration => 64,
         DeclKind::List(item) => MAX_REQUEST / least_bytes(item),
         // A key, its quotes and the colon.
@@ -127,6 +131,13 @@ struct Estimator {
     variables: Vec<(String, Shape)>,
 }
 
+/// A variable whose name has a dot.
+fn qualified<'v>(of: &Expr, field: &str, variables: &'v [(String, Shape)]) -> Option<&'v Shape> {
+    let Node::Variable(base) = &of.node else { return None };
+    let found = variables.iter().rev().find(|(name, _)| is_qualified(name, base, field));
+    found.map(|(_, shape)| shape)
+}
+
 impl Estimator {
     fn node(&mut self, expr: &Expr) -> Estimate {
         let made = |cost: u64, shape: Shape| Estimate { cost: cost.saturating_add(1), shape };
@@ -141,6 +152,9 @@ impl Estimator {
                 made(0, found.map_or(Shape::Scalar, |(_, shape)| shape.clone()))
             }
             Node::Select { of, field, .. } => {
+                if let Some(found) = qualified(of, field, &self.variables) {
+                    return made(0, found.clone());
+                }
                 let of = self.node(of);
                 made(of.cost, of.shape.field(field))
             }
@@ -198,6 +212,12 @@ impl Estimator {
                 }
                 made(cost, Shape::Many(entries.len() as u64, Box::new(Shape::Scalar)))
             }
+            Node::Struct { fields, .. } => {
+                let cost = fields
+                    .iter()
+                    .fold(0, |sum: u64, (_, it, _)| sum.saturating_add(self.node(it).cost));
+                made(cost, Shape::Decl(Decl::of(DeclKind::Dyn)))
+            }
             Node::Call { target, function, arguments } => {
                 self.call(target.as_deref(), function, arguments)
             }
@@ -249,7 +269,8 @@ impl Estimator {
     fn call(&mut self, target: Option<&Expr>, function: &str, arguments: &[Expr]) -> Estimate {
         let parts: Vec<Estimate> =
             target.into_iter().chain(arguments).map(|it| self.node(it)).collect();
-        let cost = parts.iter().fold(1, |sum: u64, it| sum.saturating_add(it.cost));
+        let own = if function == "check" { 1 + crate::authorizer::COST } else { 1 };
+        let cost = parts.iter().fold(own, |sum: u64, it| sum.saturating_add(it.cost));
         let walk = parts.iter().fold(0, |sum: u64, it| sum.saturating_add(it.shape.walk()));
         // Asking for a size, or whether there is a value, walks nothing.
         let walk = match function {

@@ -24,6 +24,8 @@ pub enum Type {
     Library(&'static str),
     /// The type of types.
     Kind,
+    /// What an expression makes itself, such as `Object.spec`.
+    Made(Arc<str>),
     /// In signatures: whatever the arguments agree on.
     Any(u8),
 }
@@ -59,6 +61,8 @@ pub enum DeclKind {
     Object(Arc<Fields>),
     /// Another type, of a variable that is computed.
     Optional(Arc<Decl>),
+    /// Of which nothing but the type is known.
+    Type(Type),
 }
 
 impl Decl {
@@ -85,6 +89,7 @@ impl Decl {
             DeclKind::Map(value) => Type::Map(Box::new(Type::Text), Box::new(value.kind())),
             DeclKind::Object(fields) => Type::Object(fields.clone()),
             DeclKind::Optional(inner) => Type::Optional(Box::new(inner.kind())),
+            DeclKind::Type(it) => it.clone(),
         }
     }
 }
@@ -108,6 +113,7 @@ impl fmt::Display for Type {
             Self::Optional(inner) => write!(f, "optional_type({inner})"),
             Self::Library(name) => f.write_str(name),
             Self::Kind => f.write_str("type"),
+            Self::Made(name) => f.write_str(name),
         }
     }
 }

@@ -25,6 +25,14 @@ const KEYWORDS: &[&str] = &[
     "while",
 ];
 
+/// Whether `text` can name a variable.
+pub fn is_identifier(text: &str) -> bool {
+    let is_letter = |it: char| it.is_ascii_alphabetic() || it == '_';
+    text.starts_with(is_letter)
+        && text.chars().all(|it| is_letter(it) || it.is_ascii_digit())
+        && !KEYWORDS.contains(&text)
+}
+
 /// The identifier of a field; `None` if it has none.
 pub fn escape(name: &str) -> Option<String> {
     let mut letters = name.chars();

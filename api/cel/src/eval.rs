@@ -6,8 +6,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    ast::{Expr, Loop, LoopKind, Node, Operator},
-    functions, operators,
+    ast::{Expr, Loop, LoopKind, Node, Operator, is_qualified},
+    functions,
+    made::Made,
+    operators,
     value::{Key, Value},
 };
 
@@ -95,9 +97,13 @@ impl<'a> Scope<'a, '_> {
             Node::Bytes(it) => Ok(Value::Bytes(it.as_slice().into())),
             Node::Variable(name) => self.variable(name),
             Node::Select { of, field, is_optional } => {
+                if let Some(found) = self.qualified(of, field) {
+                    return found;
+                }
                 let of = self.node(of)?;
                 select(&of, field, *is_optional)
             }
+            Node::Has { of, field } if self.qualified(of, field).is_some() => Ok(Value::Bool(true)),
             Node::Has { of, field } => match self.node(of)? {
                 Value::Optional(of) => {
                     Ok(Value::Bool(of.is_some_and(|it| it.field(field).is_some())))
@@ -145,6 +151,15 @@ impl<'a> Scope<'a, '_> {
                 }
                 Ok(Value::Map(Arc::new(map)))
             }
+            Node::Struct { name, fields } => {
+                let mut made = BTreeMap::new();
+                for (field, value, is_optional) in fields {
+                    if let Some(value) = present(self.node(value)?, *is_optional)? {
+                        made.insert(field.clone(), value);
+                    }
+                }
+                Ok(Value::Made(Arc::new(Made { name: name.clone(), fields: made })))
+            }
             Node::Call { target, function, arguments } => {
                 self.call(target.as_deref(), function, arguments)
             }
@@ -170,11 +185,18 @@ impl<'a> Scope<'a, '_> {
     fn variable(&self, name: &str) -> Result<Value<'a>> {
         let found = self.variables.iter().rev().find(|(known, _)| *known == name);
         if let Some((_, value)) = found {
-            return Ok(value.clone());
+            return given(value);
         }
         operators::kind_named(name)
             .map(Value::Kind)
             .ok_or_else(|| EvalError::failed(format!("no such attribute(s): {name}")))
+    }
+
+    /// A variable whose name has a dot, unless a macro's variable stands before it.
+    fn qualified(&self, of: &Expr, field: &str) -> Option<Result<Value<'a>>> {
+        let Node::Variable(base) = &of.node else { return None };
+        let found = self.variables.iter().rev().find(|(name, _)| is_qualified(name, base, field));
+        found.map(|(_, value)| given(value))
     }
 
     fn with(&mut self, name: &'a str, value: Value<'a>, body: &'a Expr) -> Result<Value<'a>> {
@@ -319,6 +341,14 @@ impl<'a> Scope<'a, '_> {
             Value::Bool(it) => Ok(it),
             _ => Err(EvalError::no_overload("a condition that is no bool")),
         }
+    }
+}
+
+/// The value of a variable, if it has one.
+fn given<'a>(value: &Value<'a>) -> Result<Value<'a>> {
+    match value {
+        Value::Failed(why) => Err(EvalError::failed(why.as_ref())),
+        value => Ok(value.clone()),
     }
 }
 

@@ -8,6 +8,7 @@
 //! *Absent:* protobuf messages, user-defined functions, I/O, clocks.
 
 pub mod ast;
+pub mod authorizer;
 pub mod check;
 pub mod cost;
 pub mod decl;
@@ -15,6 +16,7 @@ pub mod escape;
 pub mod eval;
 mod functions;
 mod lex;
+pub mod made;
 mod operators;
 pub mod parse;
 pub mod regex;
@@ -22,6 +24,7 @@ mod signatures;
 pub mod value;
 
 pub use self::{
+    authorizer::Authorizer,
     check::CheckError,
     decl::{Decl, Type},
     eval::{Budget, EvalError},
@@ -64,9 +67,22 @@ impl CompileError {
 impl Program {
     /// Compiles `source` with variables of these types.
     pub fn compile(source: &str, variables: &[(&str, Decl)]) -> Result<Self, CompileError> {
+        Self::compile_with(source, variables, false)
+    }
+
+    /// As [`Program::compile`], of what may also make objects and patches; see [`made`].
+    pub fn compile_patch(source: &str, variables: &[(&str, Decl)]) -> Result<Self, CompileError> {
+        Self::compile_with(source, variables, true)
+    }
+
+    fn compile_with(
+        source: &str,
+        variables: &[(&str, Decl)],
+        makes: bool,
+    ) -> Result<Self, CompileError> {
         let expr = parse::parse(source)
             .map_err(|error| CompileError::new(source, error.at, error.message))?;
-        let result = check::check(&expr, variables)
+        let result = check::check(&expr, variables, makes)
             .map_err(|error| CompileError::new(source, error.at, error.message))?;
         Ok(Self { expr, source: source.to_owned(), result })
     }

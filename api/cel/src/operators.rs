@@ -114,6 +114,19 @@ pub(crate) fn equal(left: &Value<'_>, right: &Value<'_>, budget: &mut Budget) ->
         (Value::Cidr(left), Value::Cidr(right)) => left == right,
         (Value::Url(left), Value::Url(right)) => left == right,
         (Value::Format(left), Value::Format(right)) => left == right,
+        (Value::Asking(left), Value::Asking(right)) => left.is_same(right),
+        (Value::Made(left), Value::Made(right)) => {
+            if left.name != right.name || left.fields.len() != right.fields.len() {
+                return Ok(false);
+            }
+            for (name, value) in &left.fields {
+                match right.fields.get(name) {
+                    Some(other) if equal(value, other, budget)? => (),
+                    _ => return Ok(false),
+                }
+            }
+            true
+        }
         (left, right) => compare(left, right).is_some_and(std::cmp::Ordering::is_eq),
     })
 }

@@ -329,7 +329,7 @@ impl Parser {
                         let arguments = self.arguments(")")?;
                         return call(at, None, name, arguments);
                     }
-                    _ => Node::Variable(name),
+                    _ => return self.named(at, name),
                 },
                 Kind::MinInt | Kind::Sign(_) => {
                     self.next -= 1;
@@ -337,6 +337,36 @@ impl Parser {
                 }
             },
         ))
+    }
+
+    /// A variable, or, if braces follow a name with dots, what is made of that name.
+    fn named(&mut self, at: usize, name: String) -> Result<Expr> {
+        let mut whole = name.clone();
+        let mut ahead = self.next;
+        let is_sign = |token: Option<&Token>, sign: &str| matches!(token, Some(Token { kind: Kind::Sign(it), .. }) if *it == sign);
+        while is_sign(self.tokens.get(ahead), ".")
+            && let Some(Token { kind: Kind::Name(part), .. }) = self.tokens.get(ahead + 1)
+        {
+            whole.push('.');
+            whole.push_str(part);
+            ahead += 2;
+        }
+        if !is_sign(self.tokens.get(ahead), "{") {
+            return Ok(expr(at, Node::Variable(name)));
+        }
+        self.next = ahead + 1;
+        let mut fields = Vec::new();
+        while !self.take("}") {
+            let is_optional = self.take("?");
+            let field = self.name()?;
+            self.expect(":")?;
+            fields.push((field, self.expression()?, is_optional));
+            if !self.take(",") {
+                self.expect("}")?;
+                break;
+            }
+        }
+        Ok(expr(at, Node::Struct { name: whole, fields }))
     }
 
     fn list(&mut self, at: usize) -> Result<Expr> {

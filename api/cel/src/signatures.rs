@@ -192,6 +192,22 @@ format:byte() format
 format:date() format
 format:datetime() format
 format.validate(string) optional<list<string>>
+jsonpatch:escapeKey(string) string
+authorizer.path(string) pathcheck
+authorizer.group(string) groupcheck
+authorizer.serviceAccount(string,string) authorizer
+groupcheck.resource(string) resourcecheck
+resourcecheck.subresource(string) resourcecheck
+resourcecheck.namespace(string) resourcecheck
+resourcecheck.name(string) resourcecheck
+resourcecheck.fieldSelector(string) resourcecheck
+resourcecheck.labelSelector(string) resourcecheck
+resourcecheck.check(string) decision
+pathcheck.check(string) decision
+decision.allowed() bool
+decision.reason() string
+decision.errored() bool
+decision.error() string
 ";
 
 /// All of them.
@@ -266,6 +282,11 @@ fn kind(text: &str) -> Option<Type> {
         "url" => Type::Library("kubernetes.URL"),
         "semver" => Type::Library("kubernetes.Semver"),
         "format" => Type::Library("kubernetes.NamedFormat"),
+        "authorizer" => Type::Library(crate::authorizer::AUTHORIZER),
+        "pathcheck" => Type::Library(crate::authorizer::PATH_CHECK),
+        "groupcheck" => Type::Library(crate::authorizer::GROUP_CHECK),
+        "resourcecheck" => Type::Library(crate::authorizer::RESOURCE_CHECK),
+        "decision" => Type::Library(crate::authorizer::DECISION),
         "T" => Type::Any(0),
         "U" => Type::Any(1),
         _ => return None,

@@ -8,8 +8,10 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value as Json;
 
 use crate::{
+    authorizer::Asking,
     decl::{Decl, DeclKind},
     functions::{semver::Semver, url::Url},
+    made::Made,
 };
 
 /// See the module. Cheap to clone.
@@ -36,6 +38,10 @@ pub enum Value<'a> {
     Url(Arc<Url>),
     Semver(Arc<Semver>),
     Format(&'static str),
+    Asking(Arc<Asking<'a>>),
+    Made(Arc<Made<'a>>),
+    /// A variable that could not be computed: whoever asks for it fails.
+    Failed(Arc<str>),
 }
 
 /// A key of a map.
@@ -101,6 +107,10 @@ impl<'a> Value<'a> {
             Self::Url(_) => "kubernetes.URL",
             Self::Semver(_) => "kubernetes.Semver",
             Self::Format(_) => "kubernetes.NamedFormat",
+            Self::Asking(it) => it.kind(),
+            Self::Made(it) if it.name == crate::made::PATCH => crate::made::PATCH,
+            Self::Made(_) => crate::made::OBJECT,
+            Self::Failed(_) => "error",
         }
     }
 
@@ -152,6 +162,7 @@ impl<'a> Value<'a> {
     pub fn field(&self, name: &str) -> Option<Self> {
         match self {
             Self::Map(map) => map.get(&Key::Text(name.to_owned())).cloned(),
+            Self::Made(made) => made.fields.get(name).cloned(),
             Self::Json(Json::Object(map), decl) => match &decl.kind {
                 DeclKind::Object(fields) => {
                     let (real, decl) = fields.fields.get(name)?;

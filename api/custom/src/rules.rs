@@ -296,6 +296,11 @@ fn transitions(
     }
 }
 
+/// What expressions see of a custom resource.
+pub fn declared(schema: &Schema) -> Decl {
+    declare(schema, true)
+}
+
 /// What rules see of a value.
 fn declare(schema: &Schema, is_root: bool) -> Decl {
     let checks = schema.checks.as_deref();

@@ -99,6 +99,24 @@ impl<'a> Destination<'a> {
 }
 
 impl Place {
+    /// What is known of a destination before it is looked for.
+    pub(crate) fn unresolved(destination: Destination<'_>) -> Self {
+        match destination {
+            Destination::Url(url) => resolve::of_url(url).unwrap_or_else(|_| Self {
+                host: url.chars().take(256).collect(),
+                port: 443,
+                addresses: Vec::new(),
+                path: "/".into(),
+            }),
+            Destination::Service { namespace, name, port, path } => Self {
+                host: format!("{name}.{namespace}.svc"),
+                port,
+                addresses: Vec::new(),
+                path: resolve::absolute(path),
+            },
+        }
+    }
+
     /// The URL, as errors show it.
     pub(crate) fn url(&self) -> String {
         let host = match self.host.contains(':') {

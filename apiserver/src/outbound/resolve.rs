@@ -23,14 +23,10 @@ impl Server {
     ) -> Result<Place, OutboundError> {
         match destination {
             Destination::Url(url) => of_url(url),
-            Destination::Service { namespace, name, port, path } => {
+            Destination::Service { namespace, name, port, .. } => {
                 let text = port.to_string();
                 let addresses = self.service_addresses(tenant, namespace, name, &text).await?;
-                let path = match path.starts_with('/') {
-                    true => path.to_owned(),
-                    false => format!("/{path}"),
-                };
-                Ok(Place { host: format!("{name}.{namespace}.svc"), port, addresses, path })
+                Ok(Place { addresses, ..Place::unresolved(destination) })
             }
         }
     }
@@ -109,7 +105,15 @@ impl Server {
     }
 }
 
-fn of_url(url: &str) -> Result<Place, OutboundError> {
+/// A path from the root.
+pub(super) fn absolute(path: &str) -> String {
+    match path.starts_with('/') {
+        true => path.to_owned(),
+        false => format!("/{path}"),
+    }
+}
+
+pub(super) fn of_url(url: &str) -> Result<Place, OutboundError> {
     let url: Uri = url.parse().map_err(|_| OutboundError::Url)?;
     let host = url.host().ok_or(OutboundError::Url)?.trim_matches(['[', ']']).to_owned();
     let port = url.port_u16().unwrap_or(443);

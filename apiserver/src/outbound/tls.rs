@@ -126,7 +126,9 @@ pub(super) fn told(error: &std::io::Error, host: &str) -> OutboundError {
     let why = match inner {
         Some(Error::InvalidCertificate(bad)) => {
             let why = match bad {
-                Bad::UnknownIssuer => "certificate signed by unknown authority".to_owned(),
+                Bad::UnknownIssuer | Bad::BadSignature => {
+                    "certificate signed by unknown authority".to_owned()
+                }
                 Bad::Expired
                 | Bad::NotValidYet
                 | Bad::ExpiredContext { .. }

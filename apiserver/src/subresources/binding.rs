@@ -14,7 +14,9 @@ use crate::{
 
 /// Binds a pod to a node.
 pub(crate) async fn bind(server: &Server, call: &Call, body: &[u8]) -> Result<Value> {
-    let (binding, _) = call.decode(&Gvk::new("", "v1", "Binding"), body)?;
+    let kind = Gvk::new("", "v1", "Binding");
+    let (mut binding, _) = call.decode(&kind, body)?;
+    super::admit(server, call, kind, &mut binding).await?;
     let node = object::text(&binding, &["target", "name"]).to_owned();
     let kind = object::text(&binding, &["target", "kind"]);
     if node.is_empty() || !(kind.is_empty() || kind == "Node") {
@@ -80,7 +82,7 @@ pub(crate) async fn bind(server: &Server, call: &Call, body: &[u8]) -> Result<Va
             status.remove("nominatedNodeName");
         }
         conditions::set_of_pod(&mut pod, json!({"type": "PodScheduled", "status": "True"}));
-        Ok(Changed::new(pod, true))
+        Ok(Changed::new(pod, true).admitted())
     })
     .await?;
     Ok(super::success())

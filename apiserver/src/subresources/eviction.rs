@@ -25,7 +25,9 @@ const VIOLATES: &str = "Cannot evict pod as it would violate the pod's disruptio
 
 /// Evicts the pod of the path.
 pub(crate) async fn evict(server: &Server, call: &Call, body: &[u8]) -> Result<Value> {
-    let (eviction, _) = call.decode(&Gvk::new("policy", "v1", "Eviction"), body)?;
+    let kind = Gvk::new("policy", "v1", "Eviction");
+    let (mut eviction, _) = call.decode(&kind, body)?;
+    super::admit(server, call, kind, &mut eviction).await?;
     let name = &call.path.name;
     if object::name(&eviction) != name {
         return Err(ApiError::bad_request("name in URL does not match name in Eviction object"));

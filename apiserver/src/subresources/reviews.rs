@@ -14,7 +14,9 @@ use crate::{
 
 /// Answers a review: objects that are asked, not kept.
 pub(crate) async fn review(server: &Server, call: &Call, body: &[u8]) -> Result<Value> {
-    let (mut it, _) = call.decode(&call.served.resource.gvk(), body)?;
+    let kind = call.served.resource.gvk();
+    let (mut it, _) = call.decode(&kind, body)?;
+    super::admit(server, call, kind, &mut it).await?;
     let status = match &*call.served.resource.name {
         "selfsubjectaccessreviews" => {
             access(server, call, &it["spec"], &call.identity.clone()).await?
@@ -44,7 +46,8 @@ pub(crate) async fn review(server: &Server, call: &Call, body: &[u8]) -> Result<
     Ok(it)
 }
 
-fn user_info(identity: &Identity) -> Value {
+/// `UserInfo` of a caller.
+pub(crate) fn user_info(identity: &Identity) -> Value {
     let mut info = json!({"username": identity.user, "groups": identity.groups});
     if !identity.uid.is_empty() {
         info["uid"] = identity.uid.as_str().into();

@@ -132,15 +132,24 @@ pub(crate) async fn write_scale(
             });
             set_replicas(&call.served, &mut config, replicas);
             let applied = writer.applied(current, &config, configuration.force)?;
-            return Ok(Changed::new(applied.value, retry).managed_by(applied.managed));
+            let (old, new) = (scale_of(&call.served, it)?, scale_of(&call.served, &applied.value)?);
+            let changed = Changed::new(applied.value, retry).of_scale(old, new);
+            return Ok(changed.managed_by(applied.managed));
         }
         let mut value = it.clone();
         set_replicas(&call.served, &mut value, replicas);
-        Ok(Changed::new(value, retry))
+        let (old, new) = (scale_of(&call.served, it)?, scale_of(&call.served, &value)?);
+        Ok(Changed::new(value, retry).of_scale(old, new))
     })
     .await?;
     let it = object::parse(&written.entry.value).map_err(ApiError::internal)?;
     scale_of(&call.served, &it)
+}
+
+/// Takes over what `scale` says of an object's replicas.
+pub(crate) fn set_replicas_of(served: &Served, it: &mut Value, scale: &Value) {
+    let replicas = scale["spec"].get("replicas").and_then(Value::as_i64).unwrap_or(0);
+    set_replicas(served, it, replicas);
 }
 
 fn set_replicas(served: &Served, it: &mut Value, replicas: i64) {

@@ -15,8 +15,9 @@ use crate::{
 
 /// Issues a token for a service account.
 pub(crate) async fn token(server: &Server, call: &Call, body: &[u8]) -> Result<Value> {
-    let (mut request, _) =
-        call.decode(&Gvk::new("authentication.k8s.io", "v1", "TokenRequest"), body)?;
+    let kind = Gvk::new("authentication.k8s.io", "v1", "TokenRequest");
+    let (mut request, _) = call.decode(&kind, body)?;
+    super::admit(server, call, kind, &mut request).await?;
     let tenant = call.tenant()?.clone();
     let (namespace, name) = (call.namespace(), call.path.name.clone());
     let (_, store) = call.served.place(&server.partitions, &tenant, &namespace, &name);

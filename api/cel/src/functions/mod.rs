@@ -20,7 +20,10 @@ use crate::{
 
 /// Names that functions begin with, as in `math.greatest`.
 pub(crate) fn is_namespace(name: &str) -> bool {
-    matches!(name, "base64" | "cel" | "format" | "ip" | "math" | "optional" | "sets" | "strings")
+    matches!(
+        name,
+        "base64" | "cel" | "format" | "ip" | "jsonpatch" | "math" | "optional" | "sets" | "strings"
+    )
 }
 
 /// Calls a function, or a method of `target`.
@@ -42,6 +45,7 @@ pub(crate) fn call<'a>(
             "optional" => optional(function, arguments),
             "ip" => net::canonical(function, arguments),
             "format" => strings::named_format(function, arguments),
+            "jsonpatch" => strings::escape_key(function, arguments),
             _ => Err(EvalError::no_overload(function)),
         };
     }
@@ -95,6 +99,7 @@ fn method<'a>(
         Value::Url(it) => url::method(function, it),
         Value::Semver(it) => semver::method(function, it, arguments),
         Value::Format(name) => strings::validate(function, name, arguments),
+        Value::Asking(it) => it.method(function, arguments, budget),
         target => match target.items() {
             Some(items) => lists::method(function, items, arguments, budget),
             None => Err(EvalError::no_overload(function)),

@@ -227,6 +227,16 @@ pub(super) fn base64<'a>(function: &str, arguments: &[Value<'a>]) -> Result<Valu
     }
 }
 
+/// `jsonpatch.escapeKey(text)`: a key as a part of a JSON pointer.
+pub(super) fn escape_key<'a>(function: &str, arguments: &[Value<'a>]) -> Result<Value<'a>> {
+    match (function, arguments) {
+        ("escapeKey", [Value::Text(it)]) => {
+            Ok(Value::text(it.replace('~', "~0").replace('/', "~1")))
+        }
+        _ => Err(EvalError::no_overload(function)),
+    }
+}
+
 /// `strings.quote(text)`.
 pub(super) fn quoting<'a>(function: &str, arguments: &[Value<'a>]) -> Result<Value<'a>> {
     match (function, arguments) {

@@ -1,0 +1,113 @@
+//! What plugins look up: other objects of the same tenant, from memory.
+
+use std::sync::Arc;
+
+use insula_api::{names::TenantName, object, resources::Scope};
+use insula_partition::{snapshot::Snapshot, store::ReadAt};
+use serde_json::Value;
+
+use super::Admission;
+use crate::{
+    Server,
+    error::{ApiError, Result},
+    registry::{self, Served},
+};
+
+impl Server {
+    /// What is at hand of a collection of `tenant`.
+    pub(crate) async fn at_hand(
+        &self,
+        served: &Served,
+        tenant: &TenantName,
+        namespace: &str,
+        at: ReadAt,
+    ) -> Result<Snapshot> {
+        let (_, store) = served.place(&self.partitions, tenant, namespace, "");
+        Ok(store.read(&served.collection, at).await?)
+    }
+
+    /// One object, from memory; only what is not there is asked for again, as it is now.
+    pub(crate) async fn glance(
+        &self,
+        served: &Served,
+        tenant: &TenantName,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Value>> {
+        let system = TenantName::system();
+        let tenant = if served.resource.scope == Scope::Fleet { &system } else { tenant };
+        let key = registry::key(tenant, namespace, name);
+        let (_, store) = served.place(&self.partitions, tenant, namespace, name);
+        let mut found = store.read(&served.collection, ReadAt::Any).await?.get(&key).cloned();
+        if found.is_none() {
+            // It may have been made by another server a moment ago.
+            found = store.read(&served.collection, ReadAt::Latest).await?.get(&key).cloned();
+        }
+        found.map(|it| object::parse(&it.value).map_err(ApiError::internal)).transpose()
+    }
+}
+
+impl Admission<'_> {
+    fn served(&self, group: &str, resource: &str) -> Result<&Arc<Served>> {
+        let found = self.server.registry.any_version(group, resource);
+        found.ok_or_else(|| ApiError::internal(format!("{resource} are not served")))
+    }
+
+    /// An object of the tenant.
+    pub(super) async fn find(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Value>> {
+        let served = self.served(group, resource)?;
+        self.server.glance(served, self.tenant()?, namespace, name).await
+    }
+
+    /// A class: the tenant's own, or the platform's, which all tenants see.
+    pub(super) async fn class(
+        &self,
+        group: &str,
+        resource: &str,
+        name: &str,
+    ) -> Result<Option<Value>> {
+        let own = self.find(group, resource, "", name).await?;
+        if own.is_some() || self.tenant()?.is_system() {
+            return Ok(own);
+        }
+        self.server.glance(self.served(group, resource)?, &TenantName::system(), "", name).await
+    }
+
+    /// All classes: the tenant's own, and those of the platform that it does not have itself.
+    pub(super) async fn classes(&self, group: &str, resource: &str) -> Result<Vec<Value>> {
+        let mut classes = self.all(group, resource, "").await?;
+        if !self.tenant()?.is_system() {
+            let served = self.served(group, resource)?;
+            let system = TenantName::system();
+            let snapshot = self.server.at_hand(served, &system, "", ReadAt::Any).await?;
+            for (_, entry) in snapshot.range(&registry::key(&system, "", ""), None) {
+                let it = object::parse(&entry.value).map_err(ApiError::internal)?;
+                if !classes.iter().any(|own| object::name(own) == object::name(&it)) {
+                    classes.push(it);
+                }
+            }
+        }
+        Ok(classes)
+    }
+
+    /// All objects of the tenant, or of one of its namespaces.
+    pub(super) async fn all(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+    ) -> Result<Vec<Value>> {
+        let served = self.served(group, resource)?;
+        let tenant = self.tenant()?;
+        let snapshot = self.server.at_hand(served, tenant, namespace, ReadAt::Any).await?;
+        let prefix = registry::key(tenant, namespace, "");
+        let found = snapshot.range(&prefix, None);
+        found.map(|(_, it)| object::parse(&it.value).map_err(ApiError::internal)).collect()
+    }
+}

@@ -1,0 +1,95 @@
+//! What a pod asks for: sums over its containers.
+
+use std::collections::BTreeMap;
+
+use insula_api::{object, quantity::Quantity};
+use serde_json::Value;
+
+use super::pods::list;
+
+/// Amounts by the name of what they are of.
+pub(super) type Amounts = BTreeMap<String, Quantity>;
+
+/// Reads a map of amounts. What is none counts as nothing; validation has its say about it.
+pub(super) fn read(map: Option<&Value>) -> Amounts {
+    let entries = map.and_then(Value::as_object).into_iter().flatten();
+    entries
+        .filter_map(|(name, it)| Some((name.clone(), Quantity::parse(it.as_str()?).ok()?)))
+        .collect()
+}
+
+/// The `requests` or `limits` of a container.
+pub(super) fn of_container(container: &Value, which: &str) -> Amounts {
+    read(object::at(container, &["resources", which]))
+}
+
+pub(super) fn add(to: &mut Amounts, more: &Amounts) {
+    for (name, amount) in more {
+        let sum = to.get(name).map_or(*amount, |have| have.saturating_add(*amount));
+        to.insert(name.clone(), sum);
+    }
+}
+
+fn raise(to: &mut Amounts, least: &Amounts) {
+    for (name, amount) in least {
+        if to.get(name).is_none_or(|have| have < amount) {
+            to.insert(name.clone(), *amount);
+        }
+    }
+}
+
+/// What a pod's containers have together: those that run at the same time are added, and each
+/// that runs before the others needs no less.
+pub(super) fn of_pod(pod: &Value, which: &str) -> Amounts {
+    let spec = &pod["spec"];
+    let mut all = Amounts::new();
+    for it in list(spec, "containers") {
+        add(&mut all, &of_container(it, which));
+    }
+    let (mut sidecars, mut before) = (Amounts::new(), Amounts::new());
+    for it in list(spec, "initContainers") {
+        let mut own = of_container(it, which);
+        if it["restartPolicy"] == "Always" {
+            add(&mut all, &own);
+            add(&mut sidecars, &own);
+            own.clone_from(&sidecars);
+        } else {
+            add(&mut own, &sidecars);
+        }
+        raise(&mut before, &own);
+    }
+    raise(&mut all, &before);
+    // What is said of the pod as a whole counts instead.
+    for (name, amount) in read(object::at(spec, &["resources", which])) {
+        if matches!(name.as_str(), "cpu" | "memory") {
+            all.insert(name, amount);
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn containers_before_and_beside() {
+        let cpu = |amount: &str| json!({"requests": {"cpu": amount}});
+        let pod = json!({"spec": {
+            "containers": [{"resources": cpu("1")}, {"resources": cpu("500m")}],
+            "initContainers": [
+                {"resources": cpu("100m"), "restartPolicy": "Always"},
+                {"resources": cpu("2")},
+            ],
+        }});
+        let found = of_pod(&pod, "requests");
+        assert_eq!(found.get("cpu").map(ToString::to_string).as_deref(), Some("2100m"));
+        let mut pod = pod;
+        pod["spec"]["resources"] = json!({"requests": {"cpu": "3", "other": "1"}});
+        let found = of_pod(&pod, "requests");
+        assert_eq!(found.get("cpu").map(ToString::to_string).as_deref(), Some("3"));
+        assert!(!found.contains_key("other"));
+    }
+}

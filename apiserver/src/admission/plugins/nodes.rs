@@ -1,0 +1,37 @@
+//! Pods learn where their node is.
+
+use futures::{FutureExt as _, future::BoxFuture};
+use insula_api::object;
+use serde_json::{Value, json};
+
+use crate::{admission::Admission, error::Result};
+
+/// What pods learn of their node.
+const TOPOLOGY: [&str; 2] = ["topology.kubernetes.io/region", "topology.kubernetes.io/zone"];
+
+/// The topology labels of its node become a pod's: when it is bound, or created as bound.
+pub(in crate::admission) fn label<'a>(
+    admission: &'a Admission<'a>,
+    it: &'a mut Value,
+) -> BoxFuture<'a, Result<()>> {
+    async move {
+        let node = match admission.subresource.as_ref() {
+            "binding" if object::text(it, &["target", "kind"]) != "Node" => return Ok(()),
+            "binding" => object::text(it, &["target", "name"]),
+            _ => object::text(it, &["spec", "nodeName"]),
+        };
+        if node.is_empty() {
+            return Ok(());
+        }
+        let Some(node) = admission.find("", "nodes", "", node).await? else { return Ok(()) };
+        let labels = object::metadata(&node).get("labels");
+        for key in TOPOLOGY {
+            if let Some(value) = labels.and_then(|it| it.get(key)) {
+                let own = object::metadata_mut(it).entry("labels").or_insert_with(|| json!({}));
+                own[key] = value.clone();
+            }
+        }
+        Ok(())
+    }
+    .boxed()
+}

@@ -1,0 +1,45 @@
+//! The platform's own kinds: tenants get a partition, and what servers make is not written.
+
+use futures::{FutureExt as _, future::BoxFuture};
+use insula_api::{names::TenantName, object};
+use serde_json::Value;
+
+use crate::{
+    admission::{Admission, Operation},
+    bootstrap,
+    error::Result,
+    views,
+};
+
+/// A new tenant lives on a partition.
+pub(in crate::admission) fn place(admission: &Admission<'_>, it: &mut Value) -> Result<()> {
+    if admission.resource().name == "tenants"
+        && admission.operation == Operation::Create
+        // A name that cannot be is refused by validation, with all else that is wrong.
+        && let Ok(name) = TenantName::parse(object::name(it))
+    {
+        bootstrap::place(admission.server, &name, it)?;
+    }
+    Ok(())
+}
+
+/// What of the platform may be written, and how.
+pub(in crate::admission) fn check<'a>(
+    admission: &'a Admission<'a>,
+    it: Option<&'a Value>,
+) -> BoxFuture<'a, Result<()>> {
+    async move {
+        let (server, old) = (admission.server, admission.old);
+        match (admission.resource().name.as_str(), it) {
+            ("tenants", None) if admission.name == "system" => {
+                Err(admission.forbidden(None, "the platform's own tenant may not be deleted"))
+            }
+            ("tenants", Some(new)) => bootstrap::check_partition(server, new, old),
+            (name, new) => match views::Kind::of(name) {
+                Some(kind) => views::check(server, kind, new, old).await,
+                None => Ok(()),
+            },
+        }
+    }
+    .boxed()
+}

@@ -1,0 +1,205 @@
+//! Pod security: what pods of a namespace may not ask for, by the namespace's labels.
+
+mod checks;
+mod policy;
+
+use std::collections::BTreeMap;
+
+use futures::{FutureExt as _, future::BoxFuture};
+use insula_api::object;
+use serde_json::Value;
+
+use self::{
+    checks::{Finding, Pod},
+    policy::{Level, Policy, Standard},
+};
+use super::pods::list;
+use crate::{
+    admission::{Admission, Operation},
+    error::{ApiError, Result},
+};
+
+/// Most pods that are looked at when a namespace becomes stricter.
+const MAX_PODS: usize = 3000;
+/// Paths below a pod that do not say what it may do.
+const IGNORED: [&str; 8] =
+    ["exec", "attach", "binding", "eviction", "log", "portforward", "proxy", "status"];
+
+/// Judges pods, templates of pods, and namespaces that say how strict they are.
+pub(in crate::admission) fn check<'a>(
+    admission: &'a Admission<'a>,
+    it: Option<&'a Value>,
+) -> BoxFuture<'a, Result<()>> {
+    async move {
+        let Some(it) = it else { return Ok(()) };
+        match admission.resource().name.as_str() {
+            "namespaces" if admission.subresource.is_empty() => of_namespace(admission, it).await,
+            "namespaces" => Ok(()),
+            "pods" if IGNORED.contains(&admission.subresource.as_ref()) => Ok(()),
+            "pods" => of_pod(admission, it).await,
+            _ if admission.subresource.is_empty() => of_template(admission, it).await,
+            _ => Ok(()),
+        }
+    }
+    .boxed()
+}
+
+/// What of its findings is told: each with what is meant.
+fn told(findings: &[Finding]) -> String {
+    let each = findings.iter().map(|it| match it.detail.as_str() {
+        "" => it.reason.clone(),
+        detail => format!("{} ({detail})", it.reason),
+    });
+    each.collect::<Vec<_>>().join(", ")
+}
+
+async fn policy_of(admission: &Admission<'_>) -> Result<Policy> {
+    let namespace = admission.namespace_object().await?;
+    Ok(policy::read(object::metadata(namespace).get("labels")).0)
+}
+
+async fn of_pod(admission: &Admission<'_>, it: &Value) -> Result<()> {
+    let policy = policy_of(admission).await?;
+    let is_same = |old| !is_significant(it, old);
+    if policy.is_privileged() || admission.old.is_some_and(is_same) {
+        return Ok(());
+    }
+    evaluate(admission, &policy, &Pod::of(it), Some(it))
+}
+
+async fn of_template(admission: &Admission<'_>, it: &Value) -> Result<()> {
+    let policy = policy_of(admission).await?;
+    let is_quiet = |it: Standard| it.level == Level::Privileged;
+    if is_quiet(policy.warn) && is_quiet(policy.audit) {
+        return Ok(());
+    }
+    let path: &[&str] = match admission.resource().name.as_str() {
+        "podtemplates" => &["template"],
+        "cronjobs" => &["spec", "jobTemplate", "spec", "template"],
+        _ => &["spec", "template"],
+    };
+    match object::at(it, path) {
+        Some(template) => evaluate(admission, &policy, &Pod::of(template), None),
+        None => Ok(()),
+    }
+}
+
+/// Holds a pod against the policy; `enforced` is the pod itself, where it is one.
+fn evaluate(
+    admission: &Admission<'_>,
+    policy: &Policy,
+    pod: &Pod<'_>,
+    enforced: Option<&Value>,
+) -> Result<()> {
+    let remarks = &admission.call.remarks;
+    let audited = checks::run(policy.audit, pod);
+    if !audited.is_empty() {
+        let why = format!("would violate PodSecurity \"{}\": {}", policy.audit, told(&audited));
+        remarks.annotate("pod-security.kubernetes.io/audit-violations", why);
+    }
+    if let Some(it) = enforced {
+        let standard = policy.enforce.to_string();
+        remarks.annotate("pod-security.kubernetes.io/enforce-policy", standard);
+        let findings = checks::run(policy.enforce, pod);
+        if !findings.is_empty() {
+            let (standard, told) = (policy.enforce, told(&findings));
+            let why = format!("violates PodSecurity \"{standard}\": {told}");
+            return Err(admission.forbidden(Some(it), &why));
+        }
+    }
+    let warned = checks::run(policy.warn, pod);
+    if !warned.is_empty() {
+        let (standard, told) = (policy.warn, told(&warned));
+        remarks.warn(format!("would violate PodSecurity \"{standard}\": {told}"));
+    }
+    Ok(())
+}
+
+/// Whether an update changes what a pod runs.
+fn is_significant(new: &Value, old: &Value) -> bool {
+    let (new, old) = (&new["spec"], &old["spec"]);
+    let image = |it: &Value| object::text(it, &["image"]).to_owned();
+    for kind in ["containers", "initContainers"] {
+        let mut pairs = list(new, kind).zip(list(old, kind));
+        if list(new, kind).len() != list(old, kind).len()
+            || pairs.any(|(new, old)| image(new) != image(old))
+        {
+            return true;
+        }
+    }
+    list(new, "ephemeralContainers").any(|it| {
+        let same = list(old, "ephemeralContainers").find(|old| old["name"] == it["name"]);
+        same.is_none_or(|old| image(old) != image(it))
+    })
+}
+
+async fn of_namespace(admission: &Admission<'_>, it: &Value) -> Result<()> {
+    let (policy, errors) = policy::read(object::metadata(it).get("labels"));
+    let invalid = || {
+        let resource = admission.resource();
+        ApiError::invalid(&resource.group, &resource.kind, object::name(it), &errors)
+    };
+    let Some(old) = admission.old.filter(|_| admission.operation == Operation::Update) else {
+        return if errors.is_empty() { Ok(()) } else { Err(invalid()) };
+    };
+    let (before, old_errors) = policy::read(object::metadata(old).get("labels"));
+    if !errors.is_empty() && errors != old_errors {
+        return Err(invalid());
+    }
+    let (new, old) = (policy.enforce, before.enforce);
+    let is_no_stricter = new.version == old.version && new.level <= old.level;
+    if new == old || new.level == Level::Privileged || is_no_stricter {
+        return Ok(());
+    }
+    for warning in warnings(admission, object::name(it), new).await? {
+        admission.call.remarks.warn(warning);
+    }
+    Ok(())
+}
+
+/// What the pods that are there would violate.
+async fn warnings(
+    admission: &Admission<'_>,
+    namespace: &str,
+    standard: Standard,
+) -> Result<Vec<String>> {
+    let pods = admission.all("", "pods", namespace).await?;
+    let n_pods = pods.len();
+    // By what is wrong: the first pod of it, and how many there are.
+    let mut found: BTreeMap<String, (String, usize)> = BTreeMap::new();
+    for pod in pods.iter().take(MAX_PODS) {
+        let findings = checks::run(standard, &Pod::of(pod));
+        if findings.is_empty() {
+            continue;
+        }
+        let reasons: Vec<&str> = findings.iter().map(|it| it.reason.as_str()).collect();
+        let name = object::name(pod);
+        let entry = found.entry(reasons.join(", ")).or_insert_with(|| (name.to_owned(), 0));
+        entry.1 += 1;
+        if name < entry.0.as_str() {
+            name.clone_into(&mut entry.0);
+        }
+    }
+    let mut warnings = Vec::new();
+    if MAX_PODS < n_pods {
+        warnings.push(format!(
+            "new PodSecurity enforce level only checked against the first {MAX_PODS} of {n_pods} existing pods"
+        ));
+    }
+    if !found.is_empty() {
+        warnings.push(format!(
+            "existing pods in namespace {namespace:?} violate the new PodSecurity enforce level \"{standard}\""
+        ));
+    }
+    let mut each: Vec<String> = found
+        .into_iter()
+        .map(|(reasons, (name, n_pods))| match n_pods {
+            1 => format!("{name}: {reasons}"),
+            2 => format!("{name} (and 1 other pod): {reasons}"),
+            n_pods => format!("{name} (and {} other pods): {reasons}", n_pods - 1),
+        })
+        .collect();
+    each.sort();
+    warnings.extend(each);
+    Ok(warnings)
+}

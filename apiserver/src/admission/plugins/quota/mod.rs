@@ -1,0 +1,187 @@
+//! Resource quotas: how much of what a namespace may have.
+//!
+//! The last in the chain, because what it lets in is charged: the usage in a quota's status grows
+//! by compare and set, so two requests at the same time never both take what is left. What is
+//! freed is found by whoever counts again; nothing is given back here.
+
+mod scopes;
+mod usage;
+
+use std::collections::BTreeMap;
+
+use futures::{FutureExt as _, future::BoxFuture};
+use insula_api::{
+    object::{self, Stored},
+    quantity::Quantity,
+};
+use insula_partition::{
+    snapshot::Entry,
+    store::{Change, Durability, Expect, ReadAt, StoreError, Write},
+};
+use serde_json::{Value, json};
+
+use self::usage::{Kind, is_matching, missing, usage};
+use super::amounts::{Amounts, add, read};
+use crate::{
+    admission::{Admission, Operation},
+    error::{ApiError, Result},
+    registry,
+};
+
+/// How often a charge is tried again when somebody else was faster.
+const RETRIES: usize = 16;
+
+/// What one request is charged.
+struct Charge {
+    /// Of the quota's resources, what it uses more.
+    more: Amounts,
+}
+
+/// Charges all quotas of the namespace, or refuses.
+pub(in crate::admission) fn charge<'a>(
+    admission: &'a Admission<'a>,
+    it: Option<&'a Value>,
+) -> BoxFuture<'a, Result<()>> {
+    async move {
+        let Some(it) = it.filter(|_| !admission.namespace.is_empty()) else { return Ok(()) };
+        let kind = Kind::of(admission);
+        if !kind.handles(admission, it) {
+            return Ok(());
+        }
+        let Some(served) = admission.server.registry.any_version("", "resourcequotas") else {
+            return Ok(());
+        };
+        let (tenant, namespace) = (admission.tenant()?, admission.namespace.as_str());
+        let prefix = registry::key(tenant, namespace, "");
+        let snapshot = admission.server.at_hand(served, tenant, namespace, ReadAt::Any).await?;
+        let found: Vec<(String, Entry)> = snapshot
+            .range(&prefix, None)
+            .map(|(key, entry)| (key.to_string(), entry.clone()))
+            .collect();
+        // All are looked at before any is charged.
+        let mut charged = Vec::new();
+        for (key, entry) in found {
+            let stored = Stored::parse(&entry.value).map_err(ApiError::internal)?;
+            if let Some(charge) = judge(admission, kind, it, &stored.object)? {
+                charged.push((key, entry, stored, charge));
+            }
+        }
+        if admission.dry_run {
+            return Ok(());
+        }
+        for (key, entry, stored, charge) in charged {
+            take(admission, kind, it, (key, entry), stored, charge).await?;
+        }
+        Ok(())
+    }
+    .boxed()
+}
+
+/// What a quota is charged; `None` if it has nothing to do with the request.
+fn judge(
+    admission: &Admission<'_>,
+    kind: Kind,
+    it: &Value,
+    quota: &Value,
+) -> Result<Option<Charge>> {
+    let name = object::name(quota);
+    let hard = read(object::at(quota, &["status", "hard"]));
+    let restricted: Vec<&String> =
+        hard.keys().filter(|name| is_matching(kind, admission.resource(), name)).collect();
+    if restricted.is_empty() || !scopes::match_all(kind, quota, it) {
+        return Ok(None);
+    }
+    if let Some(why) = missing(kind, it, &restricted) {
+        return Err(admission.forbidden(Some(it), &format!("failed quota: {name}: {why}")));
+    }
+    let used = read(object::at(quota, &["status", "used"]));
+    if restricted.iter().any(|it| !used.contains_key(*it)) {
+        let names: Vec<&str> = restricted.iter().map(|it| it.as_str()).collect();
+        let why = format!("status unknown for quota: {name}, resources: {}", names.join(","));
+        return Err(admission.forbidden(Some(it), &why));
+    }
+    let mut more = usage(kind, admission.resource(), it);
+    let negative: Vec<&str> =
+        more.iter().filter(|(_, it)| it.is_negative()).map(|(name, _)| name.as_str()).collect();
+    if !negative.is_empty() {
+        let why = format!("quota usage is negative for resource(s): {}", negative.join(","));
+        return Err(admission.forbidden(Some(it), &why));
+    }
+    if let Some(old) = admission.old.filter(|_| admission.operation == Operation::Update)
+        && scopes::match_all(kind, quota, old)
+    {
+        for (name, before) in usage(kind, admission.resource(), old) {
+            if let Some(amount) = more.get_mut(&name) {
+                *amount = amount.saturating_sub(before);
+            }
+        }
+    }
+    more.retain(|name, it| hard.contains_key(name) && !it.is_zero() && !it.is_negative());
+    if more.is_empty() {
+        return Ok(None);
+    }
+    let mut total = used.clone();
+    add(&mut total, &more);
+    let exceeded: Vec<&String> =
+        more.keys().filter(|name| hard.get(*name) < total.get(*name)).collect();
+    if exceeded.is_empty() {
+        return Ok(Some(Charge { more }));
+    }
+    let told = |of: &Amounts| {
+        let part = |name: &&String| format!("{name}={}", of.get(*name).unwrap_or(&Quantity::ZERO));
+        exceeded.iter().map(part).collect::<Vec<_>>().join(",")
+    };
+    let why = format!(
+        "exceeded quota: {name}, requested: {}, used: {}, limited: {}",
+        told(&more),
+        told(&used),
+        told(&hard)
+    );
+    Err(admission.forbidden(Some(it), &why))
+}
+
+/// Writes a charge into the quota's status, as it is by then.
+async fn take(
+    admission: &Admission<'_>,
+    kind: Kind,
+    it: &Value,
+    (key, mut entry): (String, Entry),
+    mut stored: Stored,
+    mut charge: Charge,
+) -> Result<()> {
+    let Some(served) = admission.server.registry.any_version("", "resourcequotas") else {
+        return Ok(());
+    };
+    let (tenant, namespace) = (admission.tenant()?, admission.namespace.as_str());
+    let (_, store) = served.place(&admission.server.partitions, tenant, namespace, "");
+    for _ in 0..RETRIES {
+        let mut used = read(object::at(&stored.object, &["status", "used"]));
+        add(&mut used, &charge.more);
+        let texts: BTreeMap<&String, String> =
+            used.iter().map(|(name, it)| (name, it.to_string())).collect();
+        stored.object["status"]["used"] = json!(texts);
+        let managed = Some(stored.managed.as_str()).filter(|it| !it.is_empty());
+        let write = Write {
+            collection: served.collection.clone(),
+            key: key.as_str().into(),
+            expect: Expect::At(entry.modified),
+            change: Change::Put(object::encode_with(&stored.object, managed).into()),
+            durability: Durability::Durable,
+            by_move: None,
+        };
+        match store.write(write).await {
+            Ok(_) => return Ok(()),
+            Err(StoreError::Conflict { found: Some(found), .. }) => entry = found,
+            // A quota that is gone limits nothing.
+            Err(StoreError::Conflict { found: None, .. }) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+        stored = Stored::parse(&entry.value).map_err(ApiError::internal)?;
+        match judge(admission, kind, it, &stored.object)? {
+            Some(again) => charge = again,
+            None => return Ok(()),
+        }
+    }
+    let name = object::name(&stored.object).to_owned();
+    Err(ApiError::modified("", "resourcequotas", &name))
+}

@@ -1,0 +1,308 @@
+//! Policies that refuse.
+
+use futures::{FutureExt as _, future::BoxFuture};
+use http::StatusCode;
+use insula_cel::Value as Cel;
+use serde_json::{Value, json};
+
+use super::{
+    Context, bindings_of,
+    params::{self, Found},
+    written::{Binding, Policy, Validation},
+};
+use crate::{
+    admission::{
+        Admission,
+        rules::{
+            compiled::Entry,
+            expression::{BUDGET, OutOfBudget},
+        },
+    },
+    error::{ApiError, Result},
+};
+
+/// Longest message that an expression may make, in bytes.
+const MAX_MESSAGE: usize = 5 * 1024;
+/// Longest value of an annotation, in bytes.
+const MAX_ANNOTATION: usize = 10 * 1024;
+
+/// Something that a policy found wrong.
+#[derive(Debug, Clone)]
+struct Denial {
+    /// Which of its expressions.
+    index: usize,
+    message: String,
+    reason: Option<String>,
+}
+
+impl Denial {
+    fn failed(index: usize, message: impl Into<String>) -> Self {
+        Self { index, message: message.into(), reason: None }
+    }
+}
+
+/// What one evaluation of a policy came to.
+#[derive(Debug, Default)]
+struct Outcome {
+    denials: Vec<Denial>,
+    /// That refuse whatever the binding says.
+    faults: Vec<Denial>,
+    annotations: Vec<(String, String)>,
+}
+
+/// Has all policies of the tenant look at the object.
+pub(in crate::admission) fn validate<'a>(
+    admission: &'a Admission<'a>,
+    it: Option<&'a Value>,
+) -> BoxFuture<'a, Result<()>> {
+    async move {
+        let found = admission.server.rules.validating_policies.of(admission).await?;
+        let Some((policies, bindings)) = found else { return Ok(()) };
+        let mut refused: Option<ApiError> = None;
+        for policy in policies.iter() {
+            let mut own = bindings_of(policy, &bindings).peekable();
+            if own.peek().is_none() {
+                continue;
+            }
+            let own: Vec<&Entry<Binding>> = own.collect();
+            let error = run(admission, policy, &own, it).await?;
+            refused = refused.or(error);
+        }
+        refused.map_or(Ok(()), Err)
+    }
+    .boxed()
+}
+
+/// Runs one policy with all its bindings. Returns the first refusal.
+async fn run(
+    admission: &Admission<'_>,
+    entry: &Entry<Policy>,
+    bindings: &[&Entry<Binding>],
+    it: Option<&Value>,
+) -> Result<Option<ApiError>> {
+    let policy = &entry.compiled;
+    let unusable = |binding: Option<&str>, why: &str| {
+        let what = if binding.is_some() { "binding" } else { "policy" };
+        let denial = Denial::failed(0, format!("failed to configure {what}: {why}"));
+        policy.fails.then(|| refusal(admission, it, &entry.name, binding, &denial))
+    };
+    let meant = match policy.matching.meant(admission, it).await {
+        Ok(Some(meant)) => meant,
+        Ok(None) => return Ok(None),
+        Err(error) => return Ok(unusable(None, &error.message)),
+    };
+    let served = match &policy.params {
+        None => None,
+        Some(kind) => match params::resource_of(admission, kind).await? {
+            Some(served) => Some(served),
+            None => {
+                let (group, version) =
+                    kind.api_version.split_once('/').unwrap_or(("", &kind.api_version));
+                let why = format!(
+                    "failed to find resource referenced by paramKind: '{group}/{version}, Kind={}'",
+                    kind.kind
+                );
+                return Ok(unusable(None, &why));
+            }
+        },
+    };
+    let mut refused = None;
+    let mut annotations: Vec<(String, Vec<String>)> = Vec::new();
+    let mut context = None;
+    for binding in bindings {
+        match binding.compiled.matches(admission, it).await {
+            Ok(true) => (),
+            Ok(false) => continue,
+            Err(error) => {
+                refused = refused.or_else(|| unusable(Some(&binding.name), &error.message));
+                continue;
+            }
+        }
+        let params = binding.compiled.params.as_ref();
+        let found = params::find(admission, served.as_ref(), params).await?;
+        if let Found::Unusable(why) = &found {
+            refused = refused.or_else(|| unusable(Some(&binding.name), why));
+            continue;
+        }
+        let context = match &mut context {
+            Some(context) => context,
+            none => {
+                let made = Context::new(admission, &meant, it, policy.needs_judge()).await?;
+                none.insert(made)
+            }
+        };
+        for param in found.each() {
+            let outcome = evaluate(admission, policy, context, param);
+            for denial in &outcome.denials {
+                let error = act(admission, it, entry, binding, denial);
+                refused = refused.or(error);
+            }
+            for fault in &outcome.faults {
+                let error = refusal(admission, it, &entry.name, Some(&binding.name), fault);
+                refused = refused.or(Some(error));
+            }
+            for (key, value) in outcome.annotations {
+                match annotations.iter_mut().find(|(known, _)| *known == key) {
+                    Some((_, values)) if values.contains(&value) => (),
+                    Some((_, values)) => values.push(value),
+                    None => annotations.push((key, vec![value])),
+                }
+            }
+        }
+    }
+    for (key, values) in annotations {
+        admission.call.remarks.annotate(format!("{}/{key}", entry.name), values.join(", "));
+    }
+    Ok(refused)
+}
+
+/// Does what the binding says about a denial.
+fn act(
+    admission: &Admission<'_>,
+    it: Option<&Value>,
+    policy: &Entry<Policy>,
+    binding: &Entry<Binding>,
+    denial: &Denial,
+) -> Option<ApiError> {
+    let mut refused = None;
+    for action in &binding.compiled.actions {
+        match action.as_str() {
+            "Deny" => {
+                let error = refusal(admission, it, &policy.name, Some(&binding.name), denial);
+                refused = Some(error);
+            }
+            "Warn" => admission.call.remarks.warn(format!(
+                "Validation failed for ValidatingAdmissionPolicy '{}' with binding '{}': {}",
+                policy.name, binding.name, denial.message
+            )),
+            "Audit" => {
+                let value = json!([{
+                    "message": denial.message, "policy": policy.name, "binding": binding.name,
+                    "expressionIndex": denial.index,
+                    "validationActions": binding.compiled.actions,
+                }]);
+                let key = "validation.policy.admission.k8s.io/validation_failure";
+                admission.call.remarks.annotate(key, value.to_string());
+            }
+            _ => (),
+        }
+    }
+    refused
+}
+
+fn refusal(
+    admission: &Admission<'_>,
+    it: Option<&Value>,
+    policy: &str,
+    binding: Option<&str>,
+    denial: &Denial,
+) -> ApiError {
+    let with = binding.map(|it| format!(" with binding '{it}'")).unwrap_or_default();
+    let message =
+        format!("ValidatingAdmissionPolicy '{policy}'{with} denied request: {}", denial.message);
+    let mut error = admission.forbidden(it, &message);
+    (error.reason, error.code) = match denial.reason.as_deref() {
+        Some("Forbidden") => ("Forbidden", StatusCode::FORBIDDEN),
+        Some("Unauthorized") => ("Unauthorized", StatusCode::UNAUTHORIZED),
+        Some("RequestEntityTooLarge") => ("RequestEntityTooLarge", StatusCode::PAYLOAD_TOO_LARGE),
+        _ => ("Invalid", StatusCode::UNPROCESSABLE_ENTITY),
+    };
+    if let Some(details) = &mut error.details {
+        details["causes"] = json!([{ "message": message }]);
+    }
+    error
+}
+
+/// Evaluates a policy with one parameter.
+fn evaluate(
+    admission: &Admission<'_>,
+    policy: &Policy,
+    context: &Context<'_>,
+    param: Option<&Value>,
+) -> Outcome {
+    let mut values = context.variables(admission, param);
+    let mut outcome = Outcome::default();
+    let failed = |outcome: &mut Outcome, why: String| {
+        if policy.fails {
+            outcome.denials.push(Denial::failed(0, why));
+        }
+    };
+    match policy.conditions.hold(&values) {
+        Ok(true) => (),
+        Ok(false) => return outcome,
+        Err(why) => {
+            failed(&mut outcome, why);
+            return outcome;
+        }
+    }
+    let mut left = BUDGET;
+    let done = policy.compute(&mut values, &mut left).and_then(|()| {
+        for (index, validation) in policy.validations.iter().enumerate() {
+            let denial = judge(policy, validation, index, &values, &mut left)?;
+            outcome.denials.extend(denial);
+        }
+        Ok(())
+    });
+    if let Err(error) = done {
+        outcome.denials.clear();
+        failed(&mut outcome, error.to_string());
+        return outcome;
+    }
+    let mut left = BUDGET;
+    for (index, (key, expression)) in policy.annotations.iter().enumerate() {
+        match expression.run(&values, &mut left) {
+            Ok(Ok(Cel::Text(text))) => {
+                let mut text = text.trim().to_owned();
+                let end = (0..=MAX_ANNOTATION).rev().find(|end| text.is_char_boundary(*end));
+                text.truncate(end.unwrap_or(0).min(text.len()));
+                if !text.is_empty() {
+                    outcome.annotations.push((key.clone(), text));
+                }
+            }
+            Ok(Ok(_)) => (),
+            Ok(Err(error)) if policy.fails => outcome.faults.push(Denial::failed(index, error)),
+            Ok(Err(_)) => (),
+            Err(error) => {
+                failed(&mut outcome, error.to_string());
+                break;
+            }
+        }
+    }
+    outcome
+}
+
+/// What a validation finds wrong, if anything.
+fn judge<'a>(
+    policy: &Policy,
+    validation: &'a Validation,
+    index: usize,
+    values: &[(&'a str, Cel<'a>)],
+    left: &mut u64,
+) -> Result<Option<Denial>, OutOfBudget> {
+    match validation.expression.run(values, left)? {
+        Ok(Cel::Bool(true)) => return Ok(None),
+        Ok(_) => (),
+        Err(error) => return Ok(policy.fails.then(|| Denial::failed(index, error))),
+    }
+    let mut message = String::new();
+    if let Some(expression) = &validation.message_expression {
+        match expression.run(values, left) {
+            Ok(Ok(Cel::Text(text))) => text.trim().clone_into(&mut message),
+            Ok(_) => (),
+            Err(error) => {
+                let why = format!("failed messageExpression: {error}");
+                return Ok(policy.fails.then(|| Denial::failed(index, why)));
+            }
+        }
+    }
+    if MAX_MESSAGE < message.len() || message.contains('\n') {
+        message.clear();
+    }
+    if message.is_empty() {
+        validation.message.trim().clone_into(&mut message);
+    }
+    if message.is_empty() {
+        message = format!("failed expression: {}", validation.expression.source.trim());
+    }
+    Ok(Some(Denial { index, message, reason: validation.reason.clone() }))
+}
