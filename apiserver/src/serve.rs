@@ -4,7 +4,10 @@ use std::{
     convert::Infallible,
     io,
     net::IpAddr,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -107,6 +110,8 @@ pub struct Front {
     acceptor: ArcSwap<ServerConfig>,
     server: OnceLock<Arc<Server>>,
     peers: Option<HttpPeers>,
+    /// How likely a request is to be the last of its connection, as the bits of a number.
+    goaway: AtomicU64,
     /// Clients are no longer answered.
     shutdown: CancellationToken,
     /// Nobody is.
@@ -132,6 +137,7 @@ impl Front {
             acceptor: ArcSwap::new(tls.acceptor),
             server: OnceLock::new(),
             peers,
+            goaway: AtomicU64::new(0),
             shutdown,
             closed,
             tasks: TaskTracker::new(),
@@ -147,6 +153,17 @@ impl Front {
     /// Presents other certificates to those who connect from now on.
     pub fn set_tls(&self, tls: Tls) {
         self.acceptor.store(tls.acceptor);
+    }
+
+    /// From now on each request of a client over HTTP/2 is, with this probability, the last new
+    /// one of its connection: the next may go to another server behind the same address.
+    pub fn set_goaway_chance(&self, chance: f64) {
+        self.goaway.store(chance.to_bits(), Ordering::Relaxed);
+    }
+
+    fn is_last(&self) -> bool {
+        let chance = f64::from_bits(self.goaway.load(Ordering::Relaxed));
+        0.0 < chance && rand::random::<f64>() < chance
     }
 
     /// Takes connections until it is closed, and waits for them to end.
@@ -202,8 +219,13 @@ impl Front {
         }
         let is_server = peer.server.is_some();
         let (front, peer) = (self.clone(), Arc::new(peer));
+        let renew = CancellationToken::new();
+        let renewed = renew.clone();
         let service = service_fn(move |request: hyper::Request<Incoming>| {
             let (front, peer) = (front.clone(), peer.clone());
+            if request.version() == http::Version::HTTP_2 && !is_server && front.is_last() {
+                renew.cancel();
+            }
             async move { Ok::<_, Infallible>(front.answer(request, &peer).await) }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -225,9 +247,17 @@ impl Front {
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
         let end = if is_server { &self.closed } else { &self.shutdown };
-        tokio::select! {
-            ended = connection.as_mut() => return ended.map_err(io::Error::other),
-            () = end.cancelled() => (),
+        let mut is_renewed = false;
+        loop {
+            tokio::select! {
+                ended = connection.as_mut() => return ended.map_err(io::Error::other),
+                () = end.cancelled() => break,
+                // What is under way goes on, for as long as it likes.
+                () = renewed.cancelled(), if !is_renewed => {
+                    is_renewed = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+            }
         }
         connection.as_mut().graceful_shutdown();
         let patience = if is_server { Duration::from_millis(100) } else { DRAIN };

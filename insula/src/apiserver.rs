@@ -213,6 +213,7 @@ async fn serve(config: &Config, shutdown: CancellationToken) -> Result<()> {
         seeds: Some(seeds),
     };
     let running = Running::start(parts, &shutdown).await?;
+    running.front.set_goaway_chance(config.goaway_chance);
     let background = TaskTracker::new();
     let wanted = Wanted { partitions: running.partitions.clone(), config: config.clone() };
     background.spawn(until(shutdown.clone(), wanted.keep()));

@@ -181,8 +181,16 @@ pub(crate) struct Up {
     /// Port of the node agent's own server; 0 takes a free one.
     #[arg(long, value_name = "PORT", default_value_t = 10250)]
     pub(crate) node_port: u16,
+    /// How likely a request over HTTP/2 is to be the last new one of its connection, 0 to 1.
+    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = probability)]
+    pub(crate) goaway_chance: f64,
     #[command(flatten)]
     pub(crate) audit: Audit,
+}
+
+fn probability(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if (0.0..=1.0).contains(&number) { Ok(number) } else { Err("not from 0 to 1".into()) }
 }
 
 /// Where requests are written down.

@@ -20,7 +20,7 @@ use insula_partition::{
 use serde::{Deserialize, Serialize};
 
 /// See the module.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Config {
     /// Unique among the servers of the cluster, a DNS label. For the server's whole life.
@@ -40,6 +40,10 @@ pub(crate) struct Config {
     /// Which embedded partitions this server wants to be a member of.
     #[serde(default)]
     pub(crate) serve: Serve,
+    /// How likely a request over HTTP/2 is to be the last new one of its connection, 0 to 1, so
+    /// that clients behind a load balancer spread over servers.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) goaway_chance: f64,
     /// Where requests are written down; nowhere if it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) audit: Option<AuditLog>,
@@ -84,6 +88,11 @@ pub(crate) struct AuditLog {
     /// For how many days; 0 for ever.
     #[serde(default)]
     pub(crate) max_age: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn is_zero(it: &f64) -> bool {
+    *it == 0.0
 }
 
 fn default_audit_size() -> u64 {
@@ -236,6 +245,9 @@ impl Config {
 
     pub(crate) fn check(&self) -> Result<()> {
         check_name("name", &self.name)?;
+        if !(0.0..=1.0).contains(&self.goaway_chance) {
+            bail!("goawayChance: a number from 0 to 1, not {}", self.goaway_chance);
+        }
         if let Some(address) = &self.advertise {
             check_address("advertise", address)?;
         } else if self.listen.ip().is_unspecified() {
@@ -426,7 +438,16 @@ mod tests {
         assert!(config.etcd.contains_key("*"));
         assert_eq!(config.audit.unwrap().max_backups, 10);
         let reference = include_str!("../../docs/reference/apiserver.md");
-        for field in ["name", "dataDir", "listen", "advertise", "serve", "audit", "etcd.NAME"] {
+        for field in [
+            "name",
+            "dataDir",
+            "listen",
+            "advertise",
+            "serve",
+            "goawayChance",
+            "audit",
+            "etcd.NAME",
+        ] {
             assert!(reference.contains(&format!("| `{field}`")), "{field} is not described");
         }
     }

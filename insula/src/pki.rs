@@ -111,6 +111,7 @@ fn server(options: &cli::PkiServer) -> Result<()> {
             [] => Cluster::Begin(Begin { partitions: options.partitions, etcd: Vec::new() }),
             seeds => Cluster::Join(seeds.iter().map(|text| seed(text)).collect::<Result<_>>()?),
         },
+        goaway_chance: 0.0,
         audit: None,
         serve: match options.serve.as_slice() {
             [] => Serve::All,

@@ -101,6 +101,7 @@ async fn cloud(options: &cli::Up, shutdown: CancellationToken) -> Result<()> {
         &shutdown,
     )
     .await?;
+    running.front.set_goaway_chance(options.goaway_chance);
     let server = running.server.clone();
 
     let parts = Parts { options, directory: &directory, authority: &authority, server: &server };

@@ -9,7 +9,7 @@ use std::{
     process::Stdio,
 };
 
-use harness::{Cloud, Kubectl};
+use harness::{Cloud, Kubectl, socket::Socket};
 use insula_api::{proto, schema::Schema};
 use serde_json::{Value, json};
 
@@ -216,51 +216,6 @@ fn long_answers_are_compressed() {
     assert!(!headers.contains("content-encoding"), "{headers}");
 }
 
-/// A WebSocket to this user's server: a minimal client, in clear above TLS.
-struct Socket(rustls::StreamOwned<rustls::ClientConnection, std::net::TcpStream>);
-
-impl Socket {
-    fn open(user: &Kubectl, path: &str, protocol: &str) -> Self {
-        let mut stream = user.connect();
-        let protocol = match protocol {
-            "" => String::new(),
-            name => format!("Sec-WebSocket-Protocol: {name}\r\n"),
-        };
-        let head = format!(
-            "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{protocol}\r\n"
-        );
-        stream.write_all(head.as_bytes()).unwrap();
-        let mut answer = Vec::new();
-        while !answer.ends_with(b"\r\n\r\n") {
-            let mut byte = [0];
-            stream.read_exact(&mut byte).unwrap();
-            answer.push(byte[0]);
-        }
-        let answer = String::from_utf8(answer).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
-        assert!(answer.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{answer}");
-        Self(stream)
-    }
-
-    /// The kind and content of the next message; servers do not mask.
-    fn next(&mut self) -> (u8, Vec<u8>) {
-        let mut head = [0; 2];
-        self.0.read_exact(&mut head).unwrap();
-        let length = match head[1] {
-            126 => {
-                let mut long = [0; 2];
-                self.0.read_exact(&mut long).unwrap();
-                usize::from(u16::from_be_bytes(long))
-            }
-            short => usize::from(short),
-        };
-        let mut content = vec![0; length];
-        self.0.read_exact(&mut content).unwrap();
-        (head[0] & 0x0f, content)
-    }
-}
-
 #[test]
 fn watches_over_websockets_and_old_paths() {
     let cloud = Cloud::without_node();
@@ -276,7 +231,7 @@ fn watches_over_websockets_and_old_paths() {
         ),
         (format!("{prefix}/watch/namespaces/default/configmaps/first?timeoutSeconds=3"), "first"),
     ] {
-        let mut socket = Socket::open(&acme, &path, "");
+        let mut socket = Socket::open(acme.connect(), &path, "");
         let (kind, content) = socket.next();
         let event = json_of(&content);
         assert_eq!(
@@ -476,4 +431,27 @@ fn acting_as_somebody_else() {
         code == 400 && body.contains("requested [{Group  ops    }] without impersonating a user"),
         "{body}"
     );
+}
+
+#[test]
+fn connections_are_renewed_as_often_as_told() {
+    for (chance, once) in [("0", true), ("1", false)] {
+        let cloud = Cloud::start(false, &["--goaway-chance", chance]);
+        let admin = cloud.admin();
+        let url = admin.url("/version");
+        let mut command = admin.curl_command();
+        command.args(["-sS", "--http2", "-w", "%{http_code} %{num_connects}\\n"]);
+        // The last request may be under way when its connection is told to be the last.
+        for _ in 0..10 {
+            command.args(["-o", "/dev/null", &url]);
+        }
+        let (stdout, stderr) = harness::texts(&command.output().unwrap());
+        let counts = stdout.lines().map(|line| {
+            let (code, count) = line.split_once(' ').unwrap();
+            assert_eq!(code, "200", "{stderr}");
+            count.parse::<u32>().unwrap()
+        });
+        let made: u32 = counts.sum();
+        assert_eq!(made == 1, once, "{chance}: {stdout}{stderr}");
+    }
 }

@@ -9,6 +9,7 @@
 
 pub(crate) mod etcd;
 pub(crate) mod servers;
+pub(crate) mod socket;
 pub(crate) mod webhook;
 
 pub(crate) use webhook::own_address;
@@ -393,9 +394,16 @@ impl Kubectl {
     }
 
     /// A connection with this user's certificate.
-    pub(crate) fn connect(
-        &self,
-    ) -> rustls::StreamOwned<rustls::ClientConnection, std::net::TcpStream> {
+    pub(crate) fn connect(&self) -> socket::Stream {
+        self.connect_as(true)
+    }
+
+    /// A connection of somebody who shows no certificate.
+    pub(crate) fn connect_unknown(&self) -> socket::Stream {
+        self.connect_as(false)
+    }
+
+    fn connect_as(&self, known: bool) -> socket::Stream {
         use base64::Engine as _;
         use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _};
         let config = self.config();
@@ -413,10 +421,11 @@ impl Kubectl {
         }
         let own = certificates(&pem(user, "client-certificate-data"));
         let key = PrivateKeyDer::from_pem_slice(&pem(user, "client-key-data")).unwrap();
-        let tls = rustls::ClientConfig::builder()
-            .with_root_certificates(roots)
-            .with_client_auth_cert(own, key)
-            .unwrap();
+        let tls = rustls::ClientConfig::builder().with_root_certificates(roots);
+        let tls = match known {
+            true => tls.with_client_auth_cert(own, key).unwrap(),
+            false => tls.with_no_client_auth(),
+        };
         let server = cluster["server"].as_str().unwrap().trim_start_matches("https://");
         let address = server.split('/').next().unwrap();
         let name = ServerName::try_from(address.split(':').next().unwrap().to_owned()).unwrap();

@@ -52,12 +52,6 @@ impl Protocol {
         })
     }
 
-    /// Whether the first message is one that the command makes; before, an empty one said that
-    /// there would be some.
-    pub(super) fn begins_silently(self) -> bool {
-        self.has_close
-    }
-
     pub(super) fn message(self, channel: u8, bytes: &[u8]) -> Message {
         if self.is_base64 {
             Message::text(format!("{channel}{}", STANDARD.encode(bytes)))

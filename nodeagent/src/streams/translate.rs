@@ -88,7 +88,6 @@ where
         down.finish().await?;
         return opened;
     }
-    down.begin(channels).await?;
     tokio::select! {
         ended = down.run() => ended,
         // A user who has gone ends the connection to the runtime, which ends the command's streams.
@@ -261,19 +260,6 @@ where
         if matches!(self.streams.channel(stream), Some(ERROR | STDOUT | STDERR)) {
             self.n_open = self.n_open.saturating_sub(1);
         }
-    }
-
-    /// Tells a client of an old protocol that there is somebody.
-    async fn begin(&mut self, channels: Channels) -> Result<(), StreamError> {
-        let first = match (channels.stdout, channels.stderr) {
-            (true, _) => STDOUT,
-            (false, true) => STDERR,
-            (false, false) => ERROR,
-        };
-        if !self.protocol.begins_silently() {
-            self.to_user.send(self.protocol.message(first, b"")).await?;
-        }
-        Ok(())
     }
 
     async fn finish(&mut self) -> Result<(), StreamError> {
