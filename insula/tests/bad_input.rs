@@ -70,10 +70,7 @@ fn manifests() {
     for (path, expected) in [
         ("/api/v1/namespaces/default/nothings", "could not find the requested resource"),
         ("/api/v1/namespaces/default/pods?labelSelector=a%20in", "unable to parse requirement"),
-        (
-            "/api/v1/namespaces/default/pods?fieldSelector=spec.nope=1",
-            "is not a known field selector",
-        ),
+        ("/api/v1/namespaces/default/pods?fieldSelector=spec.nope=1", "label not supported"),
         ("/api/v1/namespaces/default/pods?limit=x", "invalid syntax"),
         ("/api/v1/namespaces/default/pods?continue=%21", "continue key is not valid"),
         ("/api/v1/namespaces/default/pods/..%2f..", "invalid path segment"),

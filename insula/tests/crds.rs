@@ -250,7 +250,7 @@ fn unknown_fields_go_and_wrong_values_are_refused() {
     let item = "/tenants/acme/apis/stable.example.com/v1/namespaces/default/crontabs/x";
     let body = r#"{"metadata":{"name":"x"},"spec":{"cronSpec":"* * * * *"}}"#;
     let said = refused(&acme, &["replace", "--raw", item, "-f", "-"], body);
-    let why = "metadata.resourceVersion: Invalid value: 0x0: must be specified for an update";
+    let why = "metadata.resourceVersion: Invalid value: 0: must be specified for an update";
     assert!(said.contains(why), "{said}");
 }
 
