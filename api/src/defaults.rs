@@ -1,7 +1,7 @@
 //! Defaults: what the server fills in where a client left a field out.
 //!
 //! Unconditional ones are rows of `tables/defaults.tsv` (and, for always-present structures, of
-//! the type table itself). Those that depend on other fields are functions in [`conditional`].
+//! the type table itself). Those that depend on other fields are functions in `conditional`.
 
 mod conditional;
 

@@ -1,7 +1,7 @@
 //! Built-in kinds that are served in two versions: one is stored, the other is made of it.
 //!
 //! What differs is data (`tables/versions.tsv`): fields that lie elsewhere. What a move of fields
-//! cannot say is in [`autoscaler`].
+//! cannot say is in `autoscaler`.
 
 mod autoscaler;
 
