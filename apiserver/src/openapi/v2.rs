@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use bytes::Bytes;
 use insula_api::resources::Resource;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::{assemble, custom, gnostic};
@@ -143,9 +143,16 @@ fn schema(it: Value) -> Value {
         }
     }
     if is_open {
-        fields.remove("properties");
-        fields.remove("items");
-        fields.remove("required");
+        // kubectl would refuse what is not named.
+        if let Some(kinds) = fields.remove("x-kubernetes-group-version-kind") {
+            return json!({"type": "object", "x-kubernetes-group-version-kind": kinds});
+        }
+        for name in ["properties", "items", "required"] {
+            fields.remove(name);
+        }
+        if fields.get("type").is_some_and(|it| it == "object" || it == "array") {
+            fields.remove("type");
+        }
     }
     fields.retain(|name, _| !UNKNOWN.contains(&name.as_str()));
     if is_text {
@@ -165,8 +172,6 @@ fn schema(it: Value) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
@@ -200,10 +205,18 @@ mod tests {
             json!({"type": "object", "properties": {
                 "a": {"description": "d"},
                 "b": {"type": "integer", "minimum": 0},
-                "c": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
+                "c": {"x-kubernetes-preserve-unknown-fields": true},
                 "d": {"description": "r", "$ref": "#/definitions/X"},
                 "e": {"type": "string"},
             }})
+        );
+        let kinds = json!([{"kind": "Foo"}]);
+        assert_eq!(
+            schema(json!({
+                "type": "object", "x-kubernetes-preserve-unknown-fields": true,
+                "x-kubernetes-group-version-kind": kinds, "properties": {"metadata": {}},
+            })),
+            json!({"type": "object", "x-kubernetes-group-version-kind": kinds})
         );
     }
 }
