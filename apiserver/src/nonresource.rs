@@ -66,6 +66,11 @@ impl Server {
             }
             parts if parts == backup::PATH && platform => Ok(self.backup()),
             ["version"] => json(&version::document()),
+            // They are of all tenants together.
+            ["metrics"] if !platform => {
+                let user = identity.map_or("system:anonymous", |it| &*it.user);
+                Err(ApiError::forbidden_path(user, "get", "/metrics"))
+            }
             ["metrics"] => {
                 let text = self.metrics.text(&self.partitions);
                 Ok(answer::bytes(StatusCode::OK, text.into(), TEXT))

@@ -15,6 +15,7 @@ use crate::{
     identity::Identity,
     metrics::{Labels, LongRunning},
     registry::Whose,
+    remarks::Remarks,
 };
 
 /// See the module. Filled in as the request comes along.
@@ -40,6 +41,8 @@ pub(crate) struct Record {
     pub about: Option<Box<About>>,
     /// The body, if the audit log wants it.
     pub body: Option<Bytes>,
+    /// What is said of it beside its answer.
+    pub remarks: Arc<Remarks>,
     /// How much is logged, once that is known.
     pub trail: Option<Trail>,
 }
@@ -97,6 +100,7 @@ impl Record {
             who: None,
             about: None,
             body: None,
+            remarks: Arc::default(),
             trail: None,
         }
     }
@@ -105,6 +109,7 @@ impl Record {
     pub(crate) fn admitted(&mut self, call: &Call) {
         self.was_let_in = true;
         self.labels = Labels::of(call);
+        self.remarks = call.remarks.clone();
         if let Some(about) = &mut self.about {
             about.verb = call.verb;
             about.name.clone_from(&call.path.name);

@@ -51,7 +51,6 @@ impl Remarks {
     }
 
     /// The annotations so far.
-    #[allow(dead_code, reason = "the audit log reads them")]
     pub(crate) fn annotations(&self) -> BTreeMap<String, String> {
         self.annotations.lock().clone()
     }

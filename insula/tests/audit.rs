@@ -122,6 +122,20 @@ fn who_did_what_is_written_down() {
     let text = fs::read_to_string(&log).unwrap();
     assert!(!text.contains("hidden") && !text.contains("globex") && !text.contains("quiet"));
 
+    // What admission has to say of a request is written beside it.
+    acme.ok(&["label", "namespace", "default", "pod-security.kubernetes.io/audit=restricted"]);
+    let pod = r#"{"metadata":{"name":"noted"},"spec":{"containers":[{"name":"a","image":"a"}]}}"#;
+    let json = "Content-Type: application/json";
+    acme.curl("/api/v1/namespaces/default/pods", &["-H", json, "-H", "Audit-ID: loose", "-d", pod]);
+    let found = events(&log, 1, |it| it["auditID"] == "loose");
+    let said = &found[0]["annotations"];
+    let violations = said["pod-security.kubernetes.io/audit-violations"].as_str().unwrap();
+    assert!(
+        violations.starts_with("would violate PodSecurity \"restricted:latest\": "),
+        "{violations}"
+    );
+    assert_eq!(said["pod-security.kubernetes.io/enforce-policy"], "privileged:latest");
+
     // A watch begins and ends.
     acme.curl(&format!("{maps}?watch=1&timeoutSeconds=1"), &["-H", "Audit-ID: watched"]);
     let found = events(&log, 3, |it| it["auditID"] == "watched");
@@ -137,6 +151,8 @@ fn requests_are_counted() {
     acme.curl(maps, &[]);
     acme.curl(&format!("{maps}/none"), &[]);
     acme.curl(&format!("{maps}?watch=1&timeoutSeconds=1"), &[]);
+    // They are of all tenants together, and for nobody in one.
+    assert_eq!(acme.curl("/metrics", &[]).0, 403);
     let (_, _, text) = cloud.admin().curl("/metrics", &[]);
     let has = |name: &str, labels: &[&str]| {
         let found = text

@@ -187,6 +187,9 @@ fn event(record: &Record, verdict: &Verdict, stage: Stage, outcome: Option<&Outc
         event["requestObject"] = body;
     }
     if let Some(outcome) = outcome {
+        for (key, value) in record.remarks.annotations() {
+            annotations.insert(key, value.into());
+        }
         event["responseStatus"] = status(outcome);
         if Level::RequestResponse <= verdict.level
             && stage == Stage::ResponseComplete

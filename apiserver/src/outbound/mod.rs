@@ -17,7 +17,6 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Incoming;
 use insula_api::names::TenantName;
 use insula_custom::definition::ClientConfig;
 
@@ -133,26 +132,11 @@ pub(crate) struct Outbound {
     pool: Arc<Pool>,
 }
 
-/// An answer whose body is yet to come.
-pub(crate) type Answer = Response<Incoming>;
-
 impl Server {
-    /// Sends `request`, whose URI is only a path, and waits for the head of the answer.
+    /// Sends `request`, whose URI is only a path, and waits for the answer, whose body may have
+    /// `limit` bytes.
     ///
     /// The connection goes back to where it came from when the body was read to its end.
-    #[allow(dead_code, reason = "aggregated APIs stream their answers through it")]
-    pub(crate) async fn send_outbound(
-        &self,
-        tenant: &TenantName,
-        place: &Place,
-        trust: &Trust,
-        request: Request<Full<Bytes>>,
-    ) -> Result<Answer, OutboundError> {
-        let _permit = self.outbound.pool.permit(tenant).await;
-        self.outbound.pool.send(tenant, place, trust, request).await
-    }
-
-    /// As [`Server::send_outbound`], with the whole body of at most `limit` bytes.
     pub(crate) async fn exchange_outbound(
         &self,
         tenant: &TenantName,

@@ -10,9 +10,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, header};
+use http::{HeaderValue, Request, Response, header};
 use http_body_util::Full;
-use hyper::client::conn::http1::{self, SendRequest};
+use hyper::{
+    body::Incoming,
+    client::conn::http1::{self, SendRequest},
+};
 use hyper_util::rt::TokioIo;
 use insula_api::names::TenantName;
 use parking_lot::Mutex;
@@ -24,7 +27,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::{AT_ONCE, Answer, CONNECT, OutboundError, Place, Trust, is_open, tls::told};
+use super::{AT_ONCE, CONNECT, OutboundError, Place, Trust, is_open, tls::told};
 
 /// How long a connection is kept that nobody uses.
 const IDLE: Duration = Duration::from_secs(30);
@@ -118,7 +121,7 @@ impl Pool {
         place: &Place,
         trust: &Trust,
         mut request: Request<Full<Bytes>>,
-    ) -> Result<Answer, OutboundError> {
+    ) -> Result<Response<Incoming>, OutboundError> {
         let authority = match place.host.contains(':') {
             true => format!("[{}]:{}", place.host, place.port),
             false => format!("{}:{}", place.host, place.port),
