@@ -1,5 +1,7 @@
 //! Findings of validation, in upstream's words.
 
+use std::fmt::{self, Write as _};
+
 use serde_json::Value;
 
 /// One finding of validation: field path, upstream's cause reason, and message.
@@ -61,7 +63,35 @@ impl FieldError {
     }
 }
 
+/// The beginning of a value's JSON, however large it is.
 fn shown(value: &Value) -> String {
-    let text = value.to_string();
-    if text.len() <= 512 { text } else { text.chars().take(512).chain("...".chars()).collect() }
+    const LIMIT: usize = 512;
+    /// Takes so much and no more.
+    struct Beginning(String);
+    impl fmt::Write for Beginning {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            let room = LIMIT - self.0.len();
+            let end = text.floor_char_boundary(room);
+            self.0.push_str(&text[..end]);
+            if end == text.len() { Ok(()) } else { Err(fmt::Error) }
+        }
+    }
+    let mut beginning = Beginning(String::new());
+    match write!(beginning, "{value}") {
+        Ok(()) => beginning.0,
+        Err(fmt::Error) => beginning.0 + "...",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_values_are_cut() {
+        assert_eq!(shown(&Value::from("a")), "\"a\"");
+        let text = shown(&Value::from("é".repeat(1_000)));
+        assert!(text.starts_with("\"éé") && text.ends_with("é..."), "{text}");
+        assert_eq!(text.len(), 511 + 3);
+    }
 }

@@ -219,6 +219,10 @@ async fn delete_named(
             // Already on its way, and this request changes nothing.
             return Ok(Deleted::Object(entry.value));
         }
+        let leaving = match gone {
+            true => Some(services::leaving(server, call, &old).await?),
+            false => None,
+        };
         let managed = Some(managed.as_str()).filter(|it| !it.is_empty());
         let change = match gone {
             true => Change::Delete,
@@ -234,8 +238,8 @@ async fn delete_named(
         };
         match store.write(write).await {
             Ok(committed) => {
-                if gone {
-                    services::deleted(server, call, &old).await;
+                if let Some(leaving) = leaving {
+                    leaving.end(server, call, Some(true)).await;
                 }
                 admission::changed(server, call).await;
                 if is_shown {

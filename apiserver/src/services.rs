@@ -25,12 +25,15 @@ use insula_partition::store::ReadAt;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use self::locks::{Lock, Owner};
+use self::locks::{Held, Lock, Owner};
 use crate::{
     Server,
     call::Call,
     error::{ApiError, FieldError, Result},
 };
+
+/// How many addresses or ports that are held are looked at, if none is free.
+const LOOKED_AT: usize = 4_096;
 
 /// What services may be given, in every tenant.
 #[derive(Debug, Clone)]
@@ -51,8 +54,10 @@ impl Default for ServiceRanges {
 /// What a write of a service takes, and what it no longer needs.
 #[derive(Debug, Default)]
 pub(crate) struct Claims {
-    taken: Vec<Lock>,
-    freed: Vec<Lock>,
+    taken: Vec<Held>,
+    freed: Vec<Held>,
+    /// Who is no more after the write.
+    leaving: Option<Owner>,
 }
 
 fn is_service(call: &Call) -> bool {
@@ -79,33 +84,43 @@ pub(crate) async fn begin(
         return taken.map(|()| Claims::default());
     }
     if let Err(error) = taken {
-        claims.end(server, call, false).await;
+        claims.end(server, call, Some(false)).await;
         return Err(error);
     }
     Ok(claims)
 }
 
+/// What a service no longer needs once it is deleted.
+pub(crate) async fn leaving(server: &Server, call: &Call, old: &Value) -> Result<Claims> {
+    if call.served.resource.name != "services" || !call.served.resource.group.is_empty() {
+        return Ok(Claims::default());
+    }
+    let owner = Owner::of(old);
+    let freed = locks::held(server, call.tenant()?, locks::held_by(old), &owner).await?;
+    Ok(Claims { freed, leaving: Some(owner), ..Claims::default() })
+}
+
 impl Claims {
-    /// Gives back what is not needed, now that the service was written, or was not.
-    pub(crate) async fn end(self, server: &Server, call: &Call, is_written: bool) {
-        let Ok(tenant) = call.tenant() else { return };
+    /// Gives back what is not needed, now that the service was written, or was not. `None` if
+    /// nobody knows: then nothing may be given back, and others take over what is held in vain.
+    pub(crate) async fn end(self, server: &Server, call: &Call, is_written: Option<bool>) {
+        let (Ok(tenant), Some(is_written)) = (call.tenant(), is_written) else { return };
         let unneeded = if is_written { self.freed } else { self.taken };
         locks::release(server, tenant, &unneeded).await;
+        if let Some(Owner { namespace, name }) = self.leaving.filter(|_| is_written) {
+            // Its endpoints would else be those of the next service of that name.
+            let removed = locks::remove(server, tenant, "endpoints", &namespace, &name).await;
+            if let Err(error) = removed {
+                tracing::warn!(%tenant, namespace, name, %error, "endpoints outlive their service");
+            }
+        }
     }
 }
 
-/// Gives back what a deleted service had.
-pub(crate) async fn deleted(server: &Server, call: &Call, old: &Value) {
-    if call.served.resource.name != "services" || !call.served.resource.group.is_empty() {
-        return;
-    }
-    let Ok(tenant) = call.tenant() else { return };
-    let mut held: Vec<Lock> = ports::all(old).into_iter().map(Lock::Port).collect();
-    held.extend(families::addresses(old).into_iter().map(Lock::Address));
-    locks::release(server, tenant, &held).await;
-    // Its endpoints would else be those of the next service of that name.
-    let _ =
-        locks::remove(server, tenant, "endpoints", object::namespace(old), object::name(old)).await;
+/// Whether something was written, as far as an error tells.
+pub(crate) fn is_written(error: &ApiError) -> Option<bool> {
+    // What the client did wrong was seen before; what failed here may have been done.
+    error.code.is_client_error().then_some(false)
 }
 
 /// Taking what one service needs.
@@ -122,48 +137,47 @@ impl Taking<'_> {
             families::patch(old, new);
         }
         families::settle(&self.server.services, old, new)?;
-        self.addresses(old, new, claims).await?;
-        self.ports(old, new, claims).await
+        let mut freed = self.addresses(old, new, claims).await?;
+        freed.extend(self.ports(old, new, claims).await?);
+        if !self.dry_run {
+            claims.freed = locks::held(self.server, self.tenant, freed, &self.owner).await?;
+        }
+        Ok(())
     }
 
+    /// Takes addresses, and tells which are no longer needed.
     async fn addresses(
         &self,
         old: Option<&Value>,
         new: &mut Value,
         claims: &mut Claims,
-    ) -> Result<()> {
+    ) -> Result<Vec<Lock>> {
         let had = old.map(families::addresses).unwrap_or_default();
         let wanted = families::wanted(new);
         for (index, (family, asked)) in wanted.into_iter().enumerate() {
             let address = match asked {
                 Some(address) if had.contains(&address) => address,
                 Some(address) => {
-                    self.address(address, new).await?;
-                    claims.taken.push(Lock::Address(address));
+                    self.address(address, new, claims).await?;
                     address
                 }
-                None => {
-                    let address = self.any_address(family, new).await?;
-                    claims.taken.push(Lock::Address(address));
-                    address
-                }
+                None => self.any_address(family, new, claims).await?,
             };
             families::set_address(new, index, address);
         }
         let has = families::addresses(new);
-        claims.freed.extend(had.into_iter().filter(|it| !has.contains(it)).map(Lock::Address));
-        Ok(())
+        Ok(had.into_iter().filter(|it| !has.contains(it)).map(Lock::Address).collect())
     }
 
     /// Takes the address that is asked for.
-    async fn address(&self, address: IpAddr, new: &Value) -> Result<()> {
+    async fn address(&self, address: IpAddr, new: &Value, claims: &mut Claims) -> Result<()> {
         let networks = self.networks().await?;
         let why = match networks.iter().find(|it| it.contains(&address)) {
             None => Some("the provided network does not match the current range".to_owned()),
             Some(network) if !families::is_usable(network, address) => Some(format!(
                 "the provided IP ({address}) is not in the valid range. The range of valid IPs is {network}"
             )),
-            Some(_) => match self.take(&Lock::Address(address)).await? {
+            Some(_) => match self.take(Lock::Address(address), claims).await? {
                 true => None,
                 false => Some("provided IP is already allocated".to_owned()),
             },
@@ -173,21 +187,51 @@ impl Taking<'_> {
         Err(self.invalid("spec.clusterIPs", &new["spec"]["clusterIPs"], &why))
     }
 
-    async fn any_address(&self, family: families::Family, new: &Value) -> Result<IpAddr> {
+    async fn any_address(
+        &self,
+        family: families::Family,
+        new: &Value,
+        claims: &mut Claims,
+    ) -> Result<IpAddr> {
         let networks = self.networks().await?;
-        for network in networks.iter().filter(|it| families::Family::of(&it.addr()) == family) {
+        let of_family = networks.iter().filter(|it| families::Family::of(&it.addr()) == family);
+        for network in of_family {
             let used = locks::Used::addresses(self.server, self.tenant).await?;
-            for candidate in families::candidates(network) {
-                let lock = Lock::Address(candidate);
-                if !used.contains(&lock) && self.take(&lock).await? {
-                    return Ok(candidate);
-                }
+            let candidates = || families::candidates(network).map(Lock::Address);
+            if let Some(Lock::Address(found)) = self.any(candidates, &used, claims).await? {
+                return Ok(found);
             }
         }
         let name = object::name(new);
         Err(ApiError::internal(format!(
             "failed to allocate a serviceIP for Service {name:?}: range is full"
         )))
+    }
+
+    /// Takes one of `candidates`: a free one, else one that a crash left behind.
+    async fn any<C: Iterator<Item = Lock>>(
+        &self,
+        candidates: impl Fn() -> C,
+        used: &locks::Used,
+        claims: &mut Claims,
+    ) -> Result<Option<Lock>> {
+        for lock in candidates() {
+            if !claims.has(&lock)
+                && !used.contains(&lock)
+                && self.take(lock.clone(), claims).await?
+            {
+                return Ok(Some(lock));
+            }
+        }
+        for lock in candidates().take(LOOKED_AT) {
+            if !claims.has(&lock)
+                && used.is_left_over(self.server, &lock).await?
+                && self.take(lock.clone(), claims).await?
+            {
+                return Ok(Some(lock));
+            }
+        }
+        Ok(None)
     }
 
     /// The networks of the tenant that are ready for use.
@@ -216,28 +260,36 @@ impl Taking<'_> {
         Ok(networks)
     }
 
-    async fn ports(&self, old: Option<&Value>, new: &mut Value, claims: &mut Claims) -> Result<()> {
-        let had = old.map(ports::all).unwrap_or_default();
+    /// Takes ports of nodes, and tells which are no longer needed.
+    async fn ports(
+        &self,
+        old: Option<&Value>,
+        new: &mut Value,
+        claims: &mut Claims,
+    ) -> Result<Vec<Lock>> {
+        let had = old.map(ports::of_nodes).unwrap_or_default();
         let range = &self.server.services.node_ports;
         for index in 0..ports::len(new) {
             match ports::want(new, index) {
                 ports::Want::Nothing => (),
-                ports::Want::This(port) if had.contains(&port) || claims.has_port(port) => (),
-                ports::Want::This(port) => {
+                ports::Want::This(asked) => {
                     let at = format!("spec.ports[{index}].nodePort");
-                    if !range.contains(&port) {
+                    let port = u16::try_from(asked).ok();
+                    if port.is_some_and(|it| had.contains(&it) || claims.has(&Lock::Port(it))) {
+                        continue;
+                    }
+                    let Some(port) = port.filter(|it| range.contains(it)) else {
                         let why = format!(
                             "provided port is not in the valid range. The range of valid ports is {}-{}",
                             range.start(),
                             range.end()
                         );
-                        return Err(self.invalid(&at, &port.into(), &why));
-                    }
-                    if !self.take(&Lock::Port(port)).await? {
+                        return Err(self.invalid(&at, &asked.into(), &why));
+                    };
+                    if !self.take(Lock::Port(port), claims).await? {
                         let why = "provided port is already allocated";
                         return Err(self.invalid(&at, &port.into(), why));
                     }
-                    claims.taken.push(Lock::Port(port));
                 }
                 ports::Want::Any => {
                     // One port of the service is one port of the nodes, whatever the protocol.
@@ -249,17 +301,17 @@ impl Taking<'_> {
                 }
             }
         }
+        let had_check = old.and_then(ports::of_health_check);
         if ports::needs_health_check(new) {
             let asked = new["spec"].get("healthCheckNodePort").and_then(Value::as_u64);
             match asked.and_then(|it| u16::try_from(it).ok()).filter(|it| *it != 0) {
-                Some(port) if had.contains(&port) => (),
+                Some(port) if had_check == Some(port) => (),
                 Some(port) => {
-                    if !range.contains(&port) || !self.take(&Lock::Port(port)).await? {
+                    if !range.contains(&port) || !self.take(Lock::Port(port), claims).await? {
                         return Err(ApiError::internal(format!(
                             "failed to allocate requested HealthCheck NodePort {port}: provided port is already allocated"
                         )));
                     }
-                    claims.taken.push(Lock::Port(port));
                 }
                 None => {
                     let port = self.any_port(claims).await?;
@@ -268,24 +320,26 @@ impl Taking<'_> {
             }
         }
         let has = ports::all(new);
-        claims.freed.extend(had.into_iter().filter(|it| !has.contains(it)).map(Lock::Port));
-        Ok(())
+        let had = old.map(ports::all).unwrap_or_default();
+        Ok(had.into_iter().filter(|it| !has.contains(it)).map(Lock::Port).collect())
     }
 
     async fn any_port(&self, claims: &mut Claims) -> Result<u16> {
         let used = locks::Used::ports(self.server, self.tenant).await?;
-        for port in ports::candidates(&self.server.services.node_ports) {
-            let lock = Lock::Port(port);
-            if !claims.has_port(port) && !used.contains(&lock) && self.take(&lock).await? {
-                claims.taken.push(lock);
-                return Ok(port);
-            }
+        let range = &self.server.services.node_ports;
+        let candidates = || ports::candidates(range).map(Lock::Port);
+        match self.any(candidates, &used, claims).await? {
+            Some(Lock::Port(port)) => Ok(port),
+            _ => Err(ApiError::internal("failed to allocate a nodePort: range is full")),
         }
-        Err(ApiError::internal("failed to allocate a nodePort: range is full"))
     }
 
-    async fn take(&self, lock: &Lock) -> Result<bool> {
-        locks::take(self.server, self.tenant, lock, &self.owner, self.dry_run).await
+    /// False if another has it.
+    async fn take(&self, lock: Lock, claims: &mut Claims) -> Result<bool> {
+        let held = locks::take(self.server, self.tenant, &lock, &self.owner, self.dry_run).await?;
+        let is_taken = held.is_some();
+        claims.taken.extend(held);
+        Ok(is_taken)
     }
 
     fn invalid(&self, field: &str, value: &Value, why: &str) -> ApiError {
@@ -295,8 +349,8 @@ impl Taking<'_> {
 }
 
 impl Claims {
-    fn has_port(&self, port: u16) -> bool {
-        self.taken.contains(&Lock::Port(port))
+    fn has(&self, lock: &Lock) -> bool {
+        self.taken.iter().any(|it| it.lock == *lock)
     }
 }
 

@@ -101,7 +101,11 @@ async fn create_value(
         strategy::prepare_create(&call.served, &call.identity, &mut it);
         let claims = services::begin(server, call, None, &mut it).await?;
         let outcome = put_new(&admission, &it, managed.as_deref()).await;
-        claims.end(server, call, matches!(outcome, Ok(Some(_)))).await;
+        let is_written = match &outcome {
+            Ok(stored) => Some(stored.is_some()),
+            Err(error) => services::is_written(error),
+        };
+        claims.end(server, call, is_written).await;
         match outcome? {
             Some(entry) => {
                 let told = strategy::warnings::of_object(resource, &it, true);
@@ -393,7 +397,11 @@ pub(crate) async fn change(
             admitted: scale.as_ref().unwrap_or(&new),
         };
         let outcome = put_changed(server, call, &*store, change).await;
-        claims.end(server, call, matches!(outcome, Ok(Put::Written(_)))).await;
+        let is_written = match &outcome {
+            Ok(put) => Some(matches!(put, Put::Written(_))),
+            Err(error) => services::is_written(error),
+        };
+        claims.end(server, call, is_written).await;
         let told = || strategy::warnings::of_object(resource, &new, false);
         match outcome? {
             Put::Unchanged => {
@@ -463,8 +471,11 @@ async fn put_changed(
         let value = insula_partition::value::with_revision(&bytes, entry.modified);
         return Ok(Put::Written(Entry { value, modified: entry.modified }));
     }
-    let is_gone = is_finished(new);
-    let change = match is_gone {
+    let leaving = match is_finished(new) {
+        true => Some(services::leaving(server, call, new).await?),
+        false => None,
+    };
+    let change = match leaving.is_some() {
         true => Change::Delete,
         false => Change::Put(object::encode_with(&to_keep, managed).into()),
     };
@@ -478,8 +489,8 @@ async fn put_changed(
     };
     match store.write(write).await {
         Ok(committed) => {
-            if is_gone {
-                services::deleted(server, call, new).await;
+            if let Some(leaving) = leaving {
+                leaving.end(server, call, Some(true)).await;
             }
             admission::written(server, call, new).await;
             Ok(Put::Written(server.show_entry(&call.served, committed.entry).await?))

@@ -4,7 +4,7 @@ use std::{collections::HashSet, net::IpAddr, time::Duration};
 
 use insula_api::{names::TenantName, object, time};
 use insula_partition::{
-    snapshot::Snapshot,
+    snapshot::{Entry, Snapshot},
     store::{Change, Collection, Durability, Expect, ReadAt, Store, StoreError, Write},
 };
 use jiff::{SignedDuration, Timestamp};
@@ -136,30 +136,69 @@ impl Used {
     }
 
     pub(super) fn contains(&self, lock: &Lock) -> bool {
-        self.snapshot.get(&registry::key(&self.tenant, "", &lock.name())).is_some()
+        self.get(lock).is_some()
+    }
+
+    fn get(&self, lock: &Lock) -> Option<&Entry> {
+        self.snapshot.get(&registry::key(&self.tenant, "", &lock.name()))
+    }
+
+    /// Whether `lock` is held for nobody.
+    pub(super) async fn is_left_over(&self, server: &Server, lock: &Lock) -> Result<bool> {
+        let Some(entry) = self.get(lock) else { return Ok(true) };
+        let held = object::parse(&entry.value).map_err(ApiError::internal)?;
+        is_left_over(server, &self.tenant, lock, &held).await
     }
 }
 
-/// Takes `lock` for `owner`, or tells whether it could be taken. False if another has it.
+/// A lock as one owner has it: whoever takes it over has another.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub lock: Lock,
+    uid: String,
+}
+
+/// What of `locks` is held for `owner` at this moment.
+pub(super) async fn held(
+    server: &Server,
+    tenant: &TenantName,
+    locks: impl IntoIterator<Item = Lock>,
+    owner: &Owner,
+) -> Result<Vec<Held>> {
+    let mut found = Vec::new();
+    for lock in locks {
+        let (collection, store) = lock.place(server, tenant)?;
+        let snapshot = store.read(&collection, ReadAt::Latest).await?;
+        let Some(entry) = snapshot.get(&registry::key(tenant, "", &lock.name())) else { continue };
+        let it = object::parse(&entry.value).map_err(ApiError::internal)?;
+        if parent(&it) == Some(owner.clone()) {
+            found.push(Held { lock, uid: object::uid(&it).to_owned() });
+        }
+    }
+    Ok(found)
+}
+
+/// Takes `lock` for `owner`, or tells whether it could be taken. `None` if another has it.
 pub(super) async fn take(
     server: &Server,
     tenant: &TenantName,
     lock: &Lock,
     owner: &Owner,
     dry_run: bool,
-) -> Result<bool> {
+) -> Result<Option<Held>> {
     let (collection, store) = lock.place(server, tenant)?;
     let key = registry::key(tenant, "", &lock.name());
+    let held = Held { lock: lock.clone(), uid: uuid::Uuid::new_v4().to_string() };
     if dry_run {
         let snapshot = store.read(&collection, ReadAt::Latest).await?;
-        return Ok(snapshot.get(&key).is_none());
+        return Ok(snapshot.get(&key).is_none().then_some(held));
     }
     let mut expect = Expect::Absent;
     for _ in 0..RETRIES {
         let mut it = lock.object(owner);
         let metadata = object::metadata_mut(&mut it);
         metadata.insert("tenant".into(), tenant.as_str().into());
-        metadata.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());
+        metadata.insert("uid".into(), held.uid.as_str().into());
         metadata.insert("creationTimestamp".into(), time::now().into());
         let write = Write {
             collection: collection.clone(),
@@ -170,7 +209,7 @@ pub(super) async fn take(
             by_move: None,
         };
         let found = match store.write(write).await {
-            Ok(_) => return Ok(true),
+            Ok(_) => return Ok(Some(held)),
             Err(StoreError::Conflict { found: Some(found), .. }) => found,
             // It became free meanwhile.
             Err(StoreError::Conflict { found: None, .. }) => {
@@ -179,13 +218,21 @@ pub(super) async fn take(
             }
             Err(error) => return Err(error.into()),
         };
-        let held = object::parse(&found.value).map_err(ApiError::internal)?;
-        if !is_left_over(server, tenant, lock, &held).await? {
-            return Ok(false);
+        let other = object::parse(&found.value).map_err(ApiError::internal)?;
+        if !is_left_over(server, tenant, lock, &other).await? {
+            return Ok(None);
         }
         expect = Expect::At(found.modified);
     }
-    Ok(false)
+    Ok(None)
+}
+
+/// The service that a lock is held for.
+fn parent(held: &Value) -> Option<Owner> {
+    let parent = &held["spec"]["parentRef"];
+    (object::text(parent, &["resource"]) == "services").then(|| {
+        Owner::new(object::text(parent, &["namespace"]), object::text(parent, &["name"]))
+    })
 }
 
 /// Whether nobody needs what is held.
@@ -200,29 +247,26 @@ async fn is_left_over(
     if age < SignedDuration::try_from(LEFT_OVER).unwrap_or(SignedDuration::MAX) {
         return Ok(false);
     }
-    let parent = &held["spec"]["parentRef"];
-    if object::text(parent, &["resource"]) != "services" {
-        // Others have their own reasons.
-        return Ok(false);
-    }
-    let (namespace, name) = (object::text(parent, &["namespace"]), object::text(parent, &["name"]));
-    let service = server.find(tenant, "", "services", namespace, name).await?;
+    // Others than services have their own reasons.
+    let Some(Owner { namespace, name }) = parent(held) else { return Ok(false) };
+    let service = server.find(tenant, "", "services", &namespace, &name).await?;
     let Some(service) = service else { return Ok(true) };
     let has: HashSet<Lock> = held_by(&service).into_iter().collect();
     Ok(!has.contains(lock))
 }
 
-fn held_by(service: &Value) -> Vec<Lock> {
+/// All that a service has.
+pub(super) fn held_by(service: &Value) -> Vec<Lock> {
     let addresses = super::families::addresses(service).into_iter().map(Lock::Address);
     addresses.chain(super::ports::all(service).into_iter().map(Lock::Port)).collect()
 }
 
 /// Gives back what is held. What cannot be is told, and taken over by others later.
-pub(super) async fn release(server: &Server, tenant: &TenantName, locks: &[Lock]) {
-    for lock in locks {
+pub(super) async fn release(server: &Server, tenant: &TenantName, all: &[Held]) {
+    for Held { lock, uid } in all {
         let done = async {
             let (collection, store) = lock.place(server, tenant)?;
-            delete(&*store, &collection, &registry::key(tenant, "", &lock.name())).await
+            delete(&*store, &collection, &registry::key(tenant, "", &lock.name()), Some(uid)).await
         };
         if let Err(error) = done.await {
             tracing::warn!(%tenant, ?lock, %error, "could not be given back");
@@ -239,24 +283,37 @@ pub(super) async fn remove(
     name: &str,
 ) -> Result<()> {
     let (collection, store) = place(server, tenant, "", resource)?;
-    delete(&*store, &collection, &registry::key(tenant, namespace, name)).await
+    delete(&*store, &collection, &registry::key(tenant, namespace, name), None).await
 }
 
-async fn delete(store: &dyn Store, collection: &Collection, key: &str) -> Result<()> {
+/// Removes what is there, if it is (still) the one with that uid.
+async fn delete(
+    store: &dyn Store,
+    collection: &Collection,
+    key: &str,
+    uid: Option<&str>,
+) -> Result<()> {
     let snapshot = store.read(collection, ReadAt::Latest).await?;
-    let Some(mut at) = snapshot.get(key).map(|it| it.modified) else { return Ok(()) };
+    let Some(mut entry) = snapshot.get(key).cloned() else { return Ok(()) };
     for _ in 0..RETRIES {
+        if let Some(uid) = uid {
+            let it = object::parse(&entry.value).map_err(ApiError::internal)?;
+            if object::uid(&it) != uid {
+                // It is another's by now.
+                return Ok(());
+            }
+        }
         let write = Write {
             collection: collection.clone(),
             key: key.into(),
-            expect: Expect::At(at),
+            expect: Expect::At(entry.modified),
             change: Change::Delete,
             durability: Durability::Durable,
             by_move: None,
         };
         match store.write(write).await {
             Ok(_) | Err(StoreError::Conflict { found: None, .. }) => return Ok(()),
-            Err(StoreError::Conflict { found: Some(found), .. }) => at = found.modified,
+            Err(StoreError::Conflict { found: Some(found), .. }) => entry = found,
             Err(error) => return Err(error.into()),
         }
     }

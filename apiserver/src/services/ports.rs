@@ -10,7 +10,8 @@ use serde_json::Value;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Want {
     Nothing,
-    This(u16),
+    /// A number that somebody asks for, be it a port or not.
+    This(i64),
     Any,
 }
 
@@ -37,7 +38,8 @@ pub(super) fn want(service: &Value, index: usize) -> Want {
     if !are_used(service) {
         return Want::Nothing;
     }
-    let asked = list(service).get(index).and_then(|it| number(it, "nodePort"));
+    let asked = list(service).get(index).and_then(|it| it.get("nodePort")?.as_i64());
+    let asked = asked.filter(|it| *it != 0);
     let is_balanced = object::text(service, &["spec", "type"]) == "LoadBalancer";
     let declined = service["spec"].get("allocateLoadBalancerNodePorts") == Some(&false.into());
     match asked {
@@ -54,13 +56,22 @@ pub(super) fn same_port(service: &Value, index: usize) -> Option<u16> {
     list(service).iter().filter(same).find_map(|it| number(it, "nodePort"))
 }
 
+/// The ports of nodes that lead to a service.
+pub(super) fn of_nodes(service: &Value) -> Vec<u16> {
+    // One of another type may name some, and has none of them.
+    let ports = if are_used(service) { list(service) } else { &[] };
+    ports.iter().filter_map(|it| number(it, "nodePort")).collect()
+}
+
+/// The port where nodes tell whether they have an endpoint.
+pub(super) fn of_health_check(service: &Value) -> Option<u16> {
+    needs_health_check(service).then(|| number(&service["spec"], "healthCheckNodePort")).flatten()
+}
+
 /// All ports of nodes that a service has.
 pub(super) fn all(service: &Value) -> Vec<u16> {
-    let mut found: Vec<u16> =
-        list(service).iter().filter_map(|it| number(it, "nodePort")).collect();
-    if needs_health_check(service) {
-        found.extend(number(&service["spec"], "healthCheckNodePort"));
-    }
+    let mut found = of_nodes(service);
+    found.extend(of_health_check(service));
     found.sort_unstable();
     found.dedup();
     found
@@ -104,7 +115,7 @@ pub(super) fn patch(old: &Value, new: &mut Value) {
     if needs_health_check(old)
         && needs_health_check(new)
         && number(&new["spec"], "healthCheckNodePort").is_none()
-        && let Some(port) = number(&old["spec"], "healthCheckNodePort")
+        && let Some(port) = of_health_check(old)
     {
         new["spec"]["healthCheckNodePort"] = port.into();
     }

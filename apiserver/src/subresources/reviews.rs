@@ -94,11 +94,14 @@ async fn token_review(server: &Server, call: &Call, it: &Value) -> Value {
     let audiences = if asked.is_empty() { vec![API_AUDIENCE] } else { asked };
     match server.authenticate_token(token, &audiences).await {
         // A tenant learns nothing of tokens of others.
-        Some(identity)
+        Some((identity, of_token))
             if call.whose.tenant() == Some(&identity.tenant)
                 || call.identity.tenant.is_system() =>
         {
-            json!({"authenticated": true, "user": user_info(&identity), "audiences": audiences})
+            // A token for one audience is not good for the others that were asked about.
+            let good: Vec<&str> =
+                audiences.into_iter().filter(|it| of_token.iter().any(|has| has == it)).collect();
+            json!({"authenticated": true, "user": user_info(&identity), "audiences": good})
         }
         _ => json!({"authenticated": false, "user": {}, "error": "invalid bearer token"}),
     }

@@ -103,9 +103,9 @@ pub(super) fn annotations(it: &Map<String, Value>, path: &str, errors: &mut Erro
 
 fn owners(found: Option<&Value>, errors: &mut Errors) {
     const PATH: &str = "metadata.ownerReferences";
-    let Some(list) = found.and_then(Value::as_array) else { return };
+    let Some(all) = found else { return };
     let mut controller: Option<String> = None;
-    for owner in list {
+    for owner in all.as_array().into_iter().flatten() {
         let text = |field: &str| object::text(owner, &[field]);
         let (api_version, kind) = (text("apiVersion"), text("kind"));
         let version = api_version.rsplit('/').next().unwrap_or_default();
@@ -132,7 +132,7 @@ fn owners(found: Option<&Value>, errors: &mut Errors) {
                     let why = format!(
                         "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {name}"
                     );
-                    errors.push(FieldError::invalid(PATH, &Value::from(list.clone()), &why));
+                    errors.push(FieldError::invalid(PATH, all, &why));
                 }
             }
         }

@@ -129,8 +129,7 @@ fn ingress_rule(it: &mut At<'_>) {
         it.invalid("host", &host.as_str().into(), "must be a DNS name, not an IP address");
     }
     if host.contains('*') {
-        let at = it.at("host");
-        it.errors.retain(|error| error.field != at);
+        it.take_back("host", None);
         host_name(it, "host", &host.into());
     }
 }
@@ -139,8 +138,7 @@ fn ingress_path(it: &mut At<'_>) {
     let path = it.text("path").to_owned();
     let kind = it.text("pathType").to_owned();
     if !it.has("pathType") {
-        let at = it.at("pathType");
-        it.errors.retain(|error| error.field != at);
+        it.take_back("pathType", None);
         it.required("pathType", "pathType must be specified");
     }
     match &*kind {

@@ -83,8 +83,7 @@ fn list<'a>(it: &'a Value, field: &str) -> &'a [Value] {
 fn spec(it: &mut At<'_>) {
     if it.has("virtualMachine") {
         // It is what the pod consists of.
-        let at = it.at("containers");
-        it.errors.retain(|error| !(error.field == at && error.reason == "FieldValueRequired"));
+        it.take_back("containers", Some("FieldValueRequired"));
     }
     let value = it.it;
     let volumes: HashSet<&str> = list(value, "volumes").iter().map(|it| text(it, "name")).collect();
@@ -394,8 +393,7 @@ fn ephemeral_container(it: &mut At<'_>) {
 
 fn port(it: &mut At<'_>) {
     if it.number("containerPort") == Some(0) {
-        let at = it.at("containerPort");
-        it.errors.retain(|error| error.field != at);
+        it.take_back("containerPort", None);
         it.required("containerPort", "");
     }
 }
@@ -617,8 +615,7 @@ fn toleration(it: &mut At<'_>) {
 
 fn spread(it: &mut At<'_>) {
     if it.number("maxSkew").is_none_or(|it| it == 0) {
-        let at = it.at("maxSkew");
-        it.errors.retain(|error| error.field != at);
+        it.take_back("maxSkew", None);
         it.invalid("maxSkew", &0.into(), "must be greater than zero");
     }
     if it.text("topologyKey").is_empty() {

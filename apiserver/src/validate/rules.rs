@@ -27,13 +27,18 @@ pub(super) struct At<'a> {
     pub it: &'a Value,
     pub path: &'a Path<'a>,
     pub errors: &'a mut Vec<FieldError>,
+    /// How many findings there were before this structure's own.
+    before: usize,
 }
+
+/// So many findings tell enough: nobody makes the server look for more.
+const FINDINGS: usize = 1_000;
 
 /// What is wrong between the fields of a structure.
 pub(super) type Check = fn(&mut At<'_>);
 
-impl At<'_> {
-    pub(super) fn get(&self, field: &str) -> Option<&Value> {
+impl<'a> At<'a> {
+    pub(super) fn get(&self, field: &str) -> Option<&'a Value> {
         self.it.get(field).filter(|it| !it.is_null())
     }
 
@@ -41,11 +46,11 @@ impl At<'_> {
         self.get(field).is_some()
     }
 
-    pub(super) fn text(&self, field: &str) -> &str {
+    pub(super) fn text(&self, field: &str) -> &'a str {
         self.get(field).and_then(Value::as_str).unwrap_or_default()
     }
 
-    pub(super) fn list(&self, field: &str) -> &[Value] {
+    pub(super) fn list(&self, field: &str) -> &'a [Value] {
         self.get(field).and_then(Value::as_array).map_or(&[], Vec::as_slice)
     }
 
@@ -61,6 +66,14 @@ impl At<'_> {
             (false, true) => format!("{}{below}", self.path),
             (false, false) => format!("{}.{below}", self.path),
         }
+    }
+
+    /// Forgets what the table found wrong with something below, for one reason or for any.
+    pub(super) fn take_back(&mut self, below: &str, reason: Option<&str>) {
+        let at = self.at(below);
+        let own = self.errors.split_off(self.before);
+        let is_other = |it: &FieldError| it.field != at || reason.is_some_and(|why| it.reason != why);
+        self.errors.extend(own.into_iter().filter(is_other));
     }
 
     pub(super) fn required(&mut self, below: &str, why: &str) {
@@ -256,6 +269,10 @@ static PLANS: LazyLock<HashMap<TypeId, Plan>> = LazyLock::new(|| {
 /// Checks an object of type `id`.
 pub(super) fn walk(id: TypeId, it: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
     let Some(plan) = PLANS.get(&id) else { return };
+    let before = errors.len();
+    if FINDINGS < before {
+        return;
+    }
     for (field, step) in &plan.steps {
         let here = path.field(field);
         let value = it.get(field).filter(|it| !it.is_null());
@@ -281,7 +298,7 @@ pub(super) fn walk(id: TypeId, it: &Value, path: &Path<'_>, errors: &mut Vec<Fie
         }
     }
     if let Some(check) = plan.check {
-        check(&mut At { it, path, errors });
+        check(&mut At { it, path, errors, before });
     }
 }
 

@@ -1,6 +1,8 @@
 //! What may not change: a table for most (`api/tables/immutable.tsv`), and functions for what may
 //! change in one way and not in another.
 
+use std::collections::HashSet;
+
 use insula_api::{object, resources::Resource};
 use serde_json::{Map, Value, json};
 
@@ -368,17 +370,19 @@ fn deadline(old: &Value, new: &Value, errors: &mut Errors) {
 }
 
 fn tolerations(old: &Value, new: &Value, errors: &mut Errors) {
-    let has = list(&new["spec"], "tolerations");
-    let same = |one: &Value, two: &Value| {
-        let fields = |it: &Value| {
-            let mut it = it.clone();
-            put(&mut it, "tolerationSeconds", None);
-            it
-        };
-        one == two || (one.get("tolerationSeconds").is_some() && fields(one) == fields(two))
+    // Without the seconds, where they may change.
+    let free = |it: &Value| {
+        let mut it = it.clone();
+        put(&mut it, "tolerationSeconds", None);
+        it.to_string()
     };
+    let has = list(&new["spec"], "tolerations");
+    let exact: HashSet<String> = has.iter().map(Value::to_string).collect();
+    let but_seconds: HashSet<String> = has.iter().map(free).collect();
     for known in list(&old["spec"], "tolerations") {
-        if !has.iter().any(|it| same(known, it)) {
+        let is_kept = exact.contains(&known.to_string())
+            || (known.get("tolerationSeconds").is_some() && but_seconds.contains(&free(known)));
+        if !is_kept {
             let why = "existing toleration can not be modified except its tolerationSeconds";
             errors.push(FieldError::forbidden("spec.tolerations", why));
             return;

@@ -38,8 +38,7 @@ fn workload(it: &mut At<'_>, kind: &str) {
         };
         if size("matchLabels") + size("matchExpressions") == 0 {
             // The rule of the table takes an empty one for none.
-            let at = it.at("selector");
-            it.errors.retain(|error| error.field != at);
+            it.take_back("selector", None);
             it.invalid("selector", &selector, &format!("empty selector is invalid for {kind}"));
         }
         let parsed: Option<LabelSelector> = serde_json::from_value(selector).ok();
@@ -209,8 +208,7 @@ fn selects_its_own(it: &mut At<'_>) {
 
 fn cron(it: &mut At<'_>) {
     // Jobs get their selector when they are made.
-    let jobs = it.at("jobTemplate.spec.selector");
-    it.errors.retain(|error| !(error.field == jobs && error.reason == "FieldValueRequired"));
+    it.take_back("jobTemplate.spec.selector", Some("FieldValueRequired"));
     let schedule = it.text("schedule").to_owned();
     if let Err(why) = schedule_is_readable(&schedule)
         && !schedule.is_empty()
