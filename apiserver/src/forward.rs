@@ -12,6 +12,7 @@
 //!   or if it only reads.
 
 use std::{
+    net::IpAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -38,11 +39,13 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use crate::{
     Server,
     body::{Body, BodyError, empty, full},
+    ending::Lasting,
     error::{ApiError, Result, chain},
     passport::{self, Caller, Line},
     peers::{SendError, dns_name},
     registry::{self, Whose},
     request::Query,
+    websocket,
 };
 
 /// How long another server may take to begin its answer; a little more than it allows itself.
@@ -135,6 +138,7 @@ impl Server {
         body: &Bytes,
         upgrade: &mut Option<OnUpgrade>,
         caller: &Caller,
+        address: Option<IpAddr>,
         place: &Place,
     ) -> Result<Forwarded> {
         let Some(peers) = &self.peers else {
@@ -145,7 +149,8 @@ impl Server {
         let mut refusals = Vec::new();
         for server in place.servers.iter().filter(|server| server.name != peers.own()) {
             let to = server.name.as_str();
-            let passport = self.keys.stamp().sign(peers.own(), to, line, place.epoch, caller);
+            let stamp = self.keys.stamp();
+            let passport = stamp.sign(peers.own(), to, line, place.epoch, caller, address);
             let passport = passport.map_err(ApiError::internal)?;
             let request = request(head, body.clone(), to, &passport, upgrade.is_some())?;
             let sending = async {
@@ -188,8 +193,9 @@ impl Server {
             && let Some(client) = upgrade
         {
             let there = hyper::upgrade::on(&mut answer);
-            self.splice(client, there);
-            let (head, _) = answer.into_parts();
+            let lasting = self.splice(client, there);
+            let (mut head, _) = answer.into_parts();
+            head.extensions.insert(lasting);
             return Response::from_parts(head, empty());
         }
         let (mut head, body) = answer.into_parts();
@@ -205,10 +211,14 @@ impl Server {
         Response::from_parts(head, body.boxed_unsync())
     }
 
-    /// Carries bytes both ways until either side or this server ends.
-    pub(crate) fn splice(&self, one: OnUpgrade, other: OnUpgrade) {
+    /// Carries bytes both ways until either side or this server ends. What is returned belongs
+    /// into the extensions of the answer.
+    pub(crate) fn splice(&self, one: OnUpgrade, other: OnUpgrade) -> Lasting {
         let shutdown: CancellationToken = self.shutdown.clone();
+        let lasting = Lasting::default();
+        let held = lasting.clone();
         self.tasks.spawn(async move {
+            let _held = held;
             let Ok((one, other)) = tokio::try_join!(one, other) else { return };
             let (mut one, mut other) = (TokioIo::new(one), TokioIo::new(other));
             tokio::select! {
@@ -216,6 +226,7 @@ impl Server {
                 () = shutdown.cancelled() => (),
             }
         });
+        lasting
     }
 }
 
@@ -284,18 +295,25 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
 
 /// Removes a token that browsers pass as a name of a WebSocket's protocol.
 pub(crate) fn strip_bearer(headers: &mut HeaderMap) {
-    const TOKEN: &str = "base64url.bearer.authorization.k8s.io.";
-    let Some(value) = headers.get(header::SEC_WEBSOCKET_PROTOCOL) else { return };
-    let Ok(text) = value.to_str() else { return };
-    if !text.contains(TOKEN) {
+    if websocket::token(headers).is_none() {
         return;
     }
-    let kept: Vec<&str> =
-        text.split(',').map(str::trim).filter(|name| !name.starts_with(TOKEN)).collect();
-    match HeaderValue::from_str(&kept.join(", ")) {
-        Ok(kept) => headers.insert(header::SEC_WEBSOCKET_PROTOCOL, kept),
-        Err(_) => headers.remove(header::SEC_WEBSOCKET_PROTOCOL),
+    let kept = websocket::offered(headers).collect::<Vec<_>>().join(", ");
+    match HeaderValue::from_str(&kept) {
+        Ok(kept) if !kept.is_empty() => headers.insert(header::SEC_WEBSOCKET_PROTOCOL, kept),
+        _ => headers.remove(header::SEC_WEBSOCKET_PROTOCOL),
     };
+}
+
+/// Whether the client asks for another protocol on this connection.
+pub(crate) fn asks_to_upgrade(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::UPGRADE) && lists(headers, header::CONNECTION, "upgrade")
+}
+
+/// Whether a header that is a list has `wanted` in it, however it is written.
+pub(crate) fn lists(headers: &HeaderMap, name: HeaderName, wanted: &str) -> bool {
+    let all = headers.get_all(name).into_iter().filter_map(|it| it.to_str().ok());
+    all.flat_map(|it| it.split(',')).any(|it| it.trim().eq_ignore_ascii_case(wanted))
 }
 
 /// The answer to a request that another server should not have sent here.

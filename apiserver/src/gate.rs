@@ -23,7 +23,7 @@ use crate::{
     bootstrap,
     call::Call,
     error::{ApiError, Result},
-    identity::Identity,
+    identity::{Identity, IdentityError},
     passport::{Caller, Line},
     rbac::Attributes,
     record::{About, Record, Who},
@@ -34,10 +34,10 @@ use crate::{
 use self::credentials::Found;
 
 /// What the connection says of its other end.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Peer {
-    /// The client certificate, verified against the CA by TLS, in DER.
-    pub certificate: Option<Vec<u8>>,
+    /// Who the client certificate, verified against the CA by TLS, says it is.
+    pub certificate: Option<Result<Identity, IdentityError>>,
     /// The name of the server that it is, proven by the certificate.
     pub server: Option<String>,
     /// Set by callers in the same process only.
@@ -83,7 +83,7 @@ impl Server {
         let found = self.authenticate(line, headers, peer)?;
         let wanted = impersonation::Wanted::read(headers)?;
         let Target { tenant, place } = target;
-        let Some(Found { caller, is_forwarded }) = found else {
+        let Some(Found { caller, is_forwarded, address }) = found else {
             return match place {
                 Place::Other(path) if is_public(&path) => Ok(Admitted::Other {
                     identity: None,
@@ -93,7 +93,13 @@ impl Server {
                 _ => Err(ApiError::unauthorized()),
             };
         };
+        record.address = address;
         let whose = Whose::resolve(&tenant, caller.tenant());
+        if self.audit.is_some() {
+            // Who is refused from here on is written down as well.
+            let identity = caller.identity();
+            record.who = Some(Who { identity, impersonator: None, whose: whose.clone() });
+        }
         check_outsider(&caller, &whose, line.method, &place)?;
         let is_here = matches!(&place, Place::Other(path) if is_public(path));
         if !is_here
@@ -112,7 +118,10 @@ impl Server {
             let other = self.impersonated(&identity, wanted).await?;
             impersonator = Some(std::mem::replace(&mut identity, other));
         }
-        record.who = Some(Who { identity: identity.clone(), impersonator, whose: whose.clone() });
+        if self.audit.is_some() {
+            let identity = identity.clone();
+            record.who = Some(Who { identity, impersonator, whose: whose.clone() });
+        }
         let method = line.method;
         match place {
             Place::Other(path) => {

@@ -1,6 +1,6 @@
 //! From an admitted request to its answer. One set of handlers for every resource.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -9,17 +9,16 @@ use serde_json::Value;
 
 use crate::{
     Server, admission, answer,
-    audit::{self, Outcome, Trail, policy::Stage},
-    body::{self, Body, BodyError, channel, full},
+    audit::{self, Trail},
+    body::{Body, BodyError, channel, full},
     call::Call,
-    compress::{self, Whole},
-    custom, delete,
+    compress, custom, delete,
+    ending::Open,
     error::{ApiError, Result},
     forms::Shown,
     forward::{self, Forwarded, Patience},
     gate::{Admitted, Peer},
     identity::Identity,
-    metrics::LongRunning,
     node_proxy,
     nonresource::Asked,
     passport::{self, Line},
@@ -46,70 +45,38 @@ impl Server {
         B::Data: Send,
         B::Error: Into<BodyError>,
     {
-        self.handle(request, Peer { trusted: Some(caller), ..Peer::default() }).await
+        self.handle(request, &Peer { trusted: Some(caller), ..Peer::default() }).await
     }
 
     /// Answers any request.
     pub(crate) async fn handle<B>(
         self: &Arc<Self>,
         mut request: Request<B>,
-        peer: Peer,
+        peer: &Peer,
     ) -> Response<Body>
     where
         B: http_body::Body + Send + 'static,
         B::Data: Send,
         B::Error: Into<BodyError>,
     {
-        let upgrade = request
-            .headers()
-            .contains_key(header::UPGRADE)
-            .then(|| hyper::upgrade::on(&mut request));
+        // What upgrades has no body; what has one goes on as it is, as if it had not asked.
+        let upgrades =
+            forward::asks_to_upgrade(request.headers()) && request.body().is_end_stream();
+        let upgrade = upgrades.then(|| hyper::upgrade::on(&mut request));
         let (mut head, body) = request.into_parts();
-        let mut record = Record::new(&head, peer.address);
+        let mut open = Open::new(self.clone(), Record::new(&head, peer.address));
         // Another server that this goes on to is to write of the same.
-        if let Ok(id) = HeaderValue::from_str(&record.id) {
+        if let Ok(id) = HeaderValue::from_str(&open.record.id) {
             head.headers.insert(audit::ID, id);
         }
-        let answered = self.answer(&head, body, &peer, upgrade, &mut record).await;
+        let answered = self.answer(&head, body, peer, upgrade, &mut open.record).await;
         let response = match answered {
             Ok(response) => response,
             Err(error) => answer::error_for(&error, &head.headers, head.uri.query()),
         };
-        tracing::debug!(method = %head.method, path = head.uri.path(), code = response.status().as_u16(), elapsed = ?record.started.elapsed(), "answered");
-        let response = self.finish(record, response);
+        tracing::debug!(method = %head.method, path = head.uri.path(), code = response.status().as_u16(), elapsed = ?open.record.started.elapsed(), "answered");
+        let response = open.answered(response);
         compress::compressed(&head.headers, response).await
-    }
-
-    /// Counts and writes down what came of a request.
-    fn finish(self: &Arc<Self>, record: Record, mut response: Response<Body>) -> Response<Body> {
-        let whole = response.extensions().get::<Whole>().map(|it| it.0.clone());
-        let (code, took) = (response.status(), record.started.elapsed());
-        let size = whole.as_ref().map(Bytes::len);
-        self.metrics.record(&record.labels, code.as_u16(), took, size);
-        if record.is_elsewhere {
-            return response;
-        }
-        if let Ok(id) = HeaderValue::from_str(&record.id) {
-            response.headers_mut().insert(audit::ID, id);
-        }
-        let wants_answer = record.trail.as_ref().is_some_and(Trail::wants_answer);
-        let outcome = Outcome { code, body: whole.filter(|_| wants_answer || !code.is_success()) };
-        let gauge = record.long_running(self).filter(|_| code.is_success());
-        let is_audited = self.audit.is_some() && record.trail.is_some();
-        if !record.goes_on() || !code.is_success() {
-            if let Some(audit) = &self.audit {
-                audit.write(&record, Stage::ResponseComplete, Some(&outcome));
-            }
-            return response;
-        }
-        if let Some(audit) = &self.audit {
-            audit.write(&record, Stage::ResponseStarted, Some(&outcome));
-        }
-        if gauge.is_none() && !is_audited {
-            return response;
-        }
-        let end = End { server: self.clone(), record, outcome, _gauge: gauge };
-        response.map(|body| body::with_end(body, end))
     }
 
     /// Answers from here or through another server; again, if what it is about moves meanwhile.
@@ -164,6 +131,7 @@ impl Server {
         record.is_elsewhere = false;
         let target = path::parse(head.uri.path())?;
         let query = Query::parse(head.uri.query());
+        let limit = deadline(&query);
         let line = Line { method: &head.method, uri: &head.uri };
         let admitted = self.admit(line, target, query, &head.headers, peer, record).await;
         if let (Err(error), Some(audit)) = (&admitted, &self.audit)
@@ -174,12 +142,9 @@ impl Server {
         let answer = match admitted? {
             Admitted::Elsewhere { caller, place } => {
                 record.is_elsewhere = true;
-                // What upgrades has no body; waiting for its end would be waiting for its client.
-                let bytes = match upgrade.is_some() {
-                    true => Bytes::new(),
-                    false => body.bytes().await?,
-                };
-                return self.forward(head, &bytes, upgrade, &caller, &place).await;
+                let bytes = within(limit?, body.bytes()).await?;
+                let address = record.address;
+                return self.forward(head, &bytes, upgrade, &caller, address, &place).await;
             }
             Admitted::Misdirected => {
                 record.is_elsewhere = true;
@@ -220,10 +185,7 @@ impl Server {
                     match admission::connect(self, &call).await {
                         Err(error) => Err(error),
                         Ok(()) if is_proxied => {
-                            let bytes = match upgrade.is_some() {
-                                true => Bytes::new(),
-                                false => body.bytes().await?,
-                            };
+                            let bytes = within(limit?, body.bytes()).await?;
                             proxy::serve(self, &call, head, bytes, upgrade).await
                         }
                         Ok(()) => {
@@ -239,19 +201,25 @@ impl Server {
                         if wants_body {
                             record.body = Some(body.clone());
                         }
-                        self.resource_answer(&call, &head.method, &body).await
+                        if matches!(call.verb, "get" | "list") {
+                            return self.resource_answer(&call, &head.method, &body).await;
+                        }
+                        // Who goes away ends the waiting, and not what has begun.
+                        let (server, method) = (self.clone(), head.method.clone());
+                        let task = self.tasks.spawn(async move {
+                            server.resource_answer(&call, &method, &body).await
+                        });
+                        task.await.unwrap_or_else(|error| Err(ApiError::internal(error)))
                     };
-                    let limit = deadline(&call.query)?;
-                    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
-                        let why = "Timeout: request did not complete within the allotted timeout";
-                        Err(ApiError::timeout(why, 1))
-                    })
+                    within(limit?, work).await
                 };
                 let warnings = remarks.warnings();
                 let is_told = warning.is_some() || !warnings.is_empty();
                 match answer {
                     // What is refused may have been warned about as well.
-                    Err(error) if is_told && !error.is_moving => Ok(answer::error(&error)),
+                    Err(error) if is_told && !error.is_moving => {
+                        Ok(answer::error_for(&error, &head.headers, head.uri.query()))
+                    }
                     other => other,
                 }
                 .map(|mut answer| {
@@ -294,7 +262,7 @@ impl Server {
                     call.served.place(&self.partitions, call.tenant()?, &call.namespace(), name);
                 let entry = read::get(&call.served, &*store, &call.key(name)?, name, at).await?;
                 let entry = self.show_entry(&call.served, entry).await?;
-                answer::object(call, StatusCode::OK, &for_caller(call, &entry.value))
+                answer::object(call, StatusCode::OK, &for_caller(call, &entry.value)?)
             }
             "list" => {
                 let options = ListOptions::parse(&call.query, resource)?;
@@ -305,7 +273,7 @@ impl Server {
                     read::list(self, &call.served, &places, &call.whose, &namespace, &options)
                         .await?;
                 for (_, entry) in &mut page.entries {
-                    entry.value = for_caller(call, &entry.value);
+                    entry.value = for_caller(call, &entry.value)?;
                 }
                 answer::list(call, &page)
             }
@@ -435,20 +403,12 @@ impl Server {
     }
 }
 
-/// An answer that goes on; dropped when it has ended.
-struct End {
-    server: Arc<Server>,
-    record: Record,
-    outcome: Outcome,
-    _gauge: Option<LongRunning>,
-}
-
-impl Drop for End {
-    fn drop(&mut self) {
-        if let Some(audit) = &self.server.audit {
-            audit.write(&self.record, Stage::ResponseComplete, Some(&self.outcome));
-        }
-    }
+/// What comes of `work`, if it comes in time.
+async fn within<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
+        let why = "Timeout: request did not complete within the allotted timeout";
+        Err(ApiError::timeout(why, 1))
+    })
 }
 
 fn written(call: &Call, written: write::Written) -> Result<Response<Body>> {
@@ -459,12 +419,12 @@ fn written(call: &Call, written: write::Written) -> Result<Response<Body>> {
 }
 
 /// What of an object its reader may see: tenants see of nodes only what placing pods needs.
-fn for_caller(call: &Call, json: &Bytes) -> Bytes {
+fn for_caller(call: &Call, json: &Bytes) -> Result<Bytes> {
     let resource = &call.served.resource;
     if call.identity.tenant.is_system() || resource.name != "nodes" || !resource.group.is_empty() {
-        return json.clone();
+        return Ok(json.clone());
     }
-    let Ok(mut node) = serde_json::from_slice::<Value>(json) else { return Bytes::new() };
+    let mut node: Value = serde_json::from_slice(json).map_err(ApiError::internal)?;
     if let Some(status) = node.get_mut("status").and_then(Value::as_object_mut) {
         status
             .retain(|field, _| matches!(field.as_str(), "conditions" | "nodeInfo" | "allocatable"));
@@ -475,5 +435,5 @@ fn for_caller(call: &Call, json: &Bytes) -> Bytes {
     let metadata = object::metadata_mut(&mut node);
     metadata.remove("annotations");
     metadata.remove("managedFields");
-    node.to_string().into()
+    Ok(node.to_string().into())
 }

@@ -16,6 +16,7 @@ mod compress;
 mod custom;
 mod delete;
 mod discovery;
+mod ending;
 pub mod error;
 mod forms;
 mod forward;

@@ -20,7 +20,7 @@ use crate::{
     body::{Body, BodyError, empty},
     call::Call,
     error::{ApiError, Result, chain},
-    read,
+    forward, read,
     websocket::{self, Messages},
 };
 
@@ -129,7 +129,8 @@ pub(crate) async fn serve(
     let mut response = Response::new(empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     *response.headers_mut() = answer.headers().clone();
-    server.splice(upgrade, hyper::upgrade::on(answer));
+    let lasting = server.splice(upgrade, hyper::upgrade::on(answer));
+    response.extensions_mut().insert(lasting);
     Ok(response)
 }
 
@@ -199,7 +200,7 @@ fn query(call: &Call, pod: &Value) -> String {
             out.append_pair(to, "1");
         }
     }
-    for key in ["command", "ports", "port"] {
+    for key in ["command", "ports"] {
         for value in call.query.all(key) {
             out.append_pair(key, value);
         }
@@ -252,5 +253,6 @@ fn passed_on(headers: &HeaderMap) -> HeaderMap {
             out.append(name.clone(), value.clone());
         }
     }
+    forward::strip_bearer(&mut out);
     out
 }

@@ -10,6 +10,8 @@
 //! * A passport counts only on a connection whose other end has proven to be a server.
 //! * What came with a passport is never sent on: a request travels once.
 
+use std::net::IpAddr;
+
 use insula_api::names::TenantName;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
@@ -70,6 +72,9 @@ pub(crate) struct Passport {
     /// Of the map that the first server went by.
     pub(crate) epoch: u64,
     pub(crate) caller: Caller,
+    /// Where the caller is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) address: Option<IpAddr>,
 }
 
 /// The key of passports.
@@ -118,6 +123,7 @@ impl Stamp {
         line: Line<'_>,
         epoch: u64,
         caller: &Caller,
+        address: Option<IpAddr>,
     ) -> Result<String, TokenError> {
         let now = jiff::Timestamp::now().as_second();
         let passport = Passport {
@@ -129,6 +135,7 @@ impl Stamp {
             target: line.target().into(),
             epoch,
             caller: caller.clone(),
+            address,
         };
         Ok(jsonwebtoken::encode(&Header::new(Algorithm::HS256), &passport, &self.encoding)?)
     }
@@ -186,7 +193,7 @@ mod tests {
         let stamp = Stamp::derive(b"secret").unwrap();
         let uri: Uri = "/api/v1/namespaces/default/pods?watch=true".parse().unwrap();
         let line = Line { method: &Method::GET, uri: &uri };
-        let text = stamp.sign("s1", "s2", line, 7, &caller()).unwrap();
+        let text = stamp.sign("s1", "s2", line, 7, &caller(), None).unwrap();
         let read = stamp.check(&text, "s1", "s2", line).unwrap();
         assert_eq!((read.epoch, read.caller.clone()), (7, caller()));
 

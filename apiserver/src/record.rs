@@ -56,6 +56,13 @@ pub(crate) struct Who {
     pub whose: Whose,
 }
 
+impl Who {
+    /// Whose credentials were shown.
+    pub(crate) fn behind(&self) -> &Identity {
+        self.impersonator.as_ref().unwrap_or(&self.identity)
+    }
+}
+
 /// The object of a request.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct About {

@@ -80,8 +80,10 @@ impl Server {
                 return Err(unreachable("it changed the protocol without being asked"));
             };
             let there = hyper::upgrade::on(&mut answer);
-            self.splice(client, there);
-            return Ok(Response::from_parts(answer.into_parts().0, empty()));
+            let lasting = self.splice(client, there);
+            let (mut head, _) = answer.into_parts();
+            head.extensions.insert(lasting);
+            return Ok(Response::from_parts(head, empty()));
         }
         let (mut head, body) = answer.into_parts();
         forward::strip_hop_by_hop(&mut head.headers);

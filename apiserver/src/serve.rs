@@ -208,13 +208,11 @@ impl Front {
         let stream = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await??;
         let certificate = stream.get_ref().1.peer_certificates().and_then(|it| it.first());
         let mut peer = Peer {
-            certificate: certificate.map(|it| it.to_vec()),
+            certificate: certificate.map(|it| Identity::from_certificate(it)),
             address: Some(from.to_canonical()),
             ..Peer::default()
         };
-        if let (Some(_), Some(der)) = (&self.peers, &peer.certificate)
-            && let Ok(identity) = Identity::from_certificate(der)
-        {
+        if let (Some(_), Some(Ok(identity))) = (&self.peers, &peer.certificate) {
             peer.server = identity.server().map(str::to_owned);
         }
         let is_server = peer.server.is_some();
@@ -279,7 +277,7 @@ impl Front {
             };
         }
         match self.server.get() {
-            Some(server) => server.handle(request, peer.clone()).await,
+            Some(server) => server.handle(request, peer).await,
             None => answer::error(&ApiError::unavailable("the server is starting")),
         }
     }

@@ -39,6 +39,8 @@ const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 const SEND_WITHIN: Duration = Duration::from_secs(60);
 /// Size from which pending events are sent, in bytes.
 const CHUNK: usize = 64 * 1024;
+/// The longest that a client may ask a watch to last, in seconds.
+const LONGEST: u64 = 30 * 24 * 3600;
 
 /// Everything a watch needs to run by itself.
 pub(crate) struct Watch {
@@ -139,6 +141,7 @@ impl Watch {
         let seconds = self
             .options
             .timeout_seconds
+            .map(|it| it.min(LONGEST))
             .unwrap_or_else(|| 1800 + rand::rng().random_range(0..1800));
         let deadline = Instant::now() + Duration::from_secs(seconds);
         let shutdown = self.shutdown.clone();
@@ -190,10 +193,14 @@ impl Watch {
                     let Some((name, events, progress)) = next else { return };
                     match events {
                         Ok(mut events) => {
-                            if let Err(error) = self.changes(&mut out, &name, &mut events).await {
-                                out.put_slice(&error_event(&error, self.shown.accept.encoding));
-                                send(sender, out.split().freeze()).await;
-                                return;
+                            match self.changes(&mut out, sender, &name, &mut events).await {
+                                Ok(true) => (),
+                                Ok(false) => return,
+                                Err(error) => {
+                                    out.put_slice(&error_event(&error, self.shown.accept.encoding));
+                                    send(sender, out.split().freeze()).await;
+                                    return;
+                                }
                             }
                             if let Ok(Some(revision)) = progress {
                                 self.advance(&name, revision);
@@ -218,19 +225,24 @@ impl Watch {
         }
     }
 
-    /// Encodes changes of one partition.
+    /// Encodes changes of one partition. False if the client takes no more.
     async fn changes(
         &mut self,
         out: &mut BytesMut,
+        sender: &Sender,
         name: &str,
         events: &mut [Arc<Event>],
-    ) -> Result<()> {
+    ) -> Result<bool> {
         self.show(events).await?;
         for event in events.iter() {
             self.change(out, event)?;
             self.advance(name, event.revision);
+            // Little waits for a slow client, however much happened at once.
+            if CHUNK < out.len() && !send(sender, out.split().freeze()).await {
+                return Ok(false);
+            }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Has changes look as this version shows objects.
@@ -260,17 +272,41 @@ impl Watch {
         }
         let resource = &self.shown.served.resource;
         let is = !event.deleted && self.matcher.matches(resource, &event.entry);
-        let was = match &event.previous {
-            Some(previous) => self.matcher.matches(resource, previous),
-            None => false,
-        };
+        let was = event.previous.as_ref().filter(|it| self.matcher.matches(resource, it));
         let kind = match (was, is) {
-            (false, true) => "ADDED",
-            (true, true) => "MODIFIED",
-            (true, false) => "DELETED",
-            (false, false) => return Ok(()),
+            (None, true) => "ADDED",
+            (Some(_), true) => "MODIFIED",
+            (Some(previous), false) if !event.deleted => {
+                // Who could see it as it was is not told what it has become.
+                let last = insula_partition::value::with_revision(&previous.value, event.revision);
+                return self.leaves(out, &last);
+            }
+            (Some(_), false) => "DELETED",
+            (None, false) => return Ok(()),
         };
         self.event(out, kind, &event.key, event.revision, &event.entry.value)
+    }
+
+    /// Tells of an object that selectors no longer match. No other watch tells of it so.
+    fn leaves(&mut self, out: &mut BytesMut, last: &Bytes) -> Result<()> {
+        let made = match self.shown.accept.form {
+            Form::Table => self.rows(last)?,
+            _ => self.shown.object(last)?,
+        };
+        self.put(out, "DELETED", &made);
+        Ok(())
+    }
+
+    fn rows(&mut self, value: &Bytes) -> Result<Bytes> {
+        let object: Value = serde_json::from_slice(value).map_err(ApiError::internal)?;
+        let columns = !std::mem::replace(&mut self.sent_columns, true);
+        Ok(self.shown.table(&[object], &json!({}), columns).to_string().into())
+    }
+
+    fn put(&self, out: &mut BytesMut, kind: &str, made: &Bytes) {
+        frame(out, self.shown.accept.encoding, kind, made);
+        self.sent.0.inc();
+        self.sent.1.inc_by(made.len() as u64);
     }
 
     fn event(
@@ -282,16 +318,10 @@ impl Watch {
         value: &Bytes,
     ) -> Result<()> {
         let made = match self.shown.accept.form {
-            Form::Table => {
-                let object: Value = serde_json::from_slice(value).map_err(ApiError::internal)?;
-                let columns = !std::mem::replace(&mut self.sent_columns, true);
-                self.shown.table(&[object], &json!({}), columns).to_string().into()
-            }
+            Form::Table => self.rows(value)?,
             _ => self.server.forms.of(&self.shown, key, revision, value)?,
         };
-        frame(out, self.shown.accept.encoding, kind, &made);
-        self.sent.0.inc();
-        self.sent.1.inc_by(made.len() as u64);
+        self.put(out, kind, &made);
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::{Bytes, BytesMut};
 use futures::{SinkExt as _, StreamExt as _};
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
 use tokio_tungstenite::{
@@ -21,7 +21,9 @@ use tokio_tungstenite::{
 use crate::{
     Server,
     body::{Body, empty},
+    ending::Lasting,
     error::{ApiError, Result},
+    forward,
 };
 
 /// A client that takes nothing for this long is gone.
@@ -31,7 +33,7 @@ const MAX_HEARD: usize = 64 * 1024;
 /// Longest event of a stream, in bytes.
 const MAX_EVENT: usize = 16 << 20;
 /// A protocol that is none: browsers can send a token in no other way.
-pub(crate) const TOKEN: &str = "base64url.bearer.authorization.k8s.io.";
+const TOKEN: &str = "base64url.bearer.authorization.k8s.io.";
 
 /// How a stream is cut into messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,11 +50,7 @@ pub(crate) enum Messages {
 
 /// Whether the client wants one.
 pub(crate) fn is_asked_for(headers: &HeaderMap) -> bool {
-    let has = |name: HeaderName, wanted: &str| {
-        let all = headers.get_all(name).into_iter().filter_map(|it| it.to_str().ok());
-        all.flat_map(|it| it.split(',')).any(|it| it.trim().eq_ignore_ascii_case(wanted))
-    };
-    has(header::UPGRADE, "websocket") && has(header::CONNECTION, "upgrade")
+    forward::lists(headers, header::UPGRADE, "websocket") && forward::asks_to_upgrade(headers)
 }
 
 /// The protocols that the client offers, but for a token.
@@ -77,9 +75,12 @@ pub(crate) fn serve(
     body: Body,
     messages: Messages,
 ) -> Result<Response<Body>> {
-    let response = accept(headers, offered(headers).next())?;
+    let mut response = accept(headers, offered(headers).next())?;
     let shutdown = server.shutdown.clone();
+    let lasting = Lasting::default();
+    response.extensions_mut().insert(lasting.clone());
     server.tasks.spawn(async move {
+        let _lasting = lasting;
         let upgraded = match upgrade.await {
             Ok(upgraded) => upgraded,
             Err(error) => return tracing::debug!(%error, "a connection was not upgraded"),

@@ -83,6 +83,7 @@ pub(crate) struct Running {
     /// Ends what servers say to each other, after storage has ended.
     closed: CancellationToken,
     tasks: TaskTracker,
+    audit_log: Option<Audit>,
 }
 
 /// What it takes to start one.
@@ -118,6 +119,7 @@ impl Running {
         };
         let tls = Tls::new(&material.ca, &material.server)?;
         let front = Front::new(tls, peers.clone(), shutdown.clone(), closed.clone());
+        let audit_log = audit.clone();
         let tasks = TaskTracker::new();
         tasks.spawn(front.clone().serve(listener));
 
@@ -154,7 +156,7 @@ impl Running {
             }
         };
         front.open(server.clone());
-        Ok(Self { server, front, partitions, closed, tasks })
+        Ok(Self { server, front, partitions, closed, tasks, audit_log })
     }
 
     /// Clients first, then storage, then the other servers: each can finish what it began. The
@@ -170,6 +172,12 @@ impl Running {
         self.tasks.close();
         if tokio::time::timeout(PATIENCE, self.tasks.wait()).await.is_err() {
             tracing::warn!("some connections did not end in time");
+        }
+        if let Some(log) = self.audit_log {
+            // It may wait for a disk.
+            if tokio::task::spawn_blocking(move || log.close()).await.is_err() {
+                tracing::error!("the audit log did not end cleanly");
+            }
         }
     }
 }

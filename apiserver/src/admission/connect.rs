@@ -4,7 +4,11 @@ use insula_api::schema::Gvk;
 use serde_json::{Map, Value};
 
 use super::{Admission, Operation};
-use crate::{Server, call::Call, error::Result};
+use crate::{
+    Server,
+    call::Call,
+    error::{ApiError, Result},
+};
 
 /// How an option is read from the query.
 #[derive(Clone, Copy)]
@@ -13,6 +17,8 @@ enum Form {
     Text,
     Texts,
     Numbers,
+    /// What of the URL is behind the subresource.
+    Rest,
 }
 
 const STREAMS: &[(&str, Form)] = &[
@@ -29,7 +35,7 @@ fn options_of(
     resource: &str,
     subresource: &str,
 ) -> Option<(&'static str, &'static [(&'static str, Form)])> {
-    const PROXY: &[(&str, Form)] = &[("path", Form::Text)];
+    const PROXY: &[(&str, Form)] = &[("path", Form::Rest)];
     Some(match (resource, subresource) {
         ("pods", "exec") => ("PodExecOptions", STREAMS),
         ("pods", "attach") => ("PodAttachOptions", &STREAMS[..5]),
@@ -44,6 +50,9 @@ fn options_of(
 /// Has the chain look at a connection that `call` opens.
 pub(crate) async fn connect(server: &Server, call: &Call) -> Result<()> {
     let resource = &call.served.resource;
+    if call.query.dry_run()? {
+        return Err(ApiError::bad_request("dryRun is not supported"));
+    }
     let Some((kind, fields)) = options_of(&resource.name, &call.path.subresource) else {
         return Ok(());
     };
@@ -56,6 +65,10 @@ pub(crate) async fn connect(server: &Server, call: &Call) -> Result<()> {
             Form::Flag => Some(Value::Bool(true)).filter(|_| call.query.flag(field)),
             Form::Text => call.query.get(field).map(Value::from),
             Form::Texts => Some(Value::from(texts)),
+            Form::Rest => {
+                let rest = call.path.rest.as_str();
+                Some(Value::from(if rest.is_empty() { "/" } else { rest }))
+            }
             Form::Numbers => {
                 let numbers = texts.iter().flat_map(|it| it.split(','));
                 Some(numbers.filter_map(|it| it.parse::<u16>().ok()).collect())
@@ -69,5 +82,11 @@ pub(crate) async fn connect(server: &Server, call: &Call) -> Result<()> {
         Admission::new(server, call, Operation::Connect, Gvk::new("", "v1", kind), None)?;
     let mut options = Value::Object(options);
     admission.mutate(&mut options).await?;
-    admission.validate(Some(&options)).await
+    admission.validate(Some(&options)).await?;
+    if admission.has_changed() {
+        // What was judged is not what would be opened.
+        let why = format!("the options of {} cannot be changed by admission", kind);
+        return Err(call.forbidden(&call.path.name, &why));
+    }
+    Ok(())
 }

@@ -3,36 +3,99 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, BufWriter, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    sync::Arc,
     thread,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use jiff::Timestamp;
+use parking_lot::{Condvar, Mutex};
 
 use super::Rotation;
 
-/// Lines that wait to be written. Who has another one waits then: nothing is left out.
-const WAITING: usize = 10_000;
+/// Bytes that wait to be written. Who has another line waits then: nothing is left out.
+const WAITING: usize = 64 << 20;
+/// How long the end of a server waits for what is not written yet.
+const CLOSE: Duration = Duration::from_secs(5);
 
 /// Writes lines from a thread of its own.
 #[derive(Debug, Clone)]
-pub(super) struct Log(SyncSender<String>);
+pub(super) struct Log(Arc<Queue>);
+
+/// Lines between those who have them and the thread that writes them.
+#[derive(Debug, Default)]
+struct Queue {
+    state: Mutex<State>,
+    /// Something came, or it is closed.
+    more: Condvar,
+    /// Something was taken, or all is written.
+    less: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    lines: Vec<String>,
+    bytes: usize,
+    is_closed: bool,
+    is_done: bool,
+}
 
 impl Log {
     /// Opens the file, and goes on at its end.
     pub(super) fn open(path: &Path, rotation: Rotation) -> io::Result<Self> {
         let mut file = Rotated::open(path, rotation)?;
-        let (sender, lines) = sync_channel(WAITING);
+        let queue = Arc::new(Queue::default());
+        let lines = queue.clone();
         thread::Builder::new().name("audit-log".into()).spawn(move || file.run(&lines))?;
-        Ok(Self(sender))
+        Ok(Self(queue))
     }
 
     pub(super) fn write(&self, line: String) {
-        if self.0.send(line).is_err() {
-            tracing::error!("the audit log is closed; an event is lost");
+        let mut state = self.0.state.lock();
+        while WAITING < state.bytes && !state.is_closed {
+            self.0.less.wait(&mut state);
         }
+        if state.is_closed {
+            return tracing::error!("the audit log is closed; an event is lost");
+        }
+        state.bytes += line.len();
+        state.lines.push(line);
+        self.0.more.notify_one();
+    }
+
+    /// Takes no more, and waits until all is written.
+    pub(super) fn close(&self) {
+        let mut state = self.0.state.lock();
+        state.is_closed = true;
+        self.0.more.notify_one();
+        self.0.less.notify_all();
+        let late = Instant::now() + CLOSE;
+        while !state.is_done {
+            if self.0.less.wait_until(&mut state, late).timed_out() {
+                return tracing::error!("audit events are lost: the log is not written in time");
+            }
+        }
+    }
+}
+
+impl Queue {
+    /// All lines that wait, as soon as there are any; `None` once it is closed.
+    fn take(&self) -> Option<Vec<String>> {
+        let mut state = self.state.lock();
+        while state.lines.is_empty() && !state.is_closed {
+            self.more.wait(&mut state);
+        }
+        state.bytes = 0;
+        self.less.notify_all();
+        let lines = std::mem::take(&mut state.lines);
+        (!lines.is_empty()).then_some(lines)
+    }
+
+    fn done(&self) {
+        self.state.lock().is_done = true;
+        self.less.notify_all();
     }
 }
 
@@ -48,33 +111,36 @@ struct Rotated {
 
 impl Rotated {
     fn open(path: &Path, rotation: Rotation) -> io::Result<Self> {
-        let file = OpenOptions::new().create(true).append(true).open(path)?;
+        // It tells who did what: that is for its owner.
+        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
         let size = file.metadata()?.len();
         let (path, last) = (path.to_owned(), Timestamp::UNIX_EPOCH);
         Ok(Self { path, rotation, file: BufWriter::new(file), size, last })
     }
 
-    fn run(&mut self, lines: &Receiver<String>) {
-        while let Ok(line) = lines.recv() {
-            let mut next = Some(line);
-            while let Some(line) = next {
+    fn run(&mut self, queue: &Queue) {
+        while let Some(lines) = queue.take() {
+            for line in lines {
                 if let Err(error) = self.write(&line) {
                     tracing::error!(%error, path = %self.path.display(), "an audit event is lost");
                 }
-                next = lines.try_recv().ok();
             }
             // Nobody is waiting: whoever reads the file sees all of it.
             if let Err(error) = self.file.flush() {
                 tracing::error!(%error, path = %self.path.display(), "audit events are lost");
             }
         }
+        queue.done();
     }
 
     fn write(&mut self, line: &str) -> io::Result<()> {
         let length = line.len() as u64 + 1;
         let limit = self.rotation.max_size;
         if 0 < limit && 0 < self.size && limit < self.size + length {
-            self.rotate()?;
+            if let Err(error) = self.rotate() {
+                // The old file goes on meanwhile.
+                tracing::error!(%error, path = %self.path.display(), "cannot turn over the audit log");
+            }
         }
         self.size += length;
         self.file.write_all(line.as_bytes())?;
@@ -90,7 +156,11 @@ impl Rotated {
             at += Duration::from_millis(1);
             old = self.aged(at);
         }
-        fs::rename(&self.path, &old)?;
+        match fs::rename(&self.path, &old) {
+            // Somebody took it away, or it could not be opened again the last time.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (),
+            other => other?,
+        }
         *self = Self { last: at, ..Self::open(&self.path, self.rotation)? };
         self.tidy()
     }

@@ -99,6 +99,11 @@ impl Audit {
         Ok(Self { policy: read, log })
     }
 
+    /// Waits until all is written; what comes now is lost.
+    pub fn close(&self) {
+        self.log.close();
+    }
+
     /// A request whose caller is known: from now on it is written down, if it is to be.
     pub(crate) fn received(&self, record: &mut Record) {
         if record.trail.is_some() {

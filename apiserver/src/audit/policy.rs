@@ -129,9 +129,10 @@ impl Rule {
         let who = subject.who;
         let of =
             |list: &[String], test: &dyn Fn(&Who) -> bool| list.is_empty() || who.is_some_and(test);
-        let named = of(&self.users, &|it| has(&self.users, &it.identity.user))
+        // Who acts, and not as whom.
+        let named = of(&self.users, &|it| has(&self.users, &it.behind().user))
             && of(&self.user_groups, &|it| {
-                it.identity.groups.iter().any(|group| has(&self.user_groups, group))
+                it.behind().groups.iter().any(|group| has(&self.user_groups, group))
             })
             && of(&self.tenants, &|it| {
                 it.whose.tenant().is_some_and(|it| has(&self.tenants, it.as_str()))

@@ -1,6 +1,6 @@
 //! Who asks, as far as what they bring proves it.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, net::IpAddr};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{HeaderMap, header};
@@ -9,7 +9,7 @@ use super::Peer;
 use crate::{
     Server,
     error::{ApiError, Result},
-    identity::{Identity, IdentityError},
+    identity::Identity,
     passport::{self, Caller, Line, PassportError},
     tokens::{API_AUDIENCE, Claims},
     websocket,
@@ -20,6 +20,8 @@ pub(super) struct Found {
     pub(super) caller: Caller,
     /// Another server proved it and sent the request on.
     pub(super) is_forwarded: bool,
+    /// Where it is.
+    pub(super) address: Option<IpAddr>,
 }
 
 impl Server {
@@ -33,18 +35,17 @@ impl Server {
         if let Some(passport) = headers.get(passport::HEADER) {
             return self.forwarded(line, passport, peer).map(Some);
         }
-        let known = |caller| Ok(Some(Found { caller, is_forwarded: false }));
+        let known = |caller| Ok(Some(Found { caller, is_forwarded: false, address: peer.address }));
         if let Some(identity) = &peer.trusted {
             return known(Caller::Identity(identity.clone()));
         }
-        if let Some(der) = &peer.certificate {
-            return match Identity::from_certificate(der) {
-                Ok(identity) => known(Caller::Identity(identity)),
-                Err(error) => {
-                    log_refusal(&error);
-                    Err(ApiError::unauthorized())
-                }
-            };
+        match &peer.certificate {
+            Some(Ok(identity)) => return known(Caller::Identity(identity.clone())),
+            Some(Err(error)) => {
+                tracing::info!(%error, "a client certificate was refused");
+                return Err(ApiError::unauthorized());
+            }
+            None => (),
         }
         let Some(token) = bearer(headers)? else { return Ok(None) };
         match self.keys.verify(&token, &[API_AUDIENCE]) {
@@ -69,7 +70,9 @@ impl Server {
         };
         let text = passport.to_str().map_err(|_| ApiError::only_for_servers())?;
         match self.keys.stamp().check(text, from, peers.own(), line) {
-            Ok(passport) => Ok(Found { caller: passport.caller, is_forwarded: true }),
+            Ok(passport) => {
+                Ok(Found { caller: passport.caller, is_forwarded: true, address: passport.address })
+            }
             Err(PassportError::Late { seconds }) => {
                 tracing::error!(from, seconds, "the clock of a server is behind ours");
                 Err(ApiError::unavailable(format!(
@@ -176,10 +179,6 @@ fn bearer(headers: &HeaderMap) -> Result<Option<Cow<'_, str>>> {
     }
     let token = URL_SAFE_NO_PAD.decode(encoded).ok().and_then(|it| String::from_utf8(it).ok());
     token.map(|it| Some(it.into())).ok_or_else(ApiError::unauthorized)
-}
-
-fn log_refusal(error: &IdentityError) {
-    tracing::info!(%error, "a client certificate was refused");
 }
 
 #[cfg(test)]

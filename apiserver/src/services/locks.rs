@@ -230,9 +230,8 @@ pub(super) async fn take(
 /// The service that a lock is held for.
 fn parent(held: &Value) -> Option<Owner> {
     let parent = &held["spec"]["parentRef"];
-    (object::text(parent, &["resource"]) == "services").then(|| {
-        Owner::new(object::text(parent, &["namespace"]), object::text(parent, &["name"]))
-    })
+    (object::text(parent, &["resource"]) == "services")
+        .then(|| Owner::new(object::text(parent, &["namespace"]), object::text(parent, &["name"])))
 }
 
 /// Whether nobody needs what is held.

@@ -72,7 +72,8 @@ impl<'a> At<'a> {
     pub(super) fn take_back(&mut self, below: &str, reason: Option<&str>) {
         let at = self.at(below);
         let own = self.errors.split_off(self.before);
-        let is_other = |it: &FieldError| it.field != at || reason.is_some_and(|why| it.reason != why);
+        let is_other =
+            |it: &FieldError| it.field != at || reason.is_some_and(|why| it.reason != why);
         self.errors.extend(own.into_iter().filter(is_other));
     }
 
