@@ -34,6 +34,8 @@ pub(crate) struct Call {
     pub query: Query,
     pub accept: Accept,
     pub headers: HeaderMap,
+    /// Nobody waits for the answer any longer.
+    pub until: tokio::time::Instant,
     /// What is said beside the answer.
     pub remarks: Arc<Remarks>,
 }

@@ -201,8 +201,18 @@ async fn delete_named(
         let Stored { object: old, managed } =
             Stored::parse(&entry.value).map_err(ApiError::internal)?;
         check_preconditions(call, name, &old, options)?;
+        // Rules see it as this version shows it.
+        let shown = match call.served.is_converted() {
+            false => None,
+            true => {
+                let mut shown = old.clone();
+                server.show_value(&call.served, &mut shown).await?;
+                Some(shown)
+            }
+        };
+        let judged = shown.as_ref().unwrap_or(&old);
         let admission =
-            Admission::delete(server, call, (namespace, name), &old, options.to_value())?;
+            Admission::delete(server, call, (namespace, name), judged, options.to_value())?;
         admission.mutate(&mut Value::Null).await?;
         admission.validate(None).await?;
         let mut new = old.clone();

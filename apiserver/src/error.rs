@@ -357,6 +357,13 @@ impl From<ProtoError> for ApiError {
 }
 
 /// Failures of the store whose meaning does not depend on the request.
+impl ApiError {
+    /// It took longer than the client, or the server, waits.
+    pub(crate) fn late() -> Self {
+        Self::timeout("Timeout: request did not complete within the allotted timeout", 1)
+    }
+}
+
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match &error {

@@ -28,7 +28,8 @@ use crate::{
     rbac::Attributes,
     record::{About, Record, Who},
     registry::{Nature, Whose},
-    request::Query,
+    remarks::Remarks,
+    request::{DEADLINE, Query, deadline},
 };
 
 use self::credentials::Found;
@@ -192,6 +193,7 @@ impl Server {
         {
             return Err(ApiError::unknown_resource());
         }
+        let patience = deadline(&query).unwrap_or(DEADLINE);
         let mut call = Call {
             identity,
             whose: whose.clone(),
@@ -201,7 +203,8 @@ impl Server {
             query,
             accept: Accept::JSON,
             headers: headers.clone(),
-            remarks: std::sync::Arc::default(),
+            until: tokio::time::Instant::now() + patience,
+            remarks: std::sync::Arc::new(Remarks::new(self.audit.is_some())),
         };
         let mut attributes = attributes(&call, verb);
         if matches!(&*call.path.subresource, "exec" | "attach" | "portforward") {

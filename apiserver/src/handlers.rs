@@ -144,7 +144,8 @@ impl Server {
                 record.is_elsewhere = true;
                 let bytes = within(limit?, body.bytes()).await?;
                 let address = record.address;
-                return self.forward(head, &bytes, upgrade, &caller, address, &place).await;
+                let sent = self.forward(head, &bytes, upgrade, &caller, address, &place);
+                return Box::pin(sent).await;
             }
             Admitted::Misdirected => {
                 record.is_elsewhere = true;
@@ -157,7 +158,7 @@ impl Server {
                     audit.received(record);
                 }
                 let identity = identity.as_ref();
-                self.other(Asked { head, identity, whose: &whose, path: &path }).await
+                Box::pin(self.other(Asked { head, identity, whose: &whose, path: &path })).await
             }
             Admitted::Resource(call) => {
                 record.admitted(&call);
@@ -182,18 +183,19 @@ impl Server {
                     matches!(&*call.path.subresource, "log" | "exec" | "attach" | "portforward");
                 let is_proxied = call.path.subresource == "proxy";
                 let answer = if streams || is_proxied {
-                    match admission::connect(self, &call).await {
+                    match Box::pin(admission::connect(self, &call)).await {
                         Err(error) => Err(error),
                         Ok(()) if is_proxied => {
                             let bytes = within(limit?, body.bytes()).await?;
-                            proxy::serve(self, &call, head, bytes, upgrade).await
+                            Box::pin(proxy::serve(self, &call, head, bytes, upgrade)).await
                         }
                         Ok(()) => {
-                            node_proxy::serve(self, &call, head.method.clone(), upgrade).await
+                            Box::pin(node_proxy::serve(self, &call, head.method.clone(), upgrade))
+                                .await
                         }
                     }
                 } else if call.verb == "watch" {
-                    self.watch(*call, upgrade).await
+                    Box::pin(self.watch(*call, upgrade)).await
                 } else {
                     let _under_way = self.metrics.under_way(&record.labels);
                     let work = async {
@@ -201,8 +203,8 @@ impl Server {
                         if wants_body {
                             record.body = Some(body.clone());
                         }
-                        if matches!(call.verb, "get" | "list") {
-                            return self.resource_answer(&call, &head.method, &body).await;
+                        if matches!(call.verb, "get" | "list") && is_plain(&call) {
+                            return self.read(&call).await;
                         }
                         // Who goes away ends the waiting, and not what has begun.
                         let (server, method) = (self.clone(), head.method.clone());
@@ -255,28 +257,7 @@ impl Server {
                 answer::made(call, StatusCode::CREATED, &review)
             }
             "create" => written(call, write::create(self, call, body).await?),
-            "get" => {
-                let name = &call.path.name;
-                let at = read::read_at(call.query.get("resourceVersion").unwrap_or_default())?;
-                let (_, store) =
-                    call.served.place(&self.partitions, call.tenant()?, &call.namespace(), name);
-                let entry = read::get(&call.served, &*store, &call.key(name)?, name, at).await?;
-                let entry = self.show_entry(&call.served, entry).await?;
-                answer::object(call, StatusCode::OK, &for_caller(call, &entry.value)?)
-            }
-            "list" => {
-                let options = ListOptions::parse(&call.query, resource)?;
-                let namespace = call.namespace();
-                let places =
-                    call.served.places(&self.partitions, &call.whose, &namespace, &options);
-                let mut page =
-                    read::list(self, &call.served, &places, &call.whose, &namespace, &options)
-                        .await?;
-                for (_, entry) in &mut page.entries {
-                    entry.value = for_caller(call, &entry.value)?;
-                }
-                answer::list(call, &page)
-            }
+            "get" | "list" => self.read(call).await,
             "update" => written(call, write::update(self, call, body).await?),
             "patch" => written(call, write::patch(self, call, body).await?),
             "delete" => {
@@ -303,6 +284,29 @@ impl Server {
             }
             _ => Err(ApiError::method_not_allowed()),
         }
+    }
+
+    /// Answers a read of an object, or of a list.
+    async fn read(&self, call: &Call) -> Result<Response<Body>> {
+        let resource = &call.served.resource;
+        if call.verb == "list" {
+            let options = ListOptions::parse(&call.query, resource)?;
+            let namespace = call.namespace();
+            let places = call.served.places(&self.partitions, &call.whose, &namespace, &options);
+            let mut page =
+                read::list(self, &call.served, &places, &call.whose, &namespace, &options).await?;
+            for (_, entry) in &mut page.entries {
+                entry.value = for_caller(call, &entry.value)?;
+            }
+            return answer::list(call, &page);
+        }
+        let name = &call.path.name;
+        let at = read::read_at(call.query.get("resourceVersion").unwrap_or_default())?;
+        let (_, store) =
+            call.served.place(&self.partitions, call.tenant()?, &call.namespace(), name);
+        let entry = read::get(&call.served, &*store, &call.key(name)?, name, at).await?;
+        let entry = self.show_entry(&call.served, entry).await?;
+        answer::object(call, StatusCode::OK, &for_caller(call, &entry.value)?)
     }
 
     async fn subresource(
@@ -403,12 +407,15 @@ impl Server {
     }
 }
 
+/// Whether a call is about stored objects themselves.
+fn is_plain(call: &Call) -> bool {
+    let resource = &call.served.resource;
+    call.path.subresource.is_empty() && resource.has_verb(call.verb)
+}
+
 /// What comes of `work`, if it comes in time.
 async fn within<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
-        let why = "Timeout: request did not complete within the allotted timeout";
-        Err(ApiError::timeout(why, 1))
-    })
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(ApiError::late()))
 }
 
 fn written(call: &Call, written: write::Written) -> Result<Response<Body>> {

@@ -16,6 +16,7 @@ use insula_partition::{
 use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::{identity::Identity, registry::Whose};
 
@@ -304,7 +305,16 @@ impl Policy {
 /// Compiled policies, each good as long as the collections it was made from do not change.
 #[derive(Debug, Default)]
 pub(crate) struct Policies {
-    cache: Mutex<HashMap<TenantName, (Sources, Arc<Policy>)>>,
+    cache: Mutex<HashMap<TenantName, Known>>,
+}
+
+/// A policy, and what it was made from.
+#[derive(Debug, Clone)]
+struct Known {
+    sources: Sources,
+    /// Of the tenant's own part of them.
+    digest: u64,
+    policy: Arc<Policy>,
 }
 
 /// Snapshots of the four collections that a policy is made from.
@@ -334,6 +344,21 @@ impl Sources {
             && self.roles.is_same(&other.roles)
             && self.bindings.is_same(&other.bindings)
     }
+
+    /// What changes with any object of `tenant`, and with nobody else's.
+    fn digest(&self, tenant: &TenantName) -> u64 {
+        let prefix = format!("{tenant}/");
+        let mut hasher = Xxh3Default::new();
+        for each in [&self.cluster_roles, &self.cluster_bindings, &self.roles, &self.bindings] {
+            for (key, entry) in each.range(&prefix, None) {
+                hasher.update(key.as_bytes());
+                hasher.update(&entry.modified.0.to_le_bytes());
+            }
+            // One collection's end is not the next one's beginning.
+            hasher.update(&[0xff]);
+        }
+        hasher.digest()
+    }
 }
 
 impl Policies {
@@ -344,13 +369,18 @@ impl Policies {
         store: &dyn Store,
     ) -> Result<Arc<Policy>, StoreError> {
         let sources = Sources::read(store).await?;
-        if let Some((known, policy)) = self.cache.lock().get(tenant)
-            && known.is_same(&sources)
-        {
-            return Ok(policy.clone());
+        let known = self.cache.lock().get(tenant).cloned();
+        if let Some(known) = known.as_ref().filter(|it| it.sources.is_same(&sources)) {
+            return Ok(known.policy.clone());
         }
-        let policy = Arc::new(compile(tenant, &sources));
-        self.cache.lock().insert(tenant.clone(), (sources, policy.clone()));
+        // Others of the partition change theirs as well: what they do is not paid for here.
+        let digest = sources.digest(tenant);
+        let policy = match known.filter(|it| it.digest == digest) {
+            Some(known) => known.policy,
+            None => Arc::new(compile(tenant, &sources)),
+        };
+        let known = Known { sources, digest, policy: policy.clone() };
+        self.cache.lock().insert(tenant.clone(), known);
         Ok(policy)
     }
 }
@@ -437,6 +467,8 @@ fn collect(name: &str, roles: &HashMap<&str, Role>, out: &mut Vec<Rule>, depth: 
 
 #[cfg(test)]
 mod tests {
+    use insula_partition::{snapshot::Entry, store::Revision};
+
     use super::*;
 
     fn rule(verbs: &[&str], groups: &[&str], resources: &[&str], names: &[&str]) -> Rule {
@@ -458,6 +490,28 @@ mod tests {
             name: name.into(),
             ..Attributes::default()
         }
+    }
+
+    #[test]
+    fn a_policy_depends_on_its_own_tenant() {
+        let of = |all: &[(&str, u64)]| {
+            let entries = all.iter().map(|(key, revision)| {
+                let entry = Entry { value: "{}".into(), modified: Revision(*revision) };
+                (Arc::from(*key), entry)
+            });
+            let none = || Snapshot::of(Collection::new(GROUP, "x"), Revision(0), []);
+            Sources {
+                cluster_roles: Snapshot::of(Collection::new(GROUP, "x"), Revision(0), entries),
+                cluster_bindings: none(),
+                roles: none(),
+                bindings: none(),
+            }
+        };
+        let acme = TenantName::parse("acme").unwrap();
+        let digest = of(&[("acme//a", 1), ("globex//a", 2)]).digest(&acme);
+        assert_eq!(of(&[("acme//a", 1), ("globex//a", 3)]).digest(&acme), digest);
+        assert_ne!(of(&[("acme//a", 4), ("globex//a", 2)]).digest(&acme), digest);
+        assert_ne!(of(&[("acme//a", 1), ("acme//b", 2)]).digest(&acme), digest);
     }
 
     #[test]

@@ -52,7 +52,8 @@ impl std::fmt::Debug for Served {
 /// All served resources.
 #[derive(Debug)]
 pub(crate) struct Registry {
-    by_path: HashMap<(String, String, String), Arc<Served>>,
+    /// In all groups and versions.
+    by_name: HashMap<String, Vec<Arc<Served>>>,
     in_order: Vec<Arc<Served>>,
 }
 
@@ -60,20 +61,20 @@ impl Registry {
     /// The built-in resources.
     pub(crate) fn built_in() -> Self {
         let schema = Schema::built_in();
-        let mut registry = Self { by_path: HashMap::new(), in_order: Vec::new() };
+        let mut registry = Self { by_name: HashMap::new(), in_order: Vec::new() };
         for resource in resources::built_in() {
             let Some(schema_type) = schema.by_kind(&resource.gvk()) else { continue };
             let nature = Nature::BuiltIn(schema_type);
             let served = Arc::new(Served::new(Arc::new(resource.clone()), nature));
-            let key = (resource.group.clone(), resource.version.clone(), resource.name.clone());
-            registry.by_path.insert(key, served.clone());
+            registry.by_name.entry(resource.name.clone()).or_default().push(served.clone());
             registry.in_order.push(served);
         }
         registry
     }
 
     pub(crate) fn get(&self, group: &str, version: &str, name: &str) -> Option<&Arc<Served>> {
-        self.by_path.get(&(group.to_owned(), version.to_owned(), name.to_owned()))
+        let of_name = self.by_name.get(name)?;
+        of_name.iter().find(|it| it.resource.group == group && it.resource.version == version)
     }
 
     /// Whether a group is one of the built-in ones.
@@ -83,11 +84,8 @@ impl Registry {
 
     /// The resource in whatever version it is kept.
     pub(crate) fn any_version(&self, group: &str, name: &str) -> Option<&Arc<Served>> {
-        let wanted = self
-            .in_order
-            .iter()
-            .filter(|it| it.resource.group == group && it.resource.name == name);
-        wanted.min_by_key(|it| it.other.is_some())
+        let of_group = self.by_name.get(name)?.iter().filter(|it| it.resource.group == group);
+        of_group.min_by_key(|it| it.other.is_some())
     }
 
     /// In discovery order.

@@ -8,17 +8,28 @@ use parking_lot::Mutex;
 /// Longest warning, and most bytes of all of one answer.
 const MAX_WARNING: usize = 256;
 const MAX_WARNINGS: usize = 4096;
-/// Most annotations of one request.
+/// Most annotations of one request, and the most bytes of one.
 const MAX_ANNOTATIONS: usize = 256;
+const MAX_ANNOTATION: usize = 10 * 1024;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Remarks {
     warnings: Mutex<Vec<String>>,
-    annotations: Mutex<BTreeMap<String, String>>,
+    /// `None` if nobody reads them.
+    annotations: Option<Mutex<BTreeMap<String, String>>>,
+}
+
+/// Keeps at most `limit` bytes of `text`, in whole characters.
+fn cut(text: &mut String, limit: usize) {
+    text.truncate(text.floor_char_boundary(limit));
 }
 
 impl Remarks {
+    pub(crate) fn new(is_audited: bool) -> Self {
+        Self { warnings: Mutex::default(), annotations: is_audited.then(Mutex::default) }
+    }
+
     /// Tells the client something, once.
     pub(crate) fn warn(&self, warning: impl Into<String>) {
         let mut warning = warning.into();
@@ -29,19 +40,23 @@ impl Remarks {
         let total: usize = warnings.iter().map(String::len).sum();
         if MAX_WARNINGS < total + warning.len() {
             // What is long is told shortly, so that the others are told as well.
-            let end = (0..=MAX_WARNING).rev().find(|end| warning.is_char_boundary(*end));
-            warning.truncate(end.unwrap_or(0).min(warning.len()));
+            cut(&mut warning, MAX_WARNING);
         }
         if total + warning.len() <= MAX_WARNINGS && !warnings.contains(&warning) {
             warnings.push(warning);
         }
     }
 
-    /// Tells the audit log something. What was said first stays.
-    pub(crate) fn annotate(&self, key: impl Into<String>, value: impl Into<String>) {
-        let mut annotations = self.annotations.lock();
+    /// Tells the audit log something, if there is one. What was said first stays.
+    pub(crate) fn annotate(&self, key: impl Into<String>, value: impl FnOnce() -> String) {
+        let Some(annotations) = &self.annotations else { return };
+        let mut annotations = annotations.lock();
         if annotations.len() < MAX_ANNOTATIONS {
-            annotations.entry(key.into()).or_insert_with(|| value.into());
+            annotations.entry(key.into()).or_insert_with(|| {
+                let mut value = value();
+                cut(&mut value, MAX_ANNOTATION);
+                value
+            });
         }
     }
 
@@ -52,7 +67,7 @@ impl Remarks {
 
     /// The annotations so far.
     pub(crate) fn annotations(&self) -> BTreeMap<String, String> {
-        self.annotations.lock().clone()
+        self.annotations.as_ref().map(|it| it.lock().clone()).unwrap_or_default()
     }
 }
 
@@ -76,9 +91,13 @@ mod tests {
 
     #[test]
     fn the_first_annotation_stays() {
-        let remarks = Remarks::default();
-        remarks.annotate("k", "1");
-        remarks.annotate("k", "2");
-        assert_eq!(remarks.annotations().get("k").map(String::as_str), Some("1"));
+        let remarks = Remarks::new(true);
+        remarks.annotate("k", || "1".into());
+        remarks.annotate("k", || "2".into());
+        remarks.annotate("long", || "ä".repeat(100_000));
+        let said = remarks.annotations();
+        assert_eq!(said["k"], "1");
+        assert_eq!(said["long"].len(), MAX_ANNOTATION);
+        Remarks::new(false).annotate("k", || panic!("nobody reads it"));
     }
 }

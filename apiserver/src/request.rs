@@ -234,7 +234,7 @@ fn shortened(text: &str) -> serde_json::Value {
 }
 
 /// How long an ordinary request may take.
-const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// How long this request may take: less than usual, if it says so.
 pub(crate) fn deadline(query: &Query) -> Result<Duration> {

@@ -103,11 +103,24 @@ impl Admission<'_> {
         resource: &str,
         namespace: &str,
     ) -> Result<Vec<Value>> {
+        Ok(self.first(group, resource, namespace, usize::MAX).await?.0)
+    }
+
+    /// At most `limit` of them, and how many there are.
+    pub(super) async fn first(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        limit: usize,
+    ) -> Result<(Vec<Value>, usize)> {
         let served = self.served(group, resource)?;
         let tenant = self.tenant()?;
         let snapshot = self.server.at_hand(served, tenant, namespace, ReadAt::Any).await?;
         let prefix = registry::key(tenant, namespace, "");
-        let found = snapshot.range(&prefix, None);
-        found.map(|(_, it)| object::parse(&it.value).map_err(ApiError::internal)).collect()
+        let found = snapshot.range(&prefix, None).take(limit);
+        let found: Result<_> =
+            found.map(|(_, it)| object::parse(&it.value).map_err(ApiError::internal)).collect();
+        Ok((found?, snapshot.range(&prefix, None).count()))
     }
 }

@@ -347,6 +347,16 @@ impl<'a> Admission<'a> {
         Ok(())
     }
 
+    /// Lets others have their turn between two steps of what may take long, and ends it when
+    /// nobody waits for it any more.
+    pub(crate) async fn go_on(&self) -> Result<()> {
+        tokio::task::yield_now().await;
+        match self.call.until < tokio::time::Instant::now() {
+            true => Err(ApiError::late()),
+            false => Ok(()),
+        }
+    }
+
     async fn mutate_once(&self, it: &mut Value) -> Result<()> {
         for plugin in CHAIN.iter().filter(|plugin| plugin.handles(self)) {
             let done = match plugin.mutate {

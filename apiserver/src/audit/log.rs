@@ -136,11 +136,13 @@ impl Rotated {
     fn write(&mut self, line: &str) -> io::Result<()> {
         let length = line.len() as u64 + 1;
         let limit = self.rotation.max_size;
-        if 0 < limit && 0 < self.size && limit < self.size + length {
-            if let Err(error) = self.rotate() {
-                // The old file goes on meanwhile.
-                tracing::error!(%error, path = %self.path.display(), "cannot turn over the audit log");
-            }
+        if 0 < limit
+            && 0 < self.size
+            && limit < self.size + length
+            && let Err(error) = self.rotate()
+        {
+            // The old file goes on meanwhile.
+            tracing::error!(%error, path = %self.path.display(), "cannot turn over the log");
         }
         self.size += length;
         self.file.write_all(line.as_bytes())?;

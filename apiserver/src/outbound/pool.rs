@@ -169,8 +169,13 @@ impl Pool {
         let pool = Arc::downgrade(self);
         tokio::spawn(async move {
             let ready = tokio::time::timeout(IDLE, sender.ready()).await;
-            if let (Ok(Ok(())), Some(pool)) = (ready, pool.upgrade()) {
-                pool.idle.lock().put(key, sender);
+            let (Ok(Ok(())), Some(kept)) = (ready, pool.upgrade()) else { return };
+            kept.idle.lock().put(key, sender);
+            drop(kept);
+            // Nobody may come for it.
+            tokio::time::sleep(IDLE + Duration::from_millis(1)).await;
+            if let Some(pool) = pool.upgrade() {
+                pool.idle.lock().sweep();
             }
         });
     }

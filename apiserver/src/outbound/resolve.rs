@@ -6,6 +6,7 @@
 use http::Uri;
 use insula_api::{names::TenantName, object};
 use insula_partition::store::ReadAt;
+use memchr::memmem::Finder;
 use serde_json::Value;
 
 use super::{Destination, OutboundError, Place};
@@ -41,7 +42,8 @@ impl Server {
         port: &str,
     ) -> Result<Vec<String>, OutboundError> {
         let failed = |error: ApiError| OutboundError::Lookup(error.message);
-        let service = self.find(tenant, "", "services", namespace, name).await.map_err(failed)?;
+        let service =
+            self.at_a_glance(tenant, "services", namespace, name).await.map_err(failed)?;
         let service = service.ok_or_else(|| OutboundError::NoService(name.to_owned()))?;
         match object::text(&service, &["spec", "type"]) {
             "ExternalName" => {
@@ -65,7 +67,7 @@ impl Server {
         let mut addresses =
             self.of_slices(tenant, namespace, name, port_name).await.map_err(failed)?;
         if addresses.is_empty() {
-            let found = self.find(tenant, "", "endpoints", namespace, name).await;
+            let found = self.at_a_glance(tenant, "endpoints", namespace, name).await;
             addresses =
                 found.map_err(failed)?.map_or_else(Vec::new, |it| of_endpoints(&it, port_name));
         }
@@ -80,6 +82,20 @@ impl Server {
         }
     }
 
+    /// An object of the core group, from memory.
+    async fn at_a_glance(
+        &self,
+        tenant: &TenantName,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Value>, ApiError> {
+        match self.registry.any_version("", resource) {
+            Some(served) => self.glance(served, tenant, namespace, name).await,
+            None => Ok(None),
+        }
+    }
+
     async fn of_slices(
         &self,
         tenant: &TenantName,
@@ -90,10 +106,14 @@ impl Server {
         let Some(served) = self.registry.any_version("discovery.k8s.io", "endpointslices") else {
             return Ok(Vec::new());
         };
-        let (_, store) = served.place(&self.partitions, tenant, namespace, "");
-        let snapshot = store.read(&served.collection, ReadAt::Latest).await?;
         let mut addresses = Vec::new();
+        let snapshot = self.at_hand(served, tenant, namespace, ReadAt::Any).await?;
+        let named = Finder::new(service);
         for (_, entry) in snapshot.range(&registry::key(tenant, namespace, ""), None) {
+            // Most are of other services, and need not be read.
+            if named.find(&entry.value).is_none() {
+                continue;
+            }
             let slice = object::parse(&entry.value).map_err(ApiError::internal)?;
             let labels = object::metadata(&slice).get("labels");
             if labels.and_then(|it| it.get(SERVICE_LABEL)).and_then(Value::as_str) == Some(service)

@@ -60,13 +60,15 @@ impl Trust {
 
     /// Trusts whoever answers, as `insecureSkipTLSVerify` asks for.
     pub(crate) fn anybody() -> Self {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let verifier = Arc::new(Anybody(provider.clone()));
-        let config = ClientConfig::builder()
-            .dangerous()
-            .with_custom_certificate_verifier(verifier)
-            .with_no_client_auth();
-        Self { config: Arc::new(config), id: 1 }
+        static CONFIG: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
+            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+            let config = ClientConfig::builder()
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
+                .with_no_client_auth();
+            Arc::new(config)
+        });
+        Self { config: CONFIG.clone(), id: 1 }
     }
 
     pub(crate) fn config(&self) -> Arc<ClientConfig> {

@@ -51,7 +51,7 @@ impl Hook {
         let response =
             review::response(&body, version, &uid, is_mutating).map_err(Failure::Unreachable)?;
         for (key, value) in response.audit_annotations.iter().flatten() {
-            let value = value.as_str().unwrap_or_default();
+            let value = || value.as_str().unwrap_or_default().to_owned();
             admission.call.remarks.annotate(format!("{}/{key}", self.name), value);
         }
         for warning in response.warnings.iter().flatten() {
@@ -74,7 +74,10 @@ impl Hook {
             .map_err(|error| Failure::Unreachable(format!("could not get REST client: {error}")))?;
         let mut shown = Place::unresolved(destination);
         shown.path = format!("{}?{timeout}", shown.path);
-        let place = server.resolve(tenant, destination).await;
+        let late = |place: &Place| failed(place, OutboundError::Late);
+        let until = tokio::time::Instant::now() + self.timeout;
+        let place = tokio::time::timeout_at(until, server.resolve(tenant, destination)).await;
+        let place = place.map_err(|_| late(&shown))?;
         let mut place = place.map_err(|error| failed(&shown, error))?;
         place.path.clone_from(&shown.path);
         let request = Request::builder()
@@ -85,8 +88,8 @@ impl Hook {
             .body(Full::new(body))
             .map_err(|_| failed(&place, OutboundError::Url))?;
         let exchange = server.exchange_outbound(tenant, &place, trust, request, MAX_ANSWER);
-        let answer = tokio::time::timeout(self.timeout, exchange).await;
-        let answer = answer.unwrap_or(Err(OutboundError::Late));
+        let answer = tokio::time::timeout_at(until, exchange).await;
+        let answer = answer.map_err(|_| late(&place))?;
         let answer = answer.map_err(|error| failed(&place, error))?;
         match answer.status() {
             code if code.is_success() => Ok(answer.into_body()),

@@ -14,6 +14,7 @@ use insula_api::selector::LabelSelector;
 use insula_custom::definition::ClientConfig;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use self::ask::Failure;
 use super::{
@@ -31,6 +32,9 @@ use crate::{
     outbound::{OutboundError, Trust},
     patch,
 };
+
+/// Most webhooks that one request is shown to at once.
+const AT_ONCE: usize = 16;
 
 /// One webhook, as it is written.
 #[derive(Debug, Default, Deserialize)]
@@ -75,12 +79,12 @@ pub(super) struct Hook {
 pub(super) type Hooks = Vec<Hook>;
 
 /// Compiles a configuration.
-pub(super) fn compile(configuration: &Value) -> Hooks {
+pub(super) fn compile(configuration: &Value) -> Result<Hooks, serde_json::Error> {
     let name = insula_api::object::name(configuration);
     let uid = insula_api::object::uid(configuration);
     let list = configuration.get("webhooks").and_then(Value::as_array);
-    let each = list.into_iter().flatten().filter_map(|it| Written::deserialize(it).ok());
-    each.enumerate().map(|(index, it)| Hook::new(name, format!("{uid}/{index}"), it)).collect()
+    let each = list.into_iter().flatten().map(Written::deserialize).enumerate();
+    each.map(|(index, it)| Ok(Hook::new(name, format!("{uid}/{index}"), it?))).collect()
 }
 
 impl Hook {
@@ -220,7 +224,7 @@ pub(super) fn mutate<'a>(
                     let key = format!(
                         "failed-open.mutation.webhook.admission.k8s.io/round_{round}_index_{index}"
                     );
-                    admission.call.remarks.annotate(key, hook.name.as_str());
+                    admission.call.remarks.annotate(key, || hook.name.clone());
                     false
                 }
                 Err(Failure::Unreachable(why)) => return Err(hook.failed(&why)),
@@ -258,17 +262,21 @@ async fn mutate_by(
         patch::run(&mut patched, operations).map_err(|error| ApiError::internal(error.message))?;
         changed = admission.take(meant, &shown.object, patched, it).await?;
         let key = format!("patch.webhook.admission.k8s.io/round_{round}_index_{index}");
-        let told = json!({
-            "configuration": hook.configuration, "webhook": hook.name, "patch": operations,
-            "patchType": "JSONPatch",
+        admission.call.remarks.annotate(key, || {
+            let told = json!({
+                "configuration": hook.configuration, "webhook": hook.name, "patch": operations,
+                "patchType": "JSONPatch",
+            });
+            told.to_string()
         });
-        admission.call.remarks.annotate(key, told.to_string());
     }
     let key = format!("mutation.webhook.admission.k8s.io/round_{round}_index_{index}");
-    let told = json!({
-        "configuration": hook.configuration, "webhook": hook.name, "mutated": changed,
+    admission.call.remarks.annotate(key, || {
+        let told = json!({
+            "configuration": hook.configuration, "webhook": hook.name, "mutated": changed,
+        });
+        told.to_string()
     });
-    admission.call.remarks.annotate(key, told.to_string());
     Ok(changed)
 }
 
@@ -286,7 +294,10 @@ pub(super) fn validate<'a>(
                 asked.push((hook, meant));
             }
         }
+        // What each is asked is made when its turn comes.
+        let turns = &Semaphore::new(AT_ONCE);
         let each = asked.iter().enumerate().map(|(index, (hook, meant))| async move {
+            let _turn = turns.acquire().await;
             match validate_by(admission, hook, meant, it).await {
                 Ok(()) => Ok(()),
                 Err(Failure::Refused(error)) => Err(error),
@@ -295,7 +306,7 @@ pub(super) fn validate<'a>(
                     let key = format!(
                         "failed-open.validating.webhook.admission.k8s.io/round_0_index_{index}"
                     );
-                    admission.call.remarks.annotate(key, hook.name.as_str());
+                    admission.call.remarks.annotate(key, || hook.name.clone());
                     Ok(())
                 }
                 Err(Failure::Unreachable(why)) => Err(hook.failed(&why)),

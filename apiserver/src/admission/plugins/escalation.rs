@@ -54,7 +54,8 @@ async fn check_new(admission: &Admission<'_>, new: &Value) -> Result<()> {
         }
         let rules = new.get("rules").cloned().unwrap_or_else(|| json!([]));
         let aggregates = new.get("aggregationRule").is_some_and(|it| !it.is_null());
-        let mut rules: Vec<rbac::Rule> = serde_json::from_value(rules).unwrap_or_default();
+        let mut rules: Vec<rbac::Rule> = serde_json::from_value(rules)
+            .map_err(|error| call.forbidden(object::name(new), &error.to_string()))?;
         if aggregates {
             // What it will gather later is not known, so only those who have all may make one.
             rules.push(rbac::Rule::everything());

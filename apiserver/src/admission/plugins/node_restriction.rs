@@ -160,15 +160,46 @@ fn of_mirror(node: &str, pod: &Value) -> Option<String> {
         ));
     }
     let spec = &pod["spec"];
-    let has = |kind: &str| list(spec, "volumes").any(|it| it.get(kind).is_some());
-    let used = [
-        ("configMap", "configmaps"),
-        ("secret", "secrets"),
+    let what = kept_by_the_api(spec)?;
+    Some(format!("node {node:?} can not create pods that reference {what}"))
+}
+
+/// What of the API's objects a pod needs, beside accounts and secrets, if anything.
+fn kept_by_the_api(spec: &Value) -> Option<&'static str> {
+    const VOLUMES: &[(&str, &str)] = &[
+        ("configMap", "configmaps (via configmap volumes)"),
+        ("secret", "secrets (via secret volumes)"),
+        ("csi", "csidrivers (via CSI volumes)"),
+        ("glusterfs", "endpoints (via glusterFS volumes)"),
         ("persistentVolumeClaim", "persistentvolumeclaims"),
-        ("projected", "secrets"),
+        ("ephemeral", "persistentvolumeclaims (via ephemeral volumes)"),
+        ("azureFile", "secrets (via azureFile volumes)"),
     ];
-    let used = used.iter().find(|(kind, _)| has(kind)).map(|(_, what)| *what);
-    used.map(|what| format!("node {node:?} can not create pods that reference {what}"))
+    let maps = ["containers", "initContainers", "ephemeralContainers"]
+        .into_iter()
+        .flat_map(|field| list(spec, field))
+        .any(|container| {
+            let of_env = |it: &Value| it.pointer("/valueFrom/configMapKeyRef").is_some();
+            list(container, "env").any(of_env)
+                || list(container, "envFrom").any(|it| it.get("configMapRef").is_some())
+        });
+    if maps {
+        return Some("configmaps");
+    }
+    if list(spec, "resourceClaims").next().is_some() {
+        return Some("resourceclaims");
+    }
+    for volume in list(spec, "volumes") {
+        if let Some((_, what)) = VOLUMES.iter().find(|(kind, _)| volume.get(kind).is_some()) {
+            return Some(what);
+        }
+        let sources = volume.get("projected").into_iter().flat_map(|it| list(it, "sources"));
+        // Whatever comes later is taken for something that the API keeps.
+        if sources.into_iter().any(|it| it.get("downwardAPI").is_none()) {
+            return Some("objects of the API (via projected volumes)");
+        }
+    }
+    None
 }
 
 fn of_node(admission: &Admission<'_>, node: &str, it: Option<&Value>) -> Option<String> {

@@ -198,6 +198,7 @@ async fn run(
                 return Ok(None);
             }
         }
+        admission.go_on().await?;
         let made = evaluate(admission, &policy.compiled, mutation, &context, param.as_ref(), meant);
         match made {
             Ok(Some(made)) => {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use insula_api::object;
+use insula_api::{object, selector::Selector};
 use insula_partition::store::ReadAt;
 use serde_json::Value;
 
@@ -87,8 +87,7 @@ pub(super) async fn find(
                 Ok(selector) => selector,
                 Err(error) => return unusable(&error.to_string()),
             };
-            let all = all_of(admission, served, namespace).await?;
-            all.into_iter().filter(|it| is_labelled(&selector, it)).collect::<Vec<_>>()
+            selected(admission, served, namespace, &selector).await?
         }
     };
     if MAX_PARAMS < list.len() {
@@ -103,10 +102,28 @@ pub(super) async fn find(
     Ok(Found::All(list))
 }
 
-async fn all_of(admission: &Admission<'_>, served: &Served, namespace: &str) -> Result<Vec<Value>> {
+/// Those that a selector matches: one more than there may be, at most.
+async fn selected(
+    admission: &Admission<'_>,
+    served: &Served,
+    namespace: &str,
+    selector: &Selector,
+) -> Result<Vec<Value>> {
     let tenant = admission.tenant()?;
     let snapshot = admission.server.at_hand(served, tenant, namespace, ReadAt::Any).await?;
     let prefix = registry::key(tenant, namespace, "");
-    let found = snapshot.range(&prefix, None);
-    found.map(|(_, it)| object::parse(&it.value).map_err(ApiError::internal)).collect()
+    let mut found = Vec::new();
+    for (index, (_, entry)) in snapshot.range(&prefix, None).enumerate() {
+        if index % 100 == 99 {
+            admission.go_on().await?;
+        }
+        let it = object::parse(&entry.value).map_err(ApiError::internal)?;
+        if is_labelled(selector, &it) {
+            found.push(it);
+        }
+        if MAX_PARAMS < found.len() {
+            break;
+        }
+    }
+    Ok(found)
 }

@@ -168,7 +168,10 @@ fn kinds_of<'a>(constraints: &MatchResources, all: &[&'a Arc<Served>]) -> Vec<&'
                 && rule.api_versions.contains(&resource.version)
                 && rule.resources.contains(&resource.name)
         };
-        for served in all.iter().filter(is_named).take(MAX_KINDS) {
+        for served in all.iter().filter(is_named) {
+            if MAX_KINDS <= found.len() {
+                break;
+            }
             let kind = served.resource.gvk();
             if names.insert((kind.group, kind.version, kind.kind)) {
                 found.push(*served);

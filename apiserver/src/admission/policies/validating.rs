@@ -132,6 +132,7 @@ async fn run(
             }
         };
         for param in found.each() {
+            admission.go_on().await?;
             let outcome = evaluate(admission, policy, context, param);
             for denial in &outcome.denials {
                 let error = act(admission, it, entry, binding, denial);
@@ -151,7 +152,7 @@ async fn run(
         }
     }
     for (key, values) in annotations {
-        admission.call.remarks.annotate(format!("{}/{key}", entry.name), values.join(", "));
+        admission.call.remarks.annotate(format!("{}/{key}", entry.name), || values.join(", "));
     }
     Ok(refused)
 }
@@ -176,13 +177,15 @@ fn act(
                 policy.name, binding.name, denial.message
             )),
             "Audit" => {
-                let value = json!([{
-                    "message": denial.message, "policy": policy.name, "binding": binding.name,
-                    "expressionIndex": denial.index,
-                    "validationActions": binding.compiled.actions,
-                }]);
                 let key = "validation.policy.admission.k8s.io/validation_failure";
-                admission.call.remarks.annotate(key, value.to_string());
+                admission.call.remarks.annotate(key, || {
+                    let value = json!([{
+                        "message": denial.message, "policy": policy.name,
+                        "binding": binding.name, "expressionIndex": denial.index,
+                        "validationActions": binding.compiled.actions,
+                    }]);
+                    value.to_string()
+                });
             }
             _ => (),
         }

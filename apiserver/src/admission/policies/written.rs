@@ -171,10 +171,10 @@ impl Declared {
     }
 }
 
-/// Compiles a policy. What is wrong with it shows when it is asked.
-pub(in crate::admission) fn compile(policy: &Value) -> Policy {
+/// Compiles a policy. What is wrong with its expressions shows when they are asked.
+pub(in crate::admission) fn compile(policy: &Value) -> Result<Policy, serde_json::Error> {
     let spec = policy.get("spec").unwrap_or(&Value::Null);
-    let written = WrittenPolicy::deserialize(spec).unwrap_or_default();
+    let written = WrittenPolicy::deserialize(spec)?;
     let params = written.param_kind.is_some();
     let mut whole = Declared::new(declared(Has { params, authorizer: true }));
     let mut quiet = Declared::new(declared(Has { params, authorizer: false }));
@@ -203,7 +203,7 @@ pub(in crate::admission) fn compile(policy: &Value) -> Policy {
     let annotation = |it: WrittenAnnotation| {
         (it.key, whole.compile(it.value_expression.trim(), Wants::TextOrNull))
     };
-    Policy {
+    Ok(Policy {
         conditions: Conditions::new(&written.match_conditions, fails, params),
         params: written.param_kind,
         matching: Matching::new(written.match_constraints.unwrap_or_default()),
@@ -213,7 +213,7 @@ pub(in crate::admission) fn compile(policy: &Value) -> Policy {
         variables,
         fails,
         is_reinvoked: written.reinvocation_policy.as_deref() == Some("IfNeeded"),
-    }
+    })
 }
 
 impl Policy {
@@ -291,15 +291,15 @@ pub(in crate::admission) struct Binding {
 }
 
 /// Compiles a binding.
-pub(in crate::admission) fn compile_binding(binding: &Value) -> Binding {
+pub(in crate::admission) fn compile_binding(binding: &Value) -> Result<Binding, serde_json::Error> {
     let spec = binding.get("spec").unwrap_or(&Value::Null);
-    let written = WrittenBinding::deserialize(spec).unwrap_or_default();
-    Binding {
+    let written = WrittenBinding::deserialize(spec)?;
+    Ok(Binding {
         policy_name: written.policy_name,
         params: written.param_ref,
         matching: written.match_resources.map(Matching::new),
         actions: written.validation_actions,
-    }
+    })
 }
 
 impl Binding {

@@ -15,6 +15,8 @@ use crate::admission::{
 };
 
 /// Most annotations of one policy, and the longest expression of one, in bytes.
+/// Most variables, validations or mutations of one policy: all are evaluated at every request.
+const MAX_EXPRESSIONS: usize = 256;
 const MAX_ANNOTATIONS: usize = 20;
 const MAX_ANNOTATION: usize = 5 * 1024;
 
@@ -50,12 +52,19 @@ fn policy(it: &Value, old: Option<&Value>, findings: &mut Findings) -> Compiler 
         let conditions = list(spec, "matchConditions");
         rules::conditions(conditions, kind.is_some(), "spec.matchConditions", findings);
     }
+    for field in ["variables", "validations", "mutations"] {
+        let n_items = list(spec, field).len();
+        if MAX_EXPRESSIONS < n_items {
+            let path = format!("spec.{field}");
+            findings.0.push(FieldError::too_many(path, n_items, MAX_EXPRESSIONS));
+        }
+    }
     let params = kind.is_some();
     let mut compiler = Compiler {
         whole: Declared::new(declared(Has { params, authorizer: true })),
         quiet: Declared::new(declared(Has { params, authorizer: false })),
     };
-    for (index, it) in list(spec, "variables").iter().enumerate() {
+    for (index, it) in list(spec, "variables").iter().take(MAX_EXPRESSIONS).enumerate() {
         let path = format!("spec.variables[{index}]");
         let (name, source) = (text(it, "name"), text(it, "expression"));
         if name.trim().is_empty() {
@@ -139,7 +148,7 @@ pub(super) fn validating(it: &Value, old: Option<&Value>, findings: &mut Finding
         findings.required("spec.auditAnnotations", why);
         return;
     }
-    for (index, it) in validations.iter().enumerate() {
+    for (index, it) in validations.iter().take(MAX_EXPRESSIONS).enumerate() {
         validation(it, &compiler, &format!("spec.validations[{index}]"), findings);
     }
     let path = "spec.auditAnnotations";

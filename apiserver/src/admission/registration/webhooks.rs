@@ -47,9 +47,16 @@ impl Demands {
     }
 }
 
+/// Most webhooks of one configuration: each may be asked at every request.
+const MAX_WEBHOOKS: usize = 100;
+
 /// A configuration of either kind.
 pub(super) fn check(it: &Value, old: Option<&Value>, is_mutating: bool, findings: &mut Findings) {
     let hooks = list(it, "webhooks");
+    if MAX_WEBHOOKS < hooks.len() {
+        findings.0.push(FieldError::too_many("webhooks", hooks.len(), MAX_WEBHOOKS));
+        return;
+    }
     let demands = Demands::new(hooks, old.map(|it| list(it, "webhooks")));
     let mut names: Vec<&str> = Vec::new();
     for (index, hook) in hooks.iter().enumerate() {

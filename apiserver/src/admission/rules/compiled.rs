@@ -4,7 +4,11 @@
 //! the moment: whoever made one finds it in force with the next request. A tenant without any
 //! keeps nothing here and pays one look into an ordered map.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use insula_api::{names::TenantName, object};
 use insula_partition::{
@@ -14,7 +18,11 @@ use insula_partition::{
 use parking_lot::Mutex;
 use serde_json::Value;
 
-use crate::{Server, error::Result, registry};
+use crate::{
+    Server,
+    error::{ApiError, Result},
+    registry,
+};
 
 const GROUP: &str = "admissionregistration.k8s.io";
 
@@ -33,12 +41,26 @@ pub(in crate::admission) type Entries<T> = Arc<[Arc<Entry<T>>]>;
 #[derive(Debug)]
 pub(in crate::admission) struct Compiled<T> {
     resource: &'static str,
-    compile: fn(&Value) -> T,
-    tenants: Mutex<HashMap<TenantName, (Snapshot, Entries<T>)>>,
+    compile: Compile<T>,
+    tenants: Mutex<HashMap<TenantName, Known<T>>>,
 }
 
+/// How an object is compiled.
+type Compile<T> = fn(&Value) -> Result<T, serde_json::Error>;
+
+/// What was compiled for a tenant, from what, and when it was last asked for.
+#[derive(Debug, Clone)]
+struct Known<T> {
+    at: Snapshot,
+    entries: Entries<T>,
+    used: Instant,
+}
+
+/// Who asked nothing for so long is forgotten.
+const KEPT: Duration = Duration::from_secs(600);
+
 impl<T> Compiled<T> {
-    pub(in crate::admission) fn new(resource: &'static str, compile: fn(&Value) -> T) -> Self {
+    pub(in crate::admission) fn new(resource: &'static str, compile: Compile<T>) -> Self {
         Self { resource, compile, tenants: Mutex::default() }
     }
 
@@ -54,38 +76,41 @@ impl<T> Compiled<T> {
         let snapshot = server.at_hand(served, tenant, "", ReadAt::Any).await?;
         let prefix = registry::key(tenant, "", "");
         if snapshot.range(&prefix, None).next().is_none() {
+            self.tenants.lock().remove(tenant);
             return Ok(None);
         }
-        let known = self.tenants.lock().get(tenant).cloned();
-        let known = match known {
-            Some((at, entries)) if at.is_same(&snapshot) => return Ok(Some(entries)),
-            Some((_, entries)) => entries,
+        let known = match self.tenants.lock().get_mut(tenant) {
+            Some(known) if known.at.is_same(&snapshot) => {
+                known.used = Instant::now();
+                return Ok(Some(known.entries.clone()));
+            }
+            Some(known) => known.entries.clone(),
             None => Arc::from([]),
         };
+        let known: HashMap<&str, &Arc<Entry<T>>> =
+            known.iter().map(|it| (it.name.as_str(), it)).collect();
         let mut entries = Vec::new();
         for (key, entry) in snapshot.range(&prefix, None) {
             let name = key.strip_prefix(&prefix).unwrap_or_default();
-            let same = known.iter().find(|it| it.name == name && it.modified == entry.modified);
+            let same = known.get(name).filter(|it| it.modified == entry.modified);
             entries.push(match same {
-                Some(same) => same.clone(),
+                Some(same) => Arc::clone(same),
                 None => {
-                    let it =
-                        object::parse(&entry.value).map_err(crate::error::ApiError::internal)?;
-                    let (modified, compiled) = (entry.modified, (self.compile)(&it));
+                    let it = object::parse(&entry.value).map_err(ApiError::internal)?;
+                    let compiled = (self.compile)(&it).map_err(|error| {
+                        // A guard that cannot be read guards everything.
+                        ApiError::internal(format!("{} {name:?}: {error}", self.resource))
+                    })?;
+                    let modified = entry.modified;
                     Arc::new(Entry { name: name.to_owned(), modified, compiled })
                 }
             });
         }
         let entries: Entries<T> = entries.into();
         let mut tenants = self.tenants.lock();
-        // Who has none any more is forgotten, sooner or later.
-        tenants.retain(|other, (at, _)| {
-            other == tenant || !at.is_same(&snapshot) || {
-                let prefix = registry::key(other, "", "");
-                snapshot.range(&prefix, None).next().is_some()
-            }
-        });
-        tenants.insert(tenant.clone(), (snapshot, entries.clone()));
+        tenants.retain(|_, it| it.used.elapsed() < KEPT);
+        let known = Known { at: snapshot, entries: entries.clone(), used: Instant::now() };
+        tenants.insert(tenant.clone(), known);
         Ok(Some(entries))
     }
 }

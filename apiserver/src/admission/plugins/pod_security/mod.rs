@@ -94,12 +94,13 @@ fn evaluate(
     let remarks = &admission.call.remarks;
     let audited = checks::run(policy.audit, pod);
     if !audited.is_empty() {
-        let why = format!("would violate PodSecurity \"{}\": {}", policy.audit, told(&audited));
-        remarks.annotate("pod-security.kubernetes.io/audit-violations", why);
+        remarks.annotate("pod-security.kubernetes.io/audit-violations", || {
+            format!("would violate PodSecurity \"{}\": {}", policy.audit, told(&audited))
+        });
     }
     if let Some(it) = enforced {
-        let standard = policy.enforce.to_string();
-        remarks.annotate("pod-security.kubernetes.io/enforce-policy", standard);
+        let key = "pod-security.kubernetes.io/enforce-policy";
+        remarks.annotate(key, || policy.enforce.to_string());
         let findings = checks::run(policy.enforce, pod);
         if !findings.is_empty() {
             let (standard, told) = (policy.enforce, told(&findings));
@@ -163,11 +164,10 @@ async fn warnings(
     namespace: &str,
     standard: Standard,
 ) -> Result<Vec<String>> {
-    let pods = admission.all("", "pods", namespace).await?;
-    let n_pods = pods.len();
+    let (pods, n_pods) = admission.first("", "pods", namespace, MAX_PODS).await?;
     // By what is wrong: the first pod of it, and how many there are.
     let mut found: BTreeMap<String, (String, usize)> = BTreeMap::new();
-    for pod in pods.iter().take(MAX_PODS) {
+    for pod in &pods {
         let findings = checks::run(standard, &Pod::of(pod));
         if findings.is_empty() {
             continue;
