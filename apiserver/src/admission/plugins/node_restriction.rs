@@ -167,8 +167,8 @@ fn of_mirror(node: &str, pod: &Value) -> Option<String> {
 /// What of the API's objects a pod needs, beside accounts and secrets, if anything.
 fn kept_by_the_api(spec: &Value) -> Option<&'static str> {
     const VOLUMES: &[(&str, &str)] = &[
-        ("configMap", "configmaps (via configmap volumes)"),
-        ("secret", "secrets (via secret volumes)"),
+        ("configMap", "configmaps"),
+        ("secret", "secrets"),
         ("csi", "csidrivers (via CSI volumes)"),
         ("glusterfs", "endpoints (via glusterFS volumes)"),
         ("persistentVolumeClaim", "persistentvolumeclaims"),
@@ -374,6 +374,13 @@ mod tests {
             of_mirror("n", &secret).unwrap(),
             "node \"n\" can not create pods that reference secrets"
         );
+        let mut claim = pod.clone();
+        claim["spec"]["volumes"] = json!([{"name": "v", "ephemeral": {}}]);
+        assert!(of_mirror("n", &claim).is_some());
+        let mut own = pod.clone();
+        own["spec"]["volumes"] =
+            json!([{"name": "v", "projected": {"sources": [{"downwardAPI": {}}]}}]);
+        assert_eq!(of_mirror("n", &own), None);
         let mut orphan = pod;
         orphan["metadata"]["ownerReferences"] = json!([]);
         assert!(of_mirror("n", &orphan).unwrap().contains("an owner reference set to itself"));
