@@ -21,6 +21,7 @@ pub mod error;
 mod forms;
 mod forward;
 mod gate;
+mod gather;
 mod handlers;
 mod health;
 pub mod identity;

@@ -32,6 +32,7 @@ use crate::{
     body::Body,
     error::ApiError,
     gate::Peer,
+    gather::gather,
     identity::Identity,
     payload,
     peers::{self, HttpPeers},
@@ -242,27 +243,36 @@ impl Front {
                 .initial_connection_window_size(32 << 20)
                 .max_header_list_size(1 << 20);
         }
+        let (stream, gathering) = gather(stream);
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
         let end = if is_server { &self.closed } else { &self.shutdown };
         let mut is_renewed = false;
-        loop {
+        let ended = loop {
+            let running = async { connection.as_mut().await.map_err(io::Error::other) };
             tokio::select! {
-                ended = connection.as_mut() => return ended.map_err(io::Error::other),
-                () = end.cancelled() => break,
+                ended = gathering.drive(running) => break Some(ended),
+                () = end.cancelled() => break None,
                 // What is under way goes on, for as long as it likes.
-                () = renewed.cancelled(), if !is_renewed => {
-                    is_renewed = true;
-                    connection.as_mut().graceful_shutdown();
+                () = renewed.cancelled(), if !is_renewed => is_renewed = true,
+            }
+            connection.as_mut().graceful_shutdown();
+        };
+        let ended = match ended {
+            Some(ended) => ended,
+            None => {
+                connection.as_mut().graceful_shutdown();
+                let patience = if is_server { Duration::from_millis(100) } else { DRAIN };
+                let running = async { connection.await.map_err(io::Error::other) };
+                match tokio::time::timeout(patience, gathering.drive(running)).await {
+                    Ok(ended) => ended,
+                    Err(_) => return Ok(()),
                 }
             }
-        }
-        connection.as_mut().graceful_shutdown();
-        let patience = if is_server { Duration::from_millis(100) } else { DRAIN };
-        match tokio::time::timeout(patience, connection).await {
-            Ok(ended) => ended.map_err(io::Error::other),
-            Err(_) => Ok(()),
-        }
+        };
+        // What it said last.
+        tokio::time::timeout(DRAIN, gathering.finish()).await??;
+        ended
     }
 
     async fn answer(&self, request: hyper::Request<Incoming>, peer: &Peer) -> Response<Body> {

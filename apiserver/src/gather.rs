@@ -1,0 +1,233 @@
+//! One write to the socket for all that a connection has to say at a moment.
+//!
+//! HTTP/2 flushes after every frame: a hundred watches of one connection that are told of one
+//! change would cost a hundred TLS records, system calls and packets. Here a flush only marks the
+//! end of a frame; what was written goes out when the connection has nothing more to say for now,
+//! which its task knows, or when much has come together.
+//!
+//! # Invariants
+//!
+//! * Whenever [`Gathering`] waits, all that was written is with the socket, or the task is
+//!   woken as soon as the socket takes more.
+//! * Once a connection has been handed over to another protocol every flush is one again.
+
+use std::{
+    future::poll_fn,
+    io::{self, IoSlice},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf as _, BytesMut};
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// So much comes together at most, in bytes.
+const LIMIT: usize = 64 * 1024;
+/// What is as long as this, and comes first, is not copied.
+const LONG: usize = 16 * 1024;
+/// So much memory an idle connection may keep.
+const KEPT: usize = 2 * 1024;
+
+/// Both ends of a stream whose writes are gathered: one for whoever writes, one to drive it.
+pub(crate) fn gather<S>(stream: S) -> (Gathered<S>, Gathering<S>) {
+    let state = State { stream, out: BytesMut::new(), is_driven: true };
+    let state = Arc::new(Mutex::new(state));
+    (Gathered(state.clone()), Gathering(state))
+}
+
+struct State<S> {
+    stream: S,
+    out: BytesMut,
+    /// Somebody takes care that what was written goes out.
+    is_driven: bool,
+}
+
+impl<S: AsyncWrite + Unpin> State<S> {
+    fn drain(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.out.is_empty() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(context, &self.out))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.out.advance(written);
+        }
+        if KEPT < self.out.capacity() {
+            self.out = BytesMut::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn flush(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.drain(context))?;
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+}
+
+/// The stream, for whoever speaks over it.
+pub(crate) struct Gathered<S>(Arc<Mutex<State<S>>>);
+
+impl<S: AsyncRead + Unpin> AsyncRead for Gathered<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0.lock().stream).poll_read(context, into)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(context, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let state = &mut *self.0.lock();
+        let length: usize = slices.iter().map(|it| it.len()).sum();
+        if !state.out.is_empty() && LIMIT < state.out.len() + length {
+            ready!(state.drain(context))?;
+        }
+        if state.out.is_empty() && LONG <= length {
+            return Pin::new(&mut state.stream).poll_write_vectored(context, slices);
+        }
+        slices.iter().for_each(|it| state.out.extend_from_slice(it));
+        Poll::Ready(Ok(length))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let state = &mut *self.0.lock();
+        match state.is_driven {
+            true => Poll::Ready(Ok(())),
+            false => state.flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let state = &mut *self.0.lock();
+        ready!(state.drain(context))?;
+        Pin::new(&mut state.stream).poll_shutdown(context)
+    }
+}
+
+/// What sends what was gathered.
+pub(crate) struct Gathering<S>(Arc<Mutex<State<S>>>);
+
+impl<S: AsyncWrite + Unpin> Gathering<S> {
+    /// Runs `connection`, which speaks over the other end, and sends what it says. What it says
+    /// last goes out with [`Gathering::finish`].
+    pub(crate) async fn drive<F: Future>(&self, connection: F) -> F::Output {
+        let mut connection = pin!(connection);
+        poll_fn(|context| {
+            let outcome = connection.as_mut().poll(context);
+            // An error shows with the next write, or read, of whoever speaks.
+            let _ = self.0.lock().flush(context);
+            outcome
+        })
+        .await
+    }
+
+    /// Sends the rest. From now on every flush is one.
+    pub(crate) async fn finish(self) -> io::Result<()> {
+        poll_fn(|context| self.0.lock().flush(context)).await
+    }
+}
+
+impl<S> Drop for Gathering<S> {
+    fn drop(&mut self) {
+        self.0.lock().is_driven = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    /// Counts writes.
+    struct Counted<S>(S, usize);
+
+    impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.1 += 1;
+            Pin::new(&mut self.0).poll_write(context, bytes)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(context)
+        }
+
+        fn poll_shutdown(
+            mut self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+        ) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_shutdown(context)
+        }
+    }
+
+    #[tokio::test]
+    async fn frames_of_one_moment_go_out_together() {
+        let (near, mut far) = tokio::io::duplex(1 << 20);
+        let (mut writer, gathering) = gather(Counted(near, 0));
+        let speak = async {
+            for n in 0..100_u8 {
+                writer.write_all(&[n; 10]).await.unwrap();
+                writer.flush().await.unwrap();
+            }
+        };
+        gathering.drive(speak).await;
+        assert_eq!(gathering.0.lock().stream.1, 1);
+        gathering.finish().await.unwrap();
+        let mut got = vec![0; 1000];
+        far.read_exact(&mut got).await.unwrap();
+        assert!(
+            got.chunks(10).enumerate().all(|(n, it)| it.iter().all(|it| usize::from(*it) == n))
+        );
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_bounded_and_complete() {
+        let (near, mut far) = tokio::io::duplex(1000);
+        let (mut writer, gathering) = gather(near);
+        let sent: Vec<u8> = (0..1_000_000_u32).map(|it| it.to_le_bytes()[0]).collect();
+        let all = sent.clone();
+        let task = tokio::spawn(async move {
+            let state = gathering.0.clone();
+            let speak = async {
+                for chunk in all.chunks(777) {
+                    writer.write_all(chunk).await.unwrap();
+                    writer.flush().await.unwrap();
+                    assert!(state.lock().out.len() <= LIMIT);
+                }
+            };
+            gathering.drive(speak).await;
+            gathering.finish().await.unwrap();
+            // Nobody drives any more.
+            writer.write_all(b"end").await.unwrap();
+            writer.flush().await.unwrap();
+            writer.shutdown().await.unwrap();
+        });
+        let mut got = Vec::new();
+        far.read_to_end(&mut got).await.unwrap();
+        task.await.unwrap();
+        assert!(got[..sent.len()] == sent[..] && got[sent.len()..] == *b"end");
+    }
+}
