@@ -70,6 +70,12 @@ impl Watcher {
         Self { feed, wakeups, after, shard: None }
     }
 
+    /// Has `wrap` stand between the watcher and what it waits on. Call it before anything is read.
+    pub fn through(mut self, wrap: impl FnOnce(Arc<dyn Feed>) -> Arc<dyn Feed>) -> Self {
+        self.feed = wrap(self.feed);
+        self
+    }
+
     /// Narrows what is watched to what belongs to `shard`: moves of others no longer end it.
     /// All events still come; it is the caller who leaves out those of others.
     ///
