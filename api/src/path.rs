@@ -158,6 +158,28 @@ fn standard(parts: &[&str], path: &str) -> Result<Target, PathError> {
     Ok(Target { tenant, place: Place::Resource(found) })
 }
 
+/// A path without what names its tenant: the standard path of the same object, as it was written.
+///
+/// Of objects that are not built in; `insula.io` has tenants of its own.
+pub fn standard_form(path: &str) -> String {
+    let mut parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    let is = |part: Option<&&str>, name: &str| {
+        part.is_some_and(|it| decode_segment(it).is_ok_and(|it| it == name))
+    };
+    if is(parts.first(), "tenants") && 1 < parts.len() {
+        parts.drain(..2);
+    }
+    let mut at = if is(parts.first(), "apis") { 3 } else { 2 };
+    if is(parts.get(at), "watch") && at + 1 < parts.len() {
+        at += 1;
+    }
+    if is(parts.get(at), "tenants") && at + 1 < parts.len() {
+        parts.drain(at..at + 2);
+    }
+    let slash = if path.ends_with('/') && !parts.is_empty() { "/" } else { "" };
+    format!("/{}{slash}", parts.join("/"))
+}
+
 /// `api/v1/tenants/t` without its tenant, for discovery of a group version in the full form.
 fn without_tenant<'a>(parts: &[&'a str]) -> Vec<&'a str> {
     let end = parts.iter().position(|part| *part == "tenants").unwrap_or(parts.len());
@@ -309,7 +331,39 @@ mod tests {
         assert!(matches!(parse("/tenants/Bad!/api/v1/pods"), Err(PathError::Tenant(_))));
     }
 
+    #[test]
+    fn the_tenant_is_taken_out() {
+        for (path, expected) in [
+            (
+                "/apis/g.x/v1/namespaces/n/flunders/a%20b",
+                "/apis/g.x/v1/namespaces/n/flunders/a%20b",
+            ),
+            ("/tenants/acme/apis/g.x/v1/flunders/", "/apis/g.x/v1/flunders/"),
+            (
+                "/apis/g.x/v1/tenants/acme/namespaces/n/flunders",
+                "/apis/g.x/v1/namespaces/n/flunders",
+            ),
+            ("/apis/g.x/v1/watch/tenants/acme/flunders", "/apis/g.x/v1/watch/flunders"),
+            ("//%74enants/acme//apis/g.x/v1", "/apis/g.x/v1"),
+            ("/apis/g.x/v1/flunders/tenants/acme", "/apis/g.x/v1/flunders/tenants/acme"),
+            ("/tenants/acme", "/"),
+        ] {
+            assert_eq!(standard_form(path), expected, "{path}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn without_its_tenant_a_path_is_of_the_same_object(
+            path in "(/tenants/acme)?/apis/g\\.x/v1(/watch)?(/tenants/acme)?(/namespaces/n)?(/[a-c]{1,2}){1,4}/?",
+        ) {
+            if let Ok(target) = parse(&path) {
+                let standard = parse(&standard_form(&path)).unwrap();
+                prop_assert_eq!(standard.tenant, TenantRef::Callers);
+                prop_assert_eq!(standard.place, target.place);
+            }
+        }
+
         #[test]
         fn never_panics(path in "[/a-z%.0-9]{0,60}") {
             let _ = parse(&path);

@@ -4,6 +4,7 @@ use std::{marker::PhantomData, ops::Deref, sync::Arc};
 
 use bytes::Bytes;
 use http::Method;
+use insula_api::names::TenantName;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ListMeta, Status};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
@@ -77,7 +78,7 @@ impl<K: Object> Collection<K> {
         let raw = list.items.unwrap_or_default();
         let mut items = Vec::with_capacity(raw.len());
         for item in raw {
-            match serde_json::from_str(item.get()) {
+            match self.read(item.get()) {
                 Ok(object) => items.push(object),
                 Err(error) => {
                     tracing::warn!(resource = %self.resource, %error, "object left out of a list");
@@ -112,6 +113,15 @@ impl<K: Object> Collection<K> {
     pub async fn watch(&self, options: &WatchOptions) -> Result<Watch<K>, Error> {
         let uri = self.path() + options.query().as_str();
         Watch::open(&self.client, &uri).await
+    }
+
+    /// An object of an answer.
+    fn read(&self, text: &str) -> Result<Tenanted<K>, serde_json::Error> {
+        match TenantName::parse(&self.tenant) {
+            Ok(tenant) => Tenanted::of(&tenant, text),
+            // Of all tenants.
+            Err(_) => serde_json::from_str(text),
+        }
     }
 
     pub(crate) fn path(&self) -> String {
@@ -160,7 +170,10 @@ impl<K: Object> Api<K> {
     }
 
     pub async fn get(&self, name: &str) -> Result<Tenanted<K>, Error> {
-        self.client.call(Method::GET, &self.object_path(name, None), K::ACCEPT, None).await
+        let uri = self.object_path(name, None);
+        let answer: Box<RawValue> = self.client.call(Method::GET, &uri, K::ACCEPT, None).await?;
+        self.read(answer.get())
+            .map_err(|source| Error::Decode { request: describe(&Method::GET, &uri), source })
     }
 
     /// Like [`Api::get`], with `None` for an object that does not exist.
@@ -240,7 +253,7 @@ impl<K: Object> Api<K> {
         if kind.kind == "Status" {
             Ok(Deleted::Status(serde_json::from_str(answer.get()).map_err(decode)?))
         } else {
-            Ok(Deleted::Object(serde_json::from_str(answer.get()).map_err(decode)?))
+            Ok(Deleted::Object(Box::new(self.read(answer.get()).map_err(decode)?)))
         }
     }
 

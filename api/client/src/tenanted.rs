@@ -13,7 +13,7 @@ use std::{
 use insula_api::names::TenantName;
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
-    de::{self, DeserializeSeed, IntoDeserializer, MapAccess, Visitor},
+    de::{self, DeserializeOwned, DeserializeSeed, IntoDeserializer, MapAccess, Visitor},
     forward_to_deserialize_any,
 };
 
@@ -90,6 +90,32 @@ impl<'de, K: Deserialize<'de>> Deserialize<'de> for Tenanted<K> {
         Ok(Self { tenant, object })
     }
 }
+
+impl<K: DeserializeOwned> Tenanted<K> {
+    /// Reads an object from an answer about `tenant`.
+    ///
+    /// What a tenant's extension servers have need not say whose it is, and may not say that it is
+    /// anybody else's. The fleet's objects are shown to tenants as what they are.
+    pub(crate) fn of(tenant: &TenantName, text: &str) -> Result<Self, serde_json::Error> {
+        let mut found = None;
+        let mut inner = serde_json::Deserializer::from_str(text);
+        let tap = Tap { inner: &mut inner, level: Level::Object, found: &mut found };
+        let object = K::deserialize(tap)?;
+        inner.end()?;
+        match found {
+            Some(name) if name == tenant.as_str() => (),
+            Some(name) if name == SYSTEM => {
+                return Ok(Self { tenant: TenantName::system(), object });
+            }
+            Some(_) => return Err(de::Error::custom("metadata.tenant is another tenant's")),
+            None => (),
+        }
+        Ok(Self { tenant: tenant.clone(), object })
+    }
+}
+
+/// The tenant of the fleet's objects.
+const SYSTEM: &str = "system";
 
 /// Where in the object a map lies.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -299,6 +325,19 @@ mod tests {
         let value: Tenanted<Value> = serde_json::from_str(text).unwrap();
         assert_eq!(value.tenant.as_str(), "acme");
         assert_eq!(value.object["metadata"]["tenant"], "acme");
+    }
+
+    #[test]
+    fn what_an_answer_is_about_is_known() {
+        let acme = TenantName::parse("acme").unwrap();
+        let read = |text: &str| {
+            Tenanted::<PartialObject>::of(&acme, text).map(|it| it.tenant.as_str().to_owned())
+        };
+        assert_eq!(read(r#"{"metadata":{"name":"a"}}"#).unwrap(), "acme");
+        assert_eq!(read(r#"{"metadata":{"name":"a","tenant":"acme"}}"#).unwrap(), "acme");
+        assert_eq!(read(r#"{"metadata":{"name":"a","tenant":"system"}}"#).unwrap(), "system");
+        assert!(read(r#"{"metadata":{"name":"a","tenant":"globex"}}"#).is_err());
+        assert!(read(r#"{"metadata":{"name":"a"}} x"#).is_err());
     }
 
     #[test]
