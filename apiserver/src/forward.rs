@@ -198,11 +198,16 @@ impl Server {
             head.extensions.insert(lasting);
             return Response::from_parts(head, empty());
         }
+        let watches = Query::parse(line.uri.query()).flag("watch");
+        self.pass_on(answer, watches)
+    }
+
+    /// The answer of somebody else, as it comes.
+    pub(crate) fn pass_on(&self, answer: Response<Incoming>, watches: bool) -> Response<Body> {
         let (mut head, body) = answer.into_parts();
         strip_hop_by_hop(&mut head.headers);
         head.version = http::Version::default();
         head.extensions.clear();
-        let watches = Query::parse(line.uri.query()).flag("watch");
         let body = Passing {
             body,
             ends_quietly: watches,
@@ -214,11 +219,21 @@ impl Server {
     /// Carries bytes both ways until either side or this server ends. What is returned belongs
     /// into the extensions of the answer.
     pub(crate) fn splice(&self, one: OnUpgrade, other: OnUpgrade) -> Lasting {
+        self.splice_with(one, other, ())
+    }
+
+    /// As [`Server::splice`]; lets go of `end` then.
+    pub(crate) fn splice_with<E: Send + 'static>(
+        &self,
+        one: OnUpgrade,
+        other: OnUpgrade,
+        end: E,
+    ) -> Lasting {
         let shutdown: CancellationToken = self.shutdown.clone();
         let lasting = Lasting::default();
         let held = lasting.clone();
         self.tasks.spawn(async move {
-            let _held = held;
+            let _held = (held, end);
             let Ok((one, other)) = tokio::try_join!(one, other) else { return };
             let (mut one, mut other) = (TokioIo::new(one), TokioIo::new(other));
             tokio::select! {
@@ -289,6 +304,15 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
         HeaderName::from_static("proxy-connection"),
     ];
     for name in named.iter().chain(&always) {
+        headers.remove(name);
+    }
+}
+
+/// Removes what only servers say to each other.
+pub(crate) fn strip_private(headers: &mut HeaderMap) {
+    let private = |name: &&HeaderName| name.as_str().starts_with("x-insula-");
+    let names: Vec<HeaderName> = headers.keys().filter(private).cloned().collect();
+    for name in names {
         headers.remove(name);
     }
 }

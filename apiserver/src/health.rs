@@ -5,8 +5,6 @@ use insula_partition::partitions::META;
 
 use crate::{Server, answer, body::Body, request::Query};
 
-const TEXT: &str = "text/plain; charset=utf-8";
-
 /// A check by its name, and why it failed, if it did.
 struct Check {
     name: String,
@@ -99,7 +97,7 @@ pub(crate) fn answer(
 }
 
 fn text(code: StatusCode, text: String) -> Response<Body> {
-    let mut response = answer::bytes(code, text.into(), TEXT);
+    let mut response = answer::bytes(code, text.into(), answer::TEXT);
     let nosniff = http::HeaderValue::from_static("nosniff");
     response.headers_mut().insert(http::header::X_CONTENT_TYPE_OPTIONS, nosniff);
     response

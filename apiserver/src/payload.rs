@@ -6,7 +6,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 
 use crate::{
-    body::BodyError,
+    body::{Body, BodyError, full},
     error::{ApiError, Result},
     request::MAX_BODY,
 };
@@ -36,6 +36,20 @@ where
         };
         *self = Self::Here(bytes.clone());
         Ok(bytes)
+    }
+
+    /// The body as it comes, for whoever reads it as fast as it can be passed on.
+    pub(crate) fn stream(&mut self) -> Result<Body> {
+        match self {
+            Self::Here(bytes) => Ok(full(bytes.clone())),
+            Self::Coming(body) => match body.take() {
+                Some(body) => Ok(body
+                    .map_frame(|frame| frame.map_data(|mut it| it.copy_to_bytes(it.remaining())))
+                    .map_err(Into::into)
+                    .boxed_unsync()),
+                None => Err(ApiError::bad_request("the request body was not sent whole")),
+            },
+        }
     }
 
     /// Takes what is left of a body that nobody wants: some clients see a broken stream where

@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts,
 };
@@ -10,7 +9,6 @@ use hyper::upgrade::OnUpgrade;
 use insula_api::{names::TenantName, object};
 use rustls_pki_types::ServerName;
 use serde_json::Value;
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::{
@@ -20,7 +18,7 @@ use crate::{
     error::{ApiError, Result, chain},
     node_proxy,
     outbound::{self, OutboundError, Trust},
-    relay::{Io, Onward, unreachable},
+    relay::{Io, Onward, Via, unreachable},
 };
 
 /// How long it may take to connect.
@@ -57,7 +55,7 @@ pub(crate) async fn serve(
     server: &Server,
     call: &Call,
     head: &Parts,
-    body: Bytes,
+    body: impl FnOnce() -> Result<Body>,
     upgrade: &mut Option<OnUpgrade>,
 ) -> Result<Response<Body>> {
     let Some(named) = Named::parse(&call.path.name) else {
@@ -88,7 +86,14 @@ pub(crate) async fn serve(
         None => path.to_owned(),
     };
     let headers = forwarded(head);
-    server.relay(head, body, upgrade, Onward { stream, authority, path, headers }).await
+    let onward = Onward {
+        via: Via::Stream { stream, authority },
+        path,
+        headers,
+        watches: false,
+        permit: None,
+    };
+    server.relay(head, body()?, upgrade, onward).await.map_err(unreachable)
 }
 
 /// What of a path is behind its subresource, as it was written. `rest` is the same, parsed.
@@ -186,39 +191,19 @@ async fn service(
 
 /// A connection to what belongs to a tenant.
 async fn connect(tenant: &TenantName, address: &str, https: bool) -> Result<Box<dyn Io>> {
-    let found = tokio::net::lookup_host(address).await;
-    let found =
-        found.map_err(|_| unreachable(format!("dial tcp: lookup {address}: no such host")))?;
-    let mut failed = unreachable(format!("dial tcp {address}: no address"));
-    for at in found {
-        if !outbound::is_open(tenant, at.ip()) {
-            failed = ApiError::bad_request("address not allowed");
-            continue;
-        }
-        let stream = match tokio::time::timeout(CONNECT, TcpStream::connect(at)).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => {
-                let why = outbound::why(&error);
-                failed = unreachable(format!("dial tcp {at}: {why}"));
-                continue;
-            }
-            Err(_) => {
-                failed = unreachable(format!("dial tcp {at}: i/o timeout"));
-                continue;
-            }
-        };
-        stream.set_nodelay(true).map_err(unreachable)?;
-        if !https {
-            return Ok(Box::new(stream));
-        }
-        // Whoever serves has a certificate of its own making.
-        let connector = TlsConnector::from(Trust::anybody().config());
-        let tls = connector.connect(ServerName::IpAddress(at.ip().into()), stream);
-        let tls = tokio::time::timeout(CONNECT, tls).await;
-        let tls = tls.map_err(|_| unreachable("net/http: TLS handshake timeout"))?;
-        return Ok(Box::new(tls.map_err(|error| unreachable(chain(&error)))?));
+    let (at, stream) = outbound::dial(tenant, address).await.map_err(|error| match error {
+        OutboundError::Forbidden { .. } => ApiError::bad_request("address not allowed"),
+        other => unreachable(other),
+    })?;
+    if !https {
+        return Ok(Box::new(stream));
     }
-    Err(failed)
+    // Whoever serves has a certificate of its own making.
+    let connector = TlsConnector::from(Trust::anybody().config());
+    let tls = connector.connect(ServerName::IpAddress(at.ip().into()), stream);
+    let tls = tokio::time::timeout(CONNECT, tls).await;
+    let tls = tls.map_err(|_| unreachable("net/http: TLS handshake timeout"))?;
+    Ok(Box::new(tls.map_err(|error| unreachable(chain(&error)))?))
 }
 
 /// A connection to a node: to its agent, or to another port of it.

@@ -2,20 +2,23 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header, request::Parts,
 };
-use http_body_util::{BodyExt as _, Full};
-use hyper::upgrade::OnUpgrade;
+use hyper::{body::Incoming, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
+use insula_api::names::TenantName;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::OwnedSemaphorePermit,
+};
 
 use crate::{
-    Server,
-    body::{Body, BodyError, empty},
-    error::{ApiError, Result, chain},
+    Server, answer,
+    body::{Body, empty, with_end},
+    error::{ApiError, chain},
     forward,
+    outbound::{OutboundError, Place, Trust},
 };
 
 /// How long the other has for the head of its answer.
@@ -25,15 +28,25 @@ const HEAD: Duration = Duration::from_secs(60);
 pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
+/// The way to somebody.
+pub(crate) enum Via<'a> {
+    /// A connection for this request alone, with the `Host` at its other end.
+    Stream { stream: Box<dyn Io>, authority: String },
+    /// A connection of a tenant's, which may be kept for the next request.
+    Tenant { tenant: &'a TenantName, place: &'a Place, trust: &'a Trust },
+}
+
 /// A request as it leaves.
-pub(crate) struct Onward {
-    pub stream: Box<dyn Io>,
-    /// `Host` at the other end.
-    pub authority: String,
+pub(crate) struct Onward<'a> {
+    pub via: Via<'a>,
     /// With its query.
     pub path: String,
     /// In the place of those of the same name.
     pub headers: HeaderMap,
+    /// Its answer goes on until it ends, and may end at any time.
+    pub watches: bool,
+    /// Held until all of it is over.
+    pub permit: Option<OwnedSemaphorePermit>,
 }
 
 /// The answer to a request whose other end cannot be reached.
@@ -42,55 +55,67 @@ pub(crate) fn unreachable(why: impl std::fmt::Display) -> ApiError {
 }
 
 impl Server {
-    /// Sends `head` and `body` there, and answers what comes back.
+    /// Sends `head` and `body` there, and answers what comes back. Neither body is collected: who
+    /// reads slowly has the other write slowly.
     pub(crate) async fn relay(
         &self,
         head: &Parts,
-        body: Bytes,
+        body: Body,
         upgrade: &mut Option<OnUpgrade>,
-        onward: Onward,
-    ) -> Result<Response<Body>> {
-        let Onward { stream, authority, path, headers: own } = onward;
-        let failed = |error: hyper::Error| unreachable(chain(&error));
-        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream));
-        let (mut sender, connection) = handshake.await.map_err(failed)?;
-        self.tasks.spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(error = chain(&error), "a relayed connection ended");
-            }
-        });
+        onward: Onward<'_>,
+    ) -> Result<Response<Body>, OutboundError> {
         let mut headers = stripped(&head.headers, upgrade.is_some());
-        for name in own.keys() {
+        for name in onward.headers.keys() {
             headers.remove(name);
         }
-        headers.extend(own);
-        let host = HeaderValue::from_str(&authority).map_err(ApiError::internal)?;
-        headers.insert(header::HOST, host);
-        let mut request = Request::new(Full::new(body));
+        headers.extend(onward.headers);
+        let mut request = Request::new(body);
         *request.method_mut() = head.method.clone();
-        *request.uri_mut() =
-            path.parse().map_err(|_| ApiError::bad_request("the path cannot be passed on"))?;
+        *request.uri_mut() = onward.path.parse().map_err(|_| OutboundError::Url)?;
         *request.headers_mut() = headers;
-        let sending = tokio::time::timeout(HEAD, sender.send_request(request)).await;
-        let mut answer = sending
-            .map_err(|_| unreachable("net/http: timeout awaiting response headers"))?
-            .map_err(failed)?;
+        let sending = tokio::time::timeout(HEAD, self.send(onward.via, request)).await;
+        let mut answer = sending.map_err(|_| OutboundError::NoHead)??;
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let Some(client) = upgrade.take() else {
-                return Err(unreachable("it changed the protocol without being asked"));
-            };
+            let Some(client) = upgrade.take() else { return Err(OutboundError::Unasked) };
             let there = hyper::upgrade::on(&mut answer);
-            let lasting = self.splice(client, there);
+            let lasting = self.splice_with(client, there, onward.permit);
             let (mut head, _) = answer.into_parts();
             head.extensions.insert(lasting);
             return Ok(Response::from_parts(head, empty()));
         }
-        let (mut head, body) = answer.into_parts();
-        forward::strip_hop_by_hop(&mut head.headers);
-        head.version = http::Version::default();
-        head.extensions.clear();
-        let body = body.map_err(|error| Box::new(error) as BodyError).boxed_unsync();
-        Ok(Response::from_parts(head, body))
+        if answer.status() == StatusCode::MISDIRECTED_REQUEST {
+            // Between servers it means that nothing was done, which nobody else is believed.
+            let why = "the backend says that it was not meant\n";
+            return Ok(answer::bytes(StatusCode::BAD_GATEWAY, why.into(), answer::TEXT));
+        }
+        forward::strip_private(answer.headers_mut());
+        let permit = onward.permit;
+        Ok(self.pass_on(answer, onward.watches).map(|it| with_end(it, permit)))
+    }
+
+    async fn send(
+        &self,
+        via: Via<'_>,
+        mut request: Request<Body>,
+    ) -> Result<Response<Incoming>, OutboundError> {
+        match via {
+            Via::Tenant { tenant, place, trust } => {
+                self.send_outbound(tenant, place, trust, request).await
+            }
+            Via::Stream { stream, authority } => {
+                let host = HeaderValue::from_str(&authority).map_err(|_| OutboundError::Url)?;
+                request.headers_mut().insert(header::HOST, host);
+                let failed = |error: hyper::Error| OutboundError::Http(chain(&error));
+                let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream));
+                let (mut sender, connection) = handshake.await.map_err(failed)?;
+                self.tasks.spawn(async move {
+                    if let Err(error) = connection.with_upgrades().await {
+                        tracing::debug!(error = chain(&error), "a relayed connection ended");
+                    }
+                });
+                sender.send_request(request).await.map_err(failed)
+            }
+        }
     }
 }
 
@@ -103,7 +128,9 @@ fn stripped(headers: &HeaderMap, upgrades: bool) -> HeaderMap {
     out.remove(header::AUTHORIZATION);
     out.remove(header::CONTENT_LENGTH);
     let private = |name: &HeaderName| {
-        ["impersonate-", "x-remote-", "x-insula-"].iter().any(|it| name.as_str().starts_with(it))
+        // Some servers take the one for the other.
+        let name = name.as_str().replace('_', "-");
+        ["impersonate-", "x-remote-", "x-insula-"].iter().any(|it| name.starts_with(it))
     };
     let names: Vec<HeaderName> = out.keys().filter(|it| private(it)).cloned().collect();
     for name in names {
@@ -128,6 +155,7 @@ mod tests {
             ("impersonate-user", "jane"),
             ("x-remote-user", "root"),
             ("x-remote-extra-a", "b"),
+            ("x_remote_group", "g"),
             ("x-insula-passport", "p"),
             ("connection", "Upgrade, x-hop"),
             ("x-hop", "1"),

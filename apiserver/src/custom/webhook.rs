@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, header};
-use http_body_util::Full;
 use insula_api::{names::TenantName, object};
 use insula_custom::definition::Webhook;
 use serde::Deserialize;
@@ -153,7 +152,7 @@ impl Server {
                 .uri(&place.path)
                 .header(header::CONTENT_TYPE, "application/json")
                 .header(header::ACCEPT, "application/json")
-                .body(Full::new(body))
+                .body(body)
                 .map_err(|_| failed(OutboundError::Url))?;
             let exchange = self.exchange_outbound(tenant, &place, &trust, request, MAX_ANSWER);
             let answer = tokio::time::timeout(WITHIN, exchange).await;

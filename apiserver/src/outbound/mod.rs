@@ -3,10 +3,11 @@
 //! A tenant decides where the server connects to, so it is bounded whom it can reach, how much
 //! may be answered, how many connections it holds and how many requests it has under way: only
 //! TLS with a certificate that the tenant (or the machine) trusts, no address that means this
-//! host or its link, no certificate of ours.
+//! host or its link, no certificate of ours but that of the tenant's own front proxy.
 //!
 //! A request is a [`Destination`], resolved to a [`Place`] ([`resolve`]) and sent over a
-//! connection that trusts what [`Trust`] says ([`pool`]).
+//! connection that trusts what [`Trust`] says ([`pool`]). What a webhook answers is collected, up
+//! to a limit; what an extension server answers goes on to the client as it comes.
 
 mod pool;
 mod resolve;
@@ -16,14 +17,17 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
 use insula_api::names::TenantName;
 use insula_custom::definition::ClientConfig;
 
 use self::pool::Pool;
-pub(crate) use self::pool::why;
-pub(crate) use self::tls::Trust;
-use crate::Server;
+pub(crate) use self::{pool::dial, tls::Trust};
+use crate::{
+    Server,
+    body::{Body, full},
+};
 
 /// Most requests of one tenant that are under way at the same time.
 const AT_ONCE: usize = 64;
@@ -68,7 +72,7 @@ pub(crate) enum OutboundError {
     NoHost(String),
     #[error("dial tcp {at}: {why}")]
     Dial { at: String, why: String },
-    #[error("{at} is not an address that a tenant's webhook may have")]
+    #[error("{at} is not an address that a tenant's server may have")]
     Forbidden { at: String },
     #[error("{0}")]
     Tls(String),
@@ -76,8 +80,14 @@ pub(crate) enum OutboundError {
     Broken,
     #[error("the answer is longer than {0} bytes")]
     TooLong(usize),
+    #[error("{0}")]
+    Http(String),
     #[error("context deadline exceeded")]
     Late,
+    #[error("net/http: timeout awaiting response headers")]
+    NoHead,
+    #[error("it changed the protocol without being asked")]
+    Unasked,
     #[error("{0}")]
     Lookup(String),
 }
@@ -133,6 +143,18 @@ pub(crate) struct Outbound {
 }
 
 impl Server {
+    /// Sends `request`, whose URI is only a path, and gives the answer as it comes. The caller
+    /// sees to it that a tenant has not too many under way.
+    pub(crate) async fn send_outbound(
+        &self,
+        tenant: &TenantName,
+        place: &Place,
+        trust: &Trust,
+        request: Request<Body>,
+    ) -> Result<Response<Incoming>, OutboundError> {
+        self.outbound.pool.send(tenant, place, trust, request).await
+    }
+
     /// Sends `request`, whose URI is only a path, and waits for the answer, whose body may have
     /// `limit` bytes.
     ///
@@ -142,11 +164,11 @@ impl Server {
         tenant: &TenantName,
         place: &Place,
         trust: &Trust,
-        request: Request<Full<Bytes>>,
+        request: Request<Bytes>,
         limit: usize,
     ) -> Result<Response<Bytes>, OutboundError> {
         let _permit = self.outbound.pool.permit(tenant).await;
-        let answer = self.outbound.pool.send(tenant, place, trust, request).await?;
+        let answer = self.send_outbound(tenant, place, trust, request.map(full)).await?;
         let (head, body) = answer.into_parts();
         let body = Limited::new(body, limit).collect().await.map_err(|error| {
             match error.is::<http_body_util::LengthLimitError>() {

@@ -9,9 +9,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use http::{HeaderValue, Request, Response, header};
-use http_body_util::Full;
 use hyper::{
     body::Incoming,
     client::conn::http1::{self, SendRequest},
@@ -28,6 +26,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{AT_ONCE, CONNECT, OutboundError, Place, Trust, is_open, tls::told};
+use crate::body::Body;
 
 /// How long a connection is kept that nobody uses.
 const IDLE: Duration = Duration::from_secs(30);
@@ -44,7 +43,7 @@ struct Key {
     trust: u128,
 }
 
-type Sender = SendRequest<Full<Bytes>>;
+type Sender = SendRequest<Body>;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -120,7 +119,7 @@ impl Pool {
         tenant: &TenantName,
         place: &Place,
         trust: &Trust,
-        mut request: Request<Full<Bytes>>,
+        mut request: Request<Body>,
     ) -> Result<Response<Incoming>, OutboundError> {
         let authority = match place.host.contains(':') {
             true => format!("[{}]:{}", place.host, place.port),
@@ -190,43 +189,50 @@ async fn connect(
     let name = ServerName::try_from(place.host.clone()).map_err(|_| OutboundError::Url)?;
     let mut failed = None;
     for address in &place.addresses {
-        let found: Vec<SocketAddr> = match tokio::net::lookup_host(address).await {
-            Ok(found) => found.collect(),
-            Err(_) => {
+        match dial(tenant, address).await {
+            Ok((_, stream)) => {
+                let connector = TlsConnector::from(trust.config());
+                let stream = connector.connect(name, stream).await;
+                let stream = stream.map_err(|error| told(&error, &place.host))?;
+                return Ok((address.clone(), stream));
+            }
+            Err(OutboundError::NoHost(_)) => {
                 failed = Some(OutboundError::NoHost(place.host.clone()));
-                continue;
             }
-        };
-        for at in found {
-            // What was looked up is what is connected to: no second look at the name.
-            if !is_open(tenant, at.ip()) {
-                failed = Some(OutboundError::Forbidden { at: at.to_string() });
-                continue;
-            }
-            let stream = match tokio::time::timeout(CONNECT, TcpStream::connect(at)).await {
-                Ok(Ok(stream)) => stream,
-                Ok(Err(error)) => {
-                    failed = Some(OutboundError::Dial { at: at.to_string(), why: why(&error) });
-                    continue;
-                }
-                Err(_) => {
-                    let why = "i/o timeout".to_owned();
-                    failed = Some(OutboundError::Dial { at: at.to_string(), why });
-                    continue;
-                }
-            };
-            let _ = stream.set_nodelay(true);
-            let connector = TlsConnector::from(trust.config());
-            let stream =
-                connector.connect(name, stream).await.map_err(|error| told(&error, &place.host))?;
-            return Ok((address.clone(), stream));
+            Err(error) => failed = Some(error),
         }
     }
     Err(failed.unwrap_or_else(|| OutboundError::NoHost(place.host.clone())))
 }
 
+/// Connects to `address`, a host and a port, for a tenant, if the tenant may reach it.
+pub(crate) async fn dial(
+    tenant: &TenantName,
+    address: &str,
+) -> Result<(SocketAddr, TcpStream), OutboundError> {
+    let mut failed = OutboundError::NoHost(address.to_owned());
+    let found = tokio::net::lookup_host(address).await;
+    for at in found.map_err(|_| OutboundError::NoHost(address.to_owned()))? {
+        // What was looked up is what is connected to: no second look at the name.
+        if !is_open(tenant, at.ip()) {
+            failed = OutboundError::Forbidden { at: at.to_string() };
+            continue;
+        }
+        let why = match tokio::time::timeout(CONNECT, TcpStream::connect(at)).await {
+            Ok(Ok(stream)) => {
+                let _ = stream.set_nodelay(true);
+                return Ok((at, stream));
+            }
+            Ok(Err(error)) => why(&error),
+            Err(_) => "i/o timeout".to_owned(),
+        };
+        failed = OutboundError::Dial { at: at.to_string(), why };
+    }
+    Err(failed)
+}
+
 /// Why a connection was not made, as clients know it from upstream.
-pub(crate) fn why(error: &std::io::Error) -> String {
+fn why(error: &std::io::Error) -> String {
     match error.kind() {
         std::io::ErrorKind::ConnectionRefused => "connect: connection refused".into(),
         std::io::ErrorKind::HostUnreachable => "connect: no route to host".into(),

@@ -4,16 +4,20 @@ use std::sync::{Arc, LazyLock};
 
 use base64::Engine as _;
 use rustls::{
-    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    client::{
+        WantsClientCert,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
     crypto::CryptoProvider,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _};
 
 use super::OutboundError;
-use crate::error::chain;
+use crate::{aggregation::front_proxy::ClientPair, error::chain};
 
-/// What is trusted: a bundle, what the machine trusts if there is none, or anybody.
+/// What is trusted: a bundle, what the machine trusts if there is none, or anybody; and what is
+/// shown, if anything is.
 #[derive(Clone)]
 pub(crate) struct Trust {
     config: Arc<ClientConfig>,
@@ -31,44 +35,53 @@ impl Trust {
     /// Trusts the certificates of `bundle`, which are PEM in base64, or the machine's.
     pub(crate) fn bundle(bundle: Option<&str>) -> Result<Self, OutboundError> {
         static MACHINES: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
-            let mut roots = RootCertStore::empty();
-            let found = rustls_native_certs::load_native_certs();
-            for error in &found.errors {
-                tracing::warn!(
-                    error = chain(error),
-                    "a certificate of this machine cannot be read"
-                );
-            }
-            roots.add_parsable_certificates(found.certs);
-            Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
+            let config = ClientConfig::builder().with_root_certificates(machines());
+            Arc::new(config.with_no_client_auth())
         });
-        let Some(bundle) = bundle.map(str::trim).filter(|it| !it.is_empty()) else {
-            return Ok(Self { config: MACHINES.clone(), id: 0 });
-        };
-        let bad = |_| OutboundError::Bundle;
-        let pem = base64::engine::general_purpose::STANDARD
-            .decode(bundle)
-            .map_err(|_| OutboundError::Bundle)?;
-        let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(&pem) {
-            let certificate = certificate.map_err(|_| OutboundError::Bundle)?;
-            roots.add(certificate).map_err(bad)?;
+        match roots_of(bundle)? {
+            None => Ok(Self { config: MACHINES.clone(), id: 0 }),
+            Some((roots, id)) => {
+                let config = ClientConfig::builder().with_root_certificates(roots);
+                Ok(Self { config: Arc::new(config.with_no_client_auth()), id })
+            }
         }
-        let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-        Ok(Self { config: Arc::new(config), id: xxhash_rust::xxh3::xxh3_128(&pem) })
+    }
+
+    /// As [`Trust::bundle`], and shows `client`.
+    pub(crate) fn bundle_shown(
+        bundle: Option<&str>,
+        client: &ClientPair,
+    ) -> Result<Self, OutboundError> {
+        let (roots, id) = match roots_of(bundle)? {
+            Some(found) => found,
+            None => (machines(), 0),
+        };
+        Self::shown(ClientConfig::builder().with_root_certificates(roots), id, client)
     }
 
     /// Trusts whoever answers, as `insecureSkipTLSVerify` asks for.
     pub(crate) fn anybody() -> Self {
-        static CONFIG: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
-            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-            let config = ClientConfig::builder()
-                .dangerous()
-                .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
-                .with_no_client_auth();
-            Arc::new(config)
-        });
+        static CONFIG: LazyLock<Arc<ClientConfig>> =
+            LazyLock::new(|| Arc::new(anybody().with_no_client_auth()));
         Self { config: CONFIG.clone(), id: 1 }
+    }
+
+    /// As [`Trust::anybody`], and shows `client`.
+    pub(crate) fn anybody_shown(client: &ClientPair) -> Result<Self, OutboundError> {
+        Self::shown(anybody(), 1, client)
+    }
+
+    fn shown(
+        config: ConfigBuilder<ClientConfig, WantsClientCert>,
+        id: u128,
+        client: &ClientPair,
+    ) -> Result<Self, OutboundError> {
+        let config = config
+            .with_client_auth_cert(client.chain.clone(), client.key.clone_key())
+            .map_err(|error| OutboundError::Tls(error.to_string()))?;
+        let mut seed = id.to_le_bytes().to_vec();
+        client.chain.iter().for_each(|it| seed.extend_from_slice(it));
+        Ok(Self { config: Arc::new(config), id: xxhash_rust::xxh3::xxh3_128(&seed) })
     }
 
     pub(crate) fn config(&self) -> Arc<ClientConfig> {
@@ -78,6 +91,38 @@ impl Trust {
     pub(super) fn id(&self) -> u128 {
         self.id
     }
+}
+
+/// What the machine trusts.
+fn machines() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    for error in &found.errors {
+        tracing::warn!(error = chain(error), "a certificate of this machine cannot be read");
+    }
+    roots.add_parsable_certificates(found.certs);
+    roots
+}
+
+/// The certificates of a bundle, which are PEM in base64, and what tells them apart.
+fn roots_of(bundle: Option<&str>) -> Result<Option<(RootCertStore, u128)>, OutboundError> {
+    let Some(bundle) = bundle.map(str::trim).filter(|it| !it.is_empty()) else { return Ok(None) };
+    let pem = base64::engine::general_purpose::STANDARD
+        .decode(bundle)
+        .map_err(|_| OutboundError::Bundle)?;
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        let certificate = certificate.map_err(|_| OutboundError::Bundle)?;
+        roots.add(certificate).map_err(|_| OutboundError::Bundle)?;
+    }
+    Ok(Some((roots, xxhash_rust::xxh3::xxh3_128(&pem))))
+}
+
+fn anybody() -> ConfigBuilder<ClientConfig, WantsClientCert> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    ClientConfig::builder()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
 }
 
 /// Believes every certificate, but only whoever holds its key.

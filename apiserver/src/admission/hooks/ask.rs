@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, header};
-use http_body_util::Full;
 
 use super::{
     Admission, Hook, Meant, Shown,
@@ -85,7 +84,7 @@ impl Hook {
             .uri(&place.path)
             .header(header::CONTENT_TYPE, "application/json")
             .header(header::ACCEPT, "application/json, */*")
-            .body(Full::new(body))
+            .body(body)
             .map_err(|_| failed(&place, OutboundError::Url))?;
         let exchange = server.exchange_outbound(tenant, &place, trust, request, MAX_ANSWER);
         let answer = tokio::time::timeout_at(until, exchange).await;
