@@ -1,6 +1,7 @@
 //! What a tenant begins with: namespaces of the platform, default roles and bindings, the API as a
 //! service.
 
+mod extensions;
 mod fairness;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -23,17 +24,20 @@ use crate::{
 
 const TABLE: &str = include_str!("../../api/tables/default-rbac.tsv");
 const GROUP: &str = "rbac.authorization.k8s.io";
-/// Default cluster roles that every tenant has; the platform has all of them.
+/// Default roles and bindings that every tenant has; the platform has all of them.
 const FOR_TENANTS: &[&str] = &[
     "admin",
     "cluster-admin",
     "edit",
+    "extension-apiserver-authentication-reader",
     "view",
     "system:aggregate-to-admin",
     "system:aggregate-to-edit",
     "system:aggregate-to-view",
+    "system:auth-delegator",
     "system:basic-user",
     "system:discovery",
+    "system::extension-apiserver-authentication-reader",
     "system:public-info-viewer",
 ];
 
@@ -96,7 +100,7 @@ async fn tenant(server: &Server, it: &Value) -> Result<()> {
     let tenant = TenantName::parse(object::name(it)).map_err(ApiError::internal)?;
     let roles = default_rbac()
         .into_iter()
-        .filter(|it| FOR_TENANTS.contains(&object::name(it)) && !is_of_namespace(it))
+        .filter(|it| FOR_TENANTS.contains(&object::name(it)))
         // Superusers are the platform's; in a tenant their group is a name like any other.
         .filter(|it| !(it["kind"] == "ClusterRoleBinding" && object::name(it) == "cluster-admin"));
     for role in roles {
@@ -110,14 +114,16 @@ async fn tenant(server: &Server, it: &Value) -> Result<()> {
         "subjects": admins,
     });
     put(server, &tenant, binding).await?;
-    common(server, &tenant).await
+    common(server, &tenant, object::uid(it)).await
 }
 
 /// Writes what every tenant has, the platform's own as well.
-async fn common(server: &Server, tenant: &TenantName) -> Result<()> {
+async fn common(server: &Server, tenant: &TenantName, uid: &str) -> Result<()> {
     for it in services::of_tenant(server).into_iter().chain(priorities()) {
         put(server, tenant, it).await?;
     }
+    put(server, tenant, extensions::tokens_tracked()).await?;
+    renew(server, tenant, extensions::authentication(server, tenant, uid).await?).await?;
     // Servers come and go, and with them where the API is.
     for it in services::endpoints_of_api(server) {
         renew(server, tenant, it).await?;
@@ -169,7 +175,8 @@ pub(crate) async fn system(server: &Server) -> Result<()> {
     for it in default_rbac().into_iter().chain(fairness::objects()) {
         put(server, &system, it).await?;
     }
-    common(server, &system).await?;
+    let own = find_tenant(server, &system).await?.unwrap_or_default();
+    common(server, &system, object::uid(&own)).await?;
     let nodes = json!({
         "apiVersion": format!("{GROUP}/v1"), "kind": "ClusterRoleBinding",
         "metadata": {"name": "insula:nodes"},
@@ -298,10 +305,6 @@ pub(crate) async fn find_tenant(server: &Server, tenant: &TenantName) -> Result<
         found = store.read(&served.collection, ReadAt::Latest).await?.get(&key).cloned();
     }
     found.map(|it| serde_json::from_slice(&it.value).map_err(ApiError::internal)).transpose()
-}
-
-fn is_of_namespace(it: &Value) -> bool {
-    !object::namespace(it).is_empty()
 }
 
 /// The default roles and bindings of the table, as objects.

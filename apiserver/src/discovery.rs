@@ -5,36 +5,22 @@ use std::{cmp::Reverse, collections::BTreeMap};
 use insula_api::resources::{Resource, Scope};
 use serde_json::{Value, json};
 
-use crate::{custom::OfTenant, registry::Registry};
+use crate::{
+    aggregation::{self, documents::AllDiscovered, local::Priority},
+    custom::OfTenant,
+    registry::Registry,
+};
 
-/// Groups in the order that clients resolve short names by; unlisted ones follow, by name.
-const ORDER: &[&str] = &[
-    "",
-    "apiregistration.k8s.io",
-    "apps",
-    "events.k8s.io",
-    "authentication.k8s.io",
-    "authorization.k8s.io",
-    "autoscaling",
-    "batch",
-    "certificates.k8s.io",
-    "networking.k8s.io",
-    "policy",
-    "rbac.authorization.k8s.io",
-    "storage.k8s.io",
-    "admissionregistration.k8s.io",
-    "apiextensions.k8s.io",
-    "scheduling.k8s.io",
-    "coordination.k8s.io",
-    "node.k8s.io",
-    "discovery.k8s.io",
-    "flowcontrol.apiserver.k8s.io",
-    "resource.k8s.io",
-];
+/// A group's versions, best first.
+type Groups<'a> = Vec<(&'a str, Vec<Version<'a>>)>;
 
-/// A group's versions, best first, each with its resources.
-type Groups<'a> = Vec<(&'a str, Versions<'a>)>;
-type Versions<'a> = Vec<(&'a str, Vec<&'a Resource>)>;
+/// A version of a group: with the resources that are served here, unless somebody else has them.
+#[derive(Debug)]
+struct Version<'a> {
+    name: &'a str,
+    resources: Vec<&'a Resource>,
+    is_elsewhere: bool,
+}
 
 /// What one tenant sees of the registry.
 #[derive(Debug)]
@@ -48,30 +34,47 @@ pub(crate) const AGGREGATED: &str =
 
 impl<'a> Discovery<'a> {
     /// `platform` callers see fleet resources; tenants see only nodes of them.
-    pub(crate) fn new(registry: &'a Registry, customs: &'a OfTenant, platform: bool) -> Self {
-        let mut by_group: BTreeMap<&str, BTreeMap<&str, Vec<&Resource>>> = BTreeMap::new();
+    pub(crate) fn new(
+        registry: &'a Registry,
+        customs: &'a OfTenant,
+        apis: &'a aggregation::OfTenant,
+        platform: bool,
+    ) -> Self {
+        let mut by_group: BTreeMap<&str, BTreeMap<&str, Version<'a>>> = BTreeMap::new();
+        let new = |name| Version { name, resources: Vec::new(), is_elsewhere: false };
         for served in registry.all().iter().chain(customs.all()) {
             let resource = &*served.resource;
             let hidden = resource.scope == Scope::Fleet && resource.name != "nodes";
             if platform || !hidden {
                 let versions = by_group.entry(&resource.group).or_default();
-                versions.entry(&resource.version).or_default().push(resource);
+                let version = &*resource.version;
+                let version = versions.entry(version).or_insert_with(|| new(version));
+                version.resources.push(resource);
             }
         }
-        let rank = |group: &str| ORDER.iter().position(|it| *it == group).unwrap_or(ORDER.len());
-        let ranked = |versions: BTreeMap<&'a str, Vec<&'a Resource>>| {
-            let mut versions: Versions<'a> = versions.into_iter().collect();
-            versions.sort_by_key(|(version, _)| Reverse(rank_of_version(version)));
+        for (api, _) in apis.remotes() {
+            let versions = by_group.entry(&api.group).or_default();
+            let elsewhere = Version { is_elsewhere: true, ..new(&api.version) };
+            versions.insert(&api.version, elsewhere);
+        }
+        let mut groups: Vec<(i64, &str, Vec<Version<'a>>)> = Vec::with_capacity(by_group.len());
+        for (group, versions) in by_group {
+            let mut versions: Vec<(Priority, Version<'a>)> = versions
+                .into_values()
+                .map(|version| (apis.priority(group, version.name), version))
+                .collect();
+            let highest = versions.iter().map(|(it, _)| it.group).max().unwrap_or_default();
             versions
-        };
-        let mut groups: Groups<'a> =
-            by_group.into_iter().map(|(group, versions)| (group, ranked(versions))).collect();
-        groups.sort_by_key(|(group, _)| (rank(group), *group));
-        Self { groups }
+                .sort_by_key(|(it, version)| Reverse((it.version, rank_of_version(version.name))));
+            let versions = versions.into_iter().map(|(_, version)| version).collect();
+            groups.push((highest, group, versions));
+        }
+        groups.sort_by_key(|(highest, group, _)| (Reverse(*highest), *group));
+        Self { groups: groups.into_iter().map(|(_, group, it)| (group, it)).collect() }
     }
 
-    fn group(&self, name: &str) -> Option<&Versions<'a>> {
-        self.groups.iter().find(|(group, _)| *group == name).map(|(_, versions)| versions)
+    fn group(&self, name: &str) -> Option<&[Version<'a>]> {
+        self.groups.iter().find(|(group, _)| *group == name).map(|(_, versions)| &**versions)
     }
 
     /// `/`: where one can go from here.
@@ -103,9 +106,9 @@ impl<'a> Discovery<'a> {
             if !group.is_empty() {
                 paths.push(format!("/apis/{group}"));
             }
-            let versions = versions.iter().map(|(version, _)| match group.is_empty() {
-                true => format!("/api/{version}"),
-                false => format!("/apis/{group}/{version}"),
+            let versions = versions.iter().map(|version| match group.is_empty() {
+                true => format!("/api/{}", version.name),
+                false => format!("/apis/{group}/{}", version.name),
             });
             paths.extend(versions);
         }
@@ -139,9 +142,9 @@ impl<'a> Discovery<'a> {
 
     /// `/api/v1` and `/apis/<group>/<version>`.
     pub(crate) fn resource_list(&self, group: &str, version: &str) -> Option<Value> {
-        let (_, resources) = self.group(group)?.iter().find(|(known, _)| *known == version)?;
+        let found = self.group(group)?.iter().find(|it| it.name == version)?;
         let mut list = Vec::new();
-        for resource in resources {
+        for resource in &found.resources {
             let mut entry = json!({
                 "name": resource.name, "singularName": resource.singular,
                 "namespaced": resource.is_namespaced(), "kind": resource.kind,
@@ -178,17 +181,21 @@ impl<'a> Discovery<'a> {
         Some(document)
     }
 
-    /// `/api` and `/apis` in the aggregated form.
-    pub(crate) fn aggregated(&self, core: bool) -> Value {
+    /// `/api` and `/apis` in the aggregated form, with what others say that they have.
+    pub(crate) fn aggregated(&self, core: bool, others: &AllDiscovered) -> Value {
         let wanted = self.groups.iter().filter(|(group, _)| group.is_empty() == core);
         let items: Vec<Value> = wanted
             .map(|(group, versions)| {
                 let versions: Vec<Value> = versions
                     .iter()
-                    .map(|(version, resources)| {
-                        let resources: Vec<Value> =
-                            resources.iter().map(|it| aggregated_resource(it)).collect();
-                        json!({"version": version, "freshness": "Current", "resources": resources})
+                    .map(|version| match version.is_elsewhere {
+                        true => elsewhere(group, version.name, others),
+                        false => {
+                            let resources = version.resources.iter();
+                            let resources: Vec<Value> =
+                                resources.map(|it| aggregated_resource(it)).collect();
+                            version_document(version.name, true, &resources)
+                        }
                     })
                     .collect();
                 let metadata = if group.is_empty() { json!({}) } else { json!({"name": group}) };
@@ -220,12 +227,74 @@ fn rank_of_version(version: &str) -> (u8, u64, u64, Reverse<String>) {
     }
 }
 
-fn group_document(group: &str, versions: &Versions<'_>) -> Value {
+fn group_document(group: &str, versions: &[Version<'_>]) -> Value {
     let versions: Vec<Value> = versions
         .iter()
-        .map(|(it, _)| json!({"groupVersion": format!("{group}/{it}"), "version": it}))
+        .map(|it| json!({"groupVersion": format!("{group}/{}", it.name), "version": it.name}))
         .collect();
     json!({"name": group, "versions": versions, "preferredVersion": versions.first()})
+}
+
+fn version_document(version: &str, is_current: bool, resources: &[Value]) -> Value {
+    let freshness = if is_current { "Current" } else { "Stale" };
+    json!({"version": version, "freshness": freshness, "resources": resources})
+}
+
+/// A version that somebody else has.
+fn elsewhere(group: &str, version: &str, others: &AllDiscovered) -> Value {
+    let found = others.get(&(group.to_owned(), version.to_owned()));
+    let resources = found.map_or(&[][..], |it| it.resources.as_slice());
+    let mut document = version_document(version, found.is_some_and(|it| it.is_current), resources);
+    if resources.is_empty()
+        && let Some(fields) = document.as_object_mut()
+    {
+        fields.remove("resources");
+    }
+    document
+}
+
+/// The resources of an `APIResourceList` in the aggregated form, for servers that only have that.
+pub(crate) fn of_resource_list(list: &[Value], group: &str, version: &str) -> Vec<Value> {
+    let text = |it: &Value, field: &str| it.get(field).and_then(Value::as_str).map(str::to_owned);
+    let kind = |it: &Value| {
+        json!({
+            "group": text(it, "group").unwrap_or_else(|| group.into()),
+            "version": text(it, "version").unwrap_or_else(|| version.into()),
+            "kind": text(it, "kind").unwrap_or_default(),
+        })
+    };
+    let verbs = |it: &Value| it.get("verbs").cloned().unwrap_or_else(|| json!([]));
+    let mut found: Vec<(String, Value)> = Vec::new();
+    for it in list {
+        let Some(name) = text(it, "name") else { continue };
+        let is_namespaced = it.get("namespaced") == Some(&Value::Bool(true));
+        let scope = if is_namespaced { "Namespaced" } else { "Cluster" };
+        let Some((whole, part)) = name.split_once('/') else {
+            let mut entry = json!({
+                "resource": name, "responseKind": kind(it), "scope": scope, "verbs": verbs(it),
+                "singularResource": text(it, "singularName").unwrap_or_default(),
+            });
+            for field in ["shortNames", "categories"] {
+                if let Some(value) = it.get(field) {
+                    entry[field] = value.clone();
+                }
+            }
+            found.push((name, entry));
+            continue;
+        };
+        if !found.iter().any(|(known, _)| known == whole) {
+            // A part of what is not there by itself.
+            let entry = json!({"resource": whole, "responseKind": json!({}), "scope": scope});
+            found.push((whole.to_owned(), entry));
+        }
+        let part = json!({"subresource": part, "responseKind": kind(it), "verbs": verbs(it)});
+        let Some((_, entry)) = found.iter_mut().find(|(known, _)| known == whole) else { continue };
+        match entry.get_mut("subresources").and_then(Value::as_array_mut) {
+            Some(parts) => parts.push(part),
+            None => entry["subresources"] = json!([part]),
+        }
+    }
+    found.into_iter().map(|(_, entry)| entry).collect()
 }
 
 fn aggregated_resource(resource: &Resource) -> Value {
@@ -263,6 +332,47 @@ fn aggregated_resource(resource: &Resource) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn old_lists_become_new() {
+        let list = [
+            json!({"name": "foos", "singularName": "foo", "namespaced": true, "kind": "Foo",
+                   "verbs": ["get"], "shortNames": ["f"]}),
+            json!({"name": "foos/scale", "namespaced": true, "kind": "Scale",
+                   "group": "autoscaling", "version": "v1", "verbs": ["get", "update"]}),
+            json!({"name": "bars/status", "namespaced": false, "kind": "Bar", "verbs": ["get"]}),
+        ];
+        let made = of_resource_list(&list, "x.y", "v1");
+        assert_eq!(
+            made[0],
+            json!({
+                "resource": "foos", "singularResource": "foo", "scope": "Namespaced",
+                "responseKind": {"group": "x.y", "version": "v1", "kind": "Foo"},
+                "verbs": ["get"], "shortNames": ["f"],
+                "subresources": [{
+                    "subresource": "scale", "verbs": ["get", "update"],
+                    "responseKind": {"group": "autoscaling", "version": "v1", "kind": "Scale"},
+                }],
+            })
+        );
+        assert_eq!((&made[1]["resource"], &made[1]["scope"]), (&json!("bars"), &json!("Cluster")));
+    }
+
+    #[test]
+    fn groups_in_upstreams_order() {
+        let (registry, customs) = (Registry::built_in(), OfTenant::default());
+        let apis = aggregation::OfTenant::default();
+        let discovery = Discovery::new(&registry, &customs, &apis, false);
+        let names: Vec<&str> = discovery.groups.iter().map(|(name, _)| *name).collect();
+        let first = ["apiregistration.k8s.io", "", "apps", "events.k8s.io"];
+        assert_eq!(names[..4], first);
+        let at = |name: &str| names.iter().position(|it| *it == name).unwrap();
+        assert!(at("discovery.k8s.io") < at("resource.k8s.io"));
+        assert!(at("resource.k8s.io") < at("flowcontrol.apiserver.k8s.io"));
+        let versions: Vec<&str> =
+            discovery.group("autoscaling").unwrap().iter().map(|it| it.name).collect();
+        assert_eq!(versions, ["v2", "v1"]);
+    }
 
     #[test]
     fn versions_in_order_of_preference() {

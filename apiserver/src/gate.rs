@@ -9,6 +9,8 @@
 mod credentials;
 mod impersonation;
 
+use std::sync::Arc;
+
 use http::{HeaderMap, Method};
 use insula_api::{
     names::TenantName,
@@ -20,19 +22,21 @@ use insula_api::{
 use crate::{
     Server,
     accept::{Accept, Offers},
+    aggregation::delegate::{self, Delegated},
     bootstrap,
     call::Call,
+    custom::Found,
     error::{ApiError, Result},
     identity::{Identity, IdentityError},
     passport::{Caller, Line},
     rbac::Attributes,
     record::{About, Record, Who},
-    registry::{Nature, Whose},
+    registry::{Nature, Served, Whose},
     remarks::Remarks,
     request::{DEADLINE, Query, deadline},
 };
 
-use self::credentials::Found;
+use self::credentials::Found as Known;
 
 /// What the connection says of its other end.
 #[derive(Debug, Default)]
@@ -52,12 +56,23 @@ pub(crate) struct Peer {
 pub(crate) enum Admitted {
     /// For a resource.
     Resource(Box<Call>),
+    /// For a resource that an extension server has.
+    Delegated(Box<Delegated>),
     /// For another server, which has what it is about.
     Elsewhere { caller: Box<Caller>, place: insula_partition::partitions::Place },
     /// Another server sent it here, and it is not here either.
     Misdirected,
     /// For anything else, as a standard path.
     Other { identity: Option<Identity>, whose: Whose, path: String },
+}
+
+/// A request for a resource that is served here, whose caller is known.
+struct Asked {
+    served: Arc<Served>,
+    identity: Identity,
+    whose: Whose,
+    path: ResourcePath,
+    query: Query,
 }
 
 /// Paths that tell nothing and are open to everyone.
@@ -84,7 +99,7 @@ impl Server {
         let found = self.authenticate(line, headers, peer)?;
         let wanted = impersonation::Wanted::read(headers)?;
         let Target { tenant, place } = target;
-        let Some(Found { caller, is_forwarded, address }) = found else {
+        let Some(Known { caller, is_forwarded, address }) = found else {
             return match place {
                 Place::Other(path) if is_public(&path) => Ok(Admitted::Other {
                     identity: None,
@@ -137,8 +152,20 @@ impl Server {
                 Ok(Admitted::Other { identity: Some(identity), whose, path })
             }
             Place::Resource(path) => {
-                let call = self.resource(method, path, query, headers, identity, whose).await?;
-                Ok(Admitted::Resource(Box::new(call)))
+                let ResourcePath { group, version, resource, .. } = &path;
+                let found = self.served(&whose, group, version, resource).await?;
+                match found.ok_or_else(ApiError::unknown_resource)? {
+                    Found::Elsewhere(api) => {
+                        let asked = delegate::Asked { api, identity, whose, path, query };
+                        Ok(Admitted::Delegated(Box::new(asked.admit(self, method).await?)))
+                    }
+                    Found::Here(served) => {
+                        let asked = Asked { served, identity, whose, path, query };
+                        Ok(Admitted::Resource(Box::new(
+                            self.resource(method, asked, headers).await?,
+                        )))
+                    }
+                }
             }
         }
     }
@@ -155,40 +182,13 @@ impl Server {
         }
     }
 
-    async fn resource(
-        &self,
-        method: &Method,
-        mut path: ResourcePath,
-        mut query: Query,
-        headers: &HeaderMap,
-        identity: Identity,
-        mut whose: Whose,
-    ) -> Result<Call> {
-        let served = self
-            .served(&whose, &path.group, &path.version, &path.resource)
-            .await?
-            .ok_or_else(ApiError::unknown_resource)?;
+    async fn resource(&self, method: &Method, asked: Asked, headers: &HeaderMap) -> Result<Call> {
+        let Asked { served, identity, mut whose, mut path, mut query } = asked;
         if path.watch {
             query.set("watch", "true");
             path.watch = false;
         }
-        let collection = path.name.is_empty();
-        let verb = match (method.as_str(), collection) {
-            ("GET" | "HEAD", true) if query.flag("watch") => "watch",
-            ("GET" | "HEAD", true) => "list",
-            // The old form of watching one object.
-            ("GET" | "HEAD", false) if query.flag("watch") && path.subresource.is_empty() => {
-                "watch"
-            }
-            ("GET" | "HEAD", false) => "get",
-            ("POST", true) => "create",
-            ("POST", false) if !path.subresource.is_empty() => "create",
-            ("PUT", false) => "update",
-            ("PATCH", false) => "patch",
-            ("DELETE", true) => "deletecollection",
-            ("DELETE", false) => "delete",
-            _ => return Err(ApiError::method_not_allowed()),
-        };
+        let verb = verb(method, &path, &query).ok_or_else(ApiError::method_not_allowed)?;
         if !path.subresource.is_empty() && served.resource.subresource(&path.subresource).is_none()
         {
             return Err(ApiError::unknown_resource());
@@ -293,11 +293,33 @@ fn check_outsider(caller: &Caller, whose: &Whose, method: &Method, place: &Place
     Err(ApiError::forbidden_path(&caller.identity().user, &verb, &path))
 }
 
+/// What a request does, as rules name it, if it does anything.
+pub(crate) fn verb(method: &Method, path: &ResourcePath, query: &Query) -> Option<&'static str> {
+    Some(match (method.as_str(), path.name.is_empty()) {
+        ("GET" | "HEAD", true) if query.flag("watch") => "watch",
+        ("GET" | "HEAD", true) => "list",
+        // The old form of watching one object.
+        ("GET" | "HEAD", false) if query.flag("watch") && path.subresource.is_empty() => "watch",
+        ("GET" | "HEAD", false) => "get",
+        ("POST", true) => "create",
+        ("POST", false) if !path.subresource.is_empty() => "create",
+        ("PUT", false) => "update",
+        ("PATCH", false) => "patch",
+        ("DELETE", true) => "deletecollection",
+        ("DELETE", false) => "delete",
+        _ => return None,
+    })
+}
+
 /// What `call` does, with `verb`, in the terms of RBAC.
 pub(crate) fn attributes(call: &Call, verb: &str) -> Attributes {
-    let path = &call.path;
+    attributes_of(&call.path, &call.query, verb)
+}
+
+/// As [`attributes`], of what is no call yet.
+pub(crate) fn attributes_of(path: &ResourcePath, query: &Query, verb: &str) -> Attributes {
     // A list or watch of one name counts as asking for that name.
-    let named = call.query.get("fieldSelector").and_then(|text| {
+    let named = query.get("fieldSelector").and_then(|text| {
         let selector = insula_api::selector::FieldSelector::parse(text).ok()?;
         selector.required("metadata.name").map(str::to_owned)
     });

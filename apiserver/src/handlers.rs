@@ -8,7 +8,9 @@ use insula_api::{object, path};
 use serde_json::Value;
 
 use crate::{
-    Server, admission, answer,
+    Server, admission,
+    aggregation::delegate,
+    answer,
     audit::{self, Trail},
     body::{Body, BodyError, channel, full},
     call::Call,
@@ -160,6 +162,14 @@ impl Server {
                 let identity = identity.as_ref();
                 Box::pin(self.other(Asked { head, identity, whose: &whose, path: &path })).await
             }
+            Admitted::Delegated(it) => {
+                record.delegated(&it, upgrade.is_some());
+                if let Some(audit) = &self.audit {
+                    audit.received(record);
+                }
+                let body = body.stream()?;
+                Ok(Box::pin(delegate::serve(self, &it, head, body, upgrade)).await)
+            }
             Admitted::Resource(call) => {
                 record.admitted(&call);
                 if let Some(audit) = &self.audit {
@@ -186,8 +196,9 @@ impl Server {
                     match Box::pin(admission::connect(self, &call)).await {
                         Err(error) => Err(error),
                         Ok(()) if is_proxied => {
-                            let bytes = within(limit?, body.bytes()).await?;
-                            Box::pin(proxy::serve(self, &call, head, bytes, upgrade)).await
+                            // Taken last: until then it may have to be done all over again.
+                            let body = || body.stream();
+                            Box::pin(proxy::serve(self, &call, head, body, upgrade)).await
                         }
                         Ok(()) => {
                             Box::pin(node_proxy::serve(self, &call, head.method.clone(), upgrade))

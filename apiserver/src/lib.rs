@@ -6,6 +6,7 @@
 
 mod accept;
 mod admission;
+mod aggregation;
 mod answer;
 pub mod audit;
 mod backup;
@@ -61,7 +62,7 @@ mod watch;
 mod websocket;
 mod write;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use insula_api::{names::TenantName, object};
 use insula_partition::{partitions::Partitions, store::ReadAt};
@@ -108,9 +109,11 @@ pub struct ServerConfig {
 /// One API server.
 #[derive(Debug)]
 pub struct Server {
+    own: Weak<Self>,
     pub(crate) partitions: Arc<Partitions>,
     pub(crate) registry: Registry,
     pub(crate) customs: custom::Customs,
+    pub(crate) aggregation: aggregation::Aggregation,
     pub(crate) policies: Policies,
     pub(crate) rules: admission::Rules,
     pub(crate) keys: Keys,
@@ -139,10 +142,12 @@ impl Server {
                 views.push(view);
             }
         }
-        let server = Arc::new(Self {
+        let server = Arc::new_cyclic(|own| Self {
+            own: own.clone(),
             partitions: config.partitions,
             registry,
             customs: custom::Customs::default(),
+            aggregation: aggregation::Aggregation::default(),
             policies: Policies::default(),
             rules: admission::Rules::default(),
             keys: config.keys,
@@ -165,6 +170,7 @@ impl Server {
         server.bootstrap().await?;
         server.tasks.spawn(tenants::follow(server.clone()));
         server.tasks.spawn(custom::look_after(server.clone()));
+        server.tasks.spawn(aggregation::available::look_after(server.clone()));
         Ok(server)
     }
 
@@ -182,6 +188,11 @@ impl Server {
                 outcome => return outcome,
             }
         }
+    }
+
+    /// This server, for what it asks of itself; none when it ends.
+    pub(crate) fn myself(&self) -> Option<Arc<Self>> {
+        self.own.upgrade()
     }
 
     /// Waits for connections, watches and streams to end. Call after cancelling `shutdown`.

@@ -9,7 +9,12 @@ use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::{
-    Server, answer, backup,
+    Server,
+    aggregation::{
+        delegate::{self, Delegated},
+        documents::{self, AllDiscovered},
+    },
+    answer, backup,
     body::{Body, empty},
     custom::OfTenant,
     discovery::{AGGREGATED, Discovery},
@@ -21,8 +26,6 @@ use crate::{
     request::Query,
     version,
 };
-
-const TEXT: &str = "text/plain; charset=utf-8";
 
 /// A request that was let in.
 pub(crate) struct Asked<'a> {
@@ -45,14 +48,21 @@ impl Server {
         if !reads && !matches!(parts.first(), Some(&("healthz" | "livez" | "readyz"))) {
             return Err(ApiError::method_not_allowed());
         }
-        let customs = match (parts.first(), whose.tenant()) {
-            (Some(&("apis" | "openapi")) | None, Some(tenant)) => {
-                self.customs.of(self, tenant).await?
-            }
-            _ => Arc::default(),
+        let (customs, apis) = match (parts.first(), whose.tenant()) {
+            (Some(&("apis" | "openapi")) | None, Some(tenant)) => self.own_of(tenant).await?,
+            _ => Default::default(),
         };
+        if let (
+            ["apis", group, version] | ["openapi", "v3", "apis", group, version],
+            Some(identity),
+        ) = (parts.as_slice(), identity)
+            && let Some(api) = apis.remote(group, version)
+        {
+            let it = Delegated::read(api, identity, head);
+            return Ok(delegate::serve(self, &it, head, empty(), &mut None).await);
+        }
         // Made only by the paths that show it.
-        let discovery = || Discovery::new(&self.registry, &customs, platform);
+        let discovery = || Discovery::new(&self.registry, &customs, &apis, platform);
         let found = |document: Option<Value>| match document {
             Some(document) => json(&document),
             None => Err(ApiError::unknown_resource()),
@@ -73,10 +83,14 @@ impl Server {
             }
             ["metrics"] => {
                 let text = self.metrics.text(&self.partitions);
-                Ok(answer::bytes(StatusCode::OK, text.into(), TEXT))
+                Ok(answer::bytes(StatusCode::OK, text.into(), answer::TEXT))
             }
             [which @ ("api" | "apis")] if aggregated => {
-                let text = discovery().aggregated(*which == "api").to_string();
+                let others = match *which == "apis" {
+                    true => documents::discovered(self, &apis).await,
+                    false => AllDiscovered::new(),
+                };
+                let text = discovery().aggregated(*which == "api", &others).to_string();
                 let mut response = tagged(&head.headers, text.into(), AGGREGATED);
                 response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
                 Ok(response)
@@ -89,10 +103,16 @@ impl Server {
             },
             ["api", version] => found(discovery().resource_list("", version)),
             ["apis", group, version] => found(discovery().resource_list(group, version)),
-            ["openapi", "v2"] => self.openapi_v2(&head.headers, &customs, platform),
+            ["openapi", "v2"] => {
+                let others = documents::v2_parts(self, &apis).await;
+                self.openapi_v2(&head.headers, &customs, &others, platform)
+            }
             ["openapi", "v3"] => {
-                let index = openapi::index(&self.registry, &customs, platform).to_string();
-                Ok(tagged(&head.headers, index.into(), answer::JSON))
+                let mut index = openapi::index(&self.registry, &customs, platform);
+                if let Some(paths) = index.get_mut("paths").and_then(Value::as_object_mut) {
+                    paths.extend(documents::indexed(self, &apis).await);
+                }
+                Ok(tagged(&head.headers, index.to_string().into(), answer::JSON))
             }
             ["openapi", "v3", rest @ ..] => {
                 let rest = rest.join("/");
@@ -115,6 +135,7 @@ impl Server {
         &self,
         headers: &HeaderMap,
         customs: &OfTenant,
+        others: &[Arc<openapi::v2::Foreign>],
         platform: bool,
     ) -> Result<Response<Body>> {
         const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
@@ -127,16 +148,16 @@ impl Server {
             _ => None,
         });
         let protobuf = offered.next().ok_or_else(|| ApiError::not_acceptable(false))?;
-        let tag = openapi::v2::tag(&self.registry, customs, platform);
+        let tag = openapi::v2::tag(&self.registry, customs, others, platform);
         let media_type = if protobuf { PROTOBUF } else { answer::JSON };
         let mut response = match is_known(headers, &tag) {
             true => not_modified(),
             false if protobuf => {
-                let body = openapi::v2::message(&self.registry, customs, platform);
+                let body = openapi::v2::message(&self.registry, customs, others, platform);
                 answer::bytes(StatusCode::OK, body, media_type)
             }
             false => {
-                let body = openapi::v2::document(&self.registry, customs, platform);
+                let body = openapi::v2::document(&self.registry, customs, others, platform);
                 answer::bytes(StatusCode::OK, body, media_type)
             }
         };
@@ -148,7 +169,7 @@ impl Server {
 
 /// There is no such path.
 fn nowhere() -> Response<Body> {
-    answer::bytes(StatusCode::NOT_FOUND, Bytes::from_static(b"404 page not found\n"), TEXT)
+    answer::bytes(StatusCode::NOT_FOUND, Bytes::from_static(b"404 page not found\n"), answer::TEXT)
 }
 
 /// One document, which those who know its hash may keep for ever.

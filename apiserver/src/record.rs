@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use crate::{
     Server,
+    aggregation::delegate::Delegated,
     audit::{self, Trail},
     call::Call,
     identity::Identity,
@@ -120,6 +121,20 @@ impl Record {
         if let Some(about) = &mut self.about {
             about.verb = call.verb;
             about.name.clone_from(&call.path.name);
+        }
+    }
+
+    /// What is known once the gate has let a request go on to an extension server.
+    pub(crate) fn delegated(&mut self, it: &Delegated, upgrades: bool) {
+        self.was_let_in = true;
+        self.labels.component = "aggregator";
+        if upgrades {
+            self.labels.verb = "CONNECT";
+        } else if it.verb == "watch" {
+            self.labels.verb = "WATCH";
+        }
+        if let Some(about) = &mut self.about {
+            about.verb = it.verb;
         }
     }
 

@@ -19,6 +19,7 @@ use insula_partition::{
 };
 
 use crate::{
+    aggregation,
     custom::compiled::Custom,
     request::ListOptions,
     scoped::Scoped,
@@ -250,7 +251,12 @@ impl Served {
         }
         let key = self.shard_key(tenant, namespace, name);
         let place = partitions.place(&key);
-        (place.partition.as_ref().to_owned(), Arc::new(Scoped::new(place.store, key)))
+        let store = Scoped::new(place.store, key);
+        let store: Arc<dyn Store> = match aggregation::holds_services(self) {
+            true => Arc::new(aggregation::Overlay::new(partitions, tenant, store)),
+            false => Arc::new(store),
+        };
+        (place.partition.as_ref().to_owned(), store)
     }
 
     /// The partitions of a list, in a stable order.

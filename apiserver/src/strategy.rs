@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 
 use self::facts::Generation;
 use crate::{
-    custom,
+    aggregation, custom,
     identity::Identity,
     registry::{Nature, Served},
 };
@@ -80,12 +80,11 @@ pub(crate) fn prepare_create(served: &Served, by: &Identity, it: &mut Value) {
                 endpoint.remove("deprecatedTopology");
             }
         }
-        ("apiregistration.k8s.io", "apiservices") if it["spec"].get("service").is_none() => {
-            it["status"] = json!({"conditions": [{
-                "type": "Available", "status": "True", "reason": "Local",
-                "message": "Local APIServices are always available",
-                "lastTransitionTime": time::now(),
-            }]});
+        (aggregation::GROUP, aggregation::RESOURCE) => {
+            it["status"] = match it["spec"].get("service").is_none_or(Value::is_null) {
+                true => aggregation::local::status(&time::now()),
+                false => json!({}),
+            };
         }
         (custom::GROUP, custom::RESOURCE) => {
             it["status"] = json!({"conditions": [], "acceptedNames": {"plural": "", "kind": ""}});

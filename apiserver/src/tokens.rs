@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::{
+    aggregation::front_proxy::FrontProxies,
     identity::Identity,
     passport::Stamp,
     pki::{PkiError, write_private},
@@ -119,6 +120,7 @@ pub enum TokenError {
 pub struct Keys {
     id: String,
     stamp: Stamp,
+    front_proxies: FrontProxies,
     encoding: EncodingKey,
     decoding: DecodingKey,
     /// `x` and `y` of the public point, base64url.
@@ -166,14 +168,28 @@ impl Keys {
         let url = base64::engine::general_purpose::URL_SAFE_NO_PAD;
         let (x, y) = raw.get(1..65).map(|point| point.split_at(32)).unwrap_or_default();
         let id = url.encode(xxhash_rust::xxh3::xxh3_128(raw).to_be_bytes());
-        let stamp = Stamp::derive(&pair.serialize_der())
-            .map_err(|error| KeyError::Unusable(Box::new(error)))?;
-        Ok(Self { id, stamp, encoding, decoding, point: (url.encode(x), url.encode(y)) })
+        let secret = pair.serialize_der();
+        let unusable = |error| KeyError::Unusable(Box::new(error));
+        let stamp = Stamp::derive(&secret).map_err(unusable)?;
+        let front_proxies = FrontProxies::derive(&secret).map_err(unusable)?;
+        Ok(Self {
+            id,
+            stamp,
+            front_proxies,
+            encoding,
+            decoding,
+            point: (url.encode(x), url.encode(y)),
+        })
     }
 
     /// Signs what servers tell each other of callers.
     pub(crate) fn stamp(&self) -> &Stamp {
         &self.stamp
+    }
+
+    /// As whom tenants' extension servers know us.
+    pub(crate) fn front_proxies(&self) -> &FrontProxies {
+        &self.front_proxies
     }
 
     pub fn sign(&self, claims: &Claims) -> Result<String, TokenError> {

@@ -22,7 +22,7 @@ use serde_json::Value;
 use self::rules::Check;
 pub(crate) use self::{formats::sloppy_address, services::cluster_addresses};
 use crate::{
-    admission, custom,
+    admission, aggregation, custom,
     error::FieldError,
     registry::{Nature, Served},
 };
@@ -76,6 +76,9 @@ pub(crate) fn create(served: &Served, it: &Value) -> Errors {
             let mut kept = Value::Null;
             let it = checked(served, it, &mut kept);
             walk(served, it, &mut errors);
+            if aggregation::holds_services(served) {
+                errors.extend(aggregation::check(it));
+            }
             updates::created(&served.resource, it, &mut errors);
         }
     }
@@ -108,6 +111,9 @@ pub(crate) fn update(served: &Served, subresource: &str, old: &Value, new: &Valu
             let is_leaving = object::is_deleting(old) && data(old).eq(data(new));
             if !is_leaving {
                 walk(served, new, &mut errors);
+                if aggregation::holds_services(served) {
+                    errors.extend(aggregation::check(new));
+                }
             }
             updates::changed(&served.resource, old, new, &mut errors);
         }

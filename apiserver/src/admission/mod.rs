@@ -31,7 +31,7 @@ pub(crate) use self::{
 };
 use self::{hooks::Hooks, policies::Policies, rules::compiled::Compiled};
 use crate::{
-    Server, bootstrap,
+    Server, aggregation, bootstrap,
     call::Call,
     custom,
     error::{ApiError, Result},
@@ -402,11 +402,21 @@ pub(crate) async fn changed(server: &Server, call: &Call) {
     if custom::holds_definitions(&call.served) {
         custom::changed(server, tenant).await;
     }
+    if aggregation::holds_services(&call.served) {
+        // What definitions make comes back.
+        server.customs.ask(tenant);
+    }
 }
 
 /// What follows from a write of `it` that succeeded.
 pub(crate) async fn written(server: &Server, call: &Call, it: &Value) {
     changed(server, call).await;
+    if aggregation::holds_services(&call.served)
+        && call.path.subresource.is_empty()
+        && let Some(tenant) = call.whose.tenant()
+    {
+        aggregation::available::changed(server, tenant, object::name(it)).await;
+    }
     if policies::typing::is_checked(&call.served)
         && call.path.subresource.is_empty()
         && let Some(tenant) = call.whose.tenant()

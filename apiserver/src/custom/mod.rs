@@ -41,14 +41,14 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use crate::{
-    Server,
+    Server, aggregation,
     custom::compiled::{Compiled, Envelope, Interned},
     error::{ApiError, Result},
     openapi::Document,
     registry::{Served, Whose},
 };
 
-pub(crate) use self::settle::settle;
+pub(crate) use self::settle::{set_condition, settle};
 
 /// The group of definitions.
 pub(crate) const GROUP: &str = "apiextensions.k8s.io";
@@ -79,6 +79,13 @@ pub(crate) struct OfTenant {
     installed: BTreeMap<String, Installed>,
     /// OpenAPI documents that were asked for, by path.
     pub documents: Mutex<HashMap<String, Arc<Document>>>,
+}
+
+/// What a path means.
+pub(crate) enum Found {
+    Here(Arc<Served>),
+    /// An extension server has it, if anybody.
+    Elsewhere(Arc<aggregation::Api>),
 }
 
 /// One definition of a tenant.
@@ -120,18 +127,29 @@ impl Installed {
 impl Customs {
     /// The custom resources of `tenant`, as they are now.
     pub(crate) async fn of(&self, server: &Server, tenant: &TenantName) -> Result<Arc<OfTenant>> {
+        Ok(self.now(server, tenant).await?.0)
+    }
+
+    /// As [`Customs::of`], with the revision of its partition that is now.
+    pub(crate) async fn now(
+        &self,
+        server: &Server,
+        tenant: &TenantName,
+    ) -> Result<(Arc<OfTenant>, Revision)> {
         let definitions = definitions(server)?;
         let (_, store) = definitions.place(&server.partitions, tenant, "", "");
         let snapshot = store.read(&definitions.collection, ReadAt::Latest).await?;
+        let revision = snapshot.revision();
         let known = self.tenants.lock().get(tenant).cloned();
         if let Some(known) = &known
             && known.snapshot.as_ref().is_some_and(|it| it.is_same(&snapshot))
         {
-            return Ok(known.clone());
+            return Ok((known.clone(), revision));
         }
         let prefix = format!("{tenant}//");
         let mut found = OfTenant::default();
-        let mut is_due = false;
+        // After a start it may be that something was left undone.
+        let mut is_due = known.is_none() && snapshot.range(&prefix, None).next().is_some();
         for (key, entry) in snapshot.range(&prefix, None) {
             let name = key.strip_prefix(&prefix).unwrap_or_default().to_owned();
             let same = known.as_ref().and_then(|it| it.installed.get(&name));
@@ -156,12 +174,12 @@ impl Customs {
         }
         if found.installed.is_empty() {
             self.tenants.lock().remove(tenant);
-            return Ok(Arc::new(found));
+            return Ok((Arc::new(found), revision));
         }
         found.snapshot = Some(snapshot);
         let found = Arc::new(found);
         self.tenants.lock().insert(tenant.clone(), found.clone());
-        Ok(found)
+        Ok((found, revision))
     }
 
     /// Has the definitions of `tenant` looked after, soon.
@@ -278,21 +296,35 @@ impl Server {
         Ok(made.into_iter().next().map_or(Cow::Borrowed(it), Cow::Owned))
     }
 
-    /// The resource that a path means, built in or of the tenant.
+    /// Definitions of a tenant, and what it says of group versions, at the same moment.
+    pub(crate) async fn own_of(
+        &self,
+        tenant: &TenantName,
+    ) -> Result<(Arc<OfTenant>, Arc<aggregation::OfTenant>)> {
+        let (customs, revision) = self.customs.now(self, tenant).await?;
+        // The partition has been asked for its latest already.
+        let at = ReadAt::NotOlderThan(revision);
+        Ok((customs, self.aggregation.at(self, tenant, at).await?))
+    }
+
+    /// The resource that a path means, built in or of the tenant; or who else serves it.
     pub(crate) async fn served(
         &self,
         whose: &Whose,
         group: &str,
         version: &str,
         resource: &str,
-    ) -> Result<Option<Arc<Served>>> {
+    ) -> Result<Option<Found>> {
         if let Some(served) = self.registry.get(group, version, resource) {
-            return Ok(Some(served.clone()));
+            return Ok(Some(Found::Here(served.clone())));
         }
-        let Some(tenant) = whose.tenant().filter(|_| !self.registry.has_group(group)) else {
-            return Ok(None);
-        };
-        Ok(self.customs.of(self, tenant).await?.get(group, version, resource).cloned())
+        let Some(tenant) = whose.tenant() else { return Ok(None) };
+        let (customs, apis) = self.own_of(tenant).await?;
+        if let Some(api) = apis.remote(group, version) {
+            return Ok(Some(Found::Elsewhere(api.clone())));
+        }
+        let found = customs.get(group, version, resource);
+        Ok(found.filter(|_| !self.registry.has_group(group)).cloned().map(Found::Here))
     }
 }
 
@@ -399,7 +431,9 @@ async fn look_after_tenant(server: &Server, tenant: &TenantName) {
     loop {
         let settled = async {
             settle(server, tenant).await?;
-            cleanup::clean(server, tenant).await
+            let is_clean = cleanup::clean(server, tenant).await?;
+            aggregation::register(server, tenant).await?;
+            Ok::<_, ApiError>(is_clean)
         };
         match settled.await {
             Ok(true) => return,

@@ -239,7 +239,7 @@ fn as_value(names: &Names) -> Value {
 }
 
 /// Sets a condition; its time changes only with its status.
-pub(super) fn set_condition(
+pub(crate) fn set_condition(
     status: &mut Value,
     kind: &str,
     value: &str,

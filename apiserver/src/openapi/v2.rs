@@ -1,9 +1,10 @@
 //! OpenAPI v2 (Swagger): all group versions in one document, for clients from before v3.
 //!
 //! It is made of the same schemas as v3, less what v2 cannot say. The built-in part is made once;
-//! what a tenant adds is made when its tag is not the client's.
+//! what a tenant adds is made when its tag is not the client's, and what its extension servers say
+//! is added as they say it.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use insula_api::resources::Resource;
@@ -19,17 +20,111 @@ struct Part {
     definitions: String,
 }
 
+/// What a document of somebody else says of one group version: entries, each with its name.
+#[derive(Debug, Default)]
+pub(crate) struct Foreign {
+    paths: Vec<(String, String)>,
+    definitions: Vec<(String, String)>,
+}
+
 /// What changes with the document.
-pub(crate) fn tag(registry: &Registry, customs: &OfTenant, platform: bool) -> String {
+pub(crate) fn tag(
+    registry: &Registry,
+    customs: &OfTenant,
+    others: &[Arc<Foreign>],
+    platform: bool,
+) -> String {
     let mut seed =
         xxh3_128(built_in(registry, platform).definitions.as_bytes()).to_le_bytes().to_vec();
     for compiled in customs.compiled() {
         seed.extend_from_slice(&compiled.hash.to_le_bytes());
     }
+    for (_, text) in others.iter().flat_map(|it| it.paths.iter().chain(&it.definitions)) {
+        seed.extend_from_slice(&xxh3_128(text.as_bytes()).to_le_bytes());
+    }
     format!("\"{:032X}\"", xxh3_128(&seed))
 }
 
-/// What a tenant adds.
+/// What a document of somebody else says of one group version.
+pub(crate) fn of_others(mut document: Value, group: &str, version: &str) -> Foreign {
+    let root = format!("/apis/{group}/{version}");
+    let of_version = |path: &str| {
+        path.strip_prefix(&root).is_some_and(|it| it.is_empty() || it.starts_with('/'))
+    };
+    let mut take = |name: &str| match document.get_mut(name).map(Value::take) {
+        Some(Value::Object(map)) => map,
+        _ => Map::new(),
+    };
+    let (paths, mut definitions) = (take("paths"), take("definitions"));
+    let paths: Vec<(String, Value)> =
+        paths.into_iter().filter(|(path, _)| of_version(path)).collect();
+    // Only what these paths need.
+    let mut wanted: Vec<String> = paths.iter().flat_map(|(_, it)| references(it)).collect();
+    let kinds = |it: &Value| {
+        let kinds = it.get("x-kubernetes-group-version-kind").and_then(Value::as_array);
+        kinds.into_iter().flatten().any(|it| it["group"] == group && it["version"] == version)
+    };
+    wanted.extend(definitions.iter().filter(|(_, it)| kinds(it)).map(|(name, _)| name.clone()));
+    let mut found = Vec::new();
+    while let Some(name) = wanted.pop() {
+        let Some(it) = definitions.remove(&name) else { continue };
+        wanted.extend(references(&it));
+        found.push((name, it));
+    }
+    found.sort_by(|(left, _), (right, _)| left.cmp(right));
+    let entries = |entries: Vec<(String, Value)>| {
+        let entries = entries.into_iter();
+        entries
+            .map(|(name, it)| {
+                let text = format!("{}:{it}", Value::from(name.as_str()));
+                (name, text)
+            })
+            .collect()
+    };
+    Foreign { paths: entries(paths), definitions: entries(found) }
+}
+
+/// Names of the definitions that `it` refers to.
+fn references(it: &Value) -> Vec<String> {
+    match it {
+        Value::Object(fields) => fields
+            .iter()
+            .flat_map(|(name, below)| match (name.as_str(), below) {
+                ("$ref", Value::String(to)) => {
+                    to.strip_prefix("#/definitions/").map(str::to_owned).into_iter().collect()
+                }
+                (_, below) => references(below),
+            })
+            .collect(),
+        Value::Array(items) => items.iter().flat_map(references).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// What a tenant adds: its definitions, and its extension servers, which do not say anew what was
+/// said.
+fn added(customs: &OfTenant, others: &[Arc<Foreign>], built_in: &Part) -> Part {
+    let mut part = own(customs, built_in);
+    let add = |to: &mut String, text: &str| {
+        if !to.is_empty() {
+            to.push(',');
+        }
+        to.push_str(text);
+    };
+    for foreign in others {
+        for (_, text) in &foreign.paths {
+            add(&mut part.paths, text);
+        }
+        for (name, text) in &foreign.definitions {
+            if !built_in.has(name) && !part.has(name) {
+                add(&mut part.definitions, text);
+            }
+        }
+    }
+    part
+}
+
+/// What a tenant's definitions add.
 fn own(customs: &OfTenant, built_in: &Part) -> Part {
     let parts: Vec<_> =
         customs.compiled().flat_map(|it| it.versions().map(move |version| (it, version))).collect();
@@ -38,18 +133,31 @@ fn own(customs: &OfTenant, built_in: &Part) -> Part {
 }
 
 /// The document as a message.
-pub(crate) fn message(registry: &Registry, customs: &OfTenant, platform: bool) -> Bytes {
+pub(crate) fn message(
+    registry: &Registry,
+    customs: &OfTenant,
+    others: &[Arc<Foreign>],
+    platform: bool,
+) -> Bytes {
     static MADE: [OnceLock<gnostic::Part>; 2] = [OnceLock::new(), OnceLock::new()];
     let json = built_in(registry, platform);
     let made = |part: &Part| gnostic::part(&part.paths, &part.definitions);
     let built_in = MADE[usize::from(platform)].get_or_init(|| made(json));
-    gnostic::document(crate::version::GIT_VERSION, &[built_in, &made(&own(customs, json))])
+    gnostic::document(
+        crate::version::GIT_VERSION,
+        &[built_in, &made(&added(customs, others, json))],
+    )
 }
 
 /// The document.
-pub(crate) fn document(registry: &Registry, customs: &OfTenant, platform: bool) -> Bytes {
+pub(crate) fn document(
+    registry: &Registry,
+    customs: &OfTenant,
+    others: &[Arc<Foreign>],
+    platform: bool,
+) -> Bytes {
     let built_in = built_in(registry, platform);
-    let own = own(customs, built_in);
+    let own = added(customs, others, built_in);
     let join = |left: &str, right: &str| match right {
         "" => left.to_owned(),
         right => format!("{left},{right}"),
@@ -178,7 +286,7 @@ mod tests {
     fn the_document_is_whole() {
         let registry = Registry::built_in();
         let customs = OfTenant::default();
-        let body = document(&registry, &customs, false);
+        let body = document(&registry, &customs, &[], false);
         let it: Value = serde_json::from_slice(&body).unwrap();
         let definitions = it["definitions"].as_object().unwrap();
         let text = String::from_utf8(body.to_vec()).unwrap();
@@ -189,7 +297,36 @@ mod tests {
         assert!(!text.contains("#/components/") && !text.contains("\"allOf\":["));
         assert!(it["paths"]["/api/v1/namespaces/{namespace}/pods"]["post"].is_object());
         assert!(!it["paths"].to_string().contains("insula.io"));
-        assert_ne!(tag(&registry, &customs, true), tag(&registry, &customs, false));
+        assert_ne!(tag(&registry, &customs, &[], true), tag(&registry, &customs, &[], false));
+    }
+
+    #[test]
+    fn what_others_say_is_added() {
+        let document = json!({
+            "paths": {
+                "/apis/x.y/v1/foos": {"get": {"schema": {"$ref": "#/definitions/y.x.v1.FooList"}}},
+                "/apis/x.y/v10/foos": {}, "/apis/apps/v1/deployments": {},
+            },
+            "definitions": {
+                "y.x.v1.FooList": {"items": {"$ref": "#/definitions/y.x.v1.Foo"}},
+                "y.x.v1.Foo": {"m": {"$ref": "#/definitions/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"}},
+                "y.x.v1.Unused": {},
+                "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta": {"description": "theirs"},
+            },
+        });
+        let foreign = [Arc::new(of_others(document, "x.y", "v1"))];
+        let (registry, customs) = (Registry::built_in(), OfTenant::default());
+        let body = super::document(&registry, &customs, &foreign, false);
+        let it: Value = serde_json::from_slice(&body).unwrap();
+        assert!(it["paths"]["/apis/x.y/v1/foos"].is_object());
+        assert!(it["paths"].get("/apis/x.y/v10/foos").is_none());
+        let definitions = &it["definitions"];
+        assert!(definitions["y.x.v1.FooList"].is_object() && definitions["y.x.v1.Foo"].is_object());
+        assert!(definitions.get("y.x.v1.Unused").is_none());
+        let ours = &definitions["io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"]["description"];
+        assert_ne!(ours, "theirs");
+        let tag = |others: &[Arc<Foreign>]| super::tag(&registry, &customs, others, false);
+        assert_ne!(tag(&foreign), tag(&[]));
     }
 
     #[test]

@@ -1,0 +1,271 @@
+//! Requests for what an extension server has: let in here, answered there.
+//!
+//! The gate authorizes them like all others; then they go on as they came, less what is between
+//! the client and us, with who asks in headers. Nothing of them is looked into: bodies, watches and
+//! upgraded connections pass in both directions as fast as the slower end takes them.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+};
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts,
+};
+use hyper::upgrade::OnUpgrade;
+use insula_api::{
+    names::TenantName,
+    path::{self, ResourcePath},
+};
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::Api;
+use crate::{
+    Server, answer,
+    body::Body,
+    error::{ApiError, Result},
+    gate,
+    identity::Identity,
+    outbound::OutboundError,
+    registry::Whose,
+    relay::{Onward, Via},
+    request::{Query, deadline},
+};
+
+/// Most requests of one tenant that are at its extension servers at the same time.
+const AT_ONCE: usize = 1000;
+
+/// A request that may go on.
+#[derive(Debug)]
+pub(crate) struct Delegated {
+    pub api: Arc<Api>,
+    pub identity: Identity,
+    pub query: Query,
+    pub verb: &'static str,
+}
+
+impl Delegated {
+    /// A read of what is no object.
+    pub(crate) fn read(api: &Arc<Api>, identity: &Identity, head: &Parts) -> Self {
+        let query = Query::parse(head.uri.query());
+        Self { api: api.clone(), identity: identity.clone(), query, verb: "get" }
+    }
+}
+
+/// A request whose caller is known.
+pub(crate) struct Asked {
+    pub api: Arc<Api>,
+    pub identity: Identity,
+    pub whose: Whose,
+    pub path: ResourcePath,
+    pub query: Query,
+}
+
+impl Asked {
+    /// Lets it in, if the rules do.
+    pub(crate) async fn admit(self, server: &Server, method: &Method) -> Result<Delegated> {
+        let Self { api, identity, whose, path, mut query } = self;
+        if path.watch {
+            query.set("watch", "true");
+        }
+        let verb = gate::verb(method, &path, &query);
+        let verb = verb.or_else(|| (method == Method::POST).then_some("create"));
+        let verb = verb.ok_or_else(ApiError::method_not_allowed)?;
+        let attributes = gate::attributes_of(&path, &query, verb);
+        match server.may(&identity, &whose, &attributes).await? {
+            true => Ok(Delegated { api, identity, query, verb }),
+            false => Err(gate::denied(&identity, &attributes)),
+        }
+    }
+}
+
+/// How many requests tenants have at their extension servers.
+#[derive(Debug, Default)]
+pub(crate) struct Limits {
+    permits: Mutex<HashMap<TenantName, Weak<Semaphore>>>,
+}
+
+impl Limits {
+    fn take(&self, tenant: &TenantName) -> Option<OwnedSemaphorePermit> {
+        let mut permits = self.permits.lock();
+        let known = permits.get(tenant).and_then(Weak::upgrade);
+        let semaphore = known.unwrap_or_else(|| {
+            permits.retain(|_, it| 0 < it.strong_count());
+            let made = Arc::new(Semaphore::new(AT_ONCE));
+            permits.insert(tenant.clone(), Arc::downgrade(&made));
+            made
+        });
+        semaphore.try_acquire_owned().ok()
+    }
+}
+
+/// Has the extension server answer.
+pub(crate) async fn serve(
+    server: &Server,
+    it: &Delegated,
+    head: &Parts,
+    body: Body,
+    upgrade: &mut Option<OnUpgrade>,
+) -> Response<Body> {
+    let limit = match deadline(&it.query) {
+        // Those go on for as long as both ends like.
+        Ok(_) if it.verb == "watch" || upgrade.is_some() => None,
+        Ok(limit) => Some(limit),
+        Err(error) => return answer::error(&error),
+    };
+    let Some(permit) = server.aggregation.limits.take(&it.api.tenant) else {
+        let why = "too many requests are at this tenant's extension servers";
+        return answer::error(&ApiError::too_many_requests(why, 1));
+    };
+    let path = match head.uri.query() {
+        Some(query) => format!("{}?{query}", path::standard_form(head.uri.path())),
+        None => path::standard_form(head.uri.path()),
+    };
+    let watches = it.verb == "watch";
+    let passing =
+        pass(server, &it.api, &it.identity, Passed { head, path, watches, permit }, body, upgrade);
+    let answered = match limit {
+        None => passing.await,
+        Some(limit) => tokio::time::timeout(limit, passing).await.unwrap_or_else(|_| {
+            let why = "Timeout: request did not complete within the allotted timeout";
+            Ok(answer::error(&ApiError::timeout(why, 1)))
+        }),
+    };
+    answered.unwrap_or_else(|(code, why)| plain(code, &why))
+}
+
+/// A request as it is passed on.
+struct Passed<'a> {
+    pub head: &'a Parts,
+    /// With its query, without what names the tenant.
+    pub path: String,
+    pub watches: bool,
+    pub permit: OwnedSemaphorePermit,
+}
+
+type Failure = (StatusCode, String);
+
+/// Sends a request on; a failure is told in upstream's words.
+async fn pass(
+    server: &Server,
+    api: &Api,
+    identity: &Identity,
+    passed: Passed<'_>,
+    body: Body,
+    upgrade: &mut Option<OnUpgrade>,
+) -> Result<Response<Body>, Failure> {
+    let unavailable = || (StatusCode::SERVICE_UNAVAILABLE, "service unavailable".to_owned());
+    let Passed { head, path, watches, permit } = passed;
+    let Some(remote) = api.remote.as_ref().filter(|it| it.is_available) else {
+        return Err(unavailable());
+    };
+    let broken = |error: OutboundError| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
+    let trust = remote.trust(server, &api.tenant).await.map_err(broken)?;
+    let place = match server.resolve(&api.tenant, remote.destination("/")).await {
+        Ok(place) => place,
+        Err(error) => {
+            tracing::debug!(tenant = %api.tenant, %error, "an extension server is not found");
+            return Err(unavailable());
+        }
+    };
+    let headers = headers_of(identity)
+        .ok_or_else(|| (StatusCode::INTERNAL_SERVER_ERROR, "the user cannot be told".to_owned()))?;
+    let via = Via::Tenant { tenant: &api.tenant, place: &place, trust };
+    let onward = Onward { via, path, headers, watches, permit: Some(permit) };
+    let answer = server.relay(head, body, upgrade, onward).await.map_err(|error| {
+        tracing::debug!(tenant = %api.tenant, %error, "an extension server does not answer");
+        (StatusCode::SERVICE_UNAVAILABLE, format!("error trying to reach service: {error}"))
+    })?;
+    if answer.status().is_redirection() && answer.headers().contains_key(header::LOCATION) {
+        let why = "the backend attempted to redirect this request, which is not permitted";
+        return Err((StatusCode::BAD_GATEWAY, why.into()));
+    }
+    Ok(answer)
+}
+
+/// A failure as upstream's proxy tells it.
+fn plain(code: StatusCode, why: &str) -> Response<Body> {
+    let mut answer = answer::bytes(code, format!("{why}\n").into(), answer::TEXT);
+    let options = HeaderName::from_static("x-content-type-options");
+    answer.headers_mut().insert(options, HeaderValue::from_static("nosniff"));
+    answer
+}
+
+/// Who asks, as extension servers are told; `None` if it cannot be said in headers.
+pub(crate) fn headers_of(identity: &Identity) -> Option<HeaderMap> {
+    let value = |text: &str| HeaderValue::from_bytes(text.as_bytes()).ok();
+    let mut headers = HeaderMap::new();
+    headers.insert(HeaderName::from_static("x-remote-user"), value(&identity.user)?);
+    if !identity.uid.is_empty() {
+        headers.insert(HeaderName::from_static("x-remote-uid"), value(&identity.uid)?);
+    }
+    for group in &identity.groups {
+        headers.append(HeaderName::from_static("x-remote-group"), value(group)?);
+    }
+    for (key, values) in &identity.extra {
+        let name = format!("x-remote-extra-{}", escaped(key));
+        let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+        for text in values {
+            headers.append(name.clone(), value(text)?);
+        }
+    }
+    Some(headers)
+}
+
+/// A key as a part of a header's name.
+fn escaped(key: &str) -> String {
+    let mut out = String::with_capacity(key.len());
+    for byte in key.bytes() {
+        let is_plain = byte.is_ascii_alphanumeric() || b"!#$&'*+-.^_`|~".contains(&byte);
+        match is_plain {
+            true => out.push(char::from(byte)),
+            false => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
+/// Who asks when nobody else does.
+pub(super) fn ourselves() -> Identity {
+    let mut identity =
+        Identity::new(TenantName::system(), "system:kube-aggregator", &[crate::identity::MASTERS]);
+    identity.groups.retain(|it| it == crate::identity::MASTERS);
+    identity
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asks_is_told_in_headers() {
+        let acme = TenantName::parse("acme").unwrap();
+        let mut identity = Identity::new(acme, "jürgen", &["a", "b"]);
+        identity.uid = "u-1".into();
+        let key = "authentication.kubernetes.io/credential-id";
+        identity.extra.insert(key.into(), vec!["x".into(), "y".into()]);
+        let headers = headers_of(&identity).unwrap();
+        assert_eq!(headers["x-remote-user"].as_bytes(), "jürgen".as_bytes());
+        assert_eq!(headers["x-remote-uid"], "u-1");
+        let all = |name: &str| -> Vec<String> {
+            let all = headers.get_all(name).iter();
+            all.map(|it| it.to_str().unwrap().to_owned()).collect()
+        };
+        assert_eq!(all("x-remote-group"), ["a", "b", "system:authenticated"]);
+        let name = "x-remote-extra-authentication.kubernetes.io%2fcredential-id";
+        assert_eq!(all(name), ["x", "y"]);
+        identity.user = "a\r\nx-remote-group: root".into();
+        assert!(headers_of(&identity).is_none());
+    }
+
+    #[test]
+    fn a_tenant_has_not_too_many() {
+        let (limits, acme) = (Limits::default(), TenantName::parse("acme").unwrap());
+        let held: Vec<_> = (0..AT_ONCE).map(|_| limits.take(&acme).unwrap()).collect();
+        assert!(limits.take(&acme).is_none());
+        assert!(limits.take(&TenantName::parse("globex").unwrap()).is_some());
+        drop(held);
+        assert!(limits.take(&acme).is_some());
+    }
+}
