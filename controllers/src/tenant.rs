@@ -5,7 +5,7 @@
 //! the finalizer that kept it. What the fleet owns is never touched: only objects that carry the
 //! tenant's own name are deleted.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use insula_api::{
@@ -14,7 +14,7 @@ use insula_api::{
 };
 use insula_client::{
     Api, Client, DeleteOptions, Discovered, Error, EventRecorder, EventType, ListOptions,
-    ObjectKey, PartialObject, Patch, Propagation, Tenant, Tenanted,
+    ObjectKey, PartialObject, Patch, Propagation, ResourceRef, Tenant, Tenanted,
 };
 use k8s_openapi::{api::core::v1::Namespace, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use serde_json::json;
@@ -27,6 +27,14 @@ use crate::{
 
 /// The namespaces that every tenant begins with.
 const FIRST_NAMESPACES: [&str; 3] = ["default", "kube-system", "kube-public"];
+/// What says that a group version is served by somebody else.
+const API_SERVICES: ResourceRef = ResourceRef {
+    group: Cow::Borrowed("apiregistration.k8s.io"),
+    version: Cow::Borrowed("v1"),
+    plural: Cow::Borrowed("apiservices"),
+    kind: Cow::Borrowed("APIService"),
+    namespaced: false,
+};
 /// Resources emptied at the same time.
 const PARALLEL: usize = 8;
 /// When to look again while something is left. The end of a namespace is also told.
@@ -77,6 +85,9 @@ impl Tenants {
         tenant: &Tenanted<Tenant>,
         name: &TenantName,
     ) -> Result<bool, ReconcileError> {
+        // A server of its own that does not answer would keep it for ever.
+        let apis = Discovered { resource: API_SERVICES, verbs: BTreeSet::new() };
+        self.end_resource(name, &apis).await?;
         if !self.end_namespaces(name).await? {
             return Ok(false);
         }
