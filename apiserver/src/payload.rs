@@ -1,8 +1,13 @@
 //! The bodies of requests.
 
-use std::time::Duration;
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::{Buf as _, Bytes, BytesMut};
+use http_body::Frame;
 use http_body_util::BodyExt as _;
 
 use crate::{
@@ -43,10 +48,7 @@ where
         match self {
             Self::Here(bytes) => Ok(full(bytes.clone())),
             Self::Coming(body) => match body.take() {
-                Some(body) => Ok(body
-                    .map_frame(|frame| frame.map_data(|mut it| it.copy_to_bytes(it.remaining())))
-                    .map_err(Into::into)
-                    .boxed_unsync()),
+                Some(body) => Ok(Passing(Box::pin(body)).boxed_unsync()),
                 None => Err(ApiError::bad_request("the request body was not sent whole")),
             },
         }
@@ -60,6 +62,36 @@ where
         {
             drain(body).await;
         }
+    }
+}
+
+/// A body as it comes, of which it is known how long it is, if its client says so.
+struct Passing<B>(Pin<Box<B>>);
+
+impl<B> http_body::Body for Passing<B>
+where
+    B: http_body::Body,
+    B::Error: Into<BodyError>,
+{
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.0.as_mut().poll_frame(context).map(|next| {
+            let frame = next?.map_err(Into::into);
+            Some(frame.map(|it| it.map_data(|mut data| data.copy_to_bytes(data.remaining()))))
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.0.size_hint()
     }
 }
 

@@ -290,7 +290,7 @@ fn what_cannot_be_asked() {
     // The server's own host is nobody's webhook.
     let config = json!({"url": "https://127.0.0.1:6443/"});
     replace(json!({"name": "a.example.com", "clientConfig": config}));
-    failed("is not an address that a tenant's webhook may have");
+    failed("is not an address that a tenant's server may have");
     // A service, step by step.
     let service = json!({"service": {"namespace": "default", "name": "hook", "path": "/x"},
                          "caBundle": other.bundle});

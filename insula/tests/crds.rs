@@ -642,7 +642,7 @@ fn webhooks_convert_between_versions() {
     established(&globex, "sockets.example.com");
     create(&globex, old);
     let said = globex.fails(&["get", "sockets.v2.example.com", "old"]);
-    let why = r#"conversion webhook for example.com/v2, Kind=Socket failed: Post "https://127.0.0.1:6443/convert?timeout=30s": 127.0.0.1:6443 is not an address that a tenant's webhook may have"#;
+    let why = r#"conversion webhook for example.com/v2, Kind=Socket failed: Post "https://127.0.0.1:6443/convert?timeout=30s": 127.0.0.1:6443 is not an address that a tenant's server may have"#;
     assert!(said.contains(why), "{said}");
     globex.ok(&["get", "sockets.v1.example.com", "old"]);
 }

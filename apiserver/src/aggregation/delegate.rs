@@ -27,7 +27,8 @@ use crate::{
     error::{ApiError, Result},
     gate,
     identity::Identity,
-    outbound::OutboundError,
+    outbound::{Place, Trust},
+    payload,
     registry::Whose,
     relay::{Onward, Via},
     request::{Query, deadline},
@@ -122,66 +123,76 @@ pub(crate) async fn serve(
         Some(query) => format!("{}?{query}", path::standard_form(head.uri.path())),
         None => path::standard_form(head.uri.path()),
     };
-    let watches = it.verb == "watch";
-    let passing =
-        pass(server, &it.api, &it.identity, Passed { head, path, watches, permit }, body, upgrade);
+    let asking = async {
+        let way = match Way::to(server, &it.api).await {
+            Ok(way) => way,
+            Err(failure) => {
+                payload::drain(body).await;
+                return Err(failure);
+            }
+        };
+        let headers = headers_of(&it.identity).ok_or_else(|| Failure {
+            code: StatusCode::INTERNAL_SERVER_ERROR,
+            why: "the user cannot be told".into(),
+        })?;
+        let via = Via::Tenant { tenant: &it.api.tenant, place: &way.place, trust: way.trust };
+        let watches = it.verb == "watch";
+        let onward = Onward { via, path, headers, watches, permit: Some(permit) };
+        let answer = server.relay(head, body, upgrade, onward).await.map_err(|error| {
+            tracing::debug!(tenant = %it.api.tenant, %error, "an extension server does not answer");
+            Failure::unavailable(format!("error trying to reach service: {error}"))
+        })?;
+        if answer.status().is_redirection() && answer.headers().contains_key(header::LOCATION) {
+            let why = "the backend attempted to redirect this request, which is not permitted";
+            return Err(Failure { code: StatusCode::BAD_GATEWAY, why: why.into() });
+        }
+        Ok(answer)
+    };
     let answered = match limit {
-        None => passing.await,
-        Some(limit) => tokio::time::timeout(limit, passing).await.unwrap_or_else(|_| {
+        None => asking.await,
+        Some(limit) => tokio::time::timeout(limit, asking).await.unwrap_or_else(|_| {
             let why = "Timeout: request did not complete within the allotted timeout";
             Ok(answer::error(&ApiError::timeout(why, 1)))
         }),
     };
-    answered.unwrap_or_else(|(code, why)| plain(code, &why))
+    answered.unwrap_or_else(|Failure { code, why }| plain(code, &why))
 }
 
-/// A request as it is passed on.
-struct Passed<'a> {
-    pub head: &'a Parts,
-    /// With its query, without what names the tenant.
-    pub path: String,
-    pub watches: bool,
-    pub permit: OwnedSemaphorePermit,
+/// Why an extension server is not asked, or not believed.
+struct Failure {
+    code: StatusCode,
+    why: String,
 }
 
-type Failure = (StatusCode, String);
-
-/// Sends a request on; a failure is told in upstream's words.
-async fn pass(
-    server: &Server,
-    api: &Api,
-    identity: &Identity,
-    passed: Passed<'_>,
-    body: Body,
-    upgrade: &mut Option<OnUpgrade>,
-) -> Result<Response<Body>, Failure> {
-    let unavailable = || (StatusCode::SERVICE_UNAVAILABLE, "service unavailable".to_owned());
-    let Passed { head, path, watches, permit } = passed;
-    let Some(remote) = api.remote.as_ref().filter(|it| it.is_available) else {
-        return Err(unavailable());
-    };
-    let broken = |error: OutboundError| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
-    let trust = remote.trust(server, &api.tenant).await.map_err(broken)?;
-    let place = match server.resolve(&api.tenant, remote.destination("/")).await {
-        Ok(place) => place,
-        Err(error) => {
-            tracing::debug!(tenant = %api.tenant, %error, "an extension server is not found");
-            return Err(unavailable());
-        }
-    };
-    let headers = headers_of(identity)
-        .ok_or_else(|| (StatusCode::INTERNAL_SERVER_ERROR, "the user cannot be told".to_owned()))?;
-    let via = Via::Tenant { tenant: &api.tenant, place: &place, trust };
-    let onward = Onward { via, path, headers, watches, permit: Some(permit) };
-    let answer = server.relay(head, body, upgrade, onward).await.map_err(|error| {
-        tracing::debug!(tenant = %api.tenant, %error, "an extension server does not answer");
-        (StatusCode::SERVICE_UNAVAILABLE, format!("error trying to reach service: {error}"))
-    })?;
-    if answer.status().is_redirection() && answer.headers().contains_key(header::LOCATION) {
-        let why = "the backend attempted to redirect this request, which is not permitted";
-        return Err((StatusCode::BAD_GATEWAY, why.into()));
+impl Failure {
+    fn unavailable(why: impl Into<String>) -> Self {
+        Self { code: StatusCode::SERVICE_UNAVAILABLE, why: why.into() }
     }
-    Ok(answer)
+}
+
+/// The way to an extension server.
+struct Way<'a> {
+    place: Place,
+    trust: &'a Trust,
+}
+
+impl<'a> Way<'a> {
+    /// Finds it, if its object says that it can be reached.
+    async fn to(server: &Server, api: &'a Api) -> Result<Self, Failure> {
+        let Some(remote) = api.remote.as_ref().filter(|it| it.is_available) else {
+            return Err(Failure::unavailable("service unavailable"));
+        };
+        let trust = remote.trust(server, &api.tenant).await.map_err(|error| Failure {
+            code: StatusCode::INTERNAL_SERVER_ERROR,
+            why: error.to_string(),
+        })?;
+        let place =
+            server.resolve(&api.tenant, remote.destination("/")).await.map_err(|error| {
+                tracing::debug!(tenant = %api.tenant, %error, "an extension server is not found");
+                Failure::unavailable("service unavailable")
+            })?;
+        Ok(Self { place, trust })
+    }
 }
 
 /// A failure as upstream's proxy tells it.

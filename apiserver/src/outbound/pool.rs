@@ -155,7 +155,7 @@ impl Pool {
         // It ends with its sender, or when the other end closes it.
         tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "a connection to a tenant's webhook ended");
+                tracing::debug!(%error, "a connection to a tenant's server ended");
             }
         });
         let answer = sender.send_request(request).await.map_err(|_| OutboundError::Broken)?;
