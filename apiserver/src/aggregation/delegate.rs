@@ -150,10 +150,9 @@ pub(crate) async fn serve(
     };
     let answered = match limit {
         None => asking.await,
-        Some(limit) => tokio::time::timeout(limit, asking).await.unwrap_or_else(|_| {
-            let why = "Timeout: request did not complete within the allotted timeout";
-            Ok(answer::error(&ApiError::timeout(why, 1)))
-        }),
+        Some(limit) => tokio::time::timeout(limit, asking)
+            .await
+            .unwrap_or_else(|_| Ok(answer::error(&ApiError::late()))),
     };
     answered.unwrap_or_else(|Failure { code, why }| plain(code, &why))
 }
