@@ -16,6 +16,9 @@ use crate::{
 
 /// Deepest nesting of free-form parts (custom resources, JSON schemas).
 const MAX_DEPTH: usize = 96;
+/// What times look like, as Go writes it down.
+const SECONDS: &str = "2006-01-02T15:04:05Z07:00";
+const MICROSECONDS: &str = "2006-01-02T15:04:05.000000Z07:00";
 /// Most findings that are kept; a hostile document has as many as bytes.
 const MAX_FINDINGS: usize = 64;
 
@@ -84,6 +87,14 @@ pub fn value(schema: &Schema, root: Option<TypeId>, raw: Value) -> Result<Decode
     Ok(Decoded { value, findings: context.findings })
 }
 
+/// As [`value`], of what somebody applies: an empty list says something there.
+pub fn applied(schema: &Schema, root: Option<TypeId>, raw: Value) -> Result<Decoded, DecodeError> {
+    let mut context = Context { keeps_empty: true, ..Context::new(schema) };
+    let seed = Node { context: &mut context, shape: root_shape(root), owner: "" };
+    let value = seed.deserialize(raw)?;
+    Ok(Decoded { value, findings: context.findings })
+}
+
 fn root_shape(root: Option<TypeId>) -> &'static Shape {
     // Shapes of roots are made once per type and leaked never: the few variants are static.
     static ANY: Shape = Shape::Any;
@@ -97,24 +108,28 @@ struct Context<'a> {
     schema: &'a Schema,
     findings: Vec<String>,
     path: Vec<Step>,
+    /// Lists and maps without anything in them are not the same as none.
+    keeps_empty: bool,
 }
 
 #[derive(Clone)]
 enum Step {
     Field(String),
+    /// Of a map.
+    Key(String),
     Index(usize),
 }
 
 impl<'a> Context<'a> {
     fn new(schema: &'a Schema) -> Self {
-        Self { schema, findings: Vec::new(), path: Vec::new() }
+        Self { schema, findings: Vec::new(), path: Vec::new(), keeps_empty: false }
     }
 
-    /// The path without what is an item's place in a list, as Go's decoder tells it.
+    /// The path without places in lists and keys of maps, as Go's decoder tells it.
     fn fields(&self) -> String {
         let names = self.path.iter().filter_map(|step| match step {
             Step::Field(name) => Some(name.as_str()),
-            Step::Index(_) => None,
+            Step::Key(_) | Step::Index(_) => None,
         });
         names.collect::<Vec<_>>().join(".")
     }
@@ -123,7 +138,7 @@ impl<'a> Context<'a> {
         let mut out = String::new();
         for step in &self.path {
             match step {
-                Step::Field(name) => {
+                Step::Field(name) | Step::Key(name) => {
                     if !out.is_empty() {
                         out.push('.');
                     }
@@ -269,21 +284,20 @@ impl<'de> Visitor<'de> for Node<'_, '_, '_> {
 
     fn visit_str<E: de::Error>(self, value: &str) -> Result<Value, E> {
         match self.shape {
-            Shape::Time => {
-                time::normalize(value).map(Value::String).ok_or_else(|| E::custom(bad_time(value)))
-            }
+            Shape::Time => time::normalize(value)
+                .map(Value::String)
+                .ok_or_else(|| E::custom(bad_time(value, SECONDS))),
             Shape::MicroTime => time::normalize_micro(value)
                 .map(Value::String)
-                .ok_or_else(|| E::custom(bad_time(value))),
-            Shape::Bytes if !is_base64(value) => {
-                Err(E::custom("illegal base64 data at input byte 0".to_string()))
-            }
+                .ok_or_else(|| E::custom(bad_time(value, MICROSECONDS))),
+            Shape::Bytes => match not_base64(value) {
+                Some(at) => Err(E::custom(format!("illegal base64 data at input byte {at}"))),
+                None => Ok(Value::String(value.to_owned())),
+            },
             Shape::Quantity => crate::quantity::Quantity::parse(value)
                 .map(|quantity| Value::String(quantity.to_string()))
                 .map_err(|error| E::custom(error.to_string())),
-            Shape::String | Shape::Bytes | Shape::IntOrString | Shape::Any => {
-                Ok(Value::String(value.to_owned()))
-            }
+            Shape::String | Shape::IntOrString | Shape::Any => Ok(Value::String(value.to_owned())),
             _ => Err(self.mismatch("string")),
         }
     }
@@ -333,10 +347,22 @@ impl<'de> Visitor<'de> for Node<'_, '_, '_> {
                     }
                 },
             };
-            self.context.path.push(Step::Field(key.clone()));
+            self.context.path.push(match it {
+                Some(_) => Step::Field(key.clone()),
+                None => Step::Key(key.clone()),
+            });
             let value = entries.next_value_seed(Node { context: self.context, shape, owner })?;
             self.context.path.pop();
-            if value.is_null() && it.is_some() {
+            // Go's encoder leaves out what has nothing in it, unless it is told not to.
+            let is_empty = match (shape, &value) {
+                (Shape::List(_), Value::Array(list)) => list.is_empty(),
+                (Shape::Map(_), Value::Object(map)) => map.is_empty(),
+                _ => false,
+            };
+            let is_out = is_empty
+                && !self.context.keeps_empty
+                && it.and_then(|it| it.field(&key)).is_some_and(|field| !field.always);
+            if (value.is_null() && it.is_some()) || is_out {
                 out.remove(&key);
                 nulls.push(key);
             } else if value.is_null() && *shape == Shape::String {
@@ -349,15 +375,60 @@ impl<'de> Visitor<'de> for Node<'_, '_, '_> {
     }
 }
 
-fn bad_time(value: &str) -> String {
+/// In the words of Go's parser: which part of the form it misses, and what is there instead.
+fn bad_time(value: &str, form: &'static str) -> String {
+    const PARTS: [(&str, usize); 11] = [
+        ("2006", 4),
+        ("-", 0),
+        ("01", 2),
+        ("-", 0),
+        ("02", 2),
+        ("T", 0),
+        ("15", 2),
+        (":", 0),
+        ("04", 2),
+        (":", 0),
+        ("05", 2),
+    ];
     let shown: String = value.chars().take(64).collect();
-    format!("parsing time {shown:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {shown:?}")
+    let mut rest = value;
+    let mut missing = "Z07:00";
+    for (part, n_digits) in PARTS {
+        let after = match n_digits {
+            0 => rest.strip_prefix(part),
+            n => rest.split_at_checked(n).and_then(|(digits, after)| {
+                digits.bytes().all(|it| it.is_ascii_digit()).then_some(after)
+            }),
+        };
+        match after {
+            Some(after) => rest = after,
+            None => {
+                missing = part;
+                break;
+            }
+        }
+    }
+    let left: String = rest.chars().take(64).collect();
+    format!("parsing time {shown:?} as \"{form}\": cannot parse {left:?} as \"{missing}\"")
 }
 
-fn is_base64(text: &str) -> bool {
+/// Where a text stops to be base64, as Go's decoder counts.
+fn not_base64(text: &str) -> Option<usize> {
     use base64::Engine as _;
     // Decoding into nothing would do; the engine has no such call, and secrets are small.
-    text.is_empty() || base64::engine::general_purpose::STANDARD.decode(text).is_ok()
+    if text.is_empty() || base64::engine::general_purpose::STANDARD.decode(text).is_ok() {
+        return None;
+    }
+    let is_letter = |it: u8| it.is_ascii_alphanumeric() || matches!(it, b'+' | b'/');
+    let bytes = text.as_bytes();
+    let bad = bytes.iter().position(|it| !is_letter(*it)).unwrap_or(bytes.len());
+    Some(match bytes.get(bad) {
+        // The end comes too early.
+        None => bad - bad % 4,
+        Some(b'=') if bad % 4 < 2 => bad,
+        Some(b'=') => bytes.len().min(bad + 1),
+        Some(_) => bad,
+    })
 }
 
 #[cfg(test)]
@@ -423,6 +494,30 @@ mod tests {
         let decoded = yaml(schema, id, b"kind: ConfigMap\ndata:\n  a: b\nbogus: 1\n").unwrap();
         assert_eq!(decoded.value, value!({"kind": "ConfigMap", "data": {"a": "b"}}));
         assert_eq!(decoded.findings, [r#"unknown field "bogus""#]);
+    }
+
+    #[test]
+    fn what_has_nothing_in_it_is_absent_where_go_leaves_it_out() {
+        let pod = Gvk::new("", "v1", "Pod");
+        let text = r#"{"spec":{"tolerations":[],"nodeSelector":{},"securityContext":{}}}"#;
+        let decoded = decode(&pod, text).unwrap();
+        assert_eq!(decoded.value, value!({"spec": {"securityContext": {}}}));
+        let schema = Schema::built_in();
+        let raw: Value = serde_json::from_str(text).unwrap();
+        let sent = applied(schema, schema.by_kind(&pod), raw.clone()).unwrap();
+        assert_eq!(sent.value, raw);
+        let role = decode(&Gvk::new("rbac.authorization.k8s.io", "v1", "Role"), r#"{"rules":[]}"#);
+        assert_eq!(role.unwrap().value, value!({"rules": []}));
+    }
+
+    #[test]
+    fn go_says_where_base64_and_times_end() {
+        assert_eq!(not_base64("aGk="), None);
+        assert_eq!(not_base64("not base64"), Some(3));
+        assert_eq!(not_base64("aGkab"), Some(4));
+        assert!(bad_time("nope", SECONDS).ends_with("cannot parse \"nope\" as \"2006\""));
+        let found = bad_time("2024-01-01 00:00", SECONDS);
+        assert!(found.ends_with("cannot parse \" 00:00\" as \"T\""), "{found}");
     }
 
     #[test]

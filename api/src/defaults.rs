@@ -77,7 +77,7 @@ fn is_written(field: &Field, default: &Value) -> bool {
         Value::Object(fields) => fields.is_empty() && matches!(field.shape, Shape::Object(_)),
         // References by name have an empty one in the table that is not written.
         Value::String(text) => text.is_empty() && (field.required || field.name != "name"),
-        Value::Number(_) => *default == 0,
+        Value::Number(_) => *default == 0 && field.always,
         Value::Bool(is) => !is,
         _ => false,
     }

@@ -21,7 +21,7 @@ pub enum ProtoError {
         "provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]"
     )]
     Magic,
-    #[error("unexpected end of protobuf data")]
+    #[error("unexpected EOF")]
     Truncated,
     #[error("illegal protobuf data: {0}")]
     Malformed(&'static str),

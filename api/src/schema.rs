@@ -15,6 +15,7 @@ use serde_json::Value;
 
 const TYPES: &str = include_str!("../tables/types.tsv");
 const POINTERS: &str = include_str!("../tables/pointers.tsv");
+const PRESENCE: &str = include_str!("../tables/presence.tsv");
 const OURS: &str = include_str!("../tables/insula.tsv");
 const DOCS: &str = include_str!("../tables/insula-docs.tsv");
 
@@ -74,6 +75,8 @@ pub struct Field {
     pub required: bool,
     /// An optional scalar in which zero differs from absent.
     pub pointer: bool,
+    /// Go's encoder writes it even if nobody ever set it.
+    pub always: bool,
     pub list: ListKind,
     /// A map or structure that server-side apply replaces as a whole here.
     pub atomic: bool,
@@ -231,20 +234,36 @@ impl Schema {
         }
         let pointers: HashSet<(&str, &str)> =
             POINTERS.lines().filter_map(|line| line.split_once('\t')).collect();
+        let presence: HashMap<(&str, &str), bool> = PRESENCE
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .filter_map(|line| {
+                let (name, rest) = line.split_once('\t')?;
+                let (field, how) = rest.split_once('\t')?;
+                Some(((name, field), how == "always"))
+            })
+            .collect();
         for [name, field, json, list, patch, default, proto, _] in rows() {
             let Some(&id) = schema.by_name.get(name).filter(|_| !field.is_empty()) else {
                 continue;
             };
             let required = json.ends_with('!');
+            let pointer = pointers.contains(&(name, field));
+            let shape = schema.shape(json.trim_end_matches('!'));
+            let default: Option<Value> = serde_json::from_str(default).ok();
+            let structure =
+                matches!(shape, Shape::Object(_)) && default.as_ref().is_some_and(Value::is_object);
+            let always = presence.get(&(name, field)).copied();
             let field = Field {
                 name: field,
-                shape: schema.shape(json.trim_end_matches('!')),
+                shape,
                 required,
-                pointer: pointers.contains(&(name, field)),
+                pointer,
+                always: always.unwrap_or(structure || (required && !pointer)),
                 list: parse_list(list),
                 atomic: list == "atomic",
                 patch: parse_patch(patch),
-                default: serde_json::from_str(default).ok(),
+                default,
                 proto: proto.split('/').filter_map(|number| number.parse().ok()).collect(),
             };
             schema.types[id.0 as usize].fields.push(field);

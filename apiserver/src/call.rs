@@ -7,7 +7,7 @@ use insula_api::{
     decode::{self, DecodeError, Decoded},
     names::TenantName,
     path::ResourcePath,
-    proto,
+    proto::{self, ProtoError},
     schema::{Gvk, Schema},
 };
 use serde_json::Value;
@@ -117,7 +117,8 @@ impl Call {
             Encoding::Json => decode::json(schema, root, body),
             Encoding::Yaml => decode::yaml(schema, root, body),
             Encoding::Protobuf => {
-                let (found, value) = proto::decode(schema, body, Some(kind))?;
+                let decoded = proto::decode(schema, body, Some(kind));
+                let (found, value) = decoded.map_err(|error| unreadable(&error, kind, body))?;
                 if found != *kind {
                     return Err(wrong_kind(&found, kind));
                 }
@@ -157,7 +158,7 @@ impl Call {
             return Ok(Decoded { value, findings });
         }
         let schema = Schema::built_in();
-        decode::value(schema, schema.by_kind(kind), value)
+        decode::applied(schema, schema.by_kind(kind), value)
     }
 }
 
@@ -174,6 +175,11 @@ fn undecodable(error: &DecodeError, kind: &Gvk, body: &[u8]) -> ApiError {
     }
     let head: Head = serde_json::from_slice(body).unwrap_or_default();
     let is_object = body.trim_ascii_start().starts_with(b"{");
+    // Of another kind nothing has to fit.
+    let mut other = serde_json::json!({"apiVersion": head.api_version, "kind": head.kind});
+    if is_object && let Err(error) = check_kind(&mut other, kind) {
+        return error;
+    }
     match error {
         DecodeError::Mismatch(why) if is_object => {
             let version = head.api_version.rsplit('/').next().filter(|it| !it.is_empty());
@@ -198,6 +204,28 @@ fn undecodable(error: &DecodeError, kind: &Gvk, body: &[u8]) -> ApiError {
             ))
         }
     }
+}
+
+/// What is said of a body that is no protobuf.
+fn unreadable(error: &ProtoError, kind: &Gvk, body: &[u8]) -> ApiError {
+    ApiError::bad_request(format!(
+        "the object provided is unrecognized (must be of type {}): {error}{}",
+        kind.kind,
+        match body.starts_with(b"k8s\0") {
+            true => format!(" ({})", beginning(body)),
+            false => String::new(),
+        }
+    ))
+}
+
+/// The first bytes of a body, as digits.
+fn beginning(body: &[u8]) -> String {
+    let begin = &body[..body.len().min(SHOWN)];
+    let mut shown: String = begin.iter().map(|byte| format!("{byte:02x}")).collect();
+    if SHOWN < body.len() {
+        shown.push_str(" ...");
+    }
+    shown
 }
 
 /// A `found` in `version` that is not what a `kind` can be made of.
@@ -232,14 +260,21 @@ fn wrong_kind(found: &Gvk, wanted: &Gvk) -> ApiError {
             format!("no kind {:?} is registered for version {:?}", found.kind, found.api_version());
         return unfit(&found.kind, &found.version, wanted, &why);
     }
-    if of_group {
+    if of_group && found.kind != "Status" {
         return ApiError::bad_request(format!(
             "the API version in the data ({}) does not match the expected API version ({})",
             found.api_version(),
             wanted.api_version()
         ));
     }
-    let why = format!("{} cannot be converted to {}", found.kind, wanted.kind);
+    let package = match wanted.group.split('.').next() {
+        None | Some("") => "core",
+        Some(name) => name,
+    };
+    let why = format!(
+        "converting ({}.{}) to ({package}.{}): unknown conversion",
+        found.version, found.kind, wanted.kind
+    );
     unfit(&found.kind, &found.version, wanted, &why)
 }
 

@@ -219,10 +219,18 @@ async fn delete_named(
         let began = begin(call, &mut new, options);
         let gone = write::is_finished(&new);
         let is_shown = !gone || strategy::facts(resource).deleted_shown;
+        // A pod is shown as it is told to end, even if it is gone by then.
+        let is_pod = resource.name == "pods" && resource.group.is_empty();
+        let as_marked = |revision| {
+            let managed = Some(managed.as_str()).filter(|it| !it.is_empty());
+            let bytes = object::encode_with(&new, managed).into();
+            insula_partition::value::with_revision(&bytes, revision)
+        };
         if options.dry_run {
-            return Ok(match is_shown {
-                true => Deleted::Object(entry.value),
-                false => Deleted::gone(call, name, &old),
+            return Ok(match (is_shown, gone && !is_pod) {
+                (true, true) => Deleted::Object(entry.value),
+                (true, false) => Deleted::Object(as_marked(entry.modified)),
+                (false, _) => Deleted::gone(call, name, &old),
             });
         }
         if !gone && !began {
@@ -233,10 +241,10 @@ async fn delete_named(
             true => Some(services::leaving(server, call, &old).await?),
             false => None,
         };
-        let managed = Some(managed.as_str()).filter(|it| !it.is_empty());
+        let managed_by = Some(managed.as_str()).filter(|it| !it.is_empty());
         let change = match gone {
             true => Change::Delete,
-            false => Change::Put(object::encode_with(&new, managed).into()),
+            false => Change::Put(object::encode_with(&new, managed_by).into()),
         };
         let write = Write {
             collection: call.served.collection.clone(),
@@ -252,6 +260,9 @@ async fn delete_named(
                     leaving.end(server, call, Some(true)).await;
                 }
                 admission::changed(server, call).await;
+                if gone && is_pod {
+                    return Ok(Deleted::Object(as_marked(committed.entry.modified)));
+                }
                 if is_shown {
                     return Ok(Deleted::Object(committed.entry.value));
                 }
@@ -267,9 +278,25 @@ async fn delete_named(
 
 fn check_preconditions(call: &Call, name: &str, old: &Value, options: &Options) -> Result<()> {
     let resource = &call.served.resource;
-    // Upstream names the kind here, not the resource.
-    let conflict = |why: &str| Err(ApiError::conflict(&resource.group, &resource.kind, name, why));
     let uid = object::uid(old);
+    let revision = object::meta_str(old, "resourceVersion");
+    if has_own_deletion(call) {
+        // Upstream looks at these in another place, with other words.
+        for (what, wanted, found) in
+            [("UID", &options.uid, uid), ("ResourceVersion", &options.revision, revision)]
+        {
+            if let Some(wanted) = wanted.as_ref().filter(|it| *it != found) {
+                let why = format!(
+                    "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}"
+                );
+                return Err(ApiError::conflict(&resource.group, &resource.name, name, &why));
+            }
+        }
+        return Ok(());
+    }
+    // Upstream names the kind here, not the resource.
+    let group = call.served.told_group();
+    let conflict = |why: &str| Err(ApiError::conflict(group, &resource.kind, name, why));
     if let Some(wanted) = &options.uid
         && wanted != uid
     {
@@ -278,7 +305,6 @@ fn check_preconditions(call: &Call, name: &str, old: &Value, options: &Options) 
              The object might have been deleted and then recreated"
         ));
     }
-    let revision = object::meta_str(old, "resourceVersion");
     if let Some(wanted) = &options.revision
         && wanted != revision
     {
@@ -288,6 +314,13 @@ fn check_preconditions(call: &Call, name: &str, old: &Value, options: &Options) 
         ));
     }
     Ok(())
+}
+
+/// Namespaces and definitions end in steps: they only get the time at which it began.
+fn has_own_deletion(call: &Call) -> bool {
+    let resource = &call.served.resource;
+    custom::holds_definitions(&call.served)
+        || (resource.group.is_empty() && resource.name == "namespaces")
 }
 
 /// Marks `it` as being deleted. False if it was so already, just as this request wants it.
@@ -343,8 +376,11 @@ fn begin(call: &Call, it: &mut Value, options: &Options) -> bool {
     if !already || previous.is_some_and(|previous| grace < previous) {
         let at = now + SignedDuration::from_secs(grace);
         metadata.insert("deletionTimestamp".into(), time::seconds(at).into());
-        metadata.insert("deletionGracePeriodSeconds".into(), grace.into());
-        if !already && object::metadata(it).contains_key("generation") {
+        let is_plain = !has_own_deletion(call);
+        if is_plain {
+            metadata.insert("deletionGracePeriodSeconds".into(), grace.into());
+        }
+        if is_plain && !already && object::metadata(it).contains_key("generation") {
             strategy::bump_generation(it);
         }
         if resource.name == "namespaces" {

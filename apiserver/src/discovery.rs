@@ -2,7 +2,12 @@
 
 use std::{cmp::Reverse, collections::BTreeMap};
 
-use insula_api::resources::{Resource, Scope};
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::Engine as _;
+use insula_api::{
+    resources::{Resource, Scope},
+    versions,
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -26,6 +31,8 @@ struct Version<'a> {
 #[derive(Debug)]
 pub(crate) struct Discovery<'a> {
     groups: Groups<'a>,
+    /// The versions that custom resources are kept in, by group and resource.
+    kept: BTreeMap<(&'a str, &'a str), &'a str>,
 }
 
 /// The media type of the aggregated form.
@@ -70,7 +77,28 @@ impl<'a> Discovery<'a> {
             groups.push((highest, group, versions));
         }
         groups.sort_by_key(|(highest, group, _)| (Reverse(*highest), *group));
-        Self { groups: groups.into_iter().map(|(_, group, it)| (group, it)).collect() }
+        let kept = customs.all().filter_map(|it| {
+            let version = &it.custom()?.definition.storage().resource.version;
+            Some(((&*it.resource.group, &*it.resource.name), version.as_str()))
+        });
+        let groups = groups.into_iter().map(|(_, group, it)| (group, it)).collect();
+        Self { groups, kept: kept.collect() }
+    }
+
+    /// Tells in which version the objects of a resource are kept: clients that migrate them look
+    /// whether it changes.
+    fn storage_hash(&self, resource: &Resource) -> Option<String> {
+        if !resource.is_stored() || resource.name == "componentstatuses" {
+            return None;
+        }
+        let kind = resource.gvk();
+        let mut stored = versions::other(&kind).map_or(kind, |it| it.stored.clone());
+        if let Some(version) = self.kept.get(&(&*resource.group, &*resource.name)) {
+            stored.version = (*version).to_owned();
+        }
+        let text = format!("{}/{}/{}", stored.group, stored.version, stored.kind);
+        let digest = digest(&SHA256, text.as_bytes());
+        Some(base64::engine::general_purpose::STANDARD.encode(digest.as_ref().get(..8)?))
     }
 
     fn group(&self, name: &str) -> Option<&[Version<'a>]> {
@@ -155,6 +183,9 @@ impl<'a> Discovery<'a> {
             }
             if !resource.categories.is_empty() {
                 entry["categories"] = json!(resource.categories);
+            }
+            if let Some(hash) = self.storage_hash(resource) {
+                entry["storageVersionHash"] = hash.into();
             }
             list.push(entry);
             for sub in &resource.subresources {
@@ -372,6 +403,22 @@ mod tests {
         let versions: Vec<&str> =
             discovery.group("autoscaling").unwrap().iter().map(|it| it.name).collect();
         assert_eq!(versions, ["v2", "v1"]);
+    }
+
+    #[test]
+    fn kept_versions_are_told_as_upstream_tells_them() {
+        let registry = Registry::built_in();
+        let customs = OfTenant::default();
+        let apis = aggregation::OfTenant::default();
+        let discovery = Discovery::new(&registry, &customs, &apis, true);
+        let hash = |group: &str, version: &str, name: &str| {
+            discovery.storage_hash(&registry.get(group, version, name).unwrap().resource)
+        };
+        assert_eq!(hash("apps", "v1", "deployments").unwrap(), "8aSe+NMegvE=");
+        // Kept in another version, and in another group.
+        assert_eq!(hash("autoscaling", "v1", "horizontalpodautoscalers").unwrap(), "qwQve8ut294=");
+        assert_eq!(hash("events.k8s.io", "v1", "events").unwrap(), "r2yiGXH7wu8=");
+        assert_eq!(hash("authentication.k8s.io", "v1", "tokenreviews"), None);
     }
 
     #[test]

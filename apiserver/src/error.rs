@@ -47,7 +47,10 @@ impl ApiError {
     }
 
     fn about(mut self, group: &str, resource: &str, name: &str) -> Self {
-        let mut details = json!({"kind": resource});
+        let mut details = json!({});
+        if !resource.is_empty() {
+            details["kind"] = resource.into();
+        }
         if !name.is_empty() {
             details["name"] = name.into();
         }
@@ -119,6 +122,11 @@ impl ApiError {
 
     /// What is to be applied does not fit its kind. Upstream has no reason for it.
     pub fn untyped(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "", message)
+    }
+
+    /// A failure of which upstream's clients learn no reason, only what is wrong.
+    pub(crate) fn unexplained(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "", message)
     }
 

@@ -21,12 +21,13 @@ use insula_api::{
 
 use crate::{
     Server,
-    accept::{Accept, Offers},
+    accept::{Accept, Form, Offers},
     aggregation::delegate::{self, Delegated},
     bootstrap,
     call::Call,
     custom::Found,
     error::{ApiError, Result},
+    granted,
     identity::{Identity, IdentityError},
     passport::{Caller, Line},
     rbac::Attributes,
@@ -218,6 +219,11 @@ impl Server {
         if let Some(offers) = offers(&call) {
             call.accept = Accept::negotiate(&call.headers, &call.query, offers)?;
         }
+        if call.served.has_only_metadata()
+            && !matches!(call.accept.form, Form::PartialMetadata | Form::PartialMetadataList)
+        {
+            return Err(ApiError::unfit_form("of all tenants there is only metadata of these"));
+        }
         if call.served.resource.scope == Scope::Fleet {
             // Fleet objects are kept by the platform, whoever reads them.
             if !matches!(whose, Whose::One(ref tenant) if tenant.is_system()) {
@@ -233,10 +239,8 @@ impl Server {
         let resource = &call.served.resource;
         let of_platform = call.identity.tenant.is_system();
         if resource.scope == Scope::Fleet && !of_platform {
-            let granted = resource.name == "nodes"
-                && matches!(call.verb, "get" | "list")
-                && call.path.subresource.is_empty();
-            if !granted {
+            let part = &call.path.subresource;
+            if !part.is_empty() || !granted::is_granted(resource, call.verb) {
                 return Err(denied(&call.identity, attributes));
             }
         }

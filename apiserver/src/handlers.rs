@@ -4,8 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use insula_api::{object, path};
-use serde_json::Value;
+use insula_api::path;
 
 use crate::{
     Server, admission,
@@ -20,6 +19,7 @@ use crate::{
     forms::Shown,
     forward::{self, Forwarded, Patience},
     gate::{Admitted, Peer},
+    granted,
     identity::Identity,
     node_proxy,
     nonresource::Asked,
@@ -27,7 +27,7 @@ use crate::{
     payload::Payload,
     proxy, read,
     record::Record,
-    request::{Encoding, ListOptions, Query, deadline},
+    request::{Encoding, ListOptions, Query, check_write, deadline},
     strategy, subresources,
     table::IncludeObject,
     watch::{self, Watch},
@@ -252,6 +252,7 @@ impl Server {
         body: &[u8],
     ) -> Result<Response<Body>> {
         let resource = &call.served.resource;
+        check_write(&call.query, call.verb)?;
         if !call.path.subresource.is_empty() {
             return self.subresource(call, method, body).await;
         }
@@ -273,7 +274,12 @@ impl Server {
             "patch" => written(call, write::patch(self, call, body).await?),
             "delete" => {
                 let options = delete::Options::parse(call, body)?;
-                let mut answer = match delete::delete(self, call, &options).await? {
+                if !options.says_propagation()
+                    && let Some(told) = strategy::warnings::of_delete(resource)
+                {
+                    call.remarks.warn(told);
+                }
+                let answer = match delete::delete(self, call, &options).await? {
                     delete::Deleted::Object(json) => {
                         let shown = self.show_bytes(&call.served, json).await?;
                         answer::object(call, StatusCode::OK, &shown)?
@@ -282,10 +288,6 @@ impl Server {
                         answer::status(StatusCode::OK, &status, call.accept)
                     }
                 };
-                if !options.says_propagation() {
-                    let told = strategy::warnings::of_delete(resource).map(str::to_owned);
-                    answer::warn(&mut answer, told.as_slice());
-                }
                 Ok(answer)
             }
             "deletecollection" => {
@@ -386,10 +388,12 @@ impl Server {
         let namespace = call.namespace();
         let places = call.served.places(&self.partitions, &call.whose, &namespace, &options);
         let protobuf = call.accept.encoding == Encoding::Protobuf;
+        let partial = granted::is_partial(&call.identity, &call.served.resource);
         let started =
             Watch::start(self.clone(), shown, &places, &call.whose, &namespace, options).await;
         let body = match started {
             Ok(watch) => {
+                let watch = if partial { watch.of_parts() } else { watch };
                 let (sender, body) = channel();
                 self.tasks.spawn(watch.run(sender));
                 body
@@ -436,22 +440,10 @@ fn written(call: &Call, written: write::Written) -> Result<Response<Body>> {
     Ok(response)
 }
 
-/// What of an object its reader may see: tenants see of nodes only what placing pods needs.
+/// What of an object its reader may see.
 fn for_caller(call: &Call, json: &Bytes) -> Result<Bytes> {
-    let resource = &call.served.resource;
-    if call.identity.tenant.is_system() || resource.name != "nodes" || !resource.group.is_empty() {
-        return Ok(json.clone());
+    match granted::is_partial(&call.identity, &call.served.resource) {
+        true => granted::part_of(json),
+        false => Ok(json.clone()),
     }
-    let mut node: Value = serde_json::from_slice(json).map_err(ApiError::internal)?;
-    if let Some(status) = node.get_mut("status").and_then(Value::as_object_mut) {
-        status
-            .retain(|field, _| matches!(field.as_str(), "conditions" | "nodeInfo" | "allocatable"));
-    }
-    if let Some(spec) = node.get_mut("spec").and_then(Value::as_object_mut) {
-        spec.retain(|field, _| matches!(field.as_str(), "taints" | "unschedulable"));
-    }
-    let metadata = object::metadata_mut(&mut node);
-    metadata.remove("annotations");
-    metadata.remove("managedFields");
-    Ok(node.to_string().into())
 }

@@ -23,6 +23,7 @@ mod forms;
 mod forward;
 mod gate;
 mod gather;
+mod granted;
 mod handlers;
 mod health;
 pub mod identity;

@@ -64,7 +64,7 @@ impl Matcher {
                         "{shown:?} is not a known field selector: \
                          only \"metadata.name\", \"metadata.namespace\""
                     ),
-                    false => format!("field label not supported: {shown}"),
+                    false => words_of_fields(resource, &shown),
                 }));
             }
         }
@@ -156,6 +156,19 @@ fn place_of<'a>(resource: &Resource, field: &'a str) -> Option<(&'a str, &'stati
     let known = FIELDS.get(field)?.iter();
     let mut of_resource = known.filter(|it| (it.0, it.1) == (&*resource.group, &*resource.name));
     of_resource.next().map(|it| it.2)
+}
+
+/// How it is said that there is no such field, which is different for few.
+fn words_of_fields(resource: &Resource, field: &str) -> String {
+    match (&*resource.group, &*resource.name) {
+        ("batch", "jobs") => format!("field label {field:?} not supported for {}", resource.kind),
+        ("resource.k8s.io", _) => format!(
+            "field label not supported for {}, Kind={}: {field}",
+            resource.api_version(),
+            resource.kind
+        ),
+        _ => format!("field label not supported: {field}"),
+    }
 }
 
 /// Whether a resource offers nothing beyond what all do.

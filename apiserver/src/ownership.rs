@@ -68,8 +68,20 @@ fn scope(served: &Served, subresource: &str) -> &'static Scope {
             &[&["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"]];
         Scope::new(&["metadata", "status"], never, SERVERS)
     });
+    // Who asks for a certificate cannot change what was asked for, and others decide.
+    static REQUEST: LazyLock<Scope> =
+        LazyLock::new(|| Scope::new(&[], &[&["spec"], &["status"]], SERVERS));
+    static STATUS_OF_REQUESTS: LazyLock<Scope> = LazyLock::new(|| {
+        Scope::new(&["metadata", "status"], &[&["status", "conditions"]], SERVERS)
+    });
+    static DECISION: LazyLock<Scope> =
+        LazyLock::new(|| Scope::new(&["status"], &[&["status", "certificate"]], SERVERS));
     static SPEC: LazyLock<Scope> = LazyLock::new(|| Scope::new(&["spec"], &[], SERVERS));
+    let is_request = resource.name == "certificatesigningrequests";
     match subresource {
+        "" if is_request => &REQUEST,
+        "status" if is_request => &STATUS_OF_REQUESTS,
+        "approval" => &DECISION,
         "status" if resource.group == "apps" && resource.name == "deployments" => {
             &STATUS_OF_DEPLOYMENTS
         }
@@ -77,7 +89,6 @@ fn scope(served: &Served, subresource: &str) -> &'static Scope {
         "status" if served.custom().is_some() => &STATUS_OF_CUSTOM,
         "status" => &STATUS,
         "scale" | "ephemeralcontainers" | "resize" => &SPEC,
-        "approval" => &STATUS,
         _ if resource.subresource("status").is_some() => &MAIN,
         _ => &WHOLE,
     }

@@ -63,10 +63,23 @@ impl Token {
     }
 
     fn decode(text: &str) -> Result<Self> {
-        let bad = || ApiError::bad_request("invalid continue token: continue key is not valid");
-        let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(text).ok();
-        let token: Option<Self> = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        token.filter(|it| it.version == TOKEN_VERSION).ok_or_else(bad)
+        let bad = |why: &str| {
+            let text = "invalid continue token: continue key is not valid";
+            ApiError::bad_request(format!("{text}{why}"))
+        };
+        let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(text);
+        let bytes = bytes.map_err(|_| bad(""))?;
+        let token: Self = serde_json::from_slice(&bytes).map_err(|_| match bytes.first() {
+            // As Go's decoder would say it.
+            Some(first) if !first.is_ascii() => {
+                bad(&format!(": invalid character '\\x{first:02x}' looking for beginning of value"))
+            }
+            _ => bad(""),
+        })?;
+        if token.version != TOKEN_VERSION {
+            return Err(bad(""));
+        }
+        Ok(token)
     }
 
     /// The list can no longer be had as it was.

@@ -9,7 +9,7 @@ use insula_api::{
     names::TenantName,
     path::TenantRef,
     resources::{self, Resource, Scope},
-    schema::{Schema, TypeId},
+    schema::{Gvk, Schema, TypeId},
     versions::{self, Other},
 };
 use insula_partition::{
@@ -49,6 +49,8 @@ impl std::fmt::Debug for Served {
         f.debug_struct("Served").field("collection", &self.collection).finish_non_exhaustive()
     }
 }
+
+const METADATA: &str = "PartialObjectMetadata";
 
 /// All served resources.
 #[derive(Debug)]
@@ -158,6 +160,33 @@ impl Served {
         Self { resource, collection, nature, other, view: OnceLock::new() }
     }
 
+    /// Whatever any tenant has under this name: each may mean something else by it, so there is no
+    /// more to be had than metadata, and nothing can be written.
+    pub(crate) fn of_all(group: &str, version: &str, name: &str) -> Option<Self> {
+        let schema = Schema::built_in();
+        let kind = Gvk::new("meta.k8s.io", "v1", METADATA);
+        let nature = Nature::BuiltIn(schema.by_kind(&kind)?);
+        let resource = Resource {
+            group: group.to_owned(),
+            version: version.to_owned(),
+            name: name.to_owned(),
+            kind: METADATA.to_owned(),
+            singular: String::new(),
+            short_names: Vec::new(),
+            categories: Vec::new(),
+            verbs: ["get", "list", "watch"].map(str::to_owned).to_vec(),
+            scope: Scope::Tenant,
+            subresources: Vec::new(),
+            selectable_fields: Vec::new(),
+        };
+        Some(Self::new(Arc::new(resource), nature))
+    }
+
+    /// Whether there is no more to be had of its objects.
+    pub(crate) fn has_only_metadata(&self) -> bool {
+        self.resource.kind == METADATA
+    }
+
     /// The same, but for what its resource says.
     pub(crate) fn with_resource(&self, resource: Resource) -> Self {
         Self::new(Arc::new(resource), self.nature.clone())
@@ -174,6 +203,11 @@ impl Served {
     /// Whether objects may be shown in another form than the one that is kept.
     pub(crate) fn is_converted(&self) -> bool {
         self.other.is_some() || self.custom().is_some()
+    }
+
+    /// The group that errors speak of: an object that is kept in another group is one of that.
+    pub(crate) fn told_group(&self) -> &str {
+        self.other.map_or(&self.resource.group, |it| &it.stored.group)
     }
 
     /// The kind of its lists.

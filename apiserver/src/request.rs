@@ -62,6 +62,33 @@ impl Query {
     }
 }
 
+/// Checks the options of a write, all of them, before anything else is looked at.
+pub(crate) fn check_write(query: &Query, verb: &str) -> Result<()> {
+    let options = match verb {
+        "create" => "CreateOptions",
+        "update" => "UpdateOptions",
+        "patch" => "PatchOptions",
+        "delete" | "deletecollection" => "DeleteOptions",
+        _ => return Ok(()),
+    };
+    let mut errors = Vec::new();
+    let short = |text: &str| -> String { text.chars().take(64).collect() };
+    let dry: Vec<String> = query.all("dryRun").filter(|it| !it.is_empty()).map(short).collect();
+    if dry.iter().any(|it| it != "All") {
+        errors.push(FieldError::unsupported("dryRun", &dry.into(), &["All"]));
+    }
+    let validation = query.get("fieldValidation").unwrap_or_default();
+    let allowed = ["", "Ignore", "Strict", "Warn"];
+    if options != "DeleteOptions" && !allowed.contains(&validation) {
+        let shown = short(validation).into();
+        errors.push(FieldError::unsupported("fieldValidation", &shown, &allowed));
+    }
+    match errors.is_empty() {
+        true => Ok(()),
+        false => Err(ApiError::invalid("meta.k8s.io", options, "", &errors)),
+    }
+}
+
 /// What unknown and duplicate fields in a body lead to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FieldValidation {

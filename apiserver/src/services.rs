@@ -30,6 +30,7 @@ use crate::{
     Server,
     call::Call,
     error::{ApiError, FieldError, Result},
+    validate,
 };
 
 /// How many addresses or ports that are held are looked at, if none is free.
@@ -123,6 +124,11 @@ pub(crate) fn is_written(error: &ApiError) -> Option<bool> {
     error.code.is_client_error().then_some(false)
 }
 
+/// What a client leaves out of an update of a service is as it was.
+pub(crate) fn keep_what_is_held(old: &Value, new: &mut Value) {
+    families::patch(old, new);
+}
+
 /// Taking what one service needs.
 struct Taking<'a> {
     server: &'a Server,
@@ -134,7 +140,10 @@ struct Taking<'a> {
 impl Taking<'_> {
     async fn all(&self, old: Option<&Value>, new: &mut Value, claims: &mut Claims) -> Result<()> {
         if let Some(old) = old {
-            families::patch(old, new);
+            let errors = validate::service_update(old, new);
+            if !errors.is_empty() {
+                return Err(ApiError::invalid("", "Service", object::name(new), &errors));
+            }
         }
         families::settle(&self.server.services, old, new)?;
         let mut freed = self.addresses(old, new, claims).await?;
@@ -173,7 +182,14 @@ impl Taking<'_> {
     async fn address(&self, address: IpAddr, new: &Value, claims: &mut Claims) -> Result<()> {
         let networks = self.networks().await?;
         let why = match networks.iter().find(|it| it.contains(&address)) {
-            None => Some("the provided network does not match the current range".to_owned()),
+            None => {
+                Some(match networks.iter().find(|it| it.addr().is_ipv4() == address.is_ipv4()) {
+                    Some(network) => format!(
+                        "the provided IP ({address}) is not in the valid range. The range of valid IPs is {network}"
+                    ),
+                    None => "the provided network does not match the current range".to_owned(),
+                })
+            }
             Some(network) if !families::is_usable(network, address) => Some(format!(
                 "the provided IP ({address}) is not in the valid range. The range of valid IPs is {network}"
             )),

@@ -36,6 +36,11 @@ fn generation(served: &Served) -> Generation {
     }
 }
 
+/// Whether the server numbers an object's generations; else whoever writes it may.
+pub(crate) fn counts_changes(served: &Served) -> bool {
+    generation(served) != Generation::None
+}
+
 pub(crate) fn needs_revision(served: &Served) -> bool {
     served.custom().is_some() || facts(&served.resource).put_needs_revision
 }
@@ -168,6 +173,8 @@ pub(crate) fn normalize(served: &Served, it: &mut Value) {
             let labels = &mut object::metadata_mut(it).entry("labels").or_insert_with(|| json!({}));
             labels["kubernetes.io/metadata.name"] = name.into();
         }
+        ("", "nodes") => parts::pod_networks(it),
+        ("", "persistentvolumeclaims") => parts::data_sources(it),
         ("", "secrets") => string_data(it),
         (custom::GROUP, custom::RESOURCE) => custom::prepare(it),
         _ => (),
@@ -205,6 +212,9 @@ pub(crate) fn prepare_update(served: &Served, subresource: &str, old: &Value, ne
         "namespace",
     ] {
         restore_metadata(old, new, field);
+    }
+    if (&*resource.group, &*resource.name, subresource) == ("", "services", "") {
+        crate::services::keep_what_is_held(old, new);
     }
     normalize(served, new);
     if (&*resource.group, &*resource.name, subresource) == ("apps", "daemonsets", "") {

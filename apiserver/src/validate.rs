@@ -4,22 +4,35 @@
 //! ([`rules`]), what they may hold together are functions by type, and what may not change is a
 //! table and functions again ([`updates`]).
 
+mod amounts;
+mod at;
+mod certificates;
+mod containers;
+mod devices;
+mod events;
 mod formats;
+mod jobs;
 mod metadata;
 mod networks;
+mod pod_updates;
 mod pods;
 mod policies;
+mod rule;
 mod rules;
+mod scheduling;
 mod services;
 mod storage;
 mod updates;
 mod workloads;
 
-use insula_api::{object, schema::Schema};
+use insula_api::{
+    object,
+    schema::{Schema, TypeId},
+};
 use insula_custom::path::Path;
 use serde_json::Value;
 
-use self::rules::Check;
+use self::at::Check;
 pub(crate) use self::{formats::sloppy_address, services::cluster_addresses};
 use crate::{
     admission, aggregation, custom,
@@ -31,9 +44,15 @@ type Errors = Vec<FieldError>;
 
 /// Checks between the fields of types, by the types' names.
 const CHECKS: &[&[(&str, Check)]] = &[
+    amounts::CHECKS,
+    certificates::CHECKS,
+    containers::CHECKS,
+    devices::CHECKS,
+    jobs::CHECKS,
     networks::CHECKS,
     pods::CHECKS,
     policies::CHECKS,
+    scheduling::CHECKS,
     services::CHECKS,
     storage::CHECKS,
     workloads::CHECKS,
@@ -51,13 +70,17 @@ fn checked<'a>(served: &Served, it: &'a Value, kept: &'a mut Value) -> &'a Value
     }
 }
 
-fn walk(served: &Served, it: &Value, errors: &mut Errors) {
-    let id = match (&served.nature, served.other) {
+/// The type of the form in which a built-in kind is checked.
+fn type_of(served: &Served) -> Option<TypeId> {
+    match (&served.nature, served.other) {
         (Nature::BuiltIn(_), Some(other)) => Schema::built_in().by_kind(&other.stored),
         (Nature::BuiltIn(id), None) => Some(*id),
         (Nature::Custom(_), _) => None,
-    };
-    if let Some(id) = id {
+    }
+}
+
+fn walk(served: &Served, it: &Value, errors: &mut Errors) {
+    if let Some(id) = type_of(served) {
         rules::walk(id, it, &Path::Root, errors);
     }
 }
@@ -66,6 +89,11 @@ fn walk(served: &Served, it: &Value, errors: &mut Errors) {
 pub(crate) fn create(served: &Served, it: &Value) -> Errors {
     let mut errors = Vec::new();
     metadata::check(served, it, &mut errors);
+    if events::is_events(&served.resource) {
+        events::check(&served.resource, it, &mut errors);
+        events::create(&served.resource, it, &mut errors);
+        return errors;
+    }
     match served.custom() {
         Some(custom) => errors.extend(custom.check(it, None, "")),
         None if custom::holds_definitions(served) => errors.extend(custom::check(it, None)),
@@ -79,7 +107,9 @@ pub(crate) fn create(served: &Served, it: &Value) -> Errors {
             if aggregation::holds_services(served) {
                 errors.extend(aggregation::check(it));
             }
-            updates::created(&served.resource, it, &mut errors);
+            if let Some(id) = type_of(served) {
+                updates::created(&served.resource, id, it, &mut errors);
+            }
         }
     }
     errors
@@ -103,6 +133,14 @@ pub(crate) fn update(served: &Served, subresource: &str, old: &Value, new: &Valu
         errors.extend(admission::check_rules(&served.resource.name, new, Some(old)));
         return errors;
     }
+    if events::is_events(&served.resource) {
+        events::check(&served.resource, new, &mut errors);
+        if !served.resource.group.is_empty() {
+            events::update(old, new, &mut errors);
+        }
+        return errors;
+    }
+    let Some(id) = type_of(served) else { return errors };
     let (mut old_kept, mut new_kept) = (Value::Null, Value::Null);
     let (old, new) = (checked(served, old, &mut old_kept), checked(served, new, &mut new_kept));
     match subresource {
@@ -115,20 +153,29 @@ pub(crate) fn update(served: &Served, subresource: &str, old: &Value, new: &Valu
                     errors.extend(aggregation::check(new));
                 }
             }
-            updates::changed(&served.resource, old, new, &mut errors);
+            updates::changed(&served.resource, id, old, new, &mut errors);
         }
         "ephemeralcontainers" => {
             walk(served, new, &mut errors);
-            updates::ephemeral_containers(old, new, &mut errors);
+            pod_updates::ephemeral_containers(id, old, new, &mut errors);
         }
         "resize" => {
             walk(served, new, &mut errors);
-            updates::resize(old, new, &mut errors);
+            pod_updates::resize(old, new, &mut errors);
         }
-        "status" => updates::status(&served.resource, old, new, &mut errors),
-        "approval" => updates::approval(old, new, &mut errors),
+        "status" if served.resource.name == "pods" => {
+            pod_updates::status(old, new, &mut errors);
+        }
+        "approval" => certificates::approval(old, new, &mut errors),
         _ => (),
     }
+    errors
+}
+
+/// What a change of a service may not do, before anything is taken for it.
+pub(crate) fn service_update(old: &Value, new: &Value) -> Errors {
+    let mut errors = Vec::new();
+    services::update(old, new, &mut errors);
     errors
 }
 

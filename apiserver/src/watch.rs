@@ -26,6 +26,7 @@ use crate::{
     body::Sender,
     error::{ApiError, Result},
     forms::{self, Shown},
+    granted,
     matcher::Matcher,
     read,
     registry::{self, Served, Whose},
@@ -54,6 +55,8 @@ pub(crate) struct Watch {
     initial: Vec<(Arc<str>, Entry)>,
     at: Vector,
     sent_columns: bool,
+    /// Its reader sees objects only in part.
+    in_parts: bool,
     shutdown: CancellationToken,
     /// Events and bytes sent, of this resource.
     sent: (Counter, Counter),
@@ -131,9 +134,15 @@ impl Watch {
             initial,
             at: Vector(at),
             sent_columns: false,
+            in_parts: false,
             shutdown,
             sent,
         })
+    }
+
+    /// The same, for a reader who sees objects only in part.
+    pub(crate) fn of_parts(self) -> Self {
+        Self { in_parts: true, ..self }
     }
 
     /// Runs until the deadline, the client's going, or the server's end.
@@ -289,6 +298,8 @@ impl Watch {
 
     /// Tells of an object that selectors no longer match. No other watch tells of it so.
     fn leaves(&mut self, out: &mut BytesMut, last: &Bytes) -> Result<()> {
+        let part = self.in_parts.then(|| granted::part_of(last)).transpose()?;
+        let last = part.as_ref().unwrap_or(last);
         let made = match self.shown.accept.form {
             Form::Table => self.rows(last)?,
             _ => self.shown.object(last)?,
@@ -317,8 +328,12 @@ impl Watch {
         revision: Revision,
         value: &Bytes,
     ) -> Result<()> {
+        let part = self.in_parts.then(|| granted::part_of(value)).transpose()?;
+        let value = part.as_ref().unwrap_or(value);
         let made = match self.shown.accept.form {
             Form::Table => self.rows(value)?,
+            // What others share is whole.
+            _ if self.in_parts => self.shown.object(value)?,
             _ => self.server.forms.of(&self.shown, key, revision, value)?,
         };
         self.put(out, kind, &made);

@@ -34,6 +34,13 @@ pub use self::{
 
 use self::ast::Expr;
 
+/// Why `source` cannot be an expression, whatever variables there are.
+pub fn syntax(source: &str) -> Result<(), CompileError> {
+    parse::parse(source)
+        .map(drop)
+        .map_err(|error| CompileError::new(source, error.at, error.message))
+}
+
 /// A checked expression.
 #[derive(Debug)]
 pub struct Program {

@@ -7,6 +7,8 @@ use crate::{
 
 /// Longest expression, in bytes.
 pub const MAX_LENGTH: usize = 64 * 1024;
+/// What an expression begins with, in the words of upstream's parser.
+const BEGIN: &str = "{'[', '{', '(', '.', '-', '!', 'true', 'false', 'null', NUM_FLOAT, NUM_INT, NUM_UINT, STRING, BYTES, IDENTIFIER}";
 /// Deepest nesting of an expression.
 pub const MAX_DEPTH: usize = 100;
 
@@ -292,7 +294,7 @@ impl Parser {
     fn primary(&mut self) -> Result<Expr> {
         let at = self.at();
         let Some(token) = self.peek().cloned() else {
-            return Err(self.unexpected("an expression"));
+            return Err(self.unexpected(BEGIN));
         };
         if self.take("(") {
             let inner = self.expression()?;
@@ -333,7 +335,7 @@ impl Parser {
                 },
                 Kind::MinInt | Kind::Sign(_) => {
                     self.next -= 1;
-                    return Err(self.unexpected("an expression"));
+                    return Err(self.unexpected(BEGIN));
                 }
             },
         ))

@@ -160,16 +160,38 @@ pub fn check(schema: &mut Schema, path: &Path<'_>) -> Vec<FieldError> {
     errors
 }
 
+/// A rule as messages show it.
+fn shown(rule: &Rule) -> String {
+    const TYPE: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.ValidationRule";
+    let mut it = serde_json::json!({"rule": rule.rule});
+    for (field, text) in [
+        ("message", &rule.message),
+        ("messageExpression", &rule.message_expression),
+        ("reason", &rule.reason),
+        ("fieldPath", &rule.field_path),
+    ] {
+        if !text.is_empty() {
+            it[field] = text.as_str().into();
+        }
+    }
+    match insula_api::schema::Schema::built_in().by_name(TYPE) {
+        Some(id) => insula_api::internal::line(id, "", &it),
+        None => it.to_string(),
+    }
+}
+
 fn told(fault: &Fault, rule: &Rule, field: &impl Fn(&str) -> String) -> FieldError {
-    let shown = serde_json::json!({"rule": rule.rule});
+    let shown = shown(rule);
     match fault {
-        Fault::Rule(error) => FieldError::invalid(field("rule"), &shown, &error.to_string()),
-        Fault::RuleType(why) => FieldError::invalid(field("rule"), &shown, why),
+        Fault::Rule(error) => FieldError::invalid_form(field("rule"), &shown, &error.to_string()),
+        Fault::RuleType(why) => FieldError::invalid_form(field("rule"), &shown, why),
         Fault::Message(error) => {
             let why = format!("messageExpression {error}");
-            FieldError::invalid(field("messageExpression"), &shown, &why)
+            FieldError::invalid_form(field("messageExpression"), &shown, &why)
         }
-        Fault::MessageType(why) => FieldError::invalid(field("messageExpression"), &shown, why),
+        Fault::MessageType(why) => {
+            FieldError::invalid_form(field("messageExpression"), &shown, why)
+        }
         Fault::UselessOptional => {
             let why = "may not be set if oldSelf is not used in rule";
             FieldError::invalid(field("optionalOldSelf"), &true.into(), why)

@@ -210,6 +210,21 @@ fn head(it: &Fields, level: Level, embedded: bool, path: &Path<'_>, errors: &mut
     }
 }
 
+/// Why a pattern is none, in Go's words for the common mistakes.
+fn told(error: &impl std::fmt::Display, pattern: &str) -> String {
+    let text = error.to_string();
+    let of_go = [
+        ("unclosed group", "missing closing ): "),
+        ("unopened group", "unexpected ): "),
+        ("unclosed character class", "missing closing ]: "),
+        ("repetition operator missing expression", "missing argument to repetition operator: "),
+    ];
+    match of_go.iter().find(|(ours, _)| text.contains(ours)) {
+        Some((_, theirs)) => format!("error parsing regexp: {theirs}`{pattern}`"),
+        None => text,
+    }
+}
+
 /// What a schema asks of values, in its junctors too.
 fn values(it: &Fields, path: &Path<'_>, errors: &mut Errors) {
     let any_of = it.get("anyOf");
@@ -238,7 +253,8 @@ fn values(it: &Fields, path: &Path<'_>, errors: &mut Errors) {
     if let Some(pattern) = text(it, "pattern").filter(|it| !it.is_empty())
         && let Err(error) = regex::compile(pattern)
     {
-        let why = format!("must be a valid regular expression, but isn't: {error}");
+        let why =
+            format!("must be a valid regular expression, but isn't: {}", told(&error, pattern));
         errors.push(FieldError::invalid(path.field("pattern").to_string(), &pattern.into(), &why));
     }
 }
@@ -440,7 +456,13 @@ fn defaults(it: &Schema, path: &Path<'_>, is_root: bool, errors: &mut Errors) {
         } else {
             let mut filled = found.clone();
             default::fill(it, &mut filled);
-            errors.extend(validate::value(it, &filled, None, &path));
+            let found = validate::value(it, &filled, None, &path);
+            // The default itself has no name.
+            let named = format!("{path} in body");
+            errors.extend(found.into_iter().map(|mut error| {
+                error.message = error.message.replace(&named, " in body");
+                error
+            }));
             errors.extend(crate::lists::check(it, &filled, &path));
         }
     }

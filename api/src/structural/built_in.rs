@@ -52,10 +52,7 @@ impl Place for BuiltIn {
                     list: &field.list,
                     atomic: field.atomic,
                 };
-                let structure = matches!(field.shape, Shape::Object(_))
-                    && field.default.as_ref().is_some_and(Value::is_object);
-                let always = structure || (field.required && !field.pointer);
-                Some(Member { place, named: true, always })
+                Some(Member { place, named: true, always: field.always })
             }
             Shape::Map(inner) => {
                 Some(Member { place: Self::new(inner), named: false, always: false })

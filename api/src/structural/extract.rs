@@ -105,6 +105,10 @@ pub(super) fn added<P: Place>(
     always: bool,
 ) -> Result<(bool, Set<'_>), Misfit> {
     let mut set = Set::default();
+    if always && place.division() == Division::Deduced {
+        // It was null before, which is nothing that could be divided.
+        return Ok((!is_zero(value), set));
+    }
     match (form(place, value), value) {
         (Form::Map, Value::Object(map)) if !map.is_empty() => {
             for (name, value) in map {

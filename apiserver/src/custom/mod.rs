@@ -318,7 +318,11 @@ impl Server {
         if let Some(served) = self.registry.get(group, version, resource) {
             return Ok(Some(Found::Here(served.clone())));
         }
-        let Some(tenant) = whose.tenant() else { return Ok(None) };
+        let Some(tenant) = whose.tenant() else {
+            let all = || Served::of_all(group, version, resource);
+            let all = (!self.registry.has_group(group)).then(all).flatten();
+            return Ok(all.map(|it| Found::Here(Arc::new(it))));
+        };
         let (customs, apis) = self.own_of(tenant).await?;
         if let Some(api) = apis.remote(group, version) {
             return Ok(Some(Found::Elsewhere(api.clone())));
@@ -335,7 +339,8 @@ pub(crate) fn prepare(it: &mut Value) {
         for (name, default) in
             [("singular", kind.to_lowercase()), ("listKind", format!("{kind}List"))]
         {
-            if names.get(name).and_then(Value::as_str).unwrap_or_default().is_empty() {
+            let is_given = !names.get(name).and_then(Value::as_str).unwrap_or_default().is_empty();
+            if !is_given && !kind.is_empty() {
                 names.insert(name.into(), default.into());
             }
         }
@@ -369,7 +374,7 @@ pub(crate) fn prepare(it: &mut Value) {
 pub(crate) fn check(it: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let mut errors = insula_custom::check::definition(it, old);
     let group = json_object::text(it, &["spec", "group"]);
-    if resources::built_in().iter().any(|it| it.group == group) {
+    if !group.is_empty() && resources::built_in().iter().any(|it| it.group == group) {
         let why = format!("group {group} is one of the built-in groups");
         errors.push(FieldError::forbidden("spec.group", &why));
     }

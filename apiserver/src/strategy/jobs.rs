@@ -18,6 +18,8 @@ pub(super) fn own_pods(job: &mut Value) {
         }
     }
     job["spec"]["template"]["metadata"]["labels"] = labels.clone().into();
+    // A job without labels has those of its pods.
+    object::metadata_mut(job).entry("labels").or_insert_with(|| labels.clone().into());
     let selector = job["spec"].get("selector").and_then(Value::as_object).cloned();
     let mut selector = selector.unwrap_or_default();
     let wanted = selector.entry("matchLabels").or_insert_with(|| json!({}));

@@ -201,6 +201,41 @@ fn resize(old: &Value, new: &mut Value) {
     }
 }
 
+/// A node's network is the first of its networks, whichever of both was written.
+pub(super) fn pod_networks(node: &mut Value) {
+    let one = object::text(node, &["spec", "podCIDR"]).to_owned();
+    let first = node["spec"].get("podCIDRs").and_then(|it| it.get(0)).and_then(Value::as_str);
+    match (one.is_empty(), first) {
+        (false, first) if first != Some(&*one) => node["spec"]["podCIDRs"] = json!([one]),
+        (true, Some(first)) => node["spec"]["podCIDR"] = first.into(),
+        _ => (),
+    }
+}
+
+/// A claim names what it is filled from twice: old clients know claims and snapshots only.
+pub(super) fn data_sources(claim: &mut Value) {
+    let Some(spec) = claim.get_mut("spec").and_then(Value::as_object_mut) else { return };
+    let is_old = |it: &Value| {
+        let text = |field: &str| object::text(it, &[field]);
+        matches!(
+            (text("apiGroup"), text("kind")),
+            ("", "PersistentVolumeClaim") | ("snapshot.storage.k8s.io", "VolumeSnapshot")
+        )
+    };
+    if spec.get("dataSource").is_some_and(|it| !is_old(it)) {
+        spec.remove("dataSource");
+    }
+    match (spec.get("dataSource").cloned(), spec.get("dataSourceRef").cloned()) {
+        (Some(source), None) => {
+            spec.insert("dataSourceRef".into(), source);
+        }
+        (None, Some(source)) if source.get("namespace").is_none() && is_old(&source) => {
+            spec.insert("dataSource".into(), source);
+        }
+        _ => (),
+    }
+}
+
 /// Sets a field, or removes it.
 fn put(it: &mut Value, field: &str, value: Option<Value>) {
     if !it.is_object() {

@@ -1,6 +1,6 @@
 //! Pods: what a pod begins with.
 
-use insula_api::{object, quantity::Quantity, time};
+use insula_api::{object, quota::qos::qos_class, time};
 use serde_json::{Value, json};
 
 /// Sets the status of a new pod, and completes selectors that are about pods like itself.
@@ -15,6 +15,12 @@ pub(super) fn begin(pod: &mut Value) {
         }]);
     }
     pod["status"] = status;
+    // No time to end in is no time at all.
+    if let Some(grace) = pod["spec"].get_mut("terminationGracePeriodSeconds")
+        && grace.as_i64().is_some_and(|it| it < 0)
+    {
+        *grace = 1.into();
+    }
     let labels = object::metadata(pod).get("labels").cloned().unwrap_or_else(|| json!({}));
     for kind in ["podAffinity", "podAntiAffinity"] {
         let Some(affinity) = pod["spec"].get_mut("affinity").and_then(|it| it.get_mut(kind)) else {
@@ -60,62 +66,9 @@ fn select_alike(term: &mut Value, keys: &str, operator: &str, labels: &Value) {
     }
 }
 
-/// `Guaranteed`, `Burstable` or `BestEffort`, by what of cpu and memory the pod may have.
-pub(crate) fn qos_class(pod: &Value) -> &'static str {
-    let amount = |it: &Value, kind: &str, name: &str| {
-        let found = it.get("resources")?.get(kind)?.get(name)?.as_str()?;
-        Quantity::parse(found).ok().filter(|it| !it.is_zero())
-    };
-    let of_pod = &pod["spec"];
-    let says = |it: &Value| {
-        let part =
-            |kind| it.get("resources").and_then(|it| it.get(kind)).and_then(Value::as_object);
-        part("limits").is_some_and(|it| !it.is_empty())
-            || part("requests").is_some_and(|it| !it.is_empty())
-    };
-    // What a pod says of itself as a whole counts in place of what its containers say.
-    let subjects: Vec<&Value> = match says(of_pod) {
-        true => vec![of_pod],
-        false => ["containers", "initContainers"]
-            .into_iter()
-            .filter_map(|field| of_pod.get(field)?.as_array())
-            .flatten()
-            .collect(),
-    };
-    let (mut any, mut guaranteed) = (false, true);
-    for it in subjects {
-        for name in ["cpu", "memory"] {
-            let (limit, request) = (amount(it, "limits", name), amount(it, "requests", name));
-            any |= limit.is_some() || request.is_some();
-            // A request defaults to its limit.
-            guaranteed &= limit.is_some() && (request.is_none() || request == limit);
-        }
-    }
-    match (any, guaranteed) {
-        (false, _) => "BestEffort",
-        (true, true) => "Guaranteed",
-        (true, false) => "Burstable",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn pod(resources: Value) -> Value {
-        json!({"spec": {"containers": [{"name": "a", "resources": resources}]}})
-    }
-
-    #[test]
-    fn qos_classes() {
-        assert_eq!(qos_class(&pod(json!({}))), "BestEffort");
-        assert_eq!(qos_class(&pod(json!({"requests": {"cpu": "1"}}))), "Burstable");
-        let all = json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1000m"}});
-        assert_eq!(qos_class(&pod(all.clone())), "Guaranteed");
-        let mut whole = pod(json!({"requests": {"cpu": "1"}}));
-        whole["spec"]["resources"] = all;
-        assert_eq!(qos_class(&whole), "Guaranteed");
-    }
 
     #[test]
     fn selectors_about_pods_like_this_one() {

@@ -71,7 +71,9 @@ fn pod(spec: &Value, path: &str, found: &mut Vec<String>) {
     }
     for volume in list(spec, "volumes") {
         if let Some(projected) = volume.get("projected")
-            && list(projected, "sources").is_empty()
+            && list(projected, "sources")
+                .iter()
+                .all(|it| it.as_object().is_some_and(serde_json::Map::is_empty))
         {
             let name = object::text(volume, &["name"]);
             found.push(format!("volume {name:?} (Projected) has no sources provided"));

@@ -1,12 +1,12 @@
 //! Reviews: objects that get an answer and are not kept.
 
-use insula_api::object;
+use insula_api::{internal, object, schema::Schema};
 use serde_json::{Value, json};
 
 use crate::{
     Server,
     call::Call,
-    error::{ApiError, Result},
+    error::{ApiError, FieldError, Result},
     identity::Identity,
     rbac::Attributes,
     tokens::API_AUDIENCE,
@@ -16,6 +16,7 @@ use crate::{
 pub(crate) async fn review(server: &Server, call: &Call, body: &[u8]) -> Result<Value> {
     let kind = call.served.resource.gvk();
     let (mut it, _) = call.decode(&kind, body)?;
+    check(call, &it)?;
     super::admit(server, call, kind, &mut it).await?;
     let status = match &*call.served.resource.name {
         "selfsubjectaccessreviews" => {
@@ -44,6 +45,72 @@ pub(crate) async fn review(server: &Server, call: &Call, body: &[u8]) -> Result<
     };
     it["status"] = status;
     Ok(it)
+}
+
+/// Refuses reviews that ask nothing, or two things at once.
+fn check(call: &Call, it: &Value) -> Result<()> {
+    let resource = &call.served.resource;
+    let (of_resource, of_path) = (
+        it["spec"].get("resourceAttributes").filter(|it| it.is_object()),
+        it["spec"].get("nonResourceAttributes").filter(|it| it.is_object()),
+    );
+    let mut errors = Vec::new();
+    match &*resource.name {
+        "selfsubjectaccessreviews" | "subjectaccessreviews" | "localsubjectaccessreviews" => {
+            match (of_resource, of_path) {
+                (Some(_), Some(path)) => {
+                    let root = Schema::built_in().by_kind(&resource.gvk());
+                    let shown = root.map_or_else(
+                        || path.to_string(),
+                        |root| internal::line(root, "spec.nonResourceAttributes", path),
+                    );
+                    let why = "cannot be specified in combination with resourceAttributes";
+                    let at = "spec.nonResourceAttributes";
+                    errors.push(FieldError::invalid_form(at, &shown, why));
+                }
+                (None, None) => {
+                    let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
+                    let at = "spec.resourceAttributes";
+                    errors.push(FieldError::invalid(at, &Value::Null, why));
+                }
+                _ => (),
+            }
+            let asks_for_others = resource.name != "selfsubjectaccessreviews";
+            let groups = it["spec"].get("groups").and_then(Value::as_array);
+            if asks_for_others
+                && object::text(it, &["spec", "user"]).is_empty()
+                && groups.is_none_or(Vec::is_empty)
+            {
+                let why = "at least one of user or group must be specified";
+                errors.push(FieldError::invalid("spec.user", &"".into(), why));
+            }
+        }
+        "selfsubjectrulesreviews" if object::text(it, &["spec", "namespace"]).is_empty() => {
+            return Err(ApiError::bad_request("no namespace on request"));
+        }
+        "tokenreviews" if object::text(it, &["spec", "token"]).is_empty() => {
+            let why = "token is required for TokenReview in authentication";
+            return Err(ApiError::bad_request(why));
+        }
+        _ => (),
+    }
+    if resource.name == "localsubjectaccessreviews" {
+        let own = object::namespace(it);
+        let asked = of_resource.map(|it| object::text(it, &["namespace"])).unwrap_or_default();
+        if asked != own {
+            let at = "spec.resourceAttributes.namespace";
+            errors.push(FieldError::invalid(at, &asked.into(), "must match metadata.namespace"));
+        }
+        if of_path.is_some() {
+            let why = "disallowed on this kind of request";
+            errors.push(FieldError::invalid("spec.nonResourceAttributes", &Value::Null, why));
+        }
+    }
+    match errors.is_empty() {
+        true => Ok(()),
+        // Upstream names no kind here.
+        false => Err(ApiError::invalid(&resource.group, "", "", &errors)),
+    }
 }
 
 /// `UserInfo` of a caller.
@@ -103,6 +170,6 @@ async fn token_review(server: &Server, call: &Call, it: &Value) -> Value {
                 audiences.into_iter().filter(|it| of_token.iter().any(|has| has == it)).collect();
             json!({"authenticated": true, "user": user_info(&identity), "audiences": good})
         }
-        _ => json!({"authenticated": false, "user": {}, "error": "invalid bearer token"}),
+        _ => json!({"user": {}, "error": "invalid bearer token"}),
     }
 }

@@ -13,6 +13,9 @@ use crate::{
     tokens::{API_AUDIENCE, Bound, Claims, Kubernetes, MAX_LIFE, MIN_LIFE},
 };
 
+/// Nobody means more than this, in seconds.
+const LONGEST: i64 = 1 << 32;
+
 /// Issues a token for a service account.
 pub(crate) async fn token(server: &Server, call: &Call, body: &[u8]) -> Result<Value> {
     let kind = Gvk::new("authentication.k8s.io", "v1", "TokenRequest");
@@ -31,6 +34,11 @@ pub(crate) async fn token(server: &Server, call: &Call, body: &[u8]) -> Result<V
             &seconds.into(),
             "may not specify a duration less than 10 minutes",
         );
+        return Err(ApiError::invalid("authentication.k8s.io", "TokenRequest", "", &[error]));
+    }
+    if LONGEST < seconds {
+        let why = "may not specify a duration larger than 2^32 seconds";
+        let error = FieldError::invalid("spec.expirationSeconds", &seconds.into(), why);
         return Err(ApiError::invalid("authentication.k8s.io", "TokenRequest", "", &[error]));
     }
     let seconds = seconds.min(MAX_LIFE);
@@ -77,12 +85,11 @@ async fn bind_token(
         "Pod" => "pods",
         "Secret" => "secrets",
         _ => {
-            let error = FieldError::unsupported(
-                "spec.boundObjectRef.kind",
-                &kind.into(),
-                &["Pod", "Secret"],
-            );
-            return Err(ApiError::invalid("authentication.k8s.io", "TokenRequest", "", &[error]));
+            let api_version = object::text(reference, &["apiVersion"]);
+            let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+            return Err(ApiError::bad_request(format!(
+                "cannot bind token to object of type {group}/{version}, Kind={kind}"
+            )));
         }
     };
     let it = server

@@ -226,10 +226,20 @@ pub(super) fn node_external_ip(object: &Value) -> Value {
     node_address(object, "ExternalIP")
 }
 
+fn known_since(object: &Value, paths: &[&str]) -> Value {
+    match paths.iter().map(|path| text(object, path)).find(|it| !it.is_empty()) {
+        Some(time) => since(Some(time)),
+        None => "<unknown>".into(),
+    }
+}
+
 pub(super) fn event_last_seen(object: &Value) -> Value {
-    let times = ["series.lastObservedTime", "lastTimestamp", "eventTime", "firstTimestamp"];
-    let time = times.iter().map(|path| text(object, path)).find(|it| !it.is_empty());
-    since(time.or_else(|| Some(object::meta_str(object, "creationTimestamp"))))
+    let times = ["series.lastObservedTime", "lastTimestamp", "firstTimestamp", "eventTime"];
+    known_since(object, &times)
+}
+
+pub(super) fn event_first_seen(object: &Value) -> Value {
+    known_since(object, &["firstTimestamp", "eventTime"])
 }
 
 pub(super) fn event_object(object: &Value) -> Value {
@@ -239,13 +249,15 @@ pub(super) fn event_object(object: &Value) -> Value {
 }
 
 pub(super) fn event_source(object: &Value) -> Value {
-    let component = match text(object, "source.component") {
-        "" => text(object, "reportingComponent"),
-        component => component,
+    let both = |one: &str, two: &str| match two {
+        "" => one.to_owned(),
+        two => format!("{one}, {two}"),
     };
-    match text(object, "source.host") {
-        "" => component.into(),
-        host => format!("{component}, {host}").into(),
+    match (text(object, "source.component"), text(object, "source.host")) {
+        ("", "") => {
+            both(text(object, "reportingComponent"), text(object, "reportingInstance")).into()
+        }
+        (component, host) => both(component, host).into(),
     }
 }
 
@@ -255,6 +267,10 @@ pub(super) fn data(object: &Value) -> Value {
 }
 
 pub(super) fn access_modes(object: &Value) -> Value {
+    modes(object, "spec.accessModes")
+}
+
+fn modes(object: &Value, path: &str) -> Value {
     let short = |mode: &Value| match mode.as_str() {
         Some("ReadWriteOnce") => "RWO",
         Some("ReadOnlyMany") => "ROX",
@@ -262,7 +278,15 @@ pub(super) fn access_modes(object: &Value) -> Value {
         Some("ReadWriteOncePod") => "RWOP",
         _ => "",
     };
-    items(object, "spec.accessModes").iter().map(short).collect::<Vec<_>>().join(",").into()
+    items(object, path).iter().map(short).collect::<Vec<_>>().join(",").into()
+}
+
+/// A claim has the modes of the volume that it has.
+pub(super) fn access_modes_of_claim(object: &Value) -> Value {
+    match text(object, "spec.volumeName") {
+        "" => "".into(),
+        _ => modes(object, "status.accessModes"),
+    }
 }
 
 pub(super) fn claim(object: &Value) -> Value {

@@ -32,6 +32,8 @@ const FUNCTIONS: &[(&str, Function)] = &[
     ("controller", more::controller),
     ("data", cells::data),
     ("endpoints", more::endpoints),
+    ("access_modes_of_claim", cells::access_modes_of_claim),
+    ("event_first_seen", cells::event_first_seen),
     ("event_last_seen", cells::event_last_seen),
     ("event_object", cells::event_object),
     ("event_source", cells::event_source),
@@ -119,6 +121,10 @@ fn parse(text: &'static str) -> Option<Cell> {
     Some(match text.split_once(' ') {
         Some(("since", path)) => Cell::Since(path),
         Some(("join", path)) => Cell::Join(path),
+        Some(("text", path)) => {
+            let (path, absent) = path.split_once('|').unwrap_or((path, ""));
+            Cell::Text(path, absent)
+        }
         Some(("count", path)) => Cell::Count(path),
         Some(_) => return None,
         None => {

@@ -53,6 +53,8 @@ pub(crate) struct Column {
 pub(crate) enum Cell {
     /// The text or number at a path, with what to show if it is absent.
     Path(&'static str, &'static str),
+    /// The same, as text whatever it is.
+    Text(&'static str, &'static str),
     /// Time since the timestamp at a path.
     Since(&'static str),
     /// The texts of the list at a path, with commas.
@@ -123,8 +125,13 @@ fn cell(column: &Column, object: &Value) -> Value {
         Cell::Path(path, absent) => match at(object, path) {
             None | Some(Value::Null) => absent_cell(column.kind, absent),
             Some(Value::String(text)) if text.is_empty() => absent_cell(column.kind, absent),
-            Some(Value::Bool(is)) if column.kind == "boolean" => (*is).into(),
+            Some(Value::Bool(is)) => (*is).into(),
             Some(value @ (Value::String(_) | Value::Number(_))) => value.clone(),
+            Some(other) => other.to_string().into(),
+        },
+        Cell::Text(path, absent) => match at(object, path) {
+            None | Some(Value::Null) => absent.into(),
+            Some(Value::String(text)) => text.as_str().into(),
             Some(other) => other.to_string().into(),
         },
         Cell::Since(path) => cells::since(at(object, path).and_then(Value::as_str)),
@@ -138,6 +145,7 @@ fn cell(column: &Column, object: &Value) -> Value {
 fn absent_cell(kind: &str, text: &str) -> Value {
     match kind {
         "boolean" => (text == "true").into(),
+        _ if text == "false" => false.into(),
         _ => text.parse::<i64>().map_or_else(|_| text.into(), Value::from),
     }
 }

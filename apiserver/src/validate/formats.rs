@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use insula_api::names::{is_dns1123_label, is_dns1123_subdomain};
+use insula_api::names::is_dns1123_subdomain;
 use ipnet::IpNet;
 
 pub(super) const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
@@ -14,6 +14,9 @@ const CONFIG_KEY: &str = "a valid config key must consist of alphanumeric charac
 const ENV_NAME: &str = "a valid environment variable name must consist only of printable ASCII characters other than '='";
 const WILDCARD: &str = "a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which must consist of lower case alphanumeric characters, '-' or '.' and end with an alphanumeric character (e.g. '*.example.com', regex used for validation is '\\*\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
 const HEADER: &str = "a valid HTTP header must consist of alphanumeric characters or '-' (e.g. 'X-Header-Name', regex used for validation is '[-A-Za-z0-9]+')";
+const UNDERSCORED: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?(\\._?[a-z0-9]([-_a-z0-9]*[a-z0-9])?)*')";
+const HTTP_PATH: &str =
+    "Invalid path (regex used for validation is '[A-Za-z0-9/\\-._~%!$&'()*+,;=:]+')";
 const PERCENT: &str = "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')";
 
 /// What a text may look like.
@@ -22,6 +25,8 @@ pub(super) enum Format {
     Label,
     Label1035,
     Subdomain,
+    /// A subdomain that may have underscores.
+    Underscored,
     /// A subdomain, or one with a wildcard in the place of its first label.
     Wildcard,
     Qualified,
@@ -35,6 +40,8 @@ pub(super) enum Format {
     Header,
     Percent,
     Absolute,
+    /// A path below a domain.
+    DomainPath,
     /// A relative path that stays where it is.
     LocalPath,
 }
@@ -57,6 +64,8 @@ impl Format {
             "cidr" => Self::Cidr,
             "header" => Self::Header,
             "percent" => Self::Percent,
+            "underscored" => Self::Underscored,
+            "domain-path" => Self::DomainPath,
             "absolute" => Self::Absolute,
             "local-path" => Self::LocalPath,
             _ => return None,
@@ -66,12 +75,20 @@ impl Format {
     /// What is wrong with a text; nothing, mostly.
     pub(super) fn check(self, text: &str) -> Vec<String> {
         match self {
-            Self::Label => bounded(text, 63, is_dns1123_label(text), LABEL),
+            Self::Label => label(text),
             Self::Label1035 => {
                 let starts = text.starts_with(|it: char| it.is_ascii_lowercase());
                 characters(text, 63, starts && is_dns1123_label_of_any_length(text), LABEL_1035)
             }
-            Self::Subdomain => bounded(text, 253, is_subdomain_of_any_length(text), SUBDOMAIN),
+            Self::Subdomain => characters(text, 253, is_subdomain_of_any_length(text), SUBDOMAIN),
+            Self::Underscored => {
+                let plain = text.split('.').map(|it| it.strip_prefix('_').unwrap_or(it));
+                let is = plain
+                    .map(|it| it.replace('_', "-"))
+                    .all(|it| is_dns1123_label_of_any_length(&it));
+                characters(text, 253, is, UNDERSCORED)
+            }
+            Self::DomainPath => domain_path(text),
             Self::Wildcard => {
                 let is = text.strip_prefix("*.").is_some_and(is_subdomain_of_any_length);
                 characters(text, 253, is, WILDCARD)
@@ -111,18 +128,29 @@ fn bounded(text: &str, limit: usize, is: bool, message: &str) -> Vec<String> {
     if limit < text.len() {
         found.push(format!("must be no more than {limit} bytes"));
     }
-    // What is only too long is well formed all the same.
-    if !is && (text.len() <= limit || !shape_is_fine(text, message)) {
+    if !is {
         found.push(message.to_owned());
     }
     found
 }
 
-/// Whether a text that is too long has the shape that `message` asks for.
-fn shape_is_fine(text: &str, message: &str) -> bool {
-    match message {
-        LABEL => is_dns1123_label_of_any_length(text),
-        _ => false,
+fn label(text: &str) -> Vec<String> {
+    let is = is_dns1123_label_of_any_length(text);
+    let message = if is_subdomain_of_any_length(text) { "must not contain dots" } else { LABEL };
+    characters(text, 63, is, message)
+}
+
+fn domain_path(text: &str) -> Vec<String> {
+    match text.split_once('/').filter(|(host, path)| !host.is_empty() && !path.is_empty()) {
+        None => vec!["must be a domain-prefixed path (such as \"acme.io/foo\")".into()],
+        Some((host, path)) => {
+            let mut found = Format::Subdomain.check(host);
+            let is = |it: u8| it.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:".contains(&it);
+            if !path.bytes().all(is) {
+                found.push(HTTP_PATH.to_owned());
+            }
+            found
+        }
     }
 }
 
@@ -160,7 +188,7 @@ pub(super) fn qualified(text: &str) -> Vec<String> {
             if prefix.is_empty() {
                 found.push("prefix part must be non-empty".to_owned());
             } else {
-                let wrong = Format::Subdomain.check(prefix);
+                let wrong = bounded(prefix, 253, is_subdomain_of_any_length(prefix), SUBDOMAIN);
                 found.extend(wrong.into_iter().map(|it| format!("prefix part {it}")));
             }
             name
@@ -168,7 +196,7 @@ pub(super) fn qualified(text: &str) -> Vec<String> {
         Some(_) => {
             let why = QUALIFIED.strip_prefix("name part must").unwrap_or(QUALIFIED);
             found.push(format!(
-                "a qualified name must{} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')",
+                "a valid label key must{} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')",
                 why
             ));
             return found;
@@ -309,6 +337,8 @@ mod tests {
             (Format::Label, "a-1", "A"),
             (Format::Label1035, "a1", "1a"),
             (Format::Subdomain, "a.b-c", "a..b"),
+            (Format::Underscored, "_a.b_c", "a_"),
+            (Format::DomainPath, "a.b/C_d", "a.b"),
             (Format::Wildcard, "*.a.b", "*a"),
             (Format::Qualified, "x.y/Z_1", "x_/z"),
             (Format::PathSegment, "a:b", "a/b"),
@@ -323,10 +353,11 @@ mod tests {
         ] {
             assert_eq!((wrong(format, good), wrong(format, bad)), (0, 1), "{format:?}");
         }
-        assert_eq!(Format::Label.check(&"a".repeat(64)), ["must be no more than 63 bytes"]);
+        assert_eq!(Format::Label.check(&"a".repeat(64)), ["must be no more than 63 characters"]);
+        assert_eq!(Format::Label.check("a.b"), ["must not contain dots"]);
         assert_eq!(Format::Ip.check("010.0.0.1"), ["must not have leading 0s"]);
         assert_eq!(sloppy_address("010.000.0.1").unwrap().to_string(), "10.0.0.1");
         assert_eq!(sloppy_address("10.0.0.256"), None);
-        assert!(qualified("a/b/c")[0].starts_with("a qualified name must consist of"));
+        assert!(qualified("a/b/c")[0].starts_with("a valid label key must consist of"));
     }
 }

@@ -1,9 +1,11 @@
 //! What every object says of itself: its name, labels, annotations, owners, finalizers.
 
-use insula_api::object;
+use std::cell::LazyCell;
+
+use insula_api::{internal, object, schema::Schema};
 use serde_json::{Map, Value};
 
-use super::{Errors, formats::Format, rules};
+use super::{Errors, formats::Format, rule};
 use crate::{
     error::FieldError,
     registry::Served,
@@ -42,6 +44,7 @@ pub(super) fn check(served: &Served, it: &Value, errors: &mut Errors) {
             errors.push(FieldError::invalid("metadata.finalizers", &(*name).into(), &why));
         }
     }
+    kept_finalizers(served, it, errors);
     if finalizers.contains(&"orphan") && finalizers.contains(&"foregroundDeletion") {
         let why = "finalizer orphan and foregroundDeletion cannot be both set";
         let shown = object::metadata(it).get("finalizers").cloned().unwrap_or_default();
@@ -49,8 +52,26 @@ pub(super) fn check(served: &Served, it: &Value, errors: &mut Errors) {
     }
 }
 
+/// Finalizers of built-in kinds are known, or somebody's.
+fn kept_finalizers(served: &Served, it: &Value, errors: &mut Errors) {
+    const KNOWN: [&str; 3] = ["foregroundDeletion", "kubernetes", "orphan"];
+    // These groups are checked as custom resources are.
+    const OTHERS: [&str; 3] =
+        ["admissionregistration.k8s.io", "apiextensions.k8s.io", "apiregistration.k8s.io"];
+    if served.custom().is_some() || OTHERS.contains(&&*served.resource.group) {
+        return;
+    }
+    for (index, name) in object::finalizers(it).into_iter().enumerate() {
+        if !name.contains('/') && !KNOWN.contains(&name) {
+            let at = format!("metadata.finalizers[{index}]");
+            let why = "name is neither a standard finalizer name nor is it fully qualified";
+            errors.push(FieldError::invalid(at, &name.into(), why));
+        }
+    }
+}
+
 /// Checks the metadata of what becomes of an object.
-pub(super) fn check_update(_: &Served, old: &Value, new: &Value, errors: &mut Errors) {
+pub(super) fn check_update(served: &Served, old: &Value, new: &Value, errors: &mut Errors) {
     if object::is_deleting(old) {
         let had = object::finalizers(old);
         let added: Vec<&str> =
@@ -63,6 +84,7 @@ pub(super) fn check_update(_: &Served, old: &Value, new: &Value, errors: &mut Er
         }
     }
     common(new, errors);
+    kept_finalizers(served, new, errors);
 }
 
 fn wrong(rule: Name, name: &str) -> Vec<String> {
@@ -80,7 +102,7 @@ fn wrong(rule: Name, name: &str) -> Vec<String> {
 fn common(it: &Value, errors: &mut Errors) {
     let metadata = object::metadata(it);
     if let Some(labels) = metadata.get("labels") {
-        rules::labels(labels, "metadata.labels", errors);
+        rule::labels(labels, "metadata.labels", errors);
     }
     if let Some(Value::Object(found)) = metadata.get("annotations") {
         annotations(found, "metadata.annotations", errors);
@@ -101,10 +123,20 @@ pub(super) fn annotations(it: &Map<String, Value>, path: &str, errors: &mut Erro
     }
 }
 
+/// Owners as messages show them.
+fn shown_owners(owners: &Value) -> String {
+    let schema = Schema::built_in();
+    match schema.by_name("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta") {
+        Some(metadata) => internal::line(metadata, "ownerReferences", owners),
+        None => owners.to_string(),
+    }
+}
+
 fn owners(found: Option<&Value>, errors: &mut Errors) {
     const PATH: &str = "metadata.ownerReferences";
     let Some(all) = found else { return };
     let mut controller: Option<String> = None;
+    let shown = LazyCell::new(|| shown_owners(all));
     for owner in all.as_array().into_iter().flatten() {
         let text = |field: &str| object::text(owner, &[field]);
         let (api_version, kind) = (text("apiVersion"), text("kind"));
@@ -132,7 +164,7 @@ fn owners(found: Option<&Value>, errors: &mut Errors) {
                     let why = format!(
                         "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {name}"
                     );
-                    errors.push(FieldError::invalid(PATH, all, &why));
+                    errors.push(FieldError::invalid_form(PATH, &shown, &why));
                 }
             }
         }

@@ -6,8 +6,8 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::{
+    at::{At, Check},
     formats::Format,
-    rules::{At, Check},
 };
 use crate::error::FieldError;
 
@@ -16,7 +16,6 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("api.networking.v1.HTTPIngressPath", ingress_path),
     ("api.networking.v1.IngressBackend", backend),
     ("api.networking.v1.IngressRule", ingress_rule),
-    ("api.networking.v1.IngressServiceBackend", service_backend),
     ("api.networking.v1.IngressSpec", ingress),
     ("api.networking.v1.IPBlock", block),
     ("api.networking.v1.NetworkPolicyPeer", peer),
@@ -80,7 +79,7 @@ fn slice(it: &mut At<'_>) {
 }
 
 /// Addresses that nobody else reaches.
-fn special(address: IpAddr) -> Option<&'static str> {
+pub(super) fn special(address: IpAddr) -> Option<&'static str> {
     if address.is_unspecified() {
         return Some("may not be unspecified (0.0.0.0 or ::)");
     }
@@ -99,9 +98,8 @@ fn special(address: IpAddr) -> Option<&'static str> {
 
 fn ingress(it: &mut At<'_>) {
     if it.list("rules").is_empty() && !it.has("defaultBackend") {
-        let path = it.path.to_string();
-        let why = "either `defaultBackend` or `rules` must be specified";
-        it.errors.push(FieldError::invalid(path, it.it, why));
+        // What is there of it is not shown.
+        it.invalid("", &Value::Null, "either `defaultBackend` or `rules` must be specified");
     }
     for (index, tls) in it.list("tls").to_vec().iter().enumerate() {
         let hosts = tls.get("hosts").and_then(Value::as_array);
@@ -165,28 +163,22 @@ fn ingress_path(it: &mut At<'_>) {
 }
 
 fn backend(it: &mut At<'_>) {
-    let path = it.path.to_string();
-    match (it.has("service"), it.has("resource")) {
-        (true, true) => {
-            let why = "cannot set both resource and service backends";
-            it.errors.push(FieldError::invalid(path, &"".into(), why));
+    let nothing = Value::from("");
+    match (it.get("service").cloned(), it.has("resource")) {
+        (Some(_), true) => {
+            it.invalid("", &nothing, "cannot set both resource and service backends");
         }
-        (false, false) => it.errors.push(FieldError::required(path, "")),
-        _ => (),
-    }
-}
-
-fn service_backend(it: &mut At<'_>) {
-    let port = it.get("port").cloned().unwrap_or_default();
-    let number = port.get("number").is_some_and(|it| *it != 0);
-    let path = it.path.to_string();
-    match (number, !text(&port, "name").is_empty()) {
-        (true, true) => {
-            let why = "cannot set both port name & port number";
-            it.errors.push(FieldError::invalid(path, &"".into(), why));
-        }
-        (false, false) => {
-            it.errors.push(FieldError::required(path, "port name or number is required"));
+        (None, false) => it.invalid("", &nothing, "resource or service backend is required"),
+        (Some(service), false) => {
+            let port = service.get("port").cloned().unwrap_or_default();
+            let number = port.get("number").is_some_and(|it| *it != 0);
+            match (number, !text(&port, "name").is_empty()) {
+                (true, true) => {
+                    it.invalid("", &nothing, "cannot set both port name & port number");
+                }
+                (false, false) => it.required("", "port name or number is required"),
+                _ => (),
+            }
         }
         _ => (),
     }
@@ -223,7 +215,7 @@ fn policy_port(it: &mut At<'_>) {
         Some(port) => match port.as_i64() {
             None => it.required("endPort", "may not be specified when `port` is non-numeric"),
             Some(port) if end < port => {
-                it.invalid("endPort", &end.into(), "must be greater than or equal to `port`");
+                it.invalid("endPort", &port.into(), "must be greater than or equal to `port`");
             }
             Some(_) => (),
         },

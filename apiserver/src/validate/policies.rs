@@ -1,48 +1,85 @@
-//! Rules about rules: roles and bindings, budgets, quotas, scaling, fairness, certificates.
+//! Rules about rules: roles and bindings, budgets, fairness; and what configuration holds.
 
 use std::collections::HashSet;
 
 use serde_json::Value;
 
 use super::{
+    at::{At, Check},
     formats::Format,
-    rules::{At, Check, quantity},
 };
 use crate::error::FieldError;
 
 pub(super) const CHECKS: &[(&str, Check)] = &[
-    ("api.autoscaling.v2.HorizontalPodAutoscalerSpec", autoscaler),
-    ("api.autoscaling.v2.MetricSpec", metric),
-    ("api.autoscaling.v2.MetricTarget", target),
-    ("api.autoscaling.v2.HPAScalingRules", |it| {
-        if it.has("policies") && it.list("policies").is_empty() {
-            it.required("policies", "must specify at least one Policy");
-        }
-    }),
-    ("api.certificates.v1.CertificateSigningRequestSpec", certificate),
-    ("api.coordination.v1.LeaseSpec", |it| {
-        if it.get("holderIdentity").is_some_and(|it| it == "") {
-            it.invalid("holderIdentity", &"".into(), "must not be empty");
-        }
-    }),
-    ("api.core.v1.LimitRangeItem", limit_range),
-    ("api.core.v1.ResourceQuotaSpec", quota),
     ("api.core.v1.ConfigMap", |it| data(it, &["data", "binaryData"])),
     ("api.core.v1.Secret", secret),
+    ("api.core.v1.NamespaceSpec", |it| {
+        for name in it.list("finalizers").to_vec() {
+            let text = name.as_str().unwrap_or_default();
+            for why in Format::Qualified.check(text) {
+                it.invalid("finalizers", &name, &why);
+            }
+            if !text.contains('/') && text != "kubernetes" {
+                let why = "name is neither a standard finalizer name nor is it fully qualified";
+                it.invalid("finalizers", &name, why);
+            }
+        }
+    }),
     ("api.core.v1.NodeSpec", node),
+    ("api.flowcontrol.v1.FlowSchemaSpec", |it| {
+        let method = it.get("distinguisherMethod").cloned().unwrap_or_default();
+        let allowed = ["ByNamespace", "ByUser"];
+        if method.is_object() && !allowed.contains(&text(&method, "type")) {
+            // Shown whole.
+            it.unsupported("distinguisherMethod", &method, &allowed);
+            if let Some(error) = it.errors.last_mut() {
+                error.field.push_str(".type");
+            }
+        }
+    }),
+    ("api.flowcontrol.v1.LimitResponse", |it| match (it.text("type"), it.has("queuing")) {
+        ("Reject", true) => {
+            let why = "must be nil if limited.limitResponse.type is not Limited";
+            it.forbidden("queuing", why);
+        }
+        ("Queue", false) => {
+            let why = "must not be empty if limited.limitResponse.type is Limited";
+            it.required("queuing", why);
+        }
+        _ => (),
+    }),
+    ("api.flowcontrol.v1.PolicyRulesWithSubjects", |it| {
+        if it.list("resourceRules").is_empty() && it.list("nonResourceRules").is_empty() {
+            let why = "at least one of resourceRules and nonResourceRules has to be non-empty";
+            it.required("", why);
+        }
+    }),
     ("api.flowcontrol.v1.PriorityLevelConfigurationSpec", priority_level),
+    ("api.flowcontrol.v1.QueuingConfiguration", queues),
+    ("api.flowcontrol.v1.ResourcePolicyRule", |it| {
+        if it.list("namespaces").is_empty() && it.get("clusterScope") != Some(&true.into()) {
+            let why =
+                "resource rules that are not cluster scoped must supply at least one namespace";
+            it.required("namespaces", why);
+        }
+    }),
     ("api.flowcontrol.v1.Subject", flow_subject),
     ("api.policy.v1.PodDisruptionBudgetSpec", |it| {
         if it.has("minAvailable") && it.has("maxUnavailable") {
-            let path = it.path.to_string();
             let why = "minAvailable and maxUnavailable cannot be both set";
-            it.errors.push(FieldError::invalid(path, it.it, why));
+            it.invalid("", it.it, why);
         }
     }),
     ("api.rbac.v1.ClusterRoleBinding", |it| role_ref(it, &["ClusterRole"])),
+    ("api.rbac.v1.AggregationRule", |it| {
+        if it.list("clusterRoleSelectors").is_empty() {
+            let why = "at least one clusterRoleSelector required if aggregationRule is non-nil";
+            it.required("clusterRoleSelectors", why);
+        }
+    }),
     ("api.rbac.v1.ClusterRole", |it| rules(it, true)),
     ("api.rbac.v1.Role", |it| rules(it, false)),
-    ("api.rbac.v1.RoleBinding", |it| role_ref(it, &["ClusterRole", "Role"])),
+    ("api.rbac.v1.RoleBinding", |it| role_ref(it, &["Role", "ClusterRole"])),
     ("api.scheduling.v1.PriorityClass", priority_class),
 ];
 
@@ -119,17 +156,58 @@ fn secret(it: &mut At<'_>) {
     let decoded = base64::engine::general_purpose::STANDARD.decode(found).unwrap_or_default();
     if !found.is_empty() && serde_json::from_slice::<Value>(&decoded).is_err() {
         let at = it.at(&format!("data[{config}]"));
-        let message = "Invalid value: <secret contents redacted>: is not valid JSON".to_owned();
-        it.errors.push(FieldError { field: at, reason: "FieldValueInvalid", message });
+        let why = not_json(&decoded);
+        let shown = "<secret contents redacted>".into();
+        it.errors.push(FieldError::invalid(at, &shown, &why));
+    }
+}
+
+/// Why something is no JSON, in the words of Go's decoder for what is wrong with its beginning.
+fn not_json(bytes: &[u8]) -> String {
+    match bytes.trim_ascii_start().first() {
+        None => "unexpected end of JSON input".into(),
+        Some(first) if !b"{[\"-0123456789tfn".contains(first) => {
+            format!("invalid character {:?} looking for beginning of value", char::from(*first))
+        }
+        Some(_) => "invalid JSON".into(),
     }
 }
 
 fn node(it: &mut At<'_>) {
+    // Upstream takes taints for a part of the metadata here.
+    let found = it.at("taints");
+    for error in it.errors.iter_mut().filter(|error| error.field.starts_with(&found)) {
+        error.field = error.field.replacen("spec.", "metadata.", 1);
+    }
     let mut seen = HashSet::new();
     for (index, taint) in it.list("taints").to_vec().iter().enumerate() {
         if !seen.insert((text(taint, "key").to_owned(), text(taint, "effect").to_owned())) {
             it.duplicate(&format!("taints[{index}]"), taint);
+            if let Some(error) = it.errors.last_mut() {
+                error.field = error.field.replacen("spec.", "metadata.", 1);
+                error.message.push_str(": taints must be unique by key and effect pair");
+            }
         }
+    }
+}
+
+fn queues(it: &mut At<'_>) {
+    const MOST: i64 = 10_000_000;
+    let number = |field: &str| it.number(field).unwrap_or(0);
+    let [limit, queues, hand] = ["queueLengthLimit", "queues", "handSize"].map(number);
+    if limit <= 0 {
+        it.invalid("queueLengthLimit", &limit.into(), "must be positive");
+    }
+    if queues <= 0 {
+        it.invalid("queues", &queues.into(), "must be positive");
+    } else if MOST < queues {
+        it.invalid("queues", &queues.into(), &format!("must not be greater than {MOST}"));
+    }
+    if hand <= 0 {
+        it.invalid("handSize", &hand.into(), "must be positive");
+    } else if queues < hand {
+        let why = format!("should not be greater than queues ({queues})");
+        it.invalid("handSize", &hand.into(), &why);
     }
 }
 
@@ -222,195 +300,6 @@ fn priority_class(it: &mut At<'_>) {
     }
 }
 
-fn quota(it: &mut At<'_>) {
-    const STANDARD: [&str; 24] = [
-        "cpu",
-        "memory",
-        "ephemeral-storage",
-        "requests.cpu",
-        "requests.memory",
-        "requests.storage",
-        "requests.ephemeral-storage",
-        "limits.cpu",
-        "limits.memory",
-        "limits.ephemeral-storage",
-        "pods",
-        "resourcequotas",
-        "services",
-        "replicationcontrollers",
-        "secrets",
-        "persistentvolumeclaims",
-        "configmaps",
-        "services.nodeports",
-        "services.loadbalancers",
-        "storage",
-        "hugepages",
-        "requests.hugepages",
-        "limits.hugepages",
-        "bindings",
-    ];
-    let hard = it.get("hard").and_then(Value::as_object).cloned().unwrap_or_default();
-    for (name, value) in &hard {
-        let at = format!("hard[{name}]");
-        let wrong = Format::Qualified.check(name);
-        for why in &wrong {
-            it.invalid(&at, &name.as_str().into(), why);
-        }
-        let is_known = STANDARD.contains(&&**name) || name.contains("hugepages-");
-        if wrong.is_empty() && !name.contains('/') && !is_known {
-            it.invalid(
-                &at,
-                &name.as_str().into(),
-                "must be a standard resource type or fully qualified",
-            );
-            it.invalid(&at, &name.as_str().into(), "must be a standard resource for quota");
-        }
-        let counted = ["pods", "services", "replicationcontrollers", "secrets", "configmaps"];
-        let is_count = counted.contains(&&**name) || name.starts_with("count/");
-        if is_count && quantity(value).is_some_and(|it| it.milli_value() % 1000 != 0) {
-            it.invalid(&at, value, "must be an integer");
-        }
-    }
-    let scopes = [
-        "BestEffort",
-        "CrossNamespacePodAffinity",
-        "NotBestEffort",
-        "NotTerminating",
-        "PriorityClass",
-        "Terminating",
-        "VolumeAttributesClass",
-    ];
-    let found = it.list("scopes").to_vec();
-    for scope in &found {
-        if !scopes.contains(&scope.as_str().unwrap_or_default()) {
-            it.invalid("scopes", &it.it["scopes"].clone(), "unsupported scope");
-        }
-    }
-    for (one, two) in [("BestEffort", "NotBestEffort"), ("Terminating", "NotTerminating")] {
-        if found.contains(&one.into()) && found.contains(&two.into()) {
-            it.invalid("scopes", &it.it["scopes"].clone(), "conflicting scopes");
-        }
-    }
-}
-
-fn limit_range(it: &mut At<'_>) {
-    let kind = it.text("type").to_owned();
-    let amounts =
-        |field: &str| it.get(field).and_then(Value::as_object).cloned().unwrap_or_default();
-    let [min, max, default, request, ratio] =
-        ["min", "max", "default", "defaultRequest", "maxLimitRequestRatio"].map(amounts);
-    if kind == "Pod" {
-        for (field, map) in [("default", &default), ("defaultRequest", &request)] {
-            if !map.is_empty() {
-                it.forbidden(field, "may not be specified when `type` is 'Pod'");
-            }
-        }
-    }
-    if kind == "PersistentVolumeClaim"
-        && !min.contains_key("storage")
-        && !max.contains_key("storage")
-    {
-        it.required(
-            "limits",
-            "either minimum or maximum storage value is required, but neither was provided",
-        );
-    }
-    let names: HashSet<&String> = [&min, &max, &default, &request, &ratio]
-        .into_iter()
-        .flat_map(serde_json::Map::keys)
-        .collect();
-    let mut names: Vec<&String> = names.into_iter().collect();
-    names.sort();
-    for name in names {
-        let of = |map: &serde_json::Map<String, Value>| map.get(name).and_then(quantity);
-        let (low, high, given, asked) = (of(&min), of(&max), of(&default), of(&request));
-        for (field, small, large, why) in [
-            ("min", low, high, "min value {a} is greater than max value {b}"),
-            (
-                "defaultRequest",
-                low,
-                asked,
-                "min value {a} is greater than default request value {b}",
-            ),
-            (
-                "defaultRequest",
-                asked,
-                high,
-                "default request value {a} is greater than max value {b}",
-            ),
-            (
-                "defaultRequest",
-                asked,
-                given,
-                "default request value {a} is greater than default limit value {b}",
-            ),
-            ("default", low, given, "min value {a} is greater than default value {b}"),
-            ("default", given, high, "default value {a} is greater than max value {b}"),
-        ] {
-            if let (Some(small), Some(large)) = (small, large)
-                && large < small
-            {
-                let why = why.replace("{a}", &small.to_string()).replace("{b}", &large.to_string());
-                let shown =
-                    if field == "min" || why.starts_with("default") { small } else { large };
-                it.invalid(&format!("{field}[{name}]"), &shown.to_string().into(), &why);
-            }
-        }
-        if of(&ratio).is_some_and(|it| it.milli_value() < 1000) {
-            let shown = ratio[name].clone();
-            let why = format!("ratio {} is less than 1", shown.as_str().unwrap_or_default());
-            it.invalid(&format!("maxLimitRequestRatio[{name}]"), &shown, &why);
-        }
-    }
-}
-
-fn autoscaler(it: &mut At<'_>) {
-    let (min, max) = (it.number("minReplicas"), it.number("maxReplicas").unwrap_or(0));
-    if let Some(min @ ..1) = min {
-        it.invalid("minReplicas", &min.into(), "must be greater than or equal to 1");
-    }
-    if max < 1 {
-        it.invalid("maxReplicas", &max.into(), "must be greater than 0");
-    }
-    if min.is_some_and(|min| max < min) {
-        it.invalid("maxReplicas", &max.into(), "must be greater than or equal to `minReplicas`");
-    }
-}
-
-fn metric(it: &mut At<'_>) {
-    let kind = it.text("type").to_owned();
-    let fields = ["object", "pods", "resource", "external", "containerResource"];
-    let mut chars = kind.chars();
-    let wanted: String =
-        chars.next().map(|it| it.to_ascii_lowercase()).into_iter().chain(chars).collect();
-    if !fields.contains(&&*wanted) {
-        return;
-    }
-    if !it.has(&wanted) {
-        it.required(&wanted, "must populate information for the given metric source");
-    }
-    for field in fields {
-        if field != wanted && it.has(field) {
-            it.forbidden(field, "must populate the given metric source only");
-        }
-    }
-}
-
-fn target(it: &mut At<'_>) {
-    if it.number("averageUtilization").is_some_and(|it| it < 1) {
-        let shown = it.it["averageUtilization"].clone();
-        it.invalid("averageUtilization", &shown, "must be greater than 0");
-    }
-    for field in ["value", "averageValue"] {
-        let found = it.get(field).cloned();
-        if let Some(found) = found
-            && quantity(&found).is_some_and(|it| it.is_zero() || it.is_negative())
-        {
-            it.invalid(field, &found, "must be positive");
-        }
-    }
-}
-
 fn priority_level(it: &mut At<'_>) {
     let (limited, exempt) = (it.has("limited"), it.has("exempt"));
     match it.text("type") {
@@ -442,66 +331,5 @@ fn flow_subject(it: &mut At<'_>) {
     };
     if !it.has(field) {
         it.required(field, &format!("{field} is required when subject kind is '{kind}'"));
-    }
-}
-
-fn certificate(it: &mut At<'_>) {
-    const USAGES: [&str; 23] = [
-        "any",
-        "cert sign",
-        "client auth",
-        "code signing",
-        "content commitment",
-        "crl sign",
-        "data encipherment",
-        "decipher only",
-        "digital signature",
-        "email protection",
-        "encipher only",
-        "ipsec end system",
-        "ipsec tunnel",
-        "ipsec user",
-        "key agreement",
-        "key encipherment",
-        "microsoft sgc",
-        "netscape sgc",
-        "ocsp signing",
-        "s/mime",
-        "server auth",
-        "signing",
-        "timestamping",
-    ];
-    let usages = it.list("usages").to_vec();
-    for (index, usage) in usages.iter().enumerate() {
-        if !USAGES.contains(&usage.as_str().unwrap_or_default()) {
-            it.unsupported(&format!("usages[{index}]"), usage, &USAGES);
-        }
-        if usages[..index].contains(usage) {
-            it.duplicate(&format!("usages[{index}]"), usage);
-        }
-    }
-    let signer = it.text("signerName").to_owned();
-    if !signer.is_empty() {
-        let shown = signer.as_str().into();
-        match signer.split_once('/') {
-            None => it.invalid(
-                "signerName",
-                &shown,
-                "must be a fully qualified domain and path of the form 'example.com/signer-name'",
-            ),
-            Some((domain, path)) => {
-                if path.is_empty() || path.contains("//") {
-                    let why = "validation failed: must be a fully qualified domain and path of the form 'example.com/signer-name'";
-                    it.invalid("signerName", &shown, why);
-                }
-                for why in Format::Subdomain.check(domain) {
-                    it.invalid("signerName", &domain.into(), &why);
-                }
-            }
-        }
-    }
-    if let Some(seconds) = it.number("expirationSeconds").filter(|it| *it < 600) {
-        let why = "may not specify a duration less than 600 seconds (10 minutes)";
-        it.invalid("expirationSeconds", &seconds.into(), why);
     }
 }

@@ -6,8 +6,9 @@ use serde_json::Value;
 
 use super::{
     Errors,
+    at::{At, Check},
     formats::{Format, cidr, sloppy_address},
-    rules::{At, Check},
+    networks::special,
 };
 use crate::error::FieldError;
 
@@ -166,7 +167,8 @@ fn traffic(it: &mut At<'_>, kind: &str) {
             "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
         it.invalid("healthCheckNodePort", &port, why);
     }
-    if !it.has("internalTrafficPolicy") && kind != "ExternalName" {
+    if !it.has("internalTrafficPolicy") && matches!(kind, "ClusterIP" | "NodePort" | "LoadBalancer")
+    {
         it.required("internalTrafficPolicy", "");
     }
 }
@@ -314,6 +316,20 @@ pub(super) fn update(old: &Value, new: &Value, errors: &mut Errors) {
 }
 
 fn subset(it: &mut At<'_>) {
+    for field in ["addresses", "notReadyAddresses"] {
+        for (index, address) in it.list(field).to_vec().iter().enumerate() {
+            let ip = address.get("ip").and_then(Value::as_str).unwrap_or_default();
+            let at = format!("{field}[{index}].ip");
+            match sloppy_address(ip) {
+                None => it.invalid(&at, &ip.into(), "must be a valid IP address"),
+                Some(address) => {
+                    if let Some(why) = special(address) {
+                        it.invalid(&at, &ip.into(), why);
+                    }
+                }
+            }
+        }
+    }
     if it.list("addresses").is_empty() && it.list("notReadyAddresses").is_empty() {
         let path = it.path.to_string();
         let why = "must specify `addresses` or `notReadyAddresses`";

@@ -3,8 +3,9 @@
 use serde_json::Value;
 
 use super::{
+    at::{At, Check},
     formats::Format,
-    rules::{At, Check, quantity},
+    rule::quantity,
 };
 
 pub(super) const CHECKS: &[(&str, Check)] = &[
@@ -16,6 +17,10 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
             for why in Format::Qualified.check(&provisioner) {
                 it.invalid("provisioner", &provisioner.as_str().into(), &why);
             }
+        }
+        let parameters = it.get("parameters").and_then(Value::as_object);
+        if parameters.is_some_and(|it| it.contains_key("")) {
+            it.invalid("parameters", &"".into(), "field can not be empty.");
         }
     }),
     ("api.storage.v1.VolumeAttachmentSource", |it| {
@@ -71,15 +76,16 @@ fn modes(it: &mut At<'_>) {
 fn volume(it: &mut At<'_>) {
     modes(it);
     let capacity = it.get("capacity").cloned().unwrap_or_default();
-    if let Some(amounts) = capacity.as_object().filter(|it| !it.is_empty()) {
-        match amounts.get("storage") {
+    match capacity.as_object().filter(|it| !it.is_empty()) {
+        None => it.unsupported("capacity", &Value::Null, &["storage"]),
+        Some(amounts) => match amounts.get("storage") {
             Some(size) if amounts.len() == 1 => {
                 if quantity(size).is_some_and(|it| it.is_zero() || it.is_negative()) {
                     it.invalid("capacity[storage]", size, "must be greater than zero");
                 }
             }
             _ => it.unsupported("capacity", &capacity, &["storage"]),
-        }
+        },
     }
     it.one_of(SOURCES, "must specify a volume type", "may not specify more than 1 volume type");
     let path = it.get("hostPath").and_then(|it| it.get("path")).cloned();
@@ -102,23 +108,18 @@ fn claim(it: &mut At<'_>) {
         }
         Some(_) => (),
     }
-    let source = it.get("dataSource").cloned();
-    if let Some(source) = source {
+    for field in ["dataSource", "dataSourceRef"] {
+        let Some(source) = it.get(field).cloned() else { continue };
         let text = |field: &str| source.get(field).and_then(Value::as_str).unwrap_or_default();
-        for field in ["name", "kind"] {
-            if text(field).is_empty() {
-                it.required(&format!("dataSource.{field}"), "");
+        for part in ["name", "kind"] {
+            if text(part).is_empty() {
+                it.required(&format!("{field}.{part}"), "");
             }
         }
-        if text("apiGroup").is_empty()
-            && text("kind") != "PersistentVolumeClaim"
-            && !text("kind").is_empty()
-        {
-            it.invalid(
-                "dataSource",
-                &text("kind").into(),
-                "must be 'PersistentVolumeClaim' when referencing the default apiGroup",
-            );
+        let (group, kind) = (text("apiGroup"), text("kind"));
+        if group.is_empty() && kind != "PersistentVolumeClaim" && !kind.is_empty() {
+            let why = "must be 'PersistentVolumeClaim' when referencing the default apiGroup";
+            it.invalid(field, &kind.into(), why);
         }
     }
 }

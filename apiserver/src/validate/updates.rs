@@ -1,23 +1,23 @@
 //! What may not change: a table for most (`api/tables/immutable.tsv`), and functions for what may
 //! change in one way and not in another.
 
-use std::collections::HashSet;
+use insula_api::{internal, object, resources::Resource, schema::TypeId};
+use serde_json::Value;
+use similar::TextDiff;
 
-use insula_api::{object, resources::Resource};
-use serde_json::{Map, Value, json};
-
-use super::{Errors, rules::quantity, services, workloads};
-use crate::{error::FieldError, strategy::pods::qos_class};
+use super::{Errors, jobs, pod_updates, rule::quantity, services, workloads};
+use crate::error::FieldError;
 
 const TABLE: &str = include_str!("../../../api/tables/immutable.tsv");
-const IMMUTABLE: &str = "field is immutable";
+pub(super) const IMMUTABLE: &str = "field is immutable";
 
 /// What only new objects are checked for.
-pub(super) fn created(resource: &Resource, it: &Value, errors: &mut Errors) {
+pub(super) fn created(resource: &Resource, id: TypeId, it: &Value, errors: &mut Errors) {
     match (&*resource.group, &*resource.name) {
         ("batch", "cronjobs") => workloads::cron_name(it, errors),
         ("", "pods") => {
-            trimmed_images(it, errors);
+            pod_updates::trimmed_images(it, errors);
+            pod_annotations(it, errors);
             if !list(&it["spec"], "ephemeralContainers").is_empty() {
                 let why = "cannot be set on create";
                 errors.push(FieldError::forbidden("spec.ephemeralContainers", why));
@@ -26,32 +26,65 @@ pub(super) fn created(resource: &Resource, it: &Value, errors: &mut Errors) {
                 && !object::text(it, &["spec", "nodeName"]).is_empty()
             {
                 let why = "cannot be set until all schedulingGates have been cleared";
-                errors.push(FieldError::forbidden("nodeName", why));
+                errors.push(FieldError::forbidden("spec.nodeName", why));
             }
+        }
+        ("batch", "jobs") => jobs::own_selector(id, it, errors),
+        ("flowcontrol.apiserver.k8s.io", "prioritylevelconfigurations") => {
+            let is_exempt = object::name(it) == "exempt";
+            let kind = object::text(it, &["spec", "type"]);
+            if is_exempt != (kind == "Exempt") {
+                let why = "must be 'Exempt' if and only if `name` is 'exempt'";
+                errors.insert(0, FieldError::invalid("spec.type", &kind.into(), why));
+            }
+        }
+        ("flowcontrol.apiserver.k8s.io", "flowschemas")
+            if it["spec"]["matchingPrecedence"] == 1 && object::name(it) != "exempt" =>
+        {
+            let why = "only the schema named 'exempt' may have matchingPrecedence 1";
+            errors.push(FieldError::invalid("spec.matchingPrecedence", &1.into(), why));
         }
         _ => (),
     }
 }
 
-fn list<'a>(it: &'a Value, field: &str) -> &'a [Value] {
-    it.get(field).and_then(Value::as_array).map_or(&[], Vec::as_slice)
-}
-
-fn trimmed_images(pod: &Value, errors: &mut Errors) {
-    for field in ["containers", "initContainers"] {
-        for (index, container) in list(&pod["spec"], field).iter().enumerate() {
-            let image = object::text(container, &["image"]);
-            if image.trim() != image {
-                let at = format!("spec.{field}[{index}].image");
-                let why = "must not have leading or trailing whitespace";
-                errors.push(FieldError::invalid(at, &image.into(), why));
-            }
+/// What the annotations of a pod say that its specification has to go with.
+fn pod_annotations(it: &Value, errors: &mut Errors) {
+    const MIRROR: &str = "kubernetes.io/config.mirror";
+    const COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+    let annotation = |name: &str| {
+        let found = object::metadata(it).get("annotations")?.get(name)?.as_str()?;
+        Some(found.to_owned())
+    };
+    if let Some(mirror) = annotation(MIRROR)
+        && object::text(it, &["spec", "nodeName"]).is_empty()
+    {
+        let at = format!("metadata.annotations[{MIRROR}]");
+        let why = "must set spec.nodeName if mirror pod annotation is set";
+        errors.push(FieldError::invalid(at, &mirror.into(), why));
+    }
+    if let Some(cost) = annotation(COST) {
+        let is_plain = cost == "0" || !cost.starts_with(['0', '+']) && !cost.starts_with("-0");
+        if !is_plain || cost.parse::<i32>().is_err() {
+            let at = format!("metadata.annotations[{COST}]");
+            errors.push(FieldError::invalid(at, &cost.into(), "must be a 32bit integer"));
         }
     }
 }
 
+pub(super) fn list<'a>(it: &'a Value, field: &str) -> &'a [Value] {
+    it.get(field).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
 /// What an update may not do.
-pub(super) fn changed(resource: &Resource, old: &Value, new: &Value, errors: &mut Errors) {
+pub(super) fn changed(
+    resource: &Resource,
+    id: TypeId,
+    old: &Value,
+    new: &Value,
+    errors: &mut Errors,
+) {
+    let mut first = Vec::new();
     let rows = TABLE.lines().filter(|row| !row.starts_with('#'));
     for row in rows {
         let mut columns = row.split('\t');
@@ -65,21 +98,28 @@ pub(super) fn changed(resource: &Resource, old: &Value, new: &Value, errors: &mu
         let at = |it| object::at(it, &path.split('.').collect::<Vec<_>>()).cloned();
         let (had, has) = (at(old), at(new));
         if had != has {
-            errors.push(match form {
+            let place = if form == "first" { &mut first } else { &mut *errors };
+            place.push(match form {
                 "forbidden" => FieldError::forbidden(path, why),
-                _ => FieldError::invalid(path, &has.unwrap_or_default(), why),
+                _ => {
+                    let shown = internal::line(id, path, &has.unwrap_or_default());
+                    FieldError::invalid_form(path, &shown, why)
+                }
             });
         }
     }
+    errors.splice(0..0, first);
     match (&*resource.group, &*resource.name) {
-        ("", "pods") => pod(old, new, errors),
+        ("", "pods") => pod_updates::pod(id, old, new, errors),
         ("", "services") => services::update(old, new, errors),
         ("", "configmaps" | "secrets") => sealed(old, new, errors),
-        ("", "persistentvolumeclaims") => claim(old, new, errors),
-        ("", "persistentvolumes") => volume(old, new, errors),
+        ("", "persistentvolumeclaims") => claim(id, old, new, errors),
+        ("", "persistentvolumes") => volume(id, old, new, errors),
         ("", "nodes") => node(old, new, errors),
+        ("", "resourcequotas") => quota(old, new, errors),
         ("apps", "statefulsets") => stateful_set(old, new, errors),
-        ("batch", "jobs") => job(old, new, errors),
+        ("batch", "jobs") => job(id, old, new, errors),
+        ("networking.k8s.io", "servicecidrs") => cidrs(old, new, errors),
         _ => (),
     }
 }
@@ -110,7 +150,7 @@ fn with_old(old: &Value, new: &Value, fields: &[&str]) -> Value {
     spec
 }
 
-fn put(it: &mut Value, field: &str, value: Option<Value>) {
+pub(super) fn put(it: &mut Value, field: &str, value: Option<Value>) {
     let Some(fields) = it.as_object_mut() else { return };
     match value {
         Some(value) => fields.insert(field.into(), value),
@@ -134,7 +174,7 @@ fn stateful_set(old: &Value, new: &Value, errors: &mut Errors) {
     }
 }
 
-fn job(old: &Value, new: &Value, errors: &mut Errors) {
+fn job(id: TypeId, old: &Value, new: &Value, errors: &mut Errors) {
     let (had, has) = (&old["spec"]["template"], &new["spec"]["template"]);
     let is_suspended = old["spec"].get("suspend") == Some(&Value::Bool(true));
     let mut allowed = had.clone();
@@ -156,7 +196,8 @@ fn job(old: &Value, new: &Value, errors: &mut Errors) {
         }
     }
     if allowed != *has {
-        errors.push(FieldError::invalid("spec.template", has, IMMUTABLE));
+        let shown = internal::line(id, "spec.template", has);
+        errors.push(FieldError::invalid_form("spec.template", &shown, IMMUTABLE));
     }
     let (had, has) = (old["spec"].get("completions"), new["spec"].get("completions"));
     let is_elastic = object::text(new, &["spec", "completionMode"]) == "Indexed"
@@ -167,7 +208,7 @@ fn job(old: &Value, new: &Value, errors: &mut Errors) {
     }
 }
 
-fn claim(old: &Value, new: &Value, errors: &mut Errors) {
+fn claim(id: TypeId, old: &Value, new: &Value, errors: &mut Errors) {
     let mut allowed = old["spec"].clone();
     if object::text(old, &["spec", "volumeName"]).is_empty() {
         put(&mut allowed, "volumeName", new["spec"].get("volumeName").cloned());
@@ -185,8 +226,11 @@ fn claim(old: &Value, new: &Value, errors: &mut Errors) {
         put(&mut allowed, "volumeAttributesClassName", class);
     }
     if allowed != new["spec"] {
-        let why = "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims";
-        errors.push(FieldError::forbidden("spec", why));
+        let why = format!(
+            "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims\n{}",
+            difference(id, "spec", &allowed, &new["spec"])
+        );
+        errors.push(FieldError::forbidden("spec", &why));
     }
     let amount = |it: Option<Value>| it.as_ref().and_then(quantity);
     let (had, has) = (amount(storage(old)), amount(storage(new)));
@@ -201,7 +245,7 @@ fn claim(old: &Value, new: &Value, errors: &mut Errors) {
 }
 
 /// Where a volume is does not change.
-fn volume(old: &Value, new: &Value, errors: &mut Errors) {
+fn volume(id: TypeId, old: &Value, new: &Value, errors: &mut Errors) {
     let free = [
         "capacity",
         "accessModes",
@@ -215,21 +259,34 @@ fn volume(old: &Value, new: &Value, errors: &mut Errors) {
         "csi",
     ];
     if with_old(old, new, &free) != old["spec"] {
-        let why = "spec.persistentvolumesource is immutable after creation";
-        errors.push(FieldError::forbidden("spec.persistentvolumesource", why));
+        let source = |it: &Value| {
+            internal::lines_of(id, "spec", &it["spec"], |field| {
+                field == "csi" || !free.contains(&field)
+            })
+        };
+        let why = format!(
+            "spec.persistentvolumesource is immutable after creation\n{}",
+            unified(&source(old), &source(new))
+        );
+        errors.push(FieldError::forbidden("spec.persistentvolumesource", &why));
     }
 }
 
 /// Who has assigned a node its place does so once.
 fn node(old: &Value, new: &Value, errors: &mut Errors) {
-    for (field, why) in [
-        ("podCIDR", "node updates may not change podCIDR except from \"\" to valid"),
-        ("providerID", "node updates may not change providerID except from \"\" to valid"),
-    ] {
-        let had = object::text(old, &["spec", field]);
-        if !had.is_empty() && had != object::text(new, &["spec", field]) {
-            errors.push(FieldError::forbidden(format!("spec.{field}"), why));
-        }
+    let (had, has) = (list(&old["spec"], "podCIDRs"), list(&new["spec"], "podCIDRs"));
+    let n_changed = match had.len() == has.len() {
+        true => had.iter().zip(has).filter(|(had, has)| had != has).count(),
+        false => usize::from(!had.is_empty()),
+    };
+    for _ in 0..n_changed {
+        let why = "node updates may not change podCIDR except from \"\" to valid";
+        errors.push(FieldError::forbidden("spec.podCIDRs", why));
+    }
+    let provider = |it| object::text(it, &["spec", "providerID"]);
+    if !provider(old).is_empty() && provider(old) != provider(new) {
+        let why = "node updates may not change providerID except from \"\" to valid";
+        errors.push(FieldError::forbidden("spec.providerID", why));
     }
     let free = [
         "podCIDR",
@@ -246,322 +303,38 @@ fn node(old: &Value, new: &Value, errors: &mut Errors) {
     }
 }
 
-const POD: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
-
-fn pod(old: &Value, new: &Value, errors: &mut Errors) {
-    trimmed_images(new, errors);
-    for field in ["containers", "initContainers"] {
-        if list(&old["spec"], field).len() != list(&new["spec"], field).len() {
-            let why = "pod updates may not add or remove containers";
-            errors.push(FieldError::forbidden(format!("spec.{field}"), why));
-            return;
-        }
-    }
-    let mut allowed = old["spec"].clone();
-    for field in ["containers", "initContainers"] {
-        let images: Vec<Option<Value>> =
-            list(&new["spec"], field).iter().map(|it| it.get("image").cloned()).collect();
-        let containers = allowed.get_mut(field).and_then(Value::as_array_mut);
-        for (it, image) in containers.into_iter().flatten().zip(images) {
-            put(it, "image", image);
-        }
-    }
-    deadline(old, new, errors);
-    put(&mut allowed, "activeDeadlineSeconds", new["spec"].get("activeDeadlineSeconds").cloned());
-    tolerations(old, new, errors);
-    put(&mut allowed, "tolerations", new["spec"].get("tolerations").cloned());
-    let gates = list(&old["spec"], "schedulingGates");
-    for gate in list(&new["spec"], "schedulingGates") {
-        if !gates.contains(gate) {
-            let why = format!(
-                "only deletion is allowed, but found new scheduling gate '{}'",
-                object::text(gate, &["name"])
-            );
-            let index = list(&new["spec"], "schedulingGates").iter().position(|it| it == gate);
-            let at = format!("spec.schedulingGates[{}].name", index.unwrap_or(0));
-            errors.push(FieldError::forbidden(at, &why));
-        }
-    }
-    put(&mut allowed, "schedulingGates", new["spec"].get("schedulingGates").cloned());
-    let grace =
-        |it: &Value| it["spec"].get("terminationGracePeriodSeconds").and_then(Value::as_i64);
-    if grace(old).is_some_and(|it| it < 0) && grace(new) == Some(1) {
-        allowed["terminationGracePeriodSeconds"] = 1.into();
-    }
-    if !gates.is_empty() {
-        gated(old, new, &mut allowed, errors);
-    }
-    if allowed != new["spec"] {
-        errors.push(FieldError::forbidden(
-            "spec",
-            &format!("{POD}\n{}", difference(&allowed, &new["spec"])),
-        ));
-    }
-}
-
-/// A pod that waits may be told more exactly where to go.
-fn gated(old: &Value, new: &Value, allowed: &mut Value, errors: &mut Errors) {
-    let selector = |it: &Value| {
-        it["spec"].get("nodeSelector").and_then(Value::as_object).cloned().unwrap_or_default()
+/// The scopes of a quota are what it is about.
+fn quota(old: &Value, new: &Value, errors: &mut Errors) {
+    let scopes = |it: &Value| -> std::collections::BTreeSet<String> {
+        list(&it["spec"], "scopes").iter().map(Value::to_string).collect()
     };
-    let (had, has) = (selector(old), selector(new));
-    if had != has {
-        if had.iter().any(|(key, value)| has.get(key) != Some(value)) {
-            let why = "only additions are allowed (no deletions or mutations)";
-            let shown = Value::Object(Map::clone(&has));
-            errors.push(FieldError::invalid("spec.nodeSelector", &shown, why));
-        }
-        put(allowed, "nodeSelector", new["spec"].get("nodeSelector").cloned());
+    if scopes(old) != scopes(new) {
+        let shown = new["spec"].get("scopes").cloned().unwrap_or_default();
+        errors.push(FieldError::invalid("spec.scopes", &shown, IMMUTABLE));
     }
-    let affinity = |it: &Value| it.pointer("/spec/affinity/nodeAffinity").cloned();
-    let (had, has) = (affinity(old), affinity(new));
-    if had == has {
+}
+
+/// A network may get one of the other family beside it; nothing else.
+fn cidrs(old: &Value, new: &Value, errors: &mut Errors) {
+    let (had, has) = (list(&old["spec"], "cidrs"), list(&new["spec"], "cidrs"));
+    if had.len() != has.len() && (had.len(), has.len()) != (1, 2) {
+        let shown = new["spec"].get("cidrs").cloned().unwrap_or_default();
+        errors.push(FieldError::invalid("spec.cidrs", &shown, IMMUTABLE));
         return;
     }
-    const TERMS: &str = "/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms";
-    let terms = |it: &Option<Value>| {
-        it.as_ref().and_then(|it| it.pointer(TERMS)).and_then(Value::as_array).cloned()
-    };
-    if let Some(had) = terms(&had) {
-        let at = "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms";
-        let has = terms(&has).unwrap_or_default();
-        let narrows = |one: &Value, two: &Value| {
-            ["matchExpressions", "matchFields"].iter().all(|field| {
-                let wanted = list(two, field);
-                list(one, field).iter().all(|it| wanted.contains(it))
-            })
-        };
-        if had.len() != has.len() {
-            let why = "no additions/deletions to non-empty NodeSelectorTerms list are allowed";
-            errors.push(FieldError::invalid(at, &json!(has), why));
-        } else if !had.iter().zip(&has).all(|(one, two)| narrows(one, two)) {
-            let why = "only additions are allowed (no mutations or deletions)";
-            errors.push(FieldError::invalid(format!("{at}[0]"), &json!(has), why));
-        }
-    }
-    put(allowed, "affinity", new["spec"].get("affinity").cloned());
-    let others = ["podAffinity", "podAntiAffinity"];
-    let part = |it: &Value, field: &str| it["spec"]["affinity"].get(field).cloned();
-    for field in others {
-        let had = part(old, field);
-        if had != part(new, field) {
-            if !allowed["affinity"].is_object() {
-                allowed["affinity"] = json!({});
-            }
-            put(&mut allowed["affinity"], field, had);
+    for (index, (had, has)) in had.iter().zip(has).enumerate() {
+        if had != has {
+            errors.push(FieldError::invalid(format!("spec.cidrs[{index}]"), has, IMMUTABLE));
         }
     }
 }
 
-fn deadline(old: &Value, new: &Value, errors: &mut Errors) {
-    const AT: &str = "spec.activeDeadlineSeconds";
-    let of = |it: &Value| it["spec"].get("activeDeadlineSeconds").and_then(Value::as_i64);
-    match (of(old), of(new)) {
-        (Some(had), Some(has)) if had < has => {
-            let why = "must be less than or equal to previous value";
-            errors.push(FieldError::invalid(AT, &has.into(), why));
-        }
-        (Some(_), None) => {
-            let why = "must not update from a positive integer to nil value";
-            errors.push(FieldError::invalid(AT, &Value::Null, why));
-        }
-        _ => (),
-    }
+/// Where two structures at `path` of an object of type `id` differ.
+pub(super) fn difference(id: TypeId, path: &str, one: &Value, two: &Value) -> String {
+    unified(&internal::lines(id, path, one), &internal::lines(id, path, two))
 }
 
-fn tolerations(old: &Value, new: &Value, errors: &mut Errors) {
-    // Without the seconds, where they may change.
-    let free = |it: &Value| {
-        let mut it = it.clone();
-        put(&mut it, "tolerationSeconds", None);
-        it.to_string()
-    };
-    let has = list(&new["spec"], "tolerations");
-    let exact: HashSet<String> = has.iter().map(Value::to_string).collect();
-    let but_seconds: HashSet<String> = has.iter().map(free).collect();
-    for known in list(&old["spec"], "tolerations") {
-        let is_kept = exact.contains(&known.to_string())
-            || (known.get("tolerationSeconds").is_some() && but_seconds.contains(&free(known)));
-        if !is_kept {
-            let why = "existing toleration can not be modified except its tolerationSeconds";
-            errors.push(FieldError::forbidden("spec.tolerations", why));
-            return;
-        }
-    }
-}
-
-/// Where two specifications differ, for whoever wonders.
-fn difference(one: &Value, two: &Value) -> String {
-    let empty = Map::new();
-    let (one, two) = (one.as_object().unwrap_or(&empty), two.as_object().unwrap_or(&empty));
-    let names: std::collections::BTreeSet<&String> = one.keys().chain(two.keys()).collect();
-    let differing = names.into_iter().filter(|name| one.get(*name) != two.get(*name));
-    differing.map(|name| format!("  {name}\n")).collect()
-}
-
-/// Ephemeral containers come, and stay.
-pub(super) fn ephemeral_containers(old: &Value, new: &Value, errors: &mut Errors) {
-    const AT: &str = "spec.ephemeralContainers";
-    if is_mirror(old) {
-        *errors =
-            vec![FieldError::forbidden("", "static pods do not support ephemeral containers")];
-        return;
-    }
-    let has = list(&new["spec"], "ephemeralContainers");
-    for known in list(&old["spec"], "ephemeralContainers") {
-        let name = object::text(known, &["name"]);
-        match has.iter().find(|it| object::text(it, &["name"]) == name) {
-            None => {
-                let why = format!("existing ephemeral containers {name:?} may not be removed\n");
-                errors.push(FieldError::forbidden(AT, &why));
-            }
-            Some(found) if found != known => {
-                let why = format!(
-                    "existing ephemeral containers {name:?} may not be changed\n{}",
-                    difference(known, found)
-                );
-                errors.push(FieldError::forbidden(AT, &why));
-            }
-            Some(_) => (),
-        }
-    }
-}
-
-fn is_mirror(pod: &Value) -> bool {
-    let annotations = object::metadata(pod).get("annotations");
-    annotations.is_some_and(|it| it.get("kubernetes.io/config.mirror").is_some())
-}
-
-/// A pod that runs may get more or less of the processor and of memory.
-pub(super) fn resize(old: &Value, new: &Value, errors: &mut Errors) {
-    let only = |why: &str| vec![FieldError::forbidden("", why)];
-    if is_mirror(old) {
-        *errors = only("static pods cannot be resized");
-        return;
-    }
-    if object::text(old, &["spec", "os", "name"]) == "windows" {
-        *errors = only("windows pods cannot be resized");
-        return;
-    }
-    let class = object::text(old, &["status", "qosClass"]);
-    if !class.is_empty() && class != qos_class(new) {
-        let why = "Pod QOS Class may not change as a result of resizing";
-        errors.push(FieldError::invalid("spec", &class.into(), why));
-    }
-    let statuses = list(&old["status"], "containerStatuses");
-    let running = statuses.iter().find(|it| it["state"].get("running").is_some());
-    if running.is_some_and(|it| it.get("resources").is_none()) {
-        let why = "Pod running on node without support for resize";
-        errors.push(FieldError::forbidden("spec", why));
-    }
-    for field in ["containers", "initContainers"] {
-        let (had, has) = (list(&old["spec"], field), list(&new["spec"], field));
-        if had.len() != has.len() {
-            let why = format!("{field} may not be added or removed on resize");
-            errors.push(FieldError::forbidden("spec", &why));
-            return;
-        }
-        for (index, (had, has)) in had.iter().zip(has).enumerate() {
-            if had["name"] != has["name"] {
-                let why = format!("{field} may not be renamed or reordered on resize");
-                errors.push(FieldError::forbidden("spec", &why));
-                return;
-            }
-            resize_container(had, has, &format!("spec.{field}[{index}].resources"), errors);
-        }
-    }
-}
-
-fn resize_container(old: &Value, new: &Value, at: &str, errors: &mut Errors) {
-    let of = |it: &Value, kind: &str| {
-        let found = it.get("resources").and_then(|it| it.get(kind)).and_then(Value::as_object);
-        found.cloned().unwrap_or_default()
-    };
-    for kind in ["limits", "requests"] {
-        let (had, has) = (of(old, kind), of(new, kind));
-        for name in had.keys().filter(|name| !has.contains_key(*name)) {
-            if matches!(&**name, "cpu" | "memory") {
-                let why = format!("resource {kind} cannot be removed");
-                errors.push(FieldError::forbidden(format!("{at}.{kind}"), &why));
-            }
-        }
-        let others = |it: &Map<String, Value>| {
-            let mut it = it.clone();
-            it.retain(|name, _| !matches!(&**name, "cpu" | "memory"));
-            it
-        };
-        if others(&had) != others(&has) {
-            errors.push(FieldError::forbidden("spec", "only cpu and memory resources are mutable"));
-        }
-    }
-}
-
-/// What the status of an object may not become.
-pub(super) fn status(resource: &Resource, old: &Value, new: &Value, errors: &mut Errors) {
-    if (&*resource.group, &*resource.name) != ("", "pods") {
-        return;
-    }
-    let class = |it: &Value| it["status"].get("qosClass").cloned();
-    if class(old) != class(new) {
-        let shown = class(new).unwrap_or_default();
-        errors.push(FieldError::invalid("status.qosClass", &shown, IMMUTABLE));
-    }
-    let nominated = |it: &Value| object::text(it, &["status", "nominatedNodeName"]).to_owned();
-    if !object::text(old, &["spec", "nodeName"]).is_empty()
-        && !nominated(new).is_empty()
-        && nominated(new) != nominated(old)
-    {
-        let why = "may not be set on pods that are already bound to a node";
-        errors.push(FieldError::forbidden("status.nominatedNodeName", why));
-    }
-    // What has ended for good does not run again.
-    let policy = object::text(old, &["spec", "restartPolicy"]);
-    if policy == "Always" {
-        return;
-    }
-    let known = list(&old["status"], "containerStatuses");
-    for (index, it) in list(&new["status"], "containerStatuses").iter().enumerate() {
-        let Some(had) = known.iter().find(|had| had["name"] == it["name"]) else { continue };
-        let Some(ended) = had["state"].get("terminated") else { continue };
-        let failed = ended.get("exitCode").is_some_and(|it| *it != 0);
-        let own = list(&old["spec"], "containers").iter().find(|it| it["name"] == had["name"]);
-        let has_rules = own.is_some_and(|it| it.get("restartPolicy").is_some());
-        if (policy == "OnFailure" && failed) || has_rules || it["state"].get("terminated").is_some()
-        {
-            continue;
-        }
-        let at = format!("status.containerStatuses[{index}].state");
-        let why = "may not be transitioned to non-terminated state";
-        errors.push(FieldError::forbidden(at, why));
-    }
-}
-
-/// A certificate request is approved or denied once, and not both.
-pub(super) fn approval(old: &Value, new: &Value, errors: &mut Errors) {
-    const AT: &str = "status.conditions";
-    let of = |it: &Value, kind: &str| -> Vec<Value> {
-        list(&it["status"], "conditions").iter().filter(|it| it["type"] == kind).cloned().collect()
-    };
-    let shown = new["status"].get("conditions").cloned().unwrap_or_default();
-    if !of(new, "Approved").is_empty() && !of(new, "Denied").is_empty() {
-        let why = "Approved and Denied conditions are mutually exclusive";
-        errors.push(FieldError::invalid(AT, &shown, why));
-    }
-    for kind in ["Approved", "Denied", "Failed"] {
-        if of(new, kind).len() < of(old, kind).len() {
-            let why = format!("updates may not remove a condition of type {kind:?}");
-            errors.push(FieldError::forbidden(AT, &why));
-        }
-    }
-    for (index, it) in list(&new["status"], "conditions").iter().enumerate() {
-        let decisive = matches!(object::text(it, &["type"]), "Approved" | "Denied" | "Failed");
-        let status = &it["status"];
-        if decisive && *status != "True" {
-            let at = format!("{AT}[{index}].status");
-            errors.push(FieldError::unsupported(at, status, &["True"]));
-        }
-        if object::text(it, &["type"]).is_empty() {
-            errors.push(FieldError::required(format!("{AT}[{index}].type"), ""));
-        }
-    }
+fn unified(one: &str, two: &str) -> String {
+    let (one, two) = (format!("{one}\n"), format!("{two}\n"));
+    TextDiff::from_lines(&one, &two).unified_diff().context_radius(3).to_string()
 }

@@ -3,7 +3,7 @@
 use insula_api::{object, selector::LabelSelector};
 use serde_json::Value;
 
-use super::rules::{At, Check, texts};
+use super::at::{At, Check, texts};
 use crate::error::FieldError;
 
 pub(super) const CHECKS: &[(&str, Check)] = &[
@@ -12,25 +12,25 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("api.apps.v1.DaemonSetUpdateStrategy", rolling_daemons),
     ("api.apps.v1.DeploymentStrategy", strategy),
     ("api.apps.v1.ReplicaSetSpec", |it| workload(it, "deployment")),
-    ("api.apps.v1.StatefulSetSpec", |it| workload(it, "statefulset")),
+    ("api.apps.v1.StatefulSetSpec", stateful_set),
     ("api.apps.v1.ControllerRevision", |it| {
         if !it.has("data") {
             it.required("data", "data is mandatory");
         }
     }),
     ("api.batch.v1.CronJobSpec", cron),
-    ("api.batch.v1.JobSpec", job),
     ("api.core.v1.ReplicationControllerSpec", replication_controller),
 ];
 
-fn labels_of(it: &At<'_>) -> Value {
+pub(super) fn labels_of(it: &At<'_>) -> Value {
     let labels = it.get("template").and_then(|it| it.pointer("/metadata/labels"));
     labels.cloned().unwrap_or_else(|| serde_json::json!({}))
 }
 
 /// The selector is there, selects something, and selects what the template makes.
 fn workload(it: &mut At<'_>, kind: &str) {
-    if let Some(selector) = it.get("selector").cloned() {
+    let selector = it.get("selector").cloned();
+    if let Some(selector) = &selector {
         let size = |field: &str| {
             let found = selector.get(field);
             found.and_then(Value::as_object).map_or(0, serde_json::Map::len)
@@ -39,17 +39,27 @@ fn workload(it: &mut At<'_>, kind: &str) {
         if size("matchLabels") + size("matchExpressions") == 0 {
             // The rule of the table takes an empty one for none.
             it.take_back("selector", None);
-            it.invalid("selector", &selector, &format!("empty selector is invalid for {kind}"));
+            it.invalid("selector", selector, &format!("empty selector is invalid for {kind}"));
         }
-        let parsed: Option<LabelSelector> = serde_json::from_value(selector).ok();
-        let labels = labels_of(it);
-        if let Some(Ok(compiled)) = parsed.map(|it| it.compile())
-            && !compiled.is_empty()
-            && !compiled.matches(&texts(Some(&labels)))
-        {
-            let why = "`selector` does not match template `labels`";
-            it.invalid("template.metadata.labels", &labels, why);
+    }
+    let labels = labels_of(it);
+    // None selects nothing; an empty one everything.
+    let compiled = selector
+        .clone()
+        .map(serde_json::from_value::<LabelSelector>)
+        .map(|it| it.map(|it| it.compile()));
+    let is_selected = match &compiled {
+        None => false,
+        Some(Ok(Ok(selector))) => selector.is_empty() || selector.matches(&texts(Some(&labels))),
+        Some(_) => {
+            let shown = selector.unwrap_or_default();
+            it.invalid("selector", &shown, "invalid label selector");
+            true
         }
+    };
+    if !is_selected {
+        let why = "`selector` does not match template `labels`";
+        it.invalid("template.metadata.labels", &labels, why);
     }
     always(it);
 }
@@ -97,7 +107,9 @@ fn is_nothing(value: Option<&Value>) -> bool {
 
 fn strategy(it: &mut At<'_>) {
     let rolling = it.get("rollingUpdate").cloned();
+    let shown = it.it;
     match (it.text("type"), rolling) {
+        ("", _) | ("Recreate", None) => (),
         ("Recreate", Some(_)) => {
             let why = "may not be specified when strategy `type` is 'Recreate'";
             it.forbidden("rollingUpdate", why);
@@ -113,7 +125,28 @@ fn strategy(it: &mut At<'_>) {
             }
             percent_at_most_all(it, &rolling, "maxUnavailable");
         }
-        _ => (),
+        _ => it.unsupported("", shown, &["Recreate", "RollingUpdate"]),
+    }
+}
+
+/// What stateful sets are told besides, in words of their own.
+fn stateful_set(it: &mut At<'_>) {
+    workload(it, "statefulset");
+    let policy = it.text("podManagementPolicy").to_owned();
+    if !policy.is_empty() && !["OrderedReady", "Parallel"].contains(&&*policy) {
+        let why = "must be 'OrderedReady' or 'Parallel'";
+        it.invalid("podManagementPolicy", &policy.into(), why);
+    }
+    let strategy = it.get("updateStrategy").cloned().unwrap_or_default();
+    let rolling = strategy.get("rollingUpdate").cloned();
+    match (object::text(&strategy, &["type"]), rolling) {
+        ("", _) => it.required("updateStrategy", ""),
+        ("OnDelete", Some(rolling)) => {
+            let why = "only allowed for updateStrategy 'RollingUpdate'";
+            it.invalid("updateStrategy.rollingUpdate", &rolling, why);
+        }
+        ("OnDelete" | "RollingUpdate", _) => (),
+        _ => it.invalid("updateStrategy", &strategy, "must be 'RollingUpdate' or 'OnDelete'"),
     }
 }
 
@@ -127,6 +160,10 @@ fn percent_at_most_all(it: &mut At<'_>, rolling: &Value, field: &str) {
 }
 
 fn rolling_daemons(it: &mut At<'_>) {
+    let (kind, whole) = (it.text("type"), it.it);
+    if !kind.is_empty() && !["OnDelete", "RollingUpdate"].contains(&kind) {
+        return it.unsupported("", whole, &["RollingUpdate", "OnDelete"]);
+    }
     let Some(rolling) = it.get("rollingUpdate").cloned() else {
         if it.text("type") == "RollingUpdate" {
             it.required("rollingUpdate", "");
@@ -156,59 +193,14 @@ fn replication_controller(it: &mut At<'_>) {
         .as_ref()
         .and_then(Value::as_object)
         .is_some_and(|it| it.iter().all(|(key, value)| labels.get(key) == Some(value)));
-    if !is_selected && wanted.is_some() {
+    if !is_selected && wanted.is_some() && it.has("template") {
         let why = "`selector` does not match template `labels`";
         it.invalid("template.metadata.labels", &labels, why);
     }
     always(it);
 }
 
-fn job(it: &mut At<'_>) {
-    let is_indexed = it.text("completionMode") == "Indexed";
-    if is_indexed {
-        if !it.has("completions") {
-            it.required("completions", "when completion mode is Indexed");
-        }
-        if it.number("parallelism").is_some_and(|it| 100_000 < it) {
-            let shown = it.it["parallelism"].clone();
-            let why = "must be less than or equal to 100000 when completion mode is Indexed";
-            it.invalid("parallelism", &shown, why);
-        }
-    } else if it.has("backoffLimitPerIndex") {
-        let shown = it.it["backoffLimitPerIndex"].clone();
-        it.invalid("backoffLimitPerIndex", &shown, "requires indexed completion mode");
-    }
-    if it.has("maxFailedIndexes") && !it.has("backoffLimitPerIndex") {
-        it.required("backoffLimitPerIndex", "when maxFailedIndexes is specified");
-    }
-    let spec = it.get("template").and_then(|it| it.get("spec")).cloned().unwrap_or_default();
-    let policy = object::text(&spec, &["restartPolicy"]);
-    if policy == "Always" {
-        it.unsupported("template.spec.restartPolicy", &policy.into(), &["OnFailure", "Never"]);
-    }
-    if it.has("podFailurePolicy") && policy != "Never" {
-        let why = "only \"Never\" is supported when podFailurePolicy is specified";
-        it.invalid("template.spec.restartPolicy", &policy.into(), why);
-    }
-    selects_its_own(it);
-}
-
-/// A job selects by its template's labels.
-fn selects_its_own(it: &mut At<'_>) {
-    let Some(selector) = it.get("selector").cloned() else { return };
-    let parsed: Option<LabelSelector> = serde_json::from_value(selector).ok();
-    let labels = labels_of(it);
-    if let Some(Ok(compiled)) = parsed.map(|it| it.compile())
-        && !compiled.matches(&texts(Some(&labels)))
-    {
-        let why = "`selector` does not match template `labels`";
-        it.invalid("template.metadata.labels", &labels, why);
-    }
-}
-
 fn cron(it: &mut At<'_>) {
-    // Jobs get their selector when they are made.
-    it.take_back("jobTemplate.spec.selector", Some("FieldValueRequired"));
     let schedule = it.text("schedule").to_owned();
     if let Err(why) = schedule_is_readable(&schedule)
         && !schedule.is_empty()
@@ -222,7 +214,7 @@ fn cron(it: &mut At<'_>) {
     if let Some(zone) = it.get("timeZone").cloned() {
         let name = zone.as_str().unwrap_or_default();
         if name.is_empty() {
-            it.invalid("timeZone", &zone, "must be nil or non-empty string");
+            it.invalid("timeZone", &zone, "timeZone must be nil or non-empty string");
         } else if name.eq_ignore_ascii_case("local") {
             it.invalid("timeZone", &zone, "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones");
         } else if jiff::tz::TimeZone::get(name).is_err() {

@@ -54,7 +54,9 @@ async fn answers_are_as_upstreams() {
     let mut asked = 0;
     for (name, answers) in run::all(acme.kubeconfig(), admin.kubeconfig()).await {
         let expected = fs::read_to_string(here(&format!("expected/{name}.json"))).unwrap();
-        let expected: Answers = serde_json::from_str(&expected).unwrap();
+        let mut expected: Answers = serde_json::from_str(&expected).unwrap();
+        // What is taken out by now may be in what was recorded before.
+        expected.values_mut().for_each(|it| answer::still(&mut it.body));
         asked += answers.len();
         assert_eq!(
             expected.keys().collect::<Vec<_>>(),

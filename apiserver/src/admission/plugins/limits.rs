@@ -1,13 +1,14 @@
 //! Limit ranges: what containers get that ask for nothing, and how much there may be.
 
 use futures::{FutureExt as _, future::BoxFuture};
-use insula_api::{object, quantity::Quantity};
+use insula_api::{
+    object,
+    quantity::Quantity,
+    quota::amounts::{Amounts, of_container, of_pod, read},
+};
 use serde_json::{Value, json};
 
-use super::{
-    amounts::{Amounts, of_container, of_pod, read},
-    pods::{for_each_container, list},
-};
+use super::pods::{for_each_container, list};
 use crate::{admission::Admission, error::Result};
 
 const ANNOTATION: &str = "kubernetes.io/limit-ranger";

@@ -1,6 +1,5 @@
 //! The members of the chain. One file is one idea; which requests it is about stands in the chain.
 
-mod amounts;
 pub(super) mod certificates;
 pub(super) mod escalation;
 pub(super) mod ingress;

@@ -4,15 +4,17 @@
 //! by compare and set, so two requests at the same time never both take what is left. What is
 //! freed is found by whoever counts again; nothing is given back here.
 
-mod scopes;
-mod usage;
-
 use std::collections::BTreeMap;
 
 use futures::{FutureExt as _, future::BoxFuture};
 use insula_api::{
     object::{self, Stored},
     quantity::Quantity,
+    quota::{
+        amounts::{Amounts, add, read},
+        scopes,
+        usage::{Kind, Of, is_matching, missing, usage},
+    },
 };
 use insula_partition::{
     snapshot::Entry,
@@ -20,8 +22,6 @@ use insula_partition::{
 };
 use serde_json::{Value, json};
 
-use self::usage::{Kind, is_matching, missing, usage};
-use super::amounts::{Amounts, add, read};
 use crate::{
     admission::{Admission, Operation},
     error::{ApiError, Result},
@@ -44,8 +44,9 @@ pub(in crate::admission) fn charge<'a>(
 ) -> BoxFuture<'a, Result<()>> {
     async move {
         let Some(it) = it.filter(|_| !admission.namespace.is_empty()) else { return Ok(()) };
-        let kind = Kind::of(admission);
-        if !kind.handles(admission, it) {
+        let resource = admission.resource();
+        let kind = Of { group: &resource.group, resource: &resource.name };
+        if !handles(kind.kind(), admission, it) {
             return Ok(());
         }
         let Some(served) = admission.server.registry.any_version("", "resourcequotas") else {
@@ -77,18 +78,37 @@ pub(in crate::admission) fn charge<'a>(
     .boxed()
 }
 
+/// Whether the request can change what is used.
+fn handles(kind: Kind, admission: &Admission<'_>, it: &Value) -> bool {
+    let is_update = admission.operation == Operation::Update;
+    match (kind, admission.subresource.as_ref()) {
+        (Kind::Pods, "resize") => is_update,
+        (Kind::Pods, "") if is_update => {
+            let ends = |it: &Value| scopes::has_deadline(it);
+            admission.old.is_some_and(|old| ends(old) != ends(it))
+        }
+        (Kind::Services | Kind::Claims, "") => true,
+        // Reviews and the like are kept nowhere.
+        (_, "") => {
+            let resource = admission.resource();
+            // Nor may what tells of a full quota fill it.
+            !is_update && resource.is_stored() && resource.name != "events"
+        }
+        _ => false,
+    }
+}
+
 /// What a quota is charged; `None` if it has nothing to do with the request.
 fn judge(
     admission: &Admission<'_>,
-    kind: Kind,
+    kind: Of<'_>,
     it: &Value,
     quota: &Value,
 ) -> Result<Option<Charge>> {
     let name = object::name(quota);
     let hard = read(object::at(quota, &["status", "hard"]));
-    let restricted: Vec<&String> =
-        hard.keys().filter(|name| is_matching(kind, admission.resource(), name)).collect();
-    if restricted.is_empty() || !scopes::match_all(kind, quota, it) {
+    let restricted: Vec<&String> = hard.keys().filter(|name| is_matching(kind, name)).collect();
+    if restricted.is_empty() || !scopes::match_all(kind.kind(), quota, it) {
         return Ok(None);
     }
     if let Some(why) = missing(kind, it, &restricted) {
@@ -100,7 +120,7 @@ fn judge(
         let why = format!("status unknown for quota: {name}, resources: {}", names.join(","));
         return Err(admission.forbidden(Some(it), &why));
     }
-    let mut more = usage(kind, admission.resource(), it);
+    let mut more = usage(kind, it);
     let negative: Vec<&str> =
         more.iter().filter(|(_, it)| it.is_negative()).map(|(name, _)| name.as_str()).collect();
     if !negative.is_empty() {
@@ -108,9 +128,9 @@ fn judge(
         return Err(admission.forbidden(Some(it), &why));
     }
     if let Some(old) = admission.old.filter(|_| admission.operation == Operation::Update)
-        && scopes::match_all(kind, quota, old)
+        && scopes::match_all(kind.kind(), quota, old)
     {
-        for (name, before) in usage(kind, admission.resource(), old) {
+        for (name, before) in usage(kind, old) {
             if let Some(amount) = more.get_mut(&name) {
                 *amount = amount.saturating_sub(before);
             }
@@ -143,7 +163,7 @@ fn judge(
 /// Writes a charge into the quota's status, as it is by then.
 async fn take(
     admission: &Admission<'_>,
-    kind: Kind,
+    kind: Of<'_>,
     it: &Value,
     (key, mut entry): (String, Entry),
     mut stored: Stored,

@@ -2,20 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use insula_api::{
-    object,
-    quantity::{Format, Quantity},
-    resources::Resource,
-};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
-use crate::admission::{
-    Admission, Operation, annotation,
-    plugins::{
-        amounts::{Amounts, add, of_container, of_pod, read},
-        pods::list,
-    },
+use super::{
+    amounts::{Amounts, add, of_container, of_pod, read},
+    list,
+};
+use crate::{
+    object,
+    quantity::{Format, Quantity},
 };
 
 const CLASS: &str = "volume.beta.kubernetes.io/storage-class";
@@ -40,7 +36,7 @@ const NEEDED: [&str; 6] =
 
 /// How the usage of a kind is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub enum Kind {
     Pods,
     Services,
     Claims,
@@ -48,56 +44,59 @@ pub(super) enum Kind {
     Others,
 }
 
+/// A resource whose objects use something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Of<'a> {
+    pub group: &'a str,
+    pub resource: &'a str,
+}
+
 fn one() -> Quantity {
     Quantity::new(1, Format::DecimalSi)
 }
 
-/// `count/pods` or `count/deployments.apps`.
-fn count_name(resource: &Resource) -> String {
-    match resource.group.as_str() {
-        "" => format!("count/{}", resource.name),
-        group => format!("count/{}.{group}", resource.name),
-    }
-}
-
-impl Kind {
-    pub(super) fn of(admission: &Admission<'_>) -> Self {
-        let resource = admission.resource();
-        match (resource.group.as_str(), resource.name.as_str()) {
-            ("", "pods") => Self::Pods,
-            ("", "services") => Self::Services,
-            ("", "persistentvolumeclaims") => Self::Claims,
-            _ => Self::Others,
+impl Of<'_> {
+    pub fn kind(self) -> Kind {
+        match (self.group, self.resource) {
+            ("", "pods") => Kind::Pods,
+            ("", "services") => Kind::Services,
+            ("", "persistentvolumeclaims") => Kind::Claims,
+            _ => Kind::Others,
         }
     }
 
-    /// Whether the request can change what is used.
-    pub(super) fn handles(self, admission: &Admission<'_>, it: &Value) -> bool {
-        let is_update = admission.operation == Operation::Update;
-        match (self, admission.subresource.as_ref()) {
-            (Self::Pods, "resize") => is_update,
-            (Self::Pods, "") if is_update => {
-                let ends = |it: &Value| super::scopes::has_deadline(it);
-                admission.old.is_some_and(|old| ends(old) != ends(it))
-            }
-            (Self::Services | Self::Claims, "") => true,
-            // Reviews and the like are kept nowhere.
-            (_, "") => {
-                let resource = admission.resource();
-                // Nor may what tells of a full quota fill it.
-                !is_update && resource.is_stored() && resource.name != "events"
-            }
-            _ => false,
+    /// `count/pods` or `count/deployments.apps`.
+    pub fn count_name(self) -> String {
+        match self.group {
+            "" => format!("count/{}", self.resource),
+            group => format!("count/{}.{group}", self.resource),
         }
+    }
+
+    /// What a name of a quota's resource is about, where the name alone says it.
+    pub fn named(name: &str) -> Option<Of<'_>> {
+        if let Some(counted) = name.strip_prefix("count/") {
+            let (resource, group) = counted.split_once('.').unwrap_or((counted, ""));
+            return Some(Of { group, resource });
+        }
+        let resource = match name {
+            "services.nodeports" | "services.loadbalancers" => "services",
+            "requests.storage" => "persistentvolumeclaims",
+            name if name.contains(CLASS_SUFFIX) => "persistentvolumeclaims",
+            "services" | "persistentvolumeclaims" => name,
+            name if COUNTED.contains(&name) => name,
+            _ => "pods",
+        };
+        Some(Of { group: "", resource })
     }
 }
 
 /// Whether a resource of a quota is one that these objects use.
-pub(super) fn is_matching(kind: Kind, resource: &Resource, name: &str) -> bool {
-    if name == count_name(resource) {
+pub fn is_matching(of: Of<'_>, name: &str) -> bool {
+    if name == of.count_name() {
         return true;
     }
-    match kind {
+    match of.kind() {
         Kind::Pods => {
             let extended = name.strip_prefix("requests.").filter(|it| it.contains('/'));
             OF_PODS.contains(&name)
@@ -112,16 +111,14 @@ pub(super) fn is_matching(kind: Kind, resource: &Resource, name: &str) -> bool {
             matches!(name, "persistentvolumeclaims" | "requests.storage")
                 || name.contains(CLASS_SUFFIX)
         }
-        Kind::Others => {
-            resource.group.is_empty() && COUNTED.contains(&name) && name == resource.name
-        }
+        Kind::Others => of.group.is_empty() && COUNTED.contains(&name) && name == of.resource,
     }
 }
 
 /// What an object uses.
-pub(super) fn usage(kind: Kind, resource: &Resource, it: &Value) -> Amounts {
-    let mut used = Amounts::from([(count_name(resource), one())]);
-    match kind {
+pub fn usage(of: Of<'_>, it: &Value) -> Amounts {
+    let mut used = Amounts::from([(of.count_name(), one())]);
+    match of.kind() {
         Kind::Pods if is_over(it) => (),
         Kind::Pods => {
             let mut requests = of_pod(it, "requests");
@@ -138,8 +135,8 @@ pub(super) fn usage(kind: Kind, resource: &Resource, it: &Value) -> Amounts {
         Kind::Services => of_service(it, &mut used),
         Kind::Claims => of_claim(it, &mut used),
         Kind::Others => {
-            if resource.group.is_empty() && COUNTED.contains(&resource.name.as_str()) {
-                used.insert(resource.name.clone(), one());
+            if of.group.is_empty() && COUNTED.contains(&of.resource) {
+                used.insert(of.resource.to_owned(), one());
             }
         }
     }
@@ -209,7 +206,8 @@ fn of_service(it: &Value, used: &mut Amounts) {
 }
 
 fn of_claim(it: &Value, used: &mut Amounts) {
-    let class = match annotation(it, CLASS) {
+    let annotation = object::metadata(it).get("annotations").and_then(|it| it.get(CLASS));
+    let class = match annotation.and_then(Value::as_str) {
         Some(class) => class,
         None => object::text(it, &["spec", "storageClassName"]),
     };
@@ -228,9 +226,9 @@ fn of_claim(it: &Value, used: &mut Amounts) {
 }
 
 /// What containers of a pod do not say, though there is a quota of it.
-pub(super) fn missing(kind: Kind, it: &Value, restricted: &[&String]) -> Option<String> {
+pub fn missing(of: Of<'_>, it: &Value, restricted: &[&String]) -> Option<String> {
     let spec = &it["spec"];
-    if kind != Kind::Pods
+    if of.kind() != Kind::Pods
         || spec
             .get("resources")
             .is_some_and(|it| it.get("requests").is_some() || it.get("limits").is_some())
@@ -259,51 +257,47 @@ pub(super) fn missing(kind: Kind, it: &Value, restricted: &[&String]) -> Option<
 
 #[cfg(test)]
 mod tests {
-    use insula_api::resources;
     use serde_json::json;
 
     use super::*;
 
-    fn resource(group: &str, name: &str) -> &'static Resource {
-        resources::built_in().iter().find(|it| it.group == group && it.name == name).unwrap()
+    fn of(resource: &str) -> Of<'_> {
+        Of { group: "", resource }
     }
 
-    fn told(kind: Kind, resource: &Resource, it: &Value) -> String {
-        let used = usage(kind, resource, it);
+    fn told(of: Of<'_>, it: &Value) -> String {
+        let used = usage(of, it);
         used.iter().map(|(name, it)| format!("{name}={it}")).collect::<Vec<_>>().join(" ")
     }
 
     #[test]
     fn what_things_use() {
-        let pods = resource("", "pods");
+        let pods = of("pods");
         let pod = json!({"spec": {"containers": [{"name": "c", "resources": {
             "requests": {"cpu": "1", "example.com/gpu": "2"}, "limits": {"cpu": "2"}}}]}});
         assert_eq!(
-            told(Kind::Pods, pods, &pod),
+            told(pods, &pod),
             "count/pods=1 cpu=1 limits.cpu=2 pods=1 requests.cpu=1 requests.example.com/gpu=2"
         );
         let mut over = pod.clone();
         over["status"]["phase"] = "Failed".into();
-        assert_eq!(told(Kind::Pods, pods, &over), "count/pods=1");
+        assert_eq!(told(pods, &over), "count/pods=1");
         let service =
             json!({"spec": {"type": "LoadBalancer", "ports": [{"port": 1}, {"port": 2}]}});
         assert_eq!(
-            told(Kind::Services, resource("", "services"), &service),
+            told(of("services"), &service),
             "count/services=1 services=1 services.loadbalancers=1 services.nodeports=2"
         );
         let claim = json!({"spec": {"storageClassName": "fast", "resources": {"requests": {"storage": "1Gi"}}}});
         assert_eq!(
-            told(Kind::Claims, resource("", "persistentvolumeclaims"), &claim),
+            told(of("persistentvolumeclaims"), &claim),
             "count/persistentvolumeclaims=1 fast.storageclass.storage.k8s.io/persistentvolumeclaims=1 fast.storageclass.storage.k8s.io/requests.storage=1Gi persistentvolumeclaims=1 requests.storage=1Gi"
         );
         assert_eq!(
-            told(Kind::Others, resource("apps", "deployments"), &json!({})),
+            told(Of { group: "apps", resource: "deployments" }, &json!({})),
             "count/deployments.apps=1"
         );
-        assert_eq!(
-            told(Kind::Others, resource("", "secrets"), &json!({})),
-            "count/secrets=1 secrets=1"
-        );
+        assert_eq!(told(of("secrets"), &json!({})), "count/secrets=1 secrets=1");
     }
 
     #[test]
@@ -313,8 +307,25 @@ mod tests {
         let names = ["cpu".to_owned(), "limits.memory".to_owned(), "pods".to_owned()];
         let names: Vec<&String> = names.iter().collect();
         assert_eq!(
-            missing(Kind::Pods, &pod, &names).unwrap(),
+            missing(of("pods"), &pod, &names).unwrap(),
             "must specify cpu for: b; limits.memory for: a,b"
         );
+    }
+
+    #[test]
+    fn names_say_what_they_are_about() {
+        for (name, group, resource) in [
+            ("count/widgets.example.com", "example.com", "widgets"),
+            ("count/pods", "", "pods"),
+            ("requests.cpu", "", "pods"),
+            ("requests.example.com/gpu", "", "pods"),
+            ("services.nodeports", "", "services"),
+            ("fast.storageclass.storage.k8s.io/requests.storage", "", "persistentvolumeclaims"),
+            ("secrets", "", "secrets"),
+        ] {
+            let found = Of::named(name).unwrap();
+            assert_eq!(found, Of { group, resource }, "{name}");
+            assert!(is_matching(found, name), "{name}");
+        }
     }
 }

@@ -1,16 +1,15 @@
 //! Which objects a quota is about: those that are in all of its scopes.
 
-use insula_api::{
+use serde_json::Value;
+
+use super::{list, qos::qos_class, usage::Kind};
+use crate::{
     object,
     selector::{LabelSelector, LabelSelectorRequirement},
 };
-use serde_json::Value;
-
-use super::usage::Kind;
-use crate::{admission::plugins::pods::list, strategy::pods::qos_class};
 
 /// Whether `it` is in all scopes of the quota.
-pub(super) fn match_all(kind: Kind, quota: &Value, it: &Value) -> bool {
+pub fn match_all(kind: Kind, quota: &Value, it: &Value) -> bool {
     let spec = &quota["spec"];
     let simple =
         list(spec, "scopes").filter_map(Value::as_str).all(|scope| is_in(kind, scope, None, it));
@@ -40,7 +39,7 @@ fn is_in(kind: Kind, scope: &str, term: Option<&Value>, it: &Value) -> bool {
 }
 
 /// Whether the pod says itself when it ends.
-pub(super) fn has_deadline(pod: &Value) -> bool {
+pub fn has_deadline(pod: &Value) -> bool {
     let seconds = pod["spec"].get("activeDeadlineSeconds").and_then(Value::as_i64);
     seconds.is_some_and(|it| 0 <= it)
 }

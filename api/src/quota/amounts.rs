@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use insula_api::{object, quantity::Quantity};
 use serde_json::Value;
 
-use super::pods::list;
+use super::list;
+use crate::{object, quantity::Quantity};
 
 /// Amounts by the name of what they are of.
-pub(super) type Amounts = BTreeMap<String, Quantity>;
+pub type Amounts = BTreeMap<String, Quantity>;
 
 /// Reads a map of amounts. What is none counts as nothing; validation has its say about it.
-pub(super) fn read(map: Option<&Value>) -> Amounts {
+pub fn read(map: Option<&Value>) -> Amounts {
     let entries = map.and_then(Value::as_object).into_iter().flatten();
     entries
         .filter_map(|(name, it)| Some((name.clone(), Quantity::parse(it.as_str()?).ok()?)))
@@ -19,11 +19,12 @@ pub(super) fn read(map: Option<&Value>) -> Amounts {
 }
 
 /// The `requests` or `limits` of a container.
-pub(super) fn of_container(container: &Value, which: &str) -> Amounts {
+pub fn of_container(container: &Value, which: &str) -> Amounts {
     read(object::at(container, &["resources", which]))
 }
 
-pub(super) fn add(to: &mut Amounts, more: &Amounts) {
+/// Adds amounts to others.
+pub fn add(to: &mut Amounts, more: &Amounts) {
     for (name, amount) in more {
         let sum = to.get(name).map_or(*amount, |have| have.saturating_add(*amount));
         to.insert(name.clone(), sum);
@@ -40,7 +41,7 @@ fn raise(to: &mut Amounts, least: &Amounts) {
 
 /// What a pod's containers have together: those that run at the same time are added, and each
 /// that runs before the others needs no less.
-pub(super) fn of_pod(pod: &Value, which: &str) -> Amounts {
+pub fn of_pod(pod: &Value, which: &str) -> Amounts {
     let spec = &pod["spec"];
     let mut all = Amounts::new();
     for it in list(spec, "containers") {

@@ -1,0 +1,176 @@
+//! Where pods may run: tolerations, affinities, how they are spread; and selectors.
+
+use super::{
+    at::{At, Check},
+    formats::Format,
+    pods::{list, text},
+};
+
+pub(super) const CHECKS: &[(&str, Check)] = &[
+    ("apimachinery.pkg.apis.meta.v1.LabelSelectorRequirement", requirement),
+    ("api.core.v1.Affinity", affinity),
+    ("api.core.v1.NodeSelector", node_selector),
+    ("api.core.v1.NodeSelectorRequirement", node_requirement),
+    ("api.core.v1.PodAffinityTerm", affinity_term),
+    ("api.core.v1.Toleration", toleration),
+    ("api.core.v1.TopologySpreadConstraint", spread),
+];
+
+fn toleration(it: &mut At<'_>) {
+    let text = |field: &str| it.text(field).to_owned();
+    let (key, operator, value, effect) =
+        (text("key"), text("operator"), text("value"), text("effect"));
+    if key.is_empty() && operator != "Exists" {
+        let why = "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
+        it.invalid("operator", &operator.as_str().into(), why);
+    }
+    if it.has("tolerationSeconds") && effect != "NoExecute" {
+        let why = "effect must be 'NoExecute' when `tolerationSeconds` is set";
+        it.invalid("effect", &effect.as_str().into(), why);
+    }
+    match &*operator {
+        "" | "Equal" => {
+            let wrong = Format::LabelValue.check(&value);
+            if !wrong.is_empty() && !value.is_empty() {
+                it.invalid("operator", &value.into(), &wrong.join(";"));
+            }
+        }
+        "Exists" if !value.is_empty() => {
+            it.invalid(
+                "operator",
+                &value.into(),
+                "value must be empty when `operator` is 'Exists'",
+            );
+        }
+        "Exists" => (),
+        _ => it.unsupported("operator", &operator.into(), &["Equal", "Exists"]),
+    }
+    let effects = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
+    if !effect.is_empty() && !effects.contains(&&*effect) {
+        it.unsupported("effect", &effect.into(), &effects);
+    }
+}
+
+fn spread(it: &mut At<'_>) {
+    if it.number("maxSkew").is_none_or(|it| it == 0) {
+        it.take_back("maxSkew", None);
+        it.invalid("maxSkew", &0.into(), "must be greater than zero");
+    }
+    if it.text("topologyKey").is_empty() {
+        it.required("topologyKey", "can not be empty");
+    } else {
+        let key = it.text("topologyKey").to_owned();
+        for why in Format::Qualified.check(&key) {
+            it.invalid("topologyKey", &key.as_str().into(), &why);
+        }
+    }
+    let allowed = ["DoNotSchedule", "ScheduleAnyway"];
+    let when = it.text("whenUnsatisfiable").to_owned();
+    if !allowed.contains(&&*when) {
+        it.unsupported("whenUnsatisfiable", &when.as_str().into(), &allowed);
+    }
+    if let Some(domains) = it.number("minDomains") {
+        if domains <= 0 {
+            it.invalid("minDomains", &domains.into(), "must be greater than zero");
+        }
+        if when != "DoNotSchedule" {
+            let why =
+                format!("can only use minDomains if whenUnsatisfiable=DoNotSchedule, not {when}");
+            it.invalid("minDomains", &domains.into(), &why);
+        }
+    }
+    label_keys(it, "matchLabelKeys");
+}
+
+/// Keys that stand for requirements of the selector beside them.
+fn label_keys(it: &mut At<'_>, field: &str) {
+    let keys = it.list(field).to_vec();
+    if !keys.is_empty() && !it.has("labelSelector") {
+        it.forbidden(field, "must not be specified when labelSelector is not set");
+    }
+    for (index, key) in keys.iter().enumerate() {
+        for why in Format::Qualified.check(key.as_str().unwrap_or_default()) {
+            it.invalid(&format!("{field}[{index}]"), key, &why);
+        }
+    }
+}
+
+fn affinity_term(it: &mut At<'_>) {
+    for field in ["matchLabelKeys", "mismatchLabelKeys"] {
+        label_keys(it, field);
+    }
+    let key = it.text("topologyKey").to_owned();
+    if key.is_empty() {
+        it.required("topologyKey", "can not be empty");
+    }
+    for why in Format::Qualified.check(&key) {
+        it.invalid("topologyKey", &key.as_str().into(), &why);
+    }
+}
+
+fn affinity(it: &mut At<'_>) {
+    let required = it
+        .get("nodeAffinity")
+        .and_then(|it| it.get("requiredDuringSchedulingIgnoredDuringExecution"));
+    if required.is_some_and(|it| list(it, "nodeSelectorTerms").is_empty()) {
+        let at = "nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms";
+        it.required(at, "must have at least one node selector term");
+    }
+}
+
+fn node_selector(it: &mut At<'_>) {
+    for (index, term) in it.list("nodeSelectorTerms").to_vec().iter().enumerate() {
+        for (at, field) in list(term, "matchFields").iter().enumerate() {
+            if text(field, "key") != "metadata.name" {
+                let at = format!("nodeSelectorTerms[{index}].matchFields[{at}].key");
+                it.invalid(&at, &field["key"], "not a valid field selector key");
+            }
+        }
+    }
+}
+
+fn node_requirement(it: &mut At<'_>) {
+    let values = it.list("values").to_vec();
+    let operator = it.get("operator").cloned().unwrap_or_default();
+    match operator.as_str().unwrap_or_default() {
+        "In" | "NotIn" if values.is_empty() => {
+            it.required("values", "must be specified when `operator` is 'In' or 'NotIn'");
+        }
+        "Exists" | "DoesNotExist" if !values.is_empty() => it.forbidden(
+            "values",
+            "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+        ),
+        "Gt" | "Lt" if values.len() != 1 => {
+            it.required("values", "must be specified single value when `operator` is 'Lt' or 'Gt'");
+        }
+        "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => (),
+        _ => it.invalid("operator", &operator, "not a valid selector operator"),
+    }
+    if it.text("key").is_empty() {
+        for why in Format::Qualified.check("") {
+            it.invalid("key", &"".into(), &why);
+        }
+    }
+}
+
+/// One requirement of a label selector.
+fn requirement(it: &mut At<'_>) {
+    let values = it.list("values").to_vec();
+    let operator = it.get("operator").cloned().unwrap_or_else(|| "".into());
+    match operator.as_str().unwrap_or_default() {
+        "In" | "NotIn" if values.is_empty() => {
+            it.required("values", "must be specified when `operator` is 'In' or 'NotIn'");
+        }
+        "Exists" | "DoesNotExist" if !values.is_empty() => it.forbidden(
+            "values",
+            "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+        ),
+        "In" | "NotIn" | "Exists" | "DoesNotExist" => (),
+        _ => it.invalid("operator", &operator, "not a valid selector operator"),
+    }
+    if it.text("key").is_empty() {
+        for why in Format::Qualified.check("") {
+            it.invalid("key", &"".into(), &why);
+        }
+    }
+}
