@@ -139,15 +139,8 @@ impl Server {
         platform: bool,
     ) -> Result<Response<Body>> {
         const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
-        let accept = headers.get(header::ACCEPT).and_then(|it| it.to_str().ok());
-        let accept = accept.unwrap_or_default();
-        // The first that we have; the name with an `@` is that of old clients.
-        let mut offered = accept.split(',').filter_map(|it| match it.split(';').next()?.trim() {
-            "" | "*/*" | "application/*" | "application/json" => Some(false),
-            PROTOBUF | "application/com.github.proto-openapi.spec.v2@v1.0+protobuf" => Some(true),
-            _ => None,
-        });
-        let protobuf = offered.next().ok_or_else(|| ApiError::not_acceptable(false))?;
+        const OLD: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+        let protobuf = wants_message(headers, &[PROTOBUF, OLD])?;
         let tag = openapi::v2::tag(&self.registry, customs, others, platform);
         let media_type = if protobuf { PROTOBUF } else { answer::JSON };
         let mut response = match is_known(headers, &tag) {
@@ -172,8 +165,24 @@ fn nowhere() -> Response<Body> {
     answer::bytes(StatusCode::NOT_FOUND, Bytes::from_static(b"404 page not found\n"), answer::TEXT)
 }
 
+/// Whether a document is asked for as a message of protobuf, which has these names: the one with
+/// an `@` is that of old clients. The first form that we have is taken.
+fn wants_message(headers: &HeaderMap, names: &[&str]) -> Result<bool> {
+    let accept = headers.get(header::ACCEPT).and_then(|it| it.to_str().ok());
+    let accept = accept.unwrap_or_default();
+    let mut offered = accept.split(',').filter_map(|it| match it.split(';').next()?.trim() {
+        "" | "*/*" | "application/*" | "application/json" => Some(false),
+        name if names.contains(&name) => Some(true),
+        _ => None,
+    });
+    offered.next().ok_or_else(|| ApiError::not_acceptable(false))
+}
+
 /// One document, which those who know its hash may keep for ever.
 fn openapi_v3(head: &Parts, path: &str, document: &Document) -> Result<Response<Body>> {
+    const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v3.v1.0+protobuf";
+    const OLD: &str = "application/com.github.proto-openapi.spec.v3@v1.0+protobuf";
+    let protobuf = wants_message(&head.headers, &[PROTOBUF, OLD])?;
     let asked = Query::parse(head.uri.query());
     let asked = asked.get("hash");
     if asked.is_some_and(|it| it != document.hash) {
@@ -188,9 +197,11 @@ fn openapi_v3(head: &Parts, path: &str, document: &Document) -> Result<Response<
     let tag = format!("\"{}\"", document.hash);
     let mut response = match is_known(&head.headers, &tag) {
         true => not_modified(),
+        false if protobuf => answer::bytes(StatusCode::OK, document.message(), PROTOBUF),
         false => answer::bytes(StatusCode::OK, document.body.clone(), answer::JSON),
     };
     set_tag(&mut response, &tag);
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
     if asked.is_some() {
         let headers = response.headers_mut();
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("public, immutable"));

@@ -6,7 +6,7 @@ pub(crate) mod v2;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, LazyLock},
+    sync::{Arc, LazyLock, OnceLock},
 };
 
 use bytes::Bytes;
@@ -20,10 +20,29 @@ use serde_json::{Map, Value, json};
 use crate::{custom::OfTenant, registry::Registry};
 
 /// A document and the hash that changes with it.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Document {
     pub body: Bytes,
     pub hash: String,
+    message: OnceLock<Bytes>,
+}
+
+impl Document {
+    fn new(it: &Value) -> Self {
+        let body = it.to_string();
+        let hash = format!("{:032X}", xxhash_rust::xxh3::xxh3_128(body.as_bytes()));
+        Self { body: body.into(), hash, message: OnceLock::new() }
+    }
+
+    /// The document as a message of protobuf, made when first asked for.
+    pub(crate) fn message(&self) -> Bytes {
+        let made = || {
+            // It is this program that wrote it.
+            let it: Value = serde_json::from_slice(&self.body).unwrap_or_default();
+            gnostic::v3::document(&it)
+        };
+        self.message.get_or_init(made).clone()
+    }
 }
 
 /// Documents of built-in group versions; they are the same for every tenant.
@@ -81,9 +100,7 @@ pub(crate) fn document(
     if resources.is_empty() {
         return custom::document(customs, group, version);
     }
-    let body = make(&resources).to_string();
-    let hash = format!("{:032X}", xxhash_rust::xxh3::xxh3_128(body.as_bytes()));
-    let document = Arc::new(Document { body: body.into(), hash });
+    let document = Arc::new(Document::new(&make(&resources)));
     cache().lock().insert(path.to_owned(), document.clone());
     Some(document)
 }

@@ -455,3 +455,25 @@ fn connections_are_renewed_as_often_as_told() {
         assert_eq!(made == 1, once, "{chance}: {stdout}{stderr}");
     }
 }
+
+#[test]
+fn documents_of_openapi_are_messages_too() {
+    let cloud = Cloud::without_node();
+    let (acme, _) = cloud.tenants();
+    let path = "/openapi/v3/apis/apps/v1";
+    for name in [
+        "application/com.github.proto-openapi.spec.v3@v1.0+protobuf",
+        "application/com.github.proto-openapi.spec.v3.v1.0+protobuf",
+    ] {
+        let (code, headers, body) = get(&acme, path, &format!("Accept: {name}"));
+        assert_eq!(code, 200, "{headers}");
+        let is = "content-type: application/com.github.proto-openapi.spec.v3.v1.0+protobuf";
+        assert!(headers.contains(is), "{headers}");
+        assert!(body.starts_with(b"\x0a\x053.0.0"));
+        let name = b"io.k8s.api.apps.v1.Deployment";
+        assert!(body.windows(name.len()).any(|it| it == name));
+    }
+    let (code, headers, _) = get(&acme, path, "Accept: application/json");
+    assert!(code == 200 && headers.contains("content-type: application/json"), "{headers}");
+    assert_eq!(get(&acme, path, "Accept: text/html").0, 406);
+}

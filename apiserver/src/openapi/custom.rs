@@ -65,9 +65,7 @@ pub(super) fn document(customs: &OfTenant, group: &str, version: &str) -> Option
     let document = match shared {
         Some(document) => document,
         None => {
-            let body = make(&parts).to_string();
-            let hash = format!("{:032X}", xxh3_128(body.as_bytes()));
-            let document = Arc::new(Document { body: body.into(), hash });
+            let document = Arc::new(Document::new(&make(&parts)));
             let of = parts.iter().map(|(it, _)| Arc::downgrade(it)).collect();
             let made_of =
                 Made { of, version: version.to_owned(), document: Arc::downgrade(&document) };

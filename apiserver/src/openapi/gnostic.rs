@@ -1,7 +1,10 @@
-//! The OpenAPI v2 document as the protobuf message that kubectl asks for (`openapi.v2.Document`).
+//! The OpenAPI v2 document as the protobuf message that kubectl asks for (`openapi.v2.Document`);
+//! documents of v3 are in `v3`.
 //!
 //! Made from the JSON document. Numbers are those of the fields in that message's definition; what
 //! we never say is left out.
+
+pub(super) mod v3;
 
 use bytes::Bytes;
 use serde_json::{Map, Value};
@@ -223,7 +226,7 @@ mod tests {
     use super::*;
 
     /// All texts in a message, with the numbers that lead to them.
-    fn texts(path: &str, mut rest: &[u8], out: &mut Vec<String>) -> Option<()> {
+    pub(super) fn texts(path: &str, mut rest: &[u8], out: &mut Vec<String>) -> Option<()> {
         fn varint(rest: &mut &[u8]) -> Option<u64> {
             let end = rest.iter().position(|byte| byte & 0x80 == 0)? + 1;
             let bytes = rest.split_off(..end)?;
