@@ -10,7 +10,6 @@
 //! references to it go.
 
 mod graph;
-mod resources;
 mod verdict;
 
 use std::{
@@ -19,25 +18,23 @@ use std::{
     time::Duration,
 };
 
-use insula_api::names::TenantName;
-use insula_client::{
-    Api, Change, Client, DeleteOptions, Error, ObjectKey, PartialObject, Patch, Propagation,
-    ResourceRef, Tenanted,
-};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use parking_lot::Mutex;
-use serde_json::json;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-
 use self::{
     graph::{FOREGROUND, Graph, Node, ORPHAN, OwnerState},
-    resources::Resources,
     verdict::{Verdict, judge},
 };
 use crate::{
     controller::{Controller, Next, ReconcileError},
+    everything::Everything,
     queue::{Key, Queue},
 };
+use insula_api::names::TenantName;
+use insula_client::{
+    Api, Change, Client, DeleteOptions, ObjectKey, PartialObject, Patch, Propagation, ResourceRef,
+    Tenanted,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use parking_lot::Mutex;
+use serde_json::json;
 
 /// How long the first look waits for resources that do not answer.
 const SYNC_LIMIT: Duration = Duration::from_secs(60);
@@ -66,14 +63,13 @@ impl Key for Suspect {
 pub(crate) struct GarbageCollector {
     client: Client,
     graph: Mutex<Graph>,
-    resources: Resources,
+    everything: Everything,
     queue: OnceLock<Queue<Suspect>>,
 }
 
 impl GarbageCollector {
-    pub(crate) fn new(client: Client, tasks: TaskTracker, shutdown: CancellationToken) -> Self {
-        let resources = Resources::new(client.clone(), tasks, shutdown);
-        Self { client, graph: Mutex::new(Graph::default()), resources, queue: OnceLock::new() }
+    pub(crate) fn new(client: Client, everything: Everything) -> Self {
+        Self { client, graph: Mutex::new(Graph::default()), everything, queue: OnceLock::new() }
     }
 
     fn changed(&self, resource: &Arc<ResourceRef>, change: &Change<'_, PartialObject>) {
@@ -105,13 +101,20 @@ impl GarbageCollector {
         self.client.tenant(tenant).resource(resource.clone(), namespace)
     }
 
-    fn api_of(&self, node: &Node) -> Api<PartialObject> {
-        self.api(&node.resource, &node.key.tenant, &node.key.namespace)
+    async fn api_of(&self, node: &Node) -> Result<Api<PartialObject>, ReconcileError> {
+        let tenant = &node.key.tenant;
+        match self.everything.resolve(&node.resource, tenant).await? {
+            Some(resource) => Ok(self.api(&resource, tenant, &node.key.namespace)),
+            None => Err(ReconcileError::Incomplete(format!(
+                "nothing serves {} to tenant {tenant}",
+                node.resource
+            ))),
+        }
     }
 
     /// The object as it is on the server, if it is still the same.
-    async fn live(&self, node: &Node) -> Result<Option<Tenanted<PartialObject>>, Error> {
-        let live = self.api_of(node).get_opt(&node.key.name).await?;
+    async fn live(&self, node: &Node) -> Result<Option<Tenanted<PartialObject>>, ReconcileError> {
+        let live = self.api_of(node).await?.get_opt(&node.key.name).await?;
         Ok(live.filter(|it| it.uid() == node.uid))
     }
 
@@ -155,7 +158,7 @@ impl GarbageCollector {
         node: &Node,
         live: &Tenanted<PartialObject>,
         uids: &[String],
-    ) -> Result<(), Error> {
+    ) -> Result<(), ReconcileError> {
         let owners = live.metadata.owner_references.as_deref().unwrap_or_default();
         let kept: Vec<_> = owners.iter().filter(|it| !uids.contains(&it.uid)).collect();
         if kept.len() == owners.len() {
@@ -165,7 +168,7 @@ impl GarbageCollector {
         self.patch_metadata(node, live, "ownerReferences", json!(kept)).await
     }
 
-    async fn remove_finalizer(&self, node: &Node, name: &str) -> Result<(), Error> {
+    async fn remove_finalizer(&self, node: &Node, name: &str) -> Result<(), ReconcileError> {
         let Some(live) = self.live(node).await? else { return Ok(()) };
         let finalizers = live.metadata.finalizers.as_deref().unwrap_or_default();
         let kept: Vec<_> = finalizers.iter().filter(|it| *it != name).collect();
@@ -182,7 +185,7 @@ impl GarbageCollector {
         live: &Tenanted<PartialObject>,
         field: &str,
         value: serde_json::Value,
-    ) -> Result<(), Error> {
+    ) -> Result<(), ReconcileError> {
         let patch = json!({
             "metadata": {
                 "uid": live.uid(),
@@ -190,9 +193,9 @@ impl GarbageCollector {
                 field: value,
             },
         });
-        match self.api_of(node).patch(&node.key.name, &Patch::Merge(patch)).await {
+        match self.api_of(node).await?.patch(&node.key.name, &Patch::Merge(patch)).await {
             Err(error) if error.is_not_found() => Ok(()),
-            other => other.map(drop),
+            other => Ok(other.map(drop)?),
         }
     }
 
@@ -206,7 +209,9 @@ impl GarbageCollector {
         if known != OwnerState::Unknown {
             return Ok(known);
         }
-        let Some(resource) = self.resources.of_kind(&owner.api_version, &owner.kind) else {
+        let (group, _) = owner.api_version.split_once('/').unwrap_or_default();
+        let found = self.everything.of_kind(&dependent.tenant, group, &owner.kind).await?;
+        let Some(resource) = found else {
             // The kind may come back, and with it the owner.
             return Err(ReconcileError::Incomplete(format!(
                 "nothing serves kind {} of {}, owner of {dependent}",
@@ -240,13 +245,13 @@ impl GarbageCollector {
         let has_dependents = self.graph.lock().dependents(&node.uid).next().is_some();
         match judge(&owners, has_dependents, own_propagation(&live)) {
             Verdict::Keep => Ok(()),
-            Verdict::Drop { owners } => Ok(self.drop_owners(node, &live, &owners).await?),
+            Verdict::Drop { owners } => self.drop_owners(node, &live, &owners).await,
             Verdict::Delete { propagation } => {
                 let options = DeleteOptions::default()
                     .only_uid(live.uid())
                     .only_version(live.resource_version())
                     .propagation(propagation);
-                match self.api_of(node).delete(live.name(), &options).await {
+                match self.api_of(node).await?.delete(live.name(), &options).await {
                     Err(error) if error.is_not_found() => Ok(()),
                     Err(error) => Err(error.into()),
                     Ok(_) => {
@@ -285,15 +290,15 @@ impl Controller for GarbageCollector {
         }
         // Weak, so that the handlers, which the collector holds, do not hold it in turn.
         let it = Arc::downgrade(self);
-        self.resources.start(Arc::new(move |resource, change| {
+        self.everything.on_change(move |resource, change| {
             if let Some(it) = it.upgrade() {
                 it.changed(resource, change);
             }
-        }));
+        });
     }
 
     async fn synced(&self) -> bool {
-        if tokio::time::timeout(SYNC_LIMIT, self.resources.synced()).await.is_err() {
+        if tokio::time::timeout(SYNC_LIMIT, self.everything.synced()).await.is_err() {
             tracing::warn!("some resources do not answer; collecting without them");
         }
         tracing::debug!(n_objects = self.graph.lock().len(), "ownership graph built");

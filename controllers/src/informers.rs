@@ -6,8 +6,9 @@ use k8s_openapi::api::{
     apps::v1::{Deployment, ReplicaSet},
     core::v1::{
         ConfigMap, ContainerStatus, Namespace, PersistentVolume, PersistentVolumeClaim, Pod,
-        PodSpec, PodStatus, ServiceAccount,
+        PodSpec, PodStatus, ResourceQuota, ServiceAccount,
     },
+    networking::v1::ServiceCIDR,
     storage::v1::VolumeAttributesClass,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -78,6 +79,8 @@ pub(crate) struct Informers {
     pub(crate) claims: Informer<PersistentVolumeClaim>,
     pub(crate) volumes: Informer<PersistentVolume>,
     pub(crate) volume_classes: Informer<VolumeAttributesClass>,
+    pub(crate) quotas: Informer<ResourceQuota>,
+    pub(crate) networks: Informer<ServiceCIDR>,
 }
 
 impl Informers {
@@ -108,6 +111,10 @@ impl Informers {
             volumes: Informer::builder(client.all().collection::<PersistentVolume>())
                 .start(tasks, shutdown.clone()),
             volume_classes: Informer::builder(client.all().collection::<VolumeAttributesClass>())
+                .start(tasks, shutdown.clone()),
+            quotas: Informer::builder(client.all().collection::<ResourceQuota>())
+                .start(tasks, shutdown.clone()),
+            networks: Informer::builder(client.all().collection::<ServiceCIDR>())
                 .start(tasks, shutdown.clone()),
         }
     }

@@ -12,6 +12,10 @@
 //! | `replicaset`, `deployment` | workloads |
 //! | `protection` | claims, volumes and their classes, while they are used |
 //! | `gc` | owners and what they own |
+//! | `quota` | what is used of resource quotas |
+//! | `service_network` | networks of services, while their addresses are used |
+//!
+//! `everything` is what those that are about objects of all kinds follow.
 //!
 //! # Invariants
 //!
@@ -22,6 +26,7 @@
 mod claim;
 mod controller;
 mod deployment;
+mod everything;
 mod expectations;
 mod gc;
 mod informers;
@@ -29,8 +34,10 @@ mod namespace;
 mod objects;
 mod protection;
 mod queue;
+mod quota;
 mod replicaset;
 mod root_ca;
+mod service_network;
 mod serviceaccount;
 mod status;
 mod tenant;
@@ -44,7 +51,9 @@ use k8s_openapi::api::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{controller::Controller, informers::Informers, protection::Guarded as _};
+use self::{
+    controller::Controller, everything::Everything, informers::Informers, protection::Guarded as _,
+};
 pub use self::{
     controller::{Observer, Unobserved},
     queue::{Ownership, Sole},
@@ -123,11 +132,15 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
         named(VolumeAttributesClass::CONTROLLER)?,
         informers.volume_classes.clone(),
     ));
-    start.start(gc::GarbageCollector::new(
-        named(gc::GarbageCollector::NAME)?,
-        tasks.clone(),
-        supplies.clone(),
+    let everything = Everything::new(named("metadata")?, tasks.clone(), supplies.clone());
+    start.start(gc::GarbageCollector::new(named(gc::GarbageCollector::NAME)?, everything.clone()));
+    start.start(quota::Quotas::new(named(quota::Quotas::NAME)?, &informers, everything.clone()));
+    start.start(service_network::ServiceNetworks::new(
+        named(service_network::ServiceNetworks::NAME)?,
+        &informers,
+        everything.clone(),
     ));
+    everything.start();
     running.close();
     shutdown.cancelled().await;
     if tokio::time::timeout(DRAIN, running.wait()).await.is_err() {
