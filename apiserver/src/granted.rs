@@ -55,7 +55,8 @@ mod tests {
             "spec": {"unschedulable": true, "podCIDR": "10.0.0.0/24", "providerID": "p"},
             "status": {"addresses": [{"address": "1.2.3.4"}], "allocatable": {"cpu": "1"}},
         });
-        let seen: Value = serde_json::from_slice(&part_of(&node.to_string().into()).unwrap()).unwrap();
+        let seen: Value =
+            serde_json::from_slice(&part_of(&node.to_string().into()).unwrap()).unwrap();
         assert_eq!(
             seen,
             json!({

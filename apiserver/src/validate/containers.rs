@@ -265,7 +265,8 @@ fn is_overcommitted(name: &str) -> bool {
 pub(super) fn overhead(it: &mut At<'_>, amounts: &Value) {
     let limits = serde_json::json!({ "limits": amounts });
     let path = it.path.field("overhead");
-    resources(&mut At { id: it.id, it: &limits, path: &path, errors: &mut *it.errors });
+    let before = it.errors.len();
+    resources(&mut At { id: it.id, it: &limits, path: &path, errors: &mut *it.errors, before });
 }
 
 fn resources(it: &mut At<'_>) {

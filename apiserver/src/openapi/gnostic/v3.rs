@@ -47,9 +47,11 @@ fn path(it: &Value) -> Message {
 
 fn operation(it: &Value) -> Message {
     all(it, |out, name, it| match name {
-        "parameters" => it.as_array().into_iter().flatten().fold(out, |out, it| {
-            out.message(6, &Message::default().message(1, &parameter(it)))
-        }),
+        "parameters" => it
+            .as_array()
+            .into_iter()
+            .flatten()
+            .fold(out, |out, it| out.message(6, &Message::default().message(1, &parameter(it)))),
         "responses" => {
             let codes = all(it, |out, code, it| {
                 let text = it["description"].as_str().unwrap_or_default();
