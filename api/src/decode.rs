@@ -19,6 +19,8 @@ const MAX_DEPTH: usize = 96;
 /// What times look like, as Go writes it down.
 const SECONDS: &str = "2006-01-02T15:04:05Z07:00";
 const MICROSECONDS: &str = "2006-01-02T15:04:05.000000Z07:00";
+/// The one field of which an empty list says something: forget all managers.
+const MANAGERS: &str = "managedFields";
 /// Most findings that are kept; a hostile document has as many as bytes.
 const MAX_FINDINGS: usize = 64;
 
@@ -63,8 +65,20 @@ pub fn json(schema: &Schema, root: Option<TypeId>, body: &[u8]) -> Result<Decode
     let seed = Node { context: &mut context, shape: root_shape(root), owner: "" };
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let value = seed.deserialize(&mut deserializer)?;
-    deserializer.end()?;
+    deserializer.end().map_err(|error| match byte_at(body, &error) {
+        Some(found) if found.is_ascii_graphic() => {
+            let found = char::from(found);
+            DecodeError::Syntax(format!("invalid character '{found}' after top-level value"))
+        }
+        _ => error.into(),
+    })?;
     Ok(Decoded { value, findings: context.findings })
+}
+
+/// What is where an error was found.
+fn byte_at(body: &[u8], error: &serde_json::Error) -> Option<u8> {
+    let line = body.split(|byte| *byte == b'\n').nth(error.line().checked_sub(1)?)?;
+    line.get(error.column().checked_sub(1)?).copied()
 }
 
 /// Decodes one YAML document (of which JSON is a subset) as `root`.
@@ -361,6 +375,7 @@ impl<'de> Visitor<'de> for Node<'_, '_, '_> {
             };
             let is_out = is_empty
                 && !self.context.keeps_empty
+                && key != MANAGERS
                 && it.and_then(|it| it.field(&key)).is_some_and(|field| !field.always);
             if (value.is_null() && it.is_some()) || is_out {
                 out.remove(&key);

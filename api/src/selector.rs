@@ -48,4 +48,7 @@ pub enum SelectorError {
     Term { selector: String, term: String },
     #[error("invalid field selector: invalid escape sequence in {0:?}")]
     Escape(String),
+    /// The number of the character, as upstream shows it.
+    #[error("invalid field selector: unescaped character in value: {0}")]
+    Unescaped(u32),
 }

@@ -169,7 +169,7 @@ def main():
                 json = "^" + field[0].lower() + field[1:] if (short, field) in MOVED else lower.get(field.lower())
                 if (short, field) in MOVED and field.startswith("Host") and field[4:].isupper():
                     json = "^host" + field[4:]
-                shown = field if json and json[0].upper() + json[1:] == field else f"{field}={json or ''}"
+                shown = field if json and json[0].islower() and json[0].upper() + json[1:] == field else f"{field}={json or ''}"
                 row.append(shown + nothing(inner, package(root / "pkg/apis/core"), kind))
             internal.append((name, " ".join(row)))
         elif name.startswith(META):

@@ -5,7 +5,10 @@
 
 use std::sync::Arc;
 
-use base64::Engine as _;
+use base64::{
+    Engine as _, alphabet,
+    engine::general_purpose::{GeneralPurpose, NO_PAD},
+};
 use insula_partition::{
     snapshot::{Entry, Snapshot},
     store::{ReadAt, Revision, Store, StoreError},
@@ -33,7 +36,7 @@ pub(crate) struct Page {
 
 /// Where a paged list goes on. Opaque to clients.
 #[derive(Debug, Serialize, Deserialize)]
-struct Token {
+pub(crate) struct Token {
     /// The version of this form.
     #[serde(rename = "v")]
     version: String,
@@ -67,7 +70,10 @@ impl Token {
             let text = "invalid continue token: continue key is not valid";
             ApiError::bad_request(format!("{text}{why}"))
         };
-        let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(text);
+        // Bits too many in the last character are nobody's concern, as in Go.
+        const LENIENT: GeneralPurpose =
+            GeneralPurpose::new(&alphabet::URL_SAFE, NO_PAD.with_decode_allow_trailing_bits(true));
+        let bytes = LENIENT.decode(text);
         let bytes = bytes.map_err(|_| bad(""))?;
         let token: Self = serde_json::from_slice(&bytes).map_err(|_| match bytes.first() {
             // As Go's decoder would say it.
@@ -80,6 +86,11 @@ impl Token {
             return Err(bad(""));
         }
         Ok(token)
+    }
+
+    /// What is wrong with a token that is not used.
+    pub(crate) fn check(text: &str) -> Result<()> {
+        Self::decode(text).map(drop)
     }
 
     /// The list can no longer be had as it was.

@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use http::{HeaderMap, header};
 use insula_api::{resources::Resource, selector::FieldSelector};
 
-use crate::error::{ApiError, FieldError, Result};
+use crate::{
+    error::{ApiError, FieldError, Result},
+    read::Token,
+};
 
 /// Largest request body, in bytes.
 pub(crate) const MAX_BODY: usize = 3 * 1024 * 1024;
@@ -198,7 +201,11 @@ impl ListOptions {
             return Err(ApiError::method_not_allowed());
         }
         let is_versioned = !matches!(self.resource_version.as_str(), "" | "0");
-        if !self.watch && self.token.is_some() && is_versioned {
+        if let Some(token) = &self.token
+            && !self.watch
+            && is_versioned
+        {
+            Token::check(token)?;
             return Err(ApiError::bad_request(
                 "specifying resource version is not allowed when using continue",
             ));
@@ -238,14 +245,14 @@ impl ListOptions {
             let why = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
             refuse(MATCH, why);
         }
+        if self.token.is_some() {
+            refuse(MATCH, "resourceVersionMatch is forbidden when continue is provided");
+        }
         let Some(matching) = matching else { return errors };
         if self.initial_events.is_none() {
             let why =
                 "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
             refuse(MATCH, why);
-        }
-        if self.token.is_some() {
-            refuse(MATCH, "resourceVersionMatch is forbidden when continue is provided");
         }
         if !self.not_older_than {
             let allowed = ["NotOlderThan"];

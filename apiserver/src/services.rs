@@ -260,10 +260,9 @@ impl Taking<'_> {
         for (_, entry) in snapshot.range(&format!("{}//", self.tenant), None) {
             let it = object::parse(&entry.value).map_err(ApiError::internal)?;
             let conditions = it["status"].get("conditions").and_then(Value::as_array);
-            let is_ready = conditions
-                .into_iter()
-                .flatten()
-                .any(|it| it["type"] == "Ready" && it["status"] == "True");
+            // Where nobody has said so yet it is ready, as upstream has it.
+            let said = conditions.into_iter().flatten().find(|it| it["type"] == "Ready");
+            let is_ready = said.is_none_or(|it| it["status"] == "True");
             if is_ready && !object::is_deleting(&it) {
                 let list = it["spec"].get("cidrs").and_then(Value::as_array).into_iter().flatten();
                 networks.extend(list.filter_map(|it| it.as_str()?.parse::<IpNet>().ok()));

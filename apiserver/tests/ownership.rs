@@ -157,7 +157,7 @@ async fn what_cannot_be_applied_is_told() {
     check(
         api.send(Method::POST, &format!("{MAPS}?fieldManager=a%07b"), JSON, &it.to_string()).await,
         422,
-        "CreateOptions.meta.k8s.io \"\" is invalid: fieldManager: Invalid value: \"a\\u0007b\": invalid character U+0007 (at position 1)",
+        "CreateOptions.meta.k8s.io \"\" is invalid: fieldManager: Invalid value: \"a\\ab\": invalid character U+0007 (at position 1)",
     );
     for kind in ["application/apply-patch+cbor", "text/plain"] {
         check(api.patch(&named, kind, &it).await, 415, "415: Unsupported Media Type");

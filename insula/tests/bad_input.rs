@@ -41,7 +41,7 @@ fn manifests() {
     let name = "a".repeat(254);
     let (done, said) =
         create(&[], &format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\n"));
-    assert!(!done && said.contains("must be no more than 253 bytes"), "{said}");
+    assert!(!done && said.contains("must be no more than 253 characters"), "{said}");
     let (done, said) = create(
         &[],
         "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: A_b}]}\n",

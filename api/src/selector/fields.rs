@@ -120,7 +120,7 @@ fn unescape(value: &str) -> Result<String, SelectorError> {
                 _ => return Err(SelectorError::Escape(value.to_owned())),
             },
             // An operator within a value is a mistake more likely than a value.
-            '=' => return Err(SelectorError::Escape(value.to_owned())),
+            '=' => return Err(SelectorError::Unescaped('='.into())),
             c => plain.push(c),
         }
     }

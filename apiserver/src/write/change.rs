@@ -164,7 +164,10 @@ pub(crate) async fn change(
             Err(error) => services::is_written(error),
         };
         claims.end(server, call, is_written).await;
-        let told = || strategy::warnings::of_object(resource, &new, false);
+        let told = || match call.path.subresource.as_str() {
+            "status" => Vec::new(),
+            _ => strategy::warnings::of_object(resource, &new, false),
+        };
         match outcome? {
             Put::Unchanged => {
                 warnings.extend(found.into_iter().chain(told()));

@@ -61,7 +61,7 @@ fn one_storage_version() {
     refused(
         |it| it["spec"]["versions"][0]["storage"] = json!(false),
         &[concat!(
-            r#"spec.versions: Invalid value: [{"name":"v1","schema":{"openAPIV3Schema":{"properties":{"spec":{"properties":{"color":{"type":"string"}},"type":"object"}},"type":"object"}},"served":true,"storage":false}]: "#,
+            r#"spec.versions: Invalid value: [{"Name":"v1","Served":true,"Storage":false,"Deprecated":false,"DeprecationWarning":null,"Schema":null,"Subresources":null,"AdditionalPrinterColumns":null,"SelectableFields":null}]: "#,
             "must have exactly one version marked as storage version"
         )],
     );
@@ -85,8 +85,8 @@ fn schemas_and_more() {
                 json!([{"name": "A", "type": "text", "jsonPath": "spec"}])
         },
         &[
-            r#"spec.versions[0].additionalPrinterColumns[0].type: Invalid value: "text": must be one of boolean,date,integer,number,string"#,
-            r#"spec.versions[0].additionalPrinterColumns[0].JSONPath: Invalid value: "spec": must be a simple json path starting with ."#,
+            r#"spec.additionalPrinterColumns[0].type: Invalid value: "text": must be one of boolean,date,integer,number,string"#,
+            r#"spec.additionalPrinterColumns[0].JSONPath: Invalid value: "spec": must be a simple json path starting with ."#,
         ],
     );
     refused(
@@ -95,8 +95,8 @@ fn schemas_and_more() {
                 json!([{"jsonPath": ".spec"}, {"jsonPath": ".spec.no"}])
         },
         &[
-            r#"spec.versions[0].selectableFields[0].jsonPath: Invalid value: ".spec": must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed."#,
-            r#"spec.versions[0].selectableFields[1].jsonPath: Invalid value: ".spec.no": is an invalid path: does not refer to a valid field"#,
+            r#"spec.selectableFields[0].jsonPath: Invalid value: ".spec": must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed."#,
+            r#"spec.selectableFields[1].jsonPath: Invalid value: ".spec.no": is an invalid path: does not refer to a valid field"#,
         ],
     );
     refused(

@@ -106,13 +106,13 @@ fn rules_that_cannot_be() {
     refused(
         &spec(json!([{"rule": "self.bogus > 1"}])),
         &[
-            "s.properties[spec].x-kubernetes-validations[0].rule: Invalid value: {\"rule\":\"self.bogus > 1\"}: compilation failed: ERROR: <input>:1:5: undefined field 'bogus'",
+            "s.properties[spec].x-kubernetes-validations[0].rule: Invalid value: {\"Rule\":\"self.bogus \\u003e 1\",\"Message\":\"\",\"MessageExpression\":\"\",\"Reason\":null,\"FieldPath\":\"\",\"OptionalOldSelf\":null}: compilation failed: ERROR: <input>:1:5: undefined field 'bogus'",
         ],
     );
     refused(
         &spec(json!([{"rule": "self.min + 1"}])),
         &[
-            "s.properties[spec].x-kubernetes-validations[0].rule: Invalid value: {\"rule\":\"self.min + 1\"}: cel expression must evaluate to a bool",
+            "s.properties[spec].x-kubernetes-validations[0].rule: Invalid value: {\"Rule\":\"self.min + 1\",\"Message\":\"\",\"MessageExpression\":\"\",\"Reason\":null,\"FieldPath\":\"\",\"OptionalOldSelf\":null}: cel expression must evaluate to a bool",
         ],
     );
     refused(
