@@ -97,6 +97,14 @@ pub(crate) fn still(value: &mut Value) {
                     column.remove("description");
                 }
             }
+            if let Some(Value::Array(cells)) = fields.get_mut("cells") {
+                // Ages, in seconds: it depends on who else is busy.
+                let is_age = |it: &Value| {
+                    let seconds = it.as_str().and_then(|it| it.strip_suffix('s'));
+                    seconds.is_some_and(|it| it.parse::<u32>().is_ok())
+                };
+                cells.iter_mut().filter(|it| is_age(it)).for_each(|it| *it = "*".into());
+            }
             if let Some(Value::Array(causes)) = fields.get_mut("causes") {
                 let mut seen = Vec::new();
                 causes.retain(|it| {
