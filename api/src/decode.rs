@@ -8,6 +8,7 @@ use std::fmt;
 
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
+use serde_saphyr::DuplicateKeyPolicy;
 
 use crate::{
     schema::{Schema, Shape, TypeId},
@@ -23,6 +24,8 @@ const MICROSECONDS: &str = "2006-01-02T15:04:05.000000Z07:00";
 const MANAGERS: &str = "managedFields";
 /// Most findings that are kept; a hostile document has as many as bytes.
 const MAX_FINDINGS: usize = 64;
+/// Most parts of a YAML document that come of aliases: a few lines of them say any number.
+const MAX_REPEATED: usize = 50_000;
 
 /// A decoded document and what was odd about it.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -83,14 +86,44 @@ fn byte_at(body: &[u8], error: &serde_json::Error) -> Option<u8> {
 
 /// Decodes one YAML document (of which JSON is a subset) as `root`.
 pub fn yaml(schema: &Schema, root: Option<TypeId>, body: &[u8]) -> Result<Decoded, DecodeError> {
-    // YAML's own types go through a JSON value first; aliases are bounded by the parser's budget.
+    // YAML's own types go through a JSON value first.
     let text = std::str::from_utf8(body).map_err(|error| DecodeError::Syntax(error.to_string()))?;
-    let raw: Value =
-        serde_saphyr::from_str(text).map_err(|error| DecodeError::Syntax(error.to_string()))?;
     let mut context = Context::new(schema);
+    let syntax = |error: serde_saphyr::Error| DecodeError::Syntax(error.to_string());
+    let options = |duplicate_keys| {
+        serde_saphyr::options! {
+            budget: serde_saphyr::budget! { max_recorded_anchor_events: MAX_REPEATED },
+            alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MAX_REPEATED },
+            emit_comments: false,
+            duplicate_keys: duplicate_keys,
+        }
+    };
+    let raw: Value =
+        match serde_saphyr::from_str_with_options(text, options(DuplicateKeyPolicy::Error)) {
+            Ok(raw) => raw,
+            Err(error) => {
+                let Some(repeated) = repeated_key(&error) else { return Err(syntax(error)) };
+                context.findings.push(repeated);
+                // As in JSON the last one counts, unless the client wants it strict.
+                let options = options(DuplicateKeyPolicy::LastWins);
+                serde_saphyr::from_str_with_options(text, options).map_err(syntax)?
+            }
+        };
     let seed = Node { context: &mut context, shape: root_shape(root), owner: "" };
     let value = seed.deserialize(raw)?;
     Ok(Decoded { value, findings: context.findings })
+}
+
+/// What upstream says of a key that is there twice, if that is what is wrong.
+fn repeated_key(error: &serde_saphyr::Error) -> Option<String> {
+    match error {
+        serde_saphyr::Error::WithSnippet { error, .. } => repeated_key(error),
+        serde_saphyr::Error::DuplicateMappingKey { key, location } => {
+            let (line, key) = (location.line(), key.as_deref().unwrap_or_default());
+            Some(format!("yaml: unmarshal errors:\n  line {line}: key {key:?} already set in map"))
+        }
+        _ => None,
+    }
 }
 
 /// Checks a value that was put together here (by a patch) as if it had been sent.
@@ -463,6 +496,22 @@ mod tests {
     }
 
     #[test]
+    fn aliases_repeat_a_little() {
+        let read = |text: &str| yaml(Schema::built_in(), None, text.as_bytes());
+        let decoded = read("a: &a {x: 1}\nb: [*a, *a]\n").unwrap();
+        assert_eq!(decoded.value, value!({"a": {"x": 1}, "b": [{"x": 1}, {"x": 1}]}));
+        // Each line is nine times the one before.
+        let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for n in 1..9 {
+            let before = format!("*a{}, ", n - 1).repeat(9);
+            bomb.push_str(&format!("a{n}: &a{n} [{before}]\n"));
+        }
+        let begin = std::time::Instant::now();
+        assert!(matches!(read(&bomb), Err(DecodeError::Syntax(_))));
+        assert!(begin.elapsed() < std::time::Duration::from_secs(5), "{:?}", begin.elapsed());
+    }
+
+    #[test]
     fn findings_name_the_whole_path() {
         let decoded = deployment(
             r#"{"spec":{"replicas":1,"replicas":2,"template":{"spec":{"containers":[{"name":"a","imag":"b"}]}},"foo":1}}"#,
@@ -509,6 +558,15 @@ mod tests {
         let decoded = yaml(schema, id, b"kind: ConfigMap\ndata:\n  a: b\nbogus: 1\n").unwrap();
         assert_eq!(decoded.value, value!({"kind": "ConfigMap", "data": {"a": "b"}}));
         assert_eq!(decoded.findings, [r#"unknown field "bogus""#]);
+    }
+
+    #[test]
+    fn a_key_twice_is_told_as_upstream_does() {
+        let decoded = yaml(Schema::built_in(), None, b"a: 1\nb: 2\na: 3\n").unwrap();
+        assert_eq!(decoded.value, value!({"a": 3, "b": 2}));
+        let told = "yaml: unmarshal errors:\n  line 3: key \"a\" already set in map";
+        assert_eq!(decoded.findings, [told]);
+        assert!(yaml(Schema::built_in(), None, b"a: [").is_err());
     }
 
     #[test]
