@@ -9,7 +9,7 @@
 //!
 //! * Whenever [`Gathering`] waits, all that was written is with the socket, or the task is
 //!   woken as soon as the socket takes more.
-//! * Once a connection has been handed over to another protocol every flush is one again.
+//! * Once a connection has been handed over to another protocol nothing is kept back any more.
 
 use std::{
     future::poll_fn,
@@ -94,10 +94,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
     ) -> Poll<io::Result<usize>> {
         let state = &mut *self.0.lock();
         let length: usize = slices.iter().map(|it| it.len()).sum();
-        if !state.out.is_empty() && LIMIT < state.out.len() + length {
+        if !state.is_driven || !state.out.is_empty() && LIMIT < state.out.len() + length {
             ready!(state.drain(context))?;
         }
-        if state.out.is_empty() && LONG <= length {
+        if !state.is_driven || state.out.is_empty() && LONG <= length {
             return Pin::new(&mut state.stream).poll_write_vectored(context, slices);
         }
         slices.iter().for_each(|it| state.out.extend_from_slice(it));
@@ -140,9 +140,15 @@ impl<S: AsyncWrite + Unpin> Gathering<S> {
         .await
     }
 
-    /// Sends the rest. From now on every flush is one.
+    /// Sends the rest. From now on nothing is kept back.
     pub(crate) async fn finish(self) -> io::Result<()> {
-        poll_fn(|context| self.0.lock().flush(context)).await
+        poll_fn(|context| {
+            let state = &mut *self.0.lock();
+            // Whoever took the stream over may flush it at this very moment.
+            state.is_driven = false;
+            state.flush(context)
+        })
+        .await
     }
 }
 
@@ -222,8 +228,7 @@ mod tests {
             gathering.finish().await.unwrap();
             // Nobody drives any more.
             writer.write_all(b"end").await.unwrap();
-            writer.flush().await.unwrap();
-            writer.shutdown().await.unwrap();
+            drop(writer);
         });
         let mut got = Vec::new();
         far.read_to_end(&mut got).await.unwrap();

@@ -106,6 +106,12 @@ fn a_definition_is_served_and_its_objects_live_their_life() {
     assert_eq!(others, "");
     let explained = acme.ok(&["explain", "crontab.spec.cronSpec"]);
     assert!(explained.contains("When it runs, as cron has it."), "{explained}");
+    let explained = acme.ok(&["explain", "crontab"]);
+    assert!(explained.contains("APIVersion defines"), "{explained}");
+    let explained = acme.ok(&["explain", "crontab.metadata"]);
+    for words in ["Standard object's metadata", "CreationTimestamp is a timestamp"] {
+        assert!(explained.contains(words), "{explained}");
+    }
 
     create(&acme, TAB);
     let fields = "jsonpath={.spec.replicas} {.metadata.generation} {.metadata.tenant} {.status}";

@@ -141,15 +141,15 @@ fn head(of_list: bool) -> Map<String, Value> {
     let mut fields = Map::new();
     fields.insert(
         "apiVersion".into(),
-        json!({"type": "string", "description": "The versioned schema that this object follows."}),
+        json!({"type": "string", "description": "APIVersion defines the version of the schema that this object follows."}),
     );
     fields.insert(
         "kind".into(),
-        json!({"type": "string", "description": "The kind of resource that this object is."}),
+        json!({"type": "string", "description": "Kind is what this object is, in CamelCase."}),
     );
     fields.insert(
         "metadata".into(),
-        json!({"description": "Standard metadata.", "allOf": [{"$ref": format!("{META}{metadata}")}]}),
+        json!({"description": "Standard object's metadata.", "allOf": [{"$ref": format!("{META}{metadata}")}]}),
     );
     fields
 }
