@@ -30,8 +30,8 @@ mod registration;
 mod relist;
 mod rotation;
 mod server;
-mod spdy;
-mod streams;
+pub mod spdy;
+pub mod streams;
 #[cfg(test)]
 mod testing;
 mod volume;

@@ -138,39 +138,54 @@ impl Operator {
 impl Expr {
     /// Whether it speaks of a variable.
     pub fn uses(&self, variable: &str) -> bool {
-        let any = |list: &[Self]| list.iter().any(|it| it.uses(variable));
+        let mut found = false;
+        self.each(&mut |it| found |= matches!(&it.node, Node::Variable(name) if name == variable));
+        found
+    }
+
+    /// Visits it and all that it is made of.
+    pub fn each<'a>(&'a self, visit: &mut impl FnMut(&'a Self)) {
+        visit(self);
         match &self.node {
-            Node::Variable(name) => name == variable,
-            Node::Select { of, .. } | Node::Has { of, .. } => of.uses(variable),
-            Node::Index { of, index, .. } => of.uses(variable) || index.uses(variable),
-            Node::Not(it) | Node::Negate(it) => it.uses(variable),
-            Node::Binary(_, left, right) => left.uses(variable) || right.uses(variable),
-            Node::And(list) | Node::Or(list) => any(list),
+            Node::Select { of, .. } | Node::Has { of, .. } => of.each(visit),
+            Node::Index { of, index, .. } => [of, index].into_iter().for_each(|it| it.each(visit)),
+            Node::Not(it) | Node::Negate(it) => it.each(visit),
+            Node::Binary(_, left, right) => {
+                [left, right].into_iter().for_each(|it| it.each(visit));
+            }
+            Node::And(list) | Node::Or(list) => list.iter().for_each(|it| it.each(visit)),
             Node::If { condition, then, otherwise } => {
-                [condition, then, otherwise].iter().any(|it| it.uses(variable))
+                [condition, then, otherwise].into_iter().for_each(|it| it.each(visit));
             }
-            Node::List(items) => items.iter().any(|(it, _)| it.uses(variable)),
-            Node::Map(entries) => {
-                entries.iter().any(|(key, it, _)| key.uses(variable) || it.uses(variable))
-            }
-            Node::Struct { fields, .. } => fields.iter().any(|(_, it, _)| it.uses(variable)),
+            Node::List(items) => items.iter().for_each(|(it, _)| it.each(visit)),
+            Node::Map(entries) => entries.iter().for_each(|(key, it, _)| {
+                key.each(visit);
+                it.each(visit);
+            }),
+            Node::Struct { fields, .. } => fields.iter().for_each(|(_, it, _)| it.each(visit)),
             Node::Call { target, arguments, .. } => {
-                target.as_ref().is_some_and(|it| it.uses(variable)) || any(arguments)
+                target.iter().for_each(|it| it.each(visit));
+                arguments.iter().for_each(|it| it.each(visit));
             }
             Node::Loop(it) => {
-                it.range.uses(variable)
-                    || it.body.uses(variable)
-                    || it.filter.as_ref().is_some_and(|it| it.uses(variable))
+                it.range.each(visit);
+                it.filter.iter().for_each(|it| it.each(visit));
+                it.body.each(visit);
             }
-            Node::Bind { value, body, .. } => value.uses(variable) || body.uses(variable),
-            Node::OptionalMap { of, body, .. } => of.uses(variable) || body.uses(variable),
+            Node::Bind { value, body, .. } => {
+                [value, body].into_iter().for_each(|it| it.each(visit))
+            }
+            Node::OptionalMap { of, body, .. } => {
+                [of, body].into_iter().for_each(|it| it.each(visit));
+            }
             Node::Null
             | Node::Bool(_)
             | Node::Int(_)
             | Node::Uint(_)
             | Node::Double(_)
             | Node::Text(_)
-            | Node::Bytes(_) => false,
+            | Node::Bytes(_)
+            | Node::Variable(_) => (),
         }
     }
 }

@@ -4,8 +4,9 @@
 //! macros the body once per item. What has no declared size is as large as a request can be.
 
 use crate::{
-    ast::{Expr, LoopKind, Node, is_qualified},
+    ast::{Expr, LoopKind, Node, Operator, is_qualified},
     decl::{Decl, DeclKind},
+    patterns::{self, Patterns},
 };
 
 /// Most bytes of an object, and so most characters of a text in it.
@@ -14,10 +15,10 @@ const MAX_REQUEST: u64 = 3 * 1024 * 1024;
 const MAX_TEXT: u64 = MAX_REQUEST;
 
 /// The cost of `expr`.
-pub fn estimate(expr: &Expr, variables: &[(&str, Decl)]) -> u64 {
+pub(crate) fn estimate(expr: &Expr, patterns: &Patterns, variables: &[(&str, Decl)]) -> u64 {
     let variables =
         variables.iter().map(|(name, decl)| ((*name).to_owned(), Shape::Decl(decl.clone())));
-    Estimator { variables: variables.collect() }.node(expr).cost
+    Estimator { variables: variables.collect(), patterns }.node(expr).cost
 }
 
 /// The fewest bytes that a value takes in JSON, with the comma behind it.
@@ -91,6 +92,32 @@ impl Shape {
         .min(MAX_REQUEST)
     }
 
+    /// What it costs to look whether all of it is the same as something.
+    fn compare(&self) -> u64 {
+        match self {
+            Self::Decl(Decl { kind: DeclKind::List(item) | DeclKind::Map(item), .. }) => {
+                let each = Self::Decl((**item).clone()).compare();
+                self.size().saturating_mul(each.saturating_add(1)).saturating_add(2)
+            }
+            Self::Many(size, item) => {
+                size.saturating_mul(item.compare().saturating_add(1)).saturating_add(2)
+            }
+            Self::Decl(Decl { kind: DeclKind::Object(fields), .. }) => {
+                let parts = fields.fields.values();
+                parts.fold(2, |sum: u64, (_, it)| {
+                    sum.saturating_add(Self::Decl(it.clone()).compare()).saturating_add(1)
+                })
+            }
+            it => it.walk().saturating_add(1),
+        }
+        .min(MAX_REQUEST)
+    }
+
+    /// What it costs to lay out its items.
+    fn lay_out(&self) -> u64 {
+        self.size() / 10 + 1
+    }
+
     fn item(&self) -> Self {
         match self {
             Self::Decl(Decl { kind: DeclKind::List(item) | DeclKind::Map(item), .. }) => {
@@ -127,8 +154,9 @@ struct Estimate {
     shape: Shape,
 }
 
-struct Estimator {
+struct Estimator<'p> {
     variables: Vec<(String, Shape)>,
+    patterns: &'p Patterns,
 }
 
 /// A variable whose name has a dot.
@@ -138,7 +166,7 @@ fn qualified<'v>(of: &Expr, field: &str, variables: &'v [(String, Shape)]) -> Op
     found.map(|(_, shape)| shape)
 }
 
-impl Estimator {
+impl Estimator<'_> {
     fn node(&mut self, expr: &Expr) -> Estimate {
         let made = |cost: u64, shape: Shape| Estimate { cost: cost.saturating_add(1), shape };
         match &expr.node {
@@ -165,10 +193,25 @@ impl Estimator {
                 made(of.cost.saturating_add(index.cost), of.shape.item())
             }
             Node::Not(inner) | Node::Negate(inner) => made(self.node(inner).cost, Shape::Scalar),
-            Node::Binary(_, left, right) => {
+            Node::Binary(operator, left, right) => {
                 let (left, right) = (self.node(left), self.node(right));
                 let cost = left.cost.saturating_add(right.cost);
-                let walk = left.shape.walk().min(right.shape.walk());
+                let walk = match operator {
+                    Operator::Equal | Operator::NotEqual => {
+                        left.shape.compare().min(right.shape.compare())
+                    }
+                    Operator::In if right.shape.is_map() => 1,
+                    Operator::In => {
+                        let each = left.shape.compare().min(right.shape.item().compare());
+                        right
+                            .shape
+                            .size()
+                            .saturating_mul(each)
+                            .saturating_add(right.shape.lay_out())
+                    }
+                    Operator::Add => left.shape.walk().saturating_add(right.shape.walk()),
+                    _ => left.shape.walk().min(right.shape.walk()),
+                };
                 let size = left.shape.size().saturating_add(right.shape.size());
                 let shape = match (&left.shape, &right.shape) {
                     (Shape::Text(_), _) | (_, Shape::Text(_)) => Shape::Text(size.min(MAX_TEXT)),
@@ -206,11 +249,15 @@ impl Estimator {
             }
             Node::Map(entries) => {
                 let mut cost: u64 = 0;
+                let mut item = Shape::Scalar;
                 for (key, value, _) in entries {
                     let (key, value) = (self.node(key), self.node(value));
                     cost = cost.saturating_add(key.cost).saturating_add(value.cost);
+                    if item.walk() <= value.shape.walk() {
+                        item = value.shape;
+                    }
                 }
-                made(cost, Shape::Many(entries.len() as u64, Box::new(Shape::Scalar)))
+                made(cost, Shape::Many(entries.len() as u64, Box::new(item)))
             }
             Node::Struct { fields, .. } => {
                 let cost = fields
@@ -247,7 +294,8 @@ impl Estimator {
                     }
                     LoopKind::All | LoopKind::Exists | LoopKind::ExistsOne => Shape::Scalar,
                 };
-                made(range.cost.saturating_add(size.saturating_mul(each)), shape)
+                let cost = range.cost.saturating_add(range.shape.lay_out());
+                made(cost.saturating_add(size.saturating_mul(each)), shape)
             }
             Node::Bind { name, value, body } => {
                 let value = self.node(value);
@@ -269,7 +317,11 @@ impl Estimator {
     fn call(&mut self, target: Option<&Expr>, function: &str, arguments: &[Expr]) -> Estimate {
         let parts: Vec<Estimate> =
             target.into_iter().chain(arguments).map(|it| self.node(it)).collect();
-        let own = if function == "check" { 1 + crate::authorizer::COST } else { 1 };
+        let mut own = if function == "check" { 2 + crate::authorizer::COST } else { 2 };
+        let pattern = patterns::of_call(function, target.is_some(), arguments);
+        if pattern.is_some_and(|it| !self.patterns.has(it)) {
+            own += patterns::COST;
+        }
         let cost = parts.iter().fold(own, |sum: u64, it| sum.saturating_add(it.cost));
         let walk = parts.iter().fold(0, |sum: u64, it| sum.saturating_add(it.shape.walk()));
         // Asking for a size, or whether there is a value, walks nothing.
@@ -302,8 +354,22 @@ impl Estimator {
                 Shape::Text(longest)
             }
             "replace" | "join" | "format" => Shape::Text(walk.saturating_mul(10).min(MAX_TEXT)),
-            "distinct" | "sort" | "reverse" | "slice" | "flatten" | "dyn" | "of" | "value"
-            | "or" | "orValue" => first,
+            "flatten" => {
+                let (size, item) = (first.size(), first.item());
+                Shape::Many(size.saturating_mul(item.size()), Box::new(item.item()))
+            }
+            "min" | "max" | "first" | "last" if target.is_some() => first.item(),
+            "distinct" | "sort" | "slice" | "dyn" | "of" | "value" => first,
+            "reverse" | "bytes" | "encode" | "decode" | "quote" | "escapeKey" => match first {
+                Shape::Many(..) | Shape::Decl(Decl { kind: DeclKind::List(_), .. }) => first,
+                // Each character may come to several.
+                text => Shape::Text(text.size().saturating_mul(4).saturating_add(4)),
+            },
+            // One or the other.
+            "or" | "orValue" => {
+                let larger = parts.into_iter().map(|it| it.shape).max_by_key(Shape::walk);
+                larger.unwrap_or(Shape::Scalar)
+            }
             _ => Shape::Scalar,
         };
         Estimate { cost: cost.saturating_add(walk), shape }

@@ -10,6 +10,7 @@ use crate::{
     functions,
     made::Made,
     operators,
+    patterns::{self, Patterns},
     value::{Key, Value},
 };
 
@@ -72,16 +73,18 @@ impl Budget {
 
 struct Scope<'a, 'b> {
     variables: Vec<(&'a str, Value<'a>)>,
+    patterns: &'a Patterns,
     budget: &'b mut Budget,
 }
 
 /// Evaluates `expr`.
 pub(crate) fn eval<'a>(
     expr: &'a Expr,
+    patterns: &'a Patterns,
     variables: &[(&'a str, Value<'a>)],
     budget: &mut Budget,
 ) -> Result<Value<'a>> {
-    Scope { variables: variables.to_vec(), budget }.node(expr)
+    Scope { variables: variables.to_vec(), patterns, budget }.node(expr)
 }
 
 impl<'a> Scope<'a, '_> {
@@ -257,13 +260,24 @@ impl<'a> Scope<'a, '_> {
                 (None, _) => self.node(other),
             };
         }
-        let arguments: Vec<Value<'a>> =
+        let given: Vec<Value<'a>> =
             arguments.iter().map(|it| self.node(it)).collect::<Result<_>>()?;
-        functions::call(namespace, function, target.as_ref(), &arguments, self.budget)
+        if let Some(written) = patterns::of_call(function, target.is_some(), arguments) {
+            let (text, rest) = match (&target, given.as_slice()) {
+                (Some(target), [_, rest @ ..]) | (None, [target, _, rest @ ..]) => (target, rest),
+                _ => return Err(EvalError::no_overload(function)),
+            };
+            let of_call = given.get(usize::from(target.is_none()));
+            let found = self.patterns.get(written, of_call, self.budget)?;
+            return functions::search(function, text, &found, rest, self.budget);
+        }
+        functions::call(namespace, function, target.as_ref(), &given, self.budget)
     }
 
     fn iterate(&mut self, it: &'a Loop) -> Result<Value<'a>> {
         let range = self.node(&it.range)?;
+        // They are all laid out, even if the first is enough.
+        self.budget.walk(range.len().unwrap_or_default())?;
         let pairs: Vec<(Value<'a>, Option<Value<'a>>)> = match (range.items(), &it.second) {
             (Some(items), None) => items.into_iter().map(|item| (item, None)).collect(),
             (Some(items), Some(_)) => {

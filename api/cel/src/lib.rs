@@ -19,6 +19,7 @@ mod lex;
 pub mod made;
 mod operators;
 pub mod parse;
+mod patterns;
 pub mod regex;
 mod signatures;
 pub mod value;
@@ -32,7 +33,7 @@ pub use self::{
     value::Value,
 };
 
-use self::ast::Expr;
+use self::{ast::Expr, patterns::Patterns};
 
 /// Why `source` cannot be an expression, whatever variables there are.
 pub fn syntax(source: &str) -> Result<(), CompileError> {
@@ -45,6 +46,7 @@ pub fn syntax(source: &str) -> Result<(), CompileError> {
 #[derive(Debug)]
 pub struct Program {
     expr: Expr,
+    patterns: Patterns,
     source: String,
     result: Type,
 }
@@ -91,7 +93,8 @@ impl Program {
             .map_err(|error| CompileError::new(source, error.at, error.message))?;
         let result = check::check(&expr, variables, makes)
             .map_err(|error| CompileError::new(source, error.at, error.message))?;
-        Ok(Self { expr, source: source.to_owned(), result })
+        let patterns = Patterns::of(&expr);
+        Ok(Self { expr, patterns, source: source.to_owned(), result })
     }
 
     /// The type of what it comes to.
@@ -110,7 +113,7 @@ impl Program {
 
     /// What it costs at most, by the sizes that the variables can have.
     pub fn estimate(&self, variables: &[(&str, Decl)]) -> u64 {
-        cost::estimate(&self.expr, variables)
+        cost::estimate(&self.expr, &self.patterns, variables)
     }
 
     /// Evaluates it.
@@ -119,6 +122,6 @@ impl Program {
         variables: &[(&'a str, Value<'a>)],
         budget: &mut Budget,
     ) -> Result<Value<'a>, EvalError> {
-        eval::eval(&self.expr, variables, budget)
+        eval::eval(&self.expr, &self.patterns, variables, budget)
     }
 }

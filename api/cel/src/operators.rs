@@ -42,7 +42,11 @@ pub(crate) fn binary<'a>(
         }
         None => Err(EvalError::no_overload(operator.name())),
     };
-    if let (Some(left), Some(right)) = (left.as_text(), right.as_text()) {
+    let is_order = matches!(
+        operator,
+        Operator::Less | Operator::LessOrEqual | Operator::Greater | Operator::GreaterOrEqual
+    );
+    if let (true, Some(left), Some(right)) = (is_order, left.as_text(), right.as_text()) {
         budget.walk(left.len().min(right.len()))?;
     }
     match operator {
@@ -60,7 +64,7 @@ pub(crate) fn binary<'a>(
 
 /// Whether `of` has `item`, as an item or as a key.
 pub(crate) fn contains(of: &Value<'_>, item: &Value<'_>, budget: &mut Budget) -> Result<bool> {
-    if let Some(items) = of.items() {
+    if let Some(items) = laid_out(of, budget)? {
         for it in &items {
             if equal(it, item, budget)? {
                 return Ok(true);
@@ -74,13 +78,21 @@ pub(crate) fn contains(of: &Value<'_>, item: &Value<'_>, budget: &mut Budget) ->
     }
 }
 
+/// The items of a list. Laying them out is work, also for who looks at the first alone.
+fn laid_out<'a>(of: &Value<'a>, budget: &mut Budget) -> Result<Option<Vec<Value<'a>>>> {
+    budget.spend(of.len().unwrap_or_default() as u64 / 10)?;
+    Ok(of.items())
+}
+
 /// Whether two values are the same. Numbers are by their value, whatever their types.
 pub(crate) fn equal(left: &Value<'_>, right: &Value<'_>, budget: &mut Budget) -> Result<bool> {
     budget.spend(1)?;
-    if let (Some(left), Some(right)) = (left.items(), right.items()) {
-        if left.len() != right.len() {
-            return Ok(false);
-        }
+    if let (Some(one), Some(two)) = (left.len(), right.len())
+        && one != two
+    {
+        return Ok(false);
+    }
+    if let (Some(left), Some(right)) = (laid_out(left, budget)?, right.items()) {
         for (left, right) in left.iter().zip(&right) {
             if !equal(left, right, budget)? {
                 return Ok(false);

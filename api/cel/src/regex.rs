@@ -9,6 +9,8 @@ use regex::{Regex, RegexBuilder};
 const MAX_PATTERN: usize = 16 * 1024;
 /// Largest compiled pattern, in bytes.
 const MAX_COMPILED: usize = 2 * 1024 * 1024;
+/// As above, for patterns that are compiled when they are needed.
+const MAX_SMALL: usize = 128 * 1024;
 
 /// Why a pattern cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,11 +23,20 @@ pub enum PatternError {
 
 /// Compiles a pattern in Go's syntax.
 pub fn compile(pattern: &str) -> Result<Regex, PatternError> {
+    compile_to(pattern, MAX_COMPILED)
+}
+
+/// As [`compile`], of what comes up in evaluation, where it must be quick.
+pub(crate) fn compile_small(pattern: &str) -> Result<Regex, PatternError> {
+    compile_to(pattern, MAX_SMALL)
+}
+
+fn compile_to(pattern: &str, limit: usize) -> Result<Regex, PatternError> {
     if MAX_PATTERN < pattern.len() {
         return Err(PatternError::TooLong);
     }
     RegexBuilder::new(&translate(pattern))
-        .size_limit(MAX_COMPILED)
+        .size_limit(limit)
         .dfa_size_limit(MAX_COMPILED)
         .build()
         .map_err(|error| {

@@ -16,7 +16,7 @@ const HEAD: usize = 8;
 
 /// Decodes what one peer sends.
 #[derive(Debug)]
-pub(crate) struct Decoder {
+pub struct Decoder {
     buffer: BytesMut,
     /// The data frame that has not arrived in full.
     open: Option<OpenData>,
@@ -31,12 +31,12 @@ struct OpenData {
 }
 
 impl Decoder {
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         Self { buffer: BytesMut::new(), open: None, inflate: Decompress::new(true) }
     }
 
     /// Room for what was read from the connection.
-    pub(crate) fn buffer(&mut self) -> &mut BytesMut {
+    pub fn buffer(&mut self) -> &mut BytesMut {
         &mut self.buffer
     }
 
@@ -47,7 +47,7 @@ impl Decoder {
     }
 
     /// The next frame, or `None` until more has arrived.
-    pub(crate) fn next(&mut self) -> Result<Option<Frame>, SpdyError> {
+    pub fn next(&mut self) -> Result<Option<Frame>, SpdyError> {
         if let Some(open) = &mut self.open {
             if self.buffer.is_empty() {
                 return Ok(None);

@@ -16,19 +16,19 @@ const MAX_DATA: usize = (1 << 24) - 1;
 
 /// Encodes what is sent to one peer.
 #[derive(Debug)]
-pub(crate) struct Encoder {
+pub struct Encoder {
     deflate: Compress,
 }
 
 impl Encoder {
-    pub(crate) fn new() -> Result<Self, SpdyError> {
+    pub fn new() -> Result<Self, SpdyError> {
         let mut deflate = Compress::new(Compression::default(), true);
         deflate.set_dictionary(&dictionary()).map_err(SpdyError::Compress)?;
         Ok(Self { deflate })
     }
 
     /// Appends the bytes of `frame`.
-    pub(crate) fn encode(&mut self, frame: &Frame, out: &mut BytesMut) -> Result<(), SpdyError> {
+    pub fn encode(&mut self, frame: &Frame, out: &mut BytesMut) -> Result<(), SpdyError> {
         match frame {
             Frame::SynStream { stream, fin, headers } => {
                 let block = self.headers(headers)?;

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 /// Names, in lower case, and values in the order sent. Values of one name are joined by NUL.
-pub(crate) type Headers = Vec<(String, String)>;
+pub type Headers = Vec<(String, String)>;
 
 /// `version` of control frames, with the bit that tells them from data.
 pub(super) const VERSION: u16 = 0x8003;
@@ -21,7 +21,7 @@ pub(super) const ID: u32 = 0x7fff_ffff;
 
 /// One frame, or a piece of a data frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Frame {
+pub enum Frame {
     SynStream {
         stream: u32,
         fin: bool,
@@ -64,7 +64,7 @@ pub(crate) enum Frame {
 
 /// Why bytes are no SPDY. The connection is of no more use.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum SpdyError {
+pub enum SpdyError {
     #[error("SPDY frame of version {0}, expected 3")]
     Version(u16),
     #[error("SPDY frame of unknown type {0}")]

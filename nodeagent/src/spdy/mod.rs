@@ -20,10 +20,10 @@ mod dictionary;
 mod encode;
 mod frame;
 
-pub(crate) use self::{
+pub use self::{
     decode::Decoder,
     encode::Encoder,
-    frame::{Frame, SpdyError},
+    frame::{Frame, Headers, SpdyError},
 };
 
 /// The longest control frame that is taken.

@@ -4,15 +4,18 @@ mod protocol;
 mod translate;
 mod tunnel;
 
-pub(crate) use self::{
+pub use self::{
     protocol::{Channels, Protocol},
+    translate::translate_io,
+};
+pub(crate) use self::{
     translate::translate,
     tunnel::{TUNNEL, tunnel},
 };
 
 /// Why a stream ended before its time.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum StreamError {
+pub enum StreamError {
     #[error("the user's connection broke")]
     WebSocket(#[from] tokio_tungstenite::tungstenite::Error),
     #[error("the runtime's connection broke")]

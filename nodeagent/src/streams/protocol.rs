@@ -15,22 +15,22 @@ pub(super) const CLOSE: u8 = 255;
 
 /// Which streams a command has. There is always one for its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Channels {
-    pub(crate) stdin: bool,
-    pub(crate) stdout: bool,
-    pub(crate) stderr: bool,
-    pub(crate) resize: bool,
+pub struct Channels {
+    pub stdin: bool,
+    pub stdout: bool,
+    pub stderr: bool,
+    pub resize: bool,
 }
 
 impl Channels {
-    pub(crate) fn any(self) -> bool {
+    pub fn any(self) -> bool {
         self.stdin || self.stdout || self.stderr
     }
 }
 
 /// One of the sub-protocols.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Protocol {
+pub struct Protocol {
     /// Text messages in base64, with the channel as a digit.
     is_base64: bool,
     /// The end is told as a `Status`; else as a text, and only if it was a bad one.
@@ -40,7 +40,7 @@ pub(crate) struct Protocol {
 }
 
 impl Protocol {
-    pub(crate) fn named(name: &str) -> Option<Self> {
+    pub fn named(name: &str) -> Option<Self> {
         let of = |is_base64, has_status, has_close| Self { is_base64, has_status, has_close };
         Some(match name {
             "v5.channel.k8s.io" => of(false, true, true),

@@ -48,7 +48,7 @@ pub(crate) async fn translate(
 }
 
 /// Like [`translate`], over any connections.
-pub(super) async fn translate_io<U, R>(
+pub async fn translate_io<U, R>(
     user: U,
     runtime: R,
     protocol: Protocol,

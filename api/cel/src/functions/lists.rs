@@ -85,6 +85,8 @@ pub(super) fn method<'a>(
             Ok(Value::list(range.to_vec()))
         }
         ("flatten", []) => {
+            let length = items.iter().filter_map(Value::len).fold(0, usize::saturating_add);
+            budget.spend(length as u64)?;
             let flat = items.into_iter().flat_map(|it| match it.items() {
                 Some(inner) => inner,
                 None => vec![it],

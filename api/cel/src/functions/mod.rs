@@ -60,7 +60,6 @@ fn global<'a>(function: &str, arguments: &[Value<'a>], budget: &mut Budget) -> R
         ("size", [of]) => size(of),
         ("type", [of]) => Ok(Value::Kind(of.kind())),
         ("dyn", [of]) => Ok(of.clone()),
-        ("matches", [of, pattern]) => strings::matches(of, pattern),
         ("int" | "uint" | "double" | "string" | "bool" | "bytes", [of]) => {
             numbers::convert(function, of)
         }
@@ -155,3 +154,4 @@ pub(crate) fn shown(value: &Value<'_>) -> String {
 }
 
 pub(crate) use operators::equal;
+pub(crate) use strings::search;

@@ -5,7 +5,6 @@ use base64::Engine as _;
 use super::shown;
 use crate::{
     eval::{Budget, EvalError, Result},
-    regex,
     value::{Value, as_double},
 };
 
@@ -57,18 +56,6 @@ pub(super) fn method<'a>(
         ("startsWith", 1) => Value::Bool(text.starts_with(argument(0)?)),
         ("endsWith", 1) => Value::Bool(text.ends_with(argument(0)?)),
         ("contains", 1) => Value::Bool(text.contains(argument(0)?)),
-        ("matches", 1) => Value::Bool(pattern(argument(0)?)?.is_match(text)),
-        ("find", 1) => {
-            let found = pattern(argument(0)?)?.find(text).map(|it| it.as_str().to_owned());
-            Value::text(found.unwrap_or_default())
-        }
-        ("findAll", 1 | 2) => {
-            let most = arguments.get(1).and_then(Value::as_int).filter(|it| 0 <= *it);
-            let most = most.and_then(|it| usize::try_from(it).ok()).unwrap_or(usize::MAX);
-            let pattern = pattern(argument(0)?)?;
-            let found = pattern.find_iter(text).take(most);
-            Value::list(found.map(|it| Value::text(it.as_str().to_owned())).collect())
-        }
         ("lowerAscii", 0) => Value::text(text.to_ascii_lowercase()),
         ("upperAscii", 0) => Value::text(text.to_ascii_uppercase()),
         ("trim", 0) => Value::text(text.trim().to_owned()),
@@ -127,13 +114,26 @@ pub(super) fn method<'a>(
     })
 }
 
-fn pattern(text: &str) -> Result<::regex::Regex> {
-    regex::compile(text).map_err(|error| EvalError::failed(error.to_string()))
-}
-
-pub(super) fn matches<'a>(of: &Value<'a>, wanted: &Value<'a>) -> Result<Value<'a>> {
-    let (text, wanted) = (text_of(of, "matches")?, text_of(wanted, "matches")?);
-    Ok(Value::Bool(pattern(wanted)?.is_match(text)))
+/// `matches`, `find` and `findAll`.
+pub(crate) fn search<'a>(
+    function: &str,
+    text: &Value<'a>,
+    pattern: &::regex::Regex,
+    rest: &[Value<'a>],
+    budget: &mut Budget,
+) -> Result<Value<'a>> {
+    let text = text_of(text, function)?;
+    budget.walk(text.len())?;
+    Ok(match function {
+        "matches" => Value::Bool(pattern.is_match(text)),
+        "find" => Value::text(pattern.find(text).map_or("", |it| it.as_str()).to_owned()),
+        _ => {
+            let most = rest.first().and_then(Value::as_int).filter(|it| 0 <= *it);
+            let most = most.and_then(|it| usize::try_from(it).ok()).unwrap_or(usize::MAX);
+            let found = pattern.find_iter(text).take(most);
+            Value::list(found.map(|it| Value::text(it.as_str().to_owned())).collect())
+        }
+    })
 }
 
 /// `%s`, `%d`, `%f`, `%e`, `%x`, `%X`, `%o`, `%b` and `%%`.

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Runs targets under libFuzzer, one after the other, on a stable compiler: SECONDS_EACH seconds
+# each, with NAMES instead of all. What it learns and finds is kept in FUZZ_DIR, outside the
+# checkout; a finding ends the run, and is repeated with `fuzz/run.sh repeat NAME FILE`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+: "${CARGO_TARGET_DIR:?the Makefile sets it}"
+: "${FUZZ_DIR:=${XDG_CACHE_HOME:-$HOME/.cache}/insula/fuzz}"
+: "${SECONDS_EACH:=60}"
+: "${NAMES:=$(ls fuzz/seeds)}"
+host=$(rustc -vV | sed -n 's/^host: //p')
+
+# Coverage counters that libFuzzer reads. Only what is built for a named target has them, so build
+# scripts and macros run as ever.
+counters="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4"
+counters+=" -Cllvm-args=-sanitizer-coverage-inline-8bit-counters"
+counters+=" -Cllvm-args=-sanitizer-coverage-pc-table"
+counters+=" -Cllvm-args=-sanitizer-coverage-trace-compares"
+RUSTFLAGS="${RUSTFLAGS:-} $counters" cargo build --locked -p insula-fuzz --features libfuzzer \
+    --bin insula-fuzz --profile fuzz --target "$host"
+program=$CARGO_TARGET_DIR/$host/fuzz/insula-fuzz
+
+if [[ ${1:-} == repeat ]]; then
+    INSULA_FUZZ_TARGET=$2 exec "$program" "$3"
+fi
+for name in $NAMES; do
+    mkdir -p "$FUZZ_DIR/corpus/$name" "$FUZZ_DIR/found/$name"
+    echo "== $name"
+    INSULA_FUZZ_TARGET=$name nice -n 19 "$program" -max_total_time="$SECONDS_EACH" \
+        -timeout=20 -rss_limit_mb=4096 -max_len=16384 -print_final_stats=1 -verbosity=1 \
+        -artifact_prefix="$FUZZ_DIR/found/$name/" \
+        "$FUZZ_DIR/corpus/$name" "fuzz/seeds/$name" 2>&1 | tee "$FUZZ_DIR/$name.log" |
+        grep -E '^(stat::(number|average|peak)|==|thread|SUMMARY|artifact|  left|  right)|panicked' || true
+    if [[ ${PIPESTATUS[0]} -ne 0 ]]; then
+        echo "see $FUZZ_DIR/$name.log" >&2
+        exit 1
+    fi
+done
