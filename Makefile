@@ -4,7 +4,7 @@ export CARGO_TARGET_DIR
 INSULA := $(CARGO_TARGET_DIR)/release/insula
 DATA_DIR ?= run
 
-.PHONY: help deps build install run test lint docs bench soak
+.PHONY: help deps build install run test lint docs bench soak fuzz
 
 help:
 	@echo "make run    install what is needed, build, and run a cloud in ./$(DATA_DIR)"
@@ -12,6 +12,7 @@ help:
 	@echo "make deps   system packages, containerd and the test images (root; safe to repeat)"
 	@echo "make install  put the insula command into /usr/local/bin"
 	@echo "make soak   thousands of random runs under faults: SEEDS=5000 RUNS=1000 SEED=1"
+	@echo "make fuzz   random input for what faces the network: SECONDS_EACH=60 NAMES=\"cel json\""
 	@echo "make lint | docs | bench"
 
 deps:
@@ -52,3 +53,8 @@ SEED ?= $(shell date +%s)
 soak: deps
 	INSULA_SEED=$(SEED) INSULA_SEEDS=$(SEEDS) cargo test --release --locked -p insula-partition --lib sim::
 	INSULA_SEED=$(SEED) INSULA_RUNS=$(RUNS) cargo test --release --locked -p insula --test faults -- --test-threads=1
+
+# All of fuzz/, or NAMES of it. What it learns and finds is kept in the cache, beside the builds.
+SECONDS_EACH ?= 60
+fuzz: deps
+	SECONDS_EACH=$(SECONDS_EACH) NAMES="$(NAMES)" fuzz/run.sh

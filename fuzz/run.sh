@@ -8,17 +8,12 @@ cd "$(dirname "$0")/.."
 : "${FUZZ_DIR:=${XDG_CACHE_HOME:-$HOME/.cache}/insula/fuzz}"
 : "${SECONDS_EACH:=60}"
 : "${NAMES:=$(ls fuzz/seeds)}"
-host=$(rustc -vV | sed -n 's/^host: //p')
 
-# Coverage counters that libFuzzer reads. Only what is built for a named target has them, so build
-# scripts and macros run as ever.
-counters="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4"
-counters+=" -Cllvm-args=-sanitizer-coverage-inline-8bit-counters"
-counters+=" -Cllvm-args=-sanitizer-coverage-pc-table"
-counters+=" -Cllvm-args=-sanitizer-coverage-trace-compares"
-RUSTFLAGS="${RUSTFLAGS:-} $counters" cargo build --locked -p insula-fuzz --features libfuzzer \
-    --bin insula-fuzz --profile fuzz --target "$host"
-program=$CARGO_TARGET_DIR/$host/fuzz/insula-fuzz
+# Optimised a little, with every check that a test has.
+export CARGO_PROFILE_DEV_OPT_LEVEL=1
+RUSTC_WORKSPACE_WRAPPER=$PWD/fuzz/rustc.sh \
+    cargo build --locked -p insula-fuzz --features libfuzzer --bin insula-fuzz
+program=$CARGO_TARGET_DIR/debug/insula-fuzz
 
 if [[ ${1:-} == repeat ]]; then
     INSULA_FUZZ_TARGET=$2 exec "$program" "$3"

@@ -48,6 +48,15 @@ fn fill(schema: &Schema, it: &Type, map: &mut Map<String, Value>) {
             }
         }
     }
+    // A structure that is always written is there for what depends on it.
+    for field in &it.fields {
+        if let Some(default @ Value::Object(_)) = &field.default
+            && !map.contains_key(field.name)
+            && is_written(field, default)
+        {
+            map.insert(field.name.into(), default.clone());
+        }
+    }
     conditional::fill(it.name, map);
     for field in &it.fields {
         // Go's encoder always writes these, so users see them.
@@ -126,6 +135,18 @@ mod tests {
             for (field, _) in fields {
                 assert!(it.field(field).is_some(), "{name} {field}");
             }
+        }
+    }
+
+    #[test]
+    fn what_is_not_even_begun_is_filled_in_at_once() {
+        for (gvk, path, expected) in [
+            (Gvk::new("", "v1", "Pod"), "/spec/enableServiceLinks", json!(true)),
+            (Gvk::new("batch", "v1", "Job"), "/spec/parallelism", json!(1)),
+        ] {
+            let once = defaulted(gvk.clone(), json!({}));
+            assert_eq!(once.pointer(path), Some(&expected));
+            assert_eq!(defaulted(gvk, once.clone()), once);
         }
     }
 

@@ -22,6 +22,9 @@ pub use self::{
     },
 };
 
+/// Most requirements of a selector in a query: each object is held against all of them.
+const MOST: usize = 1000;
+
 /// Why a selector is none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SelectorError {
@@ -46,6 +49,8 @@ pub enum SelectorError {
     Operator(String),
     #[error("invalid selector: '{selector}'; can't understand '{term}'")]
     Term { selector: String, term: String },
+    #[error("selectors have at most {MOST} requirements")]
+    TooMany,
     #[error("invalid field selector: invalid escape sequence in {0:?}")]
     Escape(String),
     /// The number of the character, as upstream shows it.

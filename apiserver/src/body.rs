@@ -1,5 +1,7 @@
 //! Response bodies.
 
+mod patient;
+
 use std::{
     convert::Infallible,
     pin::Pin,
@@ -10,6 +12,8 @@ use bytes::Bytes;
 use http_body::Frame;
 use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
 use tokio::sync::mpsc;
+
+pub(crate) use self::patient::Held;
 
 /// Why a streamed body broke off.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;

@@ -6,7 +6,11 @@ use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
 use http::{HeaderMap, HeaderValue, Response, header};
 
-use crate::body::{Body, full};
+use crate::{
+    answer,
+    body::{Body, Held},
+    error::ApiError,
+};
 
 /// Answers up to this length are sent as they are, in bytes.
 const SHORT: usize = 128 * 1024;
@@ -17,8 +21,9 @@ const LONG: usize = 512 * 1024;
 #[derive(Debug, Clone)]
 pub(crate) struct Whole(pub Bytes);
 
-/// The answer as it is sent to who sent `headers`.
+/// The answer as it is sent to who sent `headers`; another one if too much is being sent.
 pub(crate) async fn compressed(
+    held: &Held,
     headers: &HeaderMap,
     mut response: Response<Body>,
 ) -> Response<Body> {
@@ -26,26 +31,42 @@ pub(crate) async fn compressed(
     let accepted = headers.get(header::ACCEPT_ENCODING).and_then(|it| it.to_str().ok());
     let takes = accepted.unwrap_or_default().split(',').any(|it| it.trim() == "gzip");
     if !takes || bytes.len() <= SHORT {
-        return response;
+        return sent(held, response, bytes);
     }
+    let plain = bytes.clone();
     let made = match bytes.len() < LONG {
         true => gzip(&bytes),
         // It is all that this thread would do for a while.
-        false => match tokio::task::spawn_blocking(move || gzip(&bytes)).await {
+        false => match tokio::task::spawn_blocking(move || gzip(&plain)).await {
             Ok(made) => made,
             Err(error) => Err(std::io::Error::other(error)),
         },
     };
     match made {
         Ok(made) => {
-            *response.body_mut() = full(made);
             let headers = response.headers_mut();
             headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
             headers.append(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+            sent(held, response, made.into())
         }
-        Err(error) => tracing::warn!(%error, "an answer is sent uncompressed"),
+        Err(error) => {
+            tracing::warn!(%error, "an answer is sent uncompressed");
+            sent(held, response, bytes)
+        }
     }
-    response
+}
+
+fn sent(held: &Held, mut response: Response<Body>, bytes: Bytes) -> Response<Body> {
+    match held.body(bytes) {
+        Some(body) => {
+            *response.body_mut() = body;
+            response
+        }
+        None => answer::error(&ApiError::too_many_requests(
+            "too many long answers are being read, please try again later",
+            1,
+        )),
+    }
 }
 
 fn gzip(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
@@ -61,6 +82,7 @@ mod tests {
     use http_body_util::BodyExt as _;
 
     use super::*;
+    use crate::body::full;
 
     async fn sent(accepted: &str, length: usize) -> (Option<HeaderValue>, Bytes) {
         let mut headers = HeaderMap::new();
@@ -68,7 +90,7 @@ mod tests {
         let bytes = Bytes::from(vec![b'a'; length]);
         let mut response = Response::new(full(bytes.clone()));
         response.extensions_mut().insert(Whole(bytes));
-        let response = compressed(&headers, response).await;
+        let response = compressed(&Held::default(), &headers, response).await;
         let encoding = response.headers().get(header::CONTENT_ENCODING).cloned();
         (encoding, response.into_body().collect().await.unwrap().to_bytes())
     }

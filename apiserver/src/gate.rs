@@ -132,7 +132,8 @@ impl Server {
         self.check_tenant(&identity, &whose).await?;
         let mut impersonator = None;
         if let Some(wanted) = wanted {
-            let other = self.impersonated(&identity, wanted).await?;
+            let asked = asked(line.method, &place, &query);
+            let other = self.impersonated(&identity, wanted, &whose, &asked).await?;
             impersonator = Some(std::mem::replace(&mut identity, other));
         }
         if self.audit.is_some() {
@@ -208,10 +209,7 @@ impl Server {
             remarks: std::sync::Arc::new(Remarks::new(self.audit.is_some())),
         };
         let mut attributes = attributes(&call, verb);
-        if matches!(&*call.path.subresource, "exec" | "attach" | "portforward") {
-            // One verb for both ways of upgrading a connection.
-            attributes.verb = "create".into();
-        }
+        attributes.verb = judged_verb(&call.path, verb).into();
         if !self.may(&call.identity, &call.whose, &attributes).await? {
             return Err(denied(&call.identity, &attributes));
         }
@@ -299,11 +297,12 @@ fn check_outsider(caller: &Caller, whose: &Whose, method: &Method, place: &Place
 
 /// What a request does, as rules name it, if it does anything.
 pub(crate) fn verb(method: &Method, path: &ResourcePath, query: &Query) -> Option<&'static str> {
+    let watches = path.watch || query.flag("watch");
     Some(match (method.as_str(), path.name.is_empty()) {
-        ("GET" | "HEAD", true) if query.flag("watch") => "watch",
+        ("GET" | "HEAD", true) if watches => "watch",
         ("GET" | "HEAD", true) => "list",
         // The old form of watching one object.
-        ("GET" | "HEAD", false) if query.flag("watch") && path.subresource.is_empty() => "watch",
+        ("GET" | "HEAD", false) if watches && path.subresource.is_empty() => "watch",
         ("GET" | "HEAD", false) => "get",
         ("POST", true) => "create",
         ("POST", false) if !path.subresource.is_empty() => "create",
@@ -313,6 +312,29 @@ pub(crate) fn verb(method: &Method, path: &ResourcePath, query: &Query) -> Optio
         ("DELETE", false) => "delete",
         _ => return None,
     })
+}
+
+/// The verb that the rules are asked about: one for both ways of upgrading a connection.
+fn judged_verb<'v>(path: &ResourcePath, verb: &'v str) -> &'v str {
+    match &*path.subresource {
+        "exec" | "attach" | "portforward" => "create",
+        _ => verb,
+    }
+}
+
+/// What a request is to do, in the terms of RBAC, before anything of it is looked up.
+fn asked(method: &Method, place: &Place, query: &Query) -> Attributes {
+    match place {
+        Place::Other(path) => Attributes {
+            verb: method.as_str().to_lowercase(),
+            path: path.clone(),
+            ..Attributes::default()
+        },
+        Place::Resource(path) => {
+            let verb = verb(method, path, query).unwrap_or_default();
+            attributes_of(path, query, judged_verb(path, verb))
+        }
+    }
 }
 
 /// What `call` does, with `verb`, in the terms of RBAC.

@@ -78,7 +78,7 @@ impl Server {
         };
         tracing::debug!(method = %head.method, path = head.uri.path(), code = response.status().as_u16(), elapsed = ?open.record.started.elapsed(), "answered");
         let response = open.answered(response);
-        compress::compressed(&head.headers, response).await
+        compress::compressed(&self.held, &head.headers, response).await
     }
 
     /// Answers from here or through another server; again, if what it is about moves meanwhile.

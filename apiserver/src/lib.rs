@@ -83,7 +83,7 @@ use crate::{
     tokens::Keys,
 };
 
-pub use crate::serve::{Front, ServeError, Tls};
+pub use crate::serve::{Front, Patience, ServeError, Tls};
 
 /// How long to wait for storage that is not there yet before looking again.
 const AGAIN: std::time::Duration = std::time::Duration::from_millis(200);
@@ -126,6 +126,7 @@ pub struct Server {
     pub(crate) audit: Option<audit::Audit>,
     pub(crate) forms: forms::Forms,
     pub(crate) metrics: metrics::Metrics,
+    pub(crate) held: body::Held,
     pub(crate) tasks: TaskTracker,
     pub(crate) shutdown: CancellationToken,
 }
@@ -160,6 +161,7 @@ impl Server {
             audit: config.audit,
             forms: forms::Forms::default(),
             metrics: metrics::Metrics::default(),
+            held: body::Held::default(),
             tasks: TaskTracker::new(),
             shutdown: config.shutdown,
         });

@@ -19,6 +19,9 @@ use crate::{
 /// How much of an unwanted body is read before it is answered, in bytes.
 const UNWANTED: usize = 256 * 1024;
 
+/// How long a body may take to come.
+const WITHIN: Duration = Duration::from_secs(60);
+
 /// A request's body: taken once, and then at hand for every further try.
 pub(crate) enum Payload<B> {
     Coming(Option<B>),
@@ -35,7 +38,14 @@ where
         let bytes = match self {
             Self::Here(bytes) => return Ok(bytes.clone()),
             Self::Coming(body) => match body.take() {
-                Some(body) => collect(body).await?,
+                Some(body) => {
+                    tokio::time::timeout(WITHIN, collect(body)).await.map_err(|_| {
+                        ApiError::timeout(
+                            "Timeout: request did not complete within the allotted timeout",
+                            1,
+                        )
+                    })??
+                }
                 None => return Err(ApiError::bad_request("the request body was not sent whole")),
             },
         };

@@ -1,5 +1,8 @@
 //! The listener: TLS 1.2 and 1.3, HTTP/1.1 and HTTP/2, graceful end.
 
+mod crowd;
+mod link;
+
 use std::{
     convert::Infallible,
     io,
@@ -12,7 +15,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use http::Response;
+use http::{Response, StatusCode};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -23,6 +26,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
     server::WebPkiClientVerifier,
 };
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -39,10 +43,17 @@ use crate::{
     pki::Pair,
 };
 
-/// How long a client has for its TLS handshake.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long a client has to send a request's head.
-const HEAD: Duration = Duration::from_secs(30);
+use self::{
+    crowd::Crowd,
+    link::{Known, Link},
+};
+
+pub use self::link::Patience;
+
+/// After how long of silence the other host is asked whether it is there.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// How often it is asked before it is taken to be gone.
+const KEEP_ALIVE_TRIES: u32 = 4;
 /// Concurrent requests of one HTTP/2 connection.
 const STREAMS: u32 = 250;
 /// As above, for other servers: all of their clients' requests may come over one connection.
@@ -113,6 +124,8 @@ pub struct Front {
     peers: Option<HttpPeers>,
     /// How likely a request is to be the last of its connection, as the bits of a number.
     goaway: AtomicU64,
+    crowd: Arc<Crowd>,
+    patience: Patience,
     /// Clients are no longer answered.
     shutdown: CancellationToken,
     /// Nobody is.
@@ -134,11 +147,24 @@ impl Front {
         shutdown: CancellationToken,
         closed: CancellationToken,
     ) -> Arc<Self> {
+        Self::with_patience(tls, peers, shutdown, closed, Patience::default())
+    }
+
+    /// As [`Front::new`], with more or less of it.
+    pub fn with_patience(
+        tls: Tls,
+        peers: Option<HttpPeers>,
+        shutdown: CancellationToken,
+        closed: CancellationToken,
+        patience: Patience,
+    ) -> Arc<Self> {
         Arc::new(Self {
             acceptor: ArcSwap::new(tls.acceptor),
             server: OnceLock::new(),
             peers,
             goaway: AtomicU64::new(0),
+            crowd: Arc::default(),
+            patience,
             shutdown,
             closed,
             tasks: TaskTracker::new(),
@@ -162,6 +188,11 @@ impl Front {
         self.goaway.store(chance.to_bits(), Ordering::Relaxed);
     }
 
+    /// Takes no more than so many connections of one address at once; 0 for any number.
+    pub fn set_connections_per_address(&self, most: usize) {
+        self.crowd.set_most(most);
+    }
+
     fn is_last(&self) -> bool {
         let chance = f64::from_bits(self.goaway.load(Ordering::Relaxed));
         0.0 < chance && rand::random::<f64>() < chance
@@ -176,7 +207,17 @@ impl Front {
             };
             match accepted {
                 Ok((stream, from)) => {
-                    self.tasks.spawn(self.clone().connection(stream, from.ip()));
+                    let from = from.ip().to_canonical();
+                    // One too many is closed: there is nothing that it could be told before TLS.
+                    let Some(present) = self.crowd.enter(from) else {
+                        tracing::debug!(%from, "too many connections of one address");
+                        continue;
+                    };
+                    let connection = self.clone().connection(stream, from);
+                    self.tasks.spawn(async move {
+                        connection.await;
+                        drop(present);
+                    });
                 }
                 Err(error) => {
                     // Out of file descriptors, for one: others may free some.
@@ -205,12 +246,18 @@ impl Front {
 
     async fn run_connection(self: Arc<Self>, stream: TcpStream, from: IpAddr) -> io::Result<()> {
         stream.set_nodelay(true)?;
+        let keep_alive = TcpKeepalive::new()
+            .with_time(KEEP_ALIVE)
+            .with_interval(KEEP_ALIVE / KEEP_ALIVE_TRIES)
+            .with_retries(KEEP_ALIVE_TRIES);
+        SockRef::from(&stream).set_tcp_keepalive(&keep_alive)?;
         let acceptor = TlsAcceptor::from(self.acceptor.load_full());
-        let stream = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await??;
+        let stream =
+            tokio::time::timeout(self.patience.handshake, acceptor.accept(stream)).await??;
         let certificate = stream.get_ref().1.peer_certificates().and_then(|it| it.first());
         let mut peer = Peer {
             certificate: certificate.map(|it| Identity::from_certificate(it)),
-            address: Some(from.to_canonical()),
+            address: Some(from),
             ..Peer::default()
         };
         if let (Some(_), Some(Ok(identity))) = (&self.peers, &peer.certificate) {
@@ -220,15 +267,24 @@ impl Front {
         let (front, peer) = (self.clone(), Arc::new(peer));
         let renew = CancellationToken::new();
         let renewed = renew.clone();
+        let known = Arc::new(Known::default());
+        let link = Link::new(stream, known.clone(), self.patience);
         let service = service_fn(move |request: hyper::Request<Incoming>| {
-            let (front, peer) = (front.clone(), peer.clone());
+            let (front, peer, known) = (front.clone(), peer.clone(), known.clone());
+            known.asked();
             if request.version() == http::Version::HTTP_2 && !is_server && front.is_last() {
                 renew.cancel();
             }
-            async move { Ok::<_, Infallible>(front.answer(request, &peer).await) }
+            async move {
+                let response = front.answer(request, &peer).await;
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    known.is_pipe();
+                }
+                Ok::<_, Infallible>(response)
+            }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(self.patience.head);
         builder
             .http2()
             .timer(TokioTimer::new())
@@ -243,7 +299,7 @@ impl Front {
                 .initial_connection_window_size(32 << 20)
                 .max_header_list_size(1 << 20);
         }
-        let (stream, gathering) = gather(stream);
+        let (stream, gathering) = gather(link);
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
         let end = if is_server { &self.closed } else { &self.shutdown };

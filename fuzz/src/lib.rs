@@ -6,6 +6,8 @@
 //! watches what code an input reaches (`make fuzz`, [the binary](../main.rs)), and a short seeded
 //! run of mutations that is part of the tests ([`mutate`]). Both begin with `seeds/`.
 
+#![allow(clippy::expect_used, reason = "a target stops at what must not be")]
+
 pub mod input;
 pub mod meter;
 pub mod mutate;
@@ -22,7 +24,7 @@ pub struct Target {
 
 /// Most that a run may hold at once: so much, and so much for each byte of its input.
 const MEMORY: (usize, usize) = (48 << 20, 512);
-/// Longest that a run may take, in a build without optimisation on a busy machine.
+/// Longest that a run may compute, in a build without optimisation.
 const TIME: Duration = Duration::from_secs(20);
 
 impl Target {

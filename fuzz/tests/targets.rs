@@ -1,6 +1,10 @@
 //! Every target, on what it begins with and on a fixed number of inputs that come of it.
 
-#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test stops at what it did not expect, and says what that is"
+)]
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},

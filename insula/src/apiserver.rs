@@ -222,6 +222,7 @@ async fn serve(config: &Config, shutdown: CancellationToken) -> Result<()> {
     };
     let running = Running::start(parts, &shutdown).await?;
     running.front.set_goaway_chance(config.goaway_chance);
+    running.front.set_connections_per_address(config.connections_per_address);
     let background = TaskTracker::new();
     let wanted = Wanted { partitions: running.partitions.clone(), config: config.clone() };
     background.spawn(until(shutdown.clone(), wanted.keep()));

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::config::AuditLog;
+use crate::config::{AuditLog, default_connections_per_address};
 
 /// A Kubernetes-compatible cloud control plane, sharded by tenant.
 #[derive(Debug, Parser)]
@@ -184,6 +184,9 @@ pub(crate) struct Up {
     /// How likely a request over HTTP/2 is to be the last new one of its connection, 0 to 1.
     #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = probability)]
     pub(crate) goaway_chance: f64,
+    /// Most connections of one client address at once; 0 for any number.
+    #[arg(long, value_name = "N", default_value_t = default_connections_per_address())]
+    pub(crate) connections_per_address: usize,
     #[command(flatten)]
     pub(crate) audit: Audit,
 }

@@ -44,6 +44,9 @@ pub(crate) struct Config {
     /// that clients behind a load balancer spread over servers.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) goaway_chance: f64,
+    /// Most connections of one client address at once; 0 for any number.
+    #[serde(default = "default_connections_per_address")]
+    pub(crate) connections_per_address: usize,
     /// Where requests are written down; nowhere if it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) audit: Option<AuditLog>,
@@ -93,6 +96,11 @@ pub(crate) struct AuditLog {
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
 fn is_zero(it: &f64) -> bool {
     *it == 0.0
+}
+
+/// Enough for a crowd behind one translated address.
+pub(crate) fn default_connections_per_address() -> usize {
+    10_000
 }
 
 fn default_audit_size() -> u64 {
@@ -445,6 +453,7 @@ mod tests {
             "advertise",
             "serve",
             "goawayChance",
+            "connectionsPerAddress",
             "audit",
             "etcd.NAME",
         ] {

@@ -112,6 +112,7 @@ fn server(options: &cli::PkiServer) -> Result<()> {
             seeds => Cluster::Join(seeds.iter().map(|text| seed(text)).collect::<Result<_>>()?),
         },
         goaway_chance: 0.0,
+        connections_per_address: crate::config::default_connections_per_address(),
         audit: None,
         serve: match options.serve.as_slice() {
             [] => Serve::All,

@@ -102,6 +102,7 @@ async fn cloud(options: &cli::Up, shutdown: CancellationToken) -> Result<()> {
     )
     .await?;
     running.front.set_goaway_chance(options.goaway_chance);
+    running.front.set_connections_per_address(options.connections_per_address);
     let server = running.server.clone();
 
     let parts = Parts { options, directory: &directory, authority: &authority, server: &server };

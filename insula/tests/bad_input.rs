@@ -88,6 +88,88 @@ fn manifests() {
     }
 }
 
+/// A request with a body from a file, as `kind`.
+fn send(user: &harness::Kubectl, how: &str, path: &str, kind: &str, body: &[u8]) -> (u16, String) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), body).unwrap();
+    let data = format!("@{}", file.path().display());
+    let kind = format!("Content-Type: {kind}");
+    let (code, _, body) = user.curl(path, &["-X", how, "-H", &kind, "--data-binary", &data]);
+    (code, body)
+}
+
+#[test]
+fn requests_out_of_all_proportion() {
+    let cloud = Cloud::without_node();
+    let (acme, _) = cloud.tenants();
+    acme.ok(&["create", "configmap", "c", "--from-literal=a=b"]);
+    const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+    const JSON: &str = "application/json";
+    let before = cloud.memory();
+    let named = r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"x"},"data":"#;
+
+    // Bodies: deep, wide, packed, and in no language.
+    let deep = format!("{named}{}{}}}", "[".repeat(500_000), "]".repeat(500_000));
+    let wide: Vec<String> = (0..200_000).map(|n| format!("\"k{n}\":\"\"")).collect();
+    let wide = format!("{named}{{{}}}}}", wide.join(","));
+    let laughs: String =
+        (1..9).map(|n| format!("a{n}: &a{n} [{}]\n", format!("*a{}, ", n - 1).repeat(9))).collect();
+    let laughs = format!("apiVersion: v1\nkind: ConfigMap\na0: &a0 [x]\n{laughs}");
+    let packed = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 0xab, 0x56];
+    let protobuf = [&b"k8s\0\x12\xff\xff\xff\xff\x0f"[..], &[0x0a; 100_000]].concat();
+    for (what, kind, body, expected) in [
+        ("deep", JSON, deep.as_bytes(), 400),
+        // Each key is what it says, but all of them are too much for one object.
+        ("wide", JSON, wide.as_bytes(), 422),
+        ("laughs", "application/yaml", laughs.as_bytes(), 400),
+        ("packed", JSON, &packed, 400),
+        ("cut", "application/vnd.kubernetes.protobuf", &protobuf, 400),
+        ("latin", JSON, b"{\"apiVersion\":\"v1\",\"kind\":\"\xe9\"}", 400),
+        ("nothing", JSON, b"", 400),
+    ] {
+        let begin = Instant::now();
+        let (code, said) = send(&acme, "POST", MAPS, kind, body);
+        let shown: String = said.chars().take(300).collect();
+        assert_eq!(code, expected, "{what}: {shown}");
+        assert!(said.contains("\"Failure\""), "{what}: {shown}");
+        assert!(begin.elapsed() < Duration::from_secs(20), "{what}: {:?}", begin.elapsed());
+    }
+
+    // Patches.
+    let test = r#"{"op":"test","path":"/data/a","value":"b"}"#;
+    let many = format!("[{}]", vec![test; 10_001].join(","));
+    let path = format!("{MAPS}/c");
+    let (code, said) = send(&acme, "PATCH", &path, "application/json-patch+json", many.as_bytes());
+    assert_eq!(code, 413, "{said}");
+
+    // Heads: a long path, a long query, many headers and long ones.
+    let long = |length: usize| "x".repeat(length);
+    let (code, _, said) = acme.curl(&format!("{MAPS}/{}", long(10_000)), &[]);
+    assert_eq!(code, 400, "{said}");
+    let terms = vec!["a=b"; 1001].join(",");
+    let (code, _, said) = acme.curl(&format!("{MAPS}?labelSelector={terms}"), &[]);
+    assert!(code == 400 && said.contains("at most 1000 requirements"), "{code} {said}");
+    let parameters: String = (0..10_000).map(|_| "&a=b").collect();
+    let (code, _, _) = acme.curl(&format!("{MAPS}?limit=1{parameters}"), &[]);
+    assert_eq!(code, 200);
+    for version in ["--http1.1", "--http2"] {
+        let huge = format!("A: {}", long(100_000));
+        let lines: Vec<String> = (0..6).map(|n| format!("A{n}: {}", long(90_000))).collect();
+        let mut more = vec![version, "-H", &huge];
+        for line in &lines {
+            more.extend(["-H", line]);
+        }
+        match acme.try_curl("/version", &more) {
+            Ok((code, _, said)) => assert_eq!(code, 431, "{version}: {said}"),
+            // Or the connection is closed while it is still being said.
+            Err(said) => assert!(!said.is_empty()),
+        }
+        assert_eq!(acme.curl("/version", &[version]).0, 200);
+    }
+    let held = cloud.memory().saturating_sub(before) >> 20;
+    assert!(held < 300, "{held} MiB");
+}
+
 /// Runs a command that must fail soon, and returns what it says.
 #[track_caller]
 fn fails(command: &mut std::process::Command) -> String {

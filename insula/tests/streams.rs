@@ -91,6 +91,23 @@ fn logs_and_commands_over_websockets() {
         assert_eq!(out.collect::<Vec<_>>(), b"out\n", "{protocol}");
     }
 
+    // Ports as pairs of channels, each of which says first which port it is of.
+    let serve = "echo hello >/tmp/index.html; httpd -p 8080 -h /tmp";
+    acme.ok(&["exec", "p", "--", "sh", "-c", serve]);
+    let mut socket =
+        Socket::open(acme.connect(), &format!("{pod}/portforward?ports=8080"), "v4.channel.k8s.io");
+    let port = 8080_u16.to_le_bytes();
+    for channel in 0..2 {
+        assert_eq!(socket.next(), (BINARY, [&[channel], &port[..]].concat()));
+    }
+    socket.send(BINARY, b"\0GET /index.html HTTP/1.0\r\n\r\n");
+    let mut page = String::new();
+    while !page.ends_with("hello\n") {
+        let (_, content) = socket.next();
+        assert_eq!(content[0], 0, "{content:?}");
+        page.push_str(std::str::from_utf8(&content[1..]).unwrap());
+    }
+
     // A token where a browser can put one.
     acme.ok(&[
         "create",

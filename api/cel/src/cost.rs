@@ -132,6 +132,10 @@ impl Shape {
         }
     }
 
+    fn is_list(&self) -> bool {
+        matches!(self, Self::Many(..) | Self::Decl(Decl { kind: DeclKind::List(_), .. }))
+    }
+
     fn is_map(&self) -> bool {
         matches!(self, Self::Decl(Decl { kind: DeclKind::Map(_) | DeclKind::Object(_), .. }))
     }
@@ -327,23 +331,35 @@ impl Estimator<'_> {
         // Asking for a size, or whether there is a value, walks nothing.
         let walk = match function {
             "size" | "hasValue" | "value" | "orValue" | "or" | "type" | "dyn" => 0,
-            // Each item with each.
-            "distinct" | "contains" | "equivalent" | "intersects" if target.is_some() => {
-                let sizes =
-                    parts.iter().fold(1, |all: u64, it| all.saturating_mul(it.shape.size()));
-                walk.saturating_add(
-                    if parts.iter().any(|it| {
-                        matches!(
-                            it.shape,
-                            Shape::Text(_) | Shape::Decl(Decl { kind: DeclKind::Text, .. })
-                        )
-                    }) {
-                        0
-                    } else {
-                        sizes
-                    },
-                )
+            // Each item with each, or with what is looked for.
+            "distinct" | "contains" | "equivalent" | "intersects" | "indexOf" | "lastIndexOf" => {
+                walk.saturating_add(of_pairs(&parts, function == "distinct"))
             }
+            // Numbers may have many digits, and bytes two each.
+            "format" => {
+                let template = parts.first().map_or(0, |it| it.shape.size());
+                walk.saturating_mul(3).saturating_add(template.saturating_mul(20))
+            }
+            "replace" => match parts.as_slice() {
+                [text, _, to, ..] => {
+                    let found = text.shape.size().saturating_add(1);
+                    walk.saturating_mul(2)
+                        .saturating_add(found.saturating_mul(to.shape.size()) / 10 + 1)
+                }
+                _ => walk,
+            },
+            "join" | "flatten" => {
+                let (items, more) = (parts.first(), parts.get(1));
+                let each = match (function, more, items) {
+                    ("join", Some(separator), _) => separator.shape.size() / 10 + 1,
+                    ("flatten", _, Some(items)) => items.shape.item().size(),
+                    _ => 1,
+                };
+                let size = items.map_or(0, |it| it.shape.size());
+                walk.saturating_add(size.saturating_mul(each)).saturating_add(1)
+            }
+            // The text once more.
+            "matches" | "find" | "findAll" => walk.saturating_mul(2),
             _ => walk,
         };
         let longest = parts.iter().map(|it| it.shape.size()).max().unwrap_or(1);
@@ -374,4 +390,16 @@ impl Estimator<'_> {
         };
         Estimate { cost: cost.saturating_add(walk), shape }
     }
+}
+
+/// What it costs to compare the items of lists with each other, or with something.
+fn of_pairs(parts: &[Estimate], with_itself: bool) -> u64 {
+    let lists = parts.iter().map(|it| &it.shape).filter(|it| it.is_list());
+    let (mut pairs, mut each) = (1_u64, 0_u64);
+    for list in lists {
+        let size = if with_itself { list.size().saturating_pow(2) } else { list.size() };
+        pairs = pairs.saturating_mul(size);
+        each = each.max(list.item().compare());
+    }
+    pairs.saturating_mul(each)
 }

@@ -368,7 +368,10 @@ fn text(schema: &Schema) -> Decl {
         .allowed
         .as_ref()
         .and_then(|it| it.iter().filter_map(|it| it.as_str().map(|it| it.len() as u64)).max());
-    Decl::of(kind).at_most(checks.max_length.or(of_allowed))
+    // Lengths are those of characters, and each of them may be four bytes.
+    let in_bytes = |it: u64| if kind == DeclKind::Bytes { it } else { it.saturating_mul(4) };
+    let of_length = checks.max_length.map(in_bytes);
+    Decl::of(kind).at_most(of_length.or(of_allowed))
 }
 
 fn object(schema: &Schema, has_head: bool) -> Decl {

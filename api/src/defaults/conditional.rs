@@ -108,9 +108,7 @@ fn pull_policy(map: &mut Map<String, Value>, image: &str, policy: &str) {
 
 /// What only pods get, and no template of pods.
 fn pod(pod: &mut Map<String, Value>) {
-    // There always is one, if only what is filled in.
-    let spec = pod.entry("spec").or_insert_with(|| Value::Object(Map::new()));
-    let Value::Object(spec) = spec else { return };
+    let Some(Value::Object(spec)) = pod.get_mut("spec") else { return };
     set(spec, "enableServiceLinks", true.into());
     for list in ["containers", "initContainers"] {
         let containers = spec.get_mut(list).and_then(Value::as_array_mut);

@@ -28,6 +28,9 @@ impl FieldSelector {
             if term.is_empty() {
                 continue;
             }
+            if super::MOST <= terms.len() {
+                return Err(SelectorError::TooMany);
+            }
             let (field, negated, value) = split_term(term).ok_or_else(|| SelectorError::Term {
                 selector: text.to_owned(),
                 term: term.to_owned(),

@@ -290,6 +290,14 @@ mod tests {
     }
 
     #[test]
+    fn there_are_only_so_many_requirements() {
+        let many = |count: usize| vec!["a=b"; count].join(",");
+        assert!(Selector::parse(&many(1000)).is_ok());
+        assert_eq!(Selector::parse(&many(1001)), Err(SelectorError::TooMany));
+        assert_eq!(crate::selector::FieldSelector::parse(&many(1001)), Err(SelectorError::TooMany));
+    }
+
+    #[test]
     fn matching() {
         check("", "x=y", true);
         check("x=y", "x=y", true);

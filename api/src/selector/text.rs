@@ -90,6 +90,9 @@ pub(super) fn parse(text: &str) -> Result<Vec<Requirement>, SelectorError> {
     }
     loop {
         requirements.push(requirement(&mut tokens)?);
+        if super::MOST < requirements.len() {
+            return Err(SelectorError::TooMany);
+        }
         match tokens.next() {
             Token::End => return Ok(requirements),
             Token::Comma => (),

@@ -15,7 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, StatusCode, header};
-use insula_api::{proto, schema::Schema};
+use insula_api::{decode, proto, schema::Schema};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
@@ -250,7 +250,7 @@ fn parsed(body: &[u8]) -> Option<Value> {
     if let Ok((_, value)) = proto::decode(Schema::built_in(), body, None) {
         return Some(value);
     }
-    serde_saphyr::from_str(std::str::from_utf8(body).ok()?).ok()
+    decode::yaml(Schema::built_in(), None, body).ok().map(|it| it.value)
 }
 
 /// A body as an object, less what the policy leaves out.

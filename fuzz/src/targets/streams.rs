@@ -13,12 +13,12 @@ use crate::input;
 
 /// The frames in `bytes`, which come in pieces of this length; without where data was cut.
 fn decoded(bytes: &[u8], piece: usize) -> (Vec<Frame>, Option<SpdyError>) {
-    let mut decoder = Decoder::new();
+    let mut decoder = Decoder::default();
     let mut frames: Vec<Frame> = Vec::new();
     for piece in bytes.chunks(piece) {
         decoder.buffer().extend_from_slice(piece);
         loop {
-            match decoder.next() {
+            match decoder.frame() {
                 Ok(None) => break,
                 Ok(Some(frame)) => frames.push(frame),
                 Err(error) => return (frames, Some(error)),

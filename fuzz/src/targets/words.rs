@@ -79,7 +79,7 @@ pub(super) fn scalars(bytes: &[u8]) {
         // Up to an edge that is far away, what was added can be taken away.
         let one = Quantity::new(1, found.format());
         if found.value().unsigned_abs() < 1 << 50 {
-            assert_eq!(found.clone().saturating_add(one.clone()).saturating_sub(one), found);
+            assert_eq!(found.saturating_add(one).saturating_sub(one), found);
         }
     }
     for normalize in [time::normalize, time::normalize_micro] {

@@ -1,4 +1,4 @@
-//! A minimal client of WebSockets, which only listens.
+//! A minimal client of WebSockets.
 
 use std::{
     io::{Read as _, Write as _},
@@ -35,6 +35,18 @@ impl Socket {
         assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
         assert!(answer.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{answer}");
         Self(stream)
+    }
+
+    /// Sends a short message; clients mask.
+    pub(crate) fn send(&mut self, kind: u8, content: &[u8]) {
+        let length = u8::try_from(content.len()).unwrap();
+        assert!(length < 126);
+        let mask = [7, 11, 13, 17];
+        let masked = content.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask);
+        let frame: Vec<u8> =
+            [0x80 | kind, 0x80 | length].into_iter().chain(mask).chain(masked).collect();
+        self.0.write_all(&frame).unwrap();
+        self.0.flush().unwrap();
     }
 
     /// The kind and content of the next message; servers do not mask.

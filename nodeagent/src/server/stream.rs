@@ -57,14 +57,15 @@ pub(super) async fn serve(
     let query = request.uri().query().map(str::to_owned);
     let (url, channels) = prepare(node, &pod, &wanted, query.as_deref()).await?;
     let client = hyper::upgrade::on(&mut request);
-    if !is_websocket {
+    let offered = offered_protocols(request.headers());
+    let is_tunnel = matches!(wanted, Wanted::PortForward);
+    // Ports as channels of a WebSocket are spoken by the runtime itself.
+    if !is_websocket || is_tunnel && !offered.iter().any(|it| it == TUNNEL) {
         return pipe(&url, request.headers(), client, tasks, shutdown).await;
     }
     let key = request.headers().get(header::SEC_WEBSOCKET_KEY);
     let key = key.ok_or_else(|| Refusal::bad_request("Sec-WebSocket-Key is missing"))?;
     let accept = derive_accept_key(key.as_bytes());
-    let offered = offered_protocols(request.headers());
-    let is_tunnel = matches!(wanted, Wanted::PortForward);
     let chosen = offered.iter().find_map(|it| {
         if is_tunnel {
             (it == TUNNEL).then_some((None, it))
@@ -205,7 +206,14 @@ async fn pipe(
     shutdown: &CancellationToken,
 ) -> Result<Response<Body>, Refusal> {
     let mut passed_on = HeaderMap::new();
-    for name in [header::CONNECTION.as_str(), header::UPGRADE.as_str(), STREAM_VERSION] {
+    for name in [
+        header::CONNECTION.as_str(),
+        header::UPGRADE.as_str(),
+        STREAM_VERSION,
+        header::SEC_WEBSOCKET_KEY.as_str(),
+        header::SEC_WEBSOCKET_VERSION.as_str(),
+        header::SEC_WEBSOCKET_PROTOCOL.as_str(),
+    ] {
         for value in headers.get_all(name) {
             if let Ok(name) = http::HeaderName::try_from(name) {
                 passed_on.append(name, value.clone());
@@ -269,7 +277,11 @@ async fn dial(url: &Uri, headers: &HeaderMap) -> Result<(Response<()>, Dialed), 
         }
     });
     let mut request = Request::new(Empty::<Bytes>::new());
-    *request.method_mut() = Method::POST;
+    // A WebSocket begins with nothing else.
+    *request.method_mut() = match headers.contains_key(header::SEC_WEBSOCKET_KEY) {
+        true => Method::GET,
+        false => Method::POST,
+    };
     let path = url.path_and_query().map_or("/", |it| it.as_str());
     *request.uri_mut() = path.parse().map_err(|error: http::uri::InvalidUri| failed(&error))?;
     *request.headers_mut() = headers.clone();

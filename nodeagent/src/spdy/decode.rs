@@ -30,11 +30,13 @@ struct OpenData {
     n_left: usize,
 }
 
-impl Decoder {
-    pub fn new() -> Self {
+impl Default for Decoder {
+    fn default() -> Self {
         Self { buffer: BytesMut::new(), open: None, inflate: Decompress::new(true) }
     }
+}
 
+impl Decoder {
     /// Room for what was read from the connection.
     pub fn buffer(&mut self) -> &mut BytesMut {
         &mut self.buffer
@@ -47,7 +49,7 @@ impl Decoder {
     }
 
     /// The next frame, or `None` until more has arrived.
-    pub fn next(&mut self) -> Result<Option<Frame>, SpdyError> {
+    pub fn frame(&mut self) -> Result<Option<Frame>, SpdyError> {
         if let Some(open) = &mut self.open {
             if self.buffer.is_empty() {
                 return Ok(None);
@@ -71,7 +73,7 @@ impl Decoder {
                 return Ok(Some(Frame::Data { stream: word, fin, bytes: Bytes::new() }));
             }
             self.open = Some(OpenData { stream: word, fin, n_left: length });
-            return self.next();
+            return self.frame();
         }
         let version = u16::from_be_bytes([head[0], head[1]]);
         let kind = u16::from_be_bytes([head[2], head[3]]);

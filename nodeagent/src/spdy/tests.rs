@@ -14,12 +14,12 @@ fn encode(frames: &[Frame]) -> BytesMut {
 
 /// Decodes bytes that arrive in pieces of `piece`; joins the pieces of data frames.
 fn decode(bytes: &[u8], piece: usize) -> Result<Vec<Frame>, SpdyError> {
-    let mut decoder = Decoder::new();
+    let mut decoder = Decoder::default();
     let mut frames: Vec<Frame> = Vec::new();
     let mut is_open = false;
     for piece in bytes.chunks(piece) {
         decoder.buffer().extend_from_slice(piece);
-        while let Some(frame) = decoder.next()? {
+        while let Some(frame) = decoder.frame()? {
             match (frames.last_mut(), frame) {
                 (
                     Some(Frame::Data { stream: of, fin: old_fin, bytes: old }),
@@ -123,10 +123,10 @@ fn bounds() {
 fn large_data_takes_several_frames() {
     let bytes = Bytes::from(vec![7; (1 << 24) + 5]);
     let encoded = encode(&[Frame::Data { stream: 3, fin: true, bytes }]);
-    let mut decoder = Decoder::new();
+    let mut decoder = Decoder::default();
     *decoder.buffer() = encoded;
     let (mut n, mut n_fins) = (0, 0);
-    while let Some(Frame::Data { fin, bytes, .. }) = decoder.next().unwrap() {
+    while let Some(Frame::Data { fin, bytes, .. }) = decoder.frame().unwrap() {
         n += bytes.len();
         n_fins += usize::from(fin);
     }

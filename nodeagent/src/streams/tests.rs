@@ -21,7 +21,7 @@ struct Runtime {
 impl Runtime {
     async fn receive(&mut self) -> Frame {
         loop {
-            if let Some(frame) = self.decoder.next().unwrap() {
+            if let Some(frame) = self.decoder.frame().unwrap() {
                 return frame;
             }
             assert_ne!(self.io.read_buf(self.decoder.buffer()).await.unwrap(), 0, "closed");
@@ -45,7 +45,7 @@ async fn start(protocol: &str, channels: Channels) -> (WebSocketStream<DuplexStr
     let protocol = Protocol::named(protocol).unwrap();
     tokio::spawn(translate_io(our_user, our_runtime, protocol, channels));
     let user = WebSocketStream::from_raw_socket(user, Role::Client, None).await;
-    let (decoder, encoder) = (Decoder::new(), Encoder::new().unwrap());
+    let (decoder, encoder) = (Decoder::default(), Encoder::new().unwrap());
     (user, Runtime { io: runtime, decoder, encoder })
 }
 

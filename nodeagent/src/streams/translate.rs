@@ -77,7 +77,7 @@ where
     let mut down = Down {
         from_runtime,
         to_user,
-        decoder: Decoder::new(),
+        decoder: Decoder::default(),
         protocol,
         streams,
         status: Vec::new(),
@@ -215,7 +215,7 @@ where
     /// Until all streams of the command are closed, or the runtime is gone.
     async fn follow(&mut self) -> Result<(), StreamError> {
         loop {
-            while let Some(frame) = self.decoder.next()? {
+            while let Some(frame) = self.decoder.frame()? {
                 self.take(frame).await?;
             }
             if self.n_open == 0 {

@@ -252,3 +252,31 @@ fn estimates_bound_what_it_costs() {
     let quadratic = Program::compile("self.all(a, self.all(b, a == b))", &variables).unwrap();
     assert!(10_000_000 < quadratic.estimate(&variables));
 }
+
+/// Compiling a pattern is far more work than anything else, so a loop may not do it for nothing.
+#[test]
+fn patterns_that_are_not_written_cost() {
+    assert_eq!(run("'abc'.matches('^a') && self.name.find('e.') == 'eb'", 100), Ok("true".into()));
+    assert_eq!(run("'a1b2'.findAll('[0-9]', 1).size() == 1", 100), Ok("true".into()));
+    let made = "self.numbers.all(x, 'abc'.matches('^a' + (x > 9 ? 'x' : '')))";
+    assert_eq!(run(made, 20_000), Ok("true".into()));
+    assert!(run(made, 10_000).is_err());
+    assert!(run("'x'.matches('(' + '')", 20_000).unwrap_err().contains("error parsing regexp"));
+    // As large as it is, it can only be written.
+    let large = "(a{90}b{90}){90}";
+    assert_eq!(run(&format!("'x'.matches('{large}')"), 100), Ok("false".into()));
+    assert!(run(&format!("'x'.matches('{large}' + '')"), 20_000).is_err());
+}
+
+/// Laying out a list is work, also for who looks at its first item alone.
+#[test]
+fn what_is_laid_out_costs() {
+    let source = "self.numbers.all(x, self.free.x.exists(y, true) && self.free.x != [])";
+    let (decl, mut it) = (decl(), object());
+    it["free"]["x"] = vec![0; 1000].into();
+    let program = Program::compile(source, &[("self", decl.clone())]).unwrap();
+    let mut budget = Budget::new(10_000);
+    let value = program.eval(&[("self", Value::of_json(&it, &decl))], &mut budget).unwrap();
+    assert!(matches!(value, Value::Bool(true)));
+    assert!(budget.left() < 10_000 - 3 * 100, "{budget:?}");
+}
