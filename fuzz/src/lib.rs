@@ -3,7 +3,7 @@
 //! A target is a function of bytes that must come to an end without a panic, within bounds of
 //! time and memory, and that checks what has to hold of the result: what is written reads as the
 //! same, what is done twice is done once. Two things drive the same targets: libFuzzer, which
-//! watches what code an input reaches (`make fuzz`, [the binary](../main.rs)), and a short seeded
+//! watches what code an input reaches (`make fuzz`), and a short seeded
 //! run of mutations that is part of the tests ([`mutate`]). Both begin with `seeds/`.
 
 #![allow(clippy::expect_used, reason = "a target stops at what must not be")]
