@@ -141,6 +141,10 @@ pub(super) fn patch(old: &Value, new: &mut Value) {
         if texts(new, ADDRESSES).is_empty() && !texts(old, ADDRESSES).is_empty() {
             new["spec"][ADDRESSES] = old["spec"][ADDRESSES].clone();
         }
+        // The addresses tell the families.
+        if texts(new, FAMILIES).is_empty() && same(ADDRESSES, new) {
+            new["spec"][FAMILIES] = old["spec"][FAMILIES].clone();
+        }
     }
     ports::patch(old, new);
     // A client that knows only the one field changes it alone.
