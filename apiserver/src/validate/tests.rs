@@ -398,14 +398,14 @@ fn others_are_checked() {
         json!({"metadata": {"name": "b"}, "roleRef": {"kind": "Mole", "name": ""}}),
         &[
             "roleRef.name: Required value",
-            "roleRef.kind: Unsupported value: \"Mole\": supported values: \"ClusterRole\", \"Role\"",
+            "roleRef.kind: Unsupported value: \"Mole\": supported values: \"Role\", \"ClusterRole\"",
         ],
     );
     check(
         ("", "v1", "persistentvolumeclaims"),
         json!({"metadata": {"name": "c"}, "spec": {"accessModes": ["Never"]}}),
         &[
-            "spec.accessModes[0]: Unsupported value: \"Never\"",
+            "spec.accessModes: Unsupported value: \"Never\"",
             "spec.resources[storage]: Required value",
         ],
     );
