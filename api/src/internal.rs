@@ -90,7 +90,7 @@ pub fn line(root: TypeId, path: &str, value: &Value) -> String {
     write(root, path, value, None)
 }
 
-/// As [`line`], but with a line for each value.
+/// As [`line()`], but with a line for each value.
 pub fn lines(root: TypeId, path: &str, value: &Value) -> String {
     write(root, path, value, Some(0))
 }

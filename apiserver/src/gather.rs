@@ -129,13 +129,17 @@ pub(crate) struct Gathering<S>(Arc<Mutex<State<S>>>);
 impl<S: AsyncWrite + Unpin> Gathering<S> {
     /// Runs `connection`, which speaks over the other end, and sends what it says. What it says
     /// last goes out with [`Gathering::finish`].
-    pub(crate) async fn drive<F: Future>(&self, connection: F) -> F::Output {
+    pub(crate) async fn drive<F>(&self, connection: F) -> io::Result<()>
+    where
+        F: Future<Output = io::Result<()>>,
+    {
         let mut connection = pin!(connection);
         poll_fn(|context| {
             let outcome = connection.as_mut().poll(context);
-            // An error shows with the next write, or read, of whoever speaks.
-            let _ = self.0.lock().flush(context);
-            outcome
+            match self.0.lock().flush(context) {
+                Poll::Ready(Err(error)) if outcome.is_pending() => Poll::Ready(Err(error)),
+                _ => outcome,
+            }
         })
         .await
     }
@@ -198,8 +202,9 @@ mod tests {
                 writer.write_all(&[n; 10]).await.unwrap();
                 writer.flush().await.unwrap();
             }
+            Ok(())
         };
-        gathering.drive(speak).await;
+        gathering.drive(speak).await.unwrap();
         assert_eq!(gathering.0.lock().stream.1, 1);
         gathering.finish().await.unwrap();
         let mut got = vec![0; 1000];
@@ -223,8 +228,9 @@ mod tests {
                     writer.flush().await.unwrap();
                     assert!(state.lock().out.len() <= LIMIT);
                 }
+                Ok(())
             };
-            gathering.drive(speak).await;
+            gathering.drive(speak).await.unwrap();
             gathering.finish().await.unwrap();
             // Nobody drives any more.
             writer.write_all(b"end").await.unwrap();

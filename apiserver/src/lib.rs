@@ -56,6 +56,7 @@ mod subresources;
 mod table;
 mod tenants;
 pub mod tokens;
+mod turns;
 mod validate;
 mod version;
 mod views;

@@ -4,10 +4,7 @@
 //! the client and us, with who asks in headers. Nothing of them is looked into: bodies, watches and
 //! upgraded connections pass in both directions as fast as the slower end takes them.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Weak},
-};
+use std::sync::Arc;
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts,
@@ -17,8 +14,6 @@ use insula_api::{
     names::TenantName,
     path::{self, ResourcePath},
 };
-use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Api;
 use crate::{
@@ -35,7 +30,7 @@ use crate::{
 };
 
 /// Most requests of one tenant that are at its extension servers at the same time.
-const AT_ONCE: usize = 1000;
+pub(super) const AT_ONCE: usize = 1000;
 
 /// A request that may go on.
 #[derive(Debug)]
@@ -81,26 +76,6 @@ impl Asked {
     }
 }
 
-/// How many requests tenants have at their extension servers.
-#[derive(Debug, Default)]
-pub(crate) struct Limits {
-    permits: Mutex<HashMap<TenantName, Weak<Semaphore>>>,
-}
-
-impl Limits {
-    fn take(&self, tenant: &TenantName) -> Option<OwnedSemaphorePermit> {
-        let mut permits = self.permits.lock();
-        let known = permits.get(tenant).and_then(Weak::upgrade);
-        let semaphore = known.unwrap_or_else(|| {
-            permits.retain(|_, it| 0 < it.strong_count());
-            let made = Arc::new(Semaphore::new(AT_ONCE));
-            permits.insert(tenant.clone(), Arc::downgrade(&made));
-            made
-        });
-        semaphore.try_acquire_owned().ok()
-    }
-}
-
 /// Has the extension server answer.
 pub(crate) async fn serve(
     server: &Server,
@@ -115,7 +90,7 @@ pub(crate) async fn serve(
         Ok(limit) => Some(limit),
         Err(error) => return answer::error(&error),
     };
-    let Some(permit) = server.aggregation.limits.take(&it.api.tenant) else {
+    let Some(permit) = server.aggregation.turns.take(&it.api.tenant) else {
         let why = "too many requests are at this tenant's extension servers";
         return answer::error(&ApiError::too_many_requests(why, 1));
     };
@@ -267,15 +242,5 @@ mod tests {
         assert_eq!(all(name), ["x", "y"]);
         identity.user = "a\r\nx-remote-group: root".into();
         assert!(headers_of(&identity).is_none());
-    }
-
-    #[test]
-    fn a_tenant_has_not_too_many() {
-        let (limits, acme) = (Limits::default(), TenantName::parse("acme").unwrap());
-        let held: Vec<_> = (0..AT_ONCE).map(|_| limits.take(&acme).unwrap()).collect();
-        assert!(limits.take(&acme).is_none());
-        assert!(limits.take(&TenantName::parse("globex").unwrap()).is_some());
-        drop(held);
-        assert!(limits.take(&acme).is_some());
     }
 }

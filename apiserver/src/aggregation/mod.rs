@@ -44,6 +44,7 @@ use crate::{
     outbound::{Destination, OutboundError, Trust},
     registry::{self, Served},
     scoped::Scoped,
+    turns::Turns,
 };
 
 pub(crate) use self::{overlay::Overlay, register::register};
@@ -64,10 +65,16 @@ pub(crate) fn name_of(group: &str, version: &str) -> String {
 }
 
 /// The group versions of all tenants, as far as somebody asked for them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Aggregation {
     tenants: Mutex<HashMap<TenantName, Arc<OfTenant>>>,
-    pub(crate) limits: delegate::Limits,
+    turns: Turns,
+}
+
+impl Default for Aggregation {
+    fn default() -> Self {
+        Self { tenants: Mutex::default(), turns: Turns::new(delegate::AT_ONCE) }
+    }
 }
 
 /// What one tenant says of group versions.

@@ -27,6 +27,7 @@ pub(crate) use self::{pool::dial, tls::Trust};
 use crate::{
     Server,
     body::{Body, full},
+    turns::Turns,
 };
 
 /// Most requests of one tenant that are under way at the same time.
@@ -137,9 +138,16 @@ impl Place {
 }
 
 /// The connections of all tenants.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Outbound {
     pool: Arc<Pool>,
+    turns: Turns,
+}
+
+impl Default for Outbound {
+    fn default() -> Self {
+        Self { pool: Arc::default(), turns: Turns::new(AT_ONCE) }
+    }
 }
 
 impl Server {
@@ -167,7 +175,7 @@ impl Server {
         request: Request<Bytes>,
         limit: usize,
     ) -> Result<Response<Bytes>, OutboundError> {
-        let _permit = self.outbound.pool.permit(tenant).await;
+        let _permit = self.outbound.turns.wait(tenant).await;
         let answer = self.send_outbound(tenant, place, trust, request.map(full)).await?;
         let (head, body) = answer.into_parts();
         let body = Limited::new(body, limit).collect().await.map_err(|error| {

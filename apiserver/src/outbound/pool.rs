@@ -2,12 +2,7 @@
 //!
 //! HTTP/1.1, one request at a time each: whoever is behind a service then gets its share of them.
 
-use std::{
-    collections::HashMap,
-    net::SocketAddr,
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{HeaderValue, Request, Response, header};
 use hyper::{
@@ -18,14 +13,10 @@ use hyper_util::rt::TokioIo;
 use insula_api::names::TenantName;
 use parking_lot::Mutex;
 use rustls_pki_types::ServerName;
-use tokio::{
-    net::TcpStream,
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::Instant,
-};
+use tokio::{net::TcpStream, time::Instant};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::{AT_ONCE, CONNECT, OutboundError, Place, Trust, is_open, tls::told};
+use super::{CONNECT, OutboundError, Place, Trust, is_open, tls::told};
 use crate::body::Body;
 
 /// How long a connection is kept that nobody uses.
@@ -49,7 +40,6 @@ type Sender = SendRequest<Body>;
 #[derive(Debug, Default)]
 pub(super) struct Pool {
     idle: Mutex<Idle>,
-    permits: Mutex<HashMap<TenantName, Weak<Semaphore>>>,
 }
 
 #[derive(Debug, Default)]
@@ -97,22 +87,6 @@ impl Idle {
 }
 
 impl Pool {
-    /// Waits until the tenant may begin one more request.
-    pub(super) async fn permit(&self, tenant: &TenantName) -> Option<OwnedSemaphorePermit> {
-        let semaphore = {
-            let mut permits = self.permits.lock();
-            let known = permits.get(tenant).and_then(Weak::upgrade);
-            known.unwrap_or_else(|| {
-                permits.retain(|_, it| 0 < it.strong_count());
-                let made = Arc::new(Semaphore::new(AT_ONCE));
-                permits.insert(tenant.clone(), Arc::downgrade(&made));
-                made
-            })
-        };
-        // Nobody closes it.
-        semaphore.acquire_owned().await.ok()
-    }
-
     /// Sends over a kept connection, or a new one.
     pub(super) async fn send(
         self: &Arc<Self>,
@@ -238,26 +212,5 @@ fn why(error: &std::io::Error) -> String {
         std::io::ErrorKind::HostUnreachable => "connect: no route to host".into(),
         std::io::ErrorKind::NetworkUnreachable => "connect: network is unreachable".into(),
         _ => error.to_string(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_tenant_waits_for_itself_alone() {
-        let pool = Pool::default();
-        let (acme, globex) =
-            (TenantName::parse("acme").unwrap(), TenantName::parse("globex").unwrap());
-        let mut held = Vec::new();
-        for _ in 0..AT_ONCE {
-            held.push(pool.permit(&acme).await);
-        }
-        let mut next = std::pin::pin!(pool.permit(&acme));
-        assert!(futures::poll!(next.as_mut()).is_pending());
-        assert!(pool.permit(&globex).await.is_some());
-        held.pop();
-        assert!(next.await.is_some());
     }
 }

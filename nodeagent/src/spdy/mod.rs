@@ -5,8 +5,8 @@
 //!
 //! # Invariants
 //!
-//! * A peer can make this code hold at most one control frame of [`MAX_CONTROL`] bytes and one
-//!   header block of [`MAX_HEADERS`] bytes; data is handed on in the pieces in which it arrives.
+//! * A peer can make this code hold at most one control frame of `MAX_CONTROL` bytes and one
+//!   header block of `MAX_HEADERS` bytes; data is handed on in the pieces in which it arrives.
 //! * Header blocks of one direction share one compression context, so each must be decoded in
 //!   order, also those that nobody wants.
 //!

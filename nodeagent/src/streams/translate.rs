@@ -47,7 +47,7 @@ pub(crate) async fn translate(
     translate_io(TokioIo::new(user), TokioIo::new(runtime), protocol, channels).await
 }
 
-/// Like [`translate`], over any connections.
+/// Like `translate`, over any connections.
 pub async fn translate_io<U, R>(
     user: U,
     runtime: R,
