@@ -111,10 +111,10 @@ async fn metadata_alone_can_be_asked_for() {
 async fn failures() {
     let fake = Fake::default();
     fake.answer(409, status(409, "AlreadyExists"));
-    fake.answer(200, json!({"kind": "ConfigMap"}));
+    fake.answer(200, json!({"kind": "ConfigMap", "data": 7}));
     let api = config_maps(&fake).clone();
     assert!(api.create(&ConfigMap::default()).await.unwrap_err().is_already_exists());
-    assert!(matches!(api.get("a").await, Err(Error::Decode { .. })), "no tenant, no object");
+    assert!(matches!(api.get("a").await, Err(Error::Decode { .. })), "its data is none");
     // No further answer in the script: the server hangs.
     let error = api.get("a").await.unwrap_err();
     assert_eq!(error.to_string(), format!("no answer to GET {ONE} within 40 s"));
