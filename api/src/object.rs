@@ -150,6 +150,11 @@ impl Stored {
         Ok(Self { object: serde_json::from_slice(&rest)?, managed })
     }
 
+    /// What [`Stored::parse`] reads again.
+    pub fn encoded(&self) -> Vec<u8> {
+        encode_with(&self.object, Some(self.managed.as_str()).filter(|it| !it.is_empty()))
+    }
+
     /// The object with its managers.
     pub fn whole(&self) -> Result<Value, serde_json::Error> {
         let mut object = self.object.clone();

@@ -11,7 +11,7 @@ use insula_api::{
     object::{self, Stored},
     time,
 };
-use insula_partition::store::{Change, Durability, Expect, ReadAt, StoreError, Write};
+use insula_partition::store::{Change, Expect, ReadAt, StoreError, Write};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -224,14 +224,12 @@ async fn renew(server: &Server, tenant: &TenantName, it: Value) -> Result<()> {
             return Ok(());
         }
         let managed = Some(known.managed.as_str()).filter(|it| !it.is_empty());
-        let write = Write {
-            collection: served.collection.clone(),
-            key: key.as_str().into(),
-            expect: Expect::At(found.modified),
-            change: Change::Put(object::encode_with(&new, managed).into()),
-            durability: Durability::Durable,
-            by_move: None,
-        };
+        let write = Write::durable(
+            served.collection.clone(),
+            key.as_str(),
+            Expect::At(found.modified),
+            Change::Put(object::encode_with(&new, managed).into()),
+        );
         match store.write(write).await {
             Ok(_) => return Ok(()),
             // Another server is at it as well.
@@ -261,14 +259,12 @@ async fn put(server: &Server, tenant: &TenantName, mut it: Value) -> Result<()> 
     metadata.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());
     metadata.insert("creationTimestamp".into(), time::now().into());
     let (_, store) = served.place(&server.partitions, tenant, &namespace, &name);
-    let write = Write {
-        collection: served.collection.clone(),
-        key: registry::key(tenant, &namespace, &name).into(),
-        expect: Expect::Absent,
-        change: Change::Put(object::encode(&it).into()),
-        durability: Durability::Durable,
-        by_move: None,
-    };
+    let write = Write::durable(
+        served.collection.clone(),
+        registry::key(tenant, &namespace, &name),
+        Expect::Absent,
+        Change::Put(object::encode(&it).into()),
+    );
     match store.write(write).await {
         Ok(_) | Err(StoreError::Conflict { .. }) => Ok(()),
         Err(error) => Err(error.into()),

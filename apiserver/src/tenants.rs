@@ -168,14 +168,12 @@ impl Follower {
             return Ok(());
         }
         it["status"]["partition"] = owner.into();
-        let write = Write {
-            collection: Collection::new("insula.io", "tenants"),
-            key: key.clone(),
-            expect: Expect::At(entry.modified),
-            change: Change::Put(object::encode(&it).into()),
-            durability: Durability::Durable,
-            by_move: None,
-        };
+        let write = Write::durable(
+            Collection::new("insula.io", "tenants"),
+            key.clone(),
+            Expect::At(entry.modified),
+            Change::Put(object::encode(&it).into()),
+        );
         match self.server.partitions.place(&ShardKey::System).store.write(write).await {
             // Whoever changed it wakes this again.
             Ok(_) | Err(StoreError::Conflict { .. }) => Ok(()),

@@ -166,7 +166,10 @@ pub(crate) fn update(served: &Served, subresource: &str, old: &Value, new: &Valu
         "status" if served.resource.name == "pods" => {
             pod_updates::status(old, new, &mut errors);
         }
-        "approval" => certificates::approval(old, new, &mut errors),
+        "approval" => certificates::update(old, new, true, &mut errors),
+        "status" if served.resource.name == "certificatesigningrequests" => {
+            certificates::update(old, new, false, &mut errors);
+        }
         _ => (),
     }
     errors

@@ -416,6 +416,7 @@ impl Embedded {
     }
 
     /// Names of the group's voters, as far as its member here knows.
+    #[cfg(test)]
     pub(crate) fn members(&self, name: &str) -> Option<Vec<String>> {
         let standing = self.store(name)?.standing();
         Some(standing.voters.iter().map(|id| self.post.call_it(*id)).collect())

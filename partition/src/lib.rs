@@ -39,7 +39,6 @@ pub mod backup;
 mod codec;
 #[cfg(test)]
 mod contract;
-#[allow(dead_code, reason = "partitions use all of it once servers know each other")]
 mod embedded;
 pub mod error;
 pub mod etcd;
@@ -50,7 +49,6 @@ pub mod map;
 pub mod moves;
 pub mod partitions;
 pub mod peers;
-#[allow(dead_code, unused_imports, reason = "partitions open it once servers know each other")]
 mod remote;
 mod ring;
 pub mod snapshot;

@@ -142,6 +142,19 @@ pub struct Write {
     pub by_move: Option<u64>,
 }
 
+impl Write {
+    /// A write of no move, acknowledged when it is on disk.
+    pub fn durable(
+        collection: Collection,
+        key: impl Into<Arc<str>>,
+        expect: Expect,
+        change: Change,
+    ) -> Self {
+        let durability = Durability::Durable;
+        Self { collection, key: key.into(), expect, change, durability, by_move: None }
+    }
+}
+
 /// An acknowledged write.
 #[derive(Debug, Clone)]
 pub struct Committed {

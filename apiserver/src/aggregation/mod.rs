@@ -40,6 +40,7 @@ use tokio::sync::OnceCell;
 use self::{documents::Documents, front_proxy::FrontProxy, local::Priority};
 use crate::{
     Server, bootstrap,
+    custom::compiled::Condition,
     error::{ApiError, Result},
     outbound::{Destination, OutboundError, Trust},
     registry::{self, Served},
@@ -134,14 +135,6 @@ struct Spec {
     ca_bundle: Option<String>,
     #[serde(rename = "insecureSkipTLSVerify")]
     insecure: bool,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Condition {
-    #[serde(rename = "type")]
-    kind: String,
-    status: String,
 }
 
 #[derive(Debug, Default, Deserialize)]

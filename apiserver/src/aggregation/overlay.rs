@@ -98,14 +98,13 @@ impl Overlay {
         }
         let seen = found.unwrap_or(made);
         // What was changed is still the one that was made; what began anew is another.
-        let is_made = || {
-            let it = object::parse(&seen.value).unwrap_or_default();
-            object::uid(&it) == self.locals.uid(name)
-        };
-        if !matches!(write.change, Change::Delete) || !is_made() {
+        let damaged = |what: String| StoreError::Damaged { what };
+        let it = object::parse(&seen.value).map_err(|error| damaged(error.to_string()))?;
+        if !matches!(write.change, Change::Delete) || object::uid(&it) != self.locals.uid(name) {
             return self.kept.write(write).await;
         }
-        let mut fresh = self.locals.object(name, &time::now()).unwrap_or_default();
+        let fresh = self.locals.object(name, &time::now());
+        let mut fresh = fresh.ok_or_else(|| damaged(format!("nothing makes {name}")))?;
         let uid = uuid::Uuid::new_v4().to_string();
         object::metadata_mut(&mut fresh).insert("uid".into(), uid.into());
         write.change = Change::Put(object::encode(&fresh).into());

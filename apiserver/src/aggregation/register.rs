@@ -10,9 +10,7 @@ use insula_api::{
     object::{self, Stored},
     time,
 };
-use insula_partition::store::{
-    Change, Collection, Durability, Expect, ReadAt, Store, StoreError, Write,
-};
+use insula_partition::store::{Change, Collection, Expect, ReadAt, Store, StoreError, Write};
 use serde_json::{Value, json};
 
 use super::{AUTOMANAGED, local, name_of};
@@ -80,14 +78,12 @@ struct Place<'a> {
 
 impl Place<'_> {
     async fn write(&self, name: &str, expect: Expect, change: Change) -> Result<()> {
-        let write = Write {
-            collection: self.collection.clone(),
-            key: format!("{}{name}", self.prefix).into(),
+        let write = Write::durable(
+            self.collection.clone(),
+            format!("{}{name}", self.prefix),
             expect,
             change,
-            durability: Durability::Durable,
-            by_move: None,
-        };
+        );
         match self.store.write(write).await {
             // Somebody else was faster, and its change is looked at in its turn.
             Ok(_) | Err(StoreError::Conflict { .. }) => Ok(()),

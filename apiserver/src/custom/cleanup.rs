@@ -3,7 +3,7 @@
 use insula_api::{names::TenantName, object, time};
 use insula_partition::{
     snapshot::Entry,
-    store::{Change, Collection, Durability, Expect, ReadAt, Store, StoreError, Write},
+    store::{Change, Collection, Expect, ReadAt, Store, StoreError, Write},
 };
 use serde_json::{Value, json};
 
@@ -113,14 +113,8 @@ async fn remove(store: &dyn Store, collection: &Collection, tenant: &TenantName)
                 Change::Put(object::encode(&it).into())
             }
         };
-        let write = Write {
-            collection: collection.clone(),
-            key: key.clone(),
-            expect: Expect::At(entry.modified),
-            change,
-            durability: Durability::Durable,
-            by_move: None,
-        };
+        let write =
+            Write::durable(collection.clone(), key.clone(), Expect::At(entry.modified), change);
         match store.write(write).await {
             Ok(_) | Err(StoreError::Conflict { found: None, .. }) => (),
             Err(StoreError::Conflict { .. }) => left += usize::from(!is_held),

@@ -93,12 +93,13 @@ struct Status {
     conditions: Vec<Condition>,
 }
 
+/// A condition of a status, as far as it is looked at.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Condition {
+pub(crate) struct Condition {
     #[serde(rename = "type")]
-    kind: String,
-    status: String,
+    pub(crate) kind: String,
+    pub(crate) status: String,
 }
 
 impl<'a> Envelope<'a> {

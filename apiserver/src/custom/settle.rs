@@ -16,7 +16,7 @@ use insula_api::{names::TenantName, object, time};
 use insula_custom::definition::Names;
 use insula_partition::{
     snapshot::{Entry, Snapshot},
-    store::{Change, Durability, Expect, ReadAt, Revision, Store, StoreError, Write},
+    store::{Change, Expect, ReadAt, Revision, Store, StoreError, Write},
 };
 use serde_json::{Value, json};
 
@@ -130,14 +130,7 @@ pub(super) async fn write(
         true => Change::Delete,
         false => Change::Put(object::encode(it).into()),
     };
-    let write = Write {
-        collection: served.collection.clone(),
-        key: key.into(),
-        expect: Expect::At(modified),
-        change,
-        durability: Durability::Durable,
-        by_move: None,
-    };
+    let write = Write::durable(served.collection.clone(), key, Expect::At(modified), change);
     match store.write(write).await {
         Ok(_) => Ok(true),
         Err(StoreError::Conflict { .. }) => Ok(false),

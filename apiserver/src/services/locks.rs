@@ -5,7 +5,7 @@ use std::{collections::HashSet, net::IpAddr, time::Duration};
 use insula_api::{names::TenantName, object, time};
 use insula_partition::{
     snapshot::{Entry, Snapshot},
-    store::{Change, Collection, Durability, Expect, ReadAt, Store, StoreError, Write},
+    store::{Change, Collection, Expect, ReadAt, Store, StoreError, Write},
 };
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -200,14 +200,12 @@ pub(super) async fn take(
         metadata.insert("tenant".into(), tenant.as_str().into());
         metadata.insert("uid".into(), held.uid.as_str().into());
         metadata.insert("creationTimestamp".into(), time::now().into());
-        let write = Write {
-            collection: collection.clone(),
-            key: key.as_str().into(),
+        let write = Write::durable(
+            collection.clone(),
+            key.as_str(),
             expect,
-            change: Change::Put(object::encode(&it).into()),
-            durability: Durability::Durable,
-            by_move: None,
-        };
+            Change::Put(object::encode(&it).into()),
+        );
         let found = match store.write(write).await {
             Ok(_) => return Ok(Some(held)),
             Err(StoreError::Conflict { found: Some(found), .. }) => found,
@@ -302,14 +300,8 @@ async fn delete(
                 return Ok(());
             }
         }
-        let write = Write {
-            collection: collection.clone(),
-            key: key.into(),
-            expect: Expect::At(entry.modified),
-            change: Change::Delete,
-            durability: Durability::Durable,
-            by_move: None,
-        };
+        let write =
+            Write::durable(collection.clone(), key, Expect::At(entry.modified), Change::Delete);
         match store.write(write).await {
             Ok(_) | Err(StoreError::Conflict { found: None, .. }) => return Ok(()),
             Err(StoreError::Conflict { found: Some(found), .. }) => entry = found,

@@ -1,5 +1,7 @@
 //! Requests for certificates, and what is decided of them.
 
+use std::cmp::Ordering;
+
 use base64::Engine as _;
 use insula_api::object;
 use serde_json::Value;
@@ -101,8 +103,9 @@ fn certificate(it: &mut At<'_>) {
     }
 }
 
-/// A certificate request is approved or denied once, and not both.
-pub(super) fn approval(old: &Value, new: &Value, errors: &mut Errors) {
+/// A certificate request is approved or denied once, and not both; who only signs decides nothing,
+/// and signs once.
+pub(super) fn update(old: &Value, new: &Value, may_decide: bool, errors: &mut Errors) {
     const AT: &str = "status.conditions";
     let of = |it: &Value, kind: &str| -> Vec<Value> {
         list(&it["status"], "conditions").iter().filter(|it| it["type"] == kind).cloned().collect()
@@ -117,6 +120,22 @@ pub(super) fn approval(old: &Value, new: &Value, errors: &mut Errors) {
             let why = format!("updates may not remove a condition of type {kind:?}");
             errors.push(FieldError::forbidden(AT, &why));
         }
+    }
+    for kind in ["Approved", "Denied"].into_iter().filter(|_| !may_decide) {
+        let (had, has) = (of(old, kind), of(new, kind));
+        let what = match has.len().cmp(&had.len()) {
+            Ordering::Less => continue,
+            Ordering::Greater => "add",
+            Ordering::Equal if had == has => continue,
+            Ordering::Equal => "modify",
+        };
+        let why = format!("updates may not {what} a condition of type {kind:?}");
+        errors.push(FieldError::forbidden(AT, &why));
+    }
+    let certificate = |it| object::text(it, &["status", "certificate"]);
+    if !certificate(old).is_empty() && certificate(old) != certificate(new) {
+        let why = "updates may not modify existing certificate content";
+        errors.push(FieldError::forbidden("status.certificate", why));
     }
     for (index, it) in list(&new["status"], "conditions").iter().enumerate() {
         let decisive = matches!(object::text(it, &["type"]), "Approved" | "Denied" | "Failed");
@@ -133,7 +152,39 @@ pub(super) fn approval(old: &Value, new: &Value, errors: &mut Errors) {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn who_signs_does_not_decide() {
+        let of = |conditions: &[(&str, &str)], certificate: &str| {
+            let list: Vec<Value> = conditions
+                .iter()
+                .map(|(kind, why)| json!({"type": kind, "status": "True", "reason": why}))
+                .collect();
+            json!({"status": {"conditions": list, "certificate": certificate}})
+        };
+        let found = |old: &Value, new: &Value, may_decide| {
+            let mut errors = Vec::new();
+            update(old, new, may_decide, &mut errors);
+            errors.into_iter().map(|it| it.message).collect::<Vec<_>>()
+        };
+        let (open, approved) = (of(&[], ""), of(&[("Approved", "a")], ""));
+        assert!(found(&open, &approved, true).is_empty());
+        let told = |what: &str| {
+            [format!("Forbidden: updates may not {what} a condition of type \"Approved\"")]
+        };
+        assert_eq!(found(&open, &approved, false), told("add"));
+        assert_eq!(found(&approved, &open, false), told("remove"));
+        assert_eq!(found(&approved, &of(&[("Approved", "b")], ""), false), told("modify"));
+        // It signs, and may say that it cannot; once.
+        let signed = of(&[("Approved", "a")], "c2lnbmVk");
+        assert!(found(&approved, &signed, false).is_empty());
+        assert!(found(&approved, &of(&[("Approved", "a"), ("Failed", "x")], ""), false).is_empty());
+        let told = "Forbidden: updates may not modify existing certificate content";
+        assert_eq!(found(&signed, &approved, false), [told]);
+    }
 
     #[test]
     fn requests_are_of_those_whose_key_they_name() {

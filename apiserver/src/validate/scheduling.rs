@@ -129,44 +129,37 @@ fn node_selector(it: &mut At<'_>) {
     }
 }
 
+/// One requirement of a selector of nodes.
 fn node_requirement(it: &mut At<'_>) {
-    let values = it.list("values").to_vec();
-    let operator = it.get("operator").cloned().unwrap_or_default();
-    match operator.as_str().unwrap_or_default() {
-        "In" | "NotIn" if values.is_empty() => {
-            it.required("values", "must be specified when `operator` is 'In' or 'NotIn'");
-        }
-        "Exists" | "DoesNotExist" if !values.is_empty() => it.forbidden(
-            "values",
-            "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
-        ),
-        "Gt" | "Lt" if values.len() != 1 => {
-            it.required("values", "must be specified single value when `operator` is 'Lt' or 'Gt'");
-        }
-        "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => (),
-        _ => it.invalid("operator", &operator, "not a valid selector operator"),
+    let one = matches!(it.text("operator"), "Gt" | "Lt");
+    if one && it.list("values").len() != 1 {
+        it.required("values", "must be specified single value when `operator` is 'Lt' or 'Gt'");
     }
-    if it.text("key").is_empty() {
-        for why in Format::Qualified.check("") {
-            it.invalid("key", &"".into(), &why);
-        }
-    }
+    selects(it, one, serde_json::Value::Null);
 }
 
 /// One requirement of a label selector.
 fn requirement(it: &mut At<'_>) {
-    let values = it.list("values").to_vec();
-    let operator = it.get("operator").cloned().unwrap_or_else(|| "".into());
-    match operator.as_str().unwrap_or_default() {
-        "In" | "NotIn" if values.is_empty() => {
+    selects(it, false, "".into());
+}
+
+/// What holds for requirements of both kinds; `none` is how an operator that is not there is shown.
+fn selects(it: &mut At<'_>, is_known: bool, none: serde_json::Value) {
+    let is_empty = it.list("values").is_empty();
+    match it.text("operator") {
+        "In" | "NotIn" if is_empty => {
             it.required("values", "must be specified when `operator` is 'In' or 'NotIn'");
         }
-        "Exists" | "DoesNotExist" if !values.is_empty() => it.forbidden(
+        "Exists" | "DoesNotExist" if !is_empty => it.forbidden(
             "values",
             "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
         ),
         "In" | "NotIn" | "Exists" | "DoesNotExist" => (),
-        _ => it.invalid("operator", &operator, "not a valid selector operator"),
+        _ if is_known => (),
+        _ => {
+            let operator = it.get("operator").unwrap_or(&none);
+            it.invalid("operator", operator, "not a valid selector operator");
+        }
     }
     if it.text("key").is_empty() {
         for why in Format::Qualified.check("") {

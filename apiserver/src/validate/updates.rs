@@ -1,6 +1,11 @@
 //! What may not change: a table for most (`api/tables/immutable.tsv`), and functions for what may
 //! change in one way and not in another.
 
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::LazyLock,
+};
+
 use insula_api::{internal, object, resources::Resource, schema::TypeId};
 use serde_json::Value;
 use similar::TextDiff;
@@ -10,6 +15,28 @@ use crate::error::FieldError;
 
 const TABLE: &str = include_str!("../../../api/tables/immutable.tsv");
 pub(super) const IMMUTABLE: &str = "field is immutable";
+
+/// A field that does not change.
+struct Row {
+    path: &'static str,
+    parts: Vec<&'static str>,
+    form: &'static str,
+    why: &'static str,
+}
+
+/// The table, by group and resource.
+static ROWS: LazyLock<HashMap<(&str, &str), Vec<Row>>> = LazyLock::new(|| {
+    let mut rows: HashMap<_, Vec<Row>> = HashMap::new();
+    for row in TABLE.lines().filter(|row| !row.starts_with('#')) {
+        let mut columns = row.split('\t');
+        let mut next = |none| columns.next().unwrap_or(none);
+        let of = (next(""), next(""));
+        let (path, form, why) = (next(""), next("invalid"), next(IMMUTABLE));
+        let parts = path.split('.').collect();
+        rows.entry(of).or_default().push(Row { path, parts, form, why });
+    }
+    rows
+});
 
 /// What only new objects are checked for.
 pub(super) fn created(resource: &Resource, id: TypeId, it: &Value, errors: &mut Errors) {
@@ -85,25 +112,15 @@ pub(super) fn changed(
     errors: &mut Errors,
 ) {
     let mut first = Vec::new();
-    let rows = TABLE.lines().filter(|row| !row.starts_with('#'));
-    for row in rows {
-        let mut columns = row.split('\t');
-        let (group, name) = (columns.next().unwrap_or(""), columns.next().unwrap_or(""));
-        if (group, name) != (&*resource.group, &*resource.name) {
-            continue;
-        }
-        let path = columns.next().unwrap_or_default();
-        let (form, why) =
-            (columns.next().unwrap_or("invalid"), columns.next().unwrap_or(IMMUTABLE));
-        let at = |it| object::at(it, &path.split('.').collect::<Vec<_>>()).cloned();
-        let (had, has) = (at(old), at(new));
+    for row in ROWS.get(&(&*resource.group, &*resource.name)).into_iter().flatten() {
+        let (had, has) = (object::at(old, &row.parts), object::at(new, &row.parts));
         if had != has {
-            let place = if form == "first" { &mut first } else { &mut *errors };
-            place.push(match form {
-                "forbidden" => FieldError::forbidden(path, why),
+            let place = if row.form == "first" { &mut first } else { &mut *errors };
+            place.push(match row.form {
+                "forbidden" => FieldError::forbidden(row.path, row.why),
                 _ => {
-                    let shown = internal::line(id, path, &has.unwrap_or_default());
-                    FieldError::invalid_form(path, &shown, why)
+                    let shown = internal::line(id, row.path, has.unwrap_or(&Value::Null));
+                    FieldError::invalid_form(row.path, &shown, row.why)
                 }
             });
         }
@@ -120,6 +137,7 @@ pub(super) fn changed(
         ("apps", "statefulsets") => stateful_set(old, new, errors),
         ("batch", "jobs") => job(id, old, new, errors),
         ("networking.k8s.io", "servicecidrs") => cidrs(old, new, errors),
+        ("storage.k8s.io", "csinodes") => drivers(old, new, errors),
         _ => (),
     }
 }
@@ -244,6 +262,23 @@ fn claim(id: TypeId, old: &Value, new: &Value, errors: &mut Errors) {
     }
 }
 
+/// A driver of a node stays as it is, but for how much it can take.
+fn drivers(old: &Value, new: &Value, errors: &mut Errors) {
+    let known: HashMap<&str, &Value> =
+        list(&old["spec"], "drivers").iter().map(|it| (object::text(it, &["name"]), it)).collect();
+    let fields = |it: &Value| -> BTreeMap<String, Value> {
+        let fields = it.as_object().into_iter().flatten();
+        let fields = fields.filter(|(name, _)| *name != "allocatable");
+        fields.map(|(name, value)| (name.clone(), value.clone())).collect()
+    };
+    for it in list(&new["spec"], "drivers") {
+        let had = known.get(object::text(it, &["name"]));
+        if had.is_some_and(|had| fields(had) != fields(it)) {
+            errors.push(FieldError::invalid("spec.drivers", it, IMMUTABLE));
+        }
+    }
+}
+
 /// Where a volume is does not change.
 fn volume(id: TypeId, old: &Value, new: &Value, errors: &mut Errors) {
     let free = [
@@ -256,13 +291,25 @@ fn volume(id: TypeId, old: &Value, new: &Value, errors: &mut Errors) {
         "nodeAffinity",
         "volumeAttributesClassName",
         "volumeMode",
-        "csi",
     ];
-    if with_old(old, new, &free) != old["spec"] {
+    // A secret for expansion may come later.
+    const EXPANSION: &str = "controllerExpandSecretRef";
+    let mut kept = with_old(old, new, &free);
+    if old["spec"].get("csi").is_some_and(|it| it.get(EXPANSION).is_none())
+        && let Some(csi) = kept.get_mut("csi").and_then(Value::as_object_mut)
+    {
+        csi.remove(EXPANSION);
+    }
+    let affinity = |it: &Value| it["spec"].get("nodeAffinity").cloned();
+    if let Some(had) = affinity(old)
+        && affinity(new).as_ref() != Some(&had)
+    {
+        let shown = affinity(new).unwrap_or_default();
+        errors.push(FieldError::invalid("spec.nodeAffinity", &shown, IMMUTABLE));
+    }
+    if kept != old["spec"] {
         let source = |it: &Value| {
-            internal::lines_of(id, "spec", &it["spec"], |field| {
-                field == "csi" || !free.contains(&field)
-            })
+            internal::lines_of(id, "spec", &it["spec"], |field| !free.contains(&field))
         };
         let why = format!(
             "spec.persistentvolumesource is immutable after creation\n{}",

@@ -6,7 +6,7 @@ use insula_partition::{
     map::{MapError, Moving, PartitionMap, Scope, ShardKey, Slot},
     moves::{MOVES, Move, MoveError, Phase},
     partitions::{META, Partitions},
-    store::{Change, Collection, Durability, Expect, Revision, StoreError, Write},
+    store::{Change, Collection, Expect, Revision, StoreError, Write},
 };
 use serde_json::{Value, json};
 
@@ -206,14 +206,7 @@ async fn forget(
 ) -> std::result::Result<(), MoveError> {
     let Some(meta) = partitions.store(META) else { return Ok(()) };
     let Some(collection) = Collection::parse(MOVES) else { return Ok(()) };
-    let write = Write {
-        collection,
-        key: name.into(),
-        expect: Expect::At(at),
-        change: Change::Delete,
-        durability: Durability::Durable,
-        by_move: None,
-    };
+    let write = Write::durable(collection, name, Expect::At(at), Change::Delete);
     match meta.write(write).await {
         Ok(_) | Err(StoreError::Conflict { .. }) => Ok(()),
         Err(error) => Err(error.into()),

@@ -8,7 +8,7 @@ use insula_api::object;
 use insula_partition::{
     partitions::{META, Partitions},
     snapshot::Snapshot,
-    store::{Change, Collection, Durability, Expect, ReadAt, Store, StoreError, Write},
+    store::{Change, Collection, Expect, ReadAt, Store, StoreError, Write},
 };
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -150,14 +150,7 @@ async fn put(
     expect: Expect,
     change: Change,
 ) -> Result<(), StoreError> {
-    let write = Write {
-        collection: collection.clone(),
-        key: key.into(),
-        expect,
-        change,
-        durability: Durability::Durable,
-        by_move: None,
-    };
+    let write = Write::durable(collection.clone(), key, expect, change);
     match meta.write(write).await {
         Ok(_) | Err(StoreError::Conflict { .. }) => Ok(()),
         Err(error) => Err(error),

@@ -18,7 +18,7 @@ use insula_api::{
 };
 use insula_partition::{
     snapshot::Entry,
-    store::{Change, Durability, Expect, ReadAt, StoreError, Write},
+    store::{Change, Expect, ReadAt, StoreError, Write},
 };
 use serde_json::{Value, json};
 
@@ -180,15 +180,12 @@ async fn take(
         let texts: BTreeMap<&String, String> =
             used.iter().map(|(name, it)| (name, it.to_string())).collect();
         stored.object["status"]["used"] = json!(texts);
-        let managed = Some(stored.managed.as_str()).filter(|it| !it.is_empty());
-        let write = Write {
-            collection: served.collection.clone(),
-            key: key.as_str().into(),
-            expect: Expect::At(entry.modified),
-            change: Change::Put(object::encode_with(&stored.object, managed).into()),
-            durability: Durability::Durable,
-            by_move: None,
-        };
+        let write = Write::durable(
+            served.collection.clone(),
+            key.as_str(),
+            Expect::At(entry.modified),
+            Change::Put(stored.encoded().into()),
+        );
         match store.write(write).await {
             Ok(_) => return Ok(()),
             Err(StoreError::Conflict { found: Some(found), .. }) => entry = found,

@@ -15,7 +15,7 @@ use insula_cel::{
     decl::{DeclKind, Fields},
     escape::escape,
 };
-use insula_partition::store::{Change, Durability, Expect, ReadAt, StoreError, Write};
+use insula_partition::store::{Change, Expect, ReadAt, StoreError, Write};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -86,15 +86,12 @@ pub(in crate::admission) async fn settle(
         true => json!({}),
         false => json!({ "expressionWarnings": warnings }),
     };
-    let managed = Some(stored.managed.as_str()).filter(|it| !it.is_empty());
-    let write = Write {
-        collection: served.collection.clone(),
-        key: key.as_str().into(),
-        expect: Expect::At(entry.modified),
-        change: Change::Put(object::encode_with(&stored.object, managed).into()),
-        durability: Durability::Durable,
-        by_move: None,
-    };
+    let write = Write::durable(
+        served.collection.clone(),
+        key.as_str(),
+        Expect::At(entry.modified),
+        Change::Put(stored.encoded().into()),
+    );
     match store.write(write).await {
         // Whoever was faster has it checked as it is now.
         Ok(_) | Err(StoreError::Conflict { .. }) => Ok(()),
