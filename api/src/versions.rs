@@ -52,12 +52,6 @@ pub fn other(kind: &Gvk) -> Option<&'static Other> {
     OTHERS.iter().find(|it| it.served == *kind)
 }
 
-/// Whether two kinds are forms of one object.
-pub fn are_one(one: &Gvk, two: &Gvk) -> bool {
-    let stored = |kind: &Gvk| other(kind).map_or_else(|| kind.clone(), |it| it.stored.clone());
-    stored(one) == stored(two)
-}
-
 fn gvk(api_version: &str, kind: &str) -> Gvk {
     let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
     Gvk::new(group, version, kind)
@@ -186,7 +180,5 @@ mod tests {
         assert_eq!(made.get("involvedObject"), None);
         it.keep(&mut made);
         assert_eq!(made, core);
-        assert!(are_one(&it.stored, &it.served));
-        assert!(!are_one(&it.stored, &Gvk::new("", "v1", "Pod")));
     }
 }

@@ -5,94 +5,36 @@
 //! managers that a client sends is believed. What cannot be compared keeps the managers it has, as
 //! upstream does it: no write fails because of them.
 
-use std::sync::LazyLock;
+mod scope;
+mod versions;
 
 use http::header;
 use insula_api::{
     object::Stored,
-    schema::{Gvk, Schema},
+    schema::Gvk,
     structural::{
         apply::{Applier, ApplyError, Conflict, Scope, apply},
-        built_in::BuiltIn,
         compare::{Comparison, compare},
         extract, last_applied,
         managers::{Identity, Managers, Operation},
-        place::Misfit,
+        versions::{Elsewhere, VersionError, Versions as _, Wanted, compare_elsewhere},
     },
-    time, versions,
+    time,
 };
-use insula_custom::place::Spot;
 use serde_json::{Map, Value};
 
+use self::scope::scope;
+pub(crate) use self::versions::Versions;
 use crate::{
+    Server,
     call::Call,
     error::{ApiError, FieldError, Result},
-    registry::{Nature, Served},
 };
 
 /// Longest name of a manager, in bytes.
 const MAX_NAME: usize = 128;
 /// Who has what was there before anybody applied.
 const BEFORE: &str = "before-first-apply";
-
-/// What the server decides, whoever writes.
-const SERVERS: &[&[&str]] = &[
-    &["apiVersion"],
-    &["kind"],
-    &["metadata"],
-    &["metadata", "clusterName"],
-    &["metadata", "creationTimestamp"],
-    &["metadata", "generation"],
-    &["metadata", "managedFields"],
-    &["metadata", "name"],
-    &["metadata", "namespace"],
-    &["metadata", "resourceVersion"],
-    &["metadata", "selfLink"],
-    &["metadata", "tenant"],
-    &["metadata", "uid"],
-];
-
-/// The fields that writes through a path are about.
-fn scope(served: &Served, subresource: &str) -> &'static Scope {
-    let resource = &served.resource;
-    static WHOLE: LazyLock<Scope> = LazyLock::new(|| Scope::new(&[], &[], SERVERS));
-    static MAIN: LazyLock<Scope> = LazyLock::new(|| Scope::new(&[], &[&["status"]], SERVERS));
-    static STATUS: LazyLock<Scope> =
-        LazyLock::new(|| Scope::new(&["metadata", "status"], &[], SERVERS));
-    static STATUS_OF_CUSTOM: LazyLock<Scope> =
-        LazyLock::new(|| Scope::new(&["status"], &[], SERVERS));
-    static STATUS_OF_DEPLOYMENTS: LazyLock<Scope> =
-        LazyLock::new(|| Scope::new(&["metadata", "status"], &[&["metadata", "labels"]], SERVERS));
-    static STATUS_OF_PODS: LazyLock<Scope> = LazyLock::new(|| {
-        let never: &[&[&str]] =
-            &[&["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"]];
-        Scope::new(&["metadata", "status"], never, SERVERS)
-    });
-    // Who asks for a certificate cannot change what was asked for, and others decide.
-    static REQUEST: LazyLock<Scope> =
-        LazyLock::new(|| Scope::new(&[], &[&["spec"], &["status"]], SERVERS));
-    static STATUS_OF_REQUESTS: LazyLock<Scope> = LazyLock::new(|| {
-        Scope::new(&["metadata", "status"], &[&["status", "conditions"]], SERVERS)
-    });
-    static DECISION: LazyLock<Scope> =
-        LazyLock::new(|| Scope::new(&["status"], &[&["status", "certificate"]], SERVERS));
-    static SPEC: LazyLock<Scope> = LazyLock::new(|| Scope::new(&["spec"], &[], SERVERS));
-    let is_request = resource.name == "certificatesigningrequests";
-    match subresource {
-        "" if is_request => &REQUEST,
-        "status" if is_request => &STATUS_OF_REQUESTS,
-        "approval" => &DECISION,
-        "status" if resource.group == "apps" && resource.name == "deployments" => {
-            &STATUS_OF_DEPLOYMENTS
-        }
-        "status" if resource.name == "pods" => &STATUS_OF_PODS,
-        "status" if served.custom().is_some() => &STATUS_OF_CUSTOM,
-        "status" => &STATUS,
-        "scale" | "ephemeralcontainers" | "resize" => &SPEC,
-        _ if resource.subresource("status").is_some() => &MAIN,
-        _ => &WHOLE,
-    }
-}
 
 /// One who writes, through one path.
 #[derive(Debug)]
@@ -103,9 +45,7 @@ pub(crate) struct Writer {
     told_version: Option<&'static str>,
     subresource: String,
     scope: &'static Scope,
-    nature: Nature,
-    group: String,
-    kind: String,
+    versions: Versions,
     is_tracked: bool,
 }
 
@@ -131,19 +71,9 @@ impl Writer {
             told_version: (call.path.subresource == "scale").then_some("autoscaling/v1"),
             subresource: call.path.subresource.clone(),
             scope: scope(&call.served, &call.path.subresource),
-            nature: call.served.nature.clone(),
-            group: resource.group.clone(),
-            kind: resource.kind.clone(),
+            versions: Versions::new(&call.served),
             is_tracked: true,
         })
-    }
-
-    /// The whole of an object, as it is divided between managers.
-    fn root(&self) -> Spot<'_> {
-        match &self.nature {
-            Nature::BuiltIn(id) => Spot::BuiltIn(BuiltIn::root(*id)),
-            Nature::Custom(custom) => Spot::Object(&custom.version.schema),
-        }
     }
 
     /// Its writes change who manages what for nobody.
@@ -161,34 +91,13 @@ impl Writer {
         }
     }
 
-    /// Whether sets of a version can be understood.
-    fn knows(&self, api_version: &str) -> bool {
-        if api_version == self.api_version {
-            return true;
-        }
-        let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-        match &self.nature {
-            Nature::BuiltIn(_) => {
-                let kind = Gvk::new(group, version, &self.kind);
-                let (own_group, own_version) =
-                    self.api_version.split_once('/').unwrap_or(("", &self.api_version));
-                let own = Gvk::new(own_group, own_version, &self.kind);
-                Schema::built_in().by_kind(&kind).is_some()
-                    && (group == self.group || versions::are_one(&kind, &own))
-            }
-            Nature::Custom(custom) => {
-                group == self.group && custom.definition.version(version).is_some()
-            }
-        }
-    }
-
     /// The managers of a new object. `sent` are those that its body has.
     pub(crate) fn created(&self, it: &Value, sent: Option<&Value>) -> Option<String> {
         if !self.is_tracked {
             return None;
         }
         let (now, sent) = (time::now(), sent.map(Value::to_string).unwrap_or_default());
-        let mut set = match extract::created(self.root(), it) {
+        let mut set = match extract::created(self.versions.root(), it) {
             Ok(set) => set,
             Err(misfit) => return self.keep("", &misfit),
         };
@@ -196,27 +105,28 @@ impl Writer {
         // What cannot be read is nobody.
         let mut managers = Managers::decode(&sent, false).unwrap_or_default();
         let comparison = Comparison { added: set, ..Comparison::default() };
-        managers.update(&self.identity(Operation::Update), comparison, &now);
+        managers.update(&self.identity(Operation::Update), comparison, &[], &now);
         managers.encode()
     }
 
     /// The managers of `new`, an update of `old` that had the managers of `stored`. `sent` are
     /// those that the update has.
-    pub(crate) fn updated(
+    pub(crate) async fn updated(
         &self,
+        server: &Server,
         old: &Value,
         new: &Value,
         stored: &str,
         sent: Option<&Value>,
-    ) -> Option<String> {
+    ) -> Result<Option<String>> {
         let kept = || Some(stored.to_owned()).filter(|it| !it.is_empty());
         if !self.is_tracked {
-            return kept();
+            return Ok(kept());
         }
         // Through a part of an object nobody sets the managers of the whole.
         let sent = sent.filter(|_| self.subresource.is_empty());
         if sent.is_some_and(is_reset) {
-            return None;
+            return Ok(None);
         }
         let sent = sent.map(Value::to_string).filter(|it| it != stored).unwrap_or_default();
         let sent = Managers::decode(&sent, false).unwrap_or_default();
@@ -227,46 +137,90 @@ impl Writer {
         };
         if managers.is_empty() {
             // Nobody begins to be remembered in the middle of an object's life.
-            return None;
+            return Ok(None);
         }
-        let mut comparison = match compare(self.root(), old, new) {
+        let mut comparison = match compare(self.versions.root(), old, new) {
             Ok(comparison) => comparison,
-            Err(misfit) => return self.keep(stored, &misfit),
+            Err(misfit) => return Ok(self.keep(stored, &misfit)),
         };
         self.scope.strip(&mut comparison.added);
         self.scope.strip(&mut comparison.modified);
         self.scope.cut(&mut comparison.removed);
         if comparison.is_empty() && !is_changed {
-            return kept();
+            return Ok(kept());
         }
         let now = time::now();
-        managers.keep_versions(|it| self.knows(it));
-        managers.update(&self.identity(Operation::Update), comparison, &now);
-        managers.encode()
+        managers.keep_versions(|it| self.versions.knows(it));
+        let versions = managers.versions_but(&self.api_version);
+        let elsewhere = match versions.is_empty() {
+            true => Vec::new(),
+            false => match self.elsewhere(server, versions, old, new).await? {
+                Ok(elsewhere) => elsewhere,
+                Err(error) => return Ok(self.keep(stored, &error)),
+            },
+        };
+        let identity = self.identity(Operation::Update);
+        managers.update(&identity, comparison, &elsewhere, &now);
+        Ok(managers.encode())
     }
 
-    fn keep(&self, stored: &str, misfit: &Misfit) -> Option<String> {
-        tracing::debug!(kind = self.kind, %misfit, "managers stay as they are");
+    /// What changed, in other versions.
+    async fn elsewhere(
+        &self,
+        server: &Server,
+        versions: Vec<String>,
+        old: &Value,
+        new: &Value,
+    ) -> Result<Result<Vec<Elsewhere>, VersionError>> {
+        let mut known = self.versions.clone();
+        loop {
+            match compare_elsewhere(&known, versions.clone(), old, new) {
+                Err(VersionError::Wanted(wanted)) => known.learn(server, *wanted).await?,
+                Ok(mut elsewhere) => {
+                    elsewhere.iter_mut().for_each(|it| self.scope.limit(&mut it.comparison));
+                    return Ok(Ok(elsewhere));
+                }
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+    }
+
+    fn keep(&self, stored: &str, why: &dyn std::fmt::Display) -> Option<String> {
+        tracing::debug!(kind = self.versions.kind(), %why, "managers stay as they are");
         Some(stored.to_owned()).filter(|it| !it.is_empty())
     }
 
-    /// Applies `config` to an object.
-    pub(crate) fn applied(&self, live: &Stored, config: &Value, force: bool) -> Result<Applied> {
+    /// What is known of other versions when nobody has been asked.
+    pub(crate) fn versions(&self) -> &Versions {
+        &self.versions
+    }
+
+    /// Applies `config` to an object, or says what has to be known of it in another version.
+    pub(crate) fn applied(
+        &self,
+        versions: &Versions,
+        live: &Stored,
+        config: &Value,
+        force: bool,
+    ) -> Result<Result<Applied, Box<Wanted>>> {
         let now = time::now();
         let mut managers = Managers::decode(&live.managed, true).map_err(|error| {
             ApiError::internal(format!("failed to decode managed fields: {error}"))
         })?;
-        managers.keep_versions(|it| self.knows(it));
         let is_new = object_is_new(&live.object);
         if managers.is_empty() && self.is_tracked && !is_new {
-            let mut set = extract::created(self.root(), &live.object).map_err(|misfit| {
-                ApiError::untyped(format!("failed to create manager for existing fields: {misfit}"))
-            })?;
+            let mut set =
+                extract::created(self.versions.root(), &live.object).map_err(|misfit| {
+                    ApiError::untyped(format!(
+                        "failed to create manager for existing fields: {misfit}"
+                    ))
+                })?;
             self.scope.strip(&mut set);
             let before = Identity { manager: BEFORE.into(), ..self.identity(Operation::Update) };
             let comparison = Comparison { added: set, ..Comparison::default() };
-            managers.update(&before, comparison, &now);
+            managers.update(&before, comparison, &[], &now);
         }
+        managers.keep_versions(|it| self.versions.knows(it));
         let identity = self.identity(Operation::Apply);
         let applier = Applier {
             identity: &identity,
@@ -277,23 +231,27 @@ impl Writer {
         };
         let is_kubectl = self.name == last_applied::MANAGER;
         let before = is_kubectl.then(|| managers.clone());
-        let mut applied = apply(self.root(), &live.object, config, &mut managers, applier);
+        let mut applied = apply(versions, &live.object, config, &mut managers, applier);
         if let (Err(ApplyError::Conflicts(conflicts)), Some(before)) = (&mut applied, before) {
-            let explained = last_applied::explained(self.root(), &live.object);
+            let explained = last_applied::explained(self.versions.root(), &live.object);
             conflicts.retain(|it| !explained.contains(&it.path));
             if conflicts.is_empty() {
                 managers = before;
                 let applier = Applier { force: true, ..applier };
-                applied = apply(self.root(), &live.object, config, &mut managers, applier);
+                applied = apply(versions, &live.object, config, &mut managers, applier);
             }
         }
-        let new = applied.map_err(|error| refusal(config, error))?;
+        let new = match applied {
+            Ok(new) => new,
+            Err(ApplyError::Version(VersionError::Wanted(wanted))) => return Ok(Err(wanted)),
+            Err(error) => return Err(refusal(config, error)),
+        };
         let mut value = new.unwrap_or_else(|| live.object.clone());
         if is_kubectl && last_applied::is_kept(&value) {
             last_applied::keep(&mut value, config);
         }
         let managed = if self.is_tracked { managers.encode() } else { None };
-        Ok(Applied { value, managed })
+        Ok(Ok(Applied { value, managed }))
     }
 }
 
@@ -341,6 +299,9 @@ fn refusal(config: &Value, error: ApplyError) -> ApiError {
         ApplyError::Config(misfit) => untyped(config, &misfit.to_string()),
         ApplyError::Live(misfit) => {
             ApiError::untyped(format!("failed to create typed live object: {misfit}"))
+        }
+        ApplyError::Version(error) => {
+            ApiError::untyped(format!("failed to convert new object: {error}"))
         }
     }
 }

@@ -110,12 +110,12 @@ pub(crate) async fn update(server: &Server, call: &Call, body: &[u8]) -> Result<
             return create_value(server, call, &writer, value, managers, warnings).await;
         }
     }
-    change(server, call, &writer, warnings, |current| {
+    change(server, call, &writer, warnings, |current, _| {
         let is = object::meta_str(&current.object, "resourceVersion");
         if conditional && is != wanted {
             return Err(call.modified(&call.path.name));
         }
-        Ok(Changed::new(value.clone(), !conditional))
+        Ok(Ok(Changed::new(value.clone(), !conditional)))
     })
     .await
 }
@@ -146,13 +146,13 @@ pub(crate) async fn patch(server: &Server, call: &Call, body: &[u8]) -> Result<W
         Err(error) => return Err(error),
     };
     let writer = Writer::new(call)?;
-    change(server, call, &writer, Vec::new(), |current| {
+    change(server, call, &writer, Vec::new(), |current, _| {
         let (value, warnings) = patch.apply(call, current)?;
         let wanted = object::meta_str(&value, "resourceVersion");
         if wanted != object::meta_str(&current.object, "resourceVersion") && !wanted.is_empty() {
             return Err(call.modified(&call.path.name));
         }
-        Ok(Changed::new(value, !patch.has_revision()).warn(warnings))
+        Ok(Ok(Changed::new(value, !patch.has_revision()).warn(warnings)))
     })
     .await
 }
@@ -165,15 +165,20 @@ async fn apply(server: &Server, call: &Call, body: &[u8]) -> Result<Written> {
     let config = &configuration.value;
     check_head(call, &mut json!({ "metadata": object::metadata(config) }))?;
     for _ in 0..RETRIES {
-        let changed = change(server, call, &writer, configuration.warnings.clone(), |current| {
-            let applied = writer.applied(current, config, configuration.force)?;
+        let warnings = configuration.warnings.clone();
+        let changed = change(server, call, &writer, warnings, |current, versions| {
+            let force = configuration.force;
+            let applied = match writer.applied(versions, current, config, force)? {
+                Ok(applied) => applied,
+                Err(wanted) => return Ok(Err(wanted)),
+            };
             let wanted = object::meta_str(config, "resourceVersion");
             let is = object::meta_str(&current.object, "resourceVersion");
             if configuration.has_revision() && wanted != is {
                 return Err(call.modified(&call.path.name));
             }
             let changed = Changed::new(applied.value, !configuration.has_revision());
-            Ok(changed.managed_by(applied.managed))
+            Ok(Ok(changed.managed_by(applied.managed)))
         })
         .await;
         match changed {
@@ -190,7 +195,11 @@ async fn apply(server: &Server, call: &Call, body: &[u8]) -> Result<Written> {
             return Err(ApiError::conflict(&resource.group, &resource.name, name, &why));
         }
         server.authorize_verb(call, "create").await?;
-        let applied = writer.applied(&ownership::nothing(&kind), config, configuration.force)?;
+        let nothing = ownership::nothing(&kind);
+        let versions = writer.versions();
+        let applied = writer.applied(versions, &nothing, config, configuration.force)?;
+        // What nobody has yet nobody has in another version.
+        let applied = applied.map_err(|_| ApiError::internal("a new object has managers"))?;
         let mut value = applied.value;
         check_head(call, &mut value)?;
         let managers = Managers::Given(applied.managed);

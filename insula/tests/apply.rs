@@ -292,3 +292,159 @@ fn client_side_apply_moves_over() {
     assert!(out.status.success(), "{:?}", texts(&out));
     assert_eq!(object(&acme, &["deployment", "web"])["spec"]["replicas"], 2);
 }
+
+/// Every manager of an object, how it came to its fields, in which version, and which.
+fn who_has(object: &Value) -> Value {
+    let mut list: Vec<Value> = object["metadata"]["managedFields"].as_array().unwrap().clone();
+    list.sort_by_key(|it| it["manager"].to_string());
+    list.iter()
+        .map(|it| {
+            json!([it["manager"], it["operation"], it["apiVersion"], it["fieldsV1"]["f:spec"]])
+        })
+        .collect()
+}
+
+/// As upstream's server answers to the same.
+#[test]
+fn managers_of_another_version_have_their_fields_in_it() {
+    let cloud = Cloud::start(false, &["--without", "controllers,scheduler"]);
+    let acme = cloud.admin();
+    let by = |manager: &str| format!("--field-manager={manager}");
+    let scaler = |version: &str, spec: &str| {
+        format!(
+            "apiVersion: autoscaling/{version}\nkind: HorizontalPodAutoscaler\nmetadata: {{name: h}}\nspec: {{{spec}}}\n"
+        )
+    };
+    let target = "scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: d}";
+    let metrics = "metrics: [{type: Resource, resource: {name: cpu, target: {type: Utilization, averageUtilization: 50}}}]";
+    let whole = scaler("v2", &format!("maxReplicas: 5, minReplicas: 2, {target}, {metrics}"));
+    applied(&acme, &whole, &[&by("a")]);
+    // What version 1 says in one field is a list in version 2.
+    let percent = scaler("v1", "targetCPUUtilizationPercentage: 70");
+    let (worked, text) = apply(&acme, &percent, &[&by("b")]);
+    assert!(!worked, "{text}");
+    let conflict = r#"Apply failed with 1 conflict: conflict with "a": .spec.metrics"#;
+    assert!(text.contains(conflict), "{text}");
+    applied(&acme, &percent, &[&by("b"), "--force-conflicts"]);
+    let get = ["hpa.v2.autoscaling", "h"];
+    let of_target = json!({"f:apiVersion": {}, "f:kind": {}, "f:name": {}});
+    let of_b = json!(["b", "Apply", "autoscaling/v1", {"f:targetCPUUtilizationPercentage": {}}]);
+    assert_eq!(
+        who_has(&object(&acme, &get)),
+        json!([
+            ["a", "Apply", "autoscaling/v2",
+             {"f:maxReplicas": {}, "f:minReplicas": {}, "f:scaleTargetRef": of_target}],
+            of_b,
+        ])
+    );
+    // Who applied in version 2 goes on in version 1: what it leaves out goes.
+    let less = scaler("v1", &format!("maxReplicas: 6, {target}"));
+    applied(&acme, &less, &[&by("a"), "--force-conflicts"]);
+    let scaled = object(&acme, &get);
+    assert_eq!(
+        who_has(&scaled),
+        json!([
+            ["a", "Apply", "autoscaling/v1", {"f:maxReplicas": {}, "f:scaleTargetRef": {}}],
+            of_b,
+        ])
+    );
+    assert_eq!(scaled["spec"]["minReplicas"], 1, "the default");
+    let target = &scaled["spec"]["metrics"][0]["resource"]["target"];
+    assert_eq!(target["averageUtilization"], 70);
+    // An update in one version takes from who wrote in another.
+    let more = r#"{"spec":{"metrics":[{"type":"Resource","resource":{"name":"cpu","target":{"type":"Utilization","averageUtilization":90}}}]}}"#;
+    acme.ok(&["patch", get[0], get[1], "--type=merge", &by("c"), "-p", more]);
+    assert_eq!(
+        who_has(&object(&acme, &get)),
+        json!([
+            ["a", "Apply", "autoscaling/v1", {"f:maxReplicas": {}, "f:scaleTargetRef": {}}],
+            ["c", "Update", "autoscaling/v2", {"f:metrics": {}}],
+        ])
+    );
+}
+
+#[test]
+fn managers_of_another_group_are_forgotten() {
+    let cloud = Cloud::start(false, &["--without", "controllers,scheduler"]);
+    let acme = cloud.admin();
+    let core = "apiVersion: v1\nkind: Event\nmetadata: {name: e}\ninvolvedObject: {kind: Pod, namespace: default, name: p}\nreason: r\nmessage: m\ntype: Normal\ncount: 2\nsource: {component: c}\n";
+    applied(&acme, core, &["--field-manager=a"]);
+    let other = "apiVersion: events.k8s.io/v1\nkind: Event\nmetadata: {name: e, labels: {x: z}}\ndeprecatedCount: 2\n";
+    applied(&acme, other, &["--field-manager=b"]);
+    let event = object(&acme, &["events.v1.events.k8s.io", "e"]);
+    assert_eq!(managers(&event), ["b Apply"]);
+    let message = ["-p", r#"{"message":"n"}"#, "--type=merge", "--field-manager=c"];
+    acme.ok(&[&["patch", "events.v1.", "e"], message.as_slice()].concat());
+    assert_eq!(managers(&object(&acme, &["events.v1.", "e"])), ["c Update"]);
+}
+
+#[test]
+fn versions_of_custom_resources_that_are_gone_have_no_managers() {
+    let cloud = Cloud::start(false, &["--without", "controllers,scheduler"]);
+    let acme = cloud.admin();
+    let version = |name: &str, storage: bool, fields: &str| {
+        format!(
+            "  - name: {name}\n    served: true\n    storage: {storage}\n    schema: {{openAPIV3Schema: {{type: object, properties: {{spec: {{type: object, properties: {{{fields}}}}}}}}}}}\n"
+        )
+    };
+    let set = "l: {type: array, items: {type: string}, x-kubernetes-list-type: set}";
+    let list = "l: {type: array, items: {type: string}}";
+    let text = |name: &str| format!("{name}: {{type: string}}");
+    let (a, b) = (text("a"), text("b"));
+    let mut definition = format!(
+        "apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\nmetadata: {{name: gadgets.example.com}}\nspec:\n  group: example.com\n  scope: Namespaced\n  names: {{plural: gadgets, kind: Gadget}}\n  versions:\n{}{}",
+        version("v1", true, &format!("{a}, {b}, {set}")),
+        version("v2", false, &format!("{a}, {b}, {list}")),
+    );
+    let third = version("v3", false, &format!("{a}, {b}, {list}"));
+    definition += &third;
+    let created = acme.feed(&["create", "-f", "-"], &definition);
+    assert!(created.status.success(), "{}", texts(&created).1);
+    let ready =
+        ["get", "crd", "gadgets.example.com", "-o", "jsonpath={.status.conditions[*].status}"];
+    acme.until(&ready, |it| it == "True True");
+    let gadget = |version: &str, spec: &str| {
+        format!(
+            "apiVersion: example.com/{version}\nkind: Gadget\nmetadata: {{name: g}}\nspec: {{{spec}}}\n"
+        )
+    };
+    applied(&acme, &gadget("v1", "a: '1', l: [x]"), &["--field-manager=one"]);
+    applied(&acme, &gadget("v1", "l: [w]"), &["--field-manager=two"]);
+    applied(&acme, &gadget("v3", "b: '1'"), &["--field-manager=old"]);
+    let get = ["gadgets.v1.example.com", "g"];
+    let items = |of: &str| json!({ format!("v:{of:?}"): {} });
+    assert_eq!(
+        who_has(&object(&acme, &get)),
+        json!([
+            ["old", "Apply", "example.com/v3", {"f:b": {}}],
+            ["one", "Apply", "example.com/v1", {"f:a": {}, "f:l": items("x")}],
+            ["two", "Apply", "example.com/v1", {"f:l": items("w")}],
+        ])
+    );
+    // In version 2 the list is one thing: whoever applies it takes every item.
+    applied(&acme, &gadget("v2", "l: [z]"), &["--field-manager=three"]);
+    applied(&acme, &gadget("v2", "a: '2'"), &["--field-manager=one"]);
+    let of_old = json!(["old", "Apply", "example.com/v3", {"f:b": {}}]);
+    let of_one = json!(["one", "Apply", "example.com/v2", {"f:a": {}}]);
+    let of_three = json!(["three", "Apply", "example.com/v2", {"f:l": {}}]);
+    let it = object(&acme, &get);
+    assert_eq!(it["spec"], json!({"a": "2", "b": "1", "l": ["z"]}));
+    assert_eq!(who_has(&it), json!([of_old, of_one, of_three]));
+    // And whoever adds an item changes it.
+    let more = gadget("v1", "l: [q]");
+    let (worked, text) = apply(&acme, &more, &["--field-manager=two"]);
+    assert!(!worked && text.contains(r#"conflict with "three": .spec.l"#), "{text}");
+    applied(&acme, &more, &["--field-manager=two", "--force-conflicts"]);
+    let of_two = json!(["two", "Apply", "example.com/v1", {"f:l": items("q")}]);
+    let it = object(&acme, &get);
+    assert_eq!(it["spec"]["l"], json!(["z", "q"]));
+    assert_eq!(who_has(&it), json!([of_old, of_one, of_two]));
+    // A version goes, and with it who wrote in it.
+    let shorter = definition.replace(&third, "");
+    let replaced = acme.feed(&["apply", "--server-side", "--force-conflicts", "-f", "-"], &shorter);
+    assert!(replaced.status.success(), "{}", texts(&replaced).1);
+    applied(&acme, &gadget("v2", "a: '3'"), &["--field-manager=one"]);
+    let left = object(&acme, &get);
+    assert_eq!(left["spec"], json!({"a": "3", "b": "1", "l": ["z", "q"]}));
+    assert_eq!(who_has(&left), json!([of_one, of_two]));
+}

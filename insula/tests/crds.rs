@@ -642,6 +642,20 @@ fn webhooks_convert_between_versions() {
         "/tenants/acme/apis/example.com/v2/namespaces/default/sockets?watch=true&timeoutSeconds=1";
     let events = acme.ok(&["get", "--raw", watch]);
     assert!(events.contains(r#""endpoint":"c:82""#), "{events}");
+    // Who wrote in one version is asked for in it when somebody writes in the other.
+    let apply = |version: &str, manager: &str, spec: &str| {
+        let manifest = format!(
+            "apiVersion: example.com/{version}\nkind: Socket\nmetadata: {{name: both}}\nspec: {{{spec}}}\n"
+        );
+        let manager = format!("--field-manager={manager}");
+        texts(&acme.feed(&["apply", "--server-side", &manager, "-f", "-"], &manifest)).1
+    };
+    assert_eq!(apply("v1", "one", "host: a, port: 80"), "");
+    let said = apply("v2", "two", "endpoint: 'a:81'");
+    assert!(said.contains(r#"conflict with "one": .spec.port"#), "{said}");
+    assert_eq!(apply("v2", "two", "endpoint: 'a:80'"), "");
+    assert_eq!(apply("v1", "one", "host: a"), "");
+    assert_eq!(v2("both", "{.spec.endpoint}"), "a:80", "the other still has it");
     acme.ok(&["delete", "sockets.v2.example.com", "--all"]);
     // Whom nobody answers for, and where nobody may be.
     create(&globex, &sockets("{url: 'https://127.0.0.1:6443/convert'}"));

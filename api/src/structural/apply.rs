@@ -5,13 +5,14 @@ use std::borrow::Cow;
 use serde_json::Value;
 
 use super::{
-    compare::compare,
+    compare::{Comparison, compare},
     extract::{Duplicates, set_of},
     managers::{Identity, Managers},
     merge::merge,
-    place::{Misfit, Place},
+    place::Misfit,
     prune::prune,
     set::Set,
+    versions::{Elsewhere, VersionError, Versions, compare_elsewhere},
 };
 
 /// Which paths of an object are managed at all.
@@ -45,6 +46,13 @@ impl Scope {
         set.remove_all_below(&self.never);
     }
 
+    /// Drops from all that changed what this scope leaves to others.
+    pub fn limit(&self, comparison: &mut Comparison<'_>) {
+        self.cut(&mut comparison.added);
+        self.cut(&mut comparison.modified);
+        self.cut(&mut comparison.removed);
+    }
+
     /// Drops what the server decides as well.
     pub fn strip(&self, set: &mut Set<'_>) {
         self.cut(set);
@@ -61,7 +69,7 @@ pub struct Conflict {
 }
 
 /// Why something cannot be applied.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ApplyError {
     #[error("{}", conflict_text(.0))]
     Conflicts(Vec<Conflict>),
@@ -71,6 +79,9 @@ pub enum ApplyError {
     /// What is stored does not.
     #[error("failed to create typed live object: {0}")]
     Live(Misfit),
+    /// The versions of other managers could not be looked at.
+    #[error(transparent)]
+    Version(#[from] VersionError),
 }
 
 /// Upstream's message.
@@ -107,33 +118,40 @@ pub struct Applier<'e, 'a> {
 
 /// Applies `config` to `live`. `managers` are then those of the result, which is `None` if it is
 /// what was there before.
-pub fn apply<'a, P: Place>(
-    root: P,
+pub fn apply<'a, V: Versions>(
+    versions: &V,
     live: &Value,
     config: &'a Value,
     managers: &mut Managers<'a>,
     applier: Applier<'_, 'a>,
 ) -> Result<Option<Value>, ApplyError> {
     let Applier { identity: by, scope, force, now, told_version } = applier;
+    let root = versions.root();
     let mut set = set_of(root, config, Duplicates::Refused).map_err(ApplyError::Config)?;
     let merged = merge(root, live.clone(), config).map_err(ApplyError::Live)?;
-    let (last, time) = (managers.of(by).unwrap_or_default(), managers.time_of(by));
+    let (last, version) = managers.of(by).unwrap_or_default();
+    let time = managers.time_of(by);
     scope.cut(&mut set);
     managers.set(by, set.clone(), None);
-    let new = prune(root, merged, &last, &managers.held()).map_err(ApplyError::Live)?;
+    let new = match last.is_empty() {
+        true => merged,
+        false => prune(versions, merged, &last, &version, &managers.held())?,
+    };
 
     let mut comparison = compare(root, live, &new).map_err(ApplyError::Live)?;
     let is_same = comparison.is_empty();
-    scope.cut(&mut comparison.added);
-    scope.cut(&mut comparison.modified);
-    scope.cut(&mut comparison.removed);
-    let conflicts =
-        conflicts(managers, by, &[&comparison.modified, &comparison.added], told_version);
+    scope.limit(&mut comparison);
+    let others = match is_same {
+        true => Vec::new(),
+        false => managers.versions_but(&by.api_version),
+    };
+    let mut elsewhere = compare_elsewhere(versions, others, live, &new)?;
+    elsewhere.iter_mut().for_each(|it| scope.limit(&mut it.comparison));
+    let conflicts = conflicts(managers, by, &comparison, &elsewhere, told_version);
     if !force && !conflicts.is_empty() {
         return Err(ApplyError::Conflicts(conflicts));
     }
-    let taken = [&comparison.added, &comparison.modified, &comparison.removed];
-    managers.take(&taken, Some(by));
+    managers.take(&by.api_version, &comparison, &elsewhere, Some(by));
     scope.strip(&mut set);
     let time = if is_same && set == last { time } else { Some(Cow::Borrowed(now)) };
     managers.set(by, set, time);
@@ -141,18 +159,24 @@ pub fn apply<'a, P: Place>(
     Ok((!is_same).then_some(new))
 }
 
-/// The paths of `changed` that others than `by` have.
+/// The paths that changed and that others than `by` have.
 fn conflicts(
     managers: &Managers<'_>,
     by: &Identity<'_>,
-    changed: &[&Set<'_>],
+    comparison: &Comparison<'_>,
+    elsewhere: &[Elsewhere],
     told_version: Option<&str>,
 ) -> Vec<Conflict> {
     let mut out = Vec::new();
     for entry in managers.entries().iter().filter(|it| !it.identity.is(by)) {
+        let version = &*entry.identity.api_version;
+        let comparison = match elsewhere.iter().find(|it| it.version == version) {
+            Some(it) => &it.comparison,
+            None => comparison,
+        };
         let set = entry.fields.set();
         let mut shared = Set::default();
-        for changed in changed {
+        for changed in [&comparison.modified, &comparison.added] {
             let mut part = set.as_ref().clone();
             part.intersect(changed);
             shared = shared.union(part);

@@ -23,6 +23,15 @@ impl Comparison<'_> {
     pub fn is_empty(&self) -> bool {
         self.added.is_empty() && self.modified.is_empty() && self.removed.is_empty()
     }
+
+    /// Borrows from nothing.
+    pub fn into_owned(self) -> Comparison<'static> {
+        Comparison {
+            added: self.added.into_owned(),
+            modified: self.modified.into_owned(),
+            removed: self.removed.into_owned(),
+        }
+    }
 }
 
 /// Compares two objects of one kind.

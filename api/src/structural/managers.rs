@@ -13,6 +13,7 @@ use super::{
     fields,
     place::{Form, Place, form},
     set::{Set, Step},
+    versions::{Elsewhere, Held},
 };
 
 /// Most managers that an object remembers for its updates; older ones become one.
@@ -150,9 +151,22 @@ impl<'a> Managers<'a> {
             })
     }
 
-    /// The paths of one manager.
-    pub fn of(&self, identity: &Identity<'_>) -> Option<Set<'a>> {
-        self.position(identity).map(|at| self.entries[at].fields.set().into_owned())
+    /// The paths of one manager, and their version.
+    pub fn of(&self, identity: &Identity<'_>) -> Option<(Set<'a>, Cow<'a, str>)> {
+        let entry = &self.entries[self.position(identity)?];
+        Some((entry.fields.set().into_owned(), entry.identity.api_version.clone()))
+    }
+
+    /// The versions of all entries but those of one.
+    pub fn versions_but(&self, version: &str) -> Vec<String> {
+        let mut versions: Vec<String> = Vec::new();
+        for entry in &self.entries {
+            let it = &*entry.identity.api_version;
+            if it != version && !versions.iter().any(|seen| seen == it) {
+                versions.push(it.to_owned());
+            }
+        }
+        versions
     }
 
     fn position(&self, identity: &Identity<'_>) -> Option<usize> {
@@ -178,20 +192,46 @@ impl<'a> Managers<'a> {
         self.position(identity).and_then(|at| self.entries[at].time.clone())
     }
 
-    /// The paths that some manager has.
-    pub(super) fn held(&self) -> Set<'a> {
-        let sets = self.entries.iter().map(|it| it.fields.set().into_owned());
-        sets.fold(Set::default(), Set::union)
+    /// The paths that some manager has, by version.
+    pub(super) fn held(&self) -> Vec<Held<'a>> {
+        let mut held: Vec<Held<'a>> = Vec::new();
+        for entry in &self.entries {
+            let version = &*entry.identity.api_version;
+            let set = entry.fields.set().into_owned();
+            match held.iter_mut().find(|it| it.version == version) {
+                Some(it) => it.set = std::mem::take(&mut it.set).union(set),
+                None => held.push(Held { version: version.to_owned(), set }),
+            }
+        }
+        held
     }
 
-    /// Takes paths from every manager.
-    pub(super) fn take(&mut self, sets: &[&Set<'_>], except: Option<&Identity<'_>>) {
+    /// Takes the paths that changed from every manager: by `comparison` from those of `version`,
+    /// and from others by what changed in theirs.
+    pub(super) fn take(
+        &mut self,
+        version: &str,
+        comparison: &Comparison<'_>,
+        elsewhere: &[Elsewhere],
+        except: Option<&Identity<'_>>,
+    ) {
         for entry in &mut self.entries {
-            if except.is_some_and(|it| it.is(&entry.identity)) || !entry.fields.may_meet(sets) {
+            if except.is_some_and(|it| it.is(&entry.identity)) {
                 continue;
             }
-            let fields = entry.fields.set_mut();
-            sets.iter().for_each(|set| fields.remove(set));
+            let its = &*entry.identity.api_version;
+            let Comparison { added, modified, removed } = match its == version {
+                true => comparison,
+                false => match elsewhere.iter().find(|it| it.version == its) {
+                    Some(it) => &it.comparison,
+                    None => continue,
+                },
+            };
+            let sets = [added, modified, removed];
+            if entry.fields.may_meet(&sets) {
+                let fields = entry.fields.set_mut();
+                sets.iter().for_each(|set| fields.remove(set));
+            }
         }
         self.entries.retain(|it| !matches!(&it.fields, Fields::Set(set) if set.is_empty()));
     }
@@ -209,10 +249,17 @@ impl<'a> Managers<'a> {
         }
     }
 
-    /// An update by `by` at `now` made the changes of `comparison`.
-    pub fn update(&mut self, by: &Identity<'a>, comparison: Comparison<'a>, now: &'a str) {
-        let Comparison { added, modified, removed } = comparison;
-        self.take(&[&added, &modified, &removed], None);
+    /// An update by `by` at `now` made the changes of `comparison`, which are `elsewhere` in the
+    /// versions of other managers.
+    pub fn update(
+        &mut self,
+        by: &Identity<'a>,
+        comparison: Comparison<'a>,
+        elsewhere: &[Elsewhere],
+        now: &'a str,
+    ) {
+        self.take(&by.api_version, &comparison, elsewhere, None);
+        let Comparison { added, modified, .. } = comparison;
         let set = added.union(modified);
         if !set.is_empty() {
             self.give(by, set, Some(Cow::Borrowed(now)));

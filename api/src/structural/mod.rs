@@ -14,12 +14,14 @@ pub mod built_in;
 pub mod compare;
 pub mod extract;
 pub mod fields;
+
 pub mod last_applied;
 pub mod managers;
 pub mod merge;
 pub mod place;
 pub mod prune;
 pub mod set;
+pub mod versions;
 
 #[cfg(test)]
 mod tests;

@@ -6,6 +6,7 @@ use super::{
     extract::{Duplicates, set_of},
     place::{Form, Misfit, Place, form, item_step},
     set::{Set, Step},
+    versions::{Held, InVersion, VersionError, Versions},
 };
 
 /// `value` without the paths of `gone` and all that lies below them. What is emptied by that is
@@ -51,32 +52,48 @@ fn take_out<P: Place>(place: P, value: &mut Value, gone: &Set<'_>) -> bool {
     }
 }
 
-/// `merged` without what a manager applied before (`last`), applies no longer, and nobody else
-/// holds (`held`: all that any manager has now).
-pub fn prune<P: Place>(
-    root: P,
+/// `merged` without what a manager applied before (`last`, in `version`), applies no longer, and
+/// nobody else holds (`held`: all that any manager has now, by version).
+pub(super) fn prune<V: Versions>(
+    versions: &V,
     merged: Value,
     last: &Set<'_>,
-    held: &Set<'_>,
-) -> Result<Value, Misfit> {
-    if last.is_within(held) {
+    version: &str,
+    held: &[Held<'_>],
+) -> Result<Value, VersionError> {
+    let all = Set::EMPTY;
+    let same = held.iter().find(|it| it.version == version).map_or(&all, |it| &it.set);
+    // Nothing that was applied is left to nobody.
+    if last.is_within(same) {
         return Ok(merged);
     }
+    let InVersion { root, object: before } = versions.in_version(&merged, version)?;
     let last = last.clone().with_named(Some(root));
-    let held = held.clone().with_named(Some(root));
-    let whole = set_of(root, &merged, Duplicates::One)?.with_named(Some(root));
     // Without all that was applied before, whoever it may belong to by now.
-    let bare = without(root, merged.clone(), &last);
-    // What went with it although somebody holds it, or something in it.
-    let kept = set_of(root, &bare, Duplicates::One)?.with_named(Some(root)).union(held);
-    let mut gone = whole.clone();
-    gone.remove(&kept);
-    let restored = without(root, merged.clone(), &gone);
+    let mut pruned = without(root, before.clone().into_owned(), &last);
+    // What went with it although somebody holds it, or something in it, comes back: first what is
+    // held in the same version, which others may need to be converted at all.
+    let others = held.iter().filter(|it| it.version != version);
+    for Held { version, set } in held.iter().filter(|it| it.version == version).chain(others) {
+        let was = versions.in_version(&merged, version)?;
+        let is = versions.in_version(&pruned, version)?;
+        let mut gone = named(was.root, &was.object)?;
+        let kept = named(is.root, &is.object)?.union(set.clone().with_named(Some(is.root)));
+        gone.remove(&kept);
+        let restored = without(was.root, was.object.clone().into_owned(), &gone.into_owned());
+        pruned = restored;
+    }
     // And what nobody holds, but was never this manager's to remove.
-    let kept = set_of(root, &restored, Duplicates::One)?.with_named(Some(root));
-    let mut gone = whole.clone();
+    let restored = versions.in_version(&pruned, version)?;
+    let kept = named(restored.root, &restored.object)?.into_owned();
+    let mut gone = named(root, &before)?.into_owned();
     gone.remove(&kept);
     gone.intersect(&last);
-    let gone = gone.into_owned();
-    Ok(without(root, merged, &gone))
+    let left = without(root, before.into_owned(), &gone);
+    Ok(versions.in_version(&left, versions.version())?.object.into_owned())
+}
+
+/// All paths of an object, with the structures on the way to them.
+fn named<P: Place>(root: P, object: &Value) -> Result<Set<'_>, Misfit> {
+    Ok(set_of(root, object, Duplicates::One)?.with_named(Some(root)))
 }

@@ -275,6 +275,20 @@ impl Server {
         Ok(custom.show_value(it).then_some(kept))
     }
 
+    /// An object as a webhook shows it in another version, of which no more is made.
+    pub(crate) async fn convert_to(
+        &self,
+        custom: &compiled::Custom,
+        it: &Value,
+        api_version: &str,
+    ) -> Result<Value> {
+        let Conversion::Webhook(webhook) = &custom.definition.conversion else {
+            return Err(ApiError::internal("no webhook converts this kind"));
+        };
+        let made = self.convert(custom, webhook, std::slice::from_ref(it), api_version).await?;
+        made.into_iter().next().ok_or_else(|| ApiError::internal("nothing was converted"))
+    }
+
     /// An object of `served`, as it is kept.
     pub(crate) async fn keep<'a>(&self, served: &Served, it: &'a Value) -> Result<Cow<'a, Value>> {
         if let Some(other) = served.other {

@@ -36,7 +36,7 @@ pub(crate) async fn bind(server: &Server, call: &Call, body: &[u8]) -> Result<Va
     of_pod.path.subresource = "binding".into();
     // Being bound makes nobody a manager.
     let writer = Writer::new(call)?.untracked();
-    write::change(server, &of_pod, &writer, Vec::new(), |current| {
+    write::change(server, &of_pod, &writer, Vec::new(), |current, _| {
         let current = &current.object;
         let name = &call.path.name;
         let conflict = |why: String| Err(ApiError::conflict("", "pods/binding", name, &why));
@@ -82,7 +82,7 @@ pub(crate) async fn bind(server: &Server, call: &Call, body: &[u8]) -> Result<Va
             status.remove("nominatedNodeName");
         }
         conditions::set_of_pod(&mut pod, json!({"type": "PodScheduled", "status": "True"}));
-        Ok(Changed::new(pod, true).admitted())
+        Ok(Ok(Changed::new(pod, true).admitted()))
     })
     .await?;
     Ok(super::success())

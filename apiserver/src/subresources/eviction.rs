@@ -123,7 +123,7 @@ async fn take_from_budget(
     }
     let of_budget = call.about(server, "policy", "poddisruptionbudgets", name, "status")?;
     let writer = Writer::new(&of_budget)?;
-    write::change(server, &of_budget, &writer, Vec::new(), |current| {
+    write::change(server, &of_budget, &writer, Vec::new(), |current, _| {
         allows(&current.object)?;
         let mut budget = current.object.clone();
         let left = allowed(&budget) - 1;
@@ -138,7 +138,7 @@ async fn take_from_budget(
             condition["observedGeneration"] = observed.unwrap_or_default();
             conditions::set(&mut budget, condition);
         }
-        Ok(Changed::new(budget, true))
+        Ok(Ok(Changed::new(budget, true)))
     })
     .await?;
     Ok(Guard::None)
@@ -247,7 +247,7 @@ async fn remove(server: &Server, call: &Call, options: &delete::Options) -> Resu
         // The whole pod is at hand, and only its status changes.
         let of_status = call.about(server, "", "pods", &call.path.name, "status")?;
         let writer = Writer::new(&of_status)?;
-        let written = write::change(server, &of_status, &writer, Vec::new(), |current| {
+        let written = write::change(server, &of_status, &writer, Vec::new(), |current, _| {
             options.check(call, &current.object)?;
             let mut pod = current.object.clone();
             conditions::set_of_pod(
@@ -257,7 +257,7 @@ async fn remove(server: &Server, call: &Call, options: &delete::Options) -> Resu
                     "reason": "EvictionByEvictionAPI", "message": "Eviction API: evicting",
                 }),
             );
-            Ok(Changed::new(pod, true))
+            Ok(Ok(Changed::new(pod, true)))
         })
         .await?;
         if options.has_revision() {

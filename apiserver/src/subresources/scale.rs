@@ -101,7 +101,7 @@ pub(crate) async fn write_scale(
     // The object is changed as a whole: replicas are part of its specification.
     let mut of_object = call.clone();
     of_object.path.subresource = String::new();
-    let written = write::change(server, &of_object, &writer, Vec::new(), |current| {
+    let written = write::change(server, &of_object, &writer, Vec::new(), |current, versions| {
         let it = &current.object;
         let scale = match &asked {
             Rescale::Whole(whole) => whole.clone(),
@@ -131,15 +131,18 @@ pub(crate) async fn write_scale(
                 "metadata": {"name": call.path.name, "uid": object::uid(it)},
             });
             set_replicas(&call.served, &mut config, replicas);
-            let applied = writer.applied(current, &config, configuration.force)?;
+            let applied = match writer.applied(versions, current, &config, configuration.force)? {
+                Ok(applied) => applied,
+                Err(wanted) => return Ok(Err(wanted)),
+            };
             let (old, new) = (scale_of(&call.served, it)?, scale_of(&call.served, &applied.value)?);
             let changed = Changed::new(applied.value, retry).of_scale(old, new);
-            return Ok(changed.managed_by(applied.managed));
+            return Ok(Ok(changed.managed_by(applied.managed)));
         }
         let mut value = it.clone();
         set_replicas(&call.served, &mut value, replicas);
         let (old, new) = (scale_of(&call.served, it)?, scale_of(&call.served, &value)?);
-        Ok(Changed::new(value, retry).of_scale(old, new))
+        Ok(Ok(Changed::new(value, retry).of_scale(old, new)))
     })
     .await?;
     let it = object::parse(&written.entry.value).map_err(ApiError::internal)?;

@@ -1,8 +1,11 @@
 //! How a stored object changes: from what it is now, again and again until nobody else was faster.
 
+use std::borrow::Cow;
+
 use insula_api::{
     object::{self, Stored},
     schema::Gvk,
+    structural::versions::Wanted,
 };
 use insula_partition::{
     snapshot::Entry,
@@ -16,7 +19,7 @@ use crate::{
     admission::{self, Admission, Operation},
     call::Call,
     error::{ApiError, FieldError, Result},
-    ownership::{self, Writer},
+    ownership::{self, Versions, Writer},
     read, services, strategy, subresources, validate,
 };
 
@@ -30,6 +33,9 @@ pub(crate) struct Changed {
     warnings: Vec<String>,
     admitted: Admitted,
 }
+
+/// A change, or what has to be known to make it.
+pub(crate) type Made = std::result::Result<Changed, Box<Wanted>>;
 
 /// As what a change is admitted.
 #[derive(Debug)]
@@ -82,7 +88,7 @@ pub(crate) async fn change(
     call: &Call,
     writer: &Writer,
     mut warnings: Vec<String>,
-    make: impl Fn(&Stored) -> Result<Changed>,
+    make: impl Fn(&Stored, &Versions) -> Result<Made>,
 ) -> Result<Written> {
     let resource = &call.served.resource;
     let tenant = call.tenant()?.clone();
@@ -93,8 +99,14 @@ pub(crate) async fn change(
     for _ in 0..RETRIES {
         let mut current = Stored::parse(&entry.value).map_err(ApiError::internal)?;
         let kept = server.show_value(&call.served, &mut current.object).await?;
-        let Changed { value: mut new, retry, managers, warnings: found, admitted } =
-            make(&current)?;
+        let mut versions = Cow::Borrowed(writer.versions());
+        let changed = loop {
+            match make(&current, &versions)? {
+                Ok(changed) => break changed,
+                Err(wanted) => versions.to_mut().learn(server, *wanted).await?,
+            }
+        };
+        let Changed { value: mut new, retry, managers, warnings: found, admitted } = changed;
         let Stored { object: old, managed: stored } = &current;
         let uid = object::uid(&new);
         if !uid.is_empty() && uid != object::uid(old) {
@@ -116,7 +128,7 @@ pub(crate) async fn change(
         let sent = object::metadata_mut(&mut new).remove("managedFields");
         strategy::prepare_update(&call.served, &call.path.subresource, old, &mut new);
         let managed = match managers {
-            Managers::Compared => writer.updated(old, &new, stored, sent.as_ref()),
+            Managers::Compared => writer.updated(server, old, &new, stored, sent.as_ref()).await?,
             Managers::Given(managed) => managed,
         };
         let (scale_before, mut scale, is_admitted) = match admitted {

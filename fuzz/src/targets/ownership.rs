@@ -11,6 +11,7 @@ use insula_api::{
         fields,
         managers::{Identity, Managers, Operation},
         set::Set,
+        versions::Only,
     },
 };
 use serde_json::Value;
@@ -72,7 +73,7 @@ pub(super) fn apply(bytes: &[u8]) {
     scope.strip(&mut set);
     let comparison = Comparison { added: set, ..Comparison::default() };
     let mut managers = Managers::default();
-    managers.update(&before, comparison, "t0");
+    managers.update(&before, comparison, &[], "t0");
     let live = live.clone();
     let (first, second) = (manager("one"), manager("two"));
     let Some(live) = applied(root, &live, &one, &mut managers, (&first, &scope)) else {
@@ -85,7 +86,7 @@ pub(super) fn apply(bytes: &[u8]) {
     let mut same = managers.clone();
     let identity = &second;
     let applier = Applier { identity, scope: &scope, force: false, now: "t2", told_version: None };
-    let found = apply_config(root, &live, &two, &mut same, applier);
+    let found = apply_config(&Only(root), &live, &two, &mut same, applier);
     assert_eq!(found, Ok(None), "an apply does nothing the second time");
     assert_eq!(same, managers);
     // Whoever wants nothing any more leaves what others have.
@@ -107,10 +108,10 @@ fn applied<'a>(
     (identity, scope): (&Identity<'a>, &Scope),
 ) -> Option<Value> {
     let applier = Applier { identity, scope, force: true, now: "t1", told_version: None };
-    let new = match apply_config(root, live, config, managers, applier) {
+    let new = match apply_config(&Only(root), live, config, managers, applier) {
         Ok(new) => new.unwrap_or_else(|| live.clone()),
         Err(ApplyError::Conflicts(found)) => panic!("it was forced: {found:?}"),
-        Err(ApplyError::Config(_) | ApplyError::Live(_)) => return None,
+        Err(ApplyError::Config(_) | ApplyError::Live(_) | ApplyError::Version(_)) => return None,
     };
     let text = managers.clone().encode().unwrap_or_default();
     if !text.is_empty() {

@@ -5,6 +5,7 @@ use crate::structural::{
     apply::{Applier, ApplyError, Scope, apply},
     compare::compare,
     place::Deduced,
+    versions::Only,
 };
 
 fn who(
@@ -27,7 +28,7 @@ fn update<'a>(
     new: &'a Value,
     now: &'a str,
 ) {
-    managers.update(by, compare(Deduced, old, new).unwrap(), now);
+    managers.update(by, compare(Deduced, old, new).unwrap(), &[], now);
 }
 
 #[test]
@@ -126,7 +127,7 @@ impl Several {
             told_version: None,
         };
         let mut managers = self.managers.clone();
-        let new = apply(Deduced, &self.object, config, &mut managers, applier)?;
+        let new = apply(&Only(Deduced), &self.object, config, &mut managers, applier)?;
         self.managers = managers;
         let changed = new.is_some();
         if let Some(new) = new {
