@@ -26,6 +26,8 @@ pub struct ApiError {
     /// What was asked for is on its way to another partition. Nothing was done: the request can
     /// be answered from the start, a little later or by another server.
     pub is_moving: bool,
+    /// Told in plain text: no API has the path, so nothing of an API is in the answer.
+    pub is_plain: bool,
     /// The whole `Status`, where somebody else made it.
     pub whole: Option<Box<Map<String, Value>>>,
 }
@@ -42,6 +44,7 @@ impl ApiError {
             retry_after: None,
             fresh_token: None,
             is_moving: false,
+            is_plain: false,
             whole: None,
         }
     }
@@ -73,7 +76,7 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "NotFound", message).about(group, resource, name)
     }
 
-    /// A path under a known group version, or a group version, that means nothing here.
+    /// A path of a built-in group that means nothing here.
     pub fn unknown_resource() -> Self {
         let mut error = Self::new(
             StatusCode::NOT_FOUND,
@@ -82,6 +85,12 @@ impl ApiError {
         );
         error.details = Some(json!({}));
         error
+    }
+
+    /// A path of a group that has no API here. Clients tell it from an object that is not there.
+    pub fn unknown_path() -> Self {
+        let error = Self::new(StatusCode::NOT_FOUND, "NotFound", "404 page not found");
+        Self { is_plain: true, ..error }
     }
 
     pub fn already_exists(group: &str, resource: &str, name: &str) -> Self {

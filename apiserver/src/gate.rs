@@ -155,8 +155,15 @@ impl Server {
             }
             Place::Resource(path) => {
                 let ResourcePath { group, version, resource, .. } = &path;
-                let found = self.served(&whose, group, version, resource).await?;
-                match found.ok_or_else(ApiError::unknown_resource)? {
+                let Some(found) = self.served(&whose, group, version, resource).await? else {
+                    let verb = verb(method, &path, &query).unwrap_or_default();
+                    let attributes = attributes_of(&path, &query, judged_verb(&path, verb));
+                    return Err(match self.may(&identity, &whose, &attributes).await? {
+                        true => self.unknown_in(group),
+                        false => denied(&identity, &attributes),
+                    });
+                };
+                match found {
                     Found::Elsewhere(api) => {
                         let asked = delegate::Asked { api, identity, whose, path, query };
                         Ok(Admitted::Delegated(Box::new(asked.admit(self, method).await?)))
@@ -169,6 +176,15 @@ impl Server {
                     }
                 }
             }
+        }
+    }
+
+    /// What is said of paths of a group that mean nothing: upstream's server for its own groups,
+    /// and whoever comes last for all others, say it in their own ways.
+    pub(crate) fn unknown_in(&self, group: &str) -> ApiError {
+        match group.is_empty() || self.registry.has_group(group) {
+            true => ApiError::unknown_resource(),
+            false => ApiError::unknown_path(),
         }
     }
 
@@ -193,7 +209,11 @@ impl Server {
         let verb = verb(method, &path, &query).ok_or_else(ApiError::method_not_allowed)?;
         if !path.subresource.is_empty() && served.resource.subresource(&path.subresource).is_none()
         {
-            return Err(ApiError::unknown_resource());
+            let it = &served.resource;
+            return Err(match self.registry.has_group(&it.group) {
+                true => ApiError::unknown_resource(),
+                false => ApiError::not_found(&it.group, &it.name, &path.name),
+            });
         }
         let patience = deadline(&query).unwrap_or(DEADLINE);
         let mut call = Call {

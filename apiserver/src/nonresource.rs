@@ -102,7 +102,10 @@ impl Server {
                 None => Ok(nowhere()),
             },
             ["api", version] => found(discovery().resource_list("", version)),
-            ["apis", group, version] => found(discovery().resource_list(group, version)),
+            ["apis", group, version] => match discovery().resource_list(group, version) {
+                Some(document) => json(&document),
+                None => Err(self.unknown_in(group)),
+            },
             ["openapi", "v2"] => {
                 let others = documents::v2_parts(self, &apis).await;
                 self.openapi_v2(&head.headers, &customs, &others, platform)

@@ -1,5 +1,8 @@
 //! Patches: what a body says to do to an object, in each of the forms that clients send.
 
+mod claim;
+
+use claim::ClaimError;
 use insula_api::{
     decode::{self, Decoded},
     object::{self, Stored},
@@ -169,7 +172,7 @@ pub(crate) fn run_tested(value: &mut Value, patch: &json_patch::Patch) -> Result
 /// Why a patch was not done to its end.
 enum Stopped {
     /// A test does not hold.
-    Untrue(json_patch::PatchError),
+    Untrue(ClaimError),
     Refused(ApiError),
 }
 
@@ -180,7 +183,7 @@ impl From<ApiError> for Stopped {
 }
 
 fn run_until(value: &mut Value, patch: &json_patch::Patch) -> Result<(), Stopped> {
-    use json_patch::PatchOperation::{Add, Copy, Move, Replace};
+    use json_patch::PatchOperation::{Add, Copy, Move, Replace, Test};
     let (mut copied, mut moved) = (0, 0);
     for operation in &patch.0 {
         // A few copies of what was copied before make any size and depth of a small patch.
@@ -208,12 +211,15 @@ fn run_until(value: &mut Value, patch: &json_patch::Patch) -> Result<(), Stopped
                 return Err(ApiError::bad_request(why).into());
             }
         }
-        json_patch::patch(value, std::slice::from_ref(operation)).map_err(|error| {
-            match error.kind {
-                json_patch::PatchErrorKind::TestFailed => Stopped::Untrue(error),
-                _ => Stopped::Refused(ApiError::rejected(&error)),
-            }
-        })?;
+        if let Test(claim) = operation {
+            claim::holds(value, claim).map_err(|error| match error {
+                ClaimError::Untrue(_) => Stopped::Untrue(error),
+                error => Stopped::Refused(ApiError::rejected(&error)),
+            })?;
+            continue;
+        }
+        json_patch::patch(value, std::slice::from_ref(operation))
+            .map_err(|error| Stopped::Refused(ApiError::rejected(&error)))?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 
 mod harness;
 
-use harness::{Cloud, texts};
+use harness::{Cloud, Kubectl, texts};
 
 #[test]
 fn objects_of_many_kinds_live_their_life() {
@@ -250,6 +250,7 @@ fn deletion_cascades_and_namespaces_empty_themselves() {
     acme.until(&["-n", "n", "get", "pods,replicasets", "-o", "name"], |it| it.is_empty());
     acme.ok(&["delete", "namespace", "n", "--timeout=60s"]);
     assert!(acme.fails(&["get", "namespace", "n"]).contains("NotFound"));
+    is_closed_while_it_goes(&acme);
     let said = acme.fails(&["delete", "namespace", "default"]);
     assert!(said.contains("this namespace may not be deleted"), "{said}");
 
@@ -259,6 +260,49 @@ fn deletion_cascades_and_namespaces_empty_themselves() {
     let left = admin.ok(&["get", "--raw", "/tenants/all/api/v1/configmaps"]);
     assert!(!left.contains(r#""tenant":"acme""#), "{left}");
     assert!(admin.fails(&["delete", "tenant", "system"]).contains("may not be deleted"));
+}
+
+/// What goes takes in nothing, and no events either: it would never be empty.
+fn is_closed_while_it_goes(acme: &Kubectl) {
+    const HELD: &str = "
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: held, namespace: going, finalizers: [example.com/held]}
+";
+    acme.ok(&["create", "namespace", "going"]);
+    assert!(acme.feed(&["create", "-f", "-"], HELD).status.success());
+    acme.ok(&["delete", "namespace", "going", "--wait=false"]);
+    let events = "
+apiVersion: v1
+kind: Event
+metadata: {name: e, namespace: going}
+involvedObject: {kind: ConfigMap, name: held, namespace: going}
+---
+apiVersion: events.k8s.io/v1
+kind: Event
+metadata: {name: f, namespace: going}
+regarding: {kind: ConfigMap, name: held, namespace: going}
+eventTime: 2026-01-01T00:00:00.000000Z
+reportingController: t
+reportingInstance: t
+type: Normal
+reason: Held
+action: Hold
+";
+    let (made, said) = texts(&acme.feed(&["create", "-f", "-"], events));
+    assert_eq!(made, "", "{said}");
+    assert_eq!(said.matches("because it is being terminated").count(), 2, "{said}");
+    acme.ok(&[
+        "-n",
+        "going",
+        "patch",
+        "configmap",
+        "held",
+        "--type=json",
+        "-p",
+        r#"[{"op":"remove","path":"/metadata/finalizers"}]"#,
+    ]);
+    acme.ok(&["wait", "--for=delete", "namespace/going", "--timeout=60s"]);
 }
 
 #[test]
@@ -280,4 +324,50 @@ fn everything_is_there_after_a_crash() {
     cloud.terminate();
     cloud.again();
     assert_eq!(acme.ok(&["get", "configmap", "-o", "name"]).lines().count(), 21);
+}
+
+const DEFINITION: &str = "
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: things.example.com}
+spec:
+  group: example.com
+  scope: Namespaced
+  names: {plural: things, singular: thing, kind: Thing}
+  versions:
+  - {name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object}}}
+";
+
+/// Clients tell an API that is absent from an object that is: the one is said in plain text. Whoever
+/// may not ask learns neither.
+#[test]
+fn paths_that_mean_nothing() {
+    let cloud = Cloud::without_node();
+    let (acme, globex) = cloud.tenants();
+    let guest = cloud.user("acme", "guest", "guests");
+    let out = acme.feed(&["create", "-f", "-"], DEFINITION);
+    assert!(out.status.success(), "{}", texts(&out).1);
+    acme.ok(&["wait", "--for=condition=Established", "crd/things.example.com", "--timeout=30s"]);
+
+    let nowhere = "404 page not found\n";
+    let unknown = "the server could not find the requested resource";
+    let things = "/apis/example.com/v1/namespaces/default/things";
+    for (user, path, told) in [
+        (&acme, "/apis/nope.example.com/v1".to_owned(), nowhere),
+        (&acme, "/apis/nope.example.com/v1/namespaces/default/nopes/x".to_owned(), nowhere),
+        (&acme, "/apis/example.com/v2".to_owned(), nowhere),
+        (&acme, things.replace("things", "nopes"), nowhere),
+        (&globex, things.to_owned(), nowhere),
+        (&acme, format!("{things}/x/nope"), r#"things.example.com \"x\" not found"#),
+        (&acme, "/apis/apps/v1/namespaces/default/nopes".to_owned(), unknown),
+        (&acme, "/apis/apps/v9".to_owned(), unknown),
+    ] {
+        let (code, headers, body) = user.curl(&path, &[]);
+        assert!(code == 404 && body.contains(told), "{path}: {code} {body}");
+        assert_eq!(headers.contains("content-type: text/plain"), told == nowhere, "{path}");
+    }
+    for path in ["/apis/nope.example.com/v1/nopes", "/apis/apps/v1/namespaces/default/nopes"] {
+        let (code, _, body) = guest.curl(path, &[]);
+        assert!(code == 403 && body.contains("cannot list resource"), "{path}: {code} {body}");
+    }
 }

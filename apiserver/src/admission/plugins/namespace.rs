@@ -35,8 +35,7 @@ pub(in crate::admission) fn lives<'a>(
         let namespace = admission.namespace.as_str();
         let found = admission.find("", "namespaces", "", namespace).await?;
         let found = found.ok_or_else(|| ApiError::not_found("", "namespaces", namespace))?;
-        // Events tell of the end as well.
-        if !object::is_deleting(&found) || resource.name == "events" {
+        if !object::is_deleting(&found) {
             return Ok(());
         }
         let why = format!(
