@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
+mod client_go;
 #[path = "../harness/mod.rs"]
 mod harness;
+mod kube_rs;
 
 use std::process::Command;
 
