@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Parts of a node that tenants see.
-const OF_STATUS: [&str; 3] = ["conditions", "nodeInfo", "allocatable"];
+const OF_STATUS: [&str; 4] = ["conditions", "nodeInfo", "capacity", "allocatable"];
 const OF_SPEC: [&str; 2] = ["taints", "unschedulable"];
 
 /// Whether a caller sees objects of a resource only in part.
@@ -53,7 +53,7 @@ mod tests {
         let node = json!({
             "metadata": {"name": "n", "annotations": {"a": "b"}, "managedFields": []},
             "spec": {"unschedulable": true, "podCIDR": "10.0.0.0/24", "providerID": "p"},
-            "status": {"addresses": [{"address": "1.2.3.4"}], "allocatable": {"cpu": "1"}},
+            "status": {"addresses": [{"address": "1.2.3.4"}], "capacity": {"cpu": "2"}, "allocatable": {"cpu": "1"}, "images": []},
         });
         let seen: Value =
             serde_json::from_slice(&part_of(&node.to_string().into()).unwrap()).unwrap();
@@ -62,7 +62,7 @@ mod tests {
             json!({
                 "metadata": {"name": "n"},
                 "spec": {"unschedulable": true},
-                "status": {"allocatable": {"cpu": "1"}},
+                "status": {"capacity": {"cpu": "2"}, "allocatable": {"cpu": "1"}},
             })
         );
     }
