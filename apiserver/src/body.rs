@@ -1,6 +1,7 @@
 //! Response bodies.
 
 mod patient;
+mod penned;
 
 use std::{
     convert::Infallible,
@@ -13,7 +14,10 @@ use http_body::Frame;
 use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
 use tokio::sync::mpsc;
 
-pub(crate) use self::patient::Held;
+pub(crate) use self::{
+    patient::Held,
+    penned::{Pen, penned},
+};
 
 /// Why a streamed body broke off.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;

@@ -291,7 +291,10 @@ pub(crate) async fn check_tenant_lives(
 }
 
 /// Reads a Tenant object.
-pub(crate) async fn find_tenant(server: &Server, tenant: &TenantName) -> Result<Option<Value>> {
+pub(crate) async fn find_tenant(
+    server: &Server,
+    tenant: &TenantName,
+) -> Result<Option<Arc<Value>>> {
     let Some(served) = server.registry.get("insula.io", "v1", "tenants") else { return Ok(None) };
     let system = TenantName::system();
     let key = registry::key(&system, "", tenant.as_str());
@@ -300,7 +303,7 @@ pub(crate) async fn find_tenant(server: &Server, tenant: &TenantName) -> Result<
     if found.is_none() {
         found = store.read(&served.collection, ReadAt::Latest).await?.get(&key).cloned();
     }
-    found.map(|it| serde_json::from_slice(&it.value).map_err(ApiError::internal)).transpose()
+    found.map(|it| server.parsed.of(&it.value).map_err(ApiError::internal)).transpose()
 }
 
 /// The default roles and bindings of the table, as objects.

@@ -3,7 +3,8 @@
 //! HTTP/2 flushes after every frame: a hundred watches of one connection that are told of one
 //! change would cost a hundred TLS records, system calls and packets. Here a flush only marks the
 //! end of a frame; what was written goes out when the connection has nothing more to say for now,
-//! which its task knows, or when much has come together.
+//! which its task knows, or when much has come together. Before that, other tasks that are ready
+//! have their turn, as they may have something to say on the same connection.
 //!
 //! # Invariants
 //!
@@ -25,6 +26,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// So much comes together at most, in bytes.
 const LIMIT: usize = 64 * 1024;
+/// With so much, nobody is waited for.
+const ENOUGH: usize = 32 * 1024;
 /// What is as long as this, and comes first, is not copied.
 const LONG: usize = 16 * 1024;
 /// So much memory an idle connection may keep.
@@ -134,9 +137,20 @@ impl<S: AsyncWrite + Unpin> Gathering<S> {
         F: Future<Output = io::Result<()>>,
     {
         let mut connection = pin!(connection);
+        // How much there was to be sent at the last look.
+        let mut before = 0;
         poll_fn(|context| {
             let outcome = connection.as_mut().poll(context);
-            match self.0.lock().flush(context) {
+            let state = &mut *self.0.lock();
+            if outcome.is_pending() && before < state.out.len() && state.out.len() < ENOUGH {
+                before = state.out.len();
+                // Woken while it runs, a task comes after all others that are ready.
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let flushed = state.flush(context);
+            before = state.out.len();
+            match flushed {
                 Poll::Ready(Err(error)) if outcome.is_pending() => Poll::Ready(Err(error)),
                 _ => outcome,
             }
@@ -212,6 +226,34 @@ mod tests {
         assert!(
             got.chunks(10).enumerate().all(|(n, it)| it.iter().all(|it| usize::from(*it) == n))
         );
+    }
+
+    #[tokio::test]
+    async fn others_have_their_turn_first() {
+        let (near, mut far) = tokio::io::duplex(1 << 10);
+        let (mut writer, gathering) = gather(Counted(near, 0));
+        let notify = Arc::new(tokio::sync::Notify::new());
+        let told = notify.clone();
+        // What the connection says next depends on another task, which is ready by then.
+        let speak = async move {
+            writer.write_all(b"a").await?;
+            told.notified().await;
+            writer.write_all(b"b").await?;
+            std::future::pending().await
+        };
+        let driving = async { gathering.drive(speak).await };
+        let other = async {
+            notify.notify_one();
+            std::future::pending::<()>().await;
+        };
+        let mut got = [0; 2];
+        tokio::select! {
+            biased;
+            ended = driving => ended.unwrap(),
+            () = other => (),
+            read = far.read_exact(&mut got) => assert_eq!(read.unwrap(), 2),
+        }
+        assert_eq!((&got, gathering.0.lock().stream.1), (b"ab", 1));
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use insula_api::path;
 
@@ -11,7 +12,7 @@ use crate::{
     aggregation::delegate,
     answer,
     audit::{self, Trail},
-    body::{Body, BodyError, channel, full},
+    body::{Body, BodyError, full, penned},
     call::Call,
     compress, custom, delete,
     ending::Open,
@@ -43,27 +44,29 @@ impl Server {
         caller: Identity,
     ) -> Response<Body>
     where
-        B: http_body::Body + Send + 'static,
-        B::Data: Send,
+        B: http_body::Body + Send + Unpin + 'static,
         B::Error: Into<BodyError>,
     {
-        self.handle(request, &Peer { trusted: Some(caller), ..Peer::default() }).await
+        let peer = Peer { trusted: Some(caller), ..Peer::default() };
+        self.handle(request.map(Payload::of), &peer).await
     }
 
-    /// Answers any request.
-    pub(crate) async fn handle<B>(
+    /// Answers any request. Boxed here, so that all that follows is compiled here, and once.
+    pub(crate) fn handle<'a>(
+        self: &'a Arc<Self>,
+        request: Request<Payload>,
+        peer: &'a Peer,
+    ) -> BoxFuture<'a, Response<Body>> {
+        Box::pin(self.handled(request, peer))
+    }
+
+    async fn handled(
         self: &Arc<Self>,
-        mut request: Request<B>,
+        mut request: Request<Payload>,
         peer: &Peer,
-    ) -> Response<Body>
-    where
-        B: http_body::Body + Send + 'static,
-        B::Data: Send,
-        B::Error: Into<BodyError>,
-    {
+    ) -> Response<Body> {
         // What upgrades has no body; what has one goes on as it is, as if it had not asked.
-        let upgrades =
-            forward::asks_to_upgrade(request.headers()) && request.body().is_end_stream();
+        let upgrades = forward::asks_to_upgrade(request.headers()) && request.body().is_none();
         let upgrade = upgrades.then(|| hyper::upgrade::on(&mut request));
         let (mut head, body) = request.into_parts();
         let mut open = Open::new(self.clone(), Record::new(&head, peer.address));
@@ -82,24 +85,18 @@ impl Server {
     }
 
     /// Answers from here or through another server; again, if what it is about moves meanwhile.
-    async fn answer<B>(
+    async fn answer(
         self: &Arc<Self>,
         head: &http::request::Parts,
-        body: B,
+        mut body: Payload,
         peer: &Peer,
         mut upgrade: Option<hyper::upgrade::OnUpgrade>,
         record: &mut Record,
-    ) -> Result<Response<Body>>
-    where
-        B: http_body::Body + Send + 'static,
-        B::Data: Send,
-        B::Error: Into<BodyError>,
-    {
+    ) -> Result<Response<Body>> {
         if self.shutdown.is_cancelled() && head.headers.contains_key(passport::HEADER) {
             // Others will do it.
             return Ok(forward::misdirected(self.partitions.map().epoch()));
         }
-        let mut body = Payload::Coming(Some(body));
         let mut patience: Option<Patience> = None;
         loop {
             let tried = self.once(head, &mut body, peer, &mut upgrade, record).await;
@@ -116,19 +113,14 @@ impl Server {
         }
     }
 
-    async fn once<B>(
+    async fn once(
         self: &Arc<Self>,
         head: &http::request::Parts,
-        body: &mut Payload<B>,
+        body: &mut Payload,
         peer: &Peer,
         upgrade: &mut Option<hyper::upgrade::OnUpgrade>,
         record: &mut Record,
-    ) -> Result<Forwarded>
-    where
-        B: http_body::Body + Send + 'static,
-        B::Data: Send,
-        B::Error: Into<BodyError>,
-    {
+    ) -> Result<Forwarded> {
         // Where it was a moment ago says nothing of where it is now.
         record.is_elsewhere = false;
         let target = path::parse(head.uri.path())?;
@@ -394,9 +386,7 @@ impl Server {
         let body = match started {
             Ok(watch) => {
                 let watch = if partial { watch.of_parts() } else { watch };
-                let (sender, body) = channel();
-                self.tasks.spawn(watch.run(sender));
-                body
+                penned(|pen| watch.run(pen))
             }
             // History that is gone is told inside the stream.
             Err(error) if error.reason == "Expired" => {

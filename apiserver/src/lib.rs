@@ -34,6 +34,7 @@ mod nonresource;
 mod openapi;
 mod outbound;
 mod ownership;
+mod parsed;
 mod passport;
 mod patch;
 mod payload;
@@ -66,7 +67,8 @@ mod write;
 
 use std::sync::{Arc, Weak};
 
-use insula_api::{names::TenantName, object};
+use futures::future::BoxFuture;
+use insula_api::names::TenantName;
 use insula_partition::{partitions::Partitions, store::ReadAt};
 use serde_json::Value;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -116,6 +118,8 @@ pub struct Server {
     pub(crate) registry: Registry,
     pub(crate) customs: custom::Customs,
     pub(crate) aggregation: aggregation::Aggregation,
+    /// What is looked up again and again.
+    pub(crate) parsed: parsed::Parsed,
     pub(crate) policies: Policies,
     pub(crate) rules: admission::Rules,
     pub(crate) keys: Keys,
@@ -134,7 +138,12 @@ pub struct Server {
 
 impl Server {
     /// Prepares the platform's own tenant and is then ready to answer.
-    pub async fn start(config: ServerConfig) -> Result<Arc<Self>> {
+    pub fn start(config: ServerConfig) -> BoxFuture<'static, Result<Arc<Self>>> {
+        // Boxed so that it is compiled here, and not with every program around it.
+        Box::pin(Self::started(config))
+    }
+
+    async fn started(config: ServerConfig) -> Result<Arc<Self>> {
         let registry = Registry::built_in();
         let mut views = Vec::new();
         for served in registry.all() {
@@ -151,6 +160,7 @@ impl Server {
             registry,
             customs: custom::Customs::default(),
             aggregation: aggregation::Aggregation::default(),
+            parsed: parsed::Parsed::default(),
             policies: Policies::default(),
             rules: admission::Rules::default(),
             keys: config.keys,
@@ -213,12 +223,12 @@ impl Server {
         resource: &str,
         namespace: &str,
         name: &str,
-    ) -> Result<Option<Value>> {
+    ) -> Result<Option<Arc<Value>>> {
         let Some(served) = self.registry.any_version(group, resource) else { return Ok(None) };
         let (_, store) = served.place(&self.partitions, tenant, namespace, name);
         let snapshot = store.read(&served.collection, ReadAt::Latest).await?;
         let entry = snapshot.get(&registry::key(tenant, namespace, name));
-        entry.map(|it| object::parse(&it.value).map_err(ApiError::internal)).transpose()
+        entry.map(|it| self.parsed.of(&it.value).map_err(ApiError::internal)).transpose()
     }
 
     /// The rules of the tenant that `identity` belongs to.

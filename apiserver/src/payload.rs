@@ -23,17 +23,29 @@ const UNWANTED: usize = 256 * 1024;
 const WITHIN: Duration = Duration::from_secs(60);
 
 /// A request's body: taken once, and then at hand for every further try.
-pub(crate) enum Payload<B> {
-    Coming(Option<B>),
+pub(crate) enum Payload {
+    Coming(Option<Body>),
     Here(Bytes),
 }
 
-impl<B> Payload<B>
-where
-    B: http_body::Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<BodyError>,
-{
+impl Payload {
+    /// What comes with a request, of whichever kind.
+    pub(crate) fn of<B>(body: B) -> Self
+    where
+        B: http_body::Body + Send + Unpin + 'static,
+        B::Error: Into<BodyError>,
+    {
+        match body.is_end_stream() {
+            true => Self::Here(Bytes::new()),
+            false => Self::Coming(Some(Passing(body).boxed_unsync())),
+        }
+    }
+
+    /// Whether there is nothing in it, and nothing will come.
+    pub(crate) fn is_none(&self) -> bool {
+        matches!(self, Self::Here(bytes) if bytes.is_empty())
+    }
+
     pub(crate) async fn bytes(&mut self) -> Result<Bytes> {
         let bytes = match self {
             Self::Here(bytes) => return Ok(bytes.clone()),
@@ -58,7 +70,7 @@ where
         match self {
             Self::Here(bytes) => Ok(full(bytes.clone())),
             Self::Coming(body) => match body.take() {
-                Some(body) => Ok(Passing(Box::pin(body)).boxed_unsync()),
+                Some(body) => Ok(body),
                 None => Err(ApiError::bad_request("the request body was not sent whole")),
             },
         }
@@ -76,11 +88,11 @@ where
 }
 
 /// A body as it comes, of which it is known how long it is, if its client says so.
-struct Passing<B>(Pin<Box<B>>);
+struct Passing<B>(B);
 
 impl<B> http_body::Body for Passing<B>
 where
-    B: http_body::Body,
+    B: http_body::Body + Unpin,
     B::Error: Into<BodyError>,
 {
     type Data = Bytes;
@@ -90,7 +102,7 @@ where
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.0.as_mut().poll_frame(context).map(|next| {
+        Pin::new(&mut self.0).poll_frame(context).map(|next| {
             let frame = next?.map_err(Into::into);
             Some(frame.map(|it| it.map_data(|mut data| data.copy_to_bytes(data.remaining()))))
         })
@@ -126,24 +138,26 @@ where
 }
 
 /// The whole body, up to the limit.
-async fn collect<B>(body: B) -> Result<Bytes>
-where
-    B: http_body::Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<BodyError>,
-{
-    let mut body = std::pin::pin!(body);
-    let mut out = BytesMut::new();
+async fn collect(mut body: Body) -> Result<Bytes> {
+    let (mut first, mut more) = (Bytes::new(), BytesMut::new());
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {
-            ApiError::bad_request(format!("unable to read the request body: {}", error.into()))
+            ApiError::bad_request(format!("unable to read the request body: {error}"))
         })?;
-        if let Ok(mut data) = frame.into_data() {
-            if MAX_BODY < out.len() + data.remaining() {
-                return Err(ApiError::too_large(MAX_BODY));
-            }
-            out.extend_from_slice(&data.copy_to_bytes(data.remaining()));
+        let Ok(data) = frame.into_data() else { continue };
+        let so_far = first.len().max(more.len());
+        if MAX_BODY < so_far + data.len() {
+            return Err(ApiError::too_large(MAX_BODY));
         }
+        if first.is_empty() {
+            // Most bodies are one frame, and are not copied.
+            first = data;
+            continue;
+        }
+        if more.is_empty() {
+            more.extend_from_slice(&first);
+        }
+        more.extend_from_slice(&data);
     }
-    Ok(out.freeze())
+    Ok(if more.is_empty() { first } else { more.freeze() })
 }

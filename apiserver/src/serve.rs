@@ -15,6 +15,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use futures::future::BoxFuture;
 use http::{Response, StatusCode};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
@@ -38,7 +39,7 @@ use crate::{
     gate::Peer,
     gather::gather,
     identity::Identity,
-    payload,
+    payload::{self, Payload},
     peers::{self, HttpPeers},
     pki::Pair,
 };
@@ -199,7 +200,12 @@ impl Front {
     }
 
     /// Takes connections until it is closed, and waits for them to end.
-    pub async fn serve(self: Arc<Self>, listener: TcpListener) {
+    pub fn serve(self: Arc<Self>, listener: TcpListener) -> BoxFuture<'static, ()> {
+        // Boxed so that it is compiled here, and not with every program around it.
+        Box::pin(self.take_connections(listener))
+    }
+
+    async fn take_connections(self: Arc<Self>, listener: TcpListener) {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -343,7 +349,7 @@ impl Front {
             };
         }
         match self.server.get() {
-            Some(server) => server.handle(request, peer).await,
+            Some(server) => server.handle(request.map(Payload::of), peer).await,
             None => answer::error(&ApiError::unavailable("the server is starting")),
         }
     }

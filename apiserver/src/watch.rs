@@ -1,13 +1,13 @@
 //! Watching: one stream of changes, over one partition or several.
 //!
-//! A watch is a task that pulls from the partitions' watchers and pushes encoded events into the
-//! response body, whose buffer is small: a slow client makes its own task wait, and when the
-//! history has moved past it, it gets a 410 and lists again.
+//! A watch pulls from the partitions' watchers whenever its reader can take more: a slow client
+//! holds nothing but its place, and when the history has moved past it, it gets a 410 and lists
+//! again.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use futures::{StreamExt as _, stream};
+use futures::future::select_all;
 use insula_api::proto;
 use insula_partition::{
     snapshot::Entry,
@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Server,
     accept::Form,
-    body::Sender,
+    body::Pen,
     error::{ApiError, Result},
     forms::{self, Shown},
     granted,
@@ -36,8 +36,9 @@ use crate::{
 
 /// How often a bookmark is sent.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
-/// A client that takes nothing for this long is gone.
-const SEND_WITHIN: Duration = Duration::from_secs(60);
+/// How often a watch looks how far history has gone on without it, so that it keeps up where all
+/// is quiet.
+const LOOK_EVERY: Duration = Duration::from_secs(15);
 /// Size from which pending events are sent, in bytes.
 const CHUNK: usize = 64 * 1024;
 /// The longest that a client may ask a watch to last, in seconds.
@@ -145,8 +146,8 @@ impl Watch {
         Self { in_parts: true, ..self }
     }
 
-    /// Runs until the deadline, the client's going, or the server's end.
-    pub(crate) async fn run(mut self, sender: Sender) {
+    /// Writes what there is to tell until the deadline or the server's end.
+    pub(crate) async fn run(mut self, pen: Pen) {
         let seconds = self
             .options
             .timeout_seconds
@@ -155,103 +156,93 @@ impl Watch {
         let deadline = Instant::now() + Duration::from_secs(seconds);
         let shutdown = self.shutdown.clone();
         tokio::select! {
-            () = self.stream(&sender, deadline) => (),
+            ended = self.stream(&pen, deadline) => {
+                if let Err(error) = ended {
+                    pen.write(error_event(&error, self.shown.accept.encoding)).await;
+                }
+            }
             () = sleep_until(deadline) => (),
             () = shutdown.cancelled() => (),
-            () = sender.closed() => (),
         }
     }
 
-    async fn stream(&mut self, sender: &Sender, deadline: Instant) {
+    /// Why it ends is the last that is told.
+    async fn stream(&mut self, pen: &Pen, deadline: Instant) -> Result<()> {
         let mut out = BytesMut::new();
         for (key, entry) in std::mem::take(&mut self.initial) {
-            if let Err(error) = self.event(&mut out, "ADDED", &key, entry.modified, &entry.value) {
-                out.put_slice(&error_event(&error, self.shown.accept.encoding));
-                send(sender, out.split().freeze()).await;
-                return;
+            let added = self.event(&mut out, "ADDED", &key, entry.modified, &entry.value);
+            if added.is_err() || CHUNK < out.len() {
+                pen.write(out.split().freeze()).await;
             }
-            if CHUNK < out.len() && !send(sender, out.split().freeze()).await {
-                return;
-            }
+            added?;
         }
         if self.options.initial_events == Some(true) && self.options.bookmarks {
             self.mark(&mut out, true);
         }
-        if !out.is_empty() && !send(sender, out.split().freeze()).await {
-            return;
-        }
-        let mut watchers = stream::select_all(std::mem::take(&mut self.watchers).into_iter().map(
-            |(name, watcher)| {
-                Box::pin(stream::unfold(Some((name, watcher)), |state| async {
-                    let (name, mut watcher) = state?;
-                    // Now and then without changes, so that bookmarks keep up where all is quiet.
-                    let waited = tokio::time::timeout(BOOKMARK_EVERY / 4, watcher.next()).await;
-                    let events = waited.unwrap_or_else(|_| Ok(Vec::new()));
-                    let progress = watcher.progress();
-                    let keep = events.is_ok().then(|| (name.clone(), watcher));
-                    Some(((name, events, progress), keep))
-                }))
-            },
-        ));
         // A little before the deadline, so that the client resumes from a fresh point.
         let last_bookmark = deadline - Duration::from_secs(2).min(deadline - Instant::now());
-        let mut next_bookmark = (Instant::now() + BOOKMARK_EVERY).min(last_bookmark);
+        let mut bookmark = (Instant::now() + BOOKMARK_EVERY).min(last_bookmark);
+        // One clock for all that is done from time to time: events neither start nor stop it.
+        let mut clock = pin!(sleep_until(bookmark.min(Instant::now() + LOOK_EVERY)));
+        let mut watchers = std::mem::take(&mut self.watchers);
+        let mut first = 0;
         loop {
+            if !out.is_empty() {
+                pen.write(out.split().freeze()).await;
+            }
             tokio::select! {
-                next = watchers.next() => {
-                    let Some((name, events, progress)) = next else { return };
-                    match events {
+                (index, events) = next_of(&mut watchers, first) => {
+                    let outcome = match events {
                         Ok(mut events) => {
-                            match self.changes(&mut out, sender, &name, &mut events).await {
-                                Ok(true) => (),
-                                Ok(false) => return,
-                                Err(error) => {
-                                    out.put_slice(&error_event(&error, self.shown.accept.encoding));
-                                    send(sender, out.split().freeze()).await;
-                                    return;
-                                }
-                            }
-                            if let Ok(Some(revision)) = progress {
-                                self.advance(&name, revision);
-                            }
+                            let name = &watchers[index].0;
+                            self.changes(&mut out, pen, name, &mut events).await
                         }
-                        Err(error) => {
-                            self.failure(&mut out, error);
-                            send(sender, out.split().freeze()).await;
-                            return;
+                        Err(error) => Err(cut_off(error)),
+                    };
+                    if outcome.is_err() && !out.is_empty() {
+                        pen.write(out.split().freeze()).await;
+                    }
+                    outcome?;
+                    first = index + 1;
+                }
+                () = clock.as_mut() => {
+                    for (name, watcher) in &mut watchers {
+                        // What is wrong is told by the next look for changes.
+                        if let Ok(Some(revision)) = watcher.progress() {
+                            self.advance(name, revision);
                         }
                     }
+                    let now = Instant::now();
+                    if self.options.bookmarks && bookmark <= now {
+                        self.mark(&mut out, false);
+                        let again = now + BOOKMARK_EVERY;
+                        bookmark = if now < last_bookmark { again.min(last_bookmark) } else { again };
+                    }
+                    let look = now + LOOK_EVERY;
+                    clock.as_mut().reset(if bookmark <= now { look } else { look.min(bookmark) });
                 }
-                () = sleep_until(next_bookmark), if self.options.bookmarks => {
-                    self.mark(&mut out, false);
-                    let again = Instant::now() + BOOKMARK_EVERY;
-                    next_bookmark = if next_bookmark < last_bookmark { again.min(last_bookmark) } else { again };
-                }
-            }
-            if !out.is_empty() && !send(sender, out.split().freeze()).await {
-                return;
             }
         }
     }
 
-    /// Encodes changes of one partition. False if the client takes no more.
+    /// Encodes changes of one partition.
     async fn changes(
         &mut self,
         out: &mut BytesMut,
-        sender: &Sender,
+        pen: &Pen,
         name: &str,
         events: &mut [Arc<Event>],
-    ) -> Result<bool> {
+    ) -> Result<()> {
         self.show(events).await?;
         for event in events.iter() {
             self.change(out, event)?;
             self.advance(name, event.revision);
             // Little waits for a slow client, however much happened at once.
-            if CHUNK < out.len() && !send(sender, out.split().freeze()).await {
-                return Ok(false);
+            if CHUNK < out.len() {
+                pen.write(out.split().freeze()).await;
             }
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Has changes look as this version shows objects.
@@ -368,10 +359,26 @@ impl Watch {
             tracing::error!(%error, "a bookmark cannot be encoded");
         }
     }
+}
 
-    fn failure(&self, out: &mut BytesMut, error: StoreError) {
-        out.put_slice(&error_event(&cut_off(error), self.shown.accept.encoding));
+/// The next changes of one of several partitions, and which. None is told last for ever: they are
+/// asked in turn, from `first` on. Cancel safe.
+async fn next_of(
+    watchers: &mut [(String, Watcher)],
+    first: usize,
+) -> (usize, Result<Vec<Arc<Event>>, StoreError>) {
+    if let [(_, only)] = watchers {
+        return (0, only.next().await);
     }
+    let n_watchers = watchers.len();
+    let mut waiting: Vec<_> =
+        watchers.iter_mut().map(|(_, watcher)| Box::pin(watcher.next())).collect();
+    waiting.rotate_left(first.checked_rem(n_watchers).unwrap_or(0));
+    if waiting.is_empty() {
+        return std::future::pending().await;
+    }
+    let (events, index, _) = select_all(waiting).await;
+    ((first + index) % n_watchers, events)
 }
 
 /// Why a watch cannot go on, or begin.
@@ -428,11 +435,6 @@ async fn state<'a>(
     server.show(served, shown.iter_mut().map(|(_, entry)| entry)).await?;
     shown.retain(|(_, entry)| matcher.matches(resource, entry));
     Ok(shown)
-}
-
-/// False if the client is gone.
-async fn send(sender: &Sender, bytes: Bytes) -> bool {
-    matches!(tokio::time::timeout(SEND_WITHIN, sender.send(bytes)).await, Ok(true))
 }
 
 #[cfg(test)]

@@ -44,6 +44,7 @@ mod tenant;
 
 use std::{sync::Arc, time::Duration};
 
+use futures::future::BoxFuture;
 use insula_client::{Client, ClientError, EventRecorder};
 use k8s_openapi::api::{
     core::v1::{PersistentVolume, PersistentVolumeClaim},
@@ -89,7 +90,16 @@ pub enum Error {
 
 /// Runs all controllers until `shutdown`. `client` must be a user of tenant `system` who may do
 /// all that controllers do.
-pub async fn run(config: Config, client: Client, shutdown: CancellationToken) -> Result<(), Error> {
+pub fn run(
+    config: Config,
+    client: Client,
+    shutdown: CancellationToken,
+) -> BoxFuture<'static, Result<(), Error>> {
+    // Boxed so that it is compiled here, and not with every program around it.
+    Box::pin(run_all(config, client, shutdown))
+}
+
+async fn run_all(config: Config, client: Client, shutdown: CancellationToken) -> Result<(), Error> {
     let tasks = TaskTracker::new();
     let named = |name: &str| client.with_user_agent(&format!("insula-controllers/{name}"));
     // Reads and events outlive the reconciles that use them.

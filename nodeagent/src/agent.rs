@@ -8,6 +8,7 @@
 
 use std::{os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
 
+use futures::future::BoxFuture;
 use insula_client::{Client, EventRecorder, Informer, chain};
 use k8s_openapi::api::core::v1::Pod;
 use tokio::{net::TcpListener, sync::watch};
@@ -40,12 +41,12 @@ pub struct NodeAgent {
 }
 
 /// Runs a node agent until `shutdown`. Containers run on after it.
-pub async fn run(
+pub fn run(
     config: NodeConfig,
     client: Client,
     shutdown: CancellationToken,
-) -> Result<(), NodeError> {
-    NodeAgent::new(config, client).run(shutdown).await
+) -> BoxFuture<'static, Result<(), NodeError>> {
+    NodeAgent::new(config, client).run(shutdown)
 }
 
 impl NodeAgent {
@@ -59,7 +60,12 @@ impl NodeAgent {
     }
 
     /// Runs until `shutdown`. Containers run on after it.
-    pub async fn run(self, shutdown: CancellationToken) -> Result<(), NodeError> {
+    pub fn run(self, shutdown: CancellationToken) -> BoxFuture<'static, Result<(), NodeError>> {
+        // Boxed so that it is compiled here, and not with every program around it.
+        Box::pin(self.run_until(shutdown))
+    }
+
+    async fn run_until(self, shutdown: CancellationToken) -> Result<(), NodeError> {
         // However this ends, all that was started ends with it.
         let shutdown = shutdown.child_token();
         let _end = shutdown.clone().drop_guard();

@@ -99,8 +99,9 @@ impl Partitions {
     /// Opens what this server has of the cluster, and finds out who lives where.
     ///
     /// What cannot be reached now is opened later: until then it is `Unavailable`.
-    pub async fn open(config: PartitionsConfig) -> Result<Self, OpenError> {
-        Box::pin(Self::open_with(config, EmbeddedOptions::default())).await
+    pub fn open(config: PartitionsConfig) -> BoxFuture<'static, Result<Self, OpenError>> {
+        // Boxed so that it is compiled here, and not with every program around it.
+        Box::pin(Self::open_with(config, EmbeddedOptions::default()))
     }
 
     pub(crate) async fn open_with(

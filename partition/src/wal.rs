@@ -100,6 +100,11 @@ pub(crate) struct Piece {
 }
 
 impl Piece {
+    /// A piece that will take about so many bytes: growing means copying.
+    pub(crate) fn with_room(bytes: usize) -> Self {
+        Self { body: Vec::with_capacity(bytes), standing: None }
+    }
+
     /// Adds the record that from now on stands for `group`.
     pub(crate) fn standing(&mut self, group: GroupId, payload: &[u8]) {
         frame::put_record(&mut self.body, Record { group, kind: Kind::Standing, payload });

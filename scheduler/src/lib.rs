@@ -29,6 +29,7 @@ mod scores;
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use futures::future::BoxFuture;
 use insula_client::{Client, ClientError, EventRecorder, Informer};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use tokio::sync::mpsc;
@@ -85,7 +86,20 @@ pub enum Error {
 
 /// Schedules pods of all tenants until `shutdown`. `client` must be a user of tenant `system` who
 /// may read nodes and pods, bind pods and write their conditions and events.
-pub async fn run(config: Config, client: Client, shutdown: CancellationToken) -> Result<(), Error> {
+pub fn run(
+    config: Config,
+    client: Client,
+    shutdown: CancellationToken,
+) -> BoxFuture<'static, Result<(), Error>> {
+    // Boxed so that it is compiled here, and not with every program around it.
+    Box::pin(schedule(config, client, shutdown))
+}
+
+async fn schedule(
+    config: Config,
+    client: Client,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
     let client = client.with_user_agent(&format!("insula-scheduler/{}", config.name))?;
     let tasks = TaskTracker::new();
     // Reads and events outlive the bindings that use them.

@@ -56,7 +56,7 @@ pub(crate) struct Admission<'a> {
     pub options: Value,
     /// Looked up when they are asked for.
     pub(super) equivalents: OnceCell<Vec<Arc<Served>>>,
-    pub(super) namespace_found: OnceCell<Value>,
+    pub(super) namespace_found: OnceCell<Arc<Value>>,
     pub(super) rounds: Mutex<Rounds>,
 }
 

@@ -33,7 +33,7 @@ impl Server {
         tenant: &TenantName,
         namespace: &str,
         name: &str,
-    ) -> Result<Option<Value>> {
+    ) -> Result<Option<Arc<Value>>> {
         let system = TenantName::system();
         let tenant = if served.resource.scope == Scope::Fleet { &system } else { tenant };
         let key = registry::key(tenant, namespace, name);
@@ -43,7 +43,7 @@ impl Server {
             // It may have been made by another server a moment ago.
             found = store.read(&served.collection, ReadAt::Latest).await?.get(&key).cloned();
         }
-        found.map(|it| object::parse(&it.value).map_err(ApiError::internal)).transpose()
+        found.map(|it| self.parsed.of(&it.value).map_err(ApiError::internal)).transpose()
     }
 }
 
@@ -60,7 +60,7 @@ impl Admission<'_> {
         resource: &str,
         namespace: &str,
         name: &str,
-    ) -> Result<Option<Value>> {
+    ) -> Result<Option<Arc<Value>>> {
         let served = self.served(group, resource)?;
         self.server.glance(served, self.tenant()?, namespace, name).await
     }
@@ -71,7 +71,7 @@ impl Admission<'_> {
         group: &str,
         resource: &str,
         name: &str,
-    ) -> Result<Option<Value>> {
+    ) -> Result<Option<Arc<Value>>> {
         let own = self.find(group, resource, "", name).await?;
         if own.is_some() || self.tenant()?.is_system() {
             return Ok(own);
@@ -80,14 +80,14 @@ impl Admission<'_> {
     }
 
     /// All classes: the tenant's own, and those of the platform that it does not have itself.
-    pub(super) async fn classes(&self, group: &str, resource: &str) -> Result<Vec<Value>> {
+    pub(super) async fn classes(&self, group: &str, resource: &str) -> Result<Vec<Arc<Value>>> {
         let mut classes = self.all(group, resource, "").await?;
         if !self.tenant()?.is_system() {
             let served = self.served(group, resource)?;
             let system = TenantName::system();
             let snapshot = self.server.at_hand(served, &system, "", ReadAt::Any).await?;
             for (_, entry) in snapshot.range(&registry::key(&system, "", ""), None) {
-                let it = object::parse(&entry.value).map_err(ApiError::internal)?;
+                let it = self.server.parsed.of(&entry.value).map_err(ApiError::internal)?;
                 if !classes.iter().any(|own| object::name(own) == object::name(&it)) {
                     classes.push(it);
                 }
@@ -102,7 +102,7 @@ impl Admission<'_> {
         group: &str,
         resource: &str,
         namespace: &str,
-    ) -> Result<Vec<Value>> {
+    ) -> Result<Vec<Arc<Value>>> {
         Ok(self.first(group, resource, namespace, usize::MAX).await?.0)
     }
 
@@ -113,14 +113,15 @@ impl Admission<'_> {
         resource: &str,
         namespace: &str,
         limit: usize,
-    ) -> Result<(Vec<Value>, usize)> {
+    ) -> Result<(Vec<Arc<Value>>, usize)> {
         let served = self.served(group, resource)?;
         let tenant = self.tenant()?;
         let snapshot = self.server.at_hand(served, tenant, namespace, ReadAt::Any).await?;
         let prefix = registry::key(tenant, namespace, "");
         let found = snapshot.range(&prefix, None).take(limit);
+        let parsed = &self.server.parsed;
         let found: Result<_> =
-            found.map(|(_, it)| object::parse(&it.value).map_err(ApiError::internal)).collect();
+            found.map(|(_, it)| parsed.of(&it.value).map_err(ApiError::internal)).collect();
         Ok((found?, snapshot.range(&prefix, None).count()))
     }
 }

@@ -3,6 +3,8 @@
 //! A service is looked up in its endpoint slices, and in its `Endpoints` where it has none: both
 //! lie in memory, so this is done for every request and is never older than they are.
 
+use std::sync::Arc;
+
 use http::Uri;
 use insula_api::{names::TenantName, object};
 use insula_partition::store::ReadAt;
@@ -89,7 +91,7 @@ impl Server {
         resource: &str,
         namespace: &str,
         name: &str,
-    ) -> Result<Option<Value>, ApiError> {
+    ) -> Result<Option<Arc<Value>>, ApiError> {
         match self.registry.any_version("", resource) {
             Some(served) => self.glance(served, tenant, namespace, name).await,
             None => Ok(None),

@@ -59,6 +59,24 @@ impl Default for Batch {
 }
 
 impl Batch {
+    /// A batch that will take about so many bytes: growing means copying.
+    pub(crate) fn with_room(bytes: usize) -> Self {
+        let mut data = Vec::with_capacity(bytes + 2);
+        data.extend_from_slice(&[FORMAT, RELAXED]);
+        Self { data }
+    }
+
+    /// Bytes that `write` takes.
+    pub(crate) fn size_of(write: &Write) -> usize {
+        let value = match &write.change {
+            Change::Put(value) => value.len(),
+            Change::Delete => 0,
+        };
+        // Kinds, lengths, numbers.
+        const AROUND: usize = 32;
+        AROUND + write.collection.as_str().len() + write.key.len() + value
+    }
+
     /// Size of the entry so far.
     pub(crate) fn bytes(&self) -> usize {
         self.data.len()

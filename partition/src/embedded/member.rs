@@ -45,6 +45,9 @@ pub(crate) const ELECTION_TICKS: usize = 10;
 /// Ticks after which a member that nothing is heard of counts as gone.
 const GONE_TICKS: u64 = 2 * ELECTION_TICKS as u64;
 
+/// Bytes around an entry in the log, or a little more.
+const ENTRY_AROUND: usize = 64;
+
 /// Ticks after which a follower that does not fetch the state it was offered is offered it anew.
 const OFFER_TICKS: u64 = 50;
 
@@ -473,7 +476,8 @@ impl Member {
             self.reserved = 0;
         }
         let piece = (!entries.is_empty() || voted || restored).then(|| {
-            let mut piece = Piece::default();
+            let room = entries.iter().map(|entry| ENTRY_AROUND + entry.data.len()).sum::<usize>();
+            let mut piece = Piece::with_room(room + ENTRY_AROUND);
             if restored {
                 piece.restored(self.group, &record::encode_position(self.applied()));
             }

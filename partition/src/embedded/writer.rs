@@ -182,8 +182,8 @@ impl Writer {
         inbox: &mut Vec<Request>,
     ) -> Option<oneshot::Sender<Result<(), StoreError>>> {
         let mut shutdown = None;
-        let mut batch = Batch::default();
-        let mut replies = Vec::new();
+        let mut batch = Batch::with_room(room_for(inbox).min(self.options.batch_bytes));
+        let mut replies = Vec::with_capacity(inbox.len());
         for request in inbox.drain(..) {
             match request {
                 Request::Write(write, reply) => {
@@ -430,6 +430,15 @@ impl Drop for PanicGuard {
             *self.0.lock() = Some(reason.into());
         }
     }
+}
+
+/// About how many bytes a batch of these takes.
+fn room_for(inbox: &[Request]) -> usize {
+    let sizes = inbox.iter().map(|request| match request {
+        Request::Write(write, _) => Batch::size_of(write),
+        _ => 0,
+    });
+    sizes.sum()
 }
 
 fn unavailable(error: &WalError) -> StoreError {

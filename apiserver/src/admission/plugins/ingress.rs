@@ -24,7 +24,8 @@ pub(in crate::admission) fn default_class<'a>(
             return Ok(());
         }
         let classes = admission.all("networking.k8s.io", "ingressclasses", "").await?;
-        let defaults = classes.iter().filter(|it| annotation(it, DEFAULT) == Some("true"));
+        let all = classes.iter().map(AsRef::as_ref);
+        let defaults = all.filter(|it| annotation(it, DEFAULT) == Some("true"));
         if let Some(class) = newest(defaults) {
             ingress["spec"]["ingressClassName"] = object::name(class).into();
         }

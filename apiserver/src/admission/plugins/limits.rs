@@ -1,5 +1,7 @@
 //! Limit ranges: what containers get that ask for nothing, and how much there may be.
 
+use std::sync::Arc;
+
 use futures::{FutureExt as _, future::BoxFuture};
 use insula_api::{
     object,
@@ -14,7 +16,7 @@ use crate::{admission::Admission, error::Result};
 const ANNOTATION: &str = "kubernetes.io/limit-ranger";
 
 /// The limits of all ranges of the namespace; none where what was is being deleted.
-async fn ranges(admission: &Admission<'_>) -> Result<Vec<Value>> {
+async fn ranges(admission: &Admission<'_>) -> Result<Vec<Arc<Value>>> {
     match admission.old {
         Some(old) if object::is_deleting(old) => Ok(Vec::new()),
         _ => admission.all("", "limitranges", &admission.namespace).await,

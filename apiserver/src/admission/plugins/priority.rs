@@ -91,7 +91,7 @@ async fn class_of(admission: &Admission<'_>, pod: &Value) -> Result<Class> {
         return Ok(Class { name: (*name).to_owned(), value: *value, policy });
     }
     let found = admission.class(GROUP, "priorityclasses", name).await?;
-    found.as_ref().map(Class::of).ok_or_else(|| {
+    found.as_deref().map(Class::of).ok_or_else(|| {
         let why = format!("no PriorityClass with name {name} was found");
         admission.forbidden(Some(pod), &why)
     })
@@ -101,7 +101,7 @@ async fn class_of(admission: &Admission<'_>, pod: &Value) -> Result<Class> {
 async fn default_class(admission: &Admission<'_>) -> Result<Option<Class>> {
     let all = admission.all(GROUP, "priorityclasses", "").await?;
     let defaults = all.iter().filter(|it| it.get("globalDefault") == Some(&Value::Bool(true)));
-    Ok(defaults.map(Class::of).min_by_key(|it| it.value))
+    Ok(defaults.map(|it| Class::of(it)).min_by_key(|it| it.value))
 }
 
 /// There is one default class at most.

@@ -1,5 +1,7 @@
 //! A pod's runtime class: it is there, and says what the pod costs and where it can run.
 
+use std::sync::Arc;
+
 use futures::{FutureExt as _, future::BoxFuture};
 use insula_api::{object, quantity::Quantity};
 use serde_json::{Map, Value};
@@ -10,7 +12,7 @@ use crate::{admission::Admission, error::Result};
 const MISMATCH: &str = "pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead";
 
 /// The class of a pod, if it names one.
-async fn class_of(admission: &Admission<'_>, pod: &Value) -> Result<Option<Value>> {
+async fn class_of(admission: &Admission<'_>, pod: &Value) -> Result<Option<Arc<Value>>> {
     let Some(name) = pod["spec"].get("runtimeClassName").and_then(Value::as_str) else {
         return Ok(None);
     };
@@ -84,7 +86,7 @@ pub(in crate::admission) fn validate<'a>(
         let Some(pod) = pod else { return Ok(()) };
         let class = class_of(admission, pod).await?;
         let own = pod["spec"].get("overhead").and_then(Value::as_object);
-        let wanted = class.as_ref().filter(|it| it.get("overhead").is_some()).map(overhead);
+        let wanted = class.as_deref().filter(|it| it.get("overhead").is_some()).map(overhead);
         match (wanted, own) {
             (Some(wanted), own) => {
                 let nothing = Map::new();

@@ -1,6 +1,6 @@
 //! Every pod runs as a service account, whose token its containers can read.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, future::BoxFuture};
 use insula_api::object;
@@ -92,7 +92,7 @@ pub(in crate::admission) fn validate<'a>(
     .boxed()
 }
 
-async fn account_of(admission: &Admission<'_>, pod: &Value, name: &str) -> Result<Value> {
+async fn account_of(admission: &Admission<'_>, pod: &Value, name: &str) -> Result<Arc<Value>> {
     let namespace = admission.namespace.as_str();
     let tries = if name == "default" { TRIES } else { 1 };
     for each in 0..tries {

@@ -1,5 +1,7 @@
 //! Storage: what is in use stays, claims get a class, and grow only where that can be done.
 
+use std::sync::Arc;
+
 use futures::{FutureExt as _, future::BoxFuture};
 use insula_api::{object, quantity::Quantity};
 use serde_json::{Value, json};
@@ -48,7 +50,7 @@ pub(in crate::admission) fn default_class<'a>(
         let is_default =
             |it: &&Value| DEFAULTS.iter().any(|key| annotation(it, key) == Some("true"));
         let classes = admission.classes(GROUP, "storageclasses").await?;
-        if let Some(class) = newest(classes.iter().filter(is_default)) {
+        if let Some(class) = newest(classes.iter().map(Arc::as_ref).filter(is_default)) {
             claim["spec"]["storageClassName"] = object::name(class).into();
         }
         Ok(())

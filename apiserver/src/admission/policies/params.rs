@@ -80,7 +80,7 @@ pub(super) async fn find(
         (None, name) => {
             let tenant = admission.tenant()?;
             let found = admission.server.glance(served, tenant, namespace, name).await?;
-            found.into_iter().collect()
+            found.into_iter().map(Arc::unwrap_or_clone).collect()
         }
         (Some(selector), _) => {
             let selector = match selector.compile() {

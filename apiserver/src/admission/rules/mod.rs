@@ -212,7 +212,7 @@ impl Admission<'_> {
             let found = self.find("", "namespaces", "", name).await?;
             found.ok_or_else(|| ApiError::not_found("", "namespaces", name))
         });
-        found.await
+        Ok(found.await?.as_ref())
     }
 }
 
