@@ -159,9 +159,8 @@ struct Context<'a> {
     keeps_empty: bool,
 }
 
-#[derive(Clone)]
 enum Step {
-    Field(String),
+    Field(&'static str),
     /// Of a map.
     Key(String),
     Index(usize),
@@ -175,7 +174,7 @@ impl<'a> Context<'a> {
     /// The path without places in lists and keys of maps, as Go's decoder tells it.
     fn fields(&self) -> String {
         let names = self.path.iter().filter_map(|step| match step {
-            Step::Field(name) => Some(name.as_str()),
+            Step::Field(name) => Some(*name),
             Step::Key(_) | Step::Index(_) => None,
         });
         names.collect::<Vec<_>>().join(".")
@@ -184,15 +183,18 @@ impl<'a> Context<'a> {
     fn path_to(&self, last: Option<&str>) -> String {
         let mut out = String::new();
         for step in &self.path {
-            match step {
-                Step::Field(name) | Step::Key(name) => {
-                    if !out.is_empty() {
-                        out.push('.');
-                    }
-                    out.push_str(name);
+            let name = match step {
+                Step::Index(index) => {
+                    out.push_str(&format!("[{index}]"));
+                    continue;
                 }
-                Step::Index(index) => out.push_str(&format!("[{index}]")),
+                Step::Field(name) => name,
+                Step::Key(name) => name.as_str(),
+            };
+            if !out.is_empty() {
+                out.push('.');
             }
+            out.push_str(name);
         }
         if let Some(last) = last {
             if !out.is_empty() {
@@ -379,27 +381,25 @@ impl<'de> Visitor<'de> for Node<'_, '_, '_> {
         let mut out = Map::new();
         // Null fields are dropped from `out` but count as seen.
         let mut nulls: Vec<String> = Vec::new();
-        while let Some(key) = entries.next_key::<String>()? {
+        while let Some(mut key) = entries.next_key::<String>()? {
             if out.contains_key(&key) || nulls.contains(&key) {
                 self.context.find("duplicate", &key);
             }
-            let (shape, owner) = match it {
-                None => (inner, self.owner),
-                Some(it) => match it.field(&key) {
-                    Some(field) => (&field.shape, it.short_name()),
-                    None => {
-                        self.context.find("unknown", &key);
-                        entries.next_value::<de::IgnoredAny>()?;
-                        continue;
-                    }
-                },
+            let field = it.and_then(|it| it.field(&key));
+            let (shape, owner, step) = match (it, field) {
+                (None, _) => (inner, self.owner, Step::Key(std::mem::take(&mut key))),
+                (Some(it), Some(field)) => (&field.shape, it.short_name(), Step::Field(field.name)),
+                (Some(_), None) => {
+                    self.context.find("unknown", &key);
+                    entries.next_value::<de::IgnoredAny>()?;
+                    continue;
+                }
             };
-            self.context.path.push(match it {
-                Some(_) => Step::Field(key.clone()),
-                None => Step::Key(key.clone()),
-            });
+            self.context.path.push(step);
             let value = entries.next_value_seed(Node { context: self.context, shape, owner })?;
-            self.context.path.pop();
+            if let Some(Step::Key(taken)) = self.context.path.pop() {
+                key = taken;
+            }
             // Go's encoder leaves out what has nothing in it, unless it is told not to.
             let is_empty = match (shape, &value) {
                 (Shape::List(_), Value::Array(list)) => list.is_empty(),
@@ -409,7 +409,7 @@ impl<'de> Visitor<'de> for Node<'_, '_, '_> {
             let is_out = is_empty
                 && !self.context.keeps_empty
                 && key != MANAGERS
-                && it.and_then(|it| it.field(&key)).is_some_and(|field| !field.always);
+                && field.is_some_and(|field| !field.always);
             if (value.is_null() && it.is_some()) || is_out {
                 out.remove(&key);
                 nulls.push(key);

@@ -9,74 +9,147 @@ use std::{collections::HashMap, sync::LazyLock};
 
 use serde_json::{Map, Value};
 
+use self::conditional::Rule;
 use crate::schema::{Field, Schema, Shape, Type, TypeId};
 
 const TABLE: &str = include_str!("../tables/defaults.tsv");
 
-static DEFAULTS: LazyLock<HashMap<&'static str, Vec<(&'static str, Value)>>> =
-    LazyLock::new(|| {
-        let mut all: HashMap<_, Vec<_>> = HashMap::new();
-        for line in TABLE.lines().filter(|line| !line.starts_with('#')) {
-            let mut columns = line.split('\t');
-            if let (Some(name), Some(field), Some(value)) =
-                (columns.next(), columns.next(), columns.next())
-                && let Ok(value) = serde_json::from_str(value)
-            {
-                all.entry(name).or_default().push((field, value));
+/// What is filled in in structures of one type, in this order.
+struct Plan {
+    /// Rows of the table, and whether a zero in the field is a value of its own.
+    rows: Vec<(&'static str, Value, bool)>,
+    /// Structures that are always written: they are there for what depends on them.
+    structures: Vec<(&'static str, &'static Value)>,
+    rule: Option<Rule>,
+    /// Go's encoder always writes these, so users see them. So are numbers and flags that are
+    /// never left out: clients may count on them.
+    written: Vec<(&'static str, Value)>,
+    /// Fields below which anything may be filled in, by name.
+    below: Vec<&'static Field>,
+}
+
+impl Plan {
+    fn of(it: &'static Type, rows: &[(&'static str, Value)]) -> Self {
+        let mut plan = Self {
+            rows: Vec::with_capacity(rows.len()),
+            structures: Vec::new(),
+            rule: conditional::rule(it.name),
+            written: Vec::new(),
+            below: Vec::new(),
+        };
+        for (field, value) in rows {
+            let is_pointer = it.field(field).is_some_and(|it| it.pointer);
+            plan.rows.push((field, value.clone(), is_pointer));
+        }
+        for field in &it.fields {
+            match &field.default {
+                Some(default @ Value::Object(_)) if is_written(field, default) => {
+                    plan.structures.push((field.name, default));
+                }
+                Some(default) if is_written(field, default) => {
+                    plan.written.push((field.name, default.clone()));
+                }
+                _ if field.required && !field.pointer => match field.shape {
+                    Shape::Int32 | Shape::Int64 => plan.written.push((field.name, 0.into())),
+                    Shape::Bool => plan.written.push((field.name, false.into())),
+                    _ => (),
+                },
+                _ => (),
             }
         }
-        all
-    });
+        plan
+    }
 
-/// Fills in the defaults of an object of type `id`, all the way down.
-pub fn apply(schema: &Schema, id: TypeId, object: &mut Value) {
-    if let Value::Object(map) = object {
-        fill(schema, schema.get(id), map);
+    fn is_empty(&self) -> bool {
+        let Self { rows, structures, rule, written, below } = self;
+        rows.is_empty()
+            && structures.is_empty()
+            && rule.is_none()
+            && written.is_empty()
+            && below.is_empty()
     }
 }
 
-fn fill(schema: &Schema, it: &Type, map: &mut Map<String, Value>) {
-    for (field, value) in DEFAULTS.get(it.name).into_iter().flatten() {
+/// By the types' places; `None` where nothing is filled in, however deep.
+static PLANS: LazyLock<Vec<Option<Plan>>> = LazyLock::new(|| {
+    let schema = Schema::built_in();
+    let rows = rows();
+    let mut plans: Vec<Plan> = schema
+        .types()
+        .map(|(_, it)| Plan::of(it, rows.get(it.name).map_or(&[], Vec::as_slice)))
+        .collect();
+    // Types lead to others, and to themselves.
+    let mut leads: Vec<bool> = plans.iter().map(|plan| !plan.is_empty()).collect();
+    let goes_on =
+        |field: &Field, leads: &[bool]| field.shape.innermost().is_some_and(|id| leads[id.index()]);
+    loop {
+        let before = leads.iter().filter(|it| **it).count();
+        for (id, it) in schema.types() {
+            leads[id.index()] |= it.fields.iter().any(|field| goes_on(field, &leads));
+        }
+        if leads.iter().filter(|it| **it).count() == before {
+            break;
+        }
+    }
+    for (id, it) in schema.types() {
+        plans[id.index()].below.extend(it.fields.iter().filter(|it| goes_on(it, &leads)));
+    }
+    plans.into_iter().map(|plan| Some(plan).filter(|it| !it.is_empty())).collect()
+});
+
+fn rows() -> HashMap<&'static str, Vec<(&'static str, Value)>> {
+    let mut all: HashMap<_, Vec<_>> = HashMap::new();
+    for line in TABLE.lines().filter(|line| !line.starts_with('#')) {
+        let mut columns = line.split('\t');
+        if let (Some(name), Some(field), Some(value)) =
+            (columns.next(), columns.next(), columns.next())
+            && let Ok(value) = serde_json::from_str(value)
+        {
+            all.entry(name).or_default().push((field, value));
+        }
+    }
+    all
+}
+
+/// Fills in the defaults of an object of a built-in type, all the way down.
+pub fn apply(id: TypeId, object: &mut Value) {
+    if let Value::Object(map) = object {
+        fill(id, map);
+    }
+}
+
+fn fill(id: TypeId, map: &mut Map<String, Value>) {
+    let Some(plan) = PLANS.get(id.index()).and_then(Option::as_ref) else { return };
+    for (field, value, is_pointer) in &plan.rows {
         match map.get_mut(*field) {
             // Where zero is no value of its own, it is the same as none.
-            Some(found) if is_zero(found) && !it.field(field).is_some_and(|it| it.pointer) => {
-                *found = value.clone();
-            }
+            Some(found) if !is_pointer && is_zero(found) => *found = value.clone(),
             Some(_) => (),
             None => {
                 map.insert((*field).into(), value.clone());
             }
         }
     }
-    // A structure that is always written is there for what depends on it.
-    for field in &it.fields {
-        if let Some(default @ Value::Object(_)) = &field.default
-            && !map.contains_key(field.name)
-            && is_written(field, default)
-        {
-            map.insert(field.name.into(), default.clone());
+    for (field, value) in &plan.structures {
+        if !map.contains_key(*field) {
+            map.insert((*field).into(), (*value).clone());
         }
     }
-    conditional::fill(it.name, map);
-    for field in &it.fields {
-        // Go's encoder always writes these, so users see them.
-        if let Some(default) = &field.default
-            && !map.contains_key(field.name)
-            && is_written(field, default)
-        {
-            map.insert(field.name.into(), default.clone());
+    if let Some(rule) = plan.rule {
+        rule(map);
+    }
+    for (field, value) in &plan.written {
+        if !map.contains_key(*field) {
+            map.insert((*field).into(), value.clone());
         }
-        // So are numbers and flags that are never left out: clients may count on them.
-        if field.required && !field.pointer && !map.contains_key(field.name) {
-            let zero = match field.shape {
-                Shape::Int32 | Shape::Int64 => Value::from(0),
-                Shape::Bool => Value::Bool(false),
-                _ => continue,
-            };
-            map.insert(field.name.into(), zero);
+    }
+    // Both are in the order of names.
+    let mut below = plan.below.iter().peekable();
+    for (name, value) in map {
+        while below.next_if(|field| field.name < name.as_str()).is_some() {}
+        if let Some(field) = below.next_if(|field| field.name == name) {
+            descend(&field.shape, value);
         }
-        let Some(value) = map.get_mut(field.name) else { continue };
-        descend(schema, &field.shape, value);
     }
 }
 
@@ -101,14 +174,14 @@ fn is_zero(value: &Value) -> bool {
     }
 }
 
-fn descend(schema: &Schema, shape: &Shape, value: &mut Value) {
+fn descend(shape: &Shape, value: &mut Value) {
     match (shape, value) {
-        (Shape::Object(id), Value::Object(map)) => fill(schema, schema.get(*id), map),
+        (Shape::Object(id), Value::Object(map)) => fill(*id, map),
         (Shape::List(item), Value::Array(list)) => {
-            list.iter_mut().for_each(|value| descend(schema, item, value));
+            list.iter_mut().for_each(|value| descend(item, value));
         }
         (Shape::Map(item), Value::Object(map)) => {
-            map.values_mut().for_each(|value| descend(schema, item, value));
+            map.values_mut().for_each(|value| descend(item, value));
         }
         _ => (),
     }
@@ -123,14 +196,14 @@ mod tests {
 
     fn defaulted(gvk: Gvk, mut object: Value) -> Value {
         let schema = Schema::built_in();
-        apply(schema, schema.by_kind(&gvk).unwrap(), &mut object);
+        apply(schema.by_kind(&gvk).unwrap(), &mut object);
         object
     }
 
     #[test]
     fn every_row_names_a_known_field() {
         let schema = Schema::built_in();
-        for (name, fields) in DEFAULTS.iter() {
+        for (name, fields) in &rows() {
             let it = schema.get(schema.by_name(name).unwrap_or_else(|| panic!("{name}")));
             for (field, _) in fields {
                 assert!(it.field(field).is_some(), "{name} {field}");

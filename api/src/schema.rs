@@ -23,6 +23,13 @@ const DOCS: &str = include_str!("../tables/insula-docs.tsv");
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TypeId(u32);
 
+impl TypeId {
+    /// Its place among all types, for tables beside the schema's.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// A structured type: an object with known fields.
 #[derive(Debug, Clone)]
 pub struct Type {
@@ -30,6 +37,8 @@ pub struct Type {
     pub name: &'static str,
     /// Sorted by name.
     pub fields: Vec<Field>,
+    /// What is quickly compared of the fields' names, with the fields' places; sorted.
+    by_look: Vec<(u32, u16)>,
     /// Replaced as a whole by server-side apply.
     pub atomic: bool,
     /// Paths of field numbers with the index of their field, sorted.
@@ -44,10 +53,22 @@ pub enum Numbered<'a> {
     Embedded,
 }
 
+/// Numbers differ where names do, mostly: every part of every object is looked up by name, and
+/// comparing texts is what that would cost.
+fn look_of(name: &str) -> u32 {
+    let bytes = name.as_bytes();
+    let at = |place: usize| bytes.get(place).copied().unwrap_or_default();
+    let length = u8::try_from(bytes.len()).unwrap_or(u8::MAX);
+    u32::from_be_bytes([length, at(0), at(bytes.len() / 2), at(bytes.len().saturating_sub(1))])
+}
+
 impl Type {
     pub fn field(&self, name: &str) -> Option<&Field> {
-        let index = self.fields.binary_search_by(|field| field.name.cmp(name)).ok()?;
-        self.fields.get(index)
+        let look = look_of(name);
+        let first = self.by_look.partition_point(|(known, _)| *known < look);
+        let alike = self.by_look[first..].iter().take_while(|(known, _)| *known == look);
+        let mut alike = alike.filter_map(|(_, place)| self.fields.get(usize::from(*place)));
+        alike.find(|field| field.name == name)
     }
 
     /// What the last number of `path` means in the embedded message that the rest leads to.
@@ -113,6 +134,17 @@ pub enum Shape {
     Object(TypeId),
     List(Box<Shape>),
     Map(Box<Shape>),
+}
+
+impl Shape {
+    /// The type of the structures in it, also of those in its lists and maps.
+    pub fn innermost(&self) -> Option<TypeId> {
+        match self {
+            Self::Object(id) => Some(*id),
+            Self::List(item) | Self::Map(item) => item.innermost(),
+            _ => None,
+        }
+    }
 }
 
 /// What may stand in the place of a JSON schema.
@@ -220,6 +252,7 @@ impl Schema {
                 name,
                 fields: Vec::new(),
                 atomic: map_kind == "atomic",
+                by_look: Vec::new(),
                 by_number: Vec::new(),
             });
             schema.by_name.insert(name, id);
@@ -270,6 +303,10 @@ impl Schema {
         }
         for it in &mut schema.types {
             it.fields.sort_by_key(|field| field.name);
+            let looks =
+                it.fields.iter().zip(0..).map(|(field, place)| (look_of(field.name), place));
+            it.by_look = looks.collect();
+            it.by_look.sort_unstable();
             let numbered =
                 it.fields.iter().enumerate().filter(|(_, field)| !field.proto.is_empty());
             it.by_number = numbered.map(|(index, field)| (field.proto.clone(), index)).collect();
@@ -321,7 +358,7 @@ impl Schema {
     }
 
     pub fn get(&self, id: TypeId) -> &Type {
-        &self.types[id.0 as usize]
+        &self.types[id.index()]
     }
 
     pub fn by_name(&self, name: &str) -> Option<TypeId> {
@@ -339,8 +376,8 @@ impl Schema {
     }
 
     /// All types, in table order.
-    pub fn types(&self) -> impl Iterator<Item = (TypeId, &Type)> {
-        self.types.iter().zip(0..).map(|(it, index)| (TypeId(index), it))
+    pub fn types(&self) -> impl ExactSizeIterator<Item = (TypeId, &Type)> {
+        self.types.iter().enumerate().map(|(index, it)| (TypeId(index as u32), it))
     }
 }
 
@@ -392,6 +429,16 @@ mod tests {
     fn field(kind: &str, name: &str) -> &'static Field {
         let schema = Schema::built_in();
         schema.get(schema.by_name(kind).unwrap()).field(name).unwrap()
+    }
+
+    #[test]
+    fn every_field_is_found_and_no_other() {
+        for (_, it) in Schema::built_in().types() {
+            for field in &it.fields {
+                assert_eq!(it.field(field.name).map(|it| it.name), Some(field.name));
+            }
+            assert!(it.field("").is_none() && it.field("nameX").is_none());
+        }
     }
 
     #[test]

@@ -9,9 +9,7 @@ mod parts;
 pub(crate) mod pods;
 pub(crate) mod warnings;
 
-use insula_api::{
-    defaults, kinds::TENANT_FINALIZER, object, resources::Resource, schema::Schema, time,
-};
+use insula_api::{defaults, kinds::TENANT_FINALIZER, object, resources::Resource, time};
 use serde_json::{Map, Value, json};
 
 use self::facts::Generation;
@@ -162,7 +160,7 @@ pub(crate) fn normalize(served: &Served, it: &mut Value) {
         _ => true,
     });
     match &served.nature {
-        Nature::BuiltIn(id) => defaults::apply(Schema::built_in(), *id, it),
+        Nature::BuiltIn(id) => defaults::apply(*id, it),
         Nature::Custom(custom) => {
             insula_custom::default::fill(&custom.version.schema, it);
         }

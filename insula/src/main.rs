@@ -24,9 +24,21 @@ use crate::cli::{Cli, Command};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Has the kernel hand out memory in small pages. In huge ones each buffer that comes and goes
+/// costs clearing two megabytes, and what is left of them stays: measured, a fifth more memory for
+/// each object. What this process starts inherits it.
+fn small_pages() {
+    if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
+        tracing::debug!(%error, "memory comes in huge pages");
+    }
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::start();
+    if matches!(cli.command, Command::Up(_) | Command::Apiserver(_)) {
+        small_pages();
+    }
     let ran = match cli.command {
         Command::Up(options) => up::run(&options),
         Command::Apiserver(options) => apiserver::run(&options),

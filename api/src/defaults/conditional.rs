@@ -4,97 +4,118 @@ use serde_json::{Map, Value, json};
 
 use crate::quantity::Quantity;
 
-/// Fills in what depends on other fields of the same structure, which is of type `name`.
-pub(super) fn fill(name: &str, map: &mut Map<String, Value>) {
-    let is = |map: &Map<String, Value>, field: &str, wanted: &str| {
-        map.get(field).and_then(Value::as_str) == Some(wanted)
-    };
-    match name.strip_prefix("io.k8s.api.").unwrap_or(name) {
+/// Fills in what depends on other fields of a structure.
+pub(super) type Rule = fn(&mut Map<String, Value>);
+
+/// The rule of structures of type `name`, if they have one.
+pub(super) fn rule(name: &str) -> Option<Rule> {
+    let rule: Rule = match name.strip_prefix("io.k8s.api.").unwrap_or(name) {
         "core.v1.Container" | "core.v1.EphemeralContainer" => {
-            pull_policy(map, "image", "imagePullPolicy");
+            |it| pull_policy(it, "image", "imagePullPolicy")
         }
-        "core.v1.ImageVolumeSource" => pull_policy(map, "reference", "pullPolicy"),
-        "core.v1.Volume" if map.len() <= 1 => set(map, "emptyDir", json!({})),
-        "core.v1.PodSpec" => {
+        "core.v1.ImageVolumeSource" => |it| pull_policy(it, "reference", "pullPolicy"),
+        "core.v1.Volume" => |it| {
+            if it.len() <= 1 {
+                set(it, "emptyDir", json!({}));
+            }
+        },
+        "core.v1.PodSpec" => |it| {
             // The deprecated alias always shows the same name.
-            if let Some(account) =
-                map.get("serviceAccountName").or_else(|| map.get("serviceAccount")).cloned()
+            let account = it.get("serviceAccountName").or_else(|| it.get("serviceAccount"));
+            if let Some(account) = account.cloned() {
+                it.insert("serviceAccount".into(), account.clone());
+                set(it, "serviceAccountName", account);
+            }
+        },
+        "core.v1.Pod" => pod,
+        "core.v1.ServicePort" => |it| {
+            if let Some(port) = it.get("port").cloned()
+                && it.get("targetPort").is_none_or(|target| *target == 0 || *target == "")
             {
-                map.insert("serviceAccount".into(), account.clone());
-                set(map, "serviceAccountName", account);
+                it.insert("targetPort".into(), port);
             }
-        }
-        "core.v1.Pod" => pod(map),
-        "core.v1.ServicePort" => {
-            if let Some(port) = map.get("port").cloned()
-                && map.get("targetPort").is_none_or(|target| *target == 0 || *target == "")
-            {
-                map.insert("targetPort".into(), port);
+        },
+        "core.v1.ServiceSpec" => service,
+        "core.v1.LimitRangeItem" => |it| {
+            if is(it, "type", "Container") {
+                limits(it);
             }
-        }
-        "core.v1.ServiceSpec" => service(map),
-        "core.v1.LimitRangeItem" if is(map, "type", "Container") => limits(map),
-        "core.v1.NodeStatus" => {
-            if let Some(capacity) = map.get("capacity").cloned() {
-                set(map, "allocatable", capacity);
+        },
+        "core.v1.NodeStatus" => |it| {
+            if let Some(capacity) = it.get("capacity").cloned() {
+                set(it, "allocatable", capacity);
             }
-        }
-        "core.v1.ReplicationController" => {
-            labels_of_template(map);
-            selector_from_template(map);
-        }
-        "apps.v1.DeploymentStrategy" if is(map, "type", "RollingUpdate") => {
-            let rolling = map.entry("rollingUpdate").or_insert_with(|| json!({}));
-            if let Value::Object(rolling) = rolling {
-                set(rolling, "maxUnavailable", "25%".into());
-                set(rolling, "maxSurge", "25%".into());
+        },
+        "core.v1.ReplicationController" => |it| {
+            labels_of_template(it);
+            selector_from_template(it);
+        },
+        "apps.v1.DeploymentStrategy" => |it| {
+            if is(it, "type", "RollingUpdate") {
+                let rolling = json!({"maxUnavailable": "25%", "maxSurge": "25%"});
+                fill_in(it, "rollingUpdate", rolling);
             }
-        }
-        "apps.v1.StatefulSetUpdateStrategy" => {
-            if map.get("type").is_none_or(|it| *it == "") {
-                map.insert("type".into(), "RollingUpdate".into());
-                set(map, "rollingUpdate", json!({}));
+        },
+        "apps.v1.StatefulSetUpdateStrategy" => |it| {
+            if it.get("type").is_none_or(|it| *it == "") {
+                it.insert("type".into(), "RollingUpdate".into());
+                set(it, "rollingUpdate", json!({}));
             }
-            if is(map, "type", "RollingUpdate")
-                && let Some(Value::Object(rolling)) = map.get_mut("rollingUpdate")
+            if is(it, "type", "RollingUpdate")
+                && let Some(Value::Object(rolling)) = it.get_mut("rollingUpdate")
             {
                 set(rolling, "partition", 0.into());
             }
-        }
-        "apps.v1.DaemonSetUpdateStrategy" if is(map, "type", "RollingUpdate") => {
-            let rolling = map.entry("rollingUpdate").or_insert_with(|| json!({}));
-            if let Value::Object(rolling) = rolling {
-                set(rolling, "maxUnavailable", 1.into());
-                set(rolling, "maxSurge", 0.into());
+        },
+        "apps.v1.DaemonSetUpdateStrategy" => |it| {
+            if is(it, "type", "RollingUpdate") {
+                fill_in(it, "rollingUpdate", json!({"maxUnavailable": 1, "maxSurge": 0}));
             }
-        }
-        "batch.v1.Job" => {
-            labels_of_template(map);
-            if let Some(Value::Object(spec)) = map.get_mut("spec") {
+        },
+        "batch.v1.Job" => |it| {
+            labels_of_template(it);
+            if let Some(Value::Object(spec)) = it.get_mut("spec") {
                 job(spec);
             }
-        }
-        "autoscaling.v2.HorizontalPodAutoscalerSpec" => autoscaler(map),
-        "resource.v1.ExactDeviceRequest" | "resource.v1.DeviceSubRequest"
-            if is(map, "allocationMode", "ExactCount")
-                && map.get("count").is_none_or(|it| *it == 0) =>
-        {
-            map.insert("count".into(), 1.into());
-        }
-        "resource.v1.DeviceTaint" => set(map, "timeAdded", crate::time::now().into()),
-        "rbac.v1.Subject" if is(map, "kind", "User") || is(map, "kind", "Group") => {
-            set(map, "apiGroup", "rbac.authorization.k8s.io".into());
-        }
-        "networking.v1.NetworkPolicySpec"
-            if map.get("policyTypes").and_then(Value::as_array).is_none_or(Vec::is_empty) =>
-        {
-            let mut types = vec![Value::from("Ingress")];
-            if map.get("egress").and_then(Value::as_array).is_some_and(|it| !it.is_empty()) {
-                types.push("Egress".into());
+        },
+        "autoscaling.v2.HorizontalPodAutoscalerSpec" => autoscaler,
+        "resource.v1.ExactDeviceRequest" | "resource.v1.DeviceSubRequest" => |it| {
+            if is(it, "allocationMode", "ExactCount") && it.get("count").is_none_or(|it| *it == 0) {
+                it.insert("count".into(), 1.into());
             }
-            map.insert("policyTypes".into(), types.into());
+        },
+        "resource.v1.DeviceTaint" => |it| set(it, "timeAdded", crate::time::now().into()),
+        "rbac.v1.Subject" => |it| {
+            if is(it, "kind", "User") || is(it, "kind", "Group") {
+                set(it, "apiGroup", "rbac.authorization.k8s.io".into());
+            }
+        },
+        "networking.v1.NetworkPolicySpec" => |it| {
+            let has = |field: &str| {
+                it.get(field).and_then(Value::as_array).is_some_and(|it| !it.is_empty())
+            };
+            if !has("policyTypes") {
+                let types =
+                    if has("egress") { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) };
+                it.insert("policyTypes".into(), types);
+            }
+        },
+        _ => return None,
+    };
+    Some(rule)
+}
+
+fn is(map: &Map<String, Value>, field: &str, wanted: &str) -> bool {
+    map.get(field).and_then(Value::as_str) == Some(wanted)
+}
+
+/// Fills in what the structure in `field`, which is made if need be, leaves out of `defaults`.
+fn fill_in(map: &mut Map<String, Value>, field: &str, defaults: Value) {
+    let found = map.entry(field).or_insert_with(|| json!({}));
+    if let (Value::Object(found), Value::Object(defaults)) = (found, defaults) {
+        for (name, value) in defaults {
+            found.entry(name).or_insert(value);
         }
-        _ => (),
     }
 }
 

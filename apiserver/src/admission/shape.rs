@@ -50,7 +50,7 @@ impl Admission<'_> {
         let root = schema.by_kind(&meant.kind);
         let mut value = decode::value(schema, root, value).map_err(ApiError::internal)?.value;
         if let Some(root) = root {
-            defaults::apply(schema, root, &mut value);
+            defaults::apply(root, &mut value);
         }
         Ok(value)
     }

@@ -46,9 +46,9 @@ fn settled(kind: &Gvk, id: TypeId, decoded: Decoded) {
     assert_eq!(again, Ok(Decoded { value: it.clone(), findings: Vec::new() }));
     assert_eq!(decode::value(schema, Some(id), it.clone()), again);
     travels(kind, id, &it);
-    defaults::apply(schema, id, &mut it);
+    defaults::apply(id, &mut it);
     let once = it.clone();
-    defaults::apply(schema, id, &mut it);
+    defaults::apply(id, &mut it);
     assert_eq!(it, once, "defaults come once");
     // Some say that there is nothing, which is the same as saying nothing.
     let typed = decode::value(schema, Some(id), without_nulls(it.clone()));
