@@ -77,9 +77,9 @@ async fn main() -> Result<(), Failure> {
     for which in [Which::Embedded, Which::OnEtcd, Which::Peer] {
         // One after the other, so that none is in another's way.
         match Subject::start(which).await {
-            Ok(subject) => {
+            Ok(mut subject) => {
                 eprintln!("{}", subject.name);
-                let rows = Box::pin(run(&subject, &extent)).await?;
+                let rows = Box::pin(run(&mut subject, &extent)).await?;
                 results.push((subject.name.clone(), rows));
                 subject.stop().await?;
             }
@@ -91,7 +91,7 @@ async fn main() -> Result<(), Failure> {
 }
 
 /// All rows of one subject.
-async fn run(subject: &Subject, extent: &Extent) -> Result<Vec<Row>, Failure> {
+async fn run(subject: &mut Subject, extent: &Extent) -> Result<Vec<Row>, Failure> {
     let mut rows = vec![Row::of_time("start to ready, empty", subject.started_in)];
     let clients = subject.connect(CLIENTS).await?;
     objects::prepare(&clients[0]).await?;
@@ -106,6 +106,8 @@ async fn run(subject: &Subject, extent: &Extent) -> Result<Vec<Row>, Failure> {
     let memory = each(subject.memory()?);
     rows.push(Row::of_memory("memory for each pod", memory));
     let name = |n: usize| format!("{PODS}/web-{:06}", n % extent.pods);
+    let (_, pod) = clients[0].ask(Method::GET, &name(0), JSON, String::new()).await?;
+    rows.push(Row::of_memory("a pod, as it is got", pod.len() as u64));
     let count = extent.requests;
     if extent.wants("get") {
         let row = measure("get a pod", subject, &clients, count * 3, StatusCode::OK, |n| {
@@ -144,6 +146,11 @@ async fn run(subject: &Subject, extent: &Extent) -> Result<Vec<Row>, Failure> {
     }
     if extent.wants("watch") {
         rows.extend(watches::measure(subject, extent.watchers, 300, CONFIG_MAPS).await?);
+    }
+    if extent.wants("restart") {
+        drop(clients);
+        let name = format!("killed, and ready again with {} pods", extent.pods);
+        rows.push(Row::of_time(&name, subject.restart().await?));
     }
     Ok(rows)
 }

@@ -24,7 +24,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Subject {
     pub(crate) name: String,
     pub(crate) started_in: Duration,
+    /// The server is the last.
     children: Vec<Child>,
+    /// How the server is started.
+    command: Command,
     address: String,
     tls: Arc<ClientConfig>,
     _dir: tempfile::TempDir,
@@ -81,7 +84,8 @@ impl Subject {
         let data = dir.path().join("data");
         let address = format!("127.0.0.1:{}", free_port()?);
         let begun = Instant::now();
-        let server = Command::new(binary)
+        let mut command = Command::new(binary);
+        command
             .arg("up")
             .arg("--data-dir")
             .arg(&data)
@@ -89,9 +93,8 @@ impl Subject {
             .args(["--without", "node,controllers,scheduler"])
             .args(more)
             .stdout(Stdio::null())
-            .stderr(fs::File::create(dir.path().join("log"))?)
-            .spawn()?;
-        children.push(server);
+            .stderr(fs::File::create(dir.path().join("log"))?);
+        children.push(command.spawn()?);
         let file = data.join("admin.kubeconfig");
         while !file.exists() {
             if PATIENCE < begun.elapsed() {
@@ -111,7 +114,7 @@ impl Subject {
             &data(&user["client-certificate-data"])?,
             &data(&user["client-key-data"])?,
         )?;
-        Self::begun(name, begun, children, address, tls, dir).await
+        Self::begun(name, begun, children, command, address, tls, dir).await
     }
 
     /// Kubernetes' own, with etcd.
@@ -139,7 +142,8 @@ impl Subject {
         let port = free_port()?;
         let address = format!("127.0.0.1:{port}");
         let begun = Instant::now();
-        let server = Command::new(binary)
+        let mut command = Command::new(binary);
+        command
             .arg(format!("--etcd-servers={url}"))
             .arg(format!("--secure-port={port}"))
             .args(["--bind-address=127.0.0.1", "--advertise-address=127.0.0.1"])
@@ -152,9 +156,8 @@ impl Subject {
             // As many at once as the others allow.
             .args(["--max-requests-inflight=3000", "--max-mutating-requests-inflight=3000"])
             .stdout(Stdio::null())
-            .stderr(fs::File::create(path("log"))?)
-            .spawn()?;
-        children.push(server);
+            .stderr(fs::File::create(path("log"))?);
+        children.push(command.spawn()?);
         let root = path("certs").join("apiserver.crt");
         while !root.exists() {
             if PATIENCE < begun.elapsed() {
@@ -167,7 +170,8 @@ impl Subject {
         let tls_user = tls(&root, certificate.pem().as_bytes(), pem.as_bytes())?;
         let tls_masters = tls(&root, masters.0.as_bytes(), masters.1.as_bytes())?;
         let name = "kube-apiserver, etcd";
-        let mut subject = Self::begun(name, begun, children, address, tls_masters, dir).await?;
+        let begun = Self::begun(name, begun, children, command, address, tls_masters, dir);
+        let mut subject = begun.await?;
         // Whom RBAC has to look at, as with the others.
         let binding = serde_json::json!({
             "metadata": {"name": "bench"},
@@ -186,6 +190,7 @@ impl Subject {
         name: &str,
         begun: Instant,
         children: Vec<Child>,
+        command: Command,
         address: String,
         tls: Arc<ClientConfig>,
         dir: tempfile::TempDir,
@@ -194,23 +199,40 @@ impl Subject {
             name: name.into(),
             started_in: Duration::ZERO,
             children,
+            command,
             address,
             tls,
             _dir: dir,
         };
+        subject.started_in = subject.ready(begun).await?;
+        Ok(subject)
+    }
+
+    /// Waits until the server is ready, and tells how long it took.
+    async fn ready(&self, begun: Instant) -> Result<Duration, Failure> {
         loop {
-            if let Ok(clients) = subject.connect(1).await
+            if let Ok(clients) = self.connect(1).await
                 && let Ok((StatusCode::OK, _)) =
                     clients[0].ask(Method::GET, "/readyz", JSON, String::new()).await
             {
-                subject.started_in = begun.elapsed();
-                return Ok(subject);
+                return Ok(begun.elapsed());
             }
             if PATIENCE < begun.elapsed() {
-                return Err(format!("{name} is not ready").into());
+                return Err(format!("{} is not ready", self.name).into());
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// Kills the server and starts it again, with all that it has stored.
+    pub(crate) async fn restart(&mut self) -> Result<Duration, Failure> {
+        if let Some(mut server) = self.children.pop() {
+            server.kill()?;
+            server.wait()?;
+        }
+        let begun = Instant::now();
+        self.children.push(self.command.spawn()?);
+        self.ready(begun).await
     }
 
     pub(crate) async fn connect(&self, count: usize) -> Result<Vec<Client>, Failure> {
