@@ -1,6 +1,6 @@
 //! From an admitted request to its answer. One set of handlers for every resource.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -216,7 +216,8 @@ impl Server {
                         });
                         task.await.unwrap_or_else(|error| Err(ApiError::internal(error)))
                     };
-                    within(limit?, work).await
+                    // What is handed on as a value has its place twice.
+                    within(limit?, pin!(work)).await
                 };
                 let warnings = remarks.warnings();
                 let is_told = warning.is_some() || !warnings.is_empty();
@@ -246,7 +247,7 @@ impl Server {
         let resource = &call.served.resource;
         check_write(&call.query, call.verb)?;
         if !call.path.subresource.is_empty() {
-            return self.subresource(call, method, body).await;
+            return Box::pin(self.subresource(call, method, body)).await;
         }
         if !resource.has_verb(call.verb) {
             return Err(ApiError::method_not_allowed());

@@ -74,7 +74,8 @@ impl Server {
     ) -> Result<Vec<Value>> {
         let mut converted = Vec::with_capacity(objects.len());
         for batch in objects.chunks(BATCH) {
-            let made = match self.ask_webhook(webhook, batch, api_version).await {
+            // Boxed: every read may come here, hardly any does, and waiting watches are many.
+            let made = match Box::pin(self.ask_webhook(webhook, batch, api_version)).await {
                 Ok(made) => made,
                 Err(error) => {
                     let resource = &custom.version.resource;
