@@ -82,7 +82,7 @@ impl Server {
                 Err(ApiError::forbidden_path(user, "get", "/metrics"))
             }
             ["metrics"] => {
-                let text = self.metrics.text(&self.partitions);
+                let text = self.metrics_text().await;
                 Ok(answer::bytes(StatusCode::OK, text.into(), answer::TEXT))
             }
             [which @ ("api" | "apis")] if aggregated => {

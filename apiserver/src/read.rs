@@ -48,16 +48,21 @@ pub(crate) struct Token {
     /// When the first page was read, in seconds.
     #[serde(rename = "at")]
     begun: i64,
+    /// How many objects are left from there on, if that is told: counted once for all pages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    left: Option<usize>,
 }
 
 /// How long a list can be paged through as it was when it began: as long as upstream's servers
 /// promise, and clients count on being told when it is over.
 const PAGED_WITHIN: i64 = 300;
+/// How many objects are brought into the version of a request at once.
+const SHOWN_TOGETHER: usize = 500;
 const TOKEN_VERSION: &str = "insula.io/v1";
 
 impl Token {
     fn new(revision: String, start: String, begun: i64) -> Self {
-        Self { version: TOKEN_VERSION.into(), revision, start, begun }
+        Self { version: TOKEN_VERSION.into(), revision, start, begun, left: None }
     }
 
     fn encode(&self) -> String {
@@ -200,21 +205,15 @@ pub(crate) async fn list(
     }
     let prefix = registry::prefix(whose, namespace);
     let start = token.as_ref().map(|token| token.start.as_str());
+    let wanted = options.name();
+    let one = wanted.as_deref().map(|name| Named::new(served, whose, namespace, name));
+    // Of each partition a page needs no more than its own entries.
+    let enough = if 0 < options.limit { options.limit + 1 } else { usize::MAX };
     let mut entries: Vec<(Arc<str>, Entry)> = Vec::new();
     for snapshot in &snapshots {
-        // With one partition a page needs no more than its own entries.
-        let enough =
-            if snapshots.len() == 1 && 0 < options.limit { options.limit + 1 } else { usize::MAX };
-        let found = snapshot.range(&prefix, start);
+        let found = candidates(snapshot, &prefix, start, one.as_ref());
         if served.is_converted() {
-            // Selectors look at what is shown, which may differ from what is kept.
-            let most = if matcher.is_empty() { enough } else { usize::MAX };
-            let kept = found.take(most).map(|(key, entry)| (key.clone(), entry.clone()));
-            let mut shown: Vec<_> = kept.collect();
-            server.show(served, shown.iter_mut().map(|(_, entry)| entry)).await?;
-            shown.retain(|(_, entry)| matcher.matches(&served.resource, entry));
-            shown.truncate(enough);
-            entries.extend(shown);
+            entries.extend(shown(server, served, &matcher, found, enough).await?);
             continue;
         }
         let found =
@@ -230,17 +229,92 @@ pub(crate) async fn list(
     if 0 < options.limit && options.limit < entries.len() {
         let start = entries[options.limit].0.to_string();
         entries.truncate(options.limit);
-        if matcher.is_empty() {
-            let left = snapshots.iter().map(|it| it.range(&prefix, Some(&start)).count()).sum();
-            remaining = Some(left);
-        }
-        let token = match token.filter(|it| !it.revision.is_empty()) {
+        let mut token = match token.filter(|it| !it.revision.is_empty()) {
             Some(token) => Token { start, ..token },
             None => Token::new(revision.to_string(), start, now),
         };
+        if matcher.is_empty() {
+            let known = token.left.and_then(|left| left.checked_sub(options.limit));
+            let count = || {
+                let left = snapshots.iter().map(|it| it.range(&prefix, Some(&token.start)).count());
+                left.sum()
+            };
+            remaining = Some(known.unwrap_or_else(count));
+            token.left = remaining;
+        }
         next = Some(token.encode());
     }
     Ok(Page { entries, revision, token: next, remaining })
+}
+
+/// The objects that a selector of one name can mean.
+enum Named {
+    /// Of one key.
+    Key(Arc<str>),
+    /// In all namespaces; how their keys end.
+    End(String),
+}
+
+impl Named {
+    fn new(served: &Served, whose: &Whose, namespace: &str, name: &str) -> Self {
+        match whose {
+            Whose::One(tenant) if !served.resource.is_namespaced() || !namespace.is_empty() => {
+                Self::Key(registry::key(tenant, namespace, name).into())
+            }
+            _ => Self::End(format!("/{name}")),
+        }
+    }
+}
+
+/// Entries that a list may have, in key order.
+fn candidates<'s>(
+    snapshot: &'s Snapshot,
+    prefix: &'s str,
+    start: Option<&'s str>,
+    named: Option<&'s Named>,
+) -> Box<dyn Iterator<Item = (&'s Arc<str>, &'s Entry)> + Send + 's> {
+    match named {
+        None => Box::new(snapshot.range(prefix, start)),
+        Some(Named::Key(key)) => {
+            let is_ahead = start.is_none_or(|start| start <= &**key);
+            let entry = snapshot.get(key).filter(|_| is_ahead);
+            Box::new(entry.into_iter().map(move |entry| (key, entry)))
+        }
+        Some(Named::End(end)) => {
+            let found = snapshot.range(prefix, start);
+            Box::new(found.filter(|(key, _)| key.ends_with(end.as_str())))
+        }
+    }
+}
+
+/// The first of `found` that match as they are shown, which may be otherwise than they are kept.
+async fn shown<'s>(
+    server: &Server,
+    served: &Served,
+    matcher: &Matcher,
+    mut found: impl Iterator<Item = (&'s Arc<str>, &'s Entry)>,
+    enough: usize,
+) -> Result<Vec<(Arc<str>, Entry)>> {
+    let mut matching: Vec<(Arc<str>, Entry)> = Vec::new();
+    loop {
+        let missing = enough.saturating_sub(matching.len());
+        // Of those that a selector picks from it is not known how many are needed.
+        let most = match missing {
+            0 => break,
+            _ if matcher.is_empty() => missing.min(SHOWN_TOGETHER),
+            _ => SHOWN_TOGETHER,
+        };
+        let mut some: Vec<(Arc<str>, Entry)> =
+            found.by_ref().take(most).map(|(key, entry)| (key.clone(), entry.clone())).collect();
+        if some.is_empty() {
+            break;
+        }
+        server.show(served, some.iter_mut().map(|(_, entry)| entry)).await?;
+        some.retain(|(_, entry)| matcher.matches(&served.resource, entry));
+        matching.extend(some);
+    }
+    matching.truncate(enough);
+    Ok(matching)
 }
 
 /// How fresh a read of one object must be.

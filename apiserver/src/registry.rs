@@ -21,6 +21,7 @@ use insula_partition::{
 use crate::{
     aggregation,
     custom::compiled::Custom,
+    metrics::{self, Names},
     request::ListOptions,
     scoped::Scoped,
     views::{Kind, View},
@@ -33,6 +34,8 @@ pub(crate) struct Served {
     pub nature: Nature,
     /// How the objects are made of those that are kept, if they are kept in another version.
     pub other: Option<&'static Other>,
+    /// What its requests are counted as.
+    pub names: Names,
     /// Makes the objects, where they are not kept.
     view: OnceLock<Arc<View>>,
 }
@@ -157,7 +160,8 @@ impl Served {
         };
         let group = other.map_or(&resource.group, |it| &it.stored.group);
         let collection = Collection::new(group, &resource.name);
-        Self { resource, collection, nature, other, view: OnceLock::new() }
+        let names = metrics::names(&resource, matches!(nature, Nature::Custom(_)));
+        Self { resource, collection, nature, other, names, view: OnceLock::new() }
     }
 
     /// Whatever any tenant has under this name: each may mean something else by it, so there is no

@@ -1,6 +1,7 @@
 //! The listener: TLS 1.2 and 1.3, HTTP/1.1 and HTTP/2, graceful end.
 
 mod crowd;
+mod heads;
 mod link;
 
 use std::{
@@ -34,7 +35,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     Server, answer,
-    body::Body,
+    body::{self, Body},
     error::ApiError,
     gate::Peer,
     gather::gather,
@@ -46,6 +47,7 @@ use crate::{
 
 use self::{
     crowd::Crowd,
+    heads::Heads,
     link::{Known, Link},
 };
 
@@ -126,6 +128,7 @@ pub struct Front {
     /// How likely a request is to be the last of its connection, as the bits of a number.
     goaway: AtomicU64,
     crowd: Arc<Crowd>,
+    heads: Heads,
     patience: Patience,
     /// Clients are no longer answered.
     shutdown: CancellationToken,
@@ -165,6 +168,7 @@ impl Front {
             peers,
             goaway: AtomicU64::new(0),
             crowd: Arc::default(),
+            heads: Heads::default(),
             patience,
             shutdown,
             closed,
@@ -295,6 +299,7 @@ impl Front {
             .http2()
             .timer(TokioTimer::new())
             .max_concurrent_streams(if is_server { SERVER_STREAMS } else { STREAMS })
+            .max_header_list_size(heads::MAX)
             .keep_alive_interval(Duration::from_secs(30))
             .keep_alive_timeout(Duration::from_secs(20));
         if is_server {
@@ -302,8 +307,7 @@ impl Front {
             builder
                 .http2()
                 .initial_stream_window_size(4 << 20)
-                .initial_connection_window_size(32 << 20)
-                .max_header_list_size(1 << 20);
+                .initial_connection_window_size(32 << 20);
         }
         let (stream, gathering) = gather(link);
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
@@ -348,8 +352,20 @@ impl Front {
                 }
             };
         }
+        let Ok(large) = self.heads.enter(request.uri(), request.headers()) else {
+            payload::drain(request.into_body()).await;
+            let why = "too many requests with large heads, please try again later";
+            return answer::error(&ApiError::too_many_requests(why, 1));
+        };
         match self.server.get() {
-            Some(server) => server.handle(request.map(Payload::of), peer).await,
+            Some(server) => {
+                let response = server.handle(request.map(Payload::of), peer).await;
+                match large {
+                    // What is answered bit by bit may remember what was asked.
+                    Some(large) => response.map(|it| body::with_end(it, large)),
+                    None => response,
+                }
+            }
             None => answer::error(&ApiError::unavailable("the server is starting")),
         }
     }

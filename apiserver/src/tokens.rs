@@ -26,7 +26,7 @@ const ISSUER: &str = "https://kubernetes.default.svc";
 pub const MAX_LIFE: i64 = 365 * 86_400;
 pub const MIN_LIFE: i64 = 600;
 /// Longest token that is looked at, in bytes.
-const MAX_TOKEN: usize = 16 * 1024;
+const MAX_TOKEN: usize = 256 * 1024;
 
 /// A reference to an object that must still exist for a token to be good.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

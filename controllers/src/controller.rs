@@ -89,7 +89,7 @@ pub(crate) async fn run<C: Controller>(
     observer: Arc<dyn Observer>,
     shutdown: CancellationToken,
 ) {
-    let queue = Queue::new(ownership);
+    let queue = Queue::new(C::NAME, ownership);
     controller.watch(&queue);
     match shutdown.run_until_cancelled(controller.synced()).await {
         Some(true) => tracing::info!(controller = C::NAME, "running"),

@@ -30,6 +30,7 @@ mod everything;
 mod expectations;
 mod gc;
 mod informers;
+pub mod metrics;
 mod namespace;
 mod objects;
 mod protection;

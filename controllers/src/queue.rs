@@ -22,6 +22,8 @@ use insula_client::{Backoff, ObjectKey};
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
+use crate::metrics::Counts;
+
 /// The delay after a key's first failure, and the longest.
 const FIRST_RETRY: Duration = Duration::from_millis(10);
 const LAST_RETRY: Duration = Duration::from_secs(120);
@@ -72,10 +74,12 @@ struct Shared<K> {
     state: Mutex<State<K>>,
     changed: Notify,
     ownership: Arc<dyn Ownership>,
+    counts: Arc<Counts>,
 }
 
 #[derive(Debug)]
 struct State<K> {
+    counts: Arc<Counts>,
     /// The keys of each tenant that can be handed out, in the order they came.
     ready: HashMap<TenantName, VecDeque<K>>,
     /// The tenants in `ready`, in the order of their turns.
@@ -91,16 +95,25 @@ struct State<K> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
-    Ready,
+    Ready {
+        since: Instant,
+    },
     /// Handed out.
-    Out,
+    Out {
+        since: Instant,
+    },
     /// Handed out, and added again since.
-    OutAndDirty,
+    OutAndDirty {
+        since: Instant,
+    },
 }
 
 impl<K: Key> Queue<K> {
-    pub(crate) fn new(ownership: Arc<dyn Ownership>) -> Self {
+    /// `name` is the controller's.
+    pub(crate) fn new(name: &'static str, ownership: Arc<dyn Ownership>) -> Self {
+        let counts = Counts::of(name);
         let state = State {
+            counts: counts.clone(),
             ready: HashMap::new(),
             turns: VecDeque::new(),
             places: HashMap::new(),
@@ -109,7 +122,7 @@ impl<K: Key> Queue<K> {
             failures: HashMap::new(),
             closed: false,
         };
-        let shared = Shared { state: Mutex::new(state), changed: Notify::new(), ownership };
+        let shared = Shared { state: Mutex::new(state), changed: Notify::new(), ownership, counts };
         Self { shared: Arc::new(shared) }
     }
 
@@ -141,6 +154,7 @@ impl<K: Key> Queue<K> {
             *n_failures = before.saturating_add(1);
             before
         };
+        self.shared.counts.retried();
         let delay = Backoff::delay(FIRST_RETRY, LAST_RETRY, n_failures);
         self.add_after(key, delay);
         delay
@@ -169,7 +183,9 @@ impl<K: Key> Queue<K> {
                         }
                         return Some(key);
                     }
-                    state.places.remove(&key);
+                    if let Some(Place::Out { since }) = state.places.remove(&key) {
+                        state.counts.done(since);
+                    }
                     state.failures.remove(&key);
                 }
                 state.delayed.first().map(|(due, _)| *due)
@@ -187,8 +203,12 @@ impl<K: Key> Queue<K> {
     /// Gives a key back.
     pub(crate) fn done(&self, key: &K) {
         let mut state = self.shared.state.lock();
-        if state.places.remove(key) == Some(Place::OutAndDirty) {
-            state.add(key.clone());
+        let place = state.places.remove(key);
+        if let Some(Place::Out { since } | Place::OutAndDirty { since }) = place {
+            state.counts.done(since);
+        }
+        if matches!(place, Some(Place::OutAndDirty { .. })) {
+            state.ready(key.clone());
             self.shared.changed.notify_one();
         }
     }
@@ -209,25 +229,37 @@ impl<K: Key> Queue<K> {
 impl<K: Key> State<K> {
     fn add(&mut self, key: K) {
         match self.places.get_mut(&key) {
-            Some(Place::Ready | Place::OutAndDirty) => (),
-            Some(place @ Place::Out) => *place = Place::OutAndDirty,
+            Some(Place::Ready { .. } | Place::OutAndDirty { .. }) => (),
+            Some(place) => {
+                if let Place::Out { since } = *place {
+                    *place = Place::OutAndDirty { since };
+                    self.counts.added();
+                }
+            }
             None => {
-                if let Some(due) = self.due.remove(&key) {
-                    self.delayed.remove(&(due, key.clone()));
-                }
-                self.places.insert(key.clone(), Place::Ready);
-                let tenant = key.tenant().clone();
-                let keys = self.ready.entry(tenant.clone()).or_default();
-                if keys.is_empty() {
-                    self.turns.push_back(tenant);
-                }
-                keys.push_back(key);
+                self.counts.added();
+                self.ready(key);
             }
         }
     }
 
+    /// A key waits for its turn now, and for nothing else.
+    fn ready(&mut self, key: K) {
+        if let Some(due) = self.due.remove(&key) {
+            self.delayed.remove(&(due, key.clone()));
+        }
+        self.places.insert(key.clone(), Place::Ready { since: Instant::now() });
+        self.counts.waits();
+        let tenant = key.tenant().clone();
+        let keys = self.ready.entry(tenant.clone()).or_default();
+        if keys.is_empty() {
+            self.turns.push_back(tenant);
+        }
+        keys.push_back(key);
+    }
+
     fn delay(&mut self, key: K, due: Instant) {
-        if self.places.get(&key) == Some(&Place::Ready) {
+        if matches!(self.places.get(&key), Some(Place::Ready { .. })) {
             return;
         }
         match self.due.get(&key).copied() {
@@ -260,7 +292,13 @@ impl<K: Key> State<K> {
         } else {
             self.turns.push_back(tenant);
         }
-        self.places.insert(key.clone(), Place::Out);
+        let now = Instant::now();
+        let before = self.places.insert(key.clone(), Place::Out { since: now });
+        let since = match before {
+            Some(Place::Ready { since }) => since,
+            _ => now,
+        };
+        self.counts.handed_out(now - since, now);
         Some(key)
     }
 }
@@ -275,7 +313,7 @@ mod tests {
     }
 
     fn queue() -> Queue<ObjectKey> {
-        Queue::new(Arc::new(Sole))
+        Queue::new("test", Arc::new(Sole))
     }
 
     async fn take(queue: &Queue<ObjectKey>) -> String {
@@ -396,7 +434,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn others_keys_are_not_kept() {
-        let queue = Queue::new(Arc::new(OnlyA));
+        let queue = Queue::new("test", Arc::new(OnlyA));
         queue.add(key("b/1"));
         queue.add_after(key("b/2"), Duration::from_secs(1));
         queue.add(key("a/1"));

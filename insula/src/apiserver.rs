@@ -155,6 +155,8 @@ impl Running {
                 return Err(error);
             }
         };
+        server.add_metrics(Box::new(insula_client::metrics::Requests));
+        server.add_metrics(Box::new(insula_controllers::metrics::Queues));
         front.open(server.clone());
         Ok(Self { server, front, partitions, closed, tasks, audit_log })
     }

@@ -176,3 +176,75 @@ fn requests_are_counted() {
     has("apiserver_current_inflight_requests{", &[r#"request_kind="readOnly""#]);
     assert!(!text.contains("acme"), "no label names a tenant");
 }
+
+/// The value of the first line that begins with `name` and has all `labels`.
+fn value(text: &str, name: &str, labels: &[&str]) -> f64 {
+    let mut lines = text.lines();
+    let line =
+        lines.find(|it| it.starts_with(name) && labels.iter().all(|label| it.contains(label)));
+    let line = line.unwrap_or_else(|| panic!("{name} {labels:?}\n{text}"));
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn parts_of_the_process_count_by_upstreams_names() {
+    let cloud = Cloud::start(false, &[]);
+    let (acme, _) = cloud.tenants();
+    // A webhook that cannot be asked: one lets requests through, the other does not.
+    for (name, policy) in [("open", "Ignore"), ("shut", "Fail")] {
+        let configuration = json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
+            "metadata": {"name": name},
+            "webhooks": [{
+                "name": format!("{name}.example.com"), "failurePolicy": policy,
+                "sideEffects": "None", "admissionReviewVersions": ["v1"],
+                "clientConfig": {"url": "https://192.0.2.1:1/x"}, "timeoutSeconds": 1,
+                "rules": [{"operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"],
+                    "resources": [if policy == "Fail" { "secrets" } else { "configmaps" }]}],
+            }],
+        });
+        let out = acme.feed(&["create", "-f", "-"], &configuration.to_string());
+        assert!(out.status.success());
+    }
+    let policy = "apiVersion: admissionregistration.k8s.io/v1\nkind: ValidatingAdmissionPolicy\nmetadata: {name: p}\nspec: {failurePolicy: Fail, matchConstraints: {resourceRules: [{apiGroups: [''], apiVersions: [v1], operations: [CREATE], resources: [services]}]}, validations: [{expression: 'false'}]}\n---\napiVersion: admissionregistration.k8s.io/v1\nkind: ValidatingAdmissionPolicyBinding\nmetadata: {name: b}\nspec: {policyName: p, validationActions: [Deny]}\n";
+    let out = acme.feed(&["create", "-f", "-"], policy);
+    assert!(out.status.success());
+    acme.ok(&["create", "configmap", "c"]);
+    assert!(acme.fails(&["create", "secret", "generic", "s"]).contains("failed calling webhook"));
+    assert!(acme.fails(&["create", "service", "clusterip", "s", "--tcp=80"]).contains("denied"));
+    let (_, _, text) = cloud.admin().curl("/metrics", &[]);
+    let counted = |name: &str, labels: &[&str]| {
+        let value = value(&text, name, labels);
+        assert!(1.0 <= value, "{name} {labels:?}: {value}");
+    };
+    let create = r#"operation="CREATE""#;
+    for step in [r#"type="admit""#, r#"type="validate""#] {
+        counted("apiserver_admission_step_admission_duration_seconds_count{", &[create, step]);
+    }
+    let name = "apiserver_admission_controller_admission_duration_seconds_count{";
+    counted(name, &[create, r#"name="NamespaceLifecycle""#, r#"rejected="false""#]);
+    counted(name, &[create, r#"name="ValidatingAdmissionWebhook""#, r#"rejected="true""#]);
+    let (open, shut) = (r#"name="open.example.com""#, r#"name="shut.example.com""#);
+    let name = "apiserver_admission_webhook_admission_duration_seconds_count{";
+    counted(name, &[open, r#"rejected="false""#]);
+    counted("apiserver_admission_webhook_fail_open_count{", &[open, r#"type="validating""#]);
+    let calling = r#"error_type="calling_webhook_error""#;
+    counted("apiserver_admission_webhook_rejection_count{", &[shut, calling]);
+    counted("apiserver_admission_webhook_request_total{", &[shut, r#"rejected="true""#]);
+    let labels = [r#"policy="p""#, r#"policy_binding="b""#, r#"enforcement_action="deny""#];
+    counted("apiserver_validating_admission_policy_check_total{", &labels);
+    counted("apiserver_validating_admission_policy_check_duration_seconds_count{", &labels);
+    counted("apiserver_storage_objects{", &[r#"resource="configmaps""#]);
+    counted(
+        "apiserver_storage_objects{",
+        &[r#"resource="clusterroles.rbac.authorization.k8s.io""#],
+    );
+    counted("rest_client_requests_total{", &[r#"method="GET""#, r#"code="200""#]);
+    counted("workqueue_adds_total{", &[]);
+    counted("workqueue_work_duration_seconds_count{", &[]);
+    assert!(0.0 <= value(&text, "workqueue_depth{", &[]));
+    counted("process_resident_memory_bytes ", &[]);
+    counted("process_open_fds ", &[]);
+    assert!(0.0 < value(&text, "process_cpu_seconds_total ", &[]));
+    assert_eq!(text.matches("# EOF").count(), 1, "one document");
+}

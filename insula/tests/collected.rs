@@ -6,6 +6,8 @@
 
 mod harness;
 
+use std::thread;
+
 use harness::{Cloud, Kubectl, texts};
 
 /// A definition of widgets in one version.
@@ -121,6 +123,47 @@ fn custom_resources_own_and_are_owned() {
     acme.ok(&["delete", "namespace", "short", "--timeout=60s"]);
     let left = acme.ok(&["get", "widgets", "--all-namespaces", "-o", "name"]);
     assert_eq!(left.trim(), "widget.example.com/middle");
+}
+
+/// Many at once take what there is, and what comes to nothing costs nothing.
+#[test]
+fn quotas_are_taken_by_many_at_once() {
+    // Nobody counts again: what requests do to the quota is all that is done to it.
+    let cloud = Cloud::start(false, &["--without", "controllers,scheduler"]);
+    let acme = cloud.admin();
+    let quota = r#"{"apiVersion":"v1","kind":"ResourceQuota","metadata":{"name":"q"},"spec":{"hard":{"configmaps":"30"}}}"#;
+    let out = acme.feed(&["create", "-f", "-"], quota);
+    assert!(out.status.success(), "{:?}", texts(&out));
+    let counted = r#"{"status":{"hard":{"configmaps":"30"},"used":{"configmaps":"0"}}}"#;
+    acme.ok(&["patch", "quota", "q", "--subresource=status", "--type=merge", "-p", counted]);
+    let used = || acme.ok(&["get", "quota", "q", "-o", "jsonpath={.status.used.configmaps}"]);
+    let create = |name: &str| {
+        let map =
+            format!(r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"{name}"}}}}"#);
+        let path = "/api/v1/namespaces/default/configmaps";
+        acme.curl(path, &["-X", "POST", "-H", "content-type: application/json", "-d", &map])
+    };
+    let codes: Vec<u16> = thread::scope(|scope| {
+        let all: Vec<_> =
+            (0..40).map(|n| scope.spawn(move || create(&format!("m{n}")).0)).collect();
+        all.into_iter().map(|it| it.join().unwrap()).collect()
+    });
+    let count = |code: u16| codes.iter().filter(|it| **it == code).count();
+    assert_eq!((count(201), count(403)), (30, 10), "{codes:?}");
+    assert_eq!(used(), "30");
+    acme.ok(&[
+        "patch",
+        "quota",
+        "q",
+        "--type=merge",
+        "-p",
+        r#"{"spec":{"hard":{"configmaps":"40"}}}"#,
+    ]);
+    let more = r#"{"status":{"hard":{"configmaps":"40"}}}"#;
+    acme.ok(&["patch", "quota", "q", "--subresource=status", "--type=merge", "-p", more]);
+    let (taken, _) = codes.iter().enumerate().find(|(_, code)| **code == 201).unwrap();
+    assert_eq!(create(&format!("m{taken}")).0, 409, "its name is taken");
+    assert_eq!(used(), "30", "it was given back");
 }
 
 /// What a quota says is used.

@@ -24,6 +24,12 @@ fn a_cloud_on_real_etcds() {
     acme.ok(&["create", "deployment", "d", "--image=x:1", "--replicas=2"]);
     acme.until(&["get", "pods", "-o", "name"], |it| it.lines().count() == 2);
     globex.ok(&["create", "configmap", "c", "--from-literal=a=b"]);
+    let metrics = cloud.admin().ok(&["get", "--raw", "/metrics"]);
+    let made = r#"{operation="create",group="",resource="configmaps"}"#;
+    for name in ["etcd_requests_total", "etcd_request_duration_seconds_count"] {
+        assert!(metrics.contains(&format!("{name}{made} ")), "{name}: {metrics}");
+    }
+    assert!(metrics.contains("apiserver_storage_size_bytes{storage_cluster_id=\"one\"} "));
     cloud.terminate();
     cloud.again();
     assert_eq!(acme.ok(&["get", "pods", "-o", "name"]).lines().count(), 2);

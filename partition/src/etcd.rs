@@ -49,6 +49,7 @@ use crate::{
     error::{OpenError, chain},
     fences,
     limits::check_limits,
+    metrics::{self, Operation},
     ring::RingLimits,
     snapshot::{Entry, Snapshot},
     state::{FUTURE_WAIT, State},
@@ -313,7 +314,15 @@ impl EtcdStore {
                 fences.check_write(write.collection.as_str(), &write.key, write.by_move)?;
             }
             let written = offsets.etcd(fences.written()).unwrap_or(i64::MAX);
-            let answer = self.transact(&write, &offsets, written).await?;
+            let asked = Instant::now();
+            let answer = self.transact(&write, &offsets, written).await;
+            let operation = match (&write.change, write.expect) {
+                (Change::Delete, _) => Operation::Delete,
+                (_, Expect::Absent) => Operation::Create,
+                _ => Operation::Update,
+            };
+            metrics::asked(&write.collection, operation, asked, answer.is_err());
+            let answer = answer?;
             if answer.succeeded() {
                 break (answer, offsets);
             }
@@ -474,6 +483,7 @@ impl Store for EtcdStore {
             compacted: totals.floor,
             unhealthy: health.unhealthy,
             leader: health.leader,
+            disk: health.size,
             backend: "etcd",
             ..StoreStats::default()
         }

@@ -46,6 +46,7 @@ pub mod fences;
 pub mod group;
 mod limits;
 pub mod map;
+pub mod metrics;
 pub mod moves;
 pub mod partitions;
 pub mod peers;

@@ -78,6 +78,15 @@ impl Collection {
         Self(name.into())
     }
 
+    /// The group, `""` for the core group, and the resource.
+    pub(crate) fn split(&self) -> (&str, &str) {
+        match self.0.split_once('/') {
+            Some(("core", resource)) => ("", resource),
+            Some((group, resource)) => (group, resource),
+            None => ("", &self.0),
+        }
+    }
+
     /// The name as it appears in keys and logs.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -238,6 +247,8 @@ pub struct StoreStats {
     pub silent: Vec<String>,
     /// Changes that the slowest member lacks, if this one leads.
     pub lag: u64,
+    /// Bytes of the database's file, where somebody else keeps it.
+    pub disk: Option<u64>,
     /// `embedded` or `etcd`.
     pub backend: &'static str,
 }

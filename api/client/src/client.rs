@@ -12,9 +12,10 @@ use kube::{
     config::{Config, KubeConfigOptions, Kubeconfig},
 };
 use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 use tower::{BoxError, Service};
 
-use crate::{Api, Collection, Discovery, Error, Kind, Object, ResourceRef};
+use crate::{Api, Collection, Discovery, Error, Kind, Object, ResourceRef, metrics};
 
 /// No request but a watch takes longer: a little more than the server's own limit of 30 s for
 /// webhooks, less than the 60 s after which it gives up.
@@ -204,7 +205,10 @@ impl Client {
         let request = request
             .body(content)
             .map_err(|source| Error::Request { request: describe(method, uri), source })?;
-        self.inner.send(request).await.map_err(|source| Error::Transport {
+        let begun = Instant::now();
+        let answer = self.inner.send(request).await;
+        metrics::sent(method, answer.as_ref().ok().map(Response::status), begun.elapsed());
+        answer.map_err(|source| Error::Transport {
             request: describe(method, uri),
             source: Box::new(source),
         })

@@ -26,6 +26,7 @@ mod error;
 mod events;
 mod informer;
 mod kinds;
+pub mod metrics;
 mod object;
 mod options;
 mod path;

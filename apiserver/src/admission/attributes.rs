@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use tokio::sync::OnceCell;
 
-use super::reinvoke::Rounds;
+use super::{plugins::quota::Receipt, reinvoke::Rounds};
 use crate::{
     Server, bootstrap,
     call::Call,
@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// What is done to an object.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Operation {
     Create,
     Update,
@@ -33,6 +33,23 @@ impl Operation {
             Self::Update => "UPDATE",
             Self::Delete => "DELETE",
             Self::Connect => "CONNECT",
+        }
+    }
+}
+
+/// Half of the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Step {
+    Admit,
+    Validate,
+}
+
+impl Step {
+    /// As metrics have it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Admit => "admit",
+            Self::Validate => "validate",
         }
     }
 }
@@ -58,6 +75,8 @@ pub(crate) struct Admission<'a> {
     pub(super) equivalents: OnceCell<Vec<Arc<Served>>>,
     pub(super) namespace_found: OnceCell<Arc<Value>>,
     pub(super) rounds: Mutex<Rounds>,
+    /// What quotas were charged.
+    pub(super) receipts: Mutex<Vec<Receipt>>,
 }
 
 impl<'a> Admission<'a> {
@@ -95,6 +114,7 @@ impl<'a> Admission<'a> {
             equivalents: OnceCell::new(),
             namespace_found: OnceCell::new(),
             rounds: Mutex::default(),
+            receipts: Mutex::default(),
         };
         admission.options = admission.default_options();
         if admission.is_namespace() {

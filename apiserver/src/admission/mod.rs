@@ -20,13 +20,16 @@ mod reinvoke;
 mod rules;
 mod shape;
 
+use std::sync::LazyLock;
+
 use futures::future::BoxFuture;
 use insula_api::object;
 use serde_json::Value;
+use tokio::time::Instant;
 
 pub(crate) use self::registration::{GROUP as RULES, check as check_rules};
 pub(crate) use self::{
-    attributes::{Admission, Operation},
+    attributes::{Admission, Operation, Step},
     connect::connect,
 };
 use self::{hooks::Hooks, policies::Policies, rules::compiled::Compiled};
@@ -337,14 +340,42 @@ static CHAIN: &[Plugin] = &[
     },
 ];
 
+/// The names in the chain, each once.
+pub(crate) static PLUGINS: LazyLock<Vec<&'static str>> = LazyLock::new(|| {
+    let mut names: Vec<&'static str> = CHAIN.iter().map(|it| it.name).collect();
+    names.dedup();
+    names
+});
+
+/// Of each member of the chain, where its name is in [`PLUGINS`].
+static PLACES: LazyLock<Vec<usize>> = LazyLock::new(|| {
+    let place = |it: &Plugin| PLUGINS.iter().position(|name| *name == it.name);
+    CHAIN.iter().map(|it| place(it).unwrap_or_default()).collect()
+});
+
 impl<'a> Admission<'a> {
     /// Has all plugins change `it`. Call [`Admission::has_changed`] afterwards.
     pub(crate) async fn mutate(&self, it: &mut Value) -> Result<()> {
-        self.mutate_once(it).await?;
-        if self.begin_again() {
-            self.mutate_once(it).await?;
+        let begun = Instant::now();
+        let mut done = self.mutate_once(it).await;
+        if done.is_ok() && self.begin_again() {
+            done = self.mutate_once(it).await;
         }
-        Ok(())
+        self.has_taken(Step::Admit, begun, &done);
+        done
+    }
+
+    fn has_taken(&self, step: Step, begun: Instant, done: &Result<()>) {
+        let admissions = self.server.metrics.admissions();
+        admissions.step(step, self.operation, done.is_err(), begun.elapsed());
+    }
+
+    /// A plugin is done, which began at `begun`; the next one begins.
+    fn next(&self, plugin: usize, step: Step, begun: &mut Instant, done: &Result<()>) {
+        let now = Instant::now();
+        let took = now - std::mem::replace(begun, now);
+        let of = (step, self.operation);
+        self.server.metrics.admissions().plugin(plugin, of, done.is_err(), took);
     }
 
     /// Lets others have their turn between two steps of what may take long, and ends it when
@@ -358,12 +389,17 @@ impl<'a> Admission<'a> {
     }
 
     async fn mutate_once(&self, it: &mut Value) -> Result<()> {
-        for plugin in CHAIN.iter().filter(|plugin| plugin.handles(self)) {
+        let mut begun = Instant::now();
+        for (plugin, place) in CHAIN.iter().zip(&*PLACES) {
+            if matches!(plugin.mutate, Mutate::Nothing) || !plugin.handles(self) {
+                continue;
+            }
             let done = match plugin.mutate {
-                Mutate::Nothing => continue,
+                Mutate::Nothing => Ok(()),
                 Mutate::Now(mutate) => mutate(self, it),
                 Mutate::Later(mutate) => mutate(self, it).await,
             };
+            self.next(*place, Step::Admit, &mut begun, &done);
             done.inspect_err(|error| self.refused_by(plugin, error))?;
         }
         Ok(())
@@ -371,12 +407,24 @@ impl<'a> Admission<'a> {
 
     /// Has all plugins look at what became of the object; `it` is absent for a delete.
     pub(crate) async fn validate(&self, it: Option<&Value>) -> Result<()> {
-        for plugin in CHAIN.iter().filter(|plugin| plugin.handles(self)) {
+        let begun = Instant::now();
+        let done = self.validate_once(it).await;
+        self.has_taken(Step::Validate, begun, &done);
+        done
+    }
+
+    async fn validate_once(&self, it: Option<&Value>) -> Result<()> {
+        let mut begun = Instant::now();
+        for (plugin, place) in CHAIN.iter().zip(&*PLACES) {
+            if matches!(plugin.validate, Validate::Nothing) || !plugin.handles(self) {
+                continue;
+            }
             let done = match plugin.validate {
-                Validate::Nothing => continue,
+                Validate::Nothing => Ok(()),
                 Validate::Now(validate) => validate(self, it),
                 Validate::Later(validate) => validate(self, it).await,
             };
+            self.next(*place, Step::Validate, &mut begun, &done);
             done.inspect_err(|error| self.refused_by(plugin, error))?;
         }
         Ok(())

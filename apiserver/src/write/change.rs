@@ -176,6 +176,9 @@ pub(crate) async fn change(
             Err(error) => services::is_written(error),
         };
         claims.end(server, call, is_written).await;
+        if let (Some(false), Some(admission)) = (is_written, &admission) {
+            admission.undo().await;
+        }
         let told = || match call.path.subresource.as_str() {
             "status" => Vec::new(),
             _ => strategy::warnings::of_object(resource, &new, false),

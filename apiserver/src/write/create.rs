@@ -78,6 +78,9 @@ pub(super) async fn create_value(
             Err(error) => services::is_written(error),
         };
         claims.end(server, call, is_written).await;
+        if is_written == Some(false) {
+            admission.undo().await;
+        }
         match outcome? {
             Some(entry) => {
                 let told = strategy::warnings::of_object(resource, &it, true);

@@ -349,6 +349,7 @@ impl Store for EmbeddedStore {
             members: standing.voters.iter().map(name).collect(),
             silent: standing.silent.iter().map(name).collect(),
             lag: standing.behind.values().copied().max().unwrap_or_default(),
+            disk: None,
             backend: "embedded",
         }
     }

@@ -72,6 +72,8 @@ pub(super) struct Health {
     /// Why calls fail now.
     pub(super) unhealthy: Option<String>,
     pub(super) leader: String,
+    /// Of its database.
+    pub(super) size: Option<u64>,
 }
 
 /// See the module.
@@ -211,7 +213,11 @@ impl Follower {
         let status = tokio::time::timeout(ANSWER, maintenance.status()).await;
         // A user who may not ask is no reason to stop following.
         match status {
-            Ok(Ok(status)) => self.health.lock().leader = format!("{:x}", status.leader()),
+            Ok(Ok(status)) => {
+                let mut health = self.health.lock();
+                health.leader = format!("{:x}", status.leader());
+                health.size = u64::try_from(status.db_size()).ok();
+            }
             Ok(Err(error)) => {
                 tracing::debug!(partition = self.name, %error, "etcd does not say who leads it");
             }

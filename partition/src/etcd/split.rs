@@ -168,6 +168,7 @@ impl Store for SplitStore {
             objects: main.objects + relaxed.objects,
             bytes: main.bytes + relaxed.bytes,
             unhealthy: main.unhealthy.or(unhealthy),
+            disk: main.disk.map(|disk| disk + relaxed.disk.unwrap_or(0)),
             ..main
         }
     }

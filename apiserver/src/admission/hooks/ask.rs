@@ -45,8 +45,10 @@ impl Hook {
         })?;
         let uid = uuid::Uuid::new_v4().to_string();
         let it = Some(&shown.object).filter(|it| !it.is_null());
-        let request = review::request(version, &uid, admission.request(meant, it), shown);
-        let body = self.exchange(admission, request.to_string().into()).await?;
+        let about = admission.request(meant, it);
+        let request = review::request(version, &uid, &about, shown)
+            .map_err(|error| Failure::Refused(ApiError::internal(error)))?;
+        let body = self.exchange(admission, request.into()).await?;
         let response =
             review::response(&body, version, &uid, is_mutating).map_err(Failure::Unreachable)?;
         for (key, value) in response.audit_annotations.iter().flatten() {

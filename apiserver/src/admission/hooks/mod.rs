@@ -10,15 +10,16 @@ mod review;
 use std::time::Duration;
 
 use futures::{FutureExt as _, future::BoxFuture};
+use http::StatusCode;
 use insula_api::selector::LabelSelector;
 use insula_custom::definition::ClientConfig;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::Instant};
 
 use self::ask::Failure;
 use super::{
-    Admission,
+    Admission, Step,
     reinvoke::Round,
     rules::{
         Meant, Rule, Selectors,
@@ -29,6 +30,7 @@ use super::{
 };
 use crate::{
     error::{ApiError, Result},
+    metrics::{Asked, Rejection},
     outbound::{OutboundError, Trust},
     patch,
 };
@@ -145,6 +147,37 @@ impl Hook {
         ApiError::internal(format!("failed calling webhook {:?}: {why}", self.name))
     }
 
+    /// Counts a question, and what came of it.
+    fn count(
+        &self,
+        admission: &Admission<'_>,
+        step: Step,
+        begun: Instant,
+        failure: Option<&Failure>,
+    ) {
+        let (name, operation) = (self.name.as_str(), admission.operation);
+        let admissions = admission.server.metrics.admissions();
+        let rejection = failure.map(|failure| match failure {
+            Failure::Refused(error) if error.reason == "InternalError" => Rejection::Internal,
+            Failure::Refused(error) => Rejection::Said(error.code.as_u16()),
+            Failure::Unreachable(_) => Rejection::Calling,
+        });
+        let is_open = rejection == Some(Rejection::Calling) && self.is_ignorable;
+        let code = match rejection {
+            None => StatusCode::OK.as_u16(),
+            Some(Rejection::Said(code)) => code,
+            Some(Rejection::Calling) => StatusCode::SERVICE_UNAVAILABLE.as_u16(),
+            Some(Rejection::Internal) => 0,
+        };
+        let is_refused = rejection.is_some() && !is_open;
+        admissions.asked(Asked { name, step, operation, code, is_refused, took: begun.elapsed() });
+        match rejection {
+            Some(_) if is_open => admissions.failed_open(name, step),
+            Some(why) => admissions.rejected(name, step, operation, why),
+            None => (),
+        }
+    }
+
     /// Whether a request that changes nothing may be shown to it.
     fn check_dry_run(&self, admission: &Admission<'_>) -> Result<(), Failure> {
         match self.side_effects.as_deref() {
@@ -215,7 +248,9 @@ pub(super) fn mutate<'a>(
             if !admission.is_due(Round::Webhooks, &hook.id) {
                 continue;
             }
+            let begun = Instant::now();
             let asked = mutate_by(admission, hook, &meant, it, round, index).await;
+            hook.count(admission, Step::Admit, begun, asked.as_ref().err());
             let changed = match asked {
                 Ok(changed) => changed,
                 Err(Failure::Refused(error)) => return Err(error),
@@ -298,7 +333,10 @@ pub(super) fn validate<'a>(
         let turns = &Semaphore::new(AT_ONCE);
         let each = asked.iter().enumerate().map(|(index, (hook, meant))| async move {
             let _turn = turns.acquire().await;
-            match validate_by(admission, hook, meant, it).await {
+            let begun = Instant::now();
+            let asked = validate_by(admission, hook, meant, it).await;
+            hook.count(admission, Step::Validate, begun, asked.as_ref().err());
+            match asked {
                 Ok(()) => Ok(()),
                 Err(Failure::Refused(error)) => Err(error),
                 Err(Failure::Unreachable(why)) if hook.is_ignorable => {

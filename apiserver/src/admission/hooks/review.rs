@@ -1,7 +1,7 @@
 //! `AdmissionReview`: what a webhook is asked, and what its answer means.
 
 use base64::Engine as _;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::Shown;
@@ -61,17 +61,37 @@ pub(super) struct Response {
     pub warnings: Option<Vec<String>>,
 }
 
+/// What a webhook is asked. It is written as it lies: objects may be large.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Question<'a> {
+    kind: &'static str,
+    api_version: &'static str,
+    request: About<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct About<'a> {
+    #[serde(flatten)]
+    about: &'a Map<String, Value>,
+    uid: &'a str,
+    object: &'a Value,
+    old_object: &'a Value,
+}
+
 /// The body of a request.
 pub(super) fn request(
     version: Version,
     uid: &str,
-    mut request: Map<String, Value>,
+    about: &Map<String, Value>,
     shown: &Shown,
-) -> Value {
-    request.insert("uid".into(), uid.into());
-    request.insert("object".into(), shown.object.clone());
-    request.insert("oldObject".into(), shown.old.clone());
-    json!({"kind": "AdmissionReview", "apiVersion": version.api_version(), "request": request})
+) -> serde_json::Result<Vec<u8>> {
+    serde_json::to_vec(&Question {
+        kind: "AdmissionReview",
+        api_version: version.api_version(),
+        request: About { about, uid, object: &shown.object, old_object: &shown.old },
+    })
 }
 
 /// Reads an answer, and checks that it is one to the request.

@@ -1,8 +1,9 @@
 //! Resource quotas: how much of what a namespace may have.
 //!
 //! The last in the chain, because what it lets in is charged: the usage in a quota's status grows
-//! by compare and set, so two requests at the same time never both take what is left. What is
-//! freed is found by whoever counts again; nothing is given back here.
+//! by compare and set, so two requests at the same time never both take what is left. What a
+//! request was charged that then failed is given back, if nobody else has touched the quota since;
+//! whatever else is freed is found by whoever counts again.
 
 use std::collections::BTreeMap;
 
@@ -18,22 +19,28 @@ use insula_api::{
 };
 use insula_partition::{
     snapshot::Entry,
-    store::{Change, Expect, ReadAt, StoreError, Write},
+    store::{Change, Expect, ReadAt, Revision, Store, StoreError, Write},
 };
 use serde_json::{Value, json};
 
 use crate::{
     admission::{Admission, Operation},
     error::{ApiError, Result},
-    registry,
+    registry::{self, Served},
 };
-
-/// How often a charge is tried again when somebody else was faster.
-const RETRIES: usize = 16;
 
 /// What one request is charged.
 struct Charge {
     /// Of the quota's resources, what it uses more.
+    more: Amounts,
+}
+
+/// A charge that was written.
+#[derive(Debug)]
+pub(in crate::admission) struct Receipt {
+    key: String,
+    /// The quota with it.
+    at: Revision,
     more: Amounts,
 }
 
@@ -174,31 +181,82 @@ async fn take(
     };
     let (tenant, namespace) = (admission.tenant()?, admission.namespace.as_str());
     let (_, store) = served.place(&admission.server.partitions, tenant, namespace, "");
-    for _ in 0..RETRIES {
+    // Whoever was faster took something: some request gets on each time, until this one's time is
+    // over.
+    loop {
         let mut used = read(object::at(&stored.object, &["status", "used"]));
         add(&mut used, &charge.more);
-        let texts: BTreeMap<&String, String> =
-            used.iter().map(|(name, it)| (name, it.to_string())).collect();
-        stored.object["status"]["used"] = json!(texts);
-        let write = Write::durable(
-            served.collection.clone(),
-            key.as_str(),
-            Expect::At(entry.modified),
-            Change::Put(stored.encoded().into()),
-        );
-        match store.write(write).await {
-            Ok(_) => return Ok(()),
+        match set(&*store, served, &key, &entry, &mut stored, &used).await {
+            Ok(at) => {
+                admission.receipts.lock().push(Receipt { key, at, more: charge.more });
+                return Ok(());
+            }
             Err(StoreError::Conflict { found: Some(found), .. }) => entry = found,
             // A quota that is gone limits nothing.
             Err(StoreError::Conflict { found: None, .. }) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
+        admission.go_on().await?;
         stored = Stored::parse(&entry.value).map_err(ApiError::internal)?;
         match judge(admission, kind, it, &stored.object)? {
             Some(again) => charge = again,
             None => return Ok(()),
         }
     }
-    let name = object::name(&stored.object).to_owned();
-    Err(ApiError::modified("", "resourcequotas", &name))
+}
+
+/// Writes what is used into a quota that is still `entry`.
+async fn set(
+    store: &dyn Store,
+    served: &Served,
+    key: &str,
+    entry: &Entry,
+    stored: &mut Stored,
+    used: &Amounts,
+) -> Result<Revision, StoreError> {
+    let texts: BTreeMap<&String, String> =
+        used.iter().map(|(name, it)| (name, it.to_string())).collect();
+    stored.object["status"]["used"] = json!(texts);
+    let write = Write::durable(
+        served.collection.clone(),
+        key,
+        Expect::At(entry.modified),
+        Change::Put(stored.encoded().into()),
+    );
+    Ok(store.write(write).await?.entry.modified)
+}
+
+impl Admission<'_> {
+    /// Nothing was written: what was charged for it is given back. A quota that somebody else has
+    /// changed meanwhile is left to whoever counts, who may have counted already.
+    pub(crate) async fn undo(&self) {
+        let receipts = std::mem::take(&mut *self.receipts.lock());
+        for receipt in receipts {
+            if let Err(error) = self.give_back(&receipt).await {
+                tracing::debug!(quota = receipt.key, %error, "a charge is left to be counted");
+            }
+        }
+    }
+
+    async fn give_back(&self, receipt: &Receipt) -> Result<()> {
+        let Receipt { key, at, more } = receipt;
+        let Some(served) = self.server.registry.any_version("", "resourcequotas") else {
+            return Ok(());
+        };
+        let (tenant, namespace) = (self.tenant()?, self.namespace.as_str());
+        let (_, store) = served.place(&self.server.partitions, tenant, namespace, "");
+        let snapshot = store.read(&served.collection, ReadAt::NotOlderThan(*at)).await?;
+        let Some(entry) = snapshot.get(key).filter(|it| it.modified == *at) else { return Ok(()) };
+        let mut stored = Stored::parse(&entry.value).map_err(ApiError::internal)?;
+        let mut used = read(object::at(&stored.object, &["status", "used"]));
+        for (name, amount) in more {
+            if let Some(used) = used.get_mut(name) {
+                *used = used.saturating_sub(*amount);
+            }
+        }
+        match set(&*store, served, key, entry, &mut stored, &used).await {
+            Ok(_) | Err(StoreError::Conflict { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
 }

@@ -4,6 +4,7 @@ use futures::{FutureExt as _, future::BoxFuture};
 use http::StatusCode;
 use insula_cel::Value as Cel;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::{
     Context, bindings_of,
@@ -19,6 +20,7 @@ use crate::{
         },
     },
     error::{ApiError, Result},
+    metrics::Checked,
 };
 
 /// Longest message that an expression may make, in bytes.
@@ -33,11 +35,24 @@ struct Denial {
     index: usize,
     message: String,
     reason: Option<String>,
+    /// What kept an expression from being evaluated, as metrics have it.
+    error: &'static str,
 }
+
+/// An expression was evaluated, and is false.
+const NO_ERROR: &str = "no_error";
+/// It could not be.
+const INVALID: &str = "invalid_error";
+/// It, and those before it, cost too much.
+const OUT_OF_BUDGET: &str = "out_of_budget";
 
 impl Denial {
     fn failed(index: usize, message: impl Into<String>) -> Self {
-        Self { index, message: message.into(), reason: None }
+        Self { index, message: message.into(), reason: None, error: INVALID }
+    }
+
+    fn out_of_budget(error: OutOfBudget) -> Self {
+        Self { error: OUT_OF_BUDGET, ..Self::failed(0, error.to_string()) }
     }
 }
 
@@ -47,6 +62,8 @@ struct Outcome {
     denials: Vec<Denial>,
     /// That refuse whatever the binding says.
     faults: Vec<Denial>,
+    /// That refuse nothing, because the policy says so.
+    passed: Vec<Denial>,
     annotations: Vec<(String, String)>,
 }
 
@@ -133,8 +150,29 @@ async fn run(
         };
         for param in found.each() {
             admission.go_on().await?;
+            let begun = Instant::now();
             let outcome = evaluate(admission, policy, context, param);
+            let took = begun.elapsed();
+            let count = |denial: &Denial, action: &'static str| {
+                admission.server.metrics.admissions().checked(Checked {
+                    policy: &entry.name,
+                    binding: &binding.name,
+                    error_type: denial.error,
+                    action,
+                    took,
+                });
+            };
+            outcome.passed.iter().for_each(|it| count(it, "allow"));
+            outcome.faults.iter().for_each(|it| count(it, "deny"));
             for denial in &outcome.denials {
+                for action in &binding.compiled.actions {
+                    match action.as_str() {
+                        "Deny" => count(denial, "deny"),
+                        "Warn" => count(denial, "warn"),
+                        "Audit" => count(denial, "audit"),
+                        _ => (),
+                    }
+                }
                 let error = act(admission, it, entry, binding, denial);
                 refused = refused.or(error);
             }
@@ -225,30 +263,34 @@ fn evaluate(
 ) -> Outcome {
     let mut values = context.variables(admission, param);
     let mut outcome = Outcome::default();
-    let failed = |outcome: &mut Outcome, why: String| {
-        if policy.fails {
-            outcome.denials.push(Denial::failed(0, why));
-        }
+    let failed = |outcome: &mut Outcome, denial: Denial| match policy.fails {
+        true => outcome.denials.push(denial),
+        false => outcome.passed.push(denial),
     };
     match policy.conditions.hold(&values) {
         Ok(true) => (),
         Ok(false) => return outcome,
         Err(why) => {
-            failed(&mut outcome, why);
+            failed(&mut outcome, Denial::failed(0, why));
             return outcome;
         }
     }
     let mut left = BUDGET;
     let done = policy.compute(&mut values, &mut left).and_then(|()| {
         for (index, validation) in policy.validations.iter().enumerate() {
-            let denial = judge(policy, validation, index, &values, &mut left)?;
-            outcome.denials.extend(denial);
+            let denial = judge(validation, index, &values, &mut left)?;
+            match denial {
+                Some(denial) if denial.error != NO_ERROR && !policy.fails => {
+                    outcome.passed.push(denial);
+                }
+                denial => outcome.denials.extend(denial),
+            }
         }
         Ok(())
     });
     if let Err(error) = done {
         outcome.denials.clear();
-        failed(&mut outcome, error.to_string());
+        failed(&mut outcome, Denial::out_of_budget(error));
         return outcome;
     }
     let mut left = BUDGET;
@@ -264,9 +306,9 @@ fn evaluate(
             }
             Ok(Ok(_)) => (),
             Ok(Err(error)) if policy.fails => outcome.faults.push(Denial::failed(index, error)),
-            Ok(Err(_)) => (),
+            Ok(Err(error)) => outcome.passed.push(Denial::failed(index, error)),
             Err(error) => {
-                failed(&mut outcome, error.to_string());
+                failed(&mut outcome, Denial::out_of_budget(error));
                 break;
             }
         }
@@ -276,7 +318,6 @@ fn evaluate(
 
 /// What a validation finds wrong, if anything.
 fn judge<'a>(
-    policy: &Policy,
     validation: &'a Validation,
     index: usize,
     values: &[(&'a str, Cel<'a>)],
@@ -285,7 +326,7 @@ fn judge<'a>(
     match validation.expression.run(values, left)? {
         Ok(Cel::Bool(true)) => return Ok(None),
         Ok(_) => (),
-        Err(error) => return Ok(policy.fails.then(|| Denial::failed(index, error))),
+        Err(error) => return Ok(Some(Denial::failed(index, error))),
     }
     let mut message = String::new();
     if let Some(expression) = &validation.message_expression {
@@ -294,7 +335,7 @@ fn judge<'a>(
             Ok(_) => (),
             Err(error) => {
                 let why = format!("failed messageExpression: {error}");
-                return Ok(policy.fails.then(|| Denial::failed(index, why)));
+                return Ok(Some(Denial { error: OUT_OF_BUDGET, ..Denial::failed(index, why) }));
             }
         }
     }
@@ -307,5 +348,5 @@ fn judge<'a>(
     if message.is_empty() {
         message = format!("failed expression: {}", validation.expression.source.trim());
     }
-    Ok(Some(Denial { index, message, reason: validation.reason.clone() }))
+    Ok(Some(Denial { index, message, reason: validation.reason.clone(), error: NO_ERROR }))
 }
