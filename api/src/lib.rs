@@ -2,6 +2,7 @@
 
 pub mod decode;
 pub mod defaults;
+pub mod discovery;
 pub mod error;
 pub mod field;
 pub mod internal;

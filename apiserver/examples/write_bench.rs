@@ -19,15 +19,10 @@ use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
 use insula_api::names::TenantName;
 use insula_apiserver::{
-    Server, ServerConfig, Tls,
+    Server,
     identity::{Identity, MASTERS},
-    pki::Authority,
-    services::ServiceRanges,
-    tokens::Keys,
 };
-use insula_partition::partitions::{Partitions, PartitionsConfig, StoreConfig};
 use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -35,26 +30,6 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Requests that are under way at once.
 const CLIENTS: usize = 32;
 const PODS: &str = "/api/v1/namespaces/bench/pods";
-
-async fn server(dir: &std::path::Path) -> Arc<Server> {
-    let ca = Authority::open_or_create(dir).unwrap();
-    let store = StoreConfig::Embedded { partitions: 1 };
-    let config = PartitionsConfig::alone(dir.join("data"), store);
-    let partitions = Arc::new(Partitions::open(config).await.unwrap());
-    let to_nodes = ca.client(&TenantName::system(), "system:apiserver", &[MASTERS]).unwrap();
-    Server::start(ServerConfig {
-        partitions,
-        keys: Keys::open_or_create(&dir.join("sa.key")).unwrap(),
-        node_tls: Tls::client(ca.certificate(), &to_nodes).unwrap(),
-        advertise: "127.0.0.1:6443".into(),
-        services: ServiceRanges::default(),
-        peers: None,
-        audit: None,
-        shutdown: CancellationToken::new(),
-    })
-    .await
-    .unwrap()
-}
 
 async fn send(
     server: &Arc<Server>,
@@ -170,7 +145,7 @@ where
 async fn main() {
     let count: usize = std::env::args().nth(1).and_then(|it| it.parse().ok()).unwrap_or(20_000);
     let dir = tempfile::tempdir().unwrap();
-    let server = server(dir.path()).await;
+    let server = Server::alone(dir.path()).await.unwrap();
     let json = "application/json";
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "bench"}});
     let account =

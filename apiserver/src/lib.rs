@@ -7,6 +7,7 @@
 mod accept;
 mod admission;
 mod aggregation;
+pub mod alone;
 mod answer;
 pub mod audit;
 mod backup;

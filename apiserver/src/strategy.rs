@@ -52,7 +52,7 @@ pub(crate) fn begin_create(served: &Served, it: &mut Value) {
         fields.remove("status");
     }
     normalize(served, it);
-    if (&*served.resource.group, &*served.resource.name) == ("apps", "daemonsets") {
+    if facts(&served.resource).counts_templates {
         template_generation(None, it);
     }
 }
@@ -211,11 +211,12 @@ pub(crate) fn prepare_update(served: &Served, subresource: &str, old: &Value, ne
     ] {
         restore_metadata(old, new, field);
     }
-    if (&*resource.group, &*resource.name, subresource) == ("", "services", "") {
+    let facts = facts(resource);
+    if facts.keeps_given && subresource.is_empty() {
         crate::services::keep_what_is_held(old, new);
     }
     normalize(served, new);
-    if (&*resource.group, &*resource.name, subresource) == ("apps", "daemonsets", "") {
+    if facts.counts_templates && subresource.is_empty() {
         template_generation(Some(old), new);
     }
     if matches!(subresource, "" | "ephemeralcontainers" | "resize") && counts(served, old, new) {

@@ -134,14 +134,17 @@ async fn run_all(config: Config, client: Client, shutdown: CancellationToken) ->
     start.start(protection::Protection::new(
         named(PersistentVolumeClaim::CONTROLLER)?,
         informers.claims.clone(),
+        informers.clone(),
     ));
     start.start(protection::Protection::new(
         named(PersistentVolume::CONTROLLER)?,
         informers.volumes.clone(),
+        informers.clone(),
     ));
     start.start(protection::Protection::new(
         named(VolumeAttributesClass::CONTROLLER)?,
         informers.volume_classes.clone(),
+        informers.clone(),
     ));
     let everything = Everything::new(named("metadata")?, tasks.clone(), supplies.clone());
     start.start(gc::GarbageCollector::new(named(gc::GarbageCollector::NAME)?, everything.clone()));

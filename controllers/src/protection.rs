@@ -3,8 +3,9 @@
 //! The API server gives each a finalizer when it is created, so that it stays while it is used:
 //! a claim by pods that run, a volume by its claim, a class by claims and volumes.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
+use insula_api::names::TenantName;
 use insula_client::{Client, Error, Informer, Kind, ListOptions, ObjectKey, Patch, Tenanted};
 use k8s_openapi::api::{
     core::v1::{PersistentVolume, PersistentVolumeClaim, Pod},
@@ -14,11 +15,9 @@ use serde_json::json;
 
 use crate::{
     controller::{Controller, Next, ReconcileError},
+    informers::Informers,
     queue::Queue,
 };
-
-/// When something that is used and is to go is looked at again.
-const AGAIN: Duration = Duration::from_secs(1);
 
 /// What stays while it is used.
 pub(crate) trait Guarded: Kind {
@@ -30,7 +29,16 @@ pub(crate) trait Guarded: Kind {
         client: &Client,
         it: &Tenanted<Self>,
     ) -> impl Future<Output = Result<bool, Error>> + Send;
+
+    /// Has `look` called whenever something of a tenant and a namespace may no longer be used.
+    /// What changes itself is looked at anyway.
+    fn on_freed(informers: &Informers, look: impl Look);
 }
+
+/// Looks again at all that is to go of a tenant and a namespace.
+pub(crate) trait Look: Fn(&TenantName, &str) + Clone + Send + Sync + 'static {}
+
+impl<F: Fn(&TenantName, &str) + Clone + Send + Sync + 'static> Look for F {}
 
 impl Guarded for PersistentVolumeClaim {
     const CONTROLLER: &'static str = "persistentvolumeclaim-protection-controller";
@@ -41,14 +49,26 @@ impl Guarded for PersistentVolumeClaim {
         let pods = pods.list_all(&ListOptions::default()).await?;
         Ok(pods.iter().any(|pod| uses(&pod.object, it.name())))
     }
+
+    fn on_freed(informers: &Informers, look: impl Look) {
+        informers.pods.informer.on_change(move |change| {
+            if change.new.is_none_or(|pod| is_over(&pod.object)) {
+                look(&change.key.tenant, &change.key.namespace);
+            }
+        });
+    }
+}
+
+/// Whether a pod has ended.
+fn is_over(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|it| it.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 /// Whether a pod that has a node and has not ended uses a claim.
 fn uses(pod: &Pod, claim: &str) -> bool {
-    let phase = pod.status.as_ref().and_then(|it| it.phase.as_deref());
     let Some(spec) = &pod.spec else { return false };
-    let is_over = matches!(phase, Some("Succeeded" | "Failed"));
-    if is_over || spec.node_name.as_deref().unwrap_or_default().is_empty() {
+    if is_over(pod) || spec.node_name.as_deref().unwrap_or_default().is_empty() {
         return false;
     }
     let pod_name = pod.metadata.name.as_deref().unwrap_or_default();
@@ -69,6 +89,9 @@ impl Guarded for PersistentVolume {
         let phase = found.and_then(|it| it.object.status?.phase);
         Ok(phase.as_deref() == Some("Bound"))
     }
+
+    /// It says itself whether it is bound.
+    fn on_freed(_informers: &Informers, _look: impl Look) {}
 }
 
 impl Guarded for VolumeAttributesClass {
@@ -94,6 +117,12 @@ impl Guarded for VolumeAttributesClass {
         };
         Ok(volumes.iter().any(of_volume) || claims.iter().any(of_claim))
     }
+
+    fn on_freed(informers: &Informers, look: impl Look) {
+        let also = look.clone();
+        informers.volumes.on_change(move |change| look(&change.key.tenant, ""));
+        informers.claims.on_change(move |change| also(&change.key.tenant, ""));
+    }
 }
 
 /// Takes the finalizer away from what is to go and is not used.
@@ -101,12 +130,19 @@ impl Guarded for VolumeAttributesClass {
 pub(crate) struct Protection<K: Guarded> {
     client: Client,
     informer: Informer<K>,
+    informers: Informers,
 }
 
 impl<K: Guarded> Protection<K> {
-    pub(crate) fn new(client: Client, informer: Informer<K>) -> Self {
-        Self { client, informer }
+    /// `informer` is that of the kind among `informers`.
+    pub(crate) fn new(client: Client, informer: Informer<K>, informers: Informers) -> Self {
+        Self { client, informer, informers }
     }
+}
+
+/// Whether its deletion has begun.
+fn is_leaving<K: Guarded>(it: &Tenanted<K>) -> bool {
+    it.object.meta().deletion_timestamp.is_some()
 }
 
 impl<K: Guarded> Controller for Protection<K> {
@@ -116,8 +152,14 @@ impl<K: Guarded> Controller for Protection<K> {
     fn watch(self: &Arc<Self>, queue: &Queue<ObjectKey>) {
         let keys = queue.clone();
         self.informer.on_change(move |change| {
-            if change.new.as_ref().is_some_and(|it| it.object.meta().deletion_timestamp.is_some()) {
+            if change.new.is_some_and(|it| is_leaving(it)) {
                 keys.add(change.key.clone());
+            }
+        });
+        let (keys, informer) = (queue.clone(), self.informer.clone());
+        K::on_freed(&self.informers, move |tenant: &TenantName, namespace: &str| {
+            for it in informer.in_namespace(tenant, namespace).iter().filter(|it| is_leaving(it)) {
+                keys.add(ObjectKey::new(tenant, namespace, it.name()));
             }
         });
     }
@@ -135,7 +177,8 @@ impl<K: Guarded> Controller for Protection<K> {
             return Ok(Next::WhenChanged);
         }
         if K::is_used(&self.client, &it).await? {
-            return Ok(Next::After(AGAIN));
+            // Whoever lets go of it is heard of.
+            return Ok(Next::WhenChanged);
         }
         let rest: Vec<&String> = finalizers.iter().filter(|it| *it != K::FINALIZER).collect();
         let patch = json!({"metadata": {

@@ -125,6 +125,24 @@ fn custom_resources_own_and_are_owned() {
     assert_eq!(left.trim(), "widget.example.com/middle");
 }
 
+#[test]
+fn claims_go_when_their_pods_end() {
+    let cloud = Cloud::start(false, &["--without", "scheduler"]);
+    let (acme, _globex) = cloud.tenants();
+    let objects = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: c}\nspec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {nodeName: nowhere, containers: [{name: c, image: i}], volumes: [{name: v, persistentVolumeClaim: {claimName: c}}]}\n";
+    let out = acme.feed(&["create", "-f", "-"], objects);
+    assert!(out.status.success(), "{:?}", texts(&out));
+    acme.ok(&["delete", "pvc", "c", "--wait=false"]);
+    // Another claim that nobody uses goes before it.
+    let other = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: other}\nspec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}\n";
+    assert!(acme.feed(&["create", "-f", "-"], other).status.success());
+    acme.ok(&["delete", "pvc", "other", "--timeout=60s"]);
+    assert_ne!(acme.ok(&["get", "pvc", "c", "-o", "jsonpath={.metadata.deletionTimestamp}"]), "");
+    let ended = r#"{"status":{"phase":"Succeeded"}}"#;
+    acme.ok(&["patch", "pod", "p", "--subresource=status", "--type=merge", "-p", ended]);
+    acme.ok(&["wait", "--for=delete", "pvc/c", "--timeout=60s"]);
+}
+
 /// Many at once take what there is, and what comes to nothing costs nothing.
 #[test]
 fn quotas_are_taken_by_many_at_once() {

@@ -9,13 +9,12 @@ use std::{
 };
 
 use http::Method;
+use insula_api::discovery::{ACCEPT, GroupList, KIND};
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{Client, Error, ResourceRef};
 
-const AGGREGATED: &str =
-    "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
 const PLAIN: &str = "application/json";
 
 /// A resource and what can be done with it.
@@ -39,35 +38,6 @@ pub struct Discovery {
     /// Group versions that are announced but did not answer, such as an aggregated API server
     /// that is down. Their resources are unknown, not absent.
     pub failures: BTreeMap<String, Error>,
-}
-
-#[derive(Deserialize)]
-struct GroupList {
-    #[serde(default)]
-    items: Vec<Group>,
-}
-
-#[derive(Deserialize)]
-struct Group {
-    #[serde(default)]
-    metadata: GroupMeta,
-    #[serde(default)]
-    versions: Vec<Version>,
-}
-
-#[derive(Deserialize, Default)]
-struct GroupMeta {
-    #[serde(default)]
-    name: String,
-}
-
-#[derive(Deserialize)]
-struct Version {
-    version: String,
-    #[serde(default)]
-    freshness: String,
-    #[serde(default)]
-    resources: Vec<AggregatedResource>,
 }
 
 #[derive(Deserialize)]
@@ -126,9 +96,9 @@ impl Discovery {
         let mut discovery = Self::default();
         for root in ["api", "apis"] {
             let uri = format!("/tenants/{tenant}/{root}");
-            let answer: Value = client.call(Method::GET, &uri, AGGREGATED, None).await?;
-            if answer["kind"] == "APIGroupDiscoveryList" {
-                let groups: GroupList = decode(answer, &uri)?;
+            let answer: Value = client.call(Method::GET, &uri, ACCEPT, None).await?;
+            if answer["kind"] == KIND {
+                let groups = decode(answer, &uri)?;
                 discovery.add_aggregated(groups);
             } else {
                 discovery.add_legacy(client, &uri, answer).await?;
@@ -137,11 +107,11 @@ impl Discovery {
         Ok(discovery)
     }
 
-    fn add_aggregated(&mut self, groups: GroupList) {
+    fn add_aggregated(&mut self, groups: GroupList<AggregatedResource>) {
         for group in groups.items {
             let mut seen = BTreeSet::new();
             for version in group.versions {
-                if version.freshness == "Stale" {
+                if version.is_stale() {
                     let name = group_version(&group.metadata.name, &version.version);
                     self.failures.insert(name.clone(), stale(&name));
                 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
-use serde::Deserialize;
+use insula_api::discovery::{ACCEPT, GroupList, KIND};
 use serde_json::{Map, Value, json};
 use tokio::{sync::Mutex, time::Instant};
 
@@ -207,37 +207,7 @@ pub(crate) async fn discovered(server: &Server, apis: &OfTenant) -> AllDiscovere
     found.map(|(api, it)| ((api.group.clone(), api.version.clone()), it)).collect()
 }
 
-/// An aggregated discovery document, as far as it matters.
-#[derive(Deserialize)]
-struct GroupList {
-    #[serde(default)]
-    items: Vec<Group>,
-}
-
-#[derive(Deserialize)]
-struct Group {
-    #[serde(default)]
-    metadata: Named,
-    #[serde(default)]
-    versions: Vec<Version>,
-}
-
-#[derive(Default, Deserialize)]
-struct Named {
-    #[serde(default)]
-    name: String,
-}
-
-#[derive(Deserialize)]
-struct Version {
-    version: String,
-    #[serde(default)]
-    resources: Vec<Value>,
-}
-
 async fn fetch_discovery(source: Source<'_>, tag: Option<HeaderValue>) -> Fetched<Arc<Vec<Value>>> {
-    const ACCEPT: &str =
-        "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
     let (group, version) = (&source.api.group, &source.api.version);
     let aggregated = match source.get("/apis", ACCEPT, tag.as_ref(), MAX_DISCOVERY).await {
         Ok(None) => return Ok(None),
@@ -245,14 +215,14 @@ async fn fetch_discovery(source: Source<'_>, tag: Option<HeaderValue>) -> Fetche
             let media_type = it.headers.get(header::CONTENT_TYPE);
             media_type
                 .and_then(|it| it.to_str().ok())
-                .is_some_and(|it| it.contains("as=APIGroupDiscoveryList"))
+                .is_some_and(|it| it.contains(&format!("as={KIND}")))
         }),
         // It may be too old to have it.
         Err(FetchError::Status(code)) if code != StatusCode::SERVICE_UNAVAILABLE => None,
         Err(error) => return Err(error),
     };
     if let Some(Newer { headers, body }) = aggregated {
-        let list: GroupList = serde_json::from_slice(&body)?;
+        let list: GroupList<Value> = serde_json::from_slice(&body)?;
         let groups = list.items.into_iter().filter(|it| it.metadata.name == *group);
         let mut versions = groups.flat_map(|it| it.versions);
         let found = versions.find(|it| it.version == *version);

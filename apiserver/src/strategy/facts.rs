@@ -63,6 +63,10 @@ pub(crate) struct Facts {
     pub orphans: bool,
     /// It takes no part in garbage collection.
     pub no_owner: bool,
+    /// An update that leaves out what the object was given keeps it.
+    pub keeps_given: bool,
+    /// An annotation counts the changes of its template.
+    pub counts_templates: bool,
     pub kept: Kept,
 }
 
@@ -108,6 +112,8 @@ fn facts(name: &str, generation: &str, flags: &str, kept: &str) -> Facts {
         deleted_shown: has("deleted-shown"),
         orphans: has("orphans"),
         no_owner: has("no-owner"),
+        keeps_given: has("keeps-given"),
+        counts_templates: has("counts-templates"),
         kept: match kept {
             "labels" => Kept::Labels,
             "ownerReferences" => Kept::OwnerReferences,

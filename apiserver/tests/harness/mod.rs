@@ -10,15 +10,10 @@ use http::{Method, Request, header};
 use http_body_util::{BodyExt as _, Full};
 use insula_api::names::TenantName;
 use insula_apiserver::{
-    Server, ServerConfig, Tls,
+    Server,
     identity::{Identity, MASTERS},
-    pki::Authority,
-    services::ServiceRanges,
-    tokens::Keys,
 };
-use insula_partition::partitions::{Partitions, PartitionsConfig, StoreConfig};
 use serde_json::Value;
-use tokio_util::sync::CancellationToken;
 
 pub(crate) const APPLY: &str = "application/apply-patch+yaml";
 pub(crate) const MERGE: &str = "application/merge-patch+json";
@@ -43,23 +38,7 @@ pub(crate) struct Answer {
 impl Api {
     pub(crate) async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let ca = Authority::open_or_create(dir.path()).unwrap();
-        let store = StoreConfig::Embedded { partitions: 1 };
-        let config = PartitionsConfig::alone(dir.path().join("data"), store);
-        let partitions = Arc::new(Partitions::open(config).await.unwrap());
-        let to_nodes = ca.client(&TenantName::system(), "system:apiserver", &[MASTERS]).unwrap();
-        let server = Server::start(ServerConfig {
-            partitions,
-            keys: Keys::open_or_create(&dir.path().join("sa.key")).unwrap(),
-            node_tls: Tls::client(ca.certificate(), &to_nodes).unwrap(),
-            advertise: "127.0.0.1:6443".into(),
-            services: ServiceRanges::default(),
-            peers: None,
-            audit: None,
-            shutdown: CancellationToken::new(),
-        })
-        .await
-        .unwrap();
+        let server = Server::alone(dir.path()).await.unwrap();
         Self { server, _dir: dir }
     }
 

@@ -11,15 +11,10 @@ use http_body::Body as _;
 use http_body_util::{BodyExt as _, Full};
 use insula_api::names::TenantName;
 use insula_apiserver::{
-    Server, ServerConfig, Tls,
+    Server,
     identity::{Identity, MASTERS},
-    pki::Authority,
-    services::ServiceRanges,
-    tokens::Keys,
 };
-use insula_partition::partitions::{Partitions, PartitionsConfig, StoreConfig};
 use serde_json::Value;
-use tokio_util::sync::CancellationToken;
 
 use crate::input;
 
@@ -59,25 +54,7 @@ impl World {
         let parent = if shared.is_dir() { shared.into() } else { std::env::temp_dir() };
         let dir = tempfile::Builder::new().prefix("insula-fuzz").tempdir_in(parent);
         let dir = dir.expect("a directory");
-        let server = tokio.block_on(async {
-            let ca = Authority::open_or_create(dir.path()).expect("an authority");
-            let store = StoreConfig::Embedded { partitions: 1 };
-            let config = PartitionsConfig::alone(dir.path().join("data"), store);
-            let partitions = Arc::new(Partitions::open(config).await.expect("a store"));
-            let pair = ca.client(&TenantName::system(), "system:apiserver", &[MASTERS]);
-            Server::start(ServerConfig {
-                partitions,
-                keys: Keys::open_or_create(&dir.path().join("sa.key")).expect("keys"),
-                node_tls: Tls::client(ca.certificate(), &pair.expect("a pair")).expect("TLS"),
-                advertise: "127.0.0.1:6443".into(),
-                services: ServiceRanges::default(),
-                peers: None,
-                audit: None,
-                shutdown: CancellationToken::new(),
-            })
-            .await
-            .expect("a server")
-        });
+        let server = tokio.block_on(Server::alone(dir.path())).expect("a server");
         let mut world = Self { tokio, server, token: String::new(), _dir: dir };
         for object in OBJECTS.split("\n---\n") {
             let (path, body) = object.split_once('\n').expect("a path and an object");

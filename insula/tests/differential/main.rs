@@ -2,9 +2,10 @@
 //!
 //! A corpus of requests, good and bad, is sent to a cloud, and the answers are compared with those
 //! that Kubernetes 1.36's API server gave to the same requests (`expected/`), after what differs
-//! from run to run is taken out. `open.txt` names the answers that still differ, and `meant.yaml`
-//! those that are meant to, and why; a difference that is in neither fails the test, and so does
-//! one that is gone and still listed.
+//! from run to run is taken out. `open.txt` names the answers that still differ, with where and a
+//! digest of how, and `meant.yaml` those that are meant to, and why; a difference that is in
+//! neither fails the test, and so does one that is gone, or has become another, and is still
+//! listed as it was.
 //!
 //! * `INSULA_RECORD=KUBECONFIG` asks the server of that file instead, an API server alone with an
 //!   empty store and with a user `dev` of group `system:masters`, and writes what it answers.
@@ -24,7 +25,7 @@ mod harness;
 mod run;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -87,30 +88,53 @@ fn judge(differing: &BTreeMap<String, Vec<String>>, asked: usize) {
     let meant = fs::read_to_string(here("meant.yaml")).unwrap();
     let meant: BTreeMap<String, String> = serde_saphyr::from_str(&meant).unwrap();
     let is_meant = |request: &str| meant.keys().any(|it| matches(it, request));
-    let left: BTreeSet<&str> =
-        differing.keys().map(String::as_str).filter(|it| !is_meant(it)).collect();
+    let left: BTreeMap<&str, String> = differing
+        .iter()
+        .filter(|(request, _)| !is_meant(request))
+        .map(|(request, differences)| (request.as_str(), mark(differences)))
+        .collect();
     if std::env::var_os("INSULA_OPEN").is_some() {
-        let lines: Vec<&str> = left.iter().copied().collect();
-        fs::write(here("open.txt"), lines.join("\n") + "\n").unwrap();
+        let lines: String =
+            left.iter().map(|(request, mark)| format!("{request}\t{mark}\n")).collect();
+        fs::write(here("open.txt"), lines).unwrap();
     }
     let open = fs::read_to_string(here("open.txt")).unwrap();
-    let open: BTreeSet<&str> = open.lines().filter(|it| !it.is_empty()).collect();
+    let open: BTreeMap<&str, &str> = open.lines().filter_map(|it| it.split_once('\t')).collect();
     let verbose = std::env::var_os("INSULA_VERBOSE").is_some();
-    for request in left.iter().filter(|it| verbose || !open.contains(*it)) {
+    let is_known = |request: &str, mark: &str| open.get(request).is_some_and(|it| *it == mark);
+    for (request, _) in left.iter().filter(|(it, mark)| verbose || !is_known(it, mark)) {
         eprintln!("{request}");
         for difference in &differing[*request] {
             eprintln!("    {difference}");
         }
     }
-    let new: Vec<_> = left.difference(&open).collect();
-    let gone: Vec<_> = open.difference(&left).collect();
     eprintln!(
         "{asked} requests, {} answers differ, {} as meant",
         left.len(),
         differing.len() - left.len()
     );
+    let (known, new): (Vec<_>, Vec<_>) = left.keys().partition(|it| open.contains_key(**it));
+    let other: Vec<_> = known.into_iter().filter(|it| !is_known(it, &left[**it])).collect();
+    let gone: Vec<_> = open.keys().filter(|it| !left.contains_key(**it)).collect();
     assert!(new.is_empty(), "answers that differ from upstream's: {new:#?}");
+    assert!(other.is_empty(), "they differ in another way than open.txt says: {other:#?}");
     assert!(gone.is_empty(), "no longer differing, take them out of open.txt: {gone:#?}");
+}
+
+/// Where an answer differs, and a digest of how.
+fn mark(differences: &[String]) -> String {
+    const SHOWN: usize = 4;
+    let places: Vec<&str> =
+        differences.iter().filter_map(|it| it.split_once(": ")).map(|(place, _)| place).collect();
+    let more = places.len().saturating_sub(SHOWN);
+    let shown = places.iter().take(SHOWN).copied().collect::<Vec<_>>().join(" ");
+    let more = if 0 < more { format!(" and {more} more") } else { String::new() };
+    format!("{:08x} {shown}{more}", digest(&differences.join("\n")))
+}
+
+/// FNV-1a: the same in all builds, for all time.
+fn digest(text: &str) -> u32 {
+    text.bytes().fold(0x811c_9dc5, |sum, byte| (sum ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 /// Whether `pattern`, with `*` at its end or its beginning, means `request`.

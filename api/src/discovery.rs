@@ -1,0 +1,48 @@
+//! Aggregated discovery, as whoever asks an API server for it reads it.
+
+use serde::Deserialize;
+
+/// What asks for the aggregated form, and takes another one from servers that do not have it.
+pub const ACCEPT: &str =
+    "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
+/// The kind of the aggregated form.
+pub const KIND: &str = "APIGroupDiscoveryList";
+
+/// All groups of a server; `R` is as much of a resource as the reader wants.
+#[derive(Debug, Deserialize)]
+pub struct GroupList<R> {
+    #[serde(default = "Vec::new")]
+    pub items: Vec<Group<R>>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Group<R> {
+    #[serde(default)]
+    pub metadata: Named,
+    /// Those that the group prefers come first.
+    #[serde(default = "Vec::new")]
+    pub versions: Vec<Version<R>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Named {
+    /// Empty for the core group.
+    pub name: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Version<R> {
+    pub version: String,
+    #[serde(default)]
+    pub freshness: String,
+    #[serde(default = "Vec::new")]
+    pub resources: Vec<R>,
+}
+
+impl<R> Version<R> {
+    /// What is shown is what was there before the server of this version went away.
+    pub fn is_stale(&self) -> bool {
+        self.freshness == "Stale"
+    }
+}
