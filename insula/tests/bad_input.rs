@@ -153,12 +153,13 @@ fn requests_out_of_all_proportion() {
     let many = format!("{MAPS}?limit=1{parameters}");
     assert_eq!(acme.curl(&many, &["--http1.1"]).0, 200);
     assert_eq!(acme.curl(&many, &["--http2"]).0, 200);
-    // Long credentials, and much that somebody is impersonated with, are read.
-    let token = format!("Authorization: Bearer {}", long(120_000));
+    // Long credentials, and much that somebody is impersonated with, are read: as much as curl
+    // sends over HTTP/2.
+    let token = format!("Authorization: Bearer {}", long(50_000));
     let (code, _, said) = acme.curl("/version", &["--http2", "-H", &token]);
     assert!(code == 200 || code == 401, "{code} {said}");
     let extras: Vec<String> =
-        (0..200).map(|n| format!("Impersonate-Extra-e{n}: {}", long(1_000))).collect();
+        (0..40).map(|n| format!("Impersonate-Extra-e{n}: {}", long(1_000))).collect();
     let mut more = vec!["--http2", "-H", "Impersonate-User: eve", "-H", "Impersonate-Group: g"];
     for line in &extras {
         more.extend(["-H", line]);
