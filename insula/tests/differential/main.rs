@@ -113,9 +113,10 @@ fn judge(differing: &BTreeMap<String, Vec<String>>, asked: usize) {
         left.len(),
         differing.len() - left.len()
     );
-    let (known, new): (Vec<_>, Vec<_>) = left.keys().partition(|it| open.contains_key(**it));
-    let other: Vec<_> = known.into_iter().filter(|it| !is_known(it, &left[**it])).collect();
-    let gone: Vec<_> = open.keys().filter(|it| !left.contains_key(**it)).collect();
+    let (known, new): (Vec<&str>, Vec<&str>) =
+        left.keys().copied().partition(|it| open.contains_key(it));
+    let other: Vec<&str> = known.into_iter().filter(|it| !is_known(it, &left[it])).collect();
+    let gone: Vec<&&str> = open.keys().filter(|it| !left.contains_key(*it)).collect();
     assert!(new.is_empty(), "answers that differ from upstream's: {new:#?}");
     assert!(other.is_empty(), "they differ in another way than open.txt says: {other:#?}");
     assert!(gone.is_empty(), "no longer differing, take them out of open.txt: {gone:#?}");
