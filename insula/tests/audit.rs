@@ -240,8 +240,9 @@ fn parts_of_the_process_count_by_upstreams_names() {
         &[r#"resource="clusterroles.rbac.authorization.k8s.io""#],
     );
     counted("rest_client_requests_total{", &[r#"method="GET""#, r#"code="200""#]);
-    counted("workqueue_adds_total{", &[]);
-    counted("workqueue_work_duration_seconds_count{", &[]);
+    let queue = r#"name="root-ca-cert-publisher""#;
+    counted("workqueue_adds_total{", &[queue]);
+    counted("workqueue_work_duration_seconds_count{", &[queue]);
     assert!(0.0 <= value(&text, "workqueue_depth{", &[]));
     counted("process_resident_memory_bytes ", &[]);
     counted("process_open_fds ", &[]);

@@ -49,7 +49,7 @@ impl Histogram {
 
     /// The sum, the count, and each bucket by its bound.
     pub(crate) fn read(&self) -> (f64, u64, Vec<(f64, u64)>) {
-        let bounds = self.bounds.iter().copied().chain([f64::MAX]);
+        let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);
         let buckets: Vec<(f64, u64)> =
             bounds.zip(self.counts.iter().map(|it| it.load(Ordering::Relaxed))).collect();
         let count = buckets.iter().map(|(_, count)| count).sum();
@@ -70,7 +70,7 @@ mod tests {
         }
         let (sum, count, buckets) = it.read();
         assert_eq!(count, 4);
-        assert_eq!(buckets, [(0.1, 2), (1.0, 1), (f64::MAX, 1)]);
+        assert_eq!(buckets, [(0.1, 2), (1.0, 1), (f64::INFINITY, 1)]);
         assert!((sum - 5.251).abs() < 1e-9, "{sum}");
         it.observe(f64::INFINITY);
         it.observe(-1.0);

@@ -154,6 +154,8 @@ mod tests {
                 "deleted-shown",
                 "orphans",
                 "no-owner",
+                "keeps-given",
+                "counts-templates",
                 "ownerReferences",
                 "most",
             ];
