@@ -83,7 +83,9 @@ impl Token {
         let token: Self = serde_json::from_slice(&bytes).map_err(|_| match bytes.first() {
             // As Go's decoder would say it.
             Some(first) if !first.is_ascii() => {
-                bad(&format!(": invalid character '\\x{first:02x}' looking for beginning of value"))
+                let told = char::from(*first).escape_debug().to_string();
+                let told = told.replace("\\u{", "\\u00").replace('}', "");
+                bad(&format!(": invalid character '{told}' looking for beginning of value"))
             }
             _ => bad(""),
         })?;

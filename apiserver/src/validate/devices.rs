@@ -18,6 +18,10 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
         if count <= 0 {
             it.invalid("resourceSliceCount", &count.into(), "must be greater than zero");
         }
+        let generation = it.number("generation").unwrap_or(0);
+        if generation < 0 {
+            it.invalid("generation", &generation.into(), "must be greater than or equal to zero");
+        }
     }),
     ("api.resource.v1.ResourceSliceSpec", slice),
 ];

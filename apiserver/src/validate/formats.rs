@@ -44,6 +44,8 @@ pub(super) enum Format {
     DomainPath,
     /// A relative path that stays where it is.
     LocalPath,
+    /// A subdomain, in letters of any case.
+    DriverName,
 }
 
 impl Format {
@@ -68,6 +70,7 @@ impl Format {
             "domain-path" => Self::DomainPath,
             "absolute" => Self::Absolute,
             "local-path" => Self::LocalPath,
+            "driver-name" => Self::DriverName,
             _ => return None,
         })
     }
@@ -119,6 +122,7 @@ impl Format {
                 false => vec!["must be an absolute path".into()],
             },
             Self::LocalPath => local_path(text),
+            Self::DriverName => Self::Subdomain.check(&text.to_ascii_lowercase()),
         }
     }
 }

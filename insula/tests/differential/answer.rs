@@ -35,6 +35,9 @@ static UNFORESEEN: LazyLock<Regex> = LazyLock::new(|| {
     .unwrap()
 });
 
+/// An address that a server chose for a service.
+static SERVICE: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^10\.96\.\d+\.\d+$").unwrap());
+
 /// A line of upstream's source.
 static SOURCE: LazyLock<Regex> = LazyLock::new(|| Regex::new(r#" in scheme "[^"]*""#).unwrap());
 
@@ -103,7 +106,9 @@ pub(crate) fn still(value: &mut Value) {
                     let seconds = it.as_str().and_then(|it| it.strip_suffix('s'));
                     seconds.is_some_and(|it| it.parse::<u32>().is_ok())
                 };
-                cells.iter_mut().filter(|it| is_age(it)).for_each(|it| *it = "*".into());
+                let is_address = |it: &Value| it.as_str().is_some_and(|it| SERVICE.is_match(it));
+                let is_out = |it: &Value| is_age(it) || is_address(it);
+                cells.iter_mut().filter(|it| is_out(it)).for_each(|it| *it = "*".into());
             }
             if let Some(Value::Array(causes)) = fields.get_mut("causes") {
                 let mut seen = Vec::new();

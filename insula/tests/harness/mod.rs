@@ -380,7 +380,12 @@ impl Kubectl {
             let text = part[field].as_str().unwrap();
             let bytes = base64::engine::general_purpose::STANDARD.decode(text).unwrap();
             let path = self.kubeconfig.with_extension(name);
-            fs::write(&path, bytes).unwrap();
+            // Others may be reading it at this moment.
+            if fs::read(&path).ok().as_ref() != Some(&bytes) {
+                let new = tempfile::NamedTempFile::new_in(path.parent().unwrap()).unwrap();
+                fs::write(&new, bytes).unwrap();
+                new.persist(&path).unwrap();
+            }
             path
         };
         let mut command = Command::new("curl");
