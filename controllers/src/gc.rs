@@ -168,6 +168,17 @@ impl GarbageCollector {
         self.patch_metadata(node, live, "ownerReferences", json!(kept)).await
     }
 
+    /// Has no owner wait for the object any longer.
+    async fn unblock_owners(
+        &self,
+        node: &Node,
+        live: &Tenanted<PartialObject>,
+    ) -> Result<(), ReconcileError> {
+        let mut owners = live.metadata.owner_references.clone().unwrap_or_default();
+        owners.iter_mut().for_each(|it| it.block_owner_deletion = Some(false));
+        self.patch_metadata(node, live, "ownerReferences", json!(owners)).await
+    }
+
     async fn remove_finalizer(&self, node: &Node, name: &str) -> Result<(), ReconcileError> {
         let Some(live) = self.live(node).await? else { return Ok(()) };
         let finalizers = live.metadata.finalizers.as_deref().unwrap_or_default();
@@ -234,7 +245,7 @@ impl GarbageCollector {
     }
 
     async fn judge_by_owners(&self, node: &Node) -> Result<(), ReconcileError> {
-        let Some(live) = self.live(node).await? else { return Ok(()) };
+        let Some(mut live) = self.live(node).await? else { return Ok(()) };
         if live.is_deleting() {
             return Ok(());
         }
@@ -242,11 +253,21 @@ impl GarbageCollector {
         for owner in live.metadata.owner_references.iter().flatten() {
             owners.push((owner.uid.clone(), self.owner_state(&node.key, owner).await?));
         }
-        let has_dependents = self.graph.lock().dependents(&node.uid).next().is_some();
+        let (has_dependents, is_circle) = {
+            let graph = self.graph.lock();
+            let mut dependents = graph.dependents(&node.uid).peekable();
+            (dependents.peek().is_some(), dependents.any(|it| it.waits_for_dependents))
+        };
         match judge(&owners, has_dependents, own_propagation(&live)) {
             Verdict::Keep => Ok(()),
             Verdict::Drop { owners } => self.drop_owners(node, &live, &owners).await,
             Verdict::Delete { propagation } => {
+                if is_circle && propagation == Propagation::Foreground {
+                    // What it would wait for waits, round about, for it.
+                    self.unblock_owners(node, &live).await?;
+                    let Some(newer) = self.live(node).await? else { return Ok(()) };
+                    live = newer;
+                }
                 let options = DeleteOptions::default()
                     .only_uid(live.uid())
                     .only_version(live.resource_version())

@@ -95,6 +95,19 @@ async fn in_the_foreground_the_owner_goes_last() {
     family.cloud.end().await;
 }
 
+/// Each waits for the next, and none is the last.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_own_each_other_go_as_well() {
+    let family = Family::start().await;
+    let maps = family.cloud.client.tenant(&family.acme).namespaced::<ConfigMap>("default");
+    let grandchild = maps.get("grandchild").await.unwrap();
+    let closed = map("owner", &[("grandchild", grandchild.uid(), true)]);
+    maps.patch("owner", &Patch::Merge(closed)).await.unwrap();
+    family.delete_owner(Propagation::Foreground).await;
+    family.until_left(&[]).await;
+    family.cloud.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn orphans_stay_and_forget_their_owner() {
     let family = Family::start().await;
