@@ -3,7 +3,7 @@
 //! What counts is done on the way of a request: no lock is taken there and nothing is allocated.
 //! [`Histogram`] is a row of atomic numbers; a [`Table`] finds the counters of some labels without
 //! a lock, and grows only as long as there are labels it has not seen. What is seldom, a scrape,
-//! pays: [`write`] turns all of it into what Prometheus reads.
+//! pays: [`mod@write`] turns all of it into what Prometheus reads.
 
 mod histogram;
 mod table;
