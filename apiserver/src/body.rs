@@ -10,8 +10,9 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::stream;
 use http_body::Frame;
-use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody};
 use tokio::sync::mpsc;
 
 pub(crate) use self::{
@@ -52,8 +53,16 @@ impl Sender {
 
 /// A body that is written while it is read; it ends when the sender is dropped.
 pub fn channel() -> (Sender, Body) {
-    let (sender, receiver) = mpsc::channel(4);
-    (Sender(sender), Receiver(receiver).boxed_unsync())
+    let (sender, mut receiver) = mpsc::channel(4);
+    (Sender(sender), polled(move |context| receiver.poll_recv(context)))
+}
+
+/// A body of the pieces that `next` gives.
+fn polled(mut next: impl FnMut(&mut Context<'_>) -> Poll<Option<Bytes>> + Send + 'static) -> Body {
+    let frames = stream::poll_fn(move |context| {
+        next(context).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+    });
+    StreamBody::new(frames).boxed_unsync()
 }
 
 /// A body that lets go of `end` when it has ended, or nobody reads it any more.
@@ -83,19 +92,5 @@ impl<E: Send + Unpin> http_body::Body for Ending<E> {
 
     fn size_hint(&self) -> http_body::SizeHint {
         self.body.size_hint()
-    }
-}
-
-struct Receiver(mpsc::Receiver<Bytes>);
-
-impl http_body::Body for Receiver {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.0.poll_recv(context).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
     }
 }

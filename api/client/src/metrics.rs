@@ -51,9 +51,13 @@ impl Collector for Requests {
         let mut family = writer.counters("rest_client_requests", "Requests to API servers")?;
         for (method, series) in METHODS.iter().zip(&*SERIES) {
             for (code, count) in series.codes.iter().enumerate() {
+                let count = count.load(Ordering::Relaxed);
+                if count == 0 {
+                    continue;
+                }
                 // As upstream calls what was not answered.
                 let code = if code == 0 { "<error>".to_owned() } else { code.to_string() };
-                family.counted(&[("code", &code), ("method", method)], count)?;
+                family.number(&[("code", &code), ("method", method)], count)?;
             }
         }
         let name = "rest_client_request_duration_seconds";

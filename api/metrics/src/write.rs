@@ -23,40 +23,27 @@ pub struct Family<'e> {
 #[derive(Debug)]
 pub struct Writer<'e>(pub DescriptorEncoder<'e>);
 
+/// A family whose head is written.
+pub type Begun<'e> = Result<Family<'e>, fmt::Error>;
+
 impl Writer<'_> {
-    fn family<'s>(
-        &'s mut self,
-        name: &'s str,
-        help: &'s str,
-        kind: MetricType,
-    ) -> Result<Family<'s>, fmt::Error> {
+    fn family<'s>(&'s mut self, name: &'s str, help: &'s str, kind: MetricType) -> Begun<'s> {
         let encoder = self.0.encode_descriptor(name, help, None, kind)?;
         Ok(Family { encoder, kind })
     }
 
     /// Counters; `name` is without `_total`.
-    pub fn counters<'s>(
-        &'s mut self,
-        name: &'s str,
-        help: &'s str,
-    ) -> Result<Family<'s>, fmt::Error> {
+    pub fn counters<'s>(&'s mut self, name: &'s str, help: &'s str) -> Begun<'s> {
         self.family(name, help, MetricType::Counter)
     }
 
     /// Numbers that go up and down, or counters whose name is not that of one.
-    pub fn gauges<'s>(
-        &'s mut self,
-        name: &'s str,
-        help: &'s str,
-    ) -> Result<Family<'s>, fmt::Error> {
+    pub fn gauges<'s>(&'s mut self, name: &'s str, help: &'s str) -> Begun<'s> {
         self.family(name, help, MetricType::Gauge)
     }
 
-    pub fn histograms<'s>(
-        &'s mut self,
-        name: &'s str,
-        help: &'s str,
-    ) -> Result<Family<'s>, fmt::Error> {
+    /// How often numbers were how large.
+    pub fn histograms<'s>(&'s mut self, name: &'s str, help: &'s str) -> Begun<'s> {
         self.family(name, help, MetricType::Histogram)
     }
 }

@@ -391,11 +391,9 @@ impl<'a> Admission<'a> {
     async fn mutate_once(&self, it: &mut Value) -> Result<()> {
         let mut begun = Instant::now();
         for (plugin, place) in CHAIN.iter().zip(&*PLACES) {
-            if matches!(plugin.mutate, Mutate::Nothing) || !plugin.handles(self) {
-                continue;
-            }
             let done = match plugin.mutate {
-                Mutate::Nothing => Ok(()),
+                Mutate::Nothing => continue,
+                _ if !plugin.handles(self) => continue,
                 Mutate::Now(mutate) => mutate(self, it),
                 Mutate::Later(mutate) => mutate(self, it).await,
             };
@@ -416,11 +414,9 @@ impl<'a> Admission<'a> {
     async fn validate_once(&self, it: Option<&Value>) -> Result<()> {
         let mut begun = Instant::now();
         for (plugin, place) in CHAIN.iter().zip(&*PLACES) {
-            if matches!(plugin.validate, Validate::Nothing) || !plugin.handles(self) {
-                continue;
-            }
             let done = match plugin.validate {
-                Validate::Nothing => Ok(()),
+                Validate::Nothing => continue,
+                _ if !plugin.handles(self) => continue,
                 Validate::Now(validate) => validate(self, it),
                 Validate::Later(validate) => validate(self, it).await,
             };

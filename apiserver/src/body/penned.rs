@@ -4,20 +4,13 @@
 //! the connection's task for its stream drives whenever the stream can take more: an event costs
 //! one wake-up, and while the reader takes nothing, nothing is made for it.
 
-use std::{
-    future::poll_fn,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::{future::poll_fn, sync::Arc, task::Poll};
 
 use bytes::Bytes;
-use futures::{FutureExt as _, future::BoxFuture};
-use http_body::Frame;
-use http_body_util::BodyExt as _;
+use futures::FutureExt as _;
 use parking_lot::Mutex;
 
-use super::{Body, BodyError};
+use super::{Body, polled};
 
 /// What is written and not yet read: one piece at most.
 type Slot = Arc<Mutex<Option<Bytes>>>;
@@ -52,44 +45,30 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     let slot = Slot::default();
-    let writer = Some(write(Pen(slot.clone())).boxed());
-    Penned { slot, writer }.boxed_unsync()
-}
-
-struct Penned {
-    slot: Slot,
-    /// Until it has ended.
-    writer: Option<BoxFuture<'static, ()>>,
-}
-
-impl http_body::Body for Penned {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let mut taken = self.slot.lock().take();
+    // Until it has ended.
+    let mut writer = Some(write(Pen(slot.clone())).boxed());
+    polled(move |context| {
+        let mut taken = slot.lock().take();
         if taken.is_none()
-            && let Some(writer) = &mut self.writer
+            && let Some(writing) = &mut writer
         {
-            if writer.poll_unpin(context).is_ready() {
-                self.writer = None;
+            if writing.poll_unpin(context).is_ready() {
+                writer = None;
             }
-            taken = self.slot.lock().take();
+            taken = slot.lock().take();
         }
         match taken {
-            Some(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
-            None if self.writer.is_none() => Poll::Ready(None),
-            None => Poll::Pending,
+            None if writer.is_some() => Poll::Pending,
+            taken => Poll::Ready(taken),
         }
-    }
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use http_body_util::BodyExt as _;
 
     use super::*;
 

@@ -3,11 +3,7 @@
 use std::fs;
 
 use insula_metrics::write::Writer;
-
-/// Ticks of a second in `/proc`: the same on every Linux that this runs on.
-const TICKS: f64 = 100.0;
-/// Bytes of a page, as [`TICKS`].
-const PAGE: u64 = 4096;
+use rustix::param::{clock_ticks_per_second, page_size};
 
 /// The numbers of `/proc/self/stat` that are shown.
 struct Stat {
@@ -31,12 +27,13 @@ impl Stat {
             .collect();
         // By their number in proc(5), of which the first in `fields` is the fourth.
         let field = |number: usize| fields.get(number - 4).copied();
+        let ticks = clock_ticks_per_second() as f64;
         Some(Self {
-            cpu_seconds: (field(14)? + field(15)?) as f64 / TICKS,
+            cpu_seconds: (field(14)? + field(15)?) as f64 / ticks,
             threads: field(20)?,
-            started: field(22)? as f64 / TICKS,
+            started: field(22)? as f64 / ticks,
             virtual_bytes: field(23)?,
-            resident_bytes: field(24)? * PAGE,
+            resident_bytes: field(24)? * page_size() as u64,
         })
     }
 }
@@ -90,7 +87,10 @@ mod tests {
         let text = "42 (a ) b) S 1 42 42 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 7 0 12345 8192000 300 18446744073709551615 1";
         let stat = Stat::parse(text).unwrap();
         assert_eq!((stat.cpu_seconds, stat.threads, stat.started), (3.0, 7, 123.45));
-        assert_eq!((stat.virtual_bytes, stat.resident_bytes), (8_192_000, 300 * PAGE));
+        assert_eq!(
+            (stat.virtual_bytes, stat.resident_bytes),
+            (8_192_000, 300 * page_size() as u64)
+        );
         assert!(Stat::parse("42 (a").is_none() && Stat::parse("42 (a) S 1").is_none());
     }
 }

@@ -18,9 +18,13 @@ use serde_json::Value;
 
 use crate::{
     Server,
-    error::Result,
+    error::{ApiError, Result},
     registry::{Nature, Served},
 };
+
+/// Most conversions by a webhook that one write waits for. Two for each version is what a write
+/// needs whose webhook gives one answer to one question.
+const CONVERSIONS: usize = 64;
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -79,9 +83,13 @@ impl Versions {
         custom.definition.version(self.version_of(api_version)?)
     }
 
-    /// Has a webhook convert what is wanted.
+    /// Has a webhook convert what is wanted. Refuses if it had to too often.
     pub(crate) async fn learn(&mut self, server: &Server, wanted: Wanted) -> Result<()> {
         let Nature::Custom(custom) = &self.nature else { return Ok(()) };
+        if CONVERSIONS <= self.made.len() {
+            let told = "managers in too many versions: conversions of one write have a limit";
+            return Err(ApiError::internal(told));
+        }
         let mut made = server.convert_to(custom, &wanted.object, &wanted.version).await?;
         if let Some(version) = self.custom(&wanted.version) {
             prune::object(&version.schema, &mut made, &mut prune::Pruned::default());
