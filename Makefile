@@ -1,7 +1,9 @@
 # Thin: it calls cargo and install/. Build artefacts stay outside the checkout.
 CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/insula/target
 export CARGO_TARGET_DIR
-INSULA := $(CARGO_TARGET_DIR)/release/insula
+# `dist` takes longer to build and is faster.
+PROFILE ?= release
+INSULA := $(CARGO_TARGET_DIR)/$(PROFILE)/insula
 DATA_DIR ?= run
 
 .PHONY: help deps build install run test lint docs bench soak fuzz
@@ -10,7 +12,7 @@ help:
 	@echo "make run    install what is needed, build, and run a cloud in ./$(DATA_DIR)"
 	@echo "make test   everything that is tested"
 	@echo "make deps   system packages, containerd and the test images (root; safe to repeat)"
-	@echo "make install  put the insula command into /usr/local/bin"
+	@echo "make install  put the insula command into /usr/local/bin (PROFILE=dist: the faster one)"
 	@echo "make soak   thousands of random runs under faults: SEEDS=5000 RUNS=1000 SEED=1"
 	@echo "make fuzz   random input for what faces the network: SECONDS_EACH=60 NAMES=\"cel json\""
 	@echo "make lint | docs | bench"
@@ -22,7 +24,7 @@ deps:
 build:
 	INSULA_COMMIT=$$(git rev-parse HEAD 2>/dev/null || echo unknown) \
 	INSULA_BUILT=$$(TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null || date -u +%Y-%m-%dT%H:%M:%SZ) \
-	cargo build --release --locked -p insula
+	cargo build --profile $(PROFILE) --locked -p insula
 
 install: build
 	install -m 755 $(INSULA) /usr/local/bin/insula
@@ -40,11 +42,12 @@ lint:
 docs:
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
+bench: PROFILE = dist
 bench: deps build
-	cargo run --release --locked -p insula-partition --example bench
-	cargo run --release --locked -p insula-apiserver --example forward_bench
-	cargo run --release --locked -p insula-apiserver --example write_bench
-	cargo run --release --locked -p insula --example api_bench
+	cargo run --profile dist --locked -p insula-partition --example bench
+	cargo run --profile dist --locked -p insula-apiserver --example forward_bench
+	cargo run --profile dist --locked -p insula-apiserver --example write_bench
+	cargo run --profile dist --locked -p insula --example api_bench
 
 # Each failure prints the seed that repeats it.
 SEEDS ?= 5000

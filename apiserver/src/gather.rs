@@ -103,6 +103,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
         if !state.is_driven || state.out.is_empty() && LONG <= length {
             return Pin::new(&mut state.stream).poll_write_vectored(context, slices);
         }
+        // Where more than a little comes together, much does: it is not moved each time it doubles.
+        if state.out.capacity() < state.out.len() + length && KEPT < state.out.len() + length {
+            state.out.reserve(LIMIT - state.out.len());
+        }
         slices.iter().for_each(|it| state.out.extend_from_slice(it));
         Poll::Ready(Ok(length))
     }

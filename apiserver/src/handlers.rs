@@ -17,6 +17,7 @@ use crate::{
     compress, custom, delete,
     ending::Open,
     error::{ApiError, Result},
+    finishing::Finishing,
     forms::Shown,
     forward::{self, Forwarded, Patience},
     gate::{Admitted, Peer},
@@ -211,10 +212,10 @@ impl Server {
                         }
                         // Who goes away ends the waiting, and not what has begun.
                         let (server, method) = (self.clone(), head.method.clone());
-                        let task = self.tasks.spawn(async move {
+                        Finishing::new(&self.tasks, async move {
                             server.resource_answer(&call, &method, &body).await
-                        });
-                        task.await.unwrap_or_else(|error| Err(ApiError::internal(error)))
+                        })
+                        .await
                     };
                     // What is handed on as a value has its place twice.
                     within(limit?, pin!(work)).await

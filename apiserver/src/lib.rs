@@ -20,6 +20,7 @@ mod delete;
 mod discovery;
 mod ending;
 pub mod error;
+mod finishing;
 mod forms;
 mod forward;
 mod gate;

@@ -138,11 +138,11 @@ pub(crate) async fn get(
 /// The partitions of a list, each with its view.
 async fn snapshots(
     served: &Served,
-    places: &[(String, Arc<dyn Store>)],
+    places: &[(Arc<str>, Arc<dyn Store>)],
     options: &ListOptions,
     token: Option<&Token>,
 ) -> Result<Vec<Snapshot>> {
-    let names: Vec<&str> = places.iter().map(|(name, _)| name.as_str()).collect();
+    let names: Vec<&str> = places.iter().map(|(name, _)| &**name).collect();
     let at: Vec<ReadAt> = match (token, options.resource_version.as_str()) {
         (Some(token), _) if token.revision.is_empty() => vec![ReadAt::Latest; places.len()],
         (Some(token), _) => {
@@ -175,13 +175,13 @@ async fn snapshots(
 /// Whether views of several partitions make one list: what moves between them is in one of them,
 /// and none was made before what it shows came to it.
 pub(crate) fn check_together(
-    places: &[(String, Arc<dyn Store>)],
+    places: &[(Arc<str>, Arc<dyn Store>)],
     snapshots: &[Snapshot],
 ) -> Result<()> {
     for snapshot in snapshots {
         snapshot.check_all()?;
     }
-    let names = places.iter().map(|(name, _)| name.as_str());
+    let names = places.iter().map(|(name, _)| &**name);
     Ok(insula_partition::fences::check_together(names.zip(snapshots))?)
 }
 
@@ -189,7 +189,7 @@ pub(crate) fn check_together(
 pub(crate) async fn list(
     server: &Server,
     served: &Served,
-    places: &[(String, Arc<dyn Store>)],
+    places: &[(Arc<str>, Arc<dyn Store>)],
     whose: &Whose,
     namespace: &str,
     options: &ListOptions,

@@ -283,9 +283,9 @@ impl Served {
         tenant: &TenantName,
         namespace: &str,
         name: &str,
-    ) -> (String, Arc<dyn Store>) {
+    ) -> (Arc<str>, Arc<dyn Store>) {
         if let Some(view) = self.view.get() {
-            return (META.to_owned(), view.clone());
+            return (META.into(), view.clone());
         }
         let key = self.shard_key(tenant, namespace, name);
         let place = partitions.place(&key);
@@ -294,7 +294,7 @@ impl Served {
             true => Arc::new(aggregation::Overlay::new(partitions, tenant, store)),
             false => Arc::new(store),
         };
-        (place.partition.as_ref().to_owned(), store)
+        (place.partition, store)
     }
 
     /// The partitions of a list, in a stable order.
@@ -304,7 +304,7 @@ impl Served {
         whose: &Whose,
         namespace: &str,
         options: &ListOptions,
-    ) -> Vec<(String, Arc<dyn Store>)> {
+    ) -> Vec<(Arc<str>, Arc<dyn Store>)> {
         if self.is_spread(whose, namespace) {
             // One object is in one partition, whose revisions its watchers know from it.
             if let (Whose::One(tenant), Some(name)) = (whose, options.name()) {
@@ -313,7 +313,7 @@ impl Served {
             let names = partitions.names();
             return names
                 .iter()
-                .filter_map(|name| Some((name.to_string(), partitions.store(name)?)))
+                .filter_map(|name| Some((name.as_str().into(), partitions.store(name)?)))
                 .collect();
         }
         let tenant = whose.tenant().cloned().unwrap_or_else(TenantName::system);

@@ -3,13 +3,15 @@
 //! What lies in one partition has that partition's revision as plain decimal, as clients expect.
 //! Reads across partitions have a vector, opaque to clients: `p1=12,p2=34`.
 
+use std::sync::Arc;
+
 use insula_partition::store::Revision;
 
 use crate::error::{ApiError, Result};
 
 /// A point in the history of one or more partitions, in the order of the request's partitions.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Vector(pub Vec<(String, Revision)>);
+pub(crate) struct Vector(pub Vec<(Arc<str>, Revision)>);
 
 /// The answer to what is no revision.
 pub(crate) fn invalid(text: &str) -> ApiError {
@@ -26,7 +28,7 @@ impl Vector {
         let invalid = || invalid(text);
         if let Ok(revision) = text.parse() {
             return match names {
-                [name] => Ok(Self(vec![((*name).to_owned(), Revision(revision))])),
+                [name] => Ok(Self(vec![((*name).into(), Revision(revision))])),
                 // One partition's revision says nothing of the others: the client must relist.
                 _ => Err(ApiError::expired(format!(
                     "too old resource version: {text} is not of a list across partitions"
@@ -43,7 +45,7 @@ impl Vector {
         let parts = parts.ok_or_else(invalid)?;
         let found = names.iter().map(|name| {
             let part = parts.iter().find(|(known, _)| known == name);
-            part.map(|(name, revision)| ((*name).to_owned(), *revision))
+            part.map(|(name, revision)| (Arc::from(*name), *revision))
         });
         match found.collect() {
             Some(vector) => Ok(Self(vector)),

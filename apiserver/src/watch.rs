@@ -51,7 +51,7 @@ pub(crate) struct Watch {
     matcher: Matcher,
     prefix: String,
     options: ListOptions,
-    watchers: Vec<(String, Watcher)>,
+    watchers: Vec<(Arc<str>, Watcher)>,
     /// The state to send first, and the point it stands for.
     initial: Vec<(Arc<str>, Entry)>,
     at: Vector,
@@ -74,7 +74,7 @@ impl Watch {
     pub(crate) async fn start(
         server: Arc<Server>,
         shown: Shown,
-        places: &[(String, Arc<dyn Store>)],
+        places: &[(Arc<str>, Arc<dyn Store>)],
         whose: &Whose,
         namespace: &str,
         options: ListOptions,
@@ -83,7 +83,7 @@ impl Watch {
         let matcher =
             Matcher::parse(options.labels.as_deref(), options.fields.as_deref(), &served.resource)?;
         let prefix = registry::prefix(whose, namespace);
-        let names: Vec<&str> = places.iter().map(|(name, _)| name.as_str()).collect();
+        let names: Vec<&str> = places.iter().map(|(name, _)| &**name).collect();
         let wants_state =
             options.initial_events.unwrap_or(matches!(options.resource_version.as_str(), "" | "0"));
         let from = match options.resource_version.as_str() {
@@ -156,23 +156,26 @@ impl Watch {
         let deadline = Instant::now() + Duration::from_secs(seconds);
         let shutdown = self.shutdown.clone();
         tokio::select! {
+            biased;
             ended = self.stream(&pen, deadline) => {
                 if let Err(error) = ended {
                     pen.write(error_event(&error, self.shown.accept.encoding)).await;
                 }
             }
-            () = sleep_until(deadline) => (),
             () = shutdown.cancelled() => (),
         }
     }
 
-    /// Why it ends is the last that is told.
+    /// Tells what there is, until `deadline`. Why it ends before is the last that is told.
     async fn stream(&mut self, pen: &Pen, deadline: Instant) -> Result<()> {
         let mut out = BytesMut::new();
         for (key, entry) in std::mem::take(&mut self.initial) {
             let added = self.event(&mut out, "ADDED", &key, entry.modified, &entry.value);
             if added.is_err() || CHUNK < out.len() {
                 pen.write(out.split().freeze()).await;
+                if deadline <= Instant::now() {
+                    return Ok(());
+                }
             }
             added?;
         }
@@ -183,7 +186,8 @@ impl Watch {
         let last_bookmark = deadline - Duration::from_secs(2).min(deadline - Instant::now());
         let mut bookmark = (Instant::now() + BOOKMARK_EVERY).min(last_bookmark);
         // One clock for all that is done from time to time: events neither start nor stop it.
-        let mut clock = pin!(sleep_until(bookmark.min(Instant::now() + LOOK_EVERY)));
+        let first_look = Instant::now() + LOOK_EVERY;
+        let mut clock = pin!(sleep_until(bookmark.min(first_look).min(deadline)));
         let mut watchers = std::mem::take(&mut self.watchers);
         let mut first = 0;
         loop {
@@ -206,20 +210,24 @@ impl Watch {
                     first = index + 1;
                 }
                 () = clock.as_mut() => {
+                    let now = Instant::now();
+                    if deadline <= now {
+                        return Ok(());
+                    }
                     for (name, watcher) in &mut watchers {
                         // What is wrong is told by the next look for changes.
                         if let Ok(Some(revision)) = watcher.progress() {
                             self.advance(name, revision);
                         }
                     }
-                    let now = Instant::now();
                     if self.options.bookmarks && bookmark <= now {
                         self.mark(&mut out, false);
                         let again = now + BOOKMARK_EVERY;
                         bookmark = if now < last_bookmark { again.min(last_bookmark) } else { again };
                     }
                     let look = now + LOOK_EVERY;
-                    clock.as_mut().reset(if bookmark <= now { look } else { look.min(bookmark) });
+                    let next = if bookmark <= now { look } else { look.min(bookmark) };
+                    clock.as_mut().reset(next.min(deadline));
                 }
             }
         }
@@ -260,7 +268,7 @@ impl Watch {
     }
 
     fn advance(&mut self, name: &str, revision: Revision) {
-        if let Some((_, at)) = self.at.0.iter_mut().find(|(known, _)| known == name) {
+        if let Some((_, at)) = self.at.0.iter_mut().find(|(known, _)| **known == *name) {
             *at = revision.max(*at);
         }
     }
@@ -364,7 +372,7 @@ impl Watch {
 /// The next changes of one of several partitions, and which. None is told last for ever: they are
 /// asked in turn, from `first` on. Cancel safe.
 async fn next_of(
-    watchers: &mut [(String, Watcher)],
+    watchers: &mut [(Arc<str>, Watcher)],
     first: usize,
 ) -> (usize, Result<Vec<Arc<Event>>, StoreError>) {
     if let [(_, only)] = watchers {

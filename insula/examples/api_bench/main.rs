@@ -1,7 +1,7 @@
 //! The API server against Kubernetes' own, by the same client in the same run.
 //!
 //! ```text
-//! cargo run --release -p insula --example api_bench [-- --quick] [-- --pods 50000] [-- --only create,get,..]
+//! cargo run --profile dist -p insula --example api_bench [-- --quick] [-- --pods 50000] [-- --only get,..]
 //! ```
 //!
 //! Each subject is its own processes behind TLS: ours on the embedded store, ours on a real etcd,
@@ -27,6 +27,7 @@ mod watches;
 
 use std::{error::Error, time::Duration};
 
+use clap::Parser as _;
 use http::{Method, StatusCode};
 use load::{Row, measure, once};
 use objects::{CONFIG_MAPS, PODS, label, pod};
@@ -40,39 +41,53 @@ const JSON: &str = "application/json";
 const MERGE: &str = "application/merge-patch+json";
 const APPLY: &str = "application/apply-patch+yaml";
 
+/// Ours on the embedded store and on etcd, and kube-apiserver on etcd, asked the same.
+#[derive(Debug, Clone, clap::Parser)]
+struct Asked {
+    /// A tenth of the watchers, a fifth of the requests
+    #[arg(long)]
+    quick: bool,
+    /// Pods that are made; lists and memory are measured with all of them [default: 20000, or 5000]
+    #[arg(long)]
+    pods: Option<usize>,
+    /// These parts alone, beside making pods
+    #[arg(long, value_delimiter = ',', value_parser = PARTS)]
+    only: Vec<String>,
+}
+
+const PARTS: [&str; 7] = ["get", "patch", "update", "apply", "list", "watch", "restart"];
+
 /// How much is done.
 #[derive(Debug, Clone)]
 struct Extent {
-    /// Pods that are made; lists and memory are measured with all of them.
     pods: usize,
     /// Requests of each other row.
     requests: usize,
     watchers: usize,
-    only: Option<String>,
+    only: Vec<String>,
+}
+
+impl From<Asked> for Extent {
+    fn from(asked: Asked) -> Self {
+        let Asked { quick, pods, only } = asked;
+        Self {
+            pods: pods.unwrap_or(if quick { 5_000 } else { 20_000 }).max(1),
+            requests: if quick { 2_000 } else { 10_000 },
+            watchers: if quick { 100 } else { 1_000 },
+            only,
+        }
+    }
 }
 
 impl Extent {
-    fn from_arguments() -> Self {
-        let arguments: Vec<String> = std::env::args().skip(1).collect();
-        let value = |name: &str| arguments.iter().skip_while(|it| *it != name).nth(1).cloned();
-        let quick = arguments.iter().any(|it| it == "--quick");
-        let pods = value("--pods").and_then(|it| it.parse().ok());
-        Self {
-            pods: pods.unwrap_or(if quick { 5_000 } else { 20_000 }),
-            requests: if quick { 2_000 } else { 10_000 },
-            watchers: if quick { 100 } else { 1_000 },
-            only: value("--only"),
-        }
-    }
-
     fn wants(&self, part: &str) -> bool {
-        self.only.as_ref().is_none_or(|only| only.split(',').any(|it| it == part))
+        self.only.is_empty() || self.only.iter().any(|it| it == part)
     }
 }
 
 #[tokio::main(worker_threads = 2)]
 async fn main() -> Result<(), Failure> {
-    let extent = Extent::from_arguments();
+    let extent = Extent::from(Asked::parse());
     let mut results: Vec<(String, Vec<Row>)> = Vec::new();
     for which in [Which::Embedded, Which::OnEtcd, Which::Peer] {
         // One after the other, so that none is in another's way.

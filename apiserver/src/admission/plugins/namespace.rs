@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     admission::{Admission, Operation},
     bootstrap,
-    error::{ApiError, Result},
+    error::Result,
 };
 
 /// Namespaces that cannot be deleted.
@@ -33,9 +33,7 @@ pub(in crate::admission) fn lives<'a>(
             return Ok(());
         }
         let namespace = admission.namespace.as_str();
-        let found = admission.find("", "namespaces", "", namespace).await?;
-        let found = found.ok_or_else(|| ApiError::not_found("", "namespaces", namespace))?;
-        if !object::is_deleting(&found) {
+        if !object::is_deleting(admission.namespace_object().await?) {
             return Ok(());
         }
         let why = format!(
