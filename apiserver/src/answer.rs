@@ -136,7 +136,9 @@ pub(crate) fn list(call: &Call, page: &Page) -> Result<Response<Body>> {
     if let Some(remaining) = page.remaining {
         metadata["remainingItemCount"] = remaining.into();
     }
-    let items = page.entries.iter().map(|(_, entry)| &entry.value);
+    // What is packed is unpacked once, however often a list looks at its items.
+    let texts: Vec<_> = page.entries.iter().map(|(_, entry)| entry.value.bytes()).collect();
+    let items = texts.iter().map(|it| &**it);
     document(StatusCode::OK, shown(call)?.list(&ListMeta(metadata), items)?, call.accept)
 }
 

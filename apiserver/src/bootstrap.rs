@@ -189,7 +189,8 @@ pub(crate) async fn system(server: &Server) -> Result<()> {
         let (_, store) = served.place(&server.partitions, &system, "", "");
         let tenants = store.read(&served.collection, ReadAt::Latest).await?;
         for (_, entry) in tenants.range("system/", None) {
-            let it: Value = serde_json::from_slice(&entry.value).map_err(ApiError::internal)?;
+            let it: Value =
+                serde_json::from_slice(&entry.value.bytes()).map_err(ApiError::internal)?;
             if object::name(&it) != "system" && !object::is_deleting(&it) {
                 self::tenant(server, &it).await?;
             }
@@ -215,7 +216,7 @@ async fn renew(server: &Server, tenant: &TenantName, it: Value) -> Result<()> {
     loop {
         let found = store.read(&served.collection, ReadAt::Latest).await?.get(&key).cloned();
         let Some(found) = found else { return put(server, tenant, it).await };
-        let known = Stored::parse(&found.value).map_err(ApiError::internal)?;
+        let known = Stored::parse(&found.value.bytes()).map_err(ApiError::internal)?;
         let mut new = known.object.clone();
         for (field, value) in it.as_object().into_iter().flatten().filter(|it| it.0 != "metadata") {
             new[field] = value.clone();
@@ -303,7 +304,7 @@ pub(crate) async fn find_tenant(
     if found.is_none() {
         found = store.read(&served.collection, ReadAt::Latest).await?.get(&key).cloned();
     }
-    found.map(|it| server.parsed.of(&it.value).map_err(ApiError::internal)).transpose()
+    found.map(|it| server.parsed.of(&it.value.bytes()).map_err(ApiError::internal)).transpose()
 }
 
 /// The default roles and bindings of the table, as objects.

@@ -199,7 +199,7 @@ async fn delete_named(
     let mut entry = read::get(&call.served, &*store, &key, name, ReadAt::Latest).await?;
     for _ in 0..RETRIES {
         let Stored { object: old, managed } =
-            Stored::parse(&entry.value).map_err(ApiError::internal)?;
+            Stored::parse(&entry.value.bytes()).map_err(ApiError::internal)?;
         check_preconditions(call, name, &old, options)?;
         // Rules see it as this version shows it.
         let shown = match call.served.is_converted() {
@@ -228,14 +228,14 @@ async fn delete_named(
         };
         if options.dry_run {
             return Ok(match (is_shown, gone && !is_pod) {
-                (true, true) => Deleted::Object(entry.value),
+                (true, true) => Deleted::Object(entry.value.into_bytes()),
                 (true, false) => Deleted::Object(as_marked(entry.modified)),
                 (false, _) => Deleted::gone(call, name, &old),
             });
         }
         if !gone && !began {
             // Already on its way, and this request changes nothing.
-            return Ok(Deleted::Object(entry.value));
+            return Ok(Deleted::Object(entry.value.into_bytes()));
         }
         let leaving = match gone {
             true => Some(services::leaving(server, call, &old).await?),
@@ -264,7 +264,7 @@ async fn delete_named(
                     return Ok(Deleted::Object(as_marked(committed.entry.modified)));
                 }
                 if is_shown {
-                    return Ok(Deleted::Object(committed.entry.value));
+                    return Ok(Deleted::Object(committed.entry.value.into_bytes()));
                 }
                 return Ok(Deleted::gone(call, name, &old));
             }
@@ -422,7 +422,8 @@ pub(crate) async fn delete_collection(
         let (namespace, name) =
             (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
         match delete_named(server, call, name, namespace, options).await {
-            Ok(_) => items.push(serde_json::from_slice::<Value>(&entry.value).unwrap_or_default()),
+            Ok(_) => items
+                .push(serde_json::from_slice::<Value>(&entry.value.bytes()).unwrap_or_default()),
             // Somebody else was faster; that is what was wanted.
             Err(error) if error.reason == "NotFound" => (),
             Err(error) => return Err(error),

@@ -3,14 +3,14 @@
 //! Objects are kept as the JSON that most readers want; for the others they are made anew. What a
 //! watch makes is kept for a while, because its neighbours want the same.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, convert::Infallible, sync::Arc};
 
 use bytes::Bytes;
 use insula_api::{
     proto,
     schema::{Gvk, Schema, TypeId},
 };
-use insula_partition::store::Revision;
+use insula_partition::{store::Revision, text::Text};
 use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::{Value, json, value::RawValue};
@@ -201,10 +201,13 @@ pub(crate) struct Forms(Mutex<Kept>);
 /// Two halves: when the new one is full, the old one goes.
 #[derive(Debug, Default)]
 struct Kept {
-    new: HashMap<(Arc<str>, u64, u64), Bytes>,
-    old: HashMap<(Arc<str>, u64, u64), Bytes>,
+    new: HashMap<Id, Bytes>,
+    old: HashMap<Id, Bytes>,
     size: usize,
 }
+
+/// A key, its revision, and a hash of what it is and how it is shown.
+type Id = (Arc<str>, u64, u64);
 
 /// How much one half of what is kept may hold, in bytes.
 const HALF: usize = 8 << 20;
@@ -212,6 +215,22 @@ const HALF: usize = 8 << 20;
 const ENTRY: usize = 128;
 
 impl Forms {
+    /// The text of `key` as `revision` made it: what is packed is unpacked once for all who watch.
+    pub(crate) fn text<'t>(
+        &self,
+        served: &Served,
+        key: &Arc<str>,
+        revision: Revision,
+        text: &'t Text,
+    ) -> Cow<'t, Bytes> {
+        if !text.is_packed() {
+            return text.bytes();
+        }
+        let id = (key.clone(), revision.0, xxh3_64(served.collection.as_str().as_bytes()));
+        let made = || -> std::result::Result<_, Infallible> { Ok(text.bytes().into_owned()) };
+        self.known_or(id, made).map_or_else(|never| match never {}, Cow::Owned)
+    }
+
     /// What `key`, as `revision` made it, looks like to `shown`.
     pub(crate) fn of(
         &self,
@@ -228,6 +247,14 @@ impl Forms {
         let (group, version) = (&resource.group, &resource.version);
         let what = format!("{group}/{version}/{}/{:?}", resource.name, shown.accept);
         let id = (key.clone(), revision.0, xxh3_64(what.as_bytes()));
+        self.known_or(id, || shown.object(json))
+    }
+
+    fn known_or<E>(
+        &self,
+        id: Id,
+        make: impl FnOnce() -> std::result::Result<Bytes, E>,
+    ) -> std::result::Result<Bytes, E> {
         {
             let mut kept = self.0.lock();
             if let Some(known) = kept.new.get(&id) {
@@ -238,14 +265,14 @@ impl Forms {
                 return Ok(known);
             }
         }
-        let made = shown.object(json)?;
+        let made = make()?;
         self.0.lock().keep(id, made.clone());
         Ok(made)
     }
 }
 
 impl Kept {
-    fn keep(&mut self, id: (Arc<str>, u64, u64), made: Bytes) {
+    fn keep(&mut self, id: Id, made: Bytes) {
         self.size += made.len() + id.0.len() + ENTRY;
         self.new.insert(id, made);
         if HALF < self.size {
@@ -257,6 +284,9 @@ impl Kept {
 
 #[cfg(test)]
 mod tests {
+    use insula_api::names::TenantName;
+    use insula_partition::store::{Change, Expect, ReadAt, Write};
+
     use super::*;
     use crate::registry::Registry;
 
@@ -279,6 +309,30 @@ mod tests {
         assert_ne!(forms.of(&other, &key, Revision(1), &json).unwrap(), first);
         let changed: Bytes = r#"{"metadata":{"name":"a"}}"#.into();
         assert_ne!(forms.of(&shown, &key, Revision(2), &changed).unwrap(), first);
+    }
+
+    #[tokio::test]
+    async fn what_is_packed_is_unpacked_once_for_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = crate::Server::alone(dir.path()).await.unwrap();
+        let served = server.registry.get("", "v1", "configmaps").unwrap();
+        let long = "what repeats itself ".repeat(2000);
+        for (name, text) in [("long", long.as_str()), ("short", "")] {
+            let key: Arc<str> = format!("acme/ns/{name}").into();
+            let value = format!(r#"{{"apiVersion":"v1","kind":"ConfigMap","data":"{text}"}}"#);
+            let change = Change::Put(value.clone().into());
+            let write =
+                Write::durable(served.collection.clone(), key.clone(), Expect::Absent, change);
+            let (_, store) = served.place(&server.partitions, &TenantName::system(), "ns", name);
+            let revision = store.write(write).await.unwrap().revision;
+            let snapshot = store.read(&served.collection, ReadAt::Latest).await.unwrap();
+            let kept = &snapshot.get(&key).unwrap().value;
+            assert_eq!(kept.is_packed(), name == "long");
+            let first = server.forms.text(served, &key, revision, kept);
+            assert_eq!(*first, value);
+            let again = server.forms.text(served, &key, revision, kept);
+            assert_eq!(first.as_ptr(), again.as_ptr());
+        }
     }
 
     #[test]

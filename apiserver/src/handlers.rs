@@ -303,7 +303,7 @@ impl Server {
             let mut page =
                 read::list(self, &call.served, &places, &call.whose, &namespace, &options).await?;
             for (_, entry) in &mut page.entries {
-                entry.value = for_caller(call, &entry.value)?;
+                entry.value = for_caller(call, &entry.value.bytes())?.into();
             }
             return answer::list(call, &page);
         }
@@ -313,7 +313,7 @@ impl Server {
             call.served.place(&self.partitions, call.tenant()?, &call.namespace(), name);
         let entry = read::get(&call.served, &*store, &call.key(name)?, name, at).await?;
         let entry = self.show_entry(&call.served, entry).await?;
-        answer::object(call, StatusCode::OK, &for_caller(call, &entry.value)?)
+        answer::object(call, StatusCode::OK, &for_caller(call, &entry.value.bytes())?)
     }
 
     async fn subresource(
@@ -427,7 +427,7 @@ async fn within<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> Re
 
 fn written(call: &Call, written: write::Written) -> Result<Response<Body>> {
     let code = if written.created { StatusCode::CREATED } else { StatusCode::OK };
-    let mut response = answer::object(call, code, &written.entry.value)?;
+    let mut response = answer::object(call, code, &written.entry.value.bytes())?;
     answer::warn(&mut response, &written.warnings);
     Ok(response)
 }

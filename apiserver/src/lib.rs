@@ -230,7 +230,7 @@ impl Server {
         let (_, store) = served.place(&self.partitions, tenant, namespace, name);
         let snapshot = store.read(&served.collection, ReadAt::Latest).await?;
         let entry = snapshot.get(&registry::key(tenant, namespace, name));
-        entry.map(|it| self.parsed.of(&it.value).map_err(ApiError::internal)).transpose()
+        entry.map(|it| self.parsed.of(&it.value.bytes()).map_err(ApiError::internal)).transpose()
     }
 
     /// The rules of the tenant that `identity` belongs to.

@@ -81,17 +81,21 @@ impl Matcher {
     }
 
     pub(crate) fn matches(&self, resource: &Resource, entry: &Entry) -> bool {
+        if self.is_empty() {
+            return true;
+        }
+        let text = entry.value.bytes();
         if let Some(selector) = &self.labels {
-            let Ok(object) = serde_json::from_slice::<Labelled>(&entry.value) else { return false };
+            let Ok(object) = serde_json::from_slice::<Labelled>(&text) else { return false };
             if !selector.matches(&object.metadata.labels) {
                 return false;
             }
         }
         if let Some(selector) = &self.fields {
-            if self.needles.iter().any(|needle| needle.find(&entry.value).is_none()) {
+            if self.needles.iter().any(|needle| needle.find(&text).is_none()) {
                 return false;
             }
-            let Ok(object) = object::parse(&entry.value) else { return false };
+            let Ok(object) = object::parse(&text) else { return false };
             let values: BTreeMap<&str, String> = selector
                 .terms
                 .iter()

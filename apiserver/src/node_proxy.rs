@@ -58,7 +58,7 @@ pub(crate) async fn serve(
     let namespace = call.namespace();
     let (_, store) = call.served.place(&server.partitions, &tenant, &namespace, name);
     let entry = read::get(&call.served, &*store, &call.key(name)?, name, ReadAt::Latest).await?;
-    let pod: Value = serde_json::from_slice(&entry.value).map_err(ApiError::internal)?;
+    let pod: Value = serde_json::from_slice(&entry.value.bytes()).map_err(ApiError::internal)?;
     let node = object::text(&pod, &["spec", "nodeName"]);
     if node.is_empty() {
         return Err(ApiError::bad_request(format!("pod {name} does not have a host assigned")));

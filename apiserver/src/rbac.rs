@@ -14,7 +14,7 @@ use insula_partition::{
     store::{Collection, ReadAt, Store, StoreError},
 };
 use parking_lot::Mutex;
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::Xxh3Default;
 
@@ -389,13 +389,13 @@ fn compile(tenant: &TenantName, sources: &Sources) -> Policy {
     let prefix = format!("{tenant}/");
     // (namespace, name) of each object of the tenant, with its value. What cannot be read grants
     // nothing.
-    fn each<'a, T: Deserialize<'a>>(
+    fn each<'a, T: DeserializeOwned>(
         snapshot: &'a Snapshot,
         prefix: &'a str,
     ) -> impl Iterator<Item = ((&'a str, &'a str), T)> {
         snapshot.range(prefix, None).filter_map(move |(key, entry)| {
             let place = key[prefix.len()..].split_once('/')?;
-            match serde_json::from_slice(&entry.value) {
+            match serde_json::from_slice(&entry.value.bytes()) {
                 Ok(value) => Some((place, value)),
                 Err(error) => {
                     tracing::error!(%key, %error, "a role or binding cannot be read");

@@ -258,7 +258,7 @@ impl Taking<'_> {
         let snapshot = store.read(&served.collection, ReadAt::Latest).await?;
         let mut networks = Vec::new();
         for (_, entry) in snapshot.range(&format!("{}//", self.tenant), None) {
-            let it = object::parse(&entry.value).map_err(ApiError::internal)?;
+            let it = object::parse(&entry.value.bytes()).map_err(ApiError::internal)?;
             let conditions = it["status"].get("conditions").and_then(Value::as_array);
             // Where nobody has said so yet it is ready, as upstream has it.
             let said = conditions.into_iter().flatten().find(|it| it["type"] == "Ready");

@@ -100,7 +100,7 @@ impl Follower {
             return Ok(());
         }
         for (key, entry) in tenants.range("system/", None) {
-            let Ok(it) = serde_json::from_slice::<Value>(&entry.value) else { continue };
+            let Ok(it) = serde_json::from_slice::<Value>(&entry.value.bytes()) else { continue };
             self.start_move(&map, &it).await?;
             self.write_status(&map, key, entry, it).await?;
         }

@@ -227,7 +227,7 @@ impl View {
             Change::Delete => None,
         };
         let old: Option<Value> =
-            found.as_ref().and_then(|it| serde_json::from_slice(&it.value).ok());
+            found.as_ref().and_then(|it| serde_json::from_slice(&it.value.bytes()).ok());
         let partitions = &self.source.partitions;
         let (new, old) = (new.as_ref(), old.as_ref());
         let changed = match self.kind {
@@ -262,16 +262,18 @@ impl Contents {
             let encoded = bytes::Bytes::from(object::encode_with(&it, managed.as_deref()));
             if let Some(shown) = self.objects.get_mut(&key) {
                 let counts =
-                    value::with_revision(&encoded, shown.entry.modified) != shown.entry.value;
+                    shown.entry.value != value::with_revision(&encoded, shown.entry.modified);
                 if shown.core == core && (!counts || shown.counted.elapsed() < COUNTERS) {
                     // Readers see the newest counters; nobody is told of them.
-                    shown.entry.value = value::with_revision(&encoded, shown.entry.modified);
+                    shown.entry.value = value::with_revision(&encoded, shown.entry.modified).into();
                     continue;
                 }
             }
             let revision = self.next();
-            let entry =
-                Entry { value: value::with_revision(&encoded, revision), modified: revision };
+            let entry = Entry {
+                value: value::with_revision(&encoded, revision).into(),
+                modified: revision,
+            };
             let shown = Shown { entry: entry.clone(), core, counted: Instant::now() };
             let previous = self.objects.insert(key.clone(), shown).map(|it| it.entry);
             self.push(Event { revision, key, entry, previous, deleted: false });
@@ -279,8 +281,8 @@ impl Contents {
         for key in gone {
             let Some(shown) = self.objects.remove(&key) else { continue };
             let revision = self.next();
-            let value = value::with_revision(&shown.entry.value, revision);
-            let entry = Entry { value, modified: revision };
+            let value = value::with_revision(&shown.entry.value.bytes(), revision);
+            let entry = Entry { value: value.into(), modified: revision };
             let previous = Some(shown.entry);
             self.push(Event { revision, key, entry, previous, deleted: true });
         }

@@ -170,7 +170,7 @@ impl Watch {
     async fn stream(&mut self, pen: &Pen, deadline: Instant) -> Result<()> {
         let mut out = BytesMut::new();
         for (key, entry) in std::mem::take(&mut self.initial) {
-            let added = self.event(&mut out, "ADDED", &key, entry.modified, &entry.value);
+            let added = self.event(&mut out, "ADDED", &key, entry.modified, &entry.value.bytes());
             if added.is_err() || CHUNK < out.len() {
                 pen.write(out.split().freeze()).await;
                 if deadline <= Instant::now() {
@@ -286,13 +286,16 @@ impl Watch {
             (Some(_), true) => "MODIFIED",
             (Some(previous), false) if !event.deleted => {
                 // Who could see it as it was is not told what it has become.
-                let last = insula_partition::value::with_revision(&previous.value, event.revision);
+                let last =
+                    insula_partition::value::with_revision(&previous.value.bytes(), event.revision);
                 return self.leaves(out, &last);
             }
             (Some(_), false) => "DELETED",
             (None, false) => return Ok(()),
         };
-        self.event(out, kind, &event.key, event.revision, &event.entry.value)
+        let (served, value) = (&self.shown.served, &event.entry.value);
+        let value = self.server.forms.text(served, &event.key, event.revision, value);
+        self.event(out, kind, &event.key, event.revision, &value)
     }
 
     /// Tells of an object that selectors no longer match. No other watch tells of it so.

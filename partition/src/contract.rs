@@ -70,7 +70,10 @@ pub(crate) async fn put(store: &dyn Store, key: &str, text: &str) -> Committed {
 
 async fn latest(store: &dyn Store) -> BTreeMap<String, Bytes> {
     let snapshot = store.read(&pods(), ReadAt::Latest).await.unwrap();
-    snapshot.range("", None).map(|(key, entry)| (key.to_string(), entry.value.clone())).collect()
+    snapshot
+        .range("", None)
+        .map(|(key, entry)| (key.to_string(), entry.value.bytes().into_owned()))
+        .collect()
 }
 
 #[track_caller]
@@ -192,7 +195,7 @@ pub(crate) async fn reads_an_exact_revision(store: Arc<dyn Store>) {
             history.push((deleted.revision, expected.clone()));
         } else {
             let committed = put(&*store, &key, &n.to_string()).await;
-            expected.insert(key, committed.entry.value);
+            expected.insert(key, committed.entry.value.into_bytes());
             history.push((committed.revision, expected.clone()));
         }
     }
@@ -201,7 +204,7 @@ pub(crate) async fn reads_an_exact_revision(store: Arc<dyn Store>) {
         assert_eq!(snapshot.revision(), revision);
         let found: BTreeMap<_, _> = snapshot
             .range("", None)
-            .map(|(key, entry)| (key.to_string(), entry.value.clone()))
+            .map(|(key, entry)| (key.to_string(), entry.value.bytes().into_owned()))
             .collect();
         assert_eq!(found, expected);
     }
@@ -331,7 +334,7 @@ pub(crate) async fn watches_have_no_gap_under_load(store: Arc<dyn Store>) {
             let mut acknowledged = Vec::new();
             for n in 0..EACH {
                 let committed = put(&*store, &format!("w{writer}"), &n.to_string()).await;
-                acknowledged.push((committed.revision, committed.entry.value));
+                acknowledged.push((committed.revision, committed.entry.value.into_bytes()));
             }
             acknowledged
         }));
@@ -343,8 +346,10 @@ pub(crate) async fn watches_have_no_gap_under_load(store: Arc<dyn Store>) {
     expected.sort();
     for watcher in watchers {
         let events = watcher.await.unwrap();
-        let seen: Vec<_> =
-            events.iter().map(|event| (event.revision, event.entry.value.clone())).collect();
+        let seen: Vec<_> = events
+            .iter()
+            .map(|event| (event.revision, event.entry.value.bytes().into_owned()))
+            .collect();
         assert_eq!(seen, expected);
     }
 }
@@ -366,8 +371,9 @@ pub(crate) async fn too_large_is_refused(store: Arc<dyn Store>) {
 pub(crate) async fn a_counter_by_many(store: Arc<dyn Store>) {
     const WRITERS: usize = 12;
     const EACH: usize = 25;
-    let number =
-        |entry: &Entry| -> usize { std::str::from_utf8(&entry.value).unwrap().parse().unwrap() };
+    let number = |entry: &Entry| -> usize {
+        std::str::from_utf8(&entry.value.bytes()).unwrap().parse().unwrap()
+    };
     let zero = Change::Put(Bytes::from_static(b"0"));
     store.write(write("counter", Expect::Absent, zero)).await.unwrap();
     let mut writers = Vec::new();

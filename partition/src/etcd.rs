@@ -358,11 +358,12 @@ impl EtcdStore {
         let value = match (&write.change, &first) {
             (Change::Put(value), _) => value.clone(),
             (Change::Delete, Some(TxnOpResponse::Delete(delete))) => {
-                live(delete.prev_kvs()).map(|entry| entry.value).unwrap_or_default()
+                live(delete.prev_kvs()).map(|entry| entry.value.into_bytes()).unwrap_or_default()
             }
             (Change::Delete, _) => bytes::Bytes::new(),
         };
-        let entry = Entry { value: value::with_revision(&value, revision), modified: revision };
+        let value = value::with_revision(&value, revision).into();
+        let entry = Entry { value, modified: revision };
         self.told.fetch_max(revision.0, Ordering::AcqRel);
         // Whoever was told reads its own write from the cache, whichever way it reads. A cache
         // that is cut off says so itself to the readers; the write has happened all the same.

@@ -55,6 +55,7 @@ mod ring;
 pub mod snapshot;
 mod state;
 pub mod store;
+pub mod text;
 pub mod value;
 mod wal;
 pub mod watch;

@@ -83,8 +83,8 @@ impl Ring {
 
 /// An upper bound: values that other events share are counted with each.
 fn weight(event: &Event) -> usize {
-    let previous = event.previous.as_ref().map_or(0, |entry| entry.value.len());
-    event.key.len() + event.entry.value.len() + previous + OVERHEAD
+    let previous = event.previous.as_ref().map_or(0, |entry| entry.value.held());
+    event.key.len() + event.entry.value.held() + previous + OVERHEAD
 }
 
 #[cfg(test)]
@@ -96,7 +96,7 @@ mod tests {
 
     fn event(revision: u64, size: usize) -> Arc<Event> {
         let revision = Revision(revision);
-        let entry = Entry { value: Bytes::from(vec![0; size]), modified: revision };
+        let entry = Entry { value: Bytes::from(vec![0; size]).into(), modified: revision };
         Arc::new(Event { revision, key: "k".into(), entry, previous: None, deleted: false })
     }
 

@@ -4,20 +4,20 @@
 
 use std::{ops::Bound, sync::Arc};
 
-use bytes::Bytes;
 use imbl::OrdMap;
 
 use crate::{
     fences::Fences,
     map::ShardKey,
     store::{Collection, Revision, StoreError},
+    text::Text,
 };
 
 /// A live value with its history's two ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// The object's JSON with its revision filled in.
-    pub value: Bytes,
+    pub value: Text,
     /// Revision of the change that made this value.
     pub modified: Revision,
 }

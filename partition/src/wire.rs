@@ -92,12 +92,12 @@ pub(crate) fn read_committed(reader: &mut Reader<'_>) -> Option<Committed> {
 
 pub(crate) fn put_entry(out: &mut Vec<u8>, entry: &Entry) {
     put_u64(out, entry.modified.0);
-    put_bytes(out, &entry.value);
+    put_bytes(out, &entry.value.bytes());
 }
 
 pub(crate) fn read_entry(reader: &mut Reader<'_>) -> Option<Entry> {
     let modified = Revision(reader.u64()?);
-    Some(Entry { modified, value: Bytes::copy_from_slice(reader.bytes()?) })
+    Some(Entry { modified, value: Bytes::copy_from_slice(reader.bytes()?).into() })
 }
 
 const CONFLICT: u8 = 1;
@@ -202,7 +202,7 @@ mod tests {
     use super::*;
 
     fn entry() -> Entry {
-        Entry { value: Bytes::from_static(b"{}"), modified: Revision(7) }
+        Entry { value: Bytes::from_static(b"{}").into(), modified: Revision(7) }
     }
 
     #[test]

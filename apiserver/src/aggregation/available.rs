@@ -171,7 +171,7 @@ impl<'a> Follower<'a> {
         for (key, entry) in snapshot.range("", None) {
             let Some((tenant, name)) = key.split_once("//") else { continue };
             let Ok(tenant) = TenantName::parse(tenant) else { continue };
-            let read = serde_json::from_slice::<super::Object>(&entry.value);
+            let read = serde_json::from_slice::<super::Object>(&entry.value.bytes());
             let Ok(spec) = read.map(|it| it.spec) else { continue };
             let Some(service) = spec.service.clone() else { continue };
             let due = match known.remove(key) {

@@ -107,7 +107,7 @@ impl Locals {
     pub(super) fn entry(&self, name: &str, created: &str) -> Option<Entry> {
         let object = self.object(name, created)?;
         let value = Bytes::from(object::encode(&object));
-        Some(Entry { value: value::with_revision(&value, ALWAYS), modified: ALWAYS })
+        Some(Entry { value: value::with_revision(&value, ALWAYS).into(), modified: ALWAYS })
     }
 
     /// The uid of an object that was made.

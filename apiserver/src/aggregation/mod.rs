@@ -155,7 +155,7 @@ impl Api {
     /// Reads an object; what is as it was of `known` is taken over.
     fn read(tenant: &TenantName, entry: &Entry, known: Option<&Self>) -> Result<Self> {
         let Object { mut spec, status } =
-            serde_json::from_slice(&entry.value).map_err(ApiError::internal)?;
+            serde_json::from_slice(&entry.value.bytes()).map_err(ApiError::internal)?;
         let priority =
             Priority { group: spec.group_priority_minimum, version: spec.version_priority };
         let (group, version) = (spec.group.clone(), spec.version.clone());

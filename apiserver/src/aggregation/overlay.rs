@@ -50,7 +50,7 @@ impl Overlay {
             found = self.tenants.read(&tenants, ReadAt::Latest).await?.get(&key).cloned();
         }
         let Some(found) = found else { return Ok(None) };
-        let it = object::parse(&found.value)
+        let it = object::parse(&found.value.bytes())
             .map_err(|error| StoreError::Damaged { what: format!("a tenant: {error}") })?;
         let created = object::meta_str(&it, "creationTimestamp").to_owned();
         Ok((!object::is_deleting(&it)).then_some(created))
@@ -99,7 +99,7 @@ impl Overlay {
         let seen = found.unwrap_or(made);
         // What was changed is still the one that was made; what began anew is another.
         let damaged = |what: String| StoreError::Damaged { what };
-        let it = object::parse(&seen.value).map_err(|error| damaged(error.to_string()))?;
+        let it = object::parse(&seen.value.bytes()).map_err(|error| damaged(error.to_string()))?;
         if !matches!(write.change, Change::Delete) || object::uid(&it) != self.locals.uid(name) {
             return self.kept.write(write).await;
         }
@@ -109,8 +109,8 @@ impl Overlay {
         object::metadata_mut(&mut fresh).insert("uid".into(), uid.into());
         write.change = Change::Put(object::encode(&fresh).into());
         let revision = self.kept.write(write).await?.revision;
-        let value = value::with_revision(&seen.value, revision);
-        Ok(Committed { revision, entry: Entry { value, modified: revision } })
+        let value = value::with_revision(&seen.value.bytes(), revision);
+        Ok(Committed { revision, entry: Entry { value: value.into(), modified: revision } })
     }
 }
 
@@ -127,14 +127,14 @@ impl Changes {
             return event.clone();
         }
         let made = name.and_then(|name| {
-            let it = object::parse(&event.entry.value).ok()?;
+            let it = object::parse(&event.entry.value.bytes()).ok()?;
             self.locals.entry(name, object::meta_str(&it, "creationTimestamp"))
         });
         let Some(made) = made else { return event.clone() };
         let mut event = Event::clone(event);
         if event.deleted {
-            let value = value::with_revision(&made.value, event.revision);
-            event.entry = Entry { value, modified: event.revision };
+            let value = value::with_revision(&made.value.bytes(), event.revision);
+            event.entry = Entry { value: value.into(), modified: event.revision };
             event.deleted = false;
         } else {
             event.previous = Some(made);

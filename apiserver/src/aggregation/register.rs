@@ -32,7 +32,7 @@ pub(crate) async fn register(server: &Server, tenant: &TenantName) -> Result<()>
     let place = Place { collection, store, prefix: &prefix };
     for (key, entry) in snapshot.range(&prefix, None) {
         let Stored { object: it, managed } =
-            Stored::parse(&entry.value).map_err(ApiError::internal)?;
+            Stored::parse(&entry.value.bytes()).map_err(ApiError::internal)?;
         let of_spec = |field: &str| object::text(&it, &["spec", field]).to_owned();
         let (group, version) = (of_spec("group"), of_spec("version"));
         let is_wanted = wanted.remove(&(group.clone(), version.clone()));

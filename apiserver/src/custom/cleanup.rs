@@ -42,7 +42,7 @@ pub(super) async fn clean(server: &Server, tenant: &TenantName) -> Result<bool> 
     let snapshot = store.read(&served.collection, ReadAt::Latest).await?;
     let mut done = true;
     for (key, entry) in snapshot.range(&prefix, None) {
-        let it: Value = serde_json::from_slice(&entry.value).map_err(ApiError::internal)?;
+        let it: Value = serde_json::from_slice(&entry.value.bytes()).map_err(ApiError::internal)?;
         if object::is_deleting(&it) && object::finalizers(&it).contains(&FINALIZER) {
             done &= clean_one(served, &*store, tenant, key, entry, it).await?;
         }
@@ -98,7 +98,8 @@ async fn remove(store: &dyn Store, collection: &Collection, tenant: &TenantName)
     let prefix = format!("{tenant}/");
     let mut left = 0;
     for (key, entry) in snapshot.range(&prefix, None) {
-        let mut it: Value = serde_json::from_slice(&entry.value).map_err(ApiError::internal)?;
+        let mut it: Value =
+            serde_json::from_slice(&entry.value.bytes()).map_err(ApiError::internal)?;
         let is_held = !object::finalizers(&it).is_empty();
         left += usize::from(is_held);
         if is_held && object::is_deleting(&it) {

@@ -158,10 +158,11 @@ impl Customs {
                 found.installed.insert(name, same.clone());
                 continue;
             }
-            let envelope = Envelope::read(&entry.value).map_err(ApiError::internal)?;
+            let text = entry.value.bytes();
+            let envelope = Envelope::read(&text).map_err(ApiError::internal)?;
             is_due |= envelope.is_leaving() || envelope.is_pending();
             let compiled = match envelope.is_established() {
-                true => self.interned.get(&envelope, &entry.value),
+                true => self.interned.get(&envelope, &text),
                 false => None,
             };
             let is_leaving = envelope.is_leaving();
@@ -204,14 +205,14 @@ impl Server {
     ) -> Result<()> {
         if let Some(other) = served.other {
             for entry in entries {
-                entry.value = object::shown(other, &entry.value)?;
+                entry.value = object::shown(other, &entry.value.bytes())?.into();
             }
             return Ok(());
         }
         let Some(custom) = served.custom() else { return Ok(()) };
         let Conversion::Webhook(webhook) = &custom.definition.conversion else {
             for entry in entries {
-                entry.value = custom.show(&entry.value)?;
+                entry.value = custom.show(&entry.value.bytes())?.into();
             }
             return Ok(());
         };
@@ -220,9 +221,9 @@ impl Server {
         let mut objects = Vec::new();
         for entry in entries {
             let Stored { object, managed } =
-                Stored::parse(&entry.value).map_err(ApiError::internal)?;
+                Stored::parse(&entry.value.bytes()).map_err(ApiError::internal)?;
             match object["apiVersion"] == wanted {
-                true => entry.value = custom.show(&entry.value)?,
+                true => entry.value = custom.show(&entry.value.bytes())?.into(),
                 false => {
                     waiting.push((entry, managed));
                     objects.push(object);
@@ -234,7 +235,7 @@ impl Server {
         }
         let converted = self.convert(custom, webhook, &objects, &wanted).await?;
         for ((entry, managed), it) in waiting.into_iter().zip(converted) {
-            entry.value = custom.encode(it, &managed);
+            entry.value = custom.encode(it, &managed).into();
         }
         Ok(())
     }
@@ -247,7 +248,11 @@ impl Server {
 
     /// As [`Server::show`], of the bytes of one.
     pub(crate) async fn show_bytes(&self, served: &Served, value: Bytes) -> Result<Bytes> {
-        Ok(self.show_entry(served, Entry { value, modified: Revision(0) }).await?.value)
+        Ok(self
+            .show_entry(served, Entry { value: value.into(), modified: Revision(0) })
+            .await?
+            .value
+            .into_bytes())
     }
 
     /// As [`Server::show`], of a parsed object. Returns what it was, if it is another now.

@@ -54,7 +54,7 @@ enum State {
 
 impl Claim {
     fn read(key: &str, entry: &Entry) -> Result<Self> {
-        let it: Value = serde_json::from_slice(&entry.value).map_err(ApiError::internal)?;
+        let it: Value = serde_json::from_slice(&entry.value.bytes()).map_err(ApiError::internal)?;
         let names = |path: &[&str]| -> Names {
             let found = object::at(&it, path).cloned().unwrap_or_else(|| json!({}));
             serde_json::from_value(found).unwrap_or_default()

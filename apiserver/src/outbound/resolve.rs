@@ -113,10 +113,10 @@ impl Server {
         let named = Finder::new(service);
         for (_, entry) in snapshot.range(&registry::key(tenant, namespace, ""), None) {
             // Most are of other services, and need not be read.
-            if named.find(&entry.value).is_none() {
+            if named.find(&entry.value.bytes()).is_none() {
                 continue;
             }
-            let slice = object::parse(&entry.value).map_err(ApiError::internal)?;
+            let slice = object::parse(&entry.value.bytes()).map_err(ApiError::internal)?;
             let labels = object::metadata(&slice).get("labels");
             if labels.and_then(|it| it.get(SERVICE_LABEL)).and_then(Value::as_str) == Some(service)
             {

@@ -146,7 +146,7 @@ impl Used {
     /// Whether `lock` is held for nobody.
     pub(super) async fn is_left_over(&self, server: &Server, lock: &Lock) -> Result<bool> {
         let Some(entry) = self.get(lock) else { return Ok(true) };
-        let held = object::parse(&entry.value).map_err(ApiError::internal)?;
+        let held = object::parse(&entry.value.bytes()).map_err(ApiError::internal)?;
         is_left_over(server, &self.tenant, lock, &held).await
     }
 }
@@ -170,7 +170,7 @@ pub(super) async fn held(
         let (collection, store) = lock.place(server, tenant)?;
         let snapshot = store.read(&collection, ReadAt::Latest).await?;
         let Some(entry) = snapshot.get(&registry::key(tenant, "", &lock.name())) else { continue };
-        let it = object::parse(&entry.value).map_err(ApiError::internal)?;
+        let it = object::parse(&entry.value.bytes()).map_err(ApiError::internal)?;
         if parent(&it) == Some(owner.clone()) {
             found.push(Held { lock, uid: object::uid(&it).to_owned() });
         }
@@ -216,7 +216,7 @@ pub(super) async fn take(
             }
             Err(error) => return Err(error.into()),
         };
-        let other = object::parse(&found.value).map_err(ApiError::internal)?;
+        let other = object::parse(&found.value.bytes()).map_err(ApiError::internal)?;
         if !is_left_over(server, tenant, lock, &other).await? {
             return Ok(None);
         }
@@ -294,7 +294,7 @@ async fn delete(
     let Some(mut entry) = snapshot.get(key).cloned() else { return Ok(()) };
     for _ in 0..RETRIES {
         if let Some(uid) = uid {
-            let it = object::parse(&entry.value).map_err(ApiError::internal)?;
+            let it = object::parse(&entry.value.bytes()).map_err(ApiError::internal)?;
             if object::uid(&it) != uid {
                 // It is another's by now.
                 return Ok(());

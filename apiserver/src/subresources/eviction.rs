@@ -227,7 +227,7 @@ async fn budgets_of(server: &Server, call: &Call, pod: &Value) -> Result<Vec<Val
         .unwrap_or_default();
     let mut found = Vec::new();
     for (_, entry) in snapshot.range(&prefix, None) {
-        let it = object::parse(&entry.value).map_err(ApiError::internal)?;
+        let it = object::parse(&entry.value.bytes()).map_err(ApiError::internal)?;
         // None selects none, and one that cannot be read matches nothing.
         let selector = it["spec"].get("selector").cloned();
         let selector = selector.and_then(|it| serde_json::from_value::<LabelSelector>(it).ok());
@@ -261,7 +261,7 @@ async fn remove(server: &Server, call: &Call, options: &delete::Options) -> Resu
         })
         .await?;
         if options.has_revision() {
-            let it = object::parse(&written.entry.value).map_err(ApiError::internal)?;
+            let it = object::parse(&written.entry.value.bytes()).map_err(ApiError::internal)?;
             options.only_at(object::meta_str(&it, "resourceVersion"));
         }
     }

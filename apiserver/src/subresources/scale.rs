@@ -70,7 +70,7 @@ pub(crate) async fn get_scale(server: &Server, call: &Call) -> Result<Value> {
     let name = &call.path.name;
     let (_, store) = call.served.place(&server.partitions, call.tenant()?, &call.namespace(), name);
     let entry = read::get(&call.served, &*store, &call.key(name)?, name, ReadAt::Latest).await?;
-    let mut it: Value = serde_json::from_slice(&entry.value).map_err(ApiError::internal)?;
+    let mut it: Value = serde_json::from_slice(&entry.value.bytes()).map_err(ApiError::internal)?;
     server.show_value(&call.served, &mut it).await?;
     scale_of(&call.served, &it)
 }
@@ -145,7 +145,7 @@ pub(crate) async fn write_scale(
         Ok(Ok(Changed::new(value, retry).of_scale(old, new)))
     })
     .await?;
-    let it = object::parse(&written.entry.value).map_err(ApiError::internal)?;
+    let it = object::parse(&written.entry.value.bytes()).map_err(ApiError::internal)?;
     scale_of(&call.served, &it)
 }
 

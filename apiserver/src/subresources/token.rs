@@ -26,7 +26,8 @@ pub(crate) async fn token(server: &Server, call: &Call, body: &[u8]) -> Result<V
     let (_, store) = call.served.place(&server.partitions, &tenant, &namespace, &name);
     let account =
         read::get(&call.served, &*store, &call.key(&name)?, &name, ReadAt::Latest).await?;
-    let account: Value = serde_json::from_slice(&account.value).map_err(ApiError::internal)?;
+    let account: Value =
+        serde_json::from_slice(&account.value.bytes()).map_err(ApiError::internal)?;
     let seconds = request["spec"].get("expirationSeconds").and_then(Value::as_i64).unwrap_or(3600);
     if seconds < MIN_LIFE {
         let error = FieldError::invalid(

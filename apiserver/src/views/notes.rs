@@ -72,7 +72,7 @@ impl Notes {
         let Some(known) = known else { return };
         for Made { name, object, .. } in made {
             let Some(entry) = known.get(&self.key(name)) else { continue };
-            let Ok(note) = serde_json::from_slice::<Note>(&entry.value) else { continue };
+            let Ok(note) = serde_json::from_slice::<Note>(&entry.value.bytes()) else { continue };
             for (field, texts) in [("labels", note.labels), ("annotations", note.annotations)] {
                 if !texts.is_empty() {
                     object["metadata"][field] = texts.into();
@@ -132,7 +132,8 @@ impl Notes {
         let old = super::now().saturating_sub(KEPT);
         for (key, entry) in known.range(&prefix, None) {
             let Some(name) = key.strip_prefix(&prefix) else { break };
-            let written = serde_json::from_slice::<Note>(&entry.value).map_or(0, |it| it.written);
+            let written =
+                serde_json::from_slice::<Note>(&entry.value.bytes()).map_or(0, |it| it.written);
             if moves.get(name).is_none() && written < old {
                 let expect = Expect::At(entry.modified);
                 put(meta, collection, key, expect, Change::Delete).await?;

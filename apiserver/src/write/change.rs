@@ -97,7 +97,7 @@ pub(crate) async fn change(
     let (_, store) = call.served.place(&server.partitions, &tenant, &namespace, &name);
     let mut entry = read::get(&call.served, &*store, &key, &name, ReadAt::Latest).await?;
     for _ in 0..RETRIES {
-        let mut current = Stored::parse(&entry.value).map_err(ApiError::internal)?;
+        let mut current = Stored::parse(&entry.value.bytes()).map_err(ApiError::internal)?;
         let kept = server.show_value(&call.served, &mut current.object).await?;
         let mut versions = Cow::Borrowed(writer.versions());
         let changed = loop {
@@ -249,7 +249,7 @@ async fn put_changed(
     if call.query.dry_run()? {
         let bytes = object::encode_with(new, managed).into();
         let value = insula_partition::value::with_revision(&bytes, entry.modified);
-        return Ok(Put::Written(Entry { value, modified: entry.modified }));
+        return Ok(Put::Written(Entry { value: value.into(), modified: entry.modified }));
     }
     let leaving = match is_finished(new) {
         true => Some(services::leaving(server, call, new).await?),

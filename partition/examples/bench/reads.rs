@@ -60,7 +60,7 @@ async fn ours(store: &dyn Store, n: usize) -> Result<usize, Failure> {
     // Taken as they would be sent: shared bytes, each looked at.
     let taken: Vec<_> =
         snapshot.range(&prefix, None).map(|(_, entry)| entry.value.clone()).collect();
-    Ok(taken.iter().filter(|value| value.first() == Some(&b'{')).count())
+    Ok(taken.iter().filter(|value| value.bytes().first() == Some(&b'{')).count())
 }
 
 async fn theirs(mut client: KvClient, n: usize) -> Result<usize, Failure> {

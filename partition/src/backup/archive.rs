@@ -300,7 +300,7 @@ fn unpack(body: &[u8]) -> Option<Vec<(Collection, String, Entry)>> {
         let (collection, key) = (Collection::parse(reader.text()?)?, reader.text()?.to_owned());
         let modified = Revision(reader.u64()?);
         let value = Bytes::copy_from_slice(reader.bytes()?);
-        rows.push((collection, key, Entry { value, modified }));
+        rows.push((collection, key, Entry { value: value.into(), modified }));
     }
     Some(rows)
 }

@@ -91,7 +91,7 @@ pub async fn restore(
                         collection,
                         key: key.into(),
                         expect: Expect::Absent,
-                        change: Change::Put(entry.value),
+                        change: Change::Put(entry.value.into_bytes()),
                         durability: Durability::Durable,
                         by_move: None,
                     };

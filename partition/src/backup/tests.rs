@@ -65,7 +65,8 @@ async fn all(partitions: &Partitions) -> Vec<(String, serde_json::Value, u64)> {
         let store = partitions.store(&name).unwrap();
         let snapshot = store.read(&pods(), ReadAt::Latest).await.unwrap();
         for (key, entry) in snapshot.range("", None) {
-            let mut value: serde_json::Value = serde_json::from_slice(&entry.value).unwrap();
+            let mut value: serde_json::Value =
+                serde_json::from_slice(&entry.value.bytes()).unwrap();
             value["metadata"]["resourceVersion"] = "".into();
             all.push((key.to_string(), value, entry.modified.0));
         }

@@ -413,7 +413,7 @@ mod tests {
             builder.add(
                 collection,
                 &format!("t/ns/{n}"),
-                Entry { value, modified: Revision(n + 1) },
+                Entry { value: value.into(), modified: Revision(n + 1) },
             );
         }
         builder.finish()
@@ -470,7 +470,7 @@ mod tests {
         let mut builder = image::Builder::new(Revision(1));
         let value = Bytes::from(vec![b'x'; 1 << 20]);
         for n in 0..(5 * PART / 2) >> 20 {
-            let entry = Entry { value: value.clone(), modified: Revision(1) };
+            let entry = Entry { value: value.clone().into(), modified: Revision(1) };
             builder.add("a/b", &format!("k{n:05}"), entry);
         }
         write(dir.path(), &builder.finish(), description(10)).unwrap();
@@ -515,7 +515,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let value = Bytes::from((0..=255).cycle().take(1 << 20).collect::<Vec<u8>>());
         let mut builder = image::Builder::new(Revision(1));
-        builder.add("a/b", "k", Entry { value: value.clone(), modified: Revision(1) });
+        builder.add("a/b", "k", Entry { value: value.clone().into(), modified: Revision(1) });
         write(dir.path(), &builder.finish(), description(1)).unwrap();
         let (_, image) = load(dir.path()).unwrap().newest.unwrap();
         assert_eq!(image.collections[0].1.get("k").unwrap().value, value);

@@ -14,6 +14,7 @@ use crate::{
     snapshot::Entry,
     state::Image,
     store::{Collection, Revision},
+    text::Text,
 };
 
 /// Appends one row.
@@ -21,7 +22,7 @@ pub(crate) fn put_row(out: &mut Vec<u8>, collection: &Collection, key: &str, ent
     put_text(out, collection.as_str());
     put_text(out, key);
     out.extend_from_slice(&entry.modified.0.to_le_bytes());
-    put_bytes(out, &entry.value);
+    put_bytes(out, &entry.value.bytes());
 }
 
 /// Puts an image together from rows ordered by collection.
@@ -51,7 +52,7 @@ impl Builder {
         while !reader.is_empty() {
             let (collection, key) = (reader.text()?, reader.text()?);
             let modified = Revision(reader.u64()?);
-            let value = Bytes::copy_from_slice(reader.bytes()?);
+            let value = Text::kept(Bytes::copy_from_slice(reader.bytes()?));
             self.add(collection, key, Entry { value, modified });
         }
         Some(())
@@ -80,7 +81,11 @@ mod tests {
         let mut builder = Builder::new(Revision(revision));
         for ((collection, key), (modified, value)) in rows {
             let value = Bytes::from(value.clone());
-            builder.add(collection, key, Entry { value, modified: Revision(*modified) });
+            builder.add(
+                collection,
+                key,
+                Entry { value: value.into(), modified: Revision(*modified) },
+            );
         }
         builder.finish()
     }

@@ -255,7 +255,7 @@ mod tests {
             ["core/nodes", "core/pods"].iter().flat_map(|c| (0..rows).map(move |n| (c, n)))
         {
             let value = Bytes::from(vec![b'x'; 1000]);
-            let entry = Entry { value, modified: Revision(n) };
+            let entry = Entry { value: value.into(), modified: Revision(n) };
             builder.add(collection, &format!("t/ns/{n:05}"), entry);
         }
         let at = Position { index: 9, term: 2 };

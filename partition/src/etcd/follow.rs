@@ -24,6 +24,7 @@ use crate::{
     snapshot::Entry,
     state::{Image, State},
     store::Collection,
+    text::Text,
     value,
 };
 
@@ -283,7 +284,8 @@ pub(super) async fn load(client: &Client, keys: &Keys) -> Result<Loaded, FollowE
 /// A stored value as clients see it.
 pub(super) fn entry(kv: &KeyValue, offsets: &Offsets) -> Entry {
     let modified = offsets.shown(kv.mod_revision());
-    Entry { value: value::own_with_revision(kv.value(), modified), modified }
+    let value = value::own_with_revision(kv.value(), modified);
+    Entry { value: Text::kept(value), modified }
 }
 
 /// `bytes` with its last byte one higher: the end of all keys that begin with `prefix`, which

@@ -78,7 +78,7 @@ impl SplitStore {
                 Store::read(&*self.relaxed, &fences::collection(), ReadAt::Latest).await?;
             let found = snapshot.get(TABLE);
             let known = match found {
-                Some(entry) => Fences::parse(&entry.value, entry.modified),
+                Some(entry) => Fences::parse(&entry.value.bytes(), entry.modified),
                 None => Fences::default(),
             };
             let mut next = wanted.clone();

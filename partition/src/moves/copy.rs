@@ -123,7 +123,8 @@ impl<'a> Copy<'a> {
             let same = copied.entries.get(key).is_some_and(|have| {
                 let plain = |value| value::with_revision(value, Revision(0));
                 // What an earlier move left here is too old: revisions must not go back.
-                entry.modified < have.modified && plain(&have.value) == plain(&entry.value)
+                entry.modified < have.modified
+                    && plain(&have.value.bytes()) == plain(&entry.value.bytes())
             });
             if !same {
                 writes.push(self.put(collection, key, entry));
@@ -166,7 +167,7 @@ impl<'a> Copy<'a> {
         key: &Arc<str>,
         entry: &crate::snapshot::Entry,
     ) -> Write {
-        self.write(collection, key, Change::Put(entry.value.clone()))
+        self.write(collection, key, Change::Put(entry.value.bytes().into_owned()))
     }
 
     fn delete(&self, collection: &Collection, key: &Arc<str>) -> Write {

@@ -30,7 +30,7 @@ pub(crate) fn collection() -> Collection {
 pub(super) async fn all(meta: &dyn Store, at: ReadAt) -> Result<Vec<Stored>, StoreError> {
     let snapshot = meta.read(&collection(), at).await?;
     let stored = |(key, entry): (&std::sync::Arc<str>, &crate::snapshot::Entry)| {
-        parse(&entry.value, key).map(|it| Stored { it, at: entry.modified, frozen: None })
+        parse(&entry.value.bytes(), key).map(|it| Stored { it, at: entry.modified, frozen: None })
     };
     snapshot.range("", None).map(stored).collect()
 }
@@ -38,7 +38,7 @@ pub(super) async fn all(meta: &dyn Store, at: ReadAt) -> Result<Vec<Stored>, Sto
 pub(super) async fn read(meta: &dyn Store, id: &str) -> Result<Option<Stored>, StoreError> {
     let snapshot = meta.read(&collection(), ReadAt::Latest).await?;
     let Some(entry) = snapshot.get(id) else { return Ok(None) };
-    parse(&entry.value, id).map(|it| Some(Stored { it, at: entry.modified, frozen: None }))
+    parse(&entry.value.bytes(), id).map(|it| Some(Stored { it, at: entry.modified, frozen: None }))
 }
 
 fn parse(value: &[u8], id: &str) -> Result<Move, StoreError> {

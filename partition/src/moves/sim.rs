@@ -292,7 +292,7 @@ impl Subject for Tenant {
                     Ok(snapshot) => {
                         let found = snapshot.get(&self.key(key));
                         return Ok(found.map(|entry| Seen {
-                            id: id_of(&entry.value),
+                            id: id_of(&entry.value.bytes()),
                             revision: entry.modified.0,
                         }));
                     }

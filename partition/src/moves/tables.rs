@@ -19,7 +19,7 @@ pub(super) async fn change(
         let found = snapshot.get(TABLE);
         let (known, expect) = match found {
             Some(entry) => {
-                let known = Fences::parse(&entry.value, entry.modified);
+                let known = Fences::parse(&entry.value.bytes(), entry.modified);
                 known.check_history(Revision(u64::MAX))?;
                 (known, Expect::At(entry.modified))
             }

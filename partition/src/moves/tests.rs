@@ -163,10 +163,11 @@ impl Writers {
         let snapshot = read(partitions, name).await;
         for (key, (n, revision)) in &all.last {
             let entry = snapshot.get(key).unwrap_or_else(|| panic!("{key} is lost"));
-            assert_eq!(count_in(&entry.value), *n, "{key}");
+            assert_eq!(count_in(&entry.value.bytes()), *n, "{key}");
             assert!(*revision <= entry.modified, "{key} went back");
         }
-        let shared = snapshot.get(&format!("{name}/ns/shared")).map(|it| count_in(&it.value));
+        let shared =
+            snapshot.get(&format!("{name}/ns/shared")).map(|it| count_in(&it.value.bytes()));
         assert_eq!(shared.unwrap_or(0), all.shared, "increments were lost or done twice");
         (all.slowest, all.writes)
     }
@@ -202,7 +203,7 @@ async fn work(
             Err(StoreError::Conflict { found, .. }) => {
                 let found = found.unwrap_or_else(|| panic!("{key} is lost"));
                 let (had, revision) = told.last[&key];
-                assert_eq!(count_in(&found.value), had, "{key}");
+                assert_eq!(count_in(&found.value.bytes()), had, "{key}");
                 assert!(revision < found.modified, "{key} went back");
                 told.last.insert(key, (had, found.modified));
             }
@@ -211,7 +212,7 @@ async fn work(
         let mut found = read(partitions, name).await.get(&shared).cloned();
         loop {
             let (expect, next) = match &found {
-                Some(entry) => (Expect::At(entry.modified), count_in(&entry.value) + 1),
+                Some(entry) => (Expect::At(entry.modified), count_in(&entry.value.bytes()) + 1),
                 None => (Expect::Absent, 1),
             };
             match anywhere(partitions, name, &write(&shared, expect, counted(next))).await {

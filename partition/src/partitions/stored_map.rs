@@ -41,7 +41,7 @@ pub(super) async fn read_map(
 ) -> Result<Option<(PartitionMap, Revision)>, StoreError> {
     let snapshot = meta.read(&map_collection(), ReadAt::Latest).await?;
     let Some(entry) = snapshot.get(MAP_KEY) else { return Ok(None) };
-    let map = serde_json::from_slice(&entry.value)
+    let map = serde_json::from_slice(&entry.value.bytes())
         .map_err(|error| StoreError::Damaged { what: format!("partition map: {error}") })?;
     Ok(Some((map, entry.modified)))
 }

@@ -306,7 +306,7 @@ impl Piece {
                     out.push(u8::from(event.deleted));
                     put_u64(&mut out, event.revision.0);
                     // A delete's value is the last one, which the other end has.
-                    let value: &[u8] = if event.deleted { &[] } else { &event.entry.value };
+                    let value: &[u8] = if event.deleted { &[] } else { &event.entry.value.bytes() };
                     put_bytes(&mut out, value);
                 }
             }
@@ -432,7 +432,7 @@ mod tests {
             };
             assert_eq!(format!("{read:?}"), text);
         }
-        let found = Entry { value: Bytes::from_static(b"v"), modified: Revision(4) };
+        let found = Entry { value: Bytes::from_static(b"v").into(), modified: Revision(4) };
         for found in [None, Some(found)] {
             check(StoreError::Conflict { collection: collection(), key: "k".into(), found });
         }

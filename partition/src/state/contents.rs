@@ -2,7 +2,6 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use bytes::Bytes;
 use imbl::OrdMap;
 use tokio::sync::watch;
 
@@ -12,6 +11,7 @@ use crate::{
     ring::{Ring, RingLimits},
     snapshot::Entry,
     store::{Collection, Committed, Expect, Revision, StoreError},
+    text::Text,
     value,
     watch::Event,
 };
@@ -190,7 +190,7 @@ impl Contents {
     fn read_fences(&mut self) {
         let table = self.shelves[self.fence_shelf].entries.get(fences::TABLE);
         self.fences = match table {
-            Some(entry) => Arc::new(Fences::parse(&entry.value, entry.modified)),
+            Some(entry) => Arc::new(Fences::parse(&entry.value.bytes(), entry.modified)),
             None => Fences::none(),
         };
         // Some may watch what is no longer here.
@@ -204,7 +204,8 @@ impl Contents {
         value: &[u8],
         revision: Revision,
     ) -> Option<Arc<Event>> {
-        let entry = Entry { value: value::own_with_revision(value, revision), modified: revision };
+        let value = Text::kept(value::own_with_revision(value, revision));
+        let entry = Entry { value, modified: revision };
         let entries = &mut self.shelves[shelf].entries;
         let (key, previous) = match entries.get_key_value_mut(key) {
             Some((key, slot)) => (key.clone(), Some(std::mem::replace(slot, entry.clone()))),
@@ -222,8 +223,8 @@ impl Contents {
         let (key, previous) = self.shelves[shelf].entries.remove_with_key(key)?;
         self.objects -= 1;
         self.bytes -= size_of_entry(&key, &previous);
-        let value: Bytes = value::with_revision(&previous.value, revision);
-        let entry = Entry { value, modified: revision };
+        let value = value::with_revision(&previous.value.bytes(), revision);
+        let entry = Entry { value: Text::kept(value), modified: revision };
         let previous = Some(previous);
         Some(self.record(shelf, Event { revision, key, entry, previous, deleted: true }))
     }

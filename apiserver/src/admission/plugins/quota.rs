@@ -69,7 +69,7 @@ pub(in crate::admission) fn charge<'a>(
         // All are looked at before any is charged.
         let mut charged = Vec::new();
         for (key, entry) in found {
-            let stored = Stored::parse(&entry.value).map_err(ApiError::internal)?;
+            let stored = Stored::parse(&entry.value.bytes()).map_err(ApiError::internal)?;
             if let Some(charge) = judge(admission, kind, it, &stored.object)? {
                 charged.push((key, entry, stored, charge));
             }
@@ -197,7 +197,7 @@ async fn take(
             Err(error) => return Err(error.into()),
         }
         admission.go_on().await?;
-        stored = Stored::parse(&entry.value).map_err(ApiError::internal)?;
+        stored = Stored::parse(&entry.value.bytes()).map_err(ApiError::internal)?;
         match judge(admission, kind, it, &stored.object)? {
             Some(again) => charge = again,
             None => return Ok(()),
@@ -247,7 +247,7 @@ impl Admission<'_> {
         let (_, store) = served.place(&self.server.partitions, tenant, namespace, "");
         let snapshot = store.read(&served.collection, ReadAt::NotOlderThan(*at)).await?;
         let Some(entry) = snapshot.get(key).filter(|it| it.modified == *at) else { return Ok(()) };
-        let mut stored = Stored::parse(&entry.value).map_err(ApiError::internal)?;
+        let mut stored = Stored::parse(&entry.value.bytes()).map_err(ApiError::internal)?;
         let mut used = read(object::at(&stored.object, &["status", "used"]));
         for (name, amount) in more {
             if let Some(used) = used.get_mut(name) {

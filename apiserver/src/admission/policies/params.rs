@@ -117,7 +117,7 @@ async fn selected(
         if index % 100 == 99 {
             admission.go_on().await?;
         }
-        let it = object::parse(&entry.value).map_err(ApiError::internal)?;
+        let it = object::parse(&entry.value.bytes()).map_err(ApiError::internal)?;
         if is_labelled(selector, &it) {
             found.push(it);
         }

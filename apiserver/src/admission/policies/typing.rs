@@ -68,7 +68,7 @@ pub(in crate::admission) async fn settle(
     let (_, store) = served.place(&server.partitions, tenant, "", name);
     let snapshot = store.read(&served.collection, ReadAt::Latest).await?;
     let Some(entry) = snapshot.get(&key).cloned() else { return Ok(()) };
-    let mut stored = Stored::parse(&entry.value).map_err(ApiError::internal)?;
+    let mut stored = Stored::parse(&entry.value.bytes()).map_err(ApiError::internal)?;
     let policy = &mut stored.object;
     let generation = object::metadata(policy).get("generation").cloned().unwrap_or_default();
     let status = policy.get("status");

@@ -96,7 +96,7 @@ impl<T> Compiled<T> {
             entries.push(match same {
                 Some(same) => Arc::clone(same),
                 None => {
-                    let it = object::parse(&entry.value).map_err(ApiError::internal)?;
+                    let it = object::parse(&entry.value.bytes()).map_err(ApiError::internal)?;
                     let compiled = (self.compile)(&it).map_err(|error| {
                         // A guard that cannot be read guards everything.
                         ApiError::internal(format!("{} {name:?}: {error}", self.resource))

@@ -150,7 +150,7 @@ async fn has_slices(
     let prefix = registry::key(tenant, namespace, "");
     let mut slices = snapshot.range(&prefix, None);
     Ok(slices.any(|(_, entry)| {
-        object::parse(&entry.value).is_ok_and(|it| {
+        object::parse(&entry.value.bytes()).is_ok_and(|it| {
             let labels = object::metadata(&it).get("labels");
             labels.and_then(|it| it.get("kubernetes.io/service-name")).and_then(Value::as_str)
                 == Some(service)
@@ -207,7 +207,7 @@ async fn write(server: &Server, tenant: &TenantName, name: &str, found: &Found) 
     let snapshot =
         insula_partition::store::Store::read(&store, &collection, ReadAt::Latest).await?;
     let Some(entry) = snapshot.get(&key) else { return Ok(()) };
-    let mut it: Value = serde_json::from_slice(&entry.value).map_err(ApiError::internal)?;
+    let mut it: Value = serde_json::from_slice(&entry.value.bytes()).map_err(ApiError::internal)?;
     let mut status = it.get("status").cloned().unwrap_or_else(|| json!({}));
     let value = if found.is_available { "True" } else { "False" };
     set_condition(&mut status, "Available", value, found.reason, &found.message, None);

@@ -188,9 +188,10 @@ impl Clients {
             Waiting::Read(answer, state) => match answer.try_recv() {
                 Ok(Ok(())) => {
                     let snapshot = state.snapshot(&pods()).expect("a running state is read");
-                    let found = snapshot
-                        .get(&name(key))
-                        .map(|entry| Seen { id: id_of(&entry.value), revision: entry.modified.0 });
+                    let found = snapshot.get(&name(key)).map(|entry| Seen {
+                        id: id_of(&entry.value.bytes()),
+                        revision: entry.modified.0,
+                    });
                     match found {
                         Some(seen) => drop(self.known[client].insert(key, seen)),
                         None => drop(self.known[client].remove(&key)),

@@ -619,7 +619,7 @@ impl World {
                 for event in events {
                     let applied = Applied {
                         key: event.key.clone(),
-                        value: event.entry.value.clone(),
+                        value: event.entry.value.bytes().into_owned(),
                         deleted: event.deleted,
                     };
                     let known =

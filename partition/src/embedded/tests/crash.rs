@@ -82,7 +82,7 @@ async fn write_until_killed(store: Arc<dyn Store>, count: usize) {
             let durability = if writer % 6 < 4 { Durability::Durable } else { Durability::Relaxed };
             let key = format!("{durability:?}-{writer}");
             let found = store.read(&pods(), ReadAt::Latest).await.unwrap();
-            let mut number = found.get(&key).map_or(0, |entry| number_of(&entry.value));
+            let mut number = found.get(&key).map_or(0, |entry| number_of(&entry.value.bytes()));
             loop {
                 number += 1;
                 let width = 20 + writer % 6 * 300;
@@ -144,7 +144,7 @@ async fn nothing_acknowledged_is_lost_by_kill() {
         let found = store.read(&pods(), ReadAt::Latest).await.unwrap();
         for (key, number) in &acknowledged {
             let entry = found.get(key).unwrap_or_else(|| panic!("{key} is gone"));
-            let stored = number_of(&entry.value);
+            let stored = number_of(&entry.value.bytes());
             assert!(*number <= stored, "{key}: {number} was acknowledged, {stored} is there");
         }
         let next = put(&*store, "next", "x").await.revision;
@@ -475,7 +475,7 @@ proptest! {
             let store = p1(&embedded);
             let found = store.read(&pods(), ReadAt::Latest).await.unwrap();
             for (key, number) in acknowledged {
-                let stored = found.get(&key).map_or(0, |entry| number_of(&entry.value));
+                let stored = found.get(&key).map_or(0, |entry| number_of(&entry.value.bytes()));
                 assert!(number <= stored, "{key}: {number} was acknowledged, {stored} is there");
             }
             assert!(told < put(&*store, "next", "x").await.revision);

@@ -112,7 +112,7 @@ impl Group {
 
     fn value(&self, member: u64, key: &str) -> Option<Bytes> {
         let snapshot = self.states[member as usize - 1].snapshot(&pods()).unwrap();
-        snapshot.get(key).map(|entry| entry.value.clone())
+        snapshot.get(key).map(|entry| entry.value.bytes().into_owned())
     }
 }
 

@@ -1,0 +1,167 @@
+//! A value as it lies in memory: what is long is packed, if that makes it much shorter.
+//!
+//! Long values are definitions, manifests and documents: text that repeats itself, read rarely,
+//! and by each tenant its own. Packed they take a tenth, now and in the history.
+//! LZ4 (block format) unpacks faster than a connection encrypts.
+
+use std::{borrow::Cow, sync::Arc};
+
+use bytes::Bytes;
+use lz4_flex::block;
+
+/// Values from this length on are packed, in bytes.
+const LONG: usize = 16 << 10;
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct Text(Form);
+
+#[derive(Debug, Clone)]
+enum Form {
+    Plain(Bytes),
+    Packed {
+        bytes: Arc<[u8]>,
+        /// Of what it was made of.
+        length: u32,
+    },
+}
+
+impl Text {
+    /// A value that will lie there for a while.
+    pub(crate) fn kept(value: Bytes) -> Self {
+        let Some(length) = u32::try_from(value.len()).ok().filter(|_| LONG <= value.len()) else {
+            return value.into();
+        };
+        let packed = block::compress(&value);
+        match packed.len() <= value.len() / 2 {
+            true => Self(Form::Packed { bytes: packed.into(), length }),
+            false => value.into(),
+        }
+    }
+
+    /// The value. What is plain costs nothing.
+    pub fn bytes(&self) -> Cow<'_, Bytes> {
+        match &self.0 {
+            Form::Plain(bytes) => Cow::Borrowed(bytes),
+            Form::Packed { bytes, length } => Cow::Owned(unpack(bytes, *length)),
+        }
+    }
+
+    pub fn into_bytes(self) -> Bytes {
+        match self.0 {
+            Form::Plain(bytes) => bytes,
+            Form::Packed { bytes, length } => unpack(&bytes, length),
+        }
+    }
+
+    /// The value's length in bytes.
+    pub fn len(&self) -> usize {
+        match &self.0 {
+            Form::Plain(bytes) => bytes.len(),
+            Form::Packed { length, .. } => *length as usize,
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether looking at it costs something.
+    pub fn is_packed(&self) -> bool {
+        matches!(self.0, Form::Packed { .. })
+    }
+
+    /// The bytes that it takes.
+    pub(crate) fn held(&self) -> usize {
+        match &self.0 {
+            Form::Plain(bytes) => bytes.len(),
+            Form::Packed { bytes, .. } => bytes.len(),
+        }
+    }
+}
+
+fn unpack(bytes: &[u8], length: u32) -> Bytes {
+    match block::decompress(bytes, length as usize) {
+        Ok(value) => value.into(),
+        // It was packed by this very process and nobody can change it: memory is broken.
+        Err(error) => {
+            tracing::error!(%error, "a packed value is damaged in memory");
+            Bytes::new()
+        }
+    }
+}
+
+impl From<Bytes> for Text {
+    fn from(value: Bytes) -> Self {
+        Self(Form::Plain(value))
+    }
+}
+
+impl From<String> for Text {
+    fn from(value: String) -> Self {
+        Bytes::from(value).into()
+    }
+}
+
+impl From<&'static str> for Text {
+    fn from(value: &'static str) -> Self {
+        Bytes::from(value).into()
+    }
+}
+
+impl Default for Text {
+    fn default() -> Self {
+        Bytes::new().into()
+    }
+}
+
+impl PartialEq for Text {
+    fn eq(&self, other: &Self) -> bool {
+        self.len() == other.len() && self.bytes() == other.bytes()
+    }
+}
+
+impl Eq for Text {}
+
+impl PartialEq<Bytes> for Text {
+    fn eq(&self, other: &Bytes) -> bool {
+        *self.bytes() == *other
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_long_and_repeats_itself_is_packed() {
+        let value: Bytes = r#"{"type":"string","description":"what it is"},"#.repeat(5000).into();
+        let text = Text::kept(value.clone());
+        assert!(text.held() * 10 < value.len(), "{} of {}", text.held(), value.len());
+        assert_eq!((text.len(), &*text.bytes()), (value.len(), &value));
+        assert_eq!(text.clone().into_bytes(), value);
+        assert_eq!(text, Text::from(value));
+    }
+
+    #[test]
+    fn what_is_short_or_like_noise_stays_as_it_is() {
+        let noise: Vec<u8> = (0..100_000_u64)
+            .map(|n| (n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8 ^ (n >> 3) as u8)
+            .scan(7_u64, |state, it| {
+                *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(u64::from(it));
+                Some((*state >> 40) as u8)
+            })
+            .collect();
+        for value in [Bytes::new(), Bytes::from(vec![b'a'; LONG - 1]), noise.into()] {
+            let at = value.as_ptr();
+            let text = Text::kept(value.clone());
+            assert_eq!((text.held(), text.len()), (value.len(), value.len()));
+            assert_eq!((text.bytes().as_ptr(), &*text.bytes()), (at, &value));
+        }
+    }
+
+    #[test]
+    fn an_entry_is_no_larger_for_it() {
+        assert_eq!(size_of::<Text>(), size_of::<Bytes>());
+    }
+}
