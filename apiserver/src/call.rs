@@ -139,15 +139,20 @@ impl Call {
 
     /// Checks an object that was put together here, by a patch, as if it had been sent. Returns
     /// it with warnings about its fields.
-    pub(crate) fn check(&self, kind: &Gvk, mut value: Value) -> Result<(Value, Vec<String>)> {
+    pub(crate) fn check(
+        &self,
+        kind: &Gvk,
+        mut value: Value,
+        misfit: impl Fn(DecodeError) -> ApiError,
+    ) -> Result<(Value, Vec<String>)> {
         let validation = FieldValidation::from_query(&self.query)?;
         if let Some(custom) = self.custom(&kind.api_version(), &kind.kind) {
             check_kind(&mut value, kind)?;
-            let findings = object::shape(&custom.version, &mut value)?;
+            let findings = object::shape(&custom.version, &mut value).map_err(&misfit)?;
             return judged(Decoded { value, findings }, kind, validation);
         }
         let schema = Schema::built_in();
-        let decoded = decode::value(schema, schema.by_kind(kind), value)?;
+        let decoded = decode::value(schema, schema.by_kind(kind), value).map_err(misfit)?;
         judged(decoded, kind, validation)
     }
 

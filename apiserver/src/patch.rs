@@ -29,6 +29,8 @@ const OPERATIONS: usize = 10_000;
 const COPIED: usize = crate::request::MAX_BODY;
 /// Most that the other operations of one JSON patch may put somewhere, in bytes.
 const MOVED: usize = 32 * crate::request::MAX_BODY;
+/// Most of a patch that is shown to whoever sent it, in bytes.
+const SHOWN: usize = 4096;
 /// Deepest place at which a JSON patch may put something.
 const DEPTH: usize = 200;
 
@@ -118,6 +120,17 @@ impl Patch {
         }
     }
 
+    /// As it was sent, for whoever sent it.
+    fn text(&self) -> String {
+        let mut text = match self {
+            Self::Json(patch) => patch.to_string(),
+            Self::Merge(it) | Self::Strategic(it) => it.to_string(),
+        };
+        let end = (0..=SHOWN).rev().find(|end| text.is_char_boundary(*end));
+        text.truncate(end.unwrap_or_default());
+        text
+    }
+
     /// What becomes of `current`, checked by its type; with warnings about unknown fields.
     pub(crate) fn apply(&self, call: &Call, current: &Stored) -> Result<(Value, Vec<String>)> {
         let schema = Schema::built_in();
@@ -148,7 +161,11 @@ impl Patch {
         if !value.is_object() {
             return Err(ApiError::bad_request("the patch leaves no object"));
         }
-        call.check(&kind, value)
+        // Upstream shows what the patch made; the patch itself is shorter, and what its author knows.
+        call.check(&kind, value, |error| {
+            let error = FieldError::invalid("patch", &self.text().into(), &error.to_string());
+            ApiError::invalid("", "", "", &[error])
+        })
     }
 }
 

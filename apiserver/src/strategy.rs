@@ -219,6 +219,10 @@ pub(crate) fn prepare_update(served: &Served, subresource: &str, old: &Value, ne
     if facts.counts_templates && subresource.is_empty() {
         template_generation(Some(old), new);
     }
+}
+
+/// Counts a change that is as it will be kept: what admission takes back is none.
+pub(crate) fn count(served: &Served, subresource: &str, old: &Value, new: &mut Value) {
     if matches!(subresource, "" | "ephemeralcontainers" | "resize") && counts(served, old, new) {
         bump_generation(new);
     }

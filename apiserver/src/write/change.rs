@@ -159,6 +159,7 @@ pub(crate) async fn change(
                 strategy::prepare_update(&call.served, &call.path.subresource, old, &mut new);
             }
         }
+        strategy::count(&call.served, &call.path.subresource, old, &mut new);
         let claims = services::begin(server, call, Some(old), &mut new).await?;
         let change = Update {
             old,

@@ -30,7 +30,7 @@ static UNFORESEEN: LazyLock<Regex> = LazyLock::new(|| {
         r"|kube-api-access-[a-z0-9]{5}",
         r"|\bBad_[a-z0-9]{5}",
         // Revisions.
-        r"|\(\d+\)|current: \d+|resourceVersion: .\d+.",
+        r"|\(\d+\)|current: \d+|resourceVersion: .\d+.|ResourceVersion in object meta: \d+",
     ))
     .unwrap()
 });

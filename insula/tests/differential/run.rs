@@ -141,7 +141,8 @@ impl Asker {
 
         let live = self.live(&one).await;
         note("put as it is", self.ask((Method::PUT, one.clone(), JSON, Some(&live))).await);
-        let mut changed = live.clone();
+        // Of some kinds upstream writes even what changes nothing.
+        let mut changed = self.live(&one).await;
         merge(&mut changed, &kind.change);
         note("put changed", {
             let path = format!("{one}?fieldManager=changer");
