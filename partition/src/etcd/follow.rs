@@ -28,8 +28,15 @@ use crate::{
     value,
 };
 
-/// Objects per request while loading.
+/// Objects per request while loading, at least. An etcd looks at all keys behind the first for
+/// each page, so pages of small objects grow.
 const PAGE: i64 = 256;
+
+/// Objects per request at most.
+const MOST: i64 = 16 * PAGE;
+
+/// Pages with fewer bytes than this grow, and those with twice as many shrink.
+const FULL: usize = 16 << 20;
 
 /// Largest message taken: a page of the largest values.
 const MAX_MESSAGE: usize = 512 << 20;
@@ -249,12 +256,26 @@ pub(super) async fn load(client: &Client, keys: &Keys) -> Result<Loaded, FollowE
     let mut kv = client.kv_client().max_decoding_message_size(MAX_MESSAGE);
     let end = prefix_end(keys.prefix());
     let mut from = keys.prefix().as_bytes().to_vec();
-    let mut at = 0;
+    let (mut at, mut limit) = (0, PAGE);
     let mut collections: BTreeMap<Collection, OrdMap<Arc<str>, Entry>> = BTreeMap::new();
     loop {
-        let options = GetOptions::new().with_range(end.clone()).with_limit(PAGE).with_revision(at);
-        let page = tokio::time::timeout(ANSWER, kv.get(from.clone(), Some(options))).await?;
-        let page = page.map_err(classify)?;
+        let options = GetOptions::new().with_range(end.clone()).with_limit(limit).with_revision(at);
+        let page = match tokio::time::timeout(ANSWER, kv.get(from.clone(), Some(options))).await {
+            Ok(Ok(page)) => page,
+            // What comes next may be larger than what came before.
+            _ if PAGE < limit => {
+                limit = PAGE;
+                continue;
+            }
+            Ok(Err(error)) => return Err(classify(error)),
+            Err(late) => return Err(late.into()),
+        };
+        let size: usize = page.kvs().iter().map(|kv| kv.value().len()).sum();
+        limit = match size {
+            _ if size < FULL => (limit * 2).min(MOST),
+            _ if 2 * FULL < size => (limit / 2).max(PAGE),
+            _ => limit,
+        };
         if at == 0 {
             at = page.header().map_or(0, |header| header.revision());
         }
