@@ -25,7 +25,8 @@ pub(crate) use self::contents::Contents;
 use self::roots::Roots;
 use crate::{
     fences::Fences,
-    ring::RingLimits,
+    map::{Shard, ShardKey},
+    ring::{Lane, RingLimits},
     snapshot::{Entry, Snapshot},
     store::{Collection, ReadAt, Revision, StoreError},
     watch::{Event, Feed, Watcher},
@@ -239,7 +240,7 @@ impl State {
             Some(shelf) => shelf,
             None => self.contents.write().shelf(collection.as_str()),
         };
-        let feed = CollectionFeed { state: self.clone(), shelf };
+        let feed = CollectionFeed { state: self.clone(), shelf, of: None };
         feed.changes(after, 0)?;
         Ok(Watcher::new(Arc::new(feed), after))
     }
@@ -254,6 +255,8 @@ impl State {
 struct CollectionFeed {
     state: Arc<State>,
     shelf: usize,
+    /// Whose alone, if not all.
+    of: Option<(Lane, ShardKey)>,
 }
 
 impl Feed for CollectionFeed {
@@ -265,7 +268,15 @@ impl Feed for CollectionFeed {
         let contents = self.state.contents.read();
         contents.check_open()?;
         contents.check_history(after)?;
-        let events = contents.shelves[self.shelf].ring.after(after, limit)?;
+        let shelf = &contents.shelves[self.shelf];
+        let events = match &self.of {
+            None => shelf.ring.after(after, limit)?,
+            Some((lane, shard)) => {
+                let collection = shelf.collection.as_str();
+                let wants = |event: &Event| Shard::of(collection, &event.key) == shard.as_shard();
+                shelf.ring.after_in(*lane, wants, after, limit)?
+            }
+        };
         Ok((events, contents.revision))
     }
 
@@ -274,6 +285,18 @@ impl Feed for CollectionFeed {
     }
 
     fn wakeups(&self) -> watch::Receiver<u64> {
-        self.state.contents.read().shelves[self.shelf].changed.subscribe()
+        match &self.of {
+            None => self.state.contents.read().shelves[self.shelf].changed.subscribe(),
+            Some((lane, _)) => self.state.contents.write().shelves[self.shelf].follow(*lane),
+        }
+    }
+
+    fn of_shard(&self, shard: &ShardKey) -> Option<Arc<dyn Feed>> {
+        // What is not of a tenant or a node lies in many lanes.
+        if *shard == ShardKey::System {
+            return None;
+        }
+        let of = Some((Lane::of(shard.as_shard()), shard.clone()));
+        Some(Arc::new(Self { state: self.state.clone(), shelf: self.shelf, of }))
     }
 }

@@ -43,6 +43,12 @@ pub trait Feed: Send + Sync {
     /// the partition's fences change,
     /// or the store shuts down.
     fn wakeups(&self) -> tokio::sync::watch::Receiver<u64>;
+
+    /// The changes of one shard alone, if they can be told from those of others for less than
+    /// looking at all of them.
+    fn of_shard(&self, _shard: &ShardKey) -> Option<Arc<dyn Feed>> {
+        None
+    }
 }
 
 /// See the module.
@@ -77,11 +83,15 @@ impl Watcher {
     }
 
     /// Narrows what is watched to what belongs to `shard`: moves of others no longer end it.
-    /// All events still come; it is the caller who leaves out those of others.
+    /// Events of others may still come; it is the caller who leaves them out.
     ///
     /// Fails with [`StoreError::Moving`] if the shard is not here.
     pub fn scoped(mut self, shard: ShardKey) -> Result<Self, StoreError> {
         self.feed.fences().check_read(&shard, self.after)?;
+        if let Some(feed) = self.feed.of_shard(&shard) {
+            self.wakeups = feed.wakeups();
+            self.feed = feed;
+        }
         self.shard = Some(shard);
         Ok(self)
     }
@@ -91,13 +101,15 @@ impl Watcher {
         loop {
             // Mark before looking: a change between the look and the wait wakes us at once.
             self.wakeups.mark_unchanged();
-            let (events, _) = self.feed.changes(self.after, BATCH)?;
+            let (events, complete) = self.feed.changes(self.after, BATCH)?;
             // After looking: what ends the watch now may be older than these changes.
             self.feed.fences().check_watch(self.shard.as_ref(), self.after)?;
             if let Some(last) = events.last() {
                 self.after = last.revision;
                 return Ok(events);
             }
+            // Woken by others, it does not fall behind history.
+            self.after = self.after.max(complete);
             if self.wakeups.changed().await.is_err() {
                 return Err(StoreError::Unavailable {
                     reason: "the partition was shut down".into(),

@@ -1,6 +1,9 @@
 //! What a state's lock guards, and every way in which it changes.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use imbl::OrdMap;
 use tokio::sync::watch;
@@ -8,7 +11,8 @@ use tokio::sync::watch;
 use super::Image;
 use crate::{
     fences::{self, Fences},
-    ring::{Ring, RingLimits},
+    map::Shard,
+    ring::{LANES, Lane, Ring, RingLimits},
     snapshot::Entry,
     store::{Collection, Committed, Expect, Revision, StoreError},
     text::Text,
@@ -44,8 +48,21 @@ pub(super) struct Shelf {
     pub(super) collection: Collection,
     pub(super) entries: OrdMap<Arc<str>, Entry>,
     pub(super) ring: Ring,
+    /// For whoever follows all of it.
     pub(super) changed: watch::Sender<u64>,
-    touched: bool,
+    /// For those who follow one shard.
+    lanes: BTreeMap<Lane, watch::Sender<u64>>,
+    /// Lanes that changed since the last wake-up, a bit each.
+    touched: u128,
+}
+
+const _: () = assert!(LANES <= u128::BITS as usize);
+
+impl Shelf {
+    /// Told of what changes in a lane.
+    pub(super) fn follow(&mut self, lane: Lane) -> watch::Receiver<u64> {
+        self.lanes.entry(lane).or_insert_with(|| watch::Sender::new(0)).subscribe()
+    }
 }
 
 impl Contents {
@@ -245,8 +262,9 @@ impl Contents {
         }
         let collection = self.shelves[shelf].collection.as_str();
         if !self.fences.is_quiet(collection, &event.key) {
-            self.shelves[shelf].ring.push(event.clone());
-            self.touch(shelf);
+            let lane = Lane::of(Shard::of(collection, &event.key));
+            self.shelves[shelf].ring.push(lane, event.clone());
+            self.touch(shelf, 1 << lane.index());
         }
         event
     }
@@ -263,31 +281,38 @@ impl Contents {
             entries: OrdMap::new(),
             ring: Ring::new(self.floor, self.limits),
             changed: watch::Sender::new(0),
-            touched: false,
+            lanes: BTreeMap::new(),
+            touched: 0,
         });
         self.index.insert(collection, shelf);
         shelf
     }
 
-    fn touch(&mut self, shelf: usize) {
-        if !std::mem::replace(&mut self.shelves[shelf].touched, true) {
+    fn touch(&mut self, shelf: usize, lanes: u128) {
+        if self.shelves[shelf].touched == 0 {
             self.touched.push(shelf);
         }
+        self.shelves[shelf].touched |= lanes;
     }
 
     fn touch_all(&mut self) {
         for shelf in 0..self.shelves.len() {
-            self.touch(shelf);
+            self.touch(shelf, u128::MAX);
         }
     }
 
+    /// Who is to be told of what changed: those who follow all of it, and those who follow a lane
+    /// in which something did.
     pub(super) fn take_wakeups(&mut self) -> Vec<watch::Sender<u64>> {
-        let touched = std::mem::take(&mut self.touched);
-        let wakeup = |shelf: usize| {
-            self.shelves[shelf].touched = false;
-            self.shelves[shelf].changed.clone()
-        };
-        touched.into_iter().map(wakeup).collect()
+        let mut wakeups = Vec::new();
+        for shelf in std::mem::take(&mut self.touched) {
+            let shelf = &mut self.shelves[shelf];
+            let touched = std::mem::take(&mut shelf.touched);
+            wakeups.push(shelf.changed.clone());
+            let lanes = shelf.lanes.iter().filter(|(lane, _)| touched & (1 << lane.index()) != 0);
+            wakeups.extend(lanes.map(|(_, sender)| sender.clone()));
+        }
+        wakeups
     }
 
     pub(super) fn check_open(&self) -> Result<(), StoreError> {

@@ -122,3 +122,57 @@ async fn pages_of_an_older_revision_are_undone_once() {
     }
     assert!(state.roots.len() <= 16);
 }
+
+/// A tenant that shares its lane with `acme`, or does not.
+fn neighbour(shares: bool) -> String {
+    let lane = |name: &str| Lane::of(Shard::Tenant(name));
+    let mut names = (0..).map(|n| format!("t{n}"));
+    names.find(|name| (lane(name) == lane("acme")) == shares).unwrap()
+}
+
+#[tokio::test]
+async fn what_other_tenants_do_neither_wakes_a_watch_nor_ends_it() {
+    for shares in [false, true] {
+        let state = state();
+        let begun = put(&state, "acme/ns/a", "1");
+        let acme = ShardKey::Tenant("acme".into());
+        let mut watcher = state.watch(&pods(), begun).unwrap().scoped(acme).unwrap();
+        let other = neighbour(shares);
+        let mut waiting = Box::pin(watcher.next());
+        for n in 0..20 {
+            let woken = futures::poll!(&mut waiting).is_ready();
+            assert!(!woken, "it has nothing to tell");
+            put(&state, &format!("{other}/ns/a"), &n.to_string());
+        }
+        let own = put(&state, "acme/ns/a", "2");
+        let events = waiting.await.unwrap();
+        let seen: Vec<_> = events.iter().map(|event| event.revision).collect();
+        assert_eq!(seen, [own]);
+        put(&state, &format!("{other}/ns/a"), "last");
+        assert_eq!(watcher.progress().unwrap(), Some(state.revision()));
+    }
+}
+
+#[tokio::test]
+async fn only_those_who_watch_a_lane_are_woken() {
+    let state = state();
+    let begun = put(&state, "acme/ns/a", "1");
+    state.watch(&Collection::new("", "nodes"), begun).unwrap();
+    let wakeups = |collection: &str, name: &str| {
+        let shelf = state.contents.read().index[&Collection::new("", collection)];
+        let feed = CollectionFeed { state: state.clone(), shelf, of: None };
+        feed.of_shard(&ShardKey::Tenant(name.into())).unwrap().wakeups()
+    };
+    let mut mine = wakeups("pods", "acme");
+    let mut others = wakeups("pods", &neighbour(false));
+    let mut elsewhere = wakeups("nodes", "acme");
+    for wakeups in [&mut mine, &mut others, &mut elsewhere] {
+        wakeups.mark_unchanged();
+    }
+    put(&state, "acme/ns/b", "1");
+    let woken = [&mine, &others, &elsewhere].map(|it| it.has_changed().unwrap());
+    assert_eq!(woken, [true, false, false]);
+    state.close("the test is over");
+    let woken = [&mine, &others, &elsewhere].map(|it| it.has_changed().unwrap());
+    assert_eq!(woken, [true, true, true]);
+}
