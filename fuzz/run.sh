@@ -25,9 +25,8 @@ for name in $NAMES; do
         -timeout=20 -rss_limit_mb=4096 -max_len=16384 -print_final_stats=1 -verbosity=1 \
         -artifact_prefix="$FUZZ_DIR/found/$name/" \
         "$FUZZ_DIR/corpus/$name" "fuzz/seeds/$name" 2>&1 | tee "$FUZZ_DIR/$name.log" |
-        grep -E '^(stat::(number|average|peak)|==|thread|SUMMARY|artifact|  left|  right)|panicked' || true
-    if [[ ${PIPESTATUS[0]} -ne 0 ]]; then
+        { grep -E '^(stat::(number|average|peak)|==|thread|SUMMARY|artifact|  left|  right)|panicked' || true; } || {
         echo "see $FUZZ_DIR/$name.log" >&2
         exit 1
-    fi
+    }
 done

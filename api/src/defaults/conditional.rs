@@ -29,10 +29,10 @@ pub(super) fn rule(name: &str) -> Option<Rule> {
         },
         "core.v1.Pod" => pod,
         "core.v1.ServicePort" => |it| {
-            if let Some(port) = it.get("port").cloned()
-                && it.get("targetPort").is_none_or(|target| *target == 0 || *target == "")
-            {
-                it.insert("targetPort".into(), port);
+            if it.get("targetPort").is_none_or(|target| *target == 0 || *target == "") {
+                // A port that was left out is about to become 0.
+                let port = it.get("port").cloned();
+                it.insert("targetPort".into(), port.unwrap_or_else(|| 0.into()));
             }
         },
         "core.v1.ServiceSpec" => service,

@@ -10,24 +10,28 @@ use super::{
 };
 
 /// `value` without the paths of `gone` and all that lies below them. What is emptied by that is
-/// gone as well.
-pub fn without<P: Place>(root: P, mut value: Value, gone: &Set<'_>) -> Value {
-    take_out(root, &mut value, gone);
+/// gone as well, unless its path is in `kept`.
+pub fn without<P: Place>(root: P, mut value: Value, gone: &Set<'_>, kept: &Set<'_>) -> Value {
+    take_out(root, &mut value, gone, kept);
     value
 }
 
 /// False if nothing is left of what was there.
-fn take_out<P: Place>(place: P, value: &mut Value, gone: &Set<'_>) -> bool {
+fn take_out<P: Place>(place: P, value: &mut Value, gone: &Set<'_>, kept: &Set<'_>) -> bool {
+    let nothing = Set::EMPTY;
     match (form(place, value), value) {
         (Form::Map, Value::Object(map)) if !map.is_empty() => {
             for node in &gone.nodes {
                 let Step::Field(name) = &node.step else { continue };
                 let Some(inner) = map.get_mut(name.as_ref()) else { continue };
-                let kept = !node.owned
-                    && place
-                        .member(name)
-                        .is_none_or(|member| take_out(member.place, inner, &node.below));
-                if !kept {
+                let held = kept.node(&node.step);
+                let below = held.map_or(&nothing, |it| &it.below);
+                let mut has_more = || {
+                    let member = place.member(name);
+                    member.is_none_or(|it| take_out(it.place, inner, &node.below, below))
+                };
+                let stays = !node.owned && (has_more() || held.is_some_and(|it| it.owned));
+                if !stays {
                     map.remove(name.as_ref());
                 }
             }
@@ -40,7 +44,8 @@ fn take_out<P: Place>(place: P, value: &mut Value, gone: &Set<'_>) -> bool {
                 match gone.node(&step) {
                     Some(node) if node.owned => false,
                     Some(node) => {
-                        take_out(place.item(), item, &node.below);
+                        let below = kept.node(&step).map_or(&nothing, |it| &it.below);
+                        take_out(place.item(), item, &node.below, below);
                         true
                     }
                     None => true,
@@ -70,7 +75,7 @@ pub(super) fn prune<V: Versions>(
     let InVersion { root, object: before } = versions.in_version(&merged, version)?;
     let last = last.clone().with_named(Some(root));
     // Without all that was applied before, whoever it may belong to by now.
-    let mut pruned = without(root, before.clone().into_owned(), &last);
+    let mut pruned = without(root, before.clone().into_owned(), &last, &Set::EMPTY);
     // What went with it although somebody holds it, or something in it, comes back: first what is
     // held in the same version, which others may need to be converted at all.
     let others = held.iter().filter(|it| it.version != version);
@@ -80,8 +85,8 @@ pub(super) fn prune<V: Versions>(
         let mut gone = named(was.root, &was.object)?;
         let kept = named(is.root, &is.object)?.union(set.clone().with_named(Some(is.root)));
         gone.remove(&kept);
-        let restored = without(was.root, was.object.clone().into_owned(), &gone.into_owned());
-        pruned = restored;
+        let (gone, kept) = (gone.into_owned(), kept.into_owned());
+        pruned = without(was.root, was.object.clone().into_owned(), &gone, &kept);
     }
     // And what nobody holds, but was never this manager's to remove.
     let restored = versions.in_version(&pruned, version)?;
@@ -89,7 +94,7 @@ pub(super) fn prune<V: Versions>(
     let mut gone = named(root, &before)?.into_owned();
     gone.remove(&kept);
     gone.intersect(&last);
-    let left = without(root, before.into_owned(), &gone);
+    let left = without(root, before.into_owned(), &gone, &kept);
     Ok(versions.in_version(&left, versions.version())?.object.into_owned())
 }
 

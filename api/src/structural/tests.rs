@@ -214,8 +214,8 @@ fn laws<P: Place>(root: P, one: &Value, two: &Value) {
 
     // Without its paths nothing is left of an object, and without nothing it is as it was.
     let set = set_of(root, one, Duplicates::Refused).unwrap().with_named(Some(root));
-    assert_eq!(without(root, one.clone(), &Set::EMPTY), *one);
-    let bare = without(root, one.clone(), &set);
+    assert_eq!(without(root, one.clone(), &Set::EMPTY, &Set::EMPTY), *one);
+    let bare = without(root, one.clone(), &set, &Set::EMPTY);
     assert!(set_of(root, &bare, Duplicates::Refused).unwrap().is_empty(), "{bare}");
 }
 
@@ -242,7 +242,7 @@ proptest! {
         let nothing = json!({});
         prop_assert!(set.is_err() || compare(root, &nothing, &one).is_ok());
         if let (Ok(set), Ok(merged)) = (set, merge(root, two.clone(), &one)) {
-            let rest = without(root, merged, &set.with_named(Some(root)));
+            let rest = without(root, merged, &set.with_named(Some(root)), &Set::EMPTY);
             prop_assert!(rest.is_object());
         }
     }

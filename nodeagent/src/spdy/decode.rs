@@ -134,7 +134,8 @@ impl Decoder {
         let mut headers = Headers::new();
         for _ in 0..number(&mut rest)? {
             let length = number(&mut rest)?;
-            let name = text(&mut rest, length)?;
+            // Names are in lower case; who writes them otherwise means the same.
+            let name = text(&mut rest, length)?.to_ascii_lowercase();
             let length = number(&mut rest)?;
             headers.push((name, text(&mut rest, length)?));
         }
