@@ -8,7 +8,7 @@ use std::{
 
 use futures::{FutureExt as _, future::BoxFuture};
 use tokio::runtime::Handle;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 use crate::error::{ApiError, Result};
 
@@ -17,6 +17,8 @@ use crate::error::{ApiError, Result};
 /// Call within a runtime.
 pub(crate) struct Finishing<'t, T: Send + 'static> {
     tasks: &'t TaskTracker,
+    /// Whoever shuts down waits for it from the beginning.
+    _counted: TaskTrackerToken,
     runtime: Handle,
     /// Until it has ended.
     work: Option<BoxFuture<'static, T>>,
@@ -31,7 +33,8 @@ impl<'t, T: Send + 'static> Finishing<'t, Result<T>> {
         let work = AssertUnwindSafe(work).catch_unwind().map(|ended| {
             ended.unwrap_or_else(|_| Err(ApiError::internal("the request could not be handled")))
         });
-        Self { tasks, runtime: Handle::current(), work: Some(work.boxed()) }
+        let (counted, runtime) = (tasks.token(), Handle::current());
+        Self { tasks, _counted: counted, runtime, work: Some(work.boxed()) }
     }
 }
 
@@ -72,6 +75,7 @@ mod tests {
             tokio::task::yield_now().await;
             Ok(7)
         });
+        assert_eq!(tasks.len(), 1, "whoever shuts down waits for it");
         assert_eq!(found.await.unwrap(), 7);
         assert_eq!(tasks.len(), 0);
     }
@@ -86,7 +90,7 @@ mod tests {
             says.send(7).map_err(ApiError::internal)
         });
         timeout(Duration::from_millis(1), work).await.unwrap_err();
-        assert_eq!(tasks.len(), 1, "whoever shuts down waits for it");
+        assert_eq!(tasks.len(), 1, "and for what became a task");
         go.send(()).unwrap();
         assert_eq!(said.await.unwrap(), 7);
     }
