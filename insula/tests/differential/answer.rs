@@ -38,6 +38,9 @@ static UNFORESEEN: LazyLock<Regex> = LazyLock::new(|| {
 /// An address that a server chose for a service.
 static SERVICE: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^10\.96\.\d+\.\d+$").unwrap());
 
+/// An age: of what was just made, which depends on who else is busy, or of what is years old.
+static AGE: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^(\d+s|\d+y(\d+d)?)$").unwrap());
+
 /// A line of upstream's source.
 static SOURCE: LazyLock<Regex> = LazyLock::new(|| Regex::new(r#" in scheme "[^"]*""#).unwrap());
 
@@ -101,11 +104,7 @@ pub(crate) fn still(value: &mut Value) {
                 }
             }
             if let Some(Value::Array(cells)) = fields.get_mut("cells") {
-                // Ages, in seconds: it depends on who else is busy.
-                let is_age = |it: &Value| {
-                    let seconds = it.as_str().and_then(|it| it.strip_suffix('s'));
-                    seconds.is_some_and(|it| it.parse::<u32>().is_ok())
-                };
+                let is_age = |it: &Value| it.as_str().is_some_and(|it| AGE.is_match(it));
                 let is_address = |it: &Value| it.as_str().is_some_and(|it| SERVICE.is_match(it));
                 let is_out = |it: &Value| is_age(it) || is_address(it);
                 cells.iter_mut().filter(|it| is_out(it)).for_each(|it| *it = "*".into());
