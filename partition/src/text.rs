@@ -2,7 +2,7 @@
 //!
 //! Long values are definitions, manifests and documents: text that repeats itself, read rarely,
 //! and by each tenant its own. Packed they take a tenth, now and in the history.
-//! LZ4 (block format) unpacks faster than a connection encrypts.
+//! LZ4 (block format), because packing is done where all writes of a partition pass.
 
 use std::{borrow::Cow, sync::Arc};
 

@@ -248,11 +248,8 @@ impl Server {
 
     /// As [`Server::show`], of the bytes of one.
     pub(crate) async fn show_bytes(&self, served: &Served, value: Bytes) -> Result<Bytes> {
-        Ok(self
-            .show_entry(served, Entry { value: value.into(), modified: Revision(0) })
-            .await?
-            .value
-            .into_bytes())
+        let entry = Entry { value: value.into(), modified: Revision(0) };
+        Ok(self.show_entry(served, entry).await?.value.into_bytes())
     }
 
     /// As [`Server::show`], of a parsed object. Returns what it was, if it is another now.
