@@ -1,9 +1,15 @@
 //! The recent changes of one collection, bounded by count and by bytes.
 //!
-//! All shards share it, and each change knows the one before it in its lane: a watcher of one
-//! shard walks only those, from the newest back to where it was.
+//! Each lane of shards has its own, and all of them share the bounds: what does not fit pushes out
+//! the oldest of its own lane, if that has more than its part, and else the oldest of the lane that
+//! has most. So whoever changes much shortens its own history, and nobody's below that part. A
+//! watcher of one shard looks at its lane alone; whoever watches all merges the lanes.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, VecDeque},
+    sync::Arc,
+};
 
 use crate::{
     map::Shard,
@@ -27,8 +33,11 @@ impl Default for RingLimits {
 /// What an event costs beside its key and values.
 const OVERHEAD: usize = 168;
 
-/// Shards share this many lanes. Each costs two numbers in every collection that changes.
+/// Shards share this many lanes. Each costs a few numbers in every collection that changes.
 pub(crate) const LANES: usize = 128;
+
+/// A lane keeps this part of the bounds, whatever others do, while no more than so many need it.
+const PART: usize = 8;
 
 /// The lane of a shard: its changes are found, and its watchers woken, without looking at those of
 /// other lanes.
@@ -48,54 +57,82 @@ impl Lane {
 /// See the module. Takes no memory before the first change.
 #[derive(Debug)]
 pub(crate) struct Ring {
-    changes: VecDeque<Change>,
-    /// How many changes have gone: the number of the first that is here.
-    gone: u64,
-    bytes: usize,
-    /// Changes at or below are gone, of some shards.
-    floor: Revision,
     /// Empty before the first change.
     lanes: Box<[Track]>,
+    /// How many changes there were, and are.
+    count: u64,
+    kept: usize,
+    bytes: usize,
+    /// Changes at or below are gone, of some lanes.
+    floor: Revision,
     limits: RingLimits,
+}
+
+/// The changes of a lane.
+#[derive(Debug)]
+struct Track {
+    changes: VecDeque<Change>,
+    bytes: usize,
+    /// Changes at or below are gone.
+    floor: Revision,
 }
 
 #[derive(Debug)]
 struct Change {
+    /// Its number among those of all lanes.
+    number: u64,
     event: Arc<Event>,
-    lane: Lane,
-    /// The number of the change before it in its lane, plus one; 0 if there is none.
-    before: u64,
 }
 
-/// What is known of a lane.
-#[derive(Debug, Clone, Copy)]
-struct Track {
-    /// Changes at or below are gone.
-    floor: Revision,
-    /// The number of its newest change, plus one; 0 if there was none.
-    newest: u64,
+impl Track {
+    /// Where those begin that are newer than `after`.
+    fn start(&self, after: Revision) -> usize {
+        self.changes.partition_point(|it| it.event.revision <= after)
+    }
+
+    fn is_newer(&self, after: Revision) -> bool {
+        self.changes.back().is_some_and(|it| after < it.event.revision)
+    }
 }
 
 impl Ring {
     pub(crate) fn new(floor: Revision, limits: RingLimits) -> Self {
-        let (changes, lanes) = (VecDeque::new(), Box::default());
-        Self { changes, gone: 0, bytes: 0, floor, lanes, limits }
+        Self { lanes: Box::default(), count: 0, kept: 0, bytes: 0, floor, limits }
     }
 
-    /// Adds the newest change and lets go of the oldest ones that no longer fit.
+    /// Adds the newest change and lets go of old ones that no longer fit.
     pub(crate) fn push(&mut self, lane: Lane, event: Arc<Event>) {
         if self.lanes.is_empty() {
-            self.lanes = vec![Track { floor: self.floor, newest: 0 }; LANES].into();
+            let track = || Track { changes: VecDeque::new(), bytes: 0, floor: self.floor };
+            self.lanes = (0..LANES).map(|_| track()).collect();
         }
-        self.bytes += weight(&event);
-        let number = self.gone + self.changes.len() as u64 + 1;
-        let before = std::mem::replace(&mut self.lanes[lane.index()].newest, number);
-        self.changes.push_back(Change { event, lane, before });
-        while self.limits.events < self.changes.len() || self.limits.bytes < self.bytes {
-            let Some(oldest) = self.changes.front().map(|it| it.event.revision) else { break };
-            self.drop_until(oldest);
+        let weight = weight(&event);
+        let track = &mut self.lanes[lane.index()];
+        track.bytes += weight;
+        track.changes.push_back(Change { number: self.count, event });
+        self.count += 1;
+        self.kept += 1;
+        self.bytes += weight;
+        while self.limits.events < self.kept || self.limits.bytes < self.bytes {
+            let at = self.longest(lane);
+            let Some(oldest) = self.lanes[at].changes.front() else { break };
+            let oldest = oldest.event.revision;
+            self.drop_until(at, oldest);
             self.floor = self.floor.max(oldest);
         }
+    }
+
+    /// The lane that has to let go of something because of a change in `lane`.
+    fn longest(&self, lane: Lane) -> usize {
+        let own = &self.lanes[lane.index()];
+        let by_bytes = self.limits.bytes < self.bytes;
+        let size = |it: &Track| if by_bytes { it.bytes } else { it.changes.len() };
+        let part = if by_bytes { self.limits.bytes } else { self.limits.events } / PART;
+        if part < size(own) {
+            return lane.index();
+        }
+        let longest = self.lanes.iter().enumerate().max_by_key(|(_, it)| size(it));
+        longest.map_or_else(|| lane.index(), |(at, _)| at)
     }
 
     /// Changes after `after`, oldest first, about `limit` of them: changes that share a revision
@@ -106,15 +143,29 @@ impl Ring {
         limit: usize,
     ) -> Result<Vec<Arc<Event>>, StoreError> {
         check(after, self.floor)?;
-        let start = self.changes.partition_point(|it| it.event.revision <= after);
-        let mut end = self.changes.len().min(start.saturating_add(limit));
-        while start < end
-            && end < self.changes.len()
-            && self.changes[end].event.revision == self.changes[end - 1].event.revision
-        {
-            end += 1;
+        let mut found: Vec<Arc<Event>> = Vec::new();
+        // The next of each lane: its number, the lane, and its place there.
+        let mut next = BinaryHeap::new();
+        if 0 < limit {
+            for (lane, track) in self.lanes.iter().enumerate().filter(|it| it.1.is_newer(after)) {
+                let at = track.start(after);
+                next.push(Reverse((track.changes[at].number, lane, at)));
+            }
         }
-        Ok(self.changes.range(start..end).map(|it| it.event.clone()).collect())
+        while let Some(Reverse((_, lane, at))) = next.pop() {
+            let changes = &self.lanes[lane].changes;
+            let event = &changes[at].event;
+            if limit <= found.len()
+                && found.last().is_none_or(|last| last.revision != event.revision)
+            {
+                break;
+            }
+            found.push(event.clone());
+            if let Some(change) = changes.get(at + 1) {
+                next.push(Reverse((change.number, lane, at + 1)));
+            }
+        }
+        Ok(found)
     }
 
     /// As [`Ring::after`], of one lane that `wants` what it says. What others of the shelf did
@@ -131,42 +182,48 @@ impl Ring {
             return Ok(Vec::new());
         };
         check(after, track.floor)?;
-        let mut found = Vec::new();
-        let mut number = track.newest;
-        while let Some(at) = number.checked_sub(self.gone + 1)
-            && let Some(change) = self.changes.get(at as usize)
-            && after < change.event.revision
-        {
-            if wants(&change.event) {
-                found.push(change.event.clone());
+        let mut found: Vec<Arc<Event>> = Vec::new();
+        if limit == 0 || !track.is_newer(after) {
+            return Ok(found);
+        }
+        let newer = track.changes.range(track.start(after)..).map(|it| &it.event);
+        for event in newer.filter(|it| wants(it)) {
+            if limit <= found.len()
+                && found.last().is_none_or(|last| last.revision != event.revision)
+            {
+                break;
             }
-            number = change.before;
+            found.push(event.clone());
         }
-        found.reverse();
-        let mut end = found.len().min(limit);
-        while 0 < end && end < found.len() && found[end].revision == found[end - 1].revision {
-            end += 1;
-        }
-        found.truncate(end);
         Ok(found)
     }
 
     /// Lets go of changes at or below `floor`.
     pub(crate) fn forget(&mut self, floor: Revision) {
         self.floor = self.floor.max(floor);
-        self.drop_until(floor);
-        self.lanes.iter_mut().for_each(|track| track.floor = track.floor.max(floor));
+        for lane in 0..self.lanes.len() {
+            self.drop_until(lane, floor);
+            let track = &mut self.lanes[lane];
+            track.floor = track.floor.max(floor);
+        }
     }
 
-    fn drop_until(&mut self, revision: Revision) {
-        while let Some(change) = self.changes.pop_front_if(|it| it.event.revision <= revision) {
-            self.gone += 1;
-            self.bytes -= weight(&change.event);
-            let floor = &mut self.lanes[change.lane.index()].floor;
-            *floor = (*floor).max(change.event.revision);
+    /// The lowest floor of any lane: nobody can be told of what was before.
+    pub(crate) fn lowest_floor(&self) -> Revision {
+        self.lanes.iter().map(|it| it.floor).min().unwrap_or(self.floor)
+    }
+
+    fn drop_until(&mut self, lane: usize, revision: Revision) {
+        let track = &mut self.lanes[lane];
+        while let Some(change) = track.changes.pop_front_if(|it| it.event.revision <= revision) {
+            let weight = weight(&change.event);
+            track.bytes -= weight;
+            track.floor = track.floor.max(change.event.revision);
+            self.kept -= 1;
+            self.bytes -= weight;
         }
-        if self.changes.is_empty() {
-            self.changes = VecDeque::new();
+        if track.changes.is_empty() {
+            track.changes = VecDeque::new();
         }
     }
 }
@@ -232,8 +289,37 @@ mod tests {
         (1..=5).for_each(|revision| ring.push(LANE, event(revision, 200)));
         check(&ring, 3, 10, &[4, 5]);
         ring.push(LANE, event(6, 5_000));
-        assert_eq!((ring.bytes, ring.changes.len()), (0, 0));
+        assert_eq!((ring.bytes, ring.kept), (0, 0));
         check(&ring, 6, 10, &[]);
+    }
+
+    #[test]
+    fn a_flood_in_one_lane_leaves_the_others_their_part() {
+        let mut ring = Ring::new(Revision(0), RingLimits { events: 80, bytes: 1 << 20 });
+        let (quiet, noisy) = (Lane(1), Lane(2));
+        for revision in 1..=10 {
+            ring.push(quiet, event(revision, 1));
+        }
+        for revision in 11..=10_000 {
+            ring.push(noisy, event(revision, 1));
+        }
+        assert_eq!(ring.kept, 80);
+        let of = |lane, after| ring.after_in(lane, |_| true, Revision(after), usize::MAX);
+        assert_eq!(of(quiet, 0).unwrap().len(), 10);
+        assert!(of(noisy, 9_000).is_err());
+        assert_eq!(of(noisy, 9_930).unwrap().len(), 70);
+        assert!(ring.after(Revision(9_000), 1).is_err(), "not all of it is there");
+        assert_eq!(ring.after(Revision(9_930), 100).unwrap().len(), 70);
+        assert_eq!(ring.lowest_floor(), Revision(0));
+        // And its part only: who was quiet and becomes noisy takes no more from others.
+        for revision in 10_001..=20_000 {
+            ring.push(quiet, event(revision, 1));
+        }
+        assert_eq!((ring.kept, of_len(&ring, quiet)), (80, 10));
+    }
+
+    fn of_len(ring: &Ring, lane: Lane) -> usize {
+        ring.lanes.get(lane.index()).map_or(0, |it| it.changes.len())
     }
 
     /// What a ring may be asked to do.
@@ -271,11 +357,16 @@ mod tests {
                         ring.forget(Revision(forgotten));
                     }
                 }
-                // What has gone is what was forgotten, and what is older than what is there.
-                let first = all.len() - ring.changes.len();
+                prop_assert!(ring.kept <= most);
+                prop_assert_eq!(ring.kept, (0..4).map(|it| of_len(&ring, Lane(it))).sum::<usize>());
+                // What has gone is what was forgotten, and the oldest of each lane.
+                let mut lowest = 0;
                 for lane in 0..4 {
-                    let gone = all[..first].iter().filter(|it| it.0 == lane).map(|it| it.1);
-                    let floor = gone.max().unwrap_or(0).max(forgotten);
+                    let own: Vec<u64> =
+                        all.iter().filter(|it| it.0 == lane).map(|it| it.1).collect();
+                    let gone = own.len() - of_len(&ring, Lane(lane));
+                    let floor = own[..gone].last().copied().unwrap_or(0).max(forgotten);
+                    lowest = lowest.max(floor);
                     for after in 0..=revision + 1 {
                         let wanted = |limit| {
                             let found = ring.after_in(Lane(lane), |_| true, Revision(after), limit);
@@ -285,14 +376,26 @@ mod tests {
                             prop_assert!(wanted(usize::MAX).is_err());
                             continue;
                         }
-                        let own = all.iter().filter(|it| it.0 == lane && after < it.1);
-                        let own: Vec<u64> = own.map(|it| it.1).collect();
+                        let own: Vec<u64> =
+                            own.iter().copied().filter(|it| after < *it).collect();
                         prop_assert_eq!(wanted(usize::MAX).unwrap(), own.clone());
                         let some = wanted(limit).unwrap();
                         prop_assert_eq!(&own[..some.len()], &some[..]);
                         prop_assert!(limit.min(own.len()) <= some.len());
                         prop_assert!(some.last().is_none() || own.get(some.len()) != some.last());
                     }
+                }
+                for after in lowest..=revision {
+                    let wanted: Vec<u64> =
+                        all.iter().map(|it| it.1).filter(|it| after < *it).collect();
+                    let found = |limit| {
+                        let found = ring.after(Revision(after), limit).unwrap();
+                        found.iter().map(|it| it.revision.0).collect::<Vec<_>>()
+                    };
+                    prop_assert_eq!(found(usize::MAX), wanted.clone());
+                    let some = found(limit);
+                    prop_assert_eq!(&wanted[..some.len()], &some[..]);
+                    prop_assert!(some.last().is_none() || wanted.get(some.len()) != some.last());
                 }
             }
         }

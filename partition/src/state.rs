@@ -240,8 +240,17 @@ impl State {
             Some(shelf) => shelf,
             None => self.contents.write().shelf(collection.as_str()),
         };
+        {
+            let contents = self.contents.read();
+            contents.check_open()?;
+            contents.check_history(after)?;
+            // Whoever watches one shard may still be told; who watches all learns it when it looks.
+            let oldest = contents.shelves[shelf].ring.lowest_floor();
+            if after < oldest {
+                return Err(StoreError::Compacted { requested: after, oldest });
+            }
+        }
         let feed = CollectionFeed { state: self.clone(), shelf, of: None };
-        feed.changes(after, 0)?;
         Ok(Watcher::new(Arc::new(feed), after))
     }
 

@@ -56,6 +56,8 @@ pub struct Watcher {
     feed: Arc<dyn Feed>,
     wakeups: tokio::sync::watch::Receiver<u64>,
     after: Revision,
+    /// All there was at the last wake-up has been handed over.
+    is_caught_up: bool,
     /// `None` watches everything.
     shard: Option<ShardKey>,
 }
@@ -73,7 +75,7 @@ impl Watcher {
     /// Starts strictly after `after`. Does not look at the ring yet.
     pub fn new(feed: Arc<dyn Feed>, after: Revision) -> Self {
         let wakeups = feed.wakeups();
-        Self { feed, wakeups, after, shard: None }
+        Self { feed, wakeups, after, is_caught_up: false, shard: None }
     }
 
     /// Has `wrap` stand between the watcher and what it waits on. Call it before anything is read.
@@ -91,6 +93,7 @@ impl Watcher {
         if let Some(feed) = self.feed.of_shard(&shard) {
             self.wakeups = feed.wakeups();
             self.feed = feed;
+            self.is_caught_up = false;
         }
         self.shard = Some(shard);
         Ok(self)
@@ -99,33 +102,36 @@ impl Watcher {
     /// The next changes, at least one. Cancel safe: a dropped call loses nothing.
     pub async fn next(&mut self) -> Result<Vec<Arc<Event>>, StoreError> {
         loop {
+            if self.is_caught_up && self.wakeups.changed().await.is_err() {
+                return Err(StoreError::Unavailable {
+                    reason: "the partition was shut down".into(),
+                    source: None,
+                });
+            }
+            self.is_caught_up = false;
             // Mark before looking: a change between the look and the wait wakes us at once.
             self.wakeups.mark_unchanged();
             let (events, complete) = self.feed.changes(self.after, BATCH)?;
             // After looking: what ends the watch now may be older than these changes.
             self.feed.fences().check_watch(self.shard.as_ref(), self.after)?;
+            self.is_caught_up = events.len() < BATCH;
             if let Some(last) = events.last() {
                 self.after = last.revision;
                 return Ok(events);
             }
             // Woken by others, it does not fall behind history.
             self.after = self.after.max(complete);
-            if self.wakeups.changed().await.is_err() {
-                return Err(StoreError::Unavailable {
-                    reason: "the partition was shut down".into(),
-                    source: None,
-                });
-            }
         }
     }
 
-    /// The next changes, if there are any.
-    #[cfg(test)]
-    pub(crate) fn ready(&mut self) -> Result<Vec<Arc<Event>>, StoreError> {
-        let (events, _) = self.feed.changes(self.after, BATCH)?;
-        if let Some(last) = events.last() {
-            self.after = last.revision;
-        }
+    /// The next changes that are there already; none if there are none.
+    pub fn ready(&mut self) -> Result<Vec<Arc<Event>>, StoreError> {
+        let (events, complete) = self.feed.changes(self.after, BATCH)?;
+        self.feed.fences().check_watch(self.shard.as_ref(), self.after)?;
+        self.after = match events.last() {
+            Some(last) => last.revision,
+            None => self.after.max(complete),
+        };
         Ok(events)
     }
 

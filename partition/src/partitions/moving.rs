@@ -103,7 +103,13 @@ impl Partitions {
                 let reason = format!("{} still goes on", started.id);
                 StoreError::Unavailable { reason, source: None }
             })?;
-            moved?;
+            if let Err(error) = moved {
+                // Somebody else may have moved it there meanwhile.
+                let map = self.shared.change_map(|map| Ok(map.clone())).await?;
+                if map.owner_of(shard) != to {
+                    return Err(error);
+                }
+            }
         }
         let pinned = self.change_map(|map| match map.owner_of(shard) == to {
             true => map.with_pin(tenant, partition),
