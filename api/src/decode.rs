@@ -11,7 +11,7 @@ use serde_json::{Map, Number, Value};
 use serde_saphyr::DuplicateKeyPolicy;
 
 use crate::{
-    schema::{Schema, Shape, TypeId},
+    schema::{Either, Schema, Shape, TypeId},
     time,
 };
 
@@ -157,6 +157,9 @@ struct Context<'a> {
     path: Vec<Step>,
     /// Lists and maps without anything in them are not the same as none.
     keeps_empty: bool,
+    /// How many values of either of two types this one is within. What is unknown there is left
+    /// out, and not told: Go's decoder does not look into what decodes itself.
+    depth_untold: usize,
 }
 
 enum Step {
@@ -168,7 +171,8 @@ enum Step {
 
 impl<'a> Context<'a> {
     fn new(schema: &'a Schema) -> Self {
-        Self { schema, findings: Vec::new(), path: Vec::new(), keeps_empty: false }
+        let (findings, path) = (Vec::new(), Vec::new());
+        Self { schema, findings, path, keeps_empty: false, depth_untold: 0 }
     }
 
     /// The path without places in lists and keys of maps, as Go's decoder tells it.
@@ -206,7 +210,7 @@ impl<'a> Context<'a> {
     }
 
     fn find(&mut self, what: &str, field: &str) {
-        if self.findings.len() < MAX_FINDINGS {
+        if self.depth_untold == 0 && self.findings.len() < MAX_FINDINGS {
             let path = self.path_to(Some(field));
             self.findings.push(format!("{what} field \"{path}\""));
         }
@@ -293,7 +297,7 @@ impl<'de> Visitor<'de> for Node<'_, '_, '_> {
 
     fn visit_bool<E: de::Error>(self, value: bool) -> Result<Value, E> {
         match self.shape {
-            Shape::Bool | Shape::Any | Shape::Either(..) => Ok(Value::Bool(value)),
+            Shape::Bool | Shape::Any | Shape::Either(Either::Bool, _) => Ok(Value::Bool(value)),
             _ => Err(self.mismatch("bool")),
         }
     }
@@ -352,11 +356,19 @@ impl<'de> Visitor<'de> for Node<'_, '_, '_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let of_either;
         let inner = match self.shape {
             Shape::List(inner) => inner.as_ref(),
-            Shape::Any | Shape::Either(..) => &Shape::Any,
+            Shape::Any => &Shape::Any,
+            Shape::Either(Either::Names, _) => &Shape::String,
+            Shape::Either(Either::List, id) => {
+                of_either = Shape::Object(*id);
+                &of_either
+            }
             _ => return Err(self.mismatch("array")),
         };
+        let is_either = matches!(self.shape, Shape::Either(..));
+        self.context.depth_untold += usize::from(is_either);
         let mut out = Vec::new();
         loop {
             self.context.path.push(Step::Index(out.len()));
@@ -365,7 +377,10 @@ impl<'de> Visitor<'de> for Node<'_, '_, '_> {
             self.context.path.pop();
             match item {
                 Some(item) => out.push(item),
-                None => return Ok(Value::Array(out)),
+                None => {
+                    self.context.depth_untold -= usize::from(is_either);
+                    return Ok(Value::Array(out));
+                }
             }
         }
     }
@@ -373,11 +388,13 @@ impl<'de> Visitor<'de> for Node<'_, '_, '_> {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let schema = self.context.schema;
         let (it, inner) = match self.shape {
-            Shape::Object(id) => (Some(schema.get(*id)), &Shape::Any),
+            Shape::Object(id) | Shape::Either(_, id) => (Some(schema.get(*id)), &Shape::Any),
             Shape::Map(inner) => (None, inner.as_ref()),
-            Shape::Any | Shape::Either(..) | Shape::Raw => (None, &Shape::Any),
+            Shape::Any | Shape::Raw => (None, &Shape::Any),
             _ => return Err(self.mismatch("object")),
         };
+        let is_either = matches!(self.shape, Shape::Either(..));
+        self.context.depth_untold += usize::from(is_either);
         let mut out = Map::new();
         // Null fields are dropped from `out` but count as seen.
         let mut nulls: Vec<String> = Vec::new();
@@ -419,6 +436,7 @@ impl<'de> Visitor<'de> for Node<'_, '_, '_> {
                 out.insert(key, value);
             }
         }
+        self.context.depth_untold -= usize::from(is_either);
         Ok(Value::Object(out))
     }
 }
@@ -509,6 +527,37 @@ mod tests {
         let begin = std::time::Instant::now();
         assert!(matches!(read(&bomb), Err(DecodeError::Syntax(_))));
         assert!(begin.elapsed() < std::time::Duration::from_secs(5), "{:?}", begin.elapsed());
+    }
+
+    #[test]
+    fn schemas_within_schemas_have_types() {
+        let kind = Gvk::new("apiextensions.k8s.io", "v1", "CustomResourceDefinition");
+        let read = |schema: &str| {
+            let text = format!(
+                r#"{{"spec":{{"versions":[{{"name":"v1","schema":{{"openAPIV3Schema":{schema}}}}}]}}}}"#
+            );
+            let it = decode(&kind, &text)?;
+            let found = it.value.pointer("/spec/versions/0/schema/openAPIV3Schema").cloned();
+            Ok::<_, DecodeError>((found.unwrap_or_default(), it.findings))
+        };
+        // What is unknown there is left out, and not told.
+        let (found, findings) = read(r#"{"items":{"type":"string","tpye":"x"}}"#).unwrap();
+        assert_eq!((found, findings.len()), (value!({"items": {"type": "string"}}), 0));
+        let (found, _) = read(r#"{"items":[{"type":"string","x":1}]}"#).unwrap();
+        assert_eq!(found, value!({"items": [{"type": "string"}]}));
+        let (found, _) = read(r#"{"additionalProperties":false}"#).unwrap();
+        assert_eq!(found, value!({"additionalProperties": false}));
+        let (_, findings) = read(r#"{"items":{},"tpye":1}"#).unwrap();
+        assert_eq!(findings.len(), 1, "outside it is told");
+        for bad in [
+            r#"{"items":{"enum":{"a":1}}}"#,
+            r#"{"items":[{"enum":{"a":1}}]}"#,
+            r#"{"additionalProperties":{"maxLength":"x"}}"#,
+            r#"{"dependencies":{"a":[1]}}"#,
+            r#"{"items":true}"#,
+        ] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The object model: resources, request paths, selectors, quantities, schemas.
 
+pub mod cron;
 pub mod decode;
 pub mod defaults;
 pub mod discovery;

@@ -81,6 +81,11 @@ impl Resource {
         self.scope == Scope::Namespaced
     }
 
+    /// Of the platform's own kinds, which tenants have no part of.
+    pub fn is_platforms(&self) -> bool {
+        self.group == "insula.io" && self.scope == Scope::Fleet
+    }
+
     /// Objects of this resource are kept, unlike reviews that only get an answer.
     pub fn is_stored(&self) -> bool {
         self.has_verb("get")
@@ -102,8 +107,8 @@ fn scope(group: &str, name: &str) -> Scope {
     match (group, name) {
         ("", "nodes" | "componentstatuses")
         | ("storage.k8s.io", "csinodes" | "volumeattachments")
-        | ("resource.k8s.io", "resourceslices")
-        | ("insula.io", _) => Scope::Fleet,
+        | ("resource.k8s.io", "resourceslices") => Scope::Fleet,
+        ("insula.io", name) if name != "authenticationconfigurations" => Scope::Fleet,
         ("storage.k8s.io", "storageclasses" | "csidrivers" | "volumeattributesclasses")
         | ("node.k8s.io", "runtimeclasses")
         | ("scheduling.k8s.io", "priorityclasses")
@@ -194,6 +199,7 @@ mod tests {
         assert_eq!(get("", "namespaces").scope, Scope::Tenant);
         assert_eq!(get("storage.k8s.io", "storageclasses").scope, Scope::Overlay);
         assert_eq!(get("insula.io", "tenants").scope, Scope::Fleet);
+        assert_eq!(get("insula.io", "authenticationconfigurations").scope, Scope::Tenant);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Times as Kubernetes writes them.
 
+use std::time::Duration;
+
 use jiff::{Timestamp, fmt::temporal::DateTimePrinter};
 
 /// `metav1.Time`: RFC 3339, UTC, whole seconds. `None` if `text` is not RFC 3339.
@@ -35,6 +37,32 @@ fn print(time: Timestamp, precision: u8) -> String {
 /// The wall clock, whole seconds.
 pub fn now() -> String {
     seconds(Timestamp::now())
+}
+
+/// A duration as Go writes it, such as `1m30s` or `1.5s`; `None` for others, and for negative ones.
+pub fn go_duration(text: &str) -> Option<Duration> {
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let (mut rest, mut seconds) = (text.strip_prefix('+').unwrap_or(text), 0.0);
+    while !rest.is_empty() {
+        let end = rest.find(|it: char| !it.is_ascii_digit() && it != '.')?;
+        let number: f64 = rest[..end].parse().ok()?;
+        rest = &rest[end..];
+        let end = rest.find(|it: char| it.is_ascii_digit() || it == '.').unwrap_or(rest.len());
+        let unit = match &rest[..end] {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "us" | "µs" => 1e-6,
+            "ns" => 1e-9,
+            _ => return None,
+        };
+        rest = &rest[end..];
+        seconds += number * unit;
+    }
+    (!text.is_empty()).then(|| Duration::try_from_secs_f64(seconds).ok())?
 }
 
 #[cfg(test)]

@@ -21,6 +21,9 @@ pub(crate) fn estimate(expr: &Expr, patterns: &Patterns, variables: &[(&str, Dec
     Estimator { variables: variables.collect(), patterns }.node(expr).cost
 }
 
+/// Letters of what has a bounded text of its own, at most.
+const WRITTEN: u64 = 64;
+
 /// The fewest bytes that a value takes in JSON, with the comma behind it.
 fn least_bytes(decl: &Decl) -> u64 {
     match &decl.kind {
@@ -366,9 +369,20 @@ impl Estimator<'_> {
         let first = parts.first().map_or(Shape::Scalar, |it| it.shape.clone());
         let shape = match function {
             "split" | "findAll" => Shape::Many(longest, Box::new(Shape::Text(longest))),
-            "lowerAscii" | "upperAscii" | "trim" | "substring" | "find" | "string" | "charAt" => {
+            "lowerAscii" | "upperAscii" | "trim" | "substring" | "find" | "charAt" => {
                 Shape::Text(longest)
             }
+            // Numbers, times and addresses come to a few letters.
+            "string" => Shape::Text(longest.max(WRITTEN)),
+            // Parts of what was given, which is carried on to its methods.
+            "url" | "getScheme" | "getHost" | "getHostname" | "getPort" | "getEscapedPath" => {
+                Shape::Text(first.size())
+            }
+            "getQuery" => {
+                let texts = Shape::Many(longest, Box::new(Shape::Text(longest)));
+                Shape::Many(longest, Box::new(texts))
+            }
+            "validate" => Shape::Many(1, Box::new(Shape::Text(WRITTEN))),
             "replace" | "join" | "format" => Shape::Text(walk.saturating_mul(10).min(MAX_TEXT)),
             "flatten" => {
                 let (size, item) = (first.size(), first.item());
@@ -378,8 +392,8 @@ impl Estimator<'_> {
             "distinct" | "sort" | "slice" | "dyn" | "of" | "value" => first,
             "reverse" | "bytes" | "encode" | "decode" | "quote" | "escapeKey" => match first {
                 Shape::Many(..) | Shape::Decl(Decl { kind: DeclKind::List(_), .. }) => first,
-                // Each character may come to several.
-                text => Shape::Text(text.size().saturating_mul(4).saturating_add(4)),
+                // Each character may come to several. What a function belongs to may come first.
+                _ => Shape::Text(longest.saturating_mul(4).saturating_add(4)),
             },
             // One or the other.
             "or" | "orValue" => {

@@ -28,5 +28,6 @@ pub const ALL: &[Target] = &[
     Target { name: "requests", run: server::requests },
     Target { name: "scalars", run: words::scalars },
     Target { name: "selectors", run: words::selectors },
+    Target { name: "tokens", run: server::tokens },
     Target { name: "yaml", run: decode::yaml },
 ];

@@ -13,6 +13,7 @@ use insula_api::names::TenantName;
 use insula_apiserver::{
     Server,
     identity::{Identity, MASTERS},
+    tokens::{API_AUDIENCE, Bound, Claims, Keys, Kubernetes},
 };
 use serde_json::Value;
 
@@ -22,6 +23,8 @@ use crate::input;
 const OBJECTS: &str = include_str!("server/objects.txt");
 /// Where in a request a good continue token is put.
 const TOKEN: &str = "@TOKEN@";
+/// Where in a header a signed token is put.
+const SIGNED: &str = "@SIGNED@";
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(15);
 
@@ -29,7 +32,10 @@ const ANSWER: Duration = Duration::from_secs(15);
 struct World {
     tokio: tokio::runtime::Runtime,
     server: Arc<Server>,
+    /// Continues a list.
     token: String,
+    /// Signed by a key of ours, for an account that is not there.
+    signed: String,
     _dir: tempfile::TempDir,
 }
 
@@ -55,7 +61,8 @@ impl World {
         let dir = tempfile::Builder::new().prefix("insula-fuzz").tempdir_in(parent);
         let dir = dir.expect("a directory");
         let server = tokio.block_on(Server::alone(dir.path())).expect("a server");
-        let mut world = Self { tokio, server, token: String::new(), _dir: dir };
+        let signed = signed(&dir.path().join("sa.key"));
+        let mut world = Self { tokio, server, token: String::new(), signed, _dir: dir };
         for object in OBJECTS.split("\n---\n") {
             let (path, body) = object.split_once('\n').expect("a path and an object");
             let request = Request::post(path).body(Full::new(Bytes::from(body.to_owned())));
@@ -85,6 +92,50 @@ impl World {
             Answer { code: head.status.as_u16(), media_type: media_type.to_owned(), body }
         })
     }
+}
+
+/// A token that a server with these keys would sign.
+fn signed(keys: &std::path::Path) -> String {
+    let kubernetes = Kubernetes {
+        tenant: TenantName::parse("acme").expect("a tenant"),
+        namespace: "default".into(),
+        serviceaccount: Bound { name: "default".into(), uid: "gone".into() },
+        pod: None,
+        secret: None,
+        node: None,
+    };
+    let begin = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+    let begin = i64::try_from(begin).expect("a time");
+    let claims = Claims::new(kubernetes, vec![API_AUDIENCE.into()], begin, 86_400);
+    let keys = Keys::open_or_create(keys).expect("keys");
+    keys.sign(&claims).expect("a token")
+}
+
+/// A header by which somebody would prove who they are, and the tenant that is asked.
+pub(super) fn tokens(bytes: &[u8]) {
+    let [header, tenant] = input::parts(bytes);
+    WORLD.with_borrow_mut(|world| {
+        let world = world.get_or_insert_with(World::start);
+        let path = match input::text(tenant).map(TenantName::parse) {
+            Some(Ok(tenant)) => format!("/tenants/{tenant}/api/v1/namespaces"),
+            _ => "/api/v1/namespaces".to_owned(),
+        };
+        let header = match input::text(header) {
+            Some(text) => text.replace(SIGNED, &world.signed).into_bytes(),
+            None => header.to_vec(),
+        };
+        let Ok(value) = header::HeaderValue::from_bytes(&header) else { return };
+        let request = Request::get(path).header(header::AUTHORIZATION, value);
+        let request = request.body(Full::<Bytes>::default()).expect("a request");
+        let answered = world.tokio.block_on(async {
+            tokio::time::timeout(ANSWER, world.server.handle_unknown(request)).await
+        });
+        let code = answered.expect("an answer in time").status().as_u16();
+        // Nobody is let in: there is nobody whom a token could be of. Elsewhere than in its tenant
+        // that is not looked at.
+        let is_signed = header.windows(world.signed.len()).any(|it| it == world.signed.as_bytes());
+        assert!(code == 401 || code == 403 && is_signed, "{code}");
+    });
 }
 
 /// The request that a text is: a line with method and path, headers, an empty line, a body.
