@@ -48,6 +48,7 @@ bench: deps build
 	cargo run --profile dist --locked -p insula-apiserver --example forward_bench
 	cargo run --profile dist --locked -p insula-apiserver --example write_bench
 	cargo run --profile dist --locked -p insula --example api_bench
+	cargo run --profile dist --locked -p insula --example noise_bench -- --peer
 
 # Each failure prints the seed that repeats it.
 SEEDS ?= 5000

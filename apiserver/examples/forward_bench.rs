@@ -82,7 +82,8 @@ async fn node(
     let to_nodes = ca.client(&TenantName::system(), "system:apiserver", &[MASTERS]).unwrap();
     let server = Server::start(ServerConfig {
         partitions: partitions.clone(),
-        keys: Keys::open_or_create(&dir.join("sa.key")).unwrap(),
+        keys: Keys::open_or_create(&dir.join("sa.key")).unwrap().into(),
+        static_tokens: None,
         node_tls: Tls::client(ca.certificate(), &to_nodes).unwrap(),
         advertise: address.to_string(),
         services: ServiceRanges::default(),

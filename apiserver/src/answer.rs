@@ -35,10 +35,10 @@ pub(crate) fn error_for(
 }
 
 fn error_as(error: &ApiError, accept: Accept) -> Response<Body> {
-    if error.is_plain {
-        return bytes(error.code, format!("{}\n", error.message).into(), TEXT);
-    }
-    let mut response = status(error.code, &error.status(), accept);
+    let mut response = match error.is_plain {
+        true => bytes(error.code, format!("{}\n", error.message).into(), TEXT),
+        false => status(error.code, &error.status(), accept),
+    };
     if let Some(seconds) = error.retry_after {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }

@@ -30,6 +30,12 @@ pub fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never: Infallible| match never {}).boxed_unsync()
 }
 
+/// Whether so little is in it that nobody looks after it.
+pub(crate) fn is_short(body: &Body) -> bool {
+    let exact = http_body::Body::size_hint(body).exact();
+    exact.is_some_and(|it| it <= patient::SHORT as u64)
+}
+
 /// No body.
 pub fn empty() -> Body {
     full(Bytes::new())

@@ -2,7 +2,7 @@
 //! service.
 
 mod extensions;
-mod fairness;
+pub(crate) mod fairness;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -18,6 +18,7 @@ use crate::{
     Server,
     error::{ApiError, FieldError, Result},
     identity::{Identity, NODES},
+    rbac::reach,
     registry::{self, Served},
     services,
 };
@@ -39,6 +40,7 @@ const FOR_TENANTS: &[&str] = &[
     "system:discovery",
     "system::extension-apiserver-authentication-reader",
     "system:public-info-viewer",
+    "system:service-account-issuer-discovery",
 ];
 
 /// Chooses the partition of a new tenant and writes it into its status.
@@ -156,6 +158,35 @@ fn priorities() -> Vec<Value> {
     made.collect()
 }
 
+/// All tenants that are there to stay, but for the platform's own.
+async fn tenants(server: &Server) -> Result<Vec<Value>> {
+    let Some(served) = server.registry.get("insula.io", "v1", "tenants") else {
+        return Ok(Vec::new());
+    };
+    let (_, store) = served.place(&server.partitions, &TenantName::system(), "", "");
+    let found = store.read(&served.collection, ReadAt::Latest).await?;
+    let mut tenants = Vec::new();
+    for (_, entry) in found.range("system/", None) {
+        let it: Value = serde_json::from_slice(&entry.value.bytes()).map_err(ApiError::internal)?;
+        if object::name(&it) != "system" && !object::is_deleting(&it) {
+            tenants.push(it);
+        }
+    }
+    Ok(tenants)
+}
+
+/// Tells all extension servers whom to believe now, after the keys of tokens have changed.
+pub(crate) async fn front_proxies(server: &Server) -> Result<()> {
+    let system = TenantName::system();
+    let own = find_tenant(server, &system).await?.unwrap_or_default();
+    for it in tenants(server).await?.iter().chain([&*own]) {
+        let tenant = TenantName::parse(object::name(it)).map_err(ApiError::internal)?;
+        let told = extensions::authentication(server, &tenant, object::uid(it)).await?;
+        renew(server, &tenant, told).await?;
+    }
+    Ok(())
+}
+
 /// Writes what the platform's own tenant begins with. Done at each start; safe to repeat.
 pub(crate) async fn system(server: &Server) -> Result<()> {
     let system = TenantName::system();
@@ -172,7 +203,15 @@ pub(crate) async fn system(server: &Server) -> Result<()> {
     for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
         put(server, &system, namespace(name)).await?;
     }
-    for it in default_rbac().into_iter().chain(fairness::objects()) {
+    for it in default_rbac() {
+        let is_cluster_wide = it["kind"] == "ClusterRoleBinding";
+        put(server, &system, it.clone()).await?;
+        if is_cluster_wide {
+            // Those of these names work for all tenants.
+            reach_all(server, &it).await?;
+        }
+    }
+    for it in fairness::objects() {
         put(server, &system, it).await?;
     }
     let own = find_tenant(server, &system).await?.unwrap_or_default();
@@ -183,18 +222,11 @@ pub(crate) async fn system(server: &Server) -> Result<()> {
         "roleRef": {"apiGroup": GROUP, "kind": "ClusterRole", "name": "system:node"},
         "subjects": [{"kind": "Group", "apiGroup": GROUP, "name": NODES}],
     });
-    put(server, &system, nodes).await?;
+    put(server, &system, nodes.clone()).await?;
+    reach_all(server, &nodes).await?;
     // A crash may have come between a Tenant and what it begins with.
-    if let Some(served) = server.registry.get("insula.io", "v1", "tenants") {
-        let (_, store) = served.place(&server.partitions, &system, "", "");
-        let tenants = store.read(&served.collection, ReadAt::Latest).await?;
-        for (_, entry) in tenants.range("system/", None) {
-            let it: Value =
-                serde_json::from_slice(&entry.value.bytes()).map_err(ApiError::internal)?;
-            if object::name(&it) != "system" && !object::is_deleting(&it) {
-                self::tenant(server, &it).await?;
-            }
-        }
+    for it in tenants(server).await? {
+        self::tenant(server, &it).await?;
     }
     Ok(())
 }
@@ -209,20 +241,48 @@ fn namespace(name: &str) -> Value {
 
 /// Creates an object, or brings it up to date.
 async fn renew(server: &Server, tenant: &TenantName, it: Value) -> Result<()> {
-    let served = served(server, &it)?;
-    let (namespace, name) = (object::namespace(&it), object::name(&it));
+    let renewed = change(server, tenant, &it, |known| {
+        for (field, value) in it.as_object().into_iter().flatten().filter(|it| it.0 != "metadata") {
+            known[field] = value.clone();
+        }
+    });
+    match renewed.await? {
+        true => Ok(()),
+        false => put(server, tenant, it).await,
+    }
+}
+
+/// Has a binding of the platform count in all tenants, unless it says otherwise.
+async fn reach_all(server: &Server, it: &Value) -> Result<()> {
+    let system = TenantName::system();
+    let spread = change(server, &system, it, |known| {
+        let annotations = &mut known["metadata"]["annotations"];
+        if annotations.get(reach::TENANTS).is_none() {
+            annotations[reach::TENANTS] = reach::EVERY.into();
+        }
+    });
+    spread.await.map(drop)
+}
+
+/// Changes the object of the kind and name of `it`, if it is there: returns whether it is.
+async fn change(
+    server: &Server,
+    tenant: &TenantName,
+    it: &Value,
+    make: impl Fn(&mut Value),
+) -> Result<bool> {
+    let served = served(server, it)?;
+    let (namespace, name) = (object::namespace(it), object::name(it));
     let (_, store) = served.place(&server.partitions, tenant, namespace, name);
     let key = registry::key(tenant, namespace, name);
     loop {
         let found = store.read(&served.collection, ReadAt::Latest).await?.get(&key).cloned();
-        let Some(found) = found else { return put(server, tenant, it).await };
+        let Some(found) = found else { return Ok(false) };
         let known = Stored::parse(&found.value.bytes()).map_err(ApiError::internal)?;
         let mut new = known.object.clone();
-        for (field, value) in it.as_object().into_iter().flatten().filter(|it| it.0 != "metadata") {
-            new[field] = value.clone();
-        }
+        make(&mut new);
         if new == known.object {
-            return Ok(());
+            return Ok(true);
         }
         let managed = Some(known.managed.as_str()).filter(|it| !it.is_empty());
         let write = Write::durable(
@@ -232,7 +292,7 @@ async fn renew(server: &Server, tenant: &TenantName, it: Value) -> Result<()> {
             Change::Put(object::encode_with(&new, managed).into()),
         );
         match store.write(write).await {
-            Ok(_) => return Ok(()),
+            Ok(_) => return Ok(true),
             // Another server is at it as well.
             Err(StoreError::Conflict { .. }) => (),
             Err(error) => return Err(error.into()),

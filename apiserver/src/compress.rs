@@ -1,6 +1,6 @@
 //! Long answers are compressed for those who can take that.
 
-use std::io::Write as _;
+use std::{io::Write as _, sync::Arc};
 
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
@@ -10,6 +10,7 @@ use crate::{
     answer,
     body::{Body, Held},
     error::ApiError,
+    fair::Account,
 };
 
 /// Answers up to this length are sent as they are, in bytes.
@@ -23,7 +24,7 @@ pub(crate) struct Whole(pub Bytes);
 
 /// The answer as it is sent to who sent `headers`; another one if too much is being sent.
 pub(crate) async fn compressed(
-    held: &Held,
+    held: (&Held, Option<&Arc<Account>>),
     headers: &HeaderMap,
     mut response: Response<Body>,
 ) -> Response<Body> {
@@ -56,8 +57,12 @@ pub(crate) async fn compressed(
     }
 }
 
-fn sent(held: &Held, mut response: Response<Body>, bytes: Bytes) -> Response<Body> {
-    match held.body(bytes) {
+fn sent(
+    (held, account): (&Held, Option<&Arc<Account>>),
+    mut response: Response<Body>,
+    bytes: Bytes,
+) -> Response<Body> {
+    match held.body(account, bytes) {
         Some(body) => {
             *response.body_mut() = body;
             response
@@ -90,7 +95,7 @@ mod tests {
         let bytes = Bytes::from(vec![b'a'; length]);
         let mut response = Response::new(full(bytes.clone()));
         response.extensions_mut().insert(Whole(bytes));
-        let response = compressed(&Held::default(), &headers, response).await;
+        let response = compressed((&Held::default(), None), &headers, response).await;
         let encoding = response.headers().get(header::CONTENT_ENCODING).cloned();
         (encoding, response.into_body().collect().await.unwrap().to_bytes())
     }

@@ -412,6 +412,8 @@ pub(crate) async fn delete_collection(
     call: &Call,
     options: &Options,
 ) -> Result<Value> {
+    // Also where there is nothing to delete.
+    call.tenant()?;
     let list = ListOptions::parse(&call.query, &call.served.resource)?;
     let namespace = call.namespace();
     let places = call.served.places(&server.partitions, &call.whose, &namespace, &list);

@@ -149,7 +149,8 @@ impl Server {
         let mut refusals = Vec::new();
         for server in place.servers.iter().filter(|server| server.name != peers.own()) {
             let to = server.name.as_str();
-            let stamp = self.keys.stamp();
+            let ring = self.keys.ring();
+            let stamp = ring.signing().stamp();
             let passport = stamp.sign(peers.own(), to, line, place.epoch, caller, address);
             let passport = passport.map_err(ApiError::internal)?;
             let request = request(head, body.clone(), to, &passport, upgrade.is_some())?;

@@ -6,15 +6,18 @@
 //! * A denial tells the caller only what the request itself said.
 //! * The path alone names a tenant; headers and query never do.
 
+mod bootstrap_tokens;
 mod credentials;
 mod impersonation;
+mod nodes;
+mod statics;
 
 use std::sync::Arc;
 
 use http::{HeaderMap, Method};
 use insula_api::{
     names::TenantName,
-    path::{Place, ResourcePath, Target},
+    path::{PathError, Place, ResourcePath, Target, TenantRef},
     resources::Scope,
     schema::Schema,
 };
@@ -27,7 +30,7 @@ use crate::{
     call::Call,
     custom::Found,
     error::{ApiError, Result},
-    granted,
+    fair, granted,
     identity::{Identity, IdentityError},
     passport::{Caller, Line},
     rbac::Attributes,
@@ -37,7 +40,10 @@ use crate::{
     request::{DEADLINE, Query, deadline},
 };
 
+pub(crate) use self::bootstrap_tokens::BootstrapToken;
 use self::credentials::Found as Known;
+pub(crate) use self::nodes::Bound;
+pub use self::statics::{StaticTokens, StaticTokensError};
 
 /// What the connection says of its other end.
 #[derive(Debug, Default)]
@@ -72,6 +78,8 @@ struct Asked {
     served: Arc<Served>,
     identity: Identity,
     whose: Whose,
+    /// Whether that tenant is there.
+    exists: bool,
     path: ResourcePath,
     query: Query,
 }
@@ -97,7 +105,7 @@ impl Server {
         if let Place::Resource(path) = &target.place {
             record.about = Some(Box::new(About::from(path)));
         }
-        let found = self.authenticate(line, headers, peer)?;
+        let found = self.authenticate(line, headers, peer, &target.tenant).await?;
         let wanted = impersonation::Wanted::read(headers)?;
         let Target { tenant, place } = target;
         let Some(Known { caller, is_forwarded, address }) = found else {
@@ -112,7 +120,7 @@ impl Server {
         };
         record.address = address;
         let whose = Whose::resolve(&tenant, caller.tenant());
-        if self.audit.is_some() {
+        if self.audit.is_some() && caller.is_proven() {
             // Who is refused from here on is written down as well.
             let identity = caller.identity();
             record.who = Some(Who { identity, impersonator: None, whose: whose.clone() });
@@ -129,7 +137,7 @@ impl Server {
             });
         }
         let mut identity = self.existing(caller).await?;
-        self.check_tenant(&identity, &whose).await?;
+        let exists = self.has_tenant(&identity, &whose).await?;
         let mut impersonator = None;
         if let Some(wanted) = wanted {
             let asked = asked(line.method, &place, &query);
@@ -141,6 +149,11 @@ impl Server {
             record.who = Some(Who { identity, impersonator, whose: whose.clone() });
         }
         let method = line.method;
+        if !is_here {
+            let asks = fair::Asks { method, place: &place, query: &query };
+            let passed = self.let_on(&identity, &whose, asks, &mut record.told).await?;
+            record.pass = Some(passed);
+        }
         match place {
             Place::Other(path) => {
                 let attributes = Attributes {
@@ -148,20 +161,24 @@ impl Server {
                     path: path.clone(),
                     ..Attributes::default()
                 };
-                if !is_public(&path) && !self.may(&identity, &whose, &attributes).await? {
-                    return Err(denied(&identity, &attributes));
+                if !is_public(&path) {
+                    if !self.may(&identity, &whose, &attributes).await? {
+                        return Err(denied(&identity, &attributes));
+                    }
+                    check_exists(exists, &whose)?;
                 }
                 Ok(Admitted::Other { identity: Some(identity), whose, path })
             }
             Place::Resource(path) => {
                 let ResourcePath { group, version, resource, .. } = &path;
                 let Some(found) = self.served(&whose, group, version, resource).await? else {
-                    let verb = verb(method, &path, &query).unwrap_or_default();
+                    let verb = verb(method, &path, &query).unwrap_or_else(|| told(method));
                     let attributes = attributes_of(&path, &query, judged_verb(&path, verb));
-                    return Err(match self.may(&identity, &whose, &attributes).await? {
-                        true => self.unknown_in(group),
-                        false => denied(&identity, &attributes),
-                    });
+                    if !self.may(&identity, &whose, &attributes).await? {
+                        return Err(denied(&identity, &attributes));
+                    }
+                    check_exists(exists, &whose)?;
+                    return Err(self.unknown_in(group));
                 };
                 match found {
                     Found::Elsewhere(api) => {
@@ -169,7 +186,7 @@ impl Server {
                         Ok(Admitted::Delegated(Box::new(asked.admit(self, method).await?)))
                     }
                     Found::Here(served) => {
-                        let asked = Asked { served, identity, whose, path, query };
+                        let asked = Asked { served, identity, whose, exists, path, query };
                         Ok(Admitted::Resource(Box::new(
                             self.resource(method, asked, headers).await?,
                         )))
@@ -177,6 +194,39 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// What is said of a path that cannot be read: to those who are known, why; to a tenant's
+    /// user who names no tenant that could be, what is said of other tenants.
+    pub(crate) async fn astray(
+        &self,
+        line: Line<'_>,
+        why: PathError,
+        headers: &HeaderMap,
+        peer: &Peer,
+        record: &mut Record,
+    ) -> ApiError {
+        let found = self.authenticate(line, headers, peer, &TenantRef::Callers).await;
+        let Known { caller, address, .. } = match found {
+            Ok(Some(known)) => known,
+            Ok(None) => return ApiError::unauthorized(),
+            Err(error) => return error,
+        };
+        record.address = address;
+        let identity = match self.existing(caller).await {
+            Ok(identity) => identity,
+            Err(error) => return error,
+        };
+        let told = match &why {
+            PathError::Tenant(_) if !identity.tenant.is_system() => {
+                let verb = line.method.as_str().to_lowercase();
+                ApiError::forbidden_path(&identity.user, &verb, line.uri.path())
+            }
+            _ => why.into(),
+        };
+        let whose = Whose::One(identity.tenant.clone());
+        record.who = Some(Who { identity, impersonator: None, whose });
+        told
     }
 
     /// What is said of paths of a group that mean nothing: upstream's server for its own groups,
@@ -188,25 +238,38 @@ impl Server {
         }
     }
 
-    /// A user of the platform asks for a tenant that exists.
-    async fn check_tenant(&self, identity: &Identity, whose: &Whose) -> Result<()> {
+    /// Whether the tenant is there that a user of the platform asks for; one's own is.
+    async fn has_tenant(&self, identity: &Identity, whose: &Whose) -> Result<bool> {
         match whose {
-            Whose::All => Ok(()),
-            Whose::One(tenant) if *tenant == identity.tenant => Ok(()),
-            Whose::One(tenant) => match bootstrap::find_tenant(self, tenant).await? {
-                Some(_) => Ok(()),
-                None => Err(ApiError::not_found("insula.io", "tenants", tenant.as_str())),
-            },
+            Whose::All => Ok(true),
+            Whose::One(tenant) if *tenant == identity.tenant => Ok(true),
+            Whose::One(tenant) => Ok(bootstrap::find_tenant(self, tenant).await?.is_some()),
         }
     }
 
     async fn resource(&self, method: &Method, asked: Asked, headers: &HeaderMap) -> Result<Call> {
-        let Asked { served, identity, mut whose, mut path, mut query } = asked;
+        let Asked { served, identity, whose, exists, mut path, mut query } = asked;
         if path.watch {
             query.set("watch", "true");
             path.watch = false;
         }
-        let verb = verb(method, &path, &query).ok_or_else(ApiError::method_not_allowed)?;
+        let verb = verb(method, &path, &query);
+        let attributes =
+            attributes_of(&path, &query, judged_verb(&path, verb.unwrap_or_else(|| told(method))));
+        let of_platform = identity.tenant.is_system();
+        let is_fleets = served.resource.scope == Scope::Fleet;
+        let kept = match is_fleets {
+            true => Whose::One(TenantName::system()),
+            false => whose.clone(),
+        };
+        // What a user of the platform may do in a tenant says nothing of what is the platform's.
+        let judged = if of_platform { &kept } else { &whose };
+        if !self.may(&identity, judged, &attributes).await? {
+            return Err(denied(&identity, &attributes));
+        }
+        // Only now, so that nobody else is told what there is.
+        check_place(&served, &path)?;
+        let verb = verb.ok_or_else(ApiError::method_not_allowed)?;
         if !path.subresource.is_empty() && served.resource.subresource(&path.subresource).is_none()
         {
             let it = &served.resource;
@@ -215,10 +278,18 @@ impl Server {
                 false => ApiError::not_found(&it.group, &it.name, &path.name),
             });
         }
+        // Limits that hold whatever the rules of a tenant say.
+        if is_fleets
+            && !of_platform
+            && (!path.subresource.is_empty() || !granted::is_granted(&served.resource, verb))
+        {
+            return Err(denied(&identity, &attributes));
+        }
         let patience = deadline(&query).unwrap_or(DEADLINE);
         let mut call = Call {
             identity,
-            whose: whose.clone(),
+            // Fleet objects are kept by the platform, whoever reads them.
+            whose: kept,
             served,
             path,
             verb,
@@ -228,12 +299,10 @@ impl Server {
             until: tokio::time::Instant::now() + patience,
             remarks: std::sync::Arc::new(Remarks::new(self.audit.is_some())),
         };
-        let mut attributes = attributes(&call, verb);
-        attributes.verb = judged_verb(&call.path, verb).into();
-        if !self.may(&call.identity, &call.whose, &attributes).await? {
-            return Err(denied(&call.identity, &attributes));
+        if let Some(node) = call.identity.node() {
+            self.check_node(&call, node, &attributes).await?;
         }
-        self.check_scope(&call, &attributes)?;
+        check_exists(exists, &whose)?;
         if let Some(offers) = offers(&call) {
             call.accept = Accept::negotiate(&call.headers, &call.query, offers)?;
         }
@@ -242,42 +311,29 @@ impl Server {
         {
             return Err(ApiError::unfit_form("of all tenants there is only metadata of these"));
         }
-        if call.served.resource.scope == Scope::Fleet {
-            // Fleet objects are kept by the platform, whoever reads them.
-            if !matches!(whose, Whose::One(ref tenant) if tenant.is_system()) {
-                whose = Whose::One(TenantName::system());
-                call.whose = whose;
-            }
-        }
         Ok(call)
     }
+}
 
-    /// Limits that hold whatever the rules of a tenant say.
-    fn check_scope(&self, call: &Call, attributes: &Attributes) -> Result<()> {
-        let resource = &call.served.resource;
-        let of_platform = call.identity.tenant.is_system();
-        if resource.scope == Scope::Fleet && !of_platform {
-            let part = &call.path.subresource;
-            if !part.is_empty() || !granted::is_granted(resource, call.verb) {
-                return Err(denied(&call.identity, attributes));
-            }
+/// Who may ask is told that the tenant is not there; for all others it is like any other.
+fn check_exists(exists: bool, whose: &Whose) -> Result<()> {
+    match whose.tenant() {
+        Some(tenant) if !exists => {
+            Err(ApiError::not_found("insula.io", "tenants", tenant.as_str()))
         }
-        // An agent speaks for its own node only.
-        if let Some(node) = call.identity.node()
-            && !matches!(call.verb, "get" | "list" | "watch")
-        {
-            let own = match (&*resource.group, &*resource.name) {
-                ("", "nodes") | ("coordination.k8s.io", "leases") => {
-                    call.verb == "create" && call.path.name.is_empty() || call.path.name == node
-                }
-                _ => true,
-            };
-            if !own {
-                let why = format!("node {node:?} may change only itself");
-                return Err(call.forbidden(&call.path.name, &why));
-            }
-        }
-        Ok(())
+        _ => Ok(()),
+    }
+}
+
+/// What lies in no namespace is not reached through one: rules of the namespace let it be.
+fn check_place(served: &Served, path: &ResourcePath) -> Result<()> {
+    let is_namespace = path.group.is_empty() && path.resource == "namespaces";
+    match path.namespace.is_empty()
+        || served.resource.is_namespaced()
+        || is_namespace && path.namespace == path.name
+    {
+        true => Ok(()),
+        false => Err(ApiError::unknown_resource()),
     }
 }
 
@@ -332,6 +388,18 @@ pub(crate) fn verb(method: &Method, path: &ResourcePath, query: &Query) -> Optio
         ("DELETE", false) => "delete",
         _ => return None,
     })
+}
+
+/// What a request would do that does nothing: who may not do it is not told so.
+pub(crate) fn told(method: &Method) -> &'static str {
+    match *method {
+        Method::GET | Method::HEAD => "get",
+        Method::POST => "create",
+        Method::PUT => "update",
+        Method::PATCH => "patch",
+        Method::DELETE => "delete",
+        _ => "",
+    }
 }
 
 /// The verb that the rules are asked about: one for both ways of upgrading a connection.

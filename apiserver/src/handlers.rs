@@ -12,11 +12,13 @@ use crate::{
     aggregation::delegate,
     answer,
     audit::{self, Trail},
-    body::{Body, BodyError, full, penned},
+    body::{self, Body, BodyError, full, penned},
     call::Call,
-    compress, custom, delete,
+    compress::{self, Whole},
+    custom, delete,
     ending::Open,
     error::{ApiError, Result},
+    fair::{InTurn, Pass},
     finishing::Finishing,
     forms::Shown,
     forward::{self, Forwarded, Patience},
@@ -37,6 +39,9 @@ use crate::{
     write,
 };
 
+/// How many objects of a list are looked at in one turn.
+const AT_ONCE: usize = 100;
+
 impl Server {
     /// Answers a request of a caller in the same process.
     pub async fn handle_trusted<B>(
@@ -50,6 +55,16 @@ impl Server {
     {
         let peer = Peer { trusted: Some(caller), ..Peer::default() };
         self.handle(request.map(Payload::of), &peer).await
+    }
+
+    /// Answers a request of somebody in the same process who has nothing to show but what is in
+    /// the request itself.
+    pub async fn handle_unknown<B>(self: &Arc<Self>, request: Request<B>) -> Response<Body>
+    where
+        B: http_body::Body + Send + Unpin + 'static,
+        B::Error: Into<BodyError>,
+    {
+        self.handle(request.map(Payload::of), &Peer::default()).await
     }
 
     /// Answers any request. Boxed here, so that all that follows is compiled here, and once.
@@ -76,13 +91,26 @@ impl Server {
             head.headers.insert(audit::ID, id);
         }
         let answered = self.answer(&head, body, peer, upgrade, &mut open.record).await;
-        let response = match answered {
+        let mut response = match answered {
             Ok(response) => response,
             Err(error) => answer::error_for(&error, &head.headers, head.uri.query()),
         };
+        open.record.told.tell(response.headers_mut());
+        if let (Some(pass), Some(whole)) = (&open.record.pass, response.extensions().get::<Whole>())
+        {
+            pass.learn(whole.0.len());
+        }
+        let account = open.record.pass.as_ref().and_then(Pass::account).cloned();
         tracing::debug!(method = %head.method, path = head.uri.path(), code = response.status().as_u16(), elapsed = ?open.record.started.elapsed(), "answered");
         let response = open.answered(response);
-        compress::compressed(&self.held, &head.headers, response).await
+        let held = (&self.held, account.as_ref());
+        let response = compress::compressed(held, &head.headers, response).await;
+        match account {
+            Some(account) if !body::is_short(response.body()) => {
+                response.map(|body| self.fair.paced(account, body))
+            }
+            _ => response,
+        }
     }
 
     /// Answers from here or through another server; again, if what it is about moves meanwhile.
@@ -124,11 +152,14 @@ impl Server {
     ) -> Result<Forwarded> {
         // Where it was a moment ago says nothing of where it is now.
         record.is_elsewhere = false;
-        let target = path::parse(head.uri.path())?;
+        record.pass = None;
         let query = Query::parse(head.uri.query());
         let limit = deadline(&query);
         let line = Line { method: &head.method, uri: &head.uri };
-        let admitted = self.admit(line, target, query, &head.headers, peer, record).await;
+        let admitted = match path::parse(head.uri.path()) {
+            Ok(target) => self.admit(line, target, query, &head.headers, peer, record).await,
+            Err(why) => Err(Box::pin(self.astray(line, why, &head.headers, peer, record)).await),
+        };
         if let (Err(error), Some(audit)) = (&admitted, &self.audit)
             && !error.is_moving
         {
@@ -137,6 +168,10 @@ impl Server {
         let answer = match admitted? {
             Admitted::Elsewhere { caller, place } => {
                 record.is_elsewhere = true;
+                let _sent_on = match caller.tenant().is_system() {
+                    true => None,
+                    false => Some(self.fair.sent_on(caller.tenant())?),
+                };
                 let bytes = within(limit?, body.bytes()).await?;
                 let address = record.address;
                 let sent = self.forward(head, &bytes, upgrade, &caller, address, &place);
@@ -153,10 +188,13 @@ impl Server {
                     audit.received(record);
                 }
                 let identity = identity.as_ref();
-                Box::pin(self.other(Asked { head, identity, whose: &whose, path: &path })).await
+                let asked = Asked { head, identity, whose: &whose, path: &path };
+                let turns = self.fair.turns(record.pass.as_ref());
+                InTurn::new(turns, Box::pin(self.other(asked))).await
             }
             Admitted::Delegated(it) => {
                 record.delegated(&it, upgrade.is_some());
+                record.begins_to_last(&self.fair)?;
                 if let Some(audit) = &self.audit {
                     audit.received(record);
                 }
@@ -165,6 +203,7 @@ impl Server {
             }
             Admitted::Resource(call) => {
                 record.admitted(&call);
+                record.begins_to_last(&self.fair)?;
                 if let Some(audit) = &self.audit {
                     audit.received(record);
                 }
@@ -199,9 +238,11 @@ impl Server {
                         }
                     }
                 } else if call.verb == "watch" {
-                    Box::pin(self.watch(*call, upgrade)).await
+                    let turns = self.fair.turns(record.pass.as_ref());
+                    InTurn::new(turns, Box::pin(self.watch(*call, upgrade))).await
                 } else {
                     let _under_way = self.metrics.under_way(&record.labels);
+                    let turns = self.fair.turns(record.pass.as_ref());
                     let work = async {
                         let body = body.bytes().await?;
                         if wants_body {
@@ -218,7 +259,7 @@ impl Server {
                         .await
                     };
                     // What is handed on as a value has its place twice.
-                    within(limit?, pin!(work)).await
+                    within(limit?, InTurn::new(turns, pin!(work))).await
                 };
                 let warnings = remarks.warnings();
                 let is_told = warning.is_some() || !warnings.is_empty();
@@ -236,6 +277,11 @@ impl Server {
                 })
             }
         };
+        if record.goes_on()
+            && let Some(pass) = &mut record.pass
+        {
+            pass.give_seat_back();
+        }
         answer.map(Forwarded::Answer)
     }
 
@@ -302,8 +348,12 @@ impl Server {
             let places = call.served.places(&self.partitions, &call.whose, &namespace, &options);
             let mut page =
                 read::list(self, &call.served, &places, &call.whose, &namespace, &options).await?;
-            for (_, entry) in &mut page.entries {
+            for (number, (_, entry)) in page.entries.iter_mut().enumerate() {
                 entry.value = for_caller(call, &entry.value.bytes())?.into();
+                if number % AT_ONCE == AT_ONCE - 1 {
+                    // A turn is over before others would miss their processor.
+                    tokio::task::yield_now().await;
+                }
             }
             return answer::list(call, &page);
         }

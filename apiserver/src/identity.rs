@@ -7,7 +7,10 @@ use std::collections::BTreeMap;
 
 use insula_api::names::TenantName;
 use serde::{Deserialize, Serialize};
-use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_parser::{
+    prelude::{FromDer as _, X509Certificate},
+    x509::X509Name,
+};
 
 /// Most groups that one identity may bring.
 const MAX_GROUPS: usize = 256;
@@ -19,6 +22,8 @@ pub const UNAUTHENTICATED: &str = "system:unauthenticated";
 /// Superusers, of the platform's tenant only.
 pub const MASTERS: &str = "system:masters";
 pub const NODES: &str = "system:nodes";
+/// What names begin with that nobody outside may give out.
+pub(crate) const RESERVED: &str = "system:";
 
 /// An authenticated caller.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,8 +48,10 @@ pub enum IdentityError {
     Tenants(usize),
     #[error("the certificate names no valid tenant")]
     BadTenant,
-    #[error("the certificate has too many or too long names")]
+    #[error("there are too many or too long names, or empty ones")]
     TooMuch,
+    #[error("a name holds what no name may hold")]
+    Unprintable,
 }
 
 impl Identity {
@@ -56,6 +63,11 @@ impl Identity {
 
     pub fn in_group(&self, group: &str) -> bool {
         self.groups.iter().any(|known| known == group)
+    }
+
+    /// Its groups, but for that of everybody who is known.
+    pub(crate) fn own_groups(&self) -> impl Iterator<Item = &str> {
+        self.groups.iter().map(String::as_str).filter(|it| *it != AUTHENTICATED)
     }
 
     /// May do everything everywhere.
@@ -73,7 +85,14 @@ impl Identity {
     pub fn from_certificate(der: &[u8]) -> Result<Self, IdentityError> {
         let (_, certificate) =
             X509Certificate::from_der(der).map_err(|_| IdentityError::Unreadable)?;
-        let subject = certificate.subject();
+        Self::from_subject(certificate.subject(), None)
+    }
+
+    /// Reads a subject; one that names no tenant is of `default`, if there is one.
+    pub(crate) fn from_subject(
+        subject: &X509Name<'_>,
+        default: Option<&TenantName>,
+    ) -> Result<Self, IdentityError> {
         let texts = |values: Vec<Result<&str, _>>| -> Result<Vec<String>, IdentityError> {
             let texts: Result<Vec<&str>, x509_parser::error::X509Error> =
                 values.into_iter().collect();
@@ -92,18 +111,36 @@ impl Identity {
         let units = texts(subject.iter_organizational_unit().map(|it| it.as_str()).collect())?;
         let (tenants, mut groups): (Vec<String>, Vec<String>) =
             organizations.into_iter().partition(|it| it.starts_with("tenant:"));
-        let [tenant] = tenants.as_slice() else {
-            return Err(IdentityError::Tenants(tenants.len()));
+        let tenant = match (tenants.as_slice(), default) {
+            ([tenant], _) => {
+                let name = tenant.strip_prefix("tenant:").unwrap_or_default();
+                TenantName::parse(name).map_err(|_| IdentityError::BadTenant)?
+            }
+            ([], Some(default)) => default.clone(),
+            _ => return Err(IdentityError::Tenants(tenants.len())),
         };
-        let tenant = TenantName::parse(tenant.trim_start_matches("tenant:"))
-            .map_err(|_| IdentityError::BadTenant)?;
         groups.extend(units.iter().flat_map(|it| it.split('\u{1f}')).map(str::to_owned));
-        let too_long = |it: &String| MAX_NAME < it.len() || it.is_empty();
-        if MAX_GROUPS < groups.len() || groups.iter().any(too_long) || MAX_NAME < user.len() {
+        let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
+        let identity = Self::new(tenant, user, &groups);
+        identity.check()?;
+        Ok(identity)
+    }
+
+    /// What is too much to be somebody, whoever says so.
+    pub(crate) fn check(&self) -> Result<(), IdentityError> {
+        let mut names = self.groups.iter().chain([&self.user]);
+        if MAX_GROUPS < self.groups.len()
+            || names.any(|it| MAX_NAME < it.len() || it.is_empty())
+            || MAX_NAME < self.uid.len()
+        {
             return Err(IdentityError::TooMuch);
         }
-        let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
-        Ok(Self::new(tenant, user, &groups))
+        // They stand in headers and logs.
+        let mut names = self.groups.iter().chain([&self.user, &self.uid]);
+        match names.any(|it| it.chars().any(char::is_control)) {
+            true => Err(IdentityError::Unprintable),
+            false => Ok(()),
+        }
     }
 }
 

@@ -20,9 +20,11 @@ mod delete;
 mod discovery;
 mod ending;
 pub mod error;
+mod fair;
 mod finishing;
 mod forms;
 mod forward;
+mod frames;
 mod gate;
 mod gather;
 mod granted;
@@ -42,6 +44,7 @@ mod patch;
 mod payload;
 pub mod peers;
 pub mod pki;
+mod providers;
 mod proxy;
 mod rbac;
 mod read;
@@ -88,6 +91,7 @@ use crate::{
     tokens::Keys,
 };
 
+pub use crate::gate::{StaticTokens, StaticTokensError};
 pub use crate::serve::{Front, Patience, ServeError, Tls};
 
 /// How long to wait for storage that is not there yet before looking again.
@@ -97,7 +101,9 @@ const AGAIN: std::time::Duration = std::time::Duration::from_millis(200);
 #[derive(Debug)]
 pub struct ServerConfig {
     pub partitions: Arc<Partitions>,
-    pub keys: Keys,
+    pub keys: Arc<Keys>,
+    /// Tokens that a file names.
+    pub static_tokens: Option<Arc<StaticTokens>>,
     /// Trusts the CA and presents the server's client certificate to node agents.
     pub node_tls: Arc<rustls::ClientConfig>,
     /// `host:port` under which clients reach this server.
@@ -123,8 +129,11 @@ pub struct Server {
     /// What is looked up again and again.
     pub(crate) parsed: parsed::Parsed,
     pub(crate) policies: Policies,
+    pub(crate) bound: gate::Bound,
     pub(crate) rules: admission::Rules,
-    pub(crate) keys: Keys,
+    pub(crate) keys: Arc<Keys>,
+    pub(crate) static_tokens: Option<Arc<StaticTokens>>,
+    pub(crate) providers: providers::Providers,
     pub(crate) dialer: Dialer,
     pub(crate) outbound: outbound::Outbound,
     pub(crate) advertise: String,
@@ -132,8 +141,10 @@ pub struct Server {
     pub(crate) peers: Option<HttpPeers>,
     pub(crate) audit: Option<audit::Audit>,
     pub(crate) forms: forms::Forms,
+    pub(crate) frames: frames::Frames,
     pub(crate) metrics: metrics::Metrics,
     pub(crate) held: body::Held,
+    pub(crate) fair: Arc<fair::Fair>,
     pub(crate) tasks: TaskTracker,
     pub(crate) shutdown: CancellationToken,
 }
@@ -156,6 +167,7 @@ impl Server {
                 views.push(view);
             }
         }
+        let fair = Arc::<fair::Fair>::default();
         let server = Arc::new_cyclic(|own| Self {
             own: own.clone(),
             partitions: config.partitions,
@@ -164,8 +176,11 @@ impl Server {
             aggregation: aggregation::Aggregation::default(),
             parsed: parsed::Parsed::default(),
             policies: Policies::default(),
+            bound: gate::Bound::default(),
             rules: admission::Rules::default(),
             keys: config.keys,
+            static_tokens: config.static_tokens,
+            providers: providers::Providers::default(),
             dialer: Dialer::new(config.node_tls),
             outbound: outbound::Outbound::default(),
             advertise: config.advertise,
@@ -173,11 +188,14 @@ impl Server {
             peers: config.peers,
             audit: config.audit,
             forms: forms::Forms::default(),
-            metrics: metrics::Metrics::default(),
+            frames: frames::Frames::default(),
+            metrics: metrics::Metrics::new(fair.clone()),
+            fair: fair.clone(),
             held: body::Held::default(),
             tasks: TaskTracker::new(),
             shutdown: config.shutdown,
         });
+        server.tasks.spawn(fair.look_after(server.shutdown.clone()));
         server.tasks.spawn(forward::follow_addresses(server.clone()));
         for view in views {
             let shutdown = server.shutdown.clone();
@@ -204,6 +222,24 @@ impl Server {
                 outcome => return outcome,
             }
         }
+    }
+
+    /// Shows itself otherwise to node agents from now on, and trusts others.
+    pub fn set_node_tls(&self, tls: Arc<rustls::ClientConfig>) {
+        self.dialer.set(tls);
+    }
+
+    /// Reads the keys of tokens again, and has tenants' extension servers told of what follows.
+    pub fn reload_keys(self: &Arc<Self>) -> std::result::Result<(), tokens::KeyError> {
+        self.keys.reload()?;
+        let server = self.clone();
+        self.tasks.spawn(async move {
+            let telling = server.shutdown.run_until_cancelled(bootstrap::front_proxies(&server));
+            if let Some(Err(error)) = telling.await {
+                tracing::warn!(%error, "some extension servers are not told of the new keys yet");
+            }
+        });
+        Ok(())
     }
 
     /// This server, for what it asks of itself; none when it ends.
@@ -251,7 +287,7 @@ impl Server {
     /// Whether `identity` may do `attributes` to objects of `whose`.
     ///
     /// Users of a tenant are judged by its rules, in it alone. Users of the platform are judged
-    /// by the platform's cluster-wide rules wherever they go.
+    /// by the platform's rules, which in a tenant are those that name it.
     pub(crate) async fn may(
         &self,
         identity: &Identity,
@@ -262,26 +298,6 @@ impl Server {
             return Ok(true);
         }
         Ok(self.policy_of(&identity.tenant).await?.allows(identity, whose, attributes))
-    }
-
-    /// Whether the caller may also do `verb` on an RBAC resource.
-    pub(crate) async fn allows(
-        &self,
-        call: &Call,
-        verb: &str,
-        resource: &str,
-        namespace: &str,
-        name: &str,
-    ) -> Result<bool> {
-        let attributes = Attributes {
-            verb: verb.into(),
-            group: "rbac.authorization.k8s.io".into(),
-            resource: resource.into(),
-            namespace: namespace.into(),
-            name: name.into(),
-            ..Attributes::default()
-        };
-        self.may(&call.identity, &call.whose, &attributes).await
     }
 
     /// The rules of a role in `tenant`; none if it does not exist.

@@ -5,6 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::TokioIo;
@@ -30,7 +31,7 @@ const HEAD: Duration = Duration::from_secs(30);
 
 /// Opens connections to node agents.
 pub(crate) struct Dialer {
-    tls: TlsConnector,
+    tls: ArcSwap<rustls::ClientConfig>,
 }
 
 impl std::fmt::Debug for Dialer {
@@ -42,7 +43,12 @@ impl std::fmt::Debug for Dialer {
 impl Dialer {
     /// `config` trusts the cluster's CA and presents the server's client certificate.
     pub(crate) fn new(config: Arc<rustls::ClientConfig>) -> Self {
-        Self { tls: TlsConnector::from(config) }
+        Self { tls: ArcSwap::new(config) }
+    }
+
+    /// As [`Dialer::new`], from now on.
+    pub(crate) fn set(&self, config: Arc<rustls::ClientConfig>) {
+        self.tls.store(config);
     }
 }
 
@@ -238,7 +244,8 @@ pub(crate) async fn connect(
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     let name = ServerName::try_from(name.to_owned())?;
-    Ok(server.dialer.tls.connect(name, stream).await?)
+    let tls = TlsConnector::from(server.dialer.tls.load_full());
+    Ok(tls.connect(name, stream).await?)
 }
 
 /// Headers that matter to the node. Credentials stay here.

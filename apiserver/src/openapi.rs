@@ -62,7 +62,7 @@ pub(crate) fn index(registry: &Registry, customs: &OfTenant, platform: bool) -> 
         .all()
         .iter()
         .chain(customs.all())
-        .filter(|it| platform || it.resource.group != "insula.io")
+        .filter(|it| platform || !it.resource.is_platforms())
         .map(|it| (&*it.resource.group, &*it.resource.version))
         .collect();
     let mut paths = Map::new();

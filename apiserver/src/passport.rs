@@ -17,6 +17,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    gate::BootstrapToken,
     identity::Identity,
     tokens::{Claims, TokenError},
 };
@@ -37,6 +38,8 @@ pub(crate) enum Caller {
     /// Whose token is signed by us. Whether all that it is bound to still exists is known where
     /// its tenant is.
     Token(Box<Claims>),
+    /// Who shows a bootstrap token. Whether there is such a one is known where its tenant is.
+    Bootstrap(Box<BootstrapToken>),
 }
 
 impl Caller {
@@ -45,7 +48,13 @@ impl Caller {
         match self {
             Self::Identity(identity) => identity.clone(),
             Self::Token(claims) => claims.identity(),
+            Self::Bootstrap(token) => token.identity(&[]),
         }
+    }
+
+    /// Whether it is certain that whoever asks is who they say, or once was.
+    pub(crate) fn is_proven(&self) -> bool {
+        !matches!(self, Self::Bootstrap(_))
     }
 
     /// Where it belongs.
@@ -53,6 +62,7 @@ impl Caller {
         match self {
             Self::Identity(identity) => &identity.tenant,
             Self::Token(claims) => &claims.kubernetes.tenant,
+            Self::Bootstrap(token) => &token.tenant,
         }
     }
 }
@@ -80,6 +90,8 @@ pub(crate) struct Passport {
 /// The key of passports.
 #[derive(Clone)]
 pub(crate) struct Stamp {
+    /// Of the key that it is derived from.
+    id: String,
     encoding: EncodingKey,
     decoding: DecodingKey,
 }
@@ -105,11 +117,12 @@ impl Line<'_> {
 
 impl Stamp {
     /// Derives the key from the one that signs tokens.
-    pub(crate) fn derive(secret: &[u8]) -> Result<Self, TokenError> {
+    pub(crate) fn derive(id: &str, secret: &[u8]) -> Result<Self, TokenError> {
         let base = EncodingKey::from_secret(secret);
         let derived =
             jsonwebtoken::crypto::sign(b"insula passports, version 1", &base, Algorithm::HS256)?;
         Ok(Self {
+            id: id.to_owned(),
             encoding: EncodingKey::from_secret(derived.as_bytes()),
             decoding: DecodingKey::from_secret(derived.as_bytes()),
         })
@@ -137,7 +150,14 @@ impl Stamp {
             caller: caller.clone(),
             address,
         };
-        Ok(jsonwebtoken::encode(&Header::new(Algorithm::HS256), &passport, &self.encoding)?)
+        let mut header = Header::new(Algorithm::HS256);
+        header.kid = Some(self.id.clone());
+        Ok(jsonwebtoken::encode(&header, &passport, &self.encoding)?)
+    }
+
+    /// The id of the key whose stamp a passport has.
+    pub(crate) fn id_of(text: &str) -> Option<String> {
+        jsonwebtoken::decode_header(text).ok()?.kid
     }
 
     /// Checks a passport that the server `from` sent with a request to the server `to`.
@@ -171,6 +191,8 @@ impl Stamp {
 pub(crate) enum PassportError {
     #[error(transparent)]
     Token(#[from] TokenError),
+    #[error("the passport has the stamp of a key that is not known here")]
+    Unknown,
     #[error("the passport is for another request")]
     OtherRequest,
     /// Passports are made for the moment: the other server's clock is wrong, or ours.
@@ -190,7 +212,7 @@ mod tests {
 
     #[test]
     fn a_passport_is_for_one_request_between_two_servers() {
-        let stamp = Stamp::derive(b"secret").unwrap();
+        let stamp = Stamp::derive("k", b"secret").unwrap();
         let uri: Uri = "/api/v1/namespaces/default/pods?watch=true".parse().unwrap();
         let line = Line { method: &Method::GET, uri: &uri };
         let text = stamp.sign("s1", "s2", line, 7, &caller(), None).unwrap();
@@ -212,7 +234,7 @@ mod tests {
         assert!(stamp.check(&at(LIFE + SKEW - 30), "s1", "s2", line).is_ok(), "clocks differ");
         let late = stamp.check(&at(3600), "s1", "s2", line);
         assert!(matches!(late, Err(PassportError::Late { seconds: 3600.. })), "{late:?}");
-        let stranger = Stamp::derive(b"guess").unwrap();
+        let stranger = Stamp::derive("k", b"guess").unwrap();
         assert!(stranger.check(&text, "s1", "s2", line).is_err(), "another key");
         let parts: Vec<&str> = text.split('.').collect();
         let unsigned = format!("eyJhbGciOiJub25lIn0.{}.", parts[1]);

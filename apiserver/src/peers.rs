@@ -31,7 +31,7 @@ use crate::identity::Identity;
 /// The group of servers, in tenant `system`.
 pub const SERVERS: &str = "system:insula-servers";
 /// What the user of a server's certificate begins with.
-const USER: &str = "system:insula-server:";
+pub(crate) const USER: &str = "system:insula-server:";
 
 /// Where servers talk to each other.
 pub(crate) const PREFIX: &str = "/insula/peer/v1/";
@@ -47,6 +47,12 @@ pub fn user(name: &str) -> String {
 /// The name in the certificate of the server `name` by which others know it, wherever it is.
 pub fn dns_name(name: &str) -> String {
     format!("{name}.servers.insula.internal")
+}
+
+/// Whether a certificate's name is one by which servers know each other.
+pub(crate) fn is_dns_name(name: &str) -> bool {
+    let name = name.trim_end_matches('.').to_ascii_lowercase();
+    name == "insula.internal" || name.ends_with(".insula.internal")
 }
 
 impl Identity {

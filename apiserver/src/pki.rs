@@ -4,6 +4,8 @@
 //! certificate says who its holder is, see [`crate::identity`]: `CN` is the user,
 //! `O=tenant:<name>` the tenant, and every `OU` a group.
 
+mod requests;
+
 use std::{
     fs, io,
     io::Write as _,
@@ -17,6 +19,8 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, string::Ia5String,
 };
+
+pub use self::requests::{Asked, RequestError};
 
 /// Days that a leaf certificate is valid.
 const LEAF_DAYS: i64 = 365;
@@ -67,7 +71,7 @@ impl Authority {
     pub fn open_or_create(directory: &Path) -> Result<Self, PkiError> {
         let (certificate, key) = (directory.join("ca.crt"), directory.join("ca.key"));
         if certificate.exists() {
-            return Self::from_pem(read(&certificate)?, &read(&key)?);
+            return Self::open(&certificate, &key);
         }
         create_directory(directory)?;
         let key_pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
@@ -82,6 +86,12 @@ impl Authority {
         write_private(&key, &key_pair.serialize_pem())?;
         write_private(&certificate, &pem)?;
         Self::from_pem(pem, &key_pair.serialize_pem())
+    }
+
+    /// Reads a CA. Where one follows another, the first certificate is its own, and the others are
+    /// only trusted.
+    pub fn open(certificate: &Path, key: &Path) -> Result<Self, PkiError> {
+        Self::from_pem(read(certificate)?, &read(key)?)
     }
 
     fn from_pem(certificate: String, key: &str) -> Result<Self, PkiError> {
@@ -180,6 +190,13 @@ impl Authority {
         write_private(&key, &pair.key)?;
         write_private(&certificate, &pair.certificate)?;
         Ok(pair)
+    }
+
+    /// For how long it is good, in seconds.
+    fn seconds_left(&self) -> Option<i64> {
+        let (_, ca) = x509_parser::pem::parse_x509_pem(self.certificate.as_bytes()).ok()?;
+        let left = ca.parse_x509().ok()?.validity().time_to_expiration()?;
+        i64::try_from(left.unsigned_abs().as_secs()).ok()
     }
 
     fn still_good(&self, certificate: &str) -> bool {

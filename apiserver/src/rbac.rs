@@ -5,6 +5,13 @@
 //!
 //! Semantics are upstream's: a request is allowed if any rule of any role bound to the caller
 //! matches; `ClusterRoleBinding`s count everywhere, `RoleBinding`s in their namespace.
+//! Of the platform's own `ClusterRoleBinding`s those count in tenants that say so, see [`reach`].
+
+#[cfg(test)]
+mod property;
+pub(crate) mod reach;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -18,6 +25,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::Xxh3Default;
 
+use self::reach::Reach;
 use crate::{identity::Identity, registry::Whose};
 
 const GROUP: &str = "rbac.authorization.k8s.io";
@@ -200,8 +208,15 @@ struct LabelsOnly {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Binding {
+    metadata: BindingMeta,
     subjects: Option<Vec<Subject>>,
     role_ref: RoleRef,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct BindingMeta {
+    annotations: HashMap<String, String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize, PartialEq, Eq)]
@@ -242,22 +257,28 @@ pub(crate) struct Policy {
     /// Rules of each cluster role, and of each role by namespace and name.
     cluster_roles: HashMap<String, Arc<[Rule]>>,
     roles: HashMap<(String, String), Arc<[Rule]>>,
-    /// Subjects and the rules they get in every namespace.
-    everywhere: Vec<Grant>,
+    /// Subjects and the rules they get in every namespace, and of which tenants.
+    everywhere: Vec<(Reach, Grant)>,
     /// By namespace.
     within: HashMap<String, Vec<Grant>>,
 }
 
 impl Policy {
-    /// The rules that apply to `identity` in `namespace` (`""`: at the cluster scope).
+    /// The rules that apply to `identity`, of the tenant of this policy, to what is of `whose`, in
+    /// `namespace` (`""`: at the cluster scope).
     pub(crate) fn rules<'a>(
         &'a self,
         identity: &'a Identity,
+        whose: &'a Whose,
         namespace: &str,
     ) -> impl Iterator<Item = &'a Rule> {
-        let within = self.within.get(namespace).filter(|_| !namespace.is_empty());
+        let is_at_home = whose.tenant() == Some(&identity.tenant);
+        // A namespace of that name in another tenant is another namespace.
+        let within = self.within.get(namespace).filter(|_| is_at_home && !namespace.is_empty());
         self.everywhere
             .iter()
+            .filter(move |(reach, _)| reach.covers(&identity.tenant, whose))
+            .map(|(_, grant)| grant)
             .chain(within.into_iter().flatten())
             .filter(|(subjects, _)| subjects.iter().any(|subject| subject.is(identity)))
             .flat_map(|(_, rules)| rules.iter())
@@ -273,12 +294,7 @@ impl Policy {
         if identity.is_superuser() {
             return true;
         }
-        let at_home = whose.tenant() == Some(&identity.tenant);
-        if !at_home && !identity.tenant.is_system() {
-            return false;
-        }
-        let namespace = if at_home { attributes.namespace.as_str() } else { "" };
-        self.rules(identity, namespace).any(|rule| rule.allows(attributes))
+        self.rules(identity, whose, &attributes.namespace).any(|rule| rule.allows(attributes))
     }
 
     /// The rules of a role that a binding may refer to.
@@ -291,9 +307,10 @@ impl Policy {
     }
 
     /// `SelfSubjectRulesReview.status`.
-    pub(crate) fn review(&self, identity: &Identity, namespace: &str) -> Value {
-        let (others, resources): (Vec<&Rule>, Vec<&Rule>) =
-            self.rules(identity, namespace).partition(|rule| !rule.non_resource_urls.is_empty());
+    pub(crate) fn review(&self, identity: &Identity, whose: &Whose, namespace: &str) -> Value {
+        let (others, resources): (Vec<&Rule>, Vec<&Rule>) = self
+            .rules(identity, whose, namespace)
+            .partition(|rule| !rule.non_resource_urls.is_empty());
         json!({
             "resourceRules": resources.iter().map(|it| it.review()).collect::<Vec<_>>(),
             "nonResourceRules": others.iter().map(|it| it.review()).collect::<Vec<_>>(),
@@ -421,7 +438,10 @@ fn compile(tenant: &TenantName, sources: &Sources) -> Policy {
     let mut policy = Policy::default();
     for (_, binding) in each::<Binding>(&sources.cluster_bindings, &prefix) {
         if let Some(rules) = compiled.get(binding.role_ref.name.as_str()) {
-            policy.everywhere.push((binding.subjects.unwrap_or_default(), rules.clone()));
+            // What cannot be read grants nothing.
+            let Ok(reach) = Reach::of(tenant, &binding.metadata.annotations) else { continue };
+            let grant = (binding.subjects.unwrap_or_default(), rules.clone());
+            policy.everywhere.push((reach, grant));
         }
     }
     for ((namespace, _), binding) in each::<Binding>(&sources.bindings, &prefix) {
@@ -462,96 +482,5 @@ fn collect(name: &str, roles: &HashMap<&str, Role>, out: &mut Vec<Rule>, depth: 
         if selected && *other != name {
             collect(other, roles, out, depth + 1);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use insula_partition::{snapshot::Entry, store::Revision};
-
-    use super::*;
-
-    fn rule(verbs: &[&str], groups: &[&str], resources: &[&str], names: &[&str]) -> Rule {
-        let own = |list: &[&str]| list.iter().map(|it| (*it).to_owned()).collect();
-        Rule {
-            verbs: own(verbs),
-            api_groups: own(groups),
-            resources: own(resources),
-            resource_names: own(names),
-            non_resource_urls: Vec::new(),
-        }
-    }
-
-    fn get(resource: &str, sub: &str, name: &str) -> Attributes {
-        Attributes {
-            verb: "get".into(),
-            resource: resource.into(),
-            subresource: sub.into(),
-            name: name.into(),
-            ..Attributes::default()
-        }
-    }
-
-    #[test]
-    fn a_policy_depends_on_its_own_tenant() {
-        let of = |all: &[(&str, u64)]| {
-            let entries = all.iter().map(|(key, revision)| {
-                let entry = Entry { value: "{}".into(), modified: Revision(*revision) };
-                (Arc::from(*key), entry)
-            });
-            let none = || Snapshot::of(Collection::new(GROUP, "x"), Revision(0), []);
-            Sources {
-                cluster_roles: Snapshot::of(Collection::new(GROUP, "x"), Revision(0), entries),
-                cluster_bindings: none(),
-                roles: none(),
-                bindings: none(),
-            }
-        };
-        let acme = TenantName::parse("acme").unwrap();
-        let digest = of(&[("acme//a", 1), ("globex//a", 2)]).digest(&acme);
-        assert_eq!(of(&[("acme//a", 1), ("globex//a", 3)]).digest(&acme), digest);
-        assert_ne!(of(&[("acme//a", 4), ("globex//a", 2)]).digest(&acme), digest);
-        assert_ne!(of(&[("acme//a", 1), ("acme//b", 2)]).digest(&acme), digest);
-    }
-
-    #[test]
-    fn rules_match_as_upstreams() {
-        assert!(rule(&["get"], &[""], &["pods"], &[]).allows(&get("pods", "", "x")));
-        assert!(!rule(&["get"], &[""], &["pods"], &[]).allows(&get("pods", "log", "x")));
-        assert!(rule(&["get"], &[""], &["pods/log"], &[]).allows(&get("pods", "log", "x")));
-        assert!(rule(&["get"], &[""], &["*/log"], &[]).allows(&get("pods", "log", "x")));
-        assert!(rule(&["*"], &["*"], &["*"], &[]).allows(&get("pods", "log", "x")));
-        assert!(!rule(&["list"], &[""], &["pods"], &[]).allows(&get("pods", "", "x")));
-        assert!(!rule(&["get"], &["apps"], &["pods"], &[]).allows(&get("pods", "", "x")));
-        assert!(rule(&["get"], &[""], &["pods"], &["x"]).allows(&get("pods", "", "x")));
-        assert!(!rule(&["get"], &[""], &["pods"], &["x"]).allows(&get("pods", "", "")));
-    }
-
-    #[test]
-    fn nobody_gives_what_they_lack() {
-        let all = Rule::everything();
-        let pods = rule(&["get", "list"], &[""], &["pods", "pods/log"], &[]);
-        let one = rule(&["get"], &[""], &["pods"], &["x"]);
-        assert_eq!(missing(&[&all], std::slice::from_ref(&pods)), None);
-        assert_eq!(missing(&[&pods], std::slice::from_ref(&one)), None);
-        assert!(missing(&[&one], std::slice::from_ref(&pods)).is_some());
-        assert!(missing(&[&pods], &[Rule::everything()]).is_some());
-        assert!(missing(&[], &[one]).is_some());
-    }
-
-    #[test]
-    fn paths_match_by_prefix() {
-        let rule = Rule {
-            verbs: vec!["get".into()],
-            non_resource_urls: vec!["/api/*".into(), "/version".into()],
-            ..Rule::default()
-        };
-        let path = |path: &str| Attributes {
-            verb: "get".into(),
-            path: path.into(),
-            ..Attributes::default()
-        };
-        assert!(rule.allows(&path("/api/v1")) && rule.allows(&path("/version")));
-        assert!(!rule.allows(&path("/versions")) && !rule.allows(&path("/metrics")));
     }
 }

@@ -13,6 +13,8 @@ use crate::{
     aggregation::delegate::Delegated,
     audit::{self, Trail},
     call::Call,
+    error::Result,
+    fair::{Counted, Fair, Pass, Told},
     identity::Identity,
     metrics::{Labels, LongRunning},
     registry::Whose,
@@ -46,6 +48,11 @@ pub(crate) struct Record {
     pub remarks: Arc<Remarks>,
     /// How much is logged, once that is known.
     pub trail: Option<Trail>,
+    /// What lets it on among others, and what says so in its answer.
+    pub pass: Option<Pass>,
+    pub told: Told,
+    /// One of those that go on, if it does.
+    pub lasting: Option<Counted>,
 }
 
 /// Who asks.
@@ -110,6 +117,9 @@ impl Record {
             body: None,
             remarks: Arc::default(),
             trail: None,
+            pass: None,
+            told: Told::default(),
+            lasting: None,
         }
     }
 
@@ -147,6 +157,16 @@ impl Record {
             ("put", Some(_)) => "update",
             (other, _) => other,
         })
+    }
+
+    /// Counts a request that goes on among those of its tenant, if it does.
+    pub(crate) fn begins_to_last(&mut self, fair: &Fair) -> Result<()> {
+        if self.goes_on()
+            && let Some(pass) = &self.pass
+        {
+            self.lasting = fair.lasting(pass)?;
+        }
+        Ok(())
     }
 
     /// Counts a request that goes on for as long as its client likes.

@@ -273,39 +273,13 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 /// How long this request may take: less than usual, if it says so.
 pub(crate) fn deadline(query: &Query) -> Result<Duration> {
     let Some(text) = query.get("timeout") else { return Ok(DEADLINE) };
-    let Some(wanted) = go_duration(text) else {
+    let Some(wanted) = insula_api::time::go_duration(text) else {
         return Err(ApiError::bad_request(format!(
             "invalid timeout specified in the request URL - time: invalid duration {:?}",
             text.chars().take(64).collect::<String>()
         )));
     };
     Ok(if wanted.is_zero() { DEADLINE } else { wanted.min(DEADLINE) })
-}
-
-/// A duration as Go writes it, such as `1m30s` or `1.5s`; `None` for others, and for negative ones.
-fn go_duration(text: &str) -> Option<Duration> {
-    if text == "0" {
-        return Some(Duration::ZERO);
-    }
-    let (mut rest, mut seconds) = (text.strip_prefix('+').unwrap_or(text), 0.0);
-    while !rest.is_empty() {
-        let end = rest.find(|it: char| !it.is_ascii_digit() && it != '.')?;
-        let number: f64 = rest[..end].parse().ok()?;
-        rest = &rest[end..];
-        let end = rest.find(|it: char| it.is_ascii_digit() || it == '.').unwrap_or(rest.len());
-        let unit = match &rest[..end] {
-            "h" => 3600.0,
-            "m" => 60.0,
-            "s" => 1.0,
-            "ms" => 1e-3,
-            "us" | "µs" => 1e-6,
-            "ns" => 1e-9,
-            _ => return None,
-        };
-        rest = &rest[end..];
-        seconds += number * unit;
-    }
-    (!text.is_empty()).then(|| Duration::try_from_secs_f64(seconds).ok())?
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@
 //! for it, so it is started once, and one that failed is not tried again before the tenant's
 //! specification changes.
 
+pub(crate) mod ending;
+
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use insula_api::{names::TenantName, object, time};
@@ -14,7 +16,7 @@ use insula_partition::{
     partitions::META,
     snapshot::{Entry, Snapshot},
     store::{Change, Collection, Durability, Expect, ReadAt, StoreError, Write},
-    watch::Watcher,
+    watch::{Event, Watcher},
 };
 use serde_json::{Value, json};
 
@@ -34,6 +36,7 @@ pub(crate) async fn follow(server: Arc<Server>) {
         phases: HashMap::new(),
         tenants: None,
         moves: None,
+        gone: Vec::new(),
     };
     shutdown.run_until_cancelled(follower.run()).await;
 }
@@ -48,6 +51,8 @@ struct Follower {
     phases: HashMap<String, Phase>,
     tenants: Option<Watcher>,
     moves: Option<Watcher>,
+    /// Tenants that are gone, and may have left something that was written late.
+    gone: Vec<TenantName>,
 }
 
 impl Follower {
@@ -60,8 +65,11 @@ impl Follower {
             }
             self.watch();
             tokio::select! {
-                ended = next(&mut self.tenants) => if ended { self.tenants = None },
-                ended = next(&mut self.moves) => if ended { self.moves = None },
+                events = next(&mut self.tenants) => match events {
+                    Ok(events) => self.gone.extend(events.iter().filter_map(|it| gone(it))),
+                    Err(_) => self.tenants = None,
+                },
+                events = next(&mut self.moves) => if events.is_err() { self.moves = None },
                 _ = epochs.changed() => (),
                 () = tokio::time::sleep(LOOK) => (),
             }
@@ -90,8 +98,20 @@ impl Follower {
             // A server that has the tenants does it.
             return Ok(());
         }
-        let map = self.server.partitions.map();
         let collection = Collection::new("insula.io", "tenants");
+        while let Some(tenant) = self.gone.last() {
+            let now = place.store.read(&collection, ReadAt::Latest).await?;
+            let key = registry::key(&TenantName::system(), "", tenant.as_str());
+            // One of that name that has come since has begun anew.
+            if now.get(&key).is_none()
+                && let Err(error) = ending::sweep(&self.server, tenant).await
+            {
+                tracing::debug!(%tenant, error = chain(&error), "not swept yet");
+                break;
+            }
+            self.gone.pop();
+        }
+        let map = self.server.partitions.map();
         let tenants = place.store.read(&collection, ReadAt::Any).await?;
         if let Some((epoch, seen)) = &self.seen
             && *epoch == map.epoch()
@@ -112,6 +132,9 @@ impl Follower {
     async fn start_move(&self, map: &PartitionMap, it: &Value) -> Result<(), StoreError> {
         let (name, wanted) = (object::name(it), object::text(it, &["spec", "partition"]));
         let shard = Shard::Tenant(name);
+        if object::is_deleting(it) {
+            return Ok(());
+        }
         if map.owner_of(shard) == wanted && !map.pins().contains_key(name) && name != "system" {
             // It is there by its slot, which may move without it.
             let pinned = self.server.partitions.change_map(|map| match map.owner_of(shard) {
@@ -125,7 +148,6 @@ impl Follower {
         }
         let moves = !wanted.is_empty()
             && name != "system"
-            && !object::is_deleting(it)
             && map.owner_of(shard) != wanted
             && map.move_of(shard).is_none()
             && map.info(wanted).is_some_and(|info| !info.draining);
@@ -244,10 +266,16 @@ impl Follower {
     }
 }
 
-/// Waits for a change. Whether the watch has ended.
-async fn next(watcher: &mut Option<Watcher>) -> bool {
+/// The tenant that ended, if that is what happened.
+fn gone(event: &Event) -> Option<TenantName> {
+    let name = event.key.rsplit('/').next().filter(|_| event.deleted)?;
+    TenantName::parse(name).ok()
+}
+
+/// Waits for changes.
+async fn next(watcher: &mut Option<Watcher>) -> Result<Vec<Arc<Event>>, StoreError> {
     match watcher {
-        Some(watcher) => watcher.next().await.is_err(),
+        Some(watcher) => watcher.next().await,
         None => std::future::pending().await,
     }
 }

@@ -4,18 +4,24 @@
 //! (`system:serviceaccount:<ns>:<name>`), `aud`, `exp`, `nbf`, `iat`, `jti`, and under
 //! `kubernetes.io` the namespace, service account, bound pod or secret, and `tenant`.
 
-use std::{fs, path::Path};
+mod ring;
 
-use base64::Engine as _;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use arc_swap::ArcSwap;
 use insula_api::names::TenantName;
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use jsonwebtoken::{Algorithm, Validation};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+pub use self::ring::KeyFile;
+pub(crate) use self::ring::Ring;
 use crate::{
-    aggregation::front_proxy::FrontProxies,
     identity::Identity,
-    passport::Stamp,
     pki::{PkiError, write_private},
 };
 
@@ -26,7 +32,7 @@ const ISSUER: &str = "https://kubernetes.default.svc";
 pub const MAX_LIFE: i64 = 365 * 86_400;
 pub const MIN_LIFE: i64 = 600;
 /// Longest token that is looked at, in bytes.
-const MAX_TOKEN: usize = 256 * 1024;
+pub(crate) const MAX_TOKEN: usize = 256 * 1024;
 
 /// A reference to an object that must still exist for a token to be good.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,90 +118,84 @@ impl Claims {
 pub enum TokenError {
     #[error("the token is longer than {MAX_TOKEN} bytes")]
     TooLong,
+    #[error("no key of ours signed the token")]
+    Foreign,
     #[error("the token is not valid")]
     Invalid(#[from] jsonwebtoken::errors::Error),
 }
 
-/// The key pair that signs tokens.
-pub struct Keys {
-    id: String,
-    stamp: Stamp,
-    front_proxies: FrontProxies,
-    encoding: EncodingKey,
-    decoding: DecodingKey,
-    /// `x` and `y` of the public point, base64url.
-    point: (String, String),
-}
-
-impl std::fmt::Debug for Keys {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Keys").field("id", &self.id).finish_non_exhaustive()
-    }
-}
-
-/// Why the signing key cannot be used.
+/// Why the signing keys cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     #[error(transparent)]
     Pki(#[from] PkiError),
-    #[error("cannot read the token key {path}")]
+    #[error("cannot read the token keys {path}")]
     File {
-        path: std::path::PathBuf,
+        path: PathBuf,
         #[source]
         source: std::io::Error,
     },
-    #[error("the token key is not an ECDSA P-256 key")]
+    #[error("a token key cannot be read")]
     Unusable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("a token key is no ECDSA P-256 key")]
+    OtherKind,
+    #[error("there is no token key")]
+    Empty,
+    #[error("the token key {0} is there twice")]
+    Twice(String),
+    #[error("{0} token keys are too many")]
+    TooMany(usize),
+    #[error("there is no token key {0}")]
+    Unknown(String),
+    #[error("the token key {0} signs; have another sign first")]
+    Signs(String),
+}
+
+/// The keys that sign and verify tokens. Those of the moment: their file may be read again.
+#[derive(Debug)]
+pub struct Keys {
+    path: PathBuf,
+    ring: ArcSwap<Ring>,
+}
+
+impl std::fmt::Debug for Ring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.all().map(|it| it.id())).finish()
+    }
 }
 
 impl Keys {
-    /// Reads the key of `path`, or makes one.
+    /// Reads the keys of `path`, or makes one.
     pub fn open_or_create(path: &Path) -> Result<Self, KeyError> {
         if !path.exists() {
-            let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
-                .map_err(PkiError::from)?;
-            write_private(path, &pair.serialize_pem())?;
+            let mut file = KeyFile::default();
+            file.add()?;
+            write_private(path, &file.text())?;
         }
-        let pem = fs::read_to_string(path)
-            .map_err(|source| KeyError::File { path: path.into(), source })?;
-        let pair = rcgen::KeyPair::from_pem(&pem).map_err(PkiError::from)?;
-        let unusable = |error| KeyError::Unusable(Box::new(error));
-        let encoding = EncodingKey::from_ec_pem(pem.as_bytes()).map_err(unusable)?;
-        let public = pair.public_key_pem();
-        let decoding = DecodingKey::from_ec_pem(public.as_bytes()).map_err(unusable)?;
-        // The raw key is the uncompressed point: 0x04, x, y.
-        let raw = pair.public_key_raw();
-        let url = base64::engine::general_purpose::URL_SAFE_NO_PAD;
-        let (x, y) = raw.get(1..65).map(|point| point.split_at(32)).unwrap_or_default();
-        let id = url.encode(xxhash_rust::xxh3::xxh3_128(raw).to_be_bytes());
-        let secret = pair.serialize_der();
-        let unusable = |error| KeyError::Unusable(Box::new(error));
-        let stamp = Stamp::derive(&secret).map_err(unusable)?;
-        let front_proxies = FrontProxies::derive(&secret).map_err(unusable)?;
-        Ok(Self {
-            id,
-            stamp,
-            front_proxies,
-            encoding,
-            decoding,
-            point: (url.encode(x), url.encode(y)),
-        })
+        let ring = ArcSwap::from_pointee(read(path)?);
+        Ok(Self { path: path.into(), ring })
     }
 
-    /// Signs what servers tell each other of callers.
-    pub(crate) fn stamp(&self) -> &Stamp {
-        &self.stamp
+    /// Reads the file again. What cannot be read changes nothing.
+    pub fn reload(&self) -> Result<(), KeyError> {
+        self.ring.store(Arc::new(read(&self.path)?));
+        Ok(())
     }
 
-    /// As whom tenants' extension servers know us.
-    pub(crate) fn front_proxies(&self) -> &FrontProxies {
-        &self.front_proxies
+    /// Where they are kept.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The keys as they are now.
+    pub(crate) fn ring(&self) -> Arc<Ring> {
+        self.ring.load_full()
     }
 
     pub fn sign(&self, claims: &Claims) -> Result<String, TokenError> {
-        let mut header = Header::new(Algorithm::ES256);
-        header.kid = Some(self.id.clone());
-        Ok(jsonwebtoken::encode(&header, claims, &self.encoding)?)
+        let ring = self.ring.load();
+        let key = ring.signing();
+        Ok(jsonwebtoken::encode(&key.header(), claims, &key.encoding)?)
     }
 
     /// Checks signature, issuer and times, and that `audience` is among the token's.
@@ -203,20 +203,19 @@ impl Keys {
         if MAX_TOKEN < token.len() {
             return Err(TokenError::TooLong);
         }
+        let ring = self.ring.load();
+        let key = ring.of_token(token).ok_or(TokenError::Foreign)?;
         let mut validation = Validation::new(Algorithm::ES256);
         validation.set_audience(audiences);
         validation.set_issuer(&[ISSUER]);
         validation.validate_nbf = true;
         validation.leeway = 10;
-        Ok(jsonwebtoken::decode::<Claims>(token, &self.decoding, &validation)?.claims)
+        Ok(jsonwebtoken::decode::<Claims>(token, &key.decoding, &validation)?.claims)
     }
 
     /// `/openid/v1/jwks`.
     pub fn jwks(&self) -> Value {
-        json!({"keys": [{
-            "use": "sig", "kty": "EC", "kid": self.id, "crv": "P-256", "alg": "ES256",
-            "x": self.point.0, "y": self.point.1,
-        }]})
+        self.ring.load().jwks()
     }
 
     /// `/.well-known/openid-configuration`.
@@ -229,6 +228,11 @@ impl Keys {
             "id_token_signing_alg_values_supported": ["ES256"],
         })
     }
+}
+
+fn read(path: &Path) -> Result<Ring, KeyError> {
+    let pem = fs::read(path).map_err(|source| KeyError::File { path: path.into(), source })?;
+    Ring::read(&pem)
 }
 
 #[cfg(test)]
@@ -274,5 +278,44 @@ mod tests {
         assert!(keys.verify(&early, &[API_AUDIENCE]).is_err(), "not yet valid");
         let none = "eyJhbGciOiJub25lIn0.e30.";
         assert!(keys.verify(none, &[API_AUDIENCE]).is_err(), "alg none");
+    }
+
+    #[test]
+    fn keys_follow_each_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("sa.key");
+        let keys = Keys::open_or_create(&path).unwrap();
+        let change = |change: &dyn Fn(&mut KeyFile)| {
+            let mut file = KeyFile::parse(&fs::read_to_string(&path).unwrap()).unwrap();
+            change(&mut file);
+            assert_eq!(KeyFile::parse(&file.text()).unwrap(), file);
+            fs::write(&path, file.text()).unwrap();
+            keys.reload().unwrap();
+            file.ids().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let now = jiff::Timestamp::now().as_second();
+        let kid = |token: &str| jsonwebtoken::decode_header(token).unwrap().kid.unwrap();
+        let old = keys.sign(&claims(now)).unwrap();
+        let ids = change(&|it| drop(it.add().unwrap()));
+        assert_eq!(kid(&keys.sign(&claims(now)).unwrap()), ids[0], "a new key waits");
+        change(&|it| it.sign_with(&ids[1]).unwrap());
+        let new = keys.sign(&claims(now)).unwrap();
+        assert_eq!(kid(&new), ids[1]);
+        assert!(
+            keys.verify(&old, &[API_AUDIENCE]).is_ok()
+                && keys.verify(&new, &[API_AUDIENCE]).is_ok()
+        );
+        let shown = keys.jwks();
+        assert_eq!(shown["keys"].as_array().unwrap().len(), 2);
+        change(&|it| {
+            assert!(matches!(it.remove(&ids[1]), Err(KeyError::Signs(_))));
+            it.remove(&ids[0]).unwrap();
+        });
+        assert!(matches!(keys.verify(&old, &[API_AUDIENCE]), Err(TokenError::Foreign)));
+        assert!(keys.verify(&new, &[API_AUDIENCE]).is_ok());
+        // What is broken is not taken over.
+        fs::write(&path, "nothing").unwrap();
+        assert!(matches!(keys.reload(), Err(KeyError::Empty)));
+        assert!(keys.verify(&new, &[API_AUDIENCE]).is_ok());
     }
 }

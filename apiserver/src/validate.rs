@@ -37,6 +37,7 @@ pub(crate) use self::{formats::sloppy_address, services::cluster_addresses};
 use crate::{
     admission, aggregation, custom,
     error::FieldError,
+    providers::config,
     registry::{Nature, Served},
 };
 
@@ -107,6 +108,9 @@ pub(crate) fn create(served: &Served, it: &Value) -> Errors {
             if aggregation::holds_services(served) {
                 errors.extend(aggregation::check(it));
             }
+            if config::holds(served) {
+                errors.extend(config::check(it));
+            }
             if let Some(id) = type_of(served) {
                 updates::created(&served.resource, id, it, &mut errors);
             }
@@ -151,6 +155,9 @@ pub(crate) fn update(served: &Served, subresource: &str, old: &Value, new: &Valu
                 walk(served, new, &mut errors);
                 if aggregation::holds_services(served) {
                     errors.extend(aggregation::check(new));
+                }
+                if config::holds(served) {
+                    errors.extend(config::check(new));
                 }
             }
             updates::changed(&served.resource, id, old, new, &mut errors);

@@ -26,6 +26,7 @@ use crate::{
     body::Pen,
     error::{ApiError, Result},
     forms::{self, Shown},
+    frames::Alike,
     granted,
     matcher::Matcher,
     read,
@@ -39,6 +40,8 @@ const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 /// How often a watch looks how far history has gone on without it, so that it keeps up where all
 /// is quiet.
 const LOOK_EVERY: Duration = Duration::from_secs(15);
+/// What goes around an event's object, in bytes, at most.
+const FRAME: usize = 48;
 /// Size from which pending events are sent, in bytes.
 const CHUNK: usize = 64 * 1024;
 /// The longest that a client may ask a watch to last, in seconds.
@@ -168,11 +171,12 @@ impl Watch {
 
     /// Tells what there is, until `deadline`. Why it ends before is the last that is told.
     async fn stream(&mut self, pen: &Pen, deadline: Instant) -> Result<()> {
-        let mut out = BytesMut::new();
+        let mut out = Told::default();
         for (key, entry) in std::mem::take(&mut self.initial) {
-            let added = self.event(&mut out, "ADDED", &key, entry.modified, &entry.value.bytes());
+            let text = entry.value.bytes();
+            let added = self.event(out.buffer(), "ADDED", &key, entry.modified, &text);
             if added.is_err() || CHUNK < out.len() {
-                pen.write(out.split().freeze()).await;
+                pen.write(out.take()).await;
                 if deadline <= Instant::now() {
                     return Ok(());
                 }
@@ -180,7 +184,7 @@ impl Watch {
             added?;
         }
         if self.options.initial_events == Some(true) && self.options.bookmarks {
-            self.mark(&mut out, true);
+            self.mark(out.buffer(), true);
         }
         // A little before the deadline, so that the client resumes from a fresh point.
         let last_bookmark = deadline - Duration::from_secs(2).min(deadline - Instant::now());
@@ -192,7 +196,7 @@ impl Watch {
         let mut first = 0;
         loop {
             if !out.is_empty() {
-                pen.write(out.split().freeze()).await;
+                pen.write(out.take()).await;
             }
             tokio::select! {
                 (index, events) = next_of(&mut watchers, first) => {
@@ -204,7 +208,7 @@ impl Watch {
                         Err(error) => Err(cut_off(error)),
                     };
                     if outcome.is_err() && !out.is_empty() {
-                        pen.write(out.split().freeze()).await;
+                        pen.write(out.take()).await;
                     }
                     outcome?;
                     first = index + 1;
@@ -221,7 +225,7 @@ impl Watch {
                         }
                     }
                     if self.options.bookmarks && bookmark <= now {
-                        self.mark(&mut out, false);
+                        self.mark(out.buffer(), false);
                         let again = now + BOOKMARK_EVERY;
                         bookmark = if now < last_bookmark { again.min(last_bookmark) } else { again };
                     }
@@ -236,7 +240,7 @@ impl Watch {
     /// Encodes changes of one partition.
     async fn changes(
         &mut self,
-        out: &mut BytesMut,
+        out: &mut Told,
         pen: &Pen,
         name: &str,
         events: &mut [Arc<Event>],
@@ -247,7 +251,7 @@ impl Watch {
             self.advance(name, event.revision);
             // Little waits for a slow client, however much happened at once.
             if CHUNK < out.len() {
-                pen.write(out.split().freeze()).await;
+                pen.write(out.take()).await;
             }
         }
         Ok(())
@@ -274,7 +278,7 @@ impl Watch {
     }
 
     /// Encodes one change as this watch's selectors see it.
-    fn change(&mut self, out: &mut BytesMut, event: &Event) -> Result<()> {
+    fn change(&mut self, out: &mut Told, event: &Arc<Event>) -> Result<()> {
         if !event.key.starts_with(&self.prefix) {
             return Ok(());
         }
@@ -288,14 +292,38 @@ impl Watch {
                 // Who could see it as it was is not told what it has become.
                 let last =
                     insula_partition::value::with_revision(&previous.value.bytes(), event.revision);
-                return self.leaves(out, &last);
+                return self.leaves(out.buffer(), &last);
             }
             (Some(_), false) => "DELETED",
             (None, false) => return Ok(()),
         };
-        let (served, value) = (&self.shown.served, &event.entry.value);
-        let value = self.server.forms.text(served, &event.key, event.revision, value);
-        self.event(out, kind, &event.key, event.revision, &value)
+        let served = self.shown.served.clone();
+        let text =
+            || self.server.forms.text(&served, &event.key, event.revision, &event.entry.value);
+        if !self.looks_like_others() {
+            let text = text();
+            return self.event(out.buffer(), kind, &event.key, event.revision, &text);
+        }
+        let frame = self.server.frames.of(event, Alike::new(kind, &self.shown.accept), || {
+            let made = self.server.forms.of(&self.shown, &event.key, event.revision, &text())?;
+            let mut out = BytesMut::with_capacity(made.len() + FRAME);
+            frame(&mut out, self.shown.accept.encoding, kind, &made);
+            Ok(out.freeze())
+        })?;
+        self.count(frame.len());
+        out.add(frame);
+        Ok(())
+    }
+
+    /// Whether an event looks to this watch as to every other one of the same form.
+    fn looks_like_others(&self) -> bool {
+        let served = &self.shown.served;
+        // What a tenant defines may look different tomorrow at the same revision.
+        let is_fixed = served.custom().is_none() || self.shown.is_stored_form();
+        is_fixed
+            && !served.is_converted()
+            && !self.in_parts
+            && self.shown.accept.form != Form::Table
     }
 
     /// Tells of an object that selectors no longer match. No other watch tells of it so.
@@ -317,9 +345,15 @@ impl Watch {
     }
 
     fn put(&self, out: &mut BytesMut, kind: &str, made: &Bytes) {
+        let before = out.len();
         frame(out, self.shown.accept.encoding, kind, made);
+        self.count(out.len() - before);
+    }
+
+    /// Counts an event of so many bytes.
+    fn count(&self, length: usize) {
         self.sent.0.inc();
-        self.sent.1.inc_by(made.len() as u64);
+        self.sent.1.inc_by(length as u64);
     }
 
     fn event(
@@ -369,6 +403,42 @@ impl Watch {
         if let Err(error) = self.bookmark(out, end_of_state) {
             tracing::error!(%error, "a bookmark cannot be encoded");
         }
+    }
+}
+
+/// What waits to be sent: one frame that is shared with others, or many in a row.
+#[derive(Default)]
+struct Told {
+    one: Option<Bytes>,
+    rest: BytesMut,
+}
+
+impl Told {
+    fn add(&mut self, frame: Bytes) {
+        match self.is_empty() {
+            true => self.one = Some(frame),
+            false => self.buffer().put_slice(&frame),
+        }
+    }
+
+    /// Where to append.
+    fn buffer(&mut self) -> &mut BytesMut {
+        if let Some(one) = self.one.take() {
+            self.rest.put_slice(&one);
+        }
+        &mut self.rest
+    }
+
+    fn len(&self) -> usize {
+        self.one.as_ref().map_or(self.rest.len(), Bytes::len)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.one.is_none() && self.rest.is_empty()
+    }
+
+    fn take(&mut self) -> Bytes {
+        self.one.take().unwrap_or_else(|| self.rest.split().freeze())
     }
 }
 

@@ -1,10 +1,14 @@
 //! `insula apiserver`: one API server process, alone or among others.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail};
 use insula_apiserver::{
-    Front, Server, ServerConfig, Tls,
+    Front, Server, ServerConfig, StaticTokens, Tls,
     audit::Audit,
     error::chain,
     peers::{HttpPeers, PeerTls},
@@ -21,7 +25,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     cli,
     config::{AuditLog, Config, Pki, Serve},
-    signals::{hangups, run_until_signalled},
+    reload::{self, Group},
+    signals::run_until_signalled,
 };
 
 /// Runs until Ctrl-C or SIGTERM.
@@ -79,6 +84,7 @@ impl Material {
 pub(crate) struct Running {
     pub(crate) server: Arc<Server>,
     pub(crate) front: Arc<Front>,
+    peers: Option<HttpPeers>,
     partitions: Arc<Partitions>,
     /// Ends what servers say to each other, after storage has ended.
     closed: CancellationToken,
@@ -90,7 +96,8 @@ pub(crate) struct Running {
 pub(crate) struct Parts {
     pub(crate) listener: TcpListener,
     pub(crate) material: Material,
-    pub(crate) keys: Keys,
+    pub(crate) keys: Arc<Keys>,
+    pub(crate) static_tokens: Option<Arc<StaticTokens>>,
     pub(crate) advertise: String,
     pub(crate) partitions: PartitionsConfig,
     pub(crate) audit: Option<Audit>,
@@ -101,8 +108,8 @@ pub(crate) struct Parts {
 impl Running {
     /// Takes connections at once, and returns when clients are answered.
     pub(crate) async fn start(parts: Parts, shutdown: &CancellationToken) -> Result<Self> {
-        let Parts { listener, material, keys, advertise, partitions: mut config, audit, seeds } =
-            parts;
+        let Parts { listener, material, keys, static_tokens, .. } = parts;
+        let Parts { advertise, partitions: mut config, audit, seeds, .. } = parts;
         let closed = CancellationToken::new();
         let peers = match seeds {
             Some(seeds) => {
@@ -119,6 +126,7 @@ impl Running {
         };
         let tls = Tls::new(&material.ca, &material.server)?;
         let front = Front::new(tls, peers.clone(), shutdown.clone(), closed.clone());
+        let others = peers.clone();
         let audit_log = audit.clone();
         let tasks = TaskTracker::new();
         tasks.spawn(front.clone().serve(listener));
@@ -128,6 +136,7 @@ impl Running {
             let started = Server::start(ServerConfig {
                 partitions: partitions.clone(),
                 keys,
+                static_tokens,
                 node_tls: Tls::client(&material.ca, &material.to_nodes)?,
                 advertise,
                 services: insula_apiserver::services::ServiceRanges::default(),
@@ -158,7 +167,42 @@ impl Running {
         server.add_metrics(Box::new(insula_client::metrics::Requests));
         server.add_metrics(Box::new(insula_controllers::metrics::Queues));
         front.open(server.clone());
-        Ok(Self { server, front, partitions, closed, tasks, audit_log })
+        Ok(Self { server, front, peers: others, partitions, closed, tasks, audit_log })
+    }
+
+    /// What is read again: the keys of tokens, and static ones.
+    pub(crate) fn reloaded(
+        &self,
+        keys: &Keys,
+        static_tokens: Option<(&PathBuf, &Arc<StaticTokens>)>,
+    ) -> Vec<Group> {
+        let server = self.server.clone();
+        let mut groups = vec![Group::new("keys of tokens", [keys.path().to_owned()], move || {
+            Ok(server.reload_keys()?)
+        })];
+        if let Some((path, tokens)) = static_tokens {
+            let tokens = tokens.clone();
+            let reload = move || Ok(tokens.reload()?);
+            groups.push(Group::new("static tokens", [path.clone()], reload));
+        }
+        groups
+    }
+
+    /// What presents other certificates to clients, other servers and nodes, and trusts others.
+    pub(crate) fn presents(&self) -> impl Fn(&Material) -> Result<()> + Send + 'static {
+        let (server, front, peers) = (self.server.clone(), self.front.clone(), self.peers.clone());
+        move |material| {
+            // All are made before any is used.
+            let tls = Tls::new(&material.ca, &material.server)?;
+            let to_nodes = Tls::client(&material.ca, &material.to_nodes)?;
+            let to_peers = peers.as_ref().map(|_| PeerTls::new(&material.ca, &material.server));
+            if let (Some(peers), Some(tls)) = (&peers, to_peers) {
+                peers.set_tls(tls?);
+            }
+            front.set_tls(tls);
+            server.set_node_tls(to_nodes);
+            Ok(())
+        }
     }
 
     /// Clients first, then storage, then the other servers: each can finish what it began. The
@@ -191,7 +235,8 @@ async fn serve(config: &Config, shutdown: CancellationToken) -> Result<()> {
         // Made here it would be another than the other servers'.
         bail!("there is no key {}", config.pki.service_account_key.display());
     }
-    let keys = Keys::open_or_create(&config.pki.service_account_key)?;
+    let keys = Arc::new(Keys::open_or_create(&config.pki.service_account_key)?);
+    let static_tokens = static_tokens(config.static_tokens.as_deref())?;
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("cannot listen on {}", config.listen))?;
@@ -216,7 +261,8 @@ async fn serve(config: &Config, shutdown: CancellationToken) -> Result<()> {
     let parts = Parts {
         listener,
         material,
-        keys,
+        keys: keys.clone(),
+        static_tokens: static_tokens.clone(),
         advertise: config.address(),
         partitions,
         audit: config.audit.as_ref().map(AuditLog::open).transpose()?,
@@ -228,7 +274,13 @@ async fn serve(config: &Config, shutdown: CancellationToken) -> Result<()> {
     let background = TaskTracker::new();
     let wanted = Wanted { partitions: running.partitions.clone(), config: config.clone() };
     background.spawn(until(shutdown.clone(), wanted.keep()));
-    background.spawn(until(shutdown.clone(), reload(config.clone(), running.front.clone())));
+    let mut groups =
+        running.reloaded(&keys, config.static_tokens.as_ref().zip(static_tokens.as_ref()));
+    let (present, pki) = (running.presents(), config.pki.clone());
+    groups.push(Group::new("certificates", pki.certificates(), move || {
+        present(&Material::read(&pki)?)
+    }));
+    background.spawn(until(shutdown.clone(), reload::follow(groups)));
     tracing::info!(elapsed = ?started.elapsed(), name = config.name, "ready");
     print(&format!("ready https://{}\n", config.address()));
     shutdown.cancelled().await;
@@ -238,27 +290,16 @@ async fn serve(config: &Config, shutdown: CancellationToken) -> Result<()> {
     Ok(())
 }
 
-async fn until(end: CancellationToken, work: impl Future<Output = ()>) {
+pub(crate) async fn until(end: CancellationToken, work: impl Future<Output = ()>) {
     tokio::select! {
         () = work => (),
         () = end.cancelled() => (),
     }
 }
 
-/// Reads certificates again on SIGHUP: connections from then on see the new ones.
-async fn reload(config: Config, front: Arc<Front>) {
-    let Ok(mut hangups) = hangups() else { return };
-    while hangups.recv().await.is_some() {
-        let read = Material::read(&config.pki)
-            .and_then(|material| Ok(Tls::new(&material.ca, &material.server)?));
-        match read {
-            Ok(tls) => {
-                front.set_tls(tls);
-                tracing::info!("certificates were read again");
-            }
-            Err(error) => tracing::error!("certificates stay as they are: {error:#}"),
-        }
-    }
+/// Tokens that a file names, if there is one.
+pub(crate) fn static_tokens(path: Option<&Path>) -> Result<Option<Arc<StaticTokens>>> {
+    Ok(path.map(StaticTokens::open).transpose()?.map(Arc::new))
 }
 
 /// The partitions that this server is configured to serve, and what the map says of them.

@@ -39,7 +39,8 @@ pub(crate) enum Command {
     cluster or joins one (`cluster`), which partitions it is to have (`serve`), and how to log in \
     to etcds (`etcd`); docs/reference/apiserver.md has all of it. Flags are stronger than the file.\n\n\
     Prints `ready https://ADDR:PORT` when requests are answered. Ctrl-C or SIGTERM ends it \
-    cleanly: watches end, requests are finished. SIGHUP reads the certificates again.")]
+    cleanly: watches end, requests are finished. Certificates, keys and tokens are read again when their files change, or on \
+    SIGHUP.")]
     Apiserver(Apiserver),
     /// Run the controllers as a process of its own.
     Controllers(Controllers),
@@ -53,6 +54,9 @@ pub(crate) enum Command {
     --group acme-admins --out run/dev.kubeconfig"
     )]
     Kubeconfig(Kubeconfig),
+    /// Make tenants.
+    #[command(subcommand)]
+    Tenant(TenantCommand),
     /// Write everything that all partitions hold into one file, while the cloud runs.
     #[command(
         after_help = "Each partition is in it as it was at one revision. The file is checked \
@@ -85,8 +89,56 @@ pub(crate) enum Command {
     insula apiserver --config NAME/apiserver.yaml"
     )]
     Pki(PkiCommand),
+    /// Change the keys that sign service account tokens, while servers run.
+    #[command(
+        subcommand,
+        after_help = "Servers see within a second that the file has changed. What any key of it \
+    signed is good; the first one signs.\n\n\
+    One server:\n  insula keys rotate --data-dir run\n\
+    and when no token of the old key is in use any more (an hour, for those of pods):\n  \
+    insula keys remove --data-dir run OLD\n\n\
+    Several servers, which have to know a key before one of them signs with it:\n  \
+    insula keys add --file pki/sa.key         # then copy the file to all servers\n  \
+    insula keys use --file pki/sa.key NEW     # and again\n  \
+    insula keys remove --file pki/sa.key OLD  # and again, later"
+    )]
+    Keys(KeysCommand),
     /// Print a completion script for a shell: `source <(insula completion bash)`.
     Completion { shell: Shell },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeysCommand {
+    /// List the keys, that which signs first.
+    List(KeysPlace),
+    /// Make a key that verifies, but does not sign yet.
+    Add(KeysPlace),
+    /// Have a key sign from now on; the others go on verifying.
+    Use(KeyChoice),
+    /// Forget a key: tokens that it signed are refused from then on.
+    Remove(KeyChoice),
+    /// Make a key and have it sign at once: for one server.
+    Rotate(KeysPlace),
+}
+
+/// Where the keys are.
+#[derive(Debug, clap::Args)]
+pub(crate) struct KeysPlace {
+    /// The data directory of `insula up`.
+    #[arg(long, value_name = "DIR", env = "INSULA_DATA_DIR", conflicts_with = "file")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// The file with the keys; pki/sa.key by default.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct KeyChoice {
+    #[command(flatten)]
+    pub(crate) place: KeysPlace,
+    /// Which, as listed.
+    #[arg(value_name = "ID", allow_hyphen_values = true)]
+    pub(crate) id: String,
 }
 
 #[derive(Debug, clap::Args)]
@@ -189,6 +241,9 @@ pub(crate) struct Up {
     pub(crate) connections_per_address: usize,
     #[command(flatten)]
     pub(crate) audit: Audit,
+    /// Tokens for development, one a line: token,user,uid,"groups",tenant.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_auth_file: Option<PathBuf>,
 }
 
 fn probability(text: &str) -> Result<f64, String> {
@@ -348,6 +403,12 @@ pub(crate) struct Controllers {
     /// The API server's CA, which is published in every namespace.
     #[arg(long, value_name = "FILE")]
     pub(crate) root_ca: PathBuf,
+    /// The authority that signs approved certificate requests. Without it nobody here does.
+    #[arg(long, value_name = "FILE", requires = "cluster_signing_key_file")]
+    pub(crate) cluster_signing_cert_file: Option<PathBuf>,
+    /// Its key. Only this process needs it, and reads it when something is to be signed.
+    #[arg(long, value_name = "FILE", requires = "cluster_signing_cert_file")]
+    pub(crate) cluster_signing_key_file: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -407,6 +468,38 @@ pub(crate) struct Kubeconfig {
     #[arg(long, value_name = "G")]
     pub(crate) group: Vec<String>,
     /// Where to write it; standard output by default.
+    #[arg(long, value_name = "F")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TenantCommand {
+    /// Make a tenant with its first administrator, and write the administrator's kubeconfig.
+    #[command(after_help = "Ends when the tenant can be used. What is there already is kept: the \
+    same command again writes another kubeconfig for an administrator that the tenant has.\n\n\
+    Example:\n  insula tenant create acme --admin alice --data-dir run --out alice.kubeconfig\n  \
+    kubectl --kubeconfig alice.kubeconfig get namespaces")]
+    Create(TenantCreate),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct TenantCreate {
+    /// The tenant's name: a DNS label. `system` is the platform's own, `all` stands for all of them.
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// The user who may do everything in it.
+    #[arg(long, value_name = "USER")]
+    pub(crate) admin: String,
+    /// The partition that it is to live on; the server chooses one by default.
+    #[arg(long, value_name = "P")]
+    pub(crate) partition: Option<String>,
+    /// The data directory of `insula up`.
+    #[arg(long, value_name = "DIR", env = "INSULA_DATA_DIR", required_unless_present = "pki")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// The directory of `insula pki init`, for a cluster of several servers.
+    #[arg(long, value_name = "DIR", conflicts_with = "data_dir")]
+    pub(crate) pki: Option<PathBuf>,
+    /// Where to write the kubeconfig; standard output by default.
     #[arg(long, value_name = "F")]
     pub(crate) out: Option<PathBuf>,
 }

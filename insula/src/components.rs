@@ -1,11 +1,13 @@
 //! Parts of a cloud as processes of their own: `insula controllers`, `scheduler` and `node`.
 
+use std::sync::Arc;
+
 use anyhow::{Context as _, Result};
 use insula_client::Client;
 use insula_nodeagent::NodeConfig;
 use tokio_util::sync::CancellationToken;
 
-use crate::{cli, signals::run_until_signalled, up};
+use crate::{cli, signals::run_until_signalled, signing::Signing, up};
 
 /// `insula controllers`.
 pub(crate) fn controllers(options: &cli::Controllers) -> Result<()> {
@@ -13,7 +15,12 @@ pub(crate) fn controllers(options: &cli::Controllers) -> Result<()> {
         let client = Client::from_kubeconfig(&options.kubeconfig, "insula-controllers").await?;
         let root_ca = std::fs::read_to_string(&options.root_ca)
             .with_context(|| format!("cannot read the CA {}", options.root_ca.display()))?;
-        let config = insula_controllers::Config::new(root_ca);
+        let mut config = insula_controllers::Config::new(root_ca);
+        if let (Some(certificate), Some(key)) =
+            (&options.cluster_signing_cert_file, &options.cluster_signing_key_file)
+        {
+            config.signer = Some(Arc::new(Signing::new(certificate, key)));
+        }
         Ok(insula_controllers::run(config, client, shutdown).await?)
     })
 }

@@ -50,6 +50,9 @@ pub(crate) struct Config {
     /// Where requests are written down; nowhere if it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) audit: Option<AuditLog>,
+    /// Tokens for development, one a line: `token,user,uid,"groups",tenant`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) static_tokens: Option<PathBuf>,
     /// How to log in to etcds, by the partition's name; `*` for all others.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) etcd: BTreeMap<String, EtcdLogin>,
@@ -73,6 +76,20 @@ pub(crate) struct Pki {
     /// Shown to node agents.
     pub(crate) node_client_certificate: PathBuf,
     pub(crate) node_client_key: PathBuf,
+}
+
+impl Pki {
+    /// The files that are certificates, and their keys.
+    pub(crate) fn certificates(&self) -> [PathBuf; 5] {
+        [
+            &self.ca,
+            &self.certificate,
+            &self.key,
+            &self.node_client_certificate,
+            &self.node_client_key,
+        ]
+        .map(Clone::clone)
+    }
 }
 
 /// An audit log.
@@ -314,6 +331,7 @@ impl Config {
             let EtcdLogin { ca, certificate, key, password_file, user: _ } = login;
             all.extend([ca, certificate, key, password_file].into_iter().flatten());
         }
+        all.extend(&mut self.static_tokens);
         if let Some(audit) = &mut self.audit {
             all.extend([&mut audit.policy, &mut audit.log]);
         }
@@ -455,6 +473,7 @@ mod tests {
             "goawayChance",
             "connectionsPerAddress",
             "audit",
+            "staticTokens",
             "etcd.NAME",
         ] {
             assert!(reference.contains(&format!("| `{field}`")), "{field} is not described");

@@ -6,12 +6,16 @@ mod cli;
 mod components;
 mod config;
 mod data_dir;
+mod keys;
 mod kubeconfig;
 mod lab;
 mod logging;
 mod pki;
+mod reload;
 mod signals;
+mod signing;
 mod store;
+mod tenant;
 mod up;
 
 use std::process::ExitCode;
@@ -47,6 +51,8 @@ fn main() -> ExitCode {
         Command::Node(options) => components::node(&options),
         Command::Kubeconfig(options) => kubeconfig::run(&options),
         Command::Pki(command) => pki::run(&command),
+        Command::Tenant(cli::TenantCommand::Create(options)) => tenant::create(&options),
+        Command::Keys(command) => keys::run(&command),
         Command::Backup(options) => backup::take(&options),
         Command::Restore(options) => backup::restore(&options),
         Command::Lab(options) => lab::run(&options),

@@ -114,6 +114,7 @@ fn server(options: &cli::PkiServer) -> Result<()> {
         goaway_chance: 0.0,
         connections_per_address: crate::config::default_connections_per_address(),
         audit: None,
+        static_tokens: None,
         serve: match options.serve.as_slice() {
             [] => Serve::All,
             [one] if one == "all" => Serve::All,

@@ -26,7 +26,9 @@ use crate::{
     cli,
     data_dir::DataDir,
     kubeconfig,
+    reload::{self, Group},
     signals::run_until_signalled,
+    signing::Signing,
     store,
 };
 
@@ -65,15 +67,6 @@ async fn cloud(options: &cli::Up, shutdown: CancellationToken) -> Result<()> {
     let authority = Authority::open_or_create(&directory.pki())?;
     let system = TenantName::system();
     let addresses = certificate_addresses(address, reached);
-    let names = [
-        "localhost",
-        "kubernetes",
-        "kubernetes.default",
-        "kubernetes.default.svc",
-        "kubernetes.default.svc.cluster.local",
-    ];
-    let serving = authority.server("insula-apiserver", &names, &addresses)?;
-    let to_nodes = authority.client(&system, "system:apiserver", &[MASTERS])?;
     let admin = authority
         .keep(&directory.pki(), "admin", || authority.client(&system, "admin", &[MASTERS]))?;
     let config = kubeconfig::text(&endpoint, &authority, &system, "admin", &admin);
@@ -87,12 +80,14 @@ async fn cloud(options: &cli::Up, shutdown: CancellationToken) -> Result<()> {
         store::config(storage, options.partitions.unwrap_or(0))?,
     );
     partitions.etcd = store::logins(storage)?;
-    let material = Material { ca: authority.certificate().to_owned(), server: serving, to_nodes };
+    let keys = Arc::new(Keys::open_or_create(&directory.pki().join("sa.key"))?);
+    let static_tokens = apiserver::static_tokens(options.token_auth_file.as_deref())?;
     let running = Running::start(
         apiserver::Parts {
             listener,
-            material,
-            keys: Keys::open_or_create(&directory.pki().join("sa.key"))?,
+            material: material(&authority, &addresses)?,
+            keys: keys.clone(),
+            static_tokens: static_tokens.clone(),
             advertise: SocketAddr::new(address, port).to_string(),
             partitions,
             audit: options.audit.log().as_ref().map(crate::config::AuditLog::open).transpose()?,
@@ -104,6 +99,17 @@ async fn cloud(options: &cli::Up, shutdown: CancellationToken) -> Result<()> {
     running.front.set_goaway_chance(options.goaway_chance);
     running.front.set_connections_per_address(options.connections_per_address);
     let server = running.server.clone();
+    let pki = directory.pki();
+    let mut groups =
+        running.reloaded(&keys, options.token_auth_file.as_ref().zip(static_tokens.as_ref()));
+    let (present, files) = (running.presents(), ["ca.crt", "ca.key"].map(|it| pki.join(it)));
+    let renew = move || {
+        let authority = Authority::open_or_create(&pki)?;
+        present(&material(&authority, &addresses)?)
+    };
+    groups.push(Group::new("the authority", files, renew).renewed_after(RENEWAL));
+    let reloading = TaskTracker::new();
+    reloading.spawn(apiserver::until(shutdown.clone(), reload::follow(groups)));
 
     let parts = Parts { options, directory: &directory, authority: &authority, server: &server };
     let components = CancellationToken::new();
@@ -124,6 +130,25 @@ async fn cloud(options: &cli::Up, shutdown: CancellationToken) -> Result<()> {
     }
     end(&workers, &components, running).await;
     Ok(())
+}
+
+/// After how long this process makes itself other certificates, which are good for a year.
+const RENEWAL: Duration = Duration::from_secs(30 * 86_400);
+
+/// What the API server shows to others. Its keys are nowhere but in memory.
+fn material(authority: &Authority, addresses: &[IpAddr]) -> Result<Material> {
+    let names = [
+        "localhost",
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        "kubernetes.default.svc.cluster.local",
+    ];
+    Ok(Material {
+        ca: authority.certificate().to_owned(),
+        server: authority.server("insula-apiserver", &names, addresses)?,
+        to_nodes: authority.client(&TenantName::system(), "system:apiserver", &[MASTERS])?,
+    })
 }
 
 /// The parts first, then the server: each can finish what it began.
@@ -193,7 +218,9 @@ impl Parts<'_> {
         };
         if !without(self.options, "controllers") {
             let client = self.client("system:kube-controller-manager", MASTERS)?;
-            let config = insula_controllers::Config::new(self.authority.certificate());
+            let mut config = insula_controllers::Config::new(self.authority.certificate());
+            let [certificate, key] = ["ca.crt", "ca.key"].map(|it| self.directory.pki().join(it));
+            config.signer = Some(Arc::new(Signing::new(&certificate, &key)));
             let stop = stop.clone();
             run(
                 "controllers",

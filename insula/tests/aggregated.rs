@@ -94,7 +94,7 @@ fn what_is_built_in_has_objects() {
     };
     assert_eq!(row("v1.apps"), Some("v1.apps Local True".into()));
     assert_eq!(row("v1."), Some("v1. Local True".into()));
-    assert_eq!(row("v1.insula.io"), None);
+    assert_eq!(row("v1.insula.io"), Some("v1.insula.io Local True".into()));
     let label = "kube-aggregator.kubernetes.io/automanaged=onstart";
     assert_eq!(acme.ok(&["get", "apiservices", "-l", label]).lines().count(), list.lines().count());
     assert!(cloud.admin().ok(&["get", "apiservices"]).contains("v1.insula.io"));

@@ -17,7 +17,7 @@ mod plugins;
 mod policies;
 mod registration;
 mod reinvoke;
-mod rules;
+pub(crate) mod rules;
 mod shape;
 
 use std::sync::LazyLock;
@@ -107,8 +107,16 @@ pub(crate) struct Rules {
 impl Default for Rules {
     fn default() -> Self {
         Self {
-            mutating_webhooks: Compiled::new("mutatingwebhookconfigurations", hooks::compile),
-            validating_webhooks: Compiled::new("validatingwebhookconfigurations", hooks::compile),
+            mutating_webhooks: Compiled::new(
+                RULES,
+                "mutatingwebhookconfigurations",
+                hooks::compile,
+            ),
+            validating_webhooks: Compiled::new(
+                RULES,
+                "validatingwebhookconfigurations",
+                hooks::compile,
+            ),
             mutating_policies: Policies::new(
                 "mutatingadmissionpolicies",
                 "mutatingadmissionpolicybindings",
@@ -138,6 +146,13 @@ static CHAIN: &[Plugin] = &[
         about: About::Group("insula.io"),
         mutate: Mutate::Now(plugins::platform::place),
         validate: Validate::Later(plugins::platform::check),
+    },
+    Plugin {
+        name: "SharedDefinitions",
+        operations: CREATE,
+        about: About::These(&[("apiextensions.k8s.io", "customresourcedefinitions", "")]),
+        mutate: Mutate::Nothing,
+        validate: Validate::Later(plugins::shared::definition),
     },
     Plugin {
         name: "RoleEscalation",

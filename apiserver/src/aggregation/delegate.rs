@@ -67,12 +67,13 @@ impl Asked {
         }
         let verb = gate::verb(method, &path, &query);
         let verb = verb.or_else(|| (method == Method::POST).then_some("create"));
-        let verb = verb.ok_or_else(ApiError::method_not_allowed)?;
-        let attributes = gate::attributes_of(&path, &query, verb);
-        match server.may(&identity, &whose, &attributes).await? {
-            true => Ok(Delegated { api, identity, query, verb }),
-            false => Err(gate::denied(&identity, &attributes)),
+        let attributes =
+            gate::attributes_of(&path, &query, verb.unwrap_or_else(|| gate::told(method)));
+        if !server.may(&identity, &whose, &attributes).await? {
+            return Err(gate::denied(&identity, &attributes));
         }
+        let verb = verb.ok_or_else(ApiError::method_not_allowed)?;
+        Ok(Delegated { api, identity, query, verb })
     }
 }
 
@@ -110,7 +111,7 @@ pub(crate) async fn serve(
             code: StatusCode::INTERNAL_SERVER_ERROR,
             why: "the user cannot be told".into(),
         })?;
-        let via = Via::Tenant { tenant: &it.api.tenant, place: &way.place, trust: way.trust };
+        let via = Via::Tenant { tenant: &it.api.tenant, place: &way.place, trust: &way.trust };
         let watches = it.verb == "watch";
         let onward = Onward { via, path, headers, watches, permit: Some(permit) };
         let answer = server.relay(head, body, upgrade, onward).await.map_err(|error| {
@@ -145,14 +146,14 @@ impl Failure {
 }
 
 /// The way to an extension server.
-struct Way<'a> {
+struct Way {
     place: Place,
-    trust: &'a Trust,
+    trust: Trust,
 }
 
-impl<'a> Way<'a> {
+impl Way {
     /// Finds it, if its object says that it can be reached.
-    async fn to(server: &Server, api: &'a Api) -> Result<Self, Failure> {
+    async fn to(server: &Server, api: &Api) -> Result<Self, Failure> {
         let Some(remote) = api.remote.as_ref().filter(|it| it.is_available) else {
             return Err(Failure::unavailable("service unavailable"));
         };

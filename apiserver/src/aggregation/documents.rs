@@ -106,7 +106,7 @@ impl Source<'_> {
             if let Some(tag) = tag {
                 headers.insert(header::IF_NONE_MATCH, tag.clone());
             }
-            let answer = server.send_outbound(tenant, &place, trust, request).await?;
+            let answer = server.send_outbound(tenant, &place, &trust, request).await?;
             let (head, body) = answer.into_parts();
             match head.status {
                 StatusCode::NOT_MODIFIED if tag.is_some() => return Ok(None),

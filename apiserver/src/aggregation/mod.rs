@@ -27,6 +27,7 @@ use std::{
     sync::Arc,
 };
 
+use arc_swap::ArcSwapOption;
 use insula_api::{field::FieldError, names::TenantName, object};
 use insula_partition::{
     snapshot::{Entry, Snapshot},
@@ -35,7 +36,6 @@ use insula_partition::{
 use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::sync::OnceCell;
 
 use self::{documents::Documents, front_proxy::FrontProxy, local::Priority};
 use crate::{
@@ -106,7 +106,8 @@ pub(crate) struct Remote {
     pub service: ServiceReference,
     /// As its object says.
     pub is_available: bool,
-    trust: Arc<OnceCell<Trust>>,
+    /// With the id of the key that it is made of.
+    trust: Arc<ArcSwapOption<(String, Trust)>>,
     pub documents: Arc<Documents>,
 }
 
@@ -192,17 +193,23 @@ impl Remote {
         &self,
         server: &Server,
         tenant: &TenantName,
-    ) -> Result<&Trust, OutboundError> {
-        let made = self.trust.get_or_try_init(|| async {
-            let failed = |why: ApiError| OutboundError::Lookup(why.message);
-            let proxy = front_proxy(server, tenant).await.map_err(failed)?;
-            let client = proxy.client().map_err(|error| OutboundError::Tls(error.to_string()))?;
-            match self.spec.insecure {
-                true => Trust::anybody_shown(&client),
-                false => Trust::bundle_shown(self.spec.ca_bundle.as_deref(), &client),
-            }
-        });
-        made.await
+    ) -> Result<Trust, OutboundError> {
+        let ring = server.keys.ring();
+        let of = ring.signing().id();
+        if let Some((made_of, trust)) = self.trust.load().as_deref()
+            && made_of == of
+        {
+            return Ok(trust.clone());
+        }
+        let failed = |why: ApiError| OutboundError::Lookup(why.message);
+        let proxy = front_proxy(server, tenant).await.map_err(failed)?;
+        let client = proxy.client().map_err(|error| OutboundError::Tls(error.to_string()))?;
+        let trust = match self.spec.insecure {
+            true => Trust::anybody_shown(&client)?,
+            false => Trust::bundle_shown(self.spec.ca_bundle.as_deref(), &client)?,
+        };
+        self.trust.store(Some(Arc::new((of.to_owned(), trust.clone()))));
+        Ok(trust)
     }
 }
 
@@ -211,7 +218,8 @@ pub(crate) async fn front_proxy(server: &Server, tenant: &TenantName) -> Result<
     let found = bootstrap::find_tenant(server, tenant).await?;
     let found =
         found.ok_or_else(|| ApiError::not_found("insula.io", "tenants", tenant.as_str()))?;
-    let made = server.keys.front_proxies().of(tenant, object::uid(&found));
+    let ring = server.keys.ring();
+    let made = ring.signing().front_proxies().of(tenant, object::uid(&found));
     made.map_err(ApiError::internal)
 }
 

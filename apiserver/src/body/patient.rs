@@ -23,13 +23,16 @@ use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
 use super::{Body, BodyError, full};
+use crate::fair::Account;
 
 /// Bodies up to this length are short, in bytes.
-const SHORT: usize = 64 * 1024;
+pub(super) const SHORT: usize = 64 * 1024;
 /// How much is handed on at once: what is handed on is out of reach.
 const PIECE: usize = 256 * 1024;
 /// Most bytes of all long bodies of a server.
 const HELD: usize = 512 << 20;
+/// Most bytes of those of one tenant: with others it shares, it does not take all.
+const HELD_OF_ONE: usize = HELD / 4;
 /// How long a reader may take nothing.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -43,20 +46,29 @@ struct Unread;
 pub(crate) struct Held(Arc<AtomicUsize>);
 
 impl Held {
-    /// A body of these bytes; none if there is too much already. Call within a runtime.
-    pub(crate) fn body(&self, bytes: Bytes) -> Option<Body> {
+    /// A body of these bytes, for a user of a tenant if that is to be counted; none if there is
+    /// too much already. Call within a runtime.
+    pub(crate) fn body(&self, account: Option<&Arc<Account>>, bytes: Bytes) -> Option<Body> {
         if bytes.len() <= SHORT {
             return Some(full(bytes));
         }
-        self.long(PATIENCE, bytes)
+        self.long(PATIENCE, account, bytes)
     }
 
-    fn long(&self, patience: Duration, bytes: Bytes) -> Option<Body> {
+    fn long(
+        &self,
+        patience: Duration,
+        account: Option<&Arc<Account>>,
+        bytes: Bytes,
+    ) -> Option<Body> {
         let size = bytes.len();
+        let share = Share { held: self.clone(), account: account.cloned(), size };
         let before = self.0.fetch_add(size, Ordering::Relaxed);
-        let share = Share { held: self.clone(), size };
+        let of_one = account.map_or(0, |it| it.held.fetch_add(size, Ordering::Relaxed));
         // One is always let in, however long it is.
-        if before != 0 && HELD < before.saturating_add(size) {
+        let is_too_much =
+            |before: usize, most: usize| before != 0 && most < before.saturating_add(size);
+        if is_too_much(before, HELD) || is_too_much(of_one, HELD_OF_ONE) {
             return None;
         }
         let rest = Arc::new(Mutex::new(Some((bytes, share))));
@@ -68,12 +80,16 @@ impl Held {
 /// One body's part, until it is gone.
 struct Share {
     held: Held,
+    account: Option<Arc<Account>>,
     size: usize,
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
         self.held.0.fetch_sub(self.size, Ordering::Relaxed);
+        if let Some(account) = &self.account {
+            account.held.fetch_sub(self.size, Ordering::Relaxed);
+        }
     }
 }
 
@@ -148,11 +164,11 @@ mod tests {
     async fn who_reads_slowly_gets_all_and_who_stops_nothing_more() {
         let bytes = Bytes::from((0..1 << 20).map(|it| (it % 251) as u8).collect::<Vec<_>>());
         let held = Held::default();
-        let body = held.body(bytes.clone()).unwrap();
+        let body = held.body(None, bytes.clone()).unwrap();
         assert_eq!(body.size_hint().exact(), Some(1 << 20));
         assert_eq!(body.collect().await.unwrap().to_bytes(), bytes);
 
-        let mut body = held.long(Duration::from_millis(20), bytes.clone()).unwrap();
+        let mut body = held.long(Duration::from_millis(20), None, bytes.clone()).unwrap();
         body.frame().await.unwrap().unwrap();
         let until_alone = async {
             while !bytes.is_unique() {
@@ -168,19 +184,33 @@ mod tests {
     async fn all_together_have_a_limit() {
         let held = Held::default();
         let bytes = Bytes::from(vec![0; HELD / 4 + 1]);
-        let mut bodies: Vec<Body> = (0..3).map(|_| held.body(bytes.clone()).unwrap()).collect();
-        assert!(held.body(bytes.clone()).is_none());
-        assert!(held.body(Bytes::from_static(b"short")).is_some());
+        let mut bodies: Vec<Body> =
+            (0..3).map(|_| held.body(None, bytes.clone()).unwrap()).collect();
+        assert!(held.body(None, bytes.clone()).is_none());
+        assert!(held.body(None, Bytes::from_static(b"short")).is_some());
         bodies.pop();
-        assert!(held.body(bytes.clone()).is_some());
+        assert!(held.body(None, bytes.clone()).is_some());
         bodies.clear();
         let huge = Bytes::from(vec![0; HELD + 1]);
-        assert!(held.body(huge).is_some(), "alone");
+        assert!(held.body(None, huge).is_some(), "alone");
+    }
+
+    #[tokio::test]
+    async fn a_tenant_holds_its_part() {
+        let held = Held::default();
+        let (acme, globex) = (Account::of_test(1), Account::of_test(2));
+        let bytes = Bytes::from(vec![0; HELD_OF_ONE / 2]);
+        let of = |it: &Arc<Account>| held.body(Some(it), bytes.clone());
+        let bodies = [of(&acme).unwrap(), of(&acme).unwrap()];
+        assert!(of(&acme).is_none());
+        assert!(of(&globex).is_some());
+        drop(bodies);
+        assert!(of(&acme).is_some());
     }
 
     #[tokio::test]
     async fn short_ones_are_not_watched() {
-        let body = Held::default().body(Bytes::from_static(b"short")).unwrap();
+        let body = Held::default().body(None, Bytes::from_static(b"short")).unwrap();
         assert_eq!(body.collect().await.unwrap().to_bytes(), "short");
     }
 }

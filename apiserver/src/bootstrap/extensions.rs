@@ -22,18 +22,24 @@ pub(super) async fn authentication(
     tenant: &TenantName,
     uid: &str,
 ) -> Result<Value> {
+    let ring = server.keys.ring();
     let known = server.find(tenant, "", "configmaps", NAMESPACE, NAME).await?;
     let data = known.as_ref().and_then(|it| object::at(it, &["data"])).cloned();
     let mut data = data.unwrap_or_else(|| json!({}));
     if data.get("client-ca-file").is_none() {
-        let clients = server.keys.front_proxies().no_clients(tenant, uid);
+        let clients = ring.signing().front_proxies().no_clients(tenant, uid);
         data["client-ca-file"] = clients.map_err(ApiError::internal)?.into();
     }
-    let proxy = server.keys.front_proxies().of(tenant, uid).map_err(ApiError::internal)?;
+    // That of every key: a new one is believed before it is shown, an old one until it is gone.
+    let mut proxies = String::new();
+    for key in ring.all() {
+        let proxy = key.front_proxies().of(tenant, uid).map_err(ApiError::internal)?;
+        proxies.push_str(&proxy.certificate);
+    }
     let list = |names: &[&str]| json!(names).to_string();
     for (key, value) in [
         ("requestheader-allowed-names", list(&[front_proxy::NAME])),
-        ("requestheader-client-ca-file", proxy.certificate),
+        ("requestheader-client-ca-file", proxies),
         ("requestheader-extra-headers-prefix", list(&["X-Remote-Extra-"])),
         ("requestheader-group-headers", list(&["X-Remote-Group"])),
         ("requestheader-uid-headers", list(&["X-Remote-Uid"])),

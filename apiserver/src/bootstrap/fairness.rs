@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 const TABLE: &str = include_str!("../../../api/tables/default-fairness.tsv");
 
 /// All of them, as objects.
-pub(super) fn objects() -> Vec<Value> {
+pub(crate) fn objects() -> Vec<Value> {
     let rows = TABLE.lines().filter(|row| !row.starts_with('#'));
     rows.filter_map(|row| {
         let columns: Vec<&str> = row.split('\t').collect();
@@ -14,7 +14,9 @@ pub(super) fn objects() -> Vec<Value> {
             ["schema", name, level, precedence, distinguisher, subjects, rules @ ..] => {
                 let precedence = precedence.parse().unwrap_or(0);
                 let spec = schema(level, precedence, distinguisher, subjects, rules);
-                Some(object("FlowSchema", name, &spec))
+                let mut schema = object("FlowSchema", name, &spec);
+                schema["status"] = leads_to(level);
+                Some(schema)
             }
             _ => None,
         }
@@ -31,6 +33,18 @@ fn object(kind: &str, name: &str, spec: &Value) -> Value {
         },
         "spec": spec, "status": {},
     })
+}
+
+/// The status of a schema whose level is there: nobody has to write it later.
+fn leads_to(level: &str) -> Value {
+    let message = format!(
+        "This FlowSchema references the PriorityLevelConfiguration object named {level:?} and it \
+         exists"
+    );
+    json!({"conditions": [{
+        "type": "Dangling", "status": "False", "reason": "Found", "message": message,
+        "lastTransitionTime": insula_api::time::now(),
+    }]})
 }
 
 fn level(name: &str, columns: &[&str]) -> Value {

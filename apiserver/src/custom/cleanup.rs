@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::{
     Server,
-    custom::{definitions, settle},
+    custom::{definitions, settle, shared},
     error::{ApiError, Result},
     registry::Served,
 };
@@ -44,7 +44,7 @@ pub(super) async fn clean(server: &Server, tenant: &TenantName) -> Result<bool> 
     for (key, entry) in snapshot.range(&prefix, None) {
         let it: Value = serde_json::from_slice(&entry.value.bytes()).map_err(ApiError::internal)?;
         if object::is_deleting(&it) && object::finalizers(&it).contains(&FINALIZER) {
-            done &= clean_one(served, &*store, tenant, key, entry, it).await?;
+            done &= clean_one(server, served, &*store, tenant, key, entry, it).await?;
         }
     }
     Ok(done)
@@ -52,6 +52,7 @@ pub(super) async fn clean(server: &Server, tenant: &TenantName) -> Result<bool> 
 
 /// True if the definition is gone, or waits for others than us.
 async fn clean_one(
+    server: &Server,
     served: &Served,
     store: &dyn Store,
     tenant: &TenantName,
@@ -62,7 +63,10 @@ async fn clean_one(
     let group = object::text(&it, &["spec", "group"]);
     let plural = object::text(&it, &["spec", "names", "plural"]);
     let collection = Collection::new(group, plural);
-    let left = remove(store, &collection, tenant).await?;
+    let mut left = remove(store, &collection, tenant).await?;
+    if tenant.is_system() && shared::is_meant_for_all(&it) {
+        left += shared::remove(server, object::name(&it), &collection).await?;
+    }
     let (value, reason, message) = match left {
         0 if insula_custom::check::is_established(&it) => {
             ("False", "InstanceDeletionCompleted", "removed all instances")
@@ -93,7 +97,11 @@ async fn clean_one(
 
 /// Deletes all objects of a tenant in `collection`, or has their deletion begin. Returns how many
 /// are left: those that finalizers hold, or that somebody else changed meanwhile.
-async fn remove(store: &dyn Store, collection: &Collection, tenant: &TenantName) -> Result<usize> {
+pub(super) async fn remove(
+    store: &dyn Store,
+    collection: &Collection,
+    tenant: &TenantName,
+) -> Result<usize> {
     let snapshot = store.read(collection, ReadAt::Latest).await?;
     let prefix = format!("{tenant}/");
     let mut left = 0;

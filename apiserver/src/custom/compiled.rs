@@ -6,13 +6,17 @@ use std::{
 };
 
 use bytes::Bytes;
-use insula_custom::{Definition, Version, definition::Names};
+use insula_custom::{
+    Definition, Version,
+    definition::{Conversion, Names},
+};
 use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::{
+    custom::shared,
     error::chain,
     registry::{Nature, Served},
 };
@@ -41,6 +45,11 @@ pub(crate) struct Compiled {
 impl Compiled {
     pub(crate) fn group(&self) -> &str {
         &self.definition.group
+    }
+
+    /// Whether a webhook converts between its versions.
+    pub(crate) fn is_converted_by_webhook(&self) -> bool {
+        matches!(self.definition.conversion, Conversion::Webhook(_))
     }
 
     /// All versions that are served.
@@ -84,6 +93,8 @@ pub(crate) struct Envelope<'a> {
 #[serde(rename_all = "camelCase")]
 struct Head {
     deletion_timestamp: Option<String>,
+    #[serde(default)]
+    labels: HashMap<String, String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -105,6 +116,13 @@ pub(crate) struct Condition {
 impl<'a> Envelope<'a> {
     pub(crate) fn read(value: &'a [u8]) -> serde_json::Result<Self> {
         serde_json::from_slice(value)
+    }
+
+    /// Whether it is meant for all tenants, if it is the platform's.
+    pub(crate) fn is_shared(&self) -> bool {
+        shared::LABELS
+            .iter()
+            .any(|(key, value)| self.metadata.labels.get(*key).is_some_and(|it| it == value))
     }
 
     pub(crate) fn is_leaving(&self) -> bool {

@@ -15,6 +15,7 @@ mod cleanup;
 pub(crate) mod compiled;
 pub(crate) mod object;
 mod settle;
+pub(crate) mod shared;
 mod webhook;
 
 use std::{
@@ -65,6 +66,8 @@ pub(crate) fn holds_definitions(served: &Served) -> bool {
 pub(crate) struct Customs {
     tenants: Mutex<HashMap<TenantName, Arc<OfTenant>>>,
     interned: Interned,
+    /// What tenants have together with what the platform shares.
+    shared: shared::Merged,
     /// Tenants whose definitions have to be looked after.
     due: Mutex<BTreeSet<TenantName>>,
     asked: Notify,
@@ -77,6 +80,8 @@ pub(crate) struct OfTenant {
     snapshot: Option<Snapshot>,
     /// By name of the definition, `plural.group`.
     installed: BTreeMap<String, Installed>,
+    /// Whether one of them is meant for all tenants.
+    has_shared: bool,
     /// OpenAPI documents that were asked for, by path.
     pub documents: Mutex<HashMap<String, Arc<Document>>>,
 }
@@ -93,6 +98,8 @@ pub(crate) enum Found {
 struct Installed {
     modified: Revision,
     is_leaving: bool,
+    /// Meant for all tenants, if it is the platform's.
+    is_shared: bool,
     /// Absent until it is established.
     compiled: Option<Arc<Compiled>>,
 }
@@ -136,9 +143,26 @@ impl Customs {
         server: &Server,
         tenant: &TenantName,
     ) -> Result<(Arc<OfTenant>, Revision)> {
+        let (own, revision) = self.own(server, tenant, ReadAt::Latest).await?;
+        if tenant.is_system() {
+            return Ok((own, revision));
+        }
+        let system = TenantName::system();
+        // The latest would be a question to another server for each request.
+        let (platform, _) = self.own(server, &system, ReadAt::Any).await?;
+        Ok((self.shared.of(tenant, own, &platform), revision))
+    }
+
+    /// What a tenant itself has defined.
+    async fn own(
+        &self,
+        server: &Server,
+        tenant: &TenantName,
+        at: ReadAt,
+    ) -> Result<(Arc<OfTenant>, Revision)> {
         let definitions = definitions(server)?;
         let (_, store) = definitions.place(&server.partitions, tenant, "", "");
-        let snapshot = store.read(&definitions.collection, ReadAt::Latest).await?;
+        let snapshot = store.read(&definitions.collection, at).await?;
         let revision = snapshot.revision();
         let known = self.tenants.lock().get(tenant).cloned();
         if let Some(known) = &known
@@ -155,6 +179,7 @@ impl Customs {
             let same = known.as_ref().and_then(|it| it.installed.get(&name));
             if let Some(same) = same.filter(|it| it.modified == entry.modified) {
                 is_due |= same.is_leaving || same.compiled.is_none();
+                found.has_shared |= same.is_shared;
                 found.installed.insert(name, same.clone());
                 continue;
             }
@@ -165,10 +190,10 @@ impl Customs {
                 true => self.interned.get(&envelope, &text),
                 false => None,
             };
-            let is_leaving = envelope.is_leaving();
-            found
-                .installed
-                .insert(name, Installed { modified: entry.modified, is_leaving, compiled });
+            let (is_leaving, is_shared) = (envelope.is_leaving(), envelope.is_shared());
+            let modified = entry.modified;
+            found.has_shared |= is_shared;
+            found.installed.insert(name, Installed { modified, is_leaving, is_shared, compiled });
         }
         if is_due {
             self.ask(tenant);

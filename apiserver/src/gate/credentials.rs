@@ -1,17 +1,30 @@
 //! Who asks, as far as what they bring proves it.
+//!
+//! What is shown is looked at in one order: another server's word, the connection itself (the same
+//! process, or a client certificate), then a token. A token is the business of the first of
+//! [`CHAIN`] that knows its form; nobody after that is asked.
+//!
+//! # Invariants
+//!
+//! * Of what tenant somebody is, a certificate, a signed claim of ours or the operator's file
+//!   says. Tokens that a tenant vouches for itself are good in that tenant alone, which the path
+//!   names, or in the platform's where it names none.
+//! * Who shows something that is not good is nobody, even if nothing had to be shown.
 
 use std::{borrow::Cow, net::IpAddr};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{HeaderMap, header};
+use insula_api::{names::TenantName, path::TenantRef};
 
-use super::Peer;
+use super::{Peer, bootstrap_tokens::BootstrapToken};
 use crate::{
     Server,
-    error::{ApiError, Result},
+    error::{ApiError, Result, chain},
     identity::Identity,
-    passport::{self, Caller, Line, PassportError},
-    tokens::{API_AUDIENCE, Claims},
+    passport::{self, Caller, Line, PassportError, Stamp},
+    providers::ProviderError,
+    tokens::{API_AUDIENCE, Claims, MAX_TOKEN, TokenError},
     websocket,
 };
 
@@ -24,13 +37,68 @@ pub(super) struct Found {
     pub(super) address: Option<IpAddr>,
 }
 
+/// Who knows tokens of one form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Authenticator {
+    /// Signed by a key of ours.
+    ServiceAccounts,
+    /// Written down in a file.
+    Statics,
+    /// A secret of the tenant.
+    Bootstrap,
+    /// Signed by somebody whom the tenant trusts.
+    Providers,
+}
+
+/// In the order in which they are asked.
+const CHAIN: [Authenticator; 4] = [
+    Authenticator::ServiceAccounts,
+    Authenticator::Statics,
+    Authenticator::Bootstrap,
+    Authenticator::Providers,
+];
+
+/// A token that somebody shows, and what it is shown for.
+struct Bearer<'a> {
+    token: &'a str,
+    /// Where the tenants' own tokens are looked for.
+    tenant: &'a TenantName,
+    audiences: &'a [&'a str],
+}
+
+/// Why a token is not good. Never sent to the client.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error("the token is longer than {MAX_TOKEN} bytes")]
+    TooLong,
+    #[error("nobody knows the token")]
+    Unknown,
+    #[error(transparent)]
+    ServiceAccount(TokenError),
+    #[error(transparent)]
+    Provider(ProviderError),
+    /// It may be good; the storage does not tell at the moment.
+    #[error(transparent)]
+    Storage(Box<ApiError>),
+}
+
+impl From<ProviderError> for Refusal {
+    fn from(error: ProviderError) -> Self {
+        match error {
+            ProviderError::Storage(error) => Self::Storage(error),
+            other => Self::Provider(other),
+        }
+    }
+}
+
 impl Server {
     /// Who the request comes from; `None` if it brings no credential.
-    pub(super) fn authenticate(
+    pub(super) async fn authenticate(
         &self,
         line: Line<'_>,
         headers: &HeaderMap,
         peer: &Peer,
+        asked: &TenantRef,
     ) -> Result<Option<Found>> {
         if let Some(passport) = headers.get(passport::HEADER) {
             return self.forwarded(line, passport, peer).map(Some);
@@ -48,11 +116,62 @@ impl Server {
             None => (),
         }
         let Some(token) = bearer(headers)? else { return Ok(None) };
-        match self.keys.verify(&token, &[API_AUDIENCE]) {
-            Ok(claims) => known(Caller::Token(Box::new(claims))),
+        let tenant = match asked {
+            TenantRef::Named(tenant) => Cow::Borrowed(tenant),
+            TenantRef::Callers | TenantRef::All => Cow::Owned(TenantName::system()),
+        };
+        let bearer = Bearer { token: &token, tenant: &tenant, audiences: &[API_AUDIENCE] };
+        match self.holder(&bearer).await {
+            Ok(caller) => known(caller),
+            Err(Refusal::Storage(error)) => Err(*error),
             Err(error) => {
-                tracing::info!(error = crate::error::chain(&error), "a bearer token was refused");
+                tracing::info!(error = chain(&error), "a bearer token was refused");
                 Err(ApiError::unauthorized())
+            }
+        }
+    }
+
+    /// Who holds a token, as the first one says who knows its form.
+    async fn holder(&self, bearer: &Bearer<'_>) -> Result<Caller, Refusal> {
+        if MAX_TOKEN < bearer.token.len() {
+            return Err(Refusal::TooLong);
+        }
+        for authenticator in CHAIN {
+            if let Some(caller) = self.ask(authenticator, bearer).await? {
+                return Ok(caller);
+            }
+        }
+        Err(Refusal::Unknown)
+    }
+
+    /// Who holds a token, if it is one of those that `authenticator` knows.
+    async fn ask(
+        &self,
+        authenticator: Authenticator,
+        bearer: &Bearer<'_>,
+    ) -> Result<Option<Caller>, Refusal> {
+        let Bearer { token, tenant, audiences } = *bearer;
+        // All but our own say nothing of whom they are for: they are for us.
+        let is_for_us = audiences.contains(&API_AUDIENCE);
+        match authenticator {
+            Authenticator::ServiceAccounts => match self.keys.verify(token, audiences) {
+                Ok(claims) => Ok(Some(Caller::Token(Box::new(claims)))),
+                Err(TokenError::Foreign) => Ok(None),
+                Err(error) => Err(Refusal::ServiceAccount(error)),
+            },
+            _ if !is_for_us => Ok(None),
+            Authenticator::Statics => {
+                let holder = self.static_tokens.as_ref().and_then(|it| it.holder(token));
+                Ok(holder.map(Caller::Identity))
+            }
+            Authenticator::Bootstrap => {
+                let token = BootstrapToken::parse(token, tenant);
+                Ok(token.map(|it| Caller::Bootstrap(Box::new(it))))
+            }
+            Authenticator::Providers => {
+                // Most requests come never here, and need not carry what it takes.
+                let holder = Box::pin(self.provided(token, tenant)).await?;
+                Ok(holder.map(Caller::Identity))
             }
         }
     }
@@ -69,7 +188,12 @@ impl Server {
             return Err(ApiError::only_for_servers());
         };
         let text = passport.to_str().map_err(|_| ApiError::only_for_servers())?;
-        match self.keys.stamp().check(text, from, peers.own(), line) {
+        let ring = self.keys.ring();
+        let checked = match Stamp::id_of(text).and_then(|id| ring.by_id(&id)) {
+            Some(key) => key.stamp().check(text, from, peers.own(), line),
+            None => Err(PassportError::Unknown),
+        };
+        match checked {
             Ok(passport) => {
                 Ok(Found { caller: passport.caller, is_forwarded: true, address: passport.address })
             }
@@ -82,7 +206,7 @@ impl Server {
                 )))
             }
             Err(error) => {
-                tracing::warn!(from, error = crate::error::chain(&error), "a passport was refused");
+                tracing::warn!(from, error = chain(&error), "a passport was refused");
                 Err(ApiError::only_for_servers())
             }
         }
@@ -90,49 +214,52 @@ impl Server {
 
     /// Who the caller is, if it still exists.
     pub(super) async fn existing(&self, caller: Caller) -> Result<Identity> {
-        let claims = match caller {
+        let found = match caller {
             Caller::Identity(identity) => return Ok(identity),
-            Caller::Token(claims) => claims,
+            Caller::Token(claims) => {
+                let is_there = self.check_bindings(&claims).await;
+                is_there.map(|it| it.then(|| claims.identity()).ok_or(claims.sub))
+            }
+            Caller::Bootstrap(token) => {
+                let found = Box::pin(self.bootstrapper(&token)).await;
+                found.map(|it| it.ok_or_else(|| token.identity(&[]).user))
+            }
         };
-        match self.check_bindings(&claims).await {
-            Ok(true) => Ok(claims.identity()),
-            Ok(false) => {
-                tracing::info!(subject = claims.sub, "a token outlived what it was bound to");
+        match found {
+            Ok(Ok(identity)) => Ok(identity),
+            Ok(Err(subject)) => {
+                tracing::info!(subject, "a token outlived what it was bound to, or never was good");
                 Err(ApiError::unauthorized())
             }
             // Who asks may be who they say; the storage does not tell at the moment.
             Err(error) => {
-                tracing::warn!(%error, "a token's bindings could not be checked");
+                tracing::warn!(%error, "a token could not be checked");
                 Err(error)
             }
         }
     }
 
-    /// The service account of a token and whom the token is for, if all that it is bound to still
-    /// exists.
+    /// Who holds a token that is shown to `tenant` for one of `audiences`, and whom it is for, if
+    /// all that it is bound to still exists.
     pub(crate) async fn authenticate_token(
         &self,
         token: &str,
+        tenant: &TenantName,
         audiences: &[&str],
     ) -> Option<(Identity, Vec<String>)> {
-        let claims = match self.keys.verify(token, audiences) {
-            Ok(claims) => claims,
+        let caller = match self.holder(&Bearer { token, tenant, audiences }).await {
+            Ok(caller) => caller,
             Err(error) => {
-                tracing::info!(error = crate::error::chain(&error), "a bearer token was refused");
+                tracing::info!(error = chain(&error), "a bearer token was refused");
                 return None;
             }
         };
-        match self.check_bindings(&claims).await {
-            Ok(true) => Some((claims.identity(), claims.aud)),
-            Ok(false) => {
-                tracing::info!(subject = claims.sub, "a token outlived what it was bound to");
-                None
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a token's bindings could not be checked");
-                None
-            }
-        }
+        let of_token = match &caller {
+            Caller::Token(claims) => claims.aud.clone(),
+            _ => vec![API_AUDIENCE.to_owned()],
+        };
+        // Why it is not there has been told.
+        Some((self.existing(caller).await.ok()?, of_token))
     }
 
     async fn check_bindings(&self, claims: &Claims) -> Result<bool> {

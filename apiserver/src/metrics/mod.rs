@@ -29,7 +29,7 @@ pub(crate) use self::{
     admission::{Asked, Checked, Rejection},
     requests::{Labels, Names, names},
 };
-use crate::{Server, registry::Served};
+use crate::{Server, fair::Fair, registry::Served};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Watched {
@@ -48,8 +48,9 @@ pub(crate) struct Metrics {
 }
 
 /// What is counted without a lock.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Counted {
+    fair: Arc<Fair>,
     requests: Requests,
     admissions: Admissions,
     /// Under way: those that read, and those that write.
@@ -67,14 +68,20 @@ impl Collector for Counted {
         for (kind, count) in ["readOnly", "mutating"].iter().zip(&self.under_way) {
             family.number(&[("request_kind", kind)], count.load(Ordering::Relaxed))?;
         }
+        self.fair.write(&mut writer)?;
         process::write(&mut writer)
     }
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
+impl Metrics {
+    pub(crate) fn new(fair: Arc<Fair>) -> Self {
         let mut registry = Registry::default();
-        let counted = Arc::<Counted>::default();
+        let counted = Arc::new(Counted {
+            fair,
+            requests: Requests::default(),
+            admissions: Admissions::default(),
+            under_way: Default::default(),
+        });
         let (watch_events, watch_bytes) = (Family::default(), Family::default());
         registry.register_collector(Box::new(counted.clone()));
         registry.register("apiserver_watch_events", "Events sent to watches", watch_events.clone());
@@ -83,9 +90,7 @@ impl Default for Metrics {
         registry.register_collector(Box::new(insula_partition::metrics::Etcds));
         Self { registry: Mutex::new(registry), counted, watch_events, watch_bytes }
     }
-}
 
-impl Metrics {
     /// Shows what another part of the same process counts.
     pub(crate) fn add(&self, collector: Box<dyn Collector>) {
         self.registry.lock().register_collector(collector);

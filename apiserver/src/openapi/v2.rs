@@ -182,8 +182,7 @@ fn built_in(registry: &Registry, platform: bool) -> &'static Part {
     static PARTS: [OnceLock<Part>; 2] = [OnceLock::new(), OnceLock::new()];
     PARTS[usize::from(platform)].get_or_init(|| {
         let all = registry.all().iter().map(|it| &*it.resource);
-        let resources: Vec<&Resource> =
-            all.filter(|it| platform || it.group != "insula.io").collect();
+        let resources: Vec<&Resource> = all.filter(|it| platform || !it.is_platforms()).collect();
         part(&resources, std::collections::BTreeMap::new(), |_| false)
     })
 }
@@ -296,7 +295,8 @@ mod tests {
         }
         assert!(!text.contains("#/components/") && !text.contains("\"allOf\":["));
         assert!(it["paths"]["/api/v1/namespaces/{namespace}/pods"]["post"].is_object());
-        assert!(!it["paths"].to_string().contains("insula.io"));
+        assert!(!it["paths"].to_string().contains("insula.io/v1/partitions"));
+        assert!(it["paths"]["/apis/insula.io/v1/authenticationconfigurations"].is_object());
         assert_ne!(tag(&registry, &customs, &[], true), tag(&registry, &customs, &[], false));
     }
 

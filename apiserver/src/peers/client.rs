@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
@@ -52,7 +53,7 @@ const FORWARDING: usize = 2;
 /// How this server shows itself to others.
 #[derive(Debug, Clone)]
 pub struct PeerTls {
-    h2: Config,
+    pub(super) h2: Config,
     h1: Config,
 }
 
@@ -82,7 +83,7 @@ struct Shared {
     memory: Option<PathBuf>,
     /// Connections live here. Storage has runtimes of its own, which do no I/O.
     runtime: tokio::runtime::Handle,
-    tls: PeerTls,
+    tls: Arc<ArcSwap<PeerTls>>,
     peers: RwLock<HashMap<String, Arc<Peer>>>,
     service: RwLock<Option<Weak<dyn PeerService>>>,
     shutdown: CancellationToken,
@@ -105,7 +106,6 @@ struct Peer {
     raft: Arc<Connection>,
     forwarding: Vec<Connection>,
     next: AtomicUsize,
-    h1: Config,
 }
 
 impl HttpPeers {
@@ -126,7 +126,7 @@ impl HttpPeers {
                 .unwrap_or_else(|_| HeaderValue::from_static("")),
             memory,
             runtime: tokio::runtime::Handle::current(),
-            tls,
+            tls: Arc::new(ArcSwap::from_pointee(tls)),
             peers: RwLock::default(),
             service: RwLock::new(None),
             shutdown,
@@ -139,6 +139,11 @@ impl HttpPeers {
     /// This server's own name.
     pub fn own(&self) -> &str {
         &self.shared.own
+    }
+
+    /// Shows itself otherwise on connections that are opened from now on.
+    pub fn set_tls(&self, tls: PeerTls) {
+        self.shared.tls.store(Arc::new(tls));
     }
 
     /// Learns where servers are. Those that are not named stay where they were.
@@ -196,7 +201,7 @@ impl HttpPeers {
         let make = || {
             let way = Arc::new(Way { name: name.into(), address: RwLock::new(None) });
             let tls = &self.shared.tls;
-            let connection = || Connection::new(way.clone(), tls.h2.clone());
+            let connection = || Connection::new(way.clone(), tls.clone());
             let (frames, queue) = mpsc::channel(QUEUE);
             let waiting = Arc::new(AtomicUsize::new(0));
             let raft = Arc::new(connection());
@@ -219,7 +224,6 @@ impl HttpPeers {
                 raft,
                 forwarding: (0..FORWARDING).map(|_| connection()).collect(),
                 next: AtomicUsize::new(0),
-                h1: tls.h1.clone(),
                 way,
                 frames,
                 waiting,
@@ -277,7 +281,8 @@ impl HttpPeers {
         request: Request<Body>,
     ) -> Result<Response<Incoming>, SendError> {
         let peer = self.peer(to);
-        let stream = peer.way.dial(&peer.h1).await.map_err(SendError::Unreachable)?;
+        let tls = self.shared.tls.load().h1.clone();
+        let stream = peer.way.dial(&tls).await.map_err(SendError::Unreachable)?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| SendError::Unreachable(chain(&error)))?;

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use http::{Request, Response};
 use hyper::{body::Incoming, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -10,7 +11,7 @@ use rustls_pki_types::ServerName;
 use tokio::{net::TcpStream, time::Instant};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::dns_name;
+use super::{PeerTls, dns_name};
 use crate::{body::Body, error::chain};
 
 /// How long a server has to accept a connection.
@@ -67,7 +68,7 @@ impl Way {
 /// See the module.
 pub(super) struct Connection {
     way: Arc<Way>,
-    tls: Config,
+    tls: Arc<ArcSwap<PeerTls>>,
     sender: RwLock<Option<http2::SendRequest<Body>>>,
     /// Held while connecting.
     connecting: tokio::sync::Mutex<()>,
@@ -87,7 +88,7 @@ impl std::fmt::Debug for Connection {
 }
 
 impl Connection {
-    pub(super) fn new(way: Arc<Way>, tls: Config) -> Self {
+    pub(super) fn new(way: Arc<Way>, tls: Arc<ArcSwap<PeerTls>>) -> Self {
         Self {
             way,
             tls,
@@ -140,7 +141,8 @@ impl Connection {
     }
 
     async fn handshake(&self) -> Result<http2::SendRequest<Body>, String> {
-        let stream = self.way.dial(&self.tls).await?;
+        let tls = self.tls.load().h2.clone();
+        let stream = self.way.dial(&tls).await?;
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder
             .timer(TokioTimer::new())

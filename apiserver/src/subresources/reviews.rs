@@ -1,6 +1,6 @@
 //! Reviews: objects that get an answer and are not kept.
 
-use insula_api::{internal, object, schema::Schema};
+use insula_api::{internal, names::TenantName, object, schema::Schema};
 use serde_json::{Value, json};
 
 use crate::{
@@ -37,7 +37,7 @@ pub(crate) async fn review(server: &Server, call: &Call, body: &[u8]) -> Result<
         }
         "selfsubjectrulesreviews" => {
             let namespace = object::text(&it, &["spec", "namespace"]);
-            server.policy_for(call).await?.review(&call.identity, namespace)
+            server.policy_for(call).await?.review(&call.identity, &call.whose, namespace)
         }
         "selfsubjectreviews" => json!({ "userInfo": user_info(&call.identity) }),
         "tokenreviews" => token_review(server, call, &it).await,
@@ -159,7 +159,9 @@ async fn token_review(server: &Server, call: &Call, it: &Value) -> Value {
         .filter_map(Value::as_str)
         .collect();
     let audiences = if asked.is_empty() { vec![API_AUDIENCE] } else { asked };
-    match server.authenticate_token(token, &audiences).await {
+    // What a tenant vouches for itself is good there; of all tenants at once nobody is asked.
+    let tenant = call.whose.tenant().cloned().unwrap_or_else(TenantName::system);
+    match server.authenticate_token(token, &tenant, &audiences).await {
         // A tenant learns nothing of tokens of others.
         Some((identity, of_token))
             if call.whose.tenant() == Some(&identity.tenant)

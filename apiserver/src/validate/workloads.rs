@@ -1,6 +1,6 @@
 //! What runs pods: deployments and the like, jobs, and when they run.
 
-use insula_api::{object, selector::LabelSelector};
+use insula_api::{cron::Schedule, object, selector::LabelSelector};
 use serde_json::Value;
 
 use super::at::{At, Check, texts};
@@ -202,10 +202,10 @@ fn replication_controller(it: &mut At<'_>) {
 
 fn cron(it: &mut At<'_>) {
     let schedule = it.text("schedule").to_owned();
-    if let Err(why) = schedule_is_readable(&schedule)
+    if let Err(error) = Schedule::parse(&schedule)
         && !schedule.is_empty()
     {
-        it.invalid("schedule", &schedule.as_str().into(), &why);
+        it.invalid("schedule", &schedule.as_str().into(), &error.to_string());
     }
     if schedule.contains("TZ") {
         let why = "cannot use TZ or CRON_TZ in schedule, use timeZone field instead";
@@ -223,117 +223,10 @@ fn cron(it: &mut At<'_>) {
     }
 }
 
-/// Five fields of numbers, ranges, lists and steps; or one of few names.
-fn schedule_is_readable(text: &str) -> Result<(), String> {
-    let text = match text.split_once(' ') {
-        Some((zone, rest)) if zone.starts_with("TZ=") || zone.starts_with("CRON_TZ=") => {
-            rest.trim()
-        }
-        _ => text,
-    };
-    if let Some(name) = text.strip_prefix('@') {
-        let known = ["yearly", "annually", "monthly", "weekly", "daily", "midnight", "hourly"];
-        let every = name.strip_prefix("every ").is_some_and(|it| !it.is_empty());
-        return match known.contains(&name) || every {
-            true => Ok(()),
-            false => Err(format!("unrecognized descriptor: {text}")),
-        };
-    }
-    let fields: Vec<&str> = text.split_whitespace().collect();
-    if fields.len() != 5 {
-        return Err(format!(
-            "expected exactly 5 fields, found {}: [{}]",
-            fields.len(),
-            fields.join(" ")
-        ));
-    }
-    const MONTHS: &[&str] =
-        &["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
-    const DAYS: &[&str] = &["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
-    let bounds: [(u32, u32, &[&str]); 5] =
-        [(0, 59, &[]), (0, 23, &[]), (1, 31, &[]), (1, 12, MONTHS), (0, 6, DAYS)];
-    for (field, (low, high, names)) in fields.iter().zip(bounds) {
-        for part in field.split(',').filter(|it| !it.is_empty()) {
-            range_is_readable(part, low, high, names)?;
-        }
-    }
-    Ok(())
-}
-
-fn range_is_readable(part: &str, low: u32, high: u32, names: &[&str]) -> Result<(), String> {
-    let number = |text: &str| -> Result<u32, String> {
-        let name = text.to_ascii_lowercase();
-        if let Some(index) = names.iter().position(|it| *it == name) {
-            return Ok(u32::try_from(index).unwrap_or(u32::MAX) + low);
-        }
-        text.parse().map_err(|_| {
-            format!(
-                "failed to parse int from {text}: strconv.Atoi: parsing {text:?}: invalid syntax"
-            )
-        })
-    };
-    let (range, step) = match part.split_once('/') {
-        Some((_, step)) if step.contains('/') => return Err(format!("too many slashes: {part}")),
-        Some((range, step)) => (range, number(step)?),
-        None => (part, 1),
-    };
-    let (start, end) = match range.split_once('-') {
-        _ if range == "*" || range == "?" => (low, high),
-        Some((_, end)) if end.contains('-') => return Err(format!("too many hyphens: {part}")),
-        Some((start, end)) => (number(start)?, number(end)?),
-        None => {
-            let start = number(range)?;
-            (start, if part.contains('/') { high } else { start })
-        }
-    };
-    if start < low {
-        return Err(format!("beginning of range ({start}) below minimum ({low}): {part}"));
-    }
-    if high < end {
-        return Err(format!("end of range ({end}) above maximum ({high}): {part}"));
-    }
-    if end < start {
-        return Err(format!("beginning of range ({start}) beyond end of range ({end}): {part}"));
-    }
-    if step == 0 {
-        return Err(format!("step of range should be a positive number: {part}"));
-    }
-    Ok(())
-}
-
 /// What of a new cron job is about its jobs' names.
 pub(super) fn cron_name(it: &Value, errors: &mut Vec<FieldError>) {
     if 52 < object::name(it).len() {
         let why = "must be no more than 52 characters";
         errors.push(FieldError::invalid("metadata.name", &object::name(it).into(), why));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn schedules() {
-        for good in [
-            "* * * * *",
-            "*/5 0-3 1,15 JAN-mar SUN",
-            "@daily",
-            "@every 1h",
-            "0 0 * * ?",
-            "5/15 * * * *",
-        ] {
-            assert_eq!(schedule_is_readable(good), Ok(()), "{good}");
-        }
-        for (bad, why) in [
-            ("* * * *", "expected exactly 5 fields, found 4: [* * * *]"),
-            ("60 * * * *", "end of range (60) above maximum (59): 60"),
-            ("* * 0 * *", "beginning of range (0) below minimum (1): 0"),
-            ("*/0 * * * *", "step of range should be a positive number: */0"),
-            ("a * * * *", "failed to parse int from a"),
-            ("@often", "unrecognized descriptor: @often"),
-        ] {
-            assert!(schedule_is_readable(bad).unwrap_err().starts_with(why), "{bad}");
-        }
     }
 }

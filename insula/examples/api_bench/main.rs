@@ -22,6 +22,7 @@
 mod client;
 mod load;
 mod objects;
+#[allow(dead_code, reason = "another bench uses more of it")]
 mod subject;
 mod watches;
 

@@ -30,7 +30,9 @@ pub(crate) struct Subject {
     command: Command,
     address: String,
     tls: Arc<ClientConfig>,
-    _dir: tempfile::TempDir,
+    /// Signs its clients' certificates, if it has no command for that.
+    authority: Option<(String, KeyPair)>,
+    dir: tempfile::TempDir,
 }
 
 impl Drop for Subject {
@@ -102,18 +104,8 @@ impl Subject {
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        let kubeconfig: serde_json::Value = serde_saphyr::from_str(&fs::read_to_string(&file)?)?;
-        let data = |value: &serde_json::Value| {
-            use base64::Engine as _;
-            let text = value.as_str().unwrap_or_default();
-            base64::engine::general_purpose::STANDARD.decode(text)
-        };
-        let user = &kubeconfig["users"][0]["user"];
-        let tls = tls(
-            &data(&kubeconfig["clusters"][0]["cluster"]["certificate-authority-data"])?,
-            &data(&user["client-certificate-data"])?,
-            &data(&user["client-key-data"])?,
-        )?;
+        let [roots, certificate, key] = credentials(&file)?;
+        let tls = tls(&roots, &certificate, &key)?;
         Self::begun(name, begun, children, command, address, tls, dir).await
     }
 
@@ -182,6 +174,7 @@ impl Subject {
         let admin = &subject.connect(1).await?[0];
         admin.ask(Method::POST, uri, JSON, binding.to_string()).await?;
         subject.tls = tls_user;
+        subject.authority = Some((ca.pem(), ca_key));
         Ok(subject)
     }
 
@@ -202,7 +195,8 @@ impl Subject {
             command,
             address,
             tls,
-            _dir: dir,
+            authority: None,
+            dir,
         };
         subject.started_in = subject.ready(begun).await?;
         Ok(subject)
@@ -233,6 +227,21 @@ impl Subject {
         let begun = Instant::now();
         self.children.push(self.command.spawn()?);
         self.ready(begun).await
+    }
+
+    /// Where it is.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Where it keeps what it has.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Who signs its clients' certificates, if it has no command for that.
+    pub(crate) fn authority(&self) -> Option<&(String, KeyPair)> {
+        self.authority.as_ref()
     }
 
     pub(crate) async fn connect(&self, count: usize) -> Result<Vec<Client>, Failure> {
@@ -275,6 +284,22 @@ impl Subject {
     }
 }
 
+/// What a kubeconfig has of PEM: whom its user believes, and who it is.
+pub(crate) fn credentials(file: &Path) -> Result<[Vec<u8>; 3], Failure> {
+    let kubeconfig: serde_json::Value = serde_saphyr::from_str(&fs::read_to_string(file)?)?;
+    let data = |value: &serde_json::Value| {
+        use base64::Engine as _;
+        let text = value.as_str().unwrap_or_default();
+        base64::engine::general_purpose::STANDARD.decode(text)
+    };
+    let user = &kubeconfig["users"][0]["user"];
+    Ok([
+        data(&kubeconfig["clusters"][0]["cluster"]["certificate-authority-data"])?,
+        data(&user["client-certificate-data"])?,
+        data(&user["client-key-data"])?,
+    ])
+}
+
 /// A certificate and key of a member of `system:masters`.
 fn masters(ca: &str, key: &KeyPair) -> Result<(String, String), Failure> {
     let mut params = CertificateParams::new(Vec::new())?;
@@ -305,7 +330,7 @@ fn etcd(dir: &Path) -> Result<(Child, String), Failure> {
 }
 
 /// A program of this build, of `INSULA_PEERS`, or of PATH.
-fn find(name: &str) -> Option<PathBuf> {
+pub(crate) fn find(name: &str) -> Option<PathBuf> {
     let own = std::env::current_exe().ok()?.parent()?.parent()?.to_owned();
     let peers = std::env::var_os("INSULA_PEERS").map(PathBuf::from);
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -319,7 +344,11 @@ fn free_port() -> Result<u16, Failure> {
 }
 
 /// What a client needs of PEM: whom it believes, and who it is.
-fn tls(roots: &[u8], certificate: &[u8], key: &[u8]) -> Result<Arc<ClientConfig>, Failure> {
+pub(crate) fn tls(
+    roots: &[u8],
+    certificate: &[u8],
+    key: &[u8],
+) -> Result<Arc<ClientConfig>, Failure> {
     let mut store = RootCertStore::empty();
     for root in CertificateDer::pem_slice_iter(roots) {
         store.add(root?)?;

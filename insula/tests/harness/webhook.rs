@@ -154,7 +154,11 @@ fn serve(
         let mut body = vec![0; length];
         reader.read_exact(&mut body).ok()?;
         asked.fetch_add(1, Ordering::SeqCst);
-        let answer = answer(&path, &serde_json::from_slice(&body).ok()?)?.to_string();
+        let body = match body.as_slice() {
+            [] => Value::Null,
+            body => serde_json::from_slice(body).ok()?,
+        };
+        let answer = answer(&path, &body)?.to_string();
         let stream = reader.get_mut();
         write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{answer}", answer.len())
             .ok()?;

@@ -9,7 +9,9 @@ use x509_parser::{
     x509::X509Name,
 };
 
-use crate::{admission::Admission, error::Result, identity::MASTERS, rbac::Attributes};
+use crate::{
+    admission::Admission, error::Result, identity::MASTERS, peers::SERVERS, rbac::Attributes,
+};
 
 const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client";
 
@@ -87,6 +89,11 @@ pub(in crate::admission) fn restrict(admission: &Admission<'_>, it: Option<&Valu
         let why = format!("use of {CLIENT_SIGNER} signer with {MASTERS} group is not allowed");
         return Err(admission.forbidden(Some(it), &why));
     }
+    // Servers are believed what they say of others.
+    if groups.iter().any(|it| it == SERVERS) {
+        let why = format!("use of {CLIENT_SIGNER} signer with {SERVERS} group is not allowed");
+        return Err(admission.forbidden(Some(it), &why));
+    }
     // A certificate says by an organization of whose tenant its holder is.
     let own = format!("tenant:{}", admission.tenant()?);
     if groups.iter().any(|it| it.starts_with("tenant:") && *it != own) {
@@ -96,11 +103,16 @@ pub(in crate::admission) fn restrict(admission: &Admission<'_>, it: Option<&Valu
     Ok(())
 }
 
-/// The organizations that the subject of a request is of.
+/// The organizations that the subject of a request is of, and their units: a certificate's groups.
 fn organizations(request: &str) -> Result<Vec<String>, String> {
     with_subject(request, |subject| {
-        let texts = subject.iter_organization().map(|it| it.as_str().map(str::to_owned));
-        texts.collect::<Result<_, _>>().map_err(|error| error.to_string())
+        let all = subject.iter_organization().chain(subject.iter_organizational_unit());
+        let texts: Vec<&str> = all
+            .map(|it| it.as_str())
+            .collect::<Result<_, _>>()
+            .map_err(|error| error.to_string())?;
+        let groups = texts.iter().flat_map(|it| it.split('\u{1f}'));
+        Ok(groups.map(str::to_owned).collect())
     })
 }
 
@@ -139,9 +151,11 @@ mod tests {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::OrganizationName, "tenant:acme");
+        params.distinguished_name.push(DnType::OrganizationalUnitName, "ops\u{1f}system:masters");
         let pem = params.serialize_request(&key).unwrap().pem().unwrap();
         let text = base64::engine::general_purpose::STANDARD.encode(pem);
-        assert_eq!(organizations(&text), Ok(vec!["tenant:acme".to_owned()]));
+        let groups = ["tenant:acme", "ops", "system:masters"].map(str::to_owned).to_vec();
+        assert_eq!(organizations(&text), Ok(groups));
         assert!(organizations("bm90aGluZw==").is_err());
         assert_eq!(common_name(&text), Ok("rcgen self signed cert".to_owned()));
     }

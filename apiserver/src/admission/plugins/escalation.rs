@@ -1,10 +1,18 @@
-//! Nobody can give what they do not have.
+//! Nobody can give what they do not have where it counts.
 
 use futures::{FutureExt as _, future::BoxFuture};
 use insula_api::object;
 use serde_json::{Value, json};
 
-use crate::{admission::Admission, error::Result, rbac};
+use crate::{
+    admission::Admission,
+    error::{ApiError, FieldError, Result},
+    rbac::{
+        self, Attributes, Rule,
+        reach::{self, Reach},
+    },
+    registry::Whose,
+};
 
 /// Refuses roles and bindings that grant more than their writer holds.
 pub(in crate::admission) fn check<'a>(
@@ -20,56 +28,99 @@ pub(in crate::admission) fn check<'a>(
     .boxed()
 }
 
+/// A part of a role or binding that must be the same for it to grant the same.
+type Part<'a> = Option<&'a Value>;
+
+fn parts<'a>(it: &'a Value, is_binding: bool) -> [Part<'a>; 3] {
+    match is_binding {
+        true => [
+            it.get("subjects"),
+            it.get("roleRef"),
+            object::metadata(it).get("annotations").and_then(|all| all.get(reach::TENANTS)),
+        ],
+        false => [it.get("rules"), it.get("aggregationRule"), None],
+    }
+}
+
 async fn check_new(admission: &Admission<'_>, new: &Value) -> Result<()> {
     let (server, call) = (admission.server, admission.call);
-    if call.identity.is_superuser() {
-        return Ok(());
-    }
     let resource = admission.resource().name.as_str();
     let is_binding = resource.ends_with("bindings");
-    let is_unchanged = admission.old.is_some_and(|old| {
-        let same = |field| old.get(field) == new.get(field);
-        if is_binding {
-            same("subjects") && same("roleRef")
-        } else {
-            same("rules") && same("aggregationRule")
-        }
-    });
-    if is_unchanged {
+    if admission.old.is_some_and(|old| parts(old, is_binding) == parts(new, is_binding)) {
+        return Ok(());
+    }
+    let places = places(admission, new)?;
+    if call.identity.is_superuser() {
         return Ok(());
     }
     let verb = if is_binding { "bind" } else { "escalate" };
     let namespace = admission.namespace.as_str();
-    let wanted: Vec<rbac::Rule> = if is_binding {
-        let kind = object::text(new, &["roleRef", "kind"]);
-        let name = object::text(new, &["roleRef", "name"]);
-        let plural = if kind == "ClusterRole" { "clusterroles" } else { "roles" };
-        if server.allows(call, verb, plural, namespace, name).await? {
-            return Ok(());
+    let kind = object::text(new, &["roleRef", "kind"]);
+    let (about, name) = match (is_binding, kind) {
+        (false, _) => (resource, object::name(new)),
+        (true, "ClusterRole") => ("clusterroles", object::text(new, &["roleRef", "name"])),
+        (true, _) => ("roles", object::text(new, &["roleRef", "name"])),
+    };
+    let wanted: Vec<Rule> = match is_binding {
+        true => server.role_rules(call.tenant()?, kind, namespace, name).await?,
+        false => {
+            let rules = new.get("rules").cloned().unwrap_or_else(|| json!([]));
+            let mut rules: Vec<Rule> = serde_json::from_value(rules)
+                .map_err(|error| call.forbidden(object::name(new), &error.to_string()))?;
+            if new.get("aggregationRule").is_some_and(|it| !it.is_null()) {
+                // What it will gather later is not known, so only those who have all may make one.
+                rules.push(Rule::everything());
+            }
+            rules
         }
-        server.role_rules(call.tenant()?, kind, namespace, name).await?
-    } else {
-        if server.allows(call, verb, resource, namespace, object::name(new)).await? {
-            return Ok(());
-        }
-        let rules = new.get("rules").cloned().unwrap_or_else(|| json!([]));
-        let aggregates = new.get("aggregationRule").is_some_and(|it| !it.is_null());
-        let mut rules: Vec<rbac::Rule> = serde_json::from_value(rules)
-            .map_err(|error| call.forbidden(object::name(new), &error.to_string()))?;
-        if aggregates {
-            // What it will gather later is not known, so only those who have all may make one.
-            rules.push(rbac::Rule::everything());
-        }
-        rules
     };
     let policy = server.policy_for(call).await?;
-    let held: Vec<&rbac::Rule> = policy.rules(&call.identity, namespace).collect();
-    if let Some(missing) = rbac::missing(&held, &wanted) {
-        let why = format!(
-            "user {:?} (groups={:?}) is attempting to grant RBAC permissions not currently held:\n{missing}",
-            call.identity.user, call.identity.groups
-        );
-        return Err(call.forbidden(object::name(new), &why));
+    for whose in &places {
+        let attributes = Attributes {
+            verb: verb.into(),
+            group: "rbac.authorization.k8s.io".into(),
+            resource: about.into(),
+            namespace: namespace.into(),
+            name: name.into(),
+            ..Attributes::default()
+        };
+        if policy.allows(&call.identity, whose, &attributes) {
+            continue;
+        }
+        let held: Vec<&Rule> = policy.rules(&call.identity, whose, namespace).collect();
+        if let Some(missing) = rbac::missing(&held, &wanted) {
+            let why = format!(
+                "user {:?} (groups={:?}) is attempting to grant RBAC permissions not currently held:\n{missing}",
+                call.identity.user, call.identity.groups
+            );
+            return Err(call.forbidden(object::name(new), &why));
+        }
     }
     Ok(())
+}
+
+/// Whose objects a role or binding lets others reach: there its writer must hold all of it.
+fn places(admission: &Admission<'_>, new: &Value) -> Result<Vec<Whose>> {
+    let tenant = admission.call.tenant()?;
+    let own = || vec![Whose::One(tenant.clone())];
+    let text = object::metadata(new).get("annotations").and_then(|all| all.get(reach::TENANTS));
+    match (admission.resource().name.as_str(), text.and_then(Value::as_str)) {
+        // Bindings may take it to every tenant, those of today and of tomorrow.
+        ("clusterroles", _) if tenant.is_system() => Ok(vec![Whose::All]),
+        ("clusterrolebindings", Some(text)) => {
+            let refuse = |why: &str| {
+                let field = format!("metadata.annotations[{}]", reach::TENANTS);
+                let error = FieldError::invalid(&field, &text.into(), why);
+                let resource = admission.resource();
+                let name = object::name(new);
+                Err(ApiError::invalid(&resource.group, &resource.kind, name, &[error]))
+            };
+            match Reach::parse(text) {
+                _ if !tenant.is_system() => refuse("only bindings of the platform name tenants"),
+                Ok(reach) => Ok(reach.whose(tenant)),
+                Err(error) => refuse(&error.to_string()),
+            }
+        }
+        _ => Ok(own()),
+    }
 }

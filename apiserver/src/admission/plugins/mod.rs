@@ -14,5 +14,6 @@ pub(super) mod priority;
 pub(super) mod quota;
 pub(super) mod runtime_class;
 pub(super) mod service_account;
+pub(super) mod shared;
 pub(super) mod storage;
 mod tolerations;

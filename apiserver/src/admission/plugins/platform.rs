@@ -8,6 +8,7 @@ use crate::{
     admission::{Admission, Operation},
     bootstrap,
     error::Result,
+    tenants::ending,
     views,
 };
 
@@ -34,7 +35,17 @@ pub(in crate::admission) fn check<'a>(
             ("tenants", None) if admission.name == "system" => {
                 Err(admission.forbidden(None, "the platform's own tenant may not be deleted"))
             }
-            ("tenants", Some(new)) => bootstrap::check_partition(server, new, old),
+            ("tenants", Some(new)) => {
+                bootstrap::check_partition(server, new, old)?;
+                if let Some(old) = old
+                    && ending::lets_go(new, old)
+                    && !admission.call.query.dry_run()?
+                    && let Ok(name) = TenantName::parse(object::name(new))
+                {
+                    ending::end(server, &name).await?;
+                }
+                Ok(())
+            }
             (name, new) => match views::Kind::of(name) {
                 Some(kind) => views::check(server, kind, new, old).await,
                 None => Ok(()),

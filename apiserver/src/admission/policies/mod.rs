@@ -19,7 +19,7 @@ pub(super) use self::{
     written::{Binding, Declared, Policy, Variable, compile, compile_binding},
 };
 use super::{
-    Admission,
+    Admission, RULES,
     hooks::Shown,
     rules::{
         Meant,
@@ -39,8 +39,8 @@ pub(super) struct Policies {
 impl Policies {
     pub(super) fn new(policies: &'static str, bindings: &'static str) -> Self {
         Self {
-            policies: Compiled::new(policies, compile),
-            bindings: Compiled::new(bindings, compile_binding),
+            policies: Compiled::new(RULES, policies, compile),
+            bindings: Compiled::new(RULES, bindings, compile_binding),
         }
     }
 

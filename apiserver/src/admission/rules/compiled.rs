@@ -1,4 +1,4 @@
-//! What a tenant's rules were compiled to, kept as long as they stay as they are.
+//! What a tenant's rules (and whom it trusts to name users) were compiled to, kept as long as they stay as they are.
 //!
 //! Rules lie in the tenant's partition like any other objects and are looked at as they are at
 //! the moment: whoever made one finds it in force with the next request. A tenant without any
@@ -24,22 +24,21 @@ use crate::{
     registry,
 };
 
-const GROUP: &str = "admissionregistration.k8s.io";
-
 /// One object that holds rules.
 #[derive(Debug)]
-pub(in crate::admission) struct Entry<T> {
+pub(crate) struct Entry<T> {
     pub name: String,
     modified: Revision,
     pub compiled: T,
 }
 
 /// Those of one tenant, by name.
-pub(in crate::admission) type Entries<T> = Arc<[Arc<Entry<T>>]>;
+pub(crate) type Entries<T> = Arc<[Arc<Entry<T>>]>;
 
 /// Those of one kind, of all tenants that have any.
 #[derive(Debug)]
-pub(in crate::admission) struct Compiled<T> {
+pub(crate) struct Compiled<T> {
+    group: &'static str,
     resource: &'static str,
     compile: Compile<T>,
     tenants: Mutex<HashMap<TenantName, Known<T>>>,
@@ -60,17 +59,17 @@ struct Known<T> {
 const KEPT: Duration = Duration::from_secs(600);
 
 impl<T> Compiled<T> {
-    pub(in crate::admission) fn new(resource: &'static str, compile: Compile<T>) -> Self {
-        Self { resource, compile, tenants: Mutex::default() }
+    pub(crate) fn new(group: &'static str, resource: &'static str, compile: Compile<T>) -> Self {
+        Self { group, resource, compile, tenants: Mutex::default() }
     }
 
     /// The rules of `tenant`, as they are now. Those that are being deleted still are in force.
-    pub(in crate::admission) async fn of(
+    pub(crate) async fn of(
         &self,
         server: &Server,
         tenant: &TenantName,
     ) -> Result<Option<Entries<T>>> {
-        let Some(served) = server.registry.get(GROUP, "v1", self.resource) else {
+        let Some(served) = server.registry.get(self.group, "v1", self.resource) else {
             return Ok(None);
         };
         let snapshot = server.at_hand(served, tenant, "", ReadAt::Any).await?;

@@ -12,19 +12,19 @@ use insula_cel::{
 /// What one expression may cost.
 const PER_CALL: u64 = 1_000_000;
 /// What all expressions of one policy may cost for one request, and all its conditions.
-pub(in crate::admission) const BUDGET: u64 = 10_000_000;
-pub(in crate::admission) const CONDITIONS_BUDGET: u64 = 2_500_000;
+pub(crate) const BUDGET: u64 = 10_000_000;
+pub(crate) const CONDITIONS_BUDGET: u64 = 2_500_000;
 
 /// There is nothing left to spend: nothing more is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "validation failed due to running out of cost budget, no further validation rules will be run"
 )]
-pub(in crate::admission) struct OutOfBudget;
+pub(crate) struct OutOfBudget;
 
 /// What an expression has to come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::admission) enum Wants {
+pub(crate) enum Wants {
     Bool,
     Text,
     TextOrNull,
@@ -37,14 +37,14 @@ pub(in crate::admission) enum Wants {
 
 /// Which variables an expression has.
 #[derive(Debug, Clone, Copy, Default)]
-pub(in crate::admission) struct Has {
+pub(crate) struct Has {
     pub params: bool,
     pub authorizer: bool,
 }
 
 /// An expression, or why it is none.
 #[derive(Debug)]
-pub(in crate::admission) struct Expression {
+pub(crate) struct Expression {
     pub source: String,
     program: Result<Program, String>,
 }
@@ -73,7 +73,7 @@ impl Wants {
 }
 
 impl Expression {
-    pub(in crate::admission) fn new(source: &str, declared: &[(&str, Decl)], wants: Wants) -> Self {
+    pub(crate) fn new(source: &str, declared: &[(&str, Decl)], wants: Wants) -> Self {
         let compiled = match wants {
             Wants::Object | Wants::Patches => Program::compile_patch(source, declared),
             _ => Program::compile(source, declared),
@@ -88,22 +88,22 @@ impl Expression {
     }
 
     /// What is wrong with it.
-    pub(in crate::admission) fn error(&self) -> Option<&str> {
+    pub(crate) fn error(&self) -> Option<&str> {
         self.program.as_ref().err().map(String::as_str)
     }
 
     /// The declaration of a variable that has its value.
-    pub(in crate::admission) fn decl(&self) -> Decl {
+    pub(crate) fn decl(&self) -> Decl {
         let kind = self.program.as_ref().map_or(Type::Dyn, |it| it.result().clone());
         Decl::of(DeclKind::Type(kind))
     }
 
-    pub(in crate::admission) fn uses(&self, variable: &str) -> bool {
+    pub(crate) fn uses(&self, variable: &str) -> bool {
         self.program.as_ref().is_ok_and(|it| it.uses(variable))
     }
 
     /// Runs it, and says what it comes to or why it comes to nothing.
-    pub(in crate::admission) fn run<'a>(
+    pub(crate) fn run<'a>(
         &'a self,
         variables: &[(&'a str, Value<'a>)],
         left: &mut u64,
@@ -117,7 +117,7 @@ impl Expression {
     }
 
     /// As [`Expression::run`], with the bare reason.
-    pub(in crate::admission) fn eval<'a>(
+    pub(crate) fn eval<'a>(
         &'a self,
         variables: &[(&'a str, Value<'a>)],
         left: &mut u64,
@@ -231,16 +231,12 @@ pub(super) static NAMESPACE: LazyLock<Decl> = LazyLock::new(|| {
 });
 
 /// The variables of an expression, with objects of which nothing is known.
-pub(in crate::admission) fn declared(has: Has) -> Vec<(&'static str, Decl)> {
+pub(crate) fn declared(has: Has) -> Vec<(&'static str, Decl)> {
     declared_with(has, &DYN, &DYN)
 }
 
 /// The variables of an expression, with what is known of objects and parameters.
-pub(in crate::admission) fn declared_with(
-    has: Has,
-    object: &Decl,
-    params: &Decl,
-) -> Vec<(&'static str, Decl)> {
+pub(crate) fn declared_with(has: Has, object: &Decl, params: &Decl) -> Vec<(&'static str, Decl)> {
     let mut list = vec![
         ("object", object.clone()),
         ("oldObject", object.clone()),
@@ -258,7 +254,7 @@ pub(in crate::admission) fn declared_with(
 }
 
 /// `variables`, of which the single ones are declared with their dots.
-pub(in crate::admission) fn no_variables() -> (&'static str, Decl) {
+pub(crate) fn no_variables() -> (&'static str, Decl) {
     ("variables", object("kubernetes.variables", &[]))
 }
 

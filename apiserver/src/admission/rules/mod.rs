@@ -1,8 +1,8 @@
 //! Which requests a tenant's own rules are about: webhooks' and policies' alike.
 
-pub(super) mod compiled;
+pub(crate) mod compiled;
 pub(super) mod conditions;
-pub(super) mod expression;
+pub(crate) mod expression;
 pub(super) mod scope;
 
 use std::sync::Arc;

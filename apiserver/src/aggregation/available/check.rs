@@ -176,7 +176,7 @@ async fn answers(server: &Server, api: &Api, remote: &Remote) -> Found {
         request
             .headers_mut()
             .extend(delegate::headers_of(&delegate::ourselves()).ok_or(OutboundError::Url)?);
-        let answer = server.send_outbound(&api.tenant, &place, trust, request).await?;
+        let answer = server.send_outbound(&api.tenant, &place, &trust, request).await?;
         Ok::<_, OutboundError>(answer.status())
     };
     match tokio::time::timeout(WITHIN, get).await {

@@ -1,0 +1,67 @@
+//! The end of a tenant: nothing that it had is left in any store, and its name means nothing.
+//!
+//! Controllers delete what a tenant has, with all that hangs on it; this is what goes beside and
+//! after them: objects of kinds that are no longer served, what was written late, the place that
+//! the partition map keeps for it. It runs before the last finalizer goes, so a server that dies
+//! half-way leaves a tenant that still is ending, and once more when the tenant is gone.
+
+use insula_api::{kinds::TENANT_FINALIZER, names::TenantName, object};
+use insula_partition::{
+    moves::MoveError,
+    store::{Change, Expect, ReadAt, StoreError, Write},
+};
+use serde_json::Value;
+
+use crate::{
+    Server,
+    error::{ApiError, Result},
+    registry,
+};
+
+/// Whether a change of a Tenant lets it go.
+pub(crate) fn lets_go(new: &Value, old: &Value) -> bool {
+    let is_held = |it: &Value| object::finalizers(it).contains(&TENANT_FINALIZER);
+    object::is_deleting(old) && is_held(old) && !is_held(new)
+}
+
+/// Removes all that is left of a tenant. Safe to repeat.
+pub(crate) async fn end(server: &Server, tenant: &TenantName) -> Result<()> {
+    sweep(server, tenant).await?;
+    if server.partitions.map().pins().contains_key(tenant.as_str()) {
+        // Moved, though it is empty: servers that do not know yet write where it was until then.
+        match server.partitions.pin(tenant.as_str(), None).await {
+            Ok(()) => (),
+            Err(MoveError::Store(error)) => return Err(error.into()),
+            Err(error) => return Err(ApiError::unavailable(format!("cannot unpin: {error}"))),
+        }
+        sweep(server, tenant).await?;
+    }
+    Ok(())
+}
+
+/// Deletes every key of a tenant where it lives.
+pub(crate) async fn sweep(server: &Server, tenant: &TenantName) -> Result<()> {
+    if tenant.is_system() {
+        return Ok(());
+    }
+    let store = server.partitions.place(&registry::shard_of_tenant(tenant)).store;
+    let prefix = format!("{tenant}/");
+    let mut count = 0_usize;
+    for collection in store.collections().await? {
+        let snapshot = store.read(&collection, ReadAt::Latest).await?;
+        for (key, _) in snapshot.range(&prefix, None) {
+            let write =
+                Write::durable(collection.clone(), key.clone(), Expect::Present, Change::Delete);
+            match store.write(write).await {
+                Ok(_) => count += 1,
+                // Somebody else was faster.
+                Err(StoreError::Conflict { .. }) => (),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    if count != 0 {
+        tracing::info!(%tenant, count, "removed what was left of a tenant");
+    }
+    Ok(())
+}
