@@ -3,11 +3,15 @@
 use insula_api::names::TenantName;
 use insula_client::{Client, IndexId, Informer, Kind, Object, Tenant, Tenanted};
 use k8s_openapi::api::{
-    apps::v1::{Deployment, ReplicaSet},
+    apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
+    batch::v1::{CronJob, Job},
+    certificates::v1::CertificateSigningRequest,
     core::v1::{
-        ConfigMap, ContainerStatus, Namespace, PersistentVolume, PersistentVolumeClaim, Pod,
-        PodSpec, PodStatus, ResourceQuota, ServiceAccount,
+        ConfigMap, Container, ContainerState, ContainerStateTerminated, ContainerStatus, Endpoints,
+        Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, PodCondition, PodSpec,
+        PodStatus, ReplicationController, ResourceQuota, Service, ServiceAccount,
     },
+    discovery::v1::EndpointSlice,
     networking::v1::ServiceCIDR,
     storage::v1::VolumeAttributesClass,
 };
@@ -75,12 +79,24 @@ pub(crate) struct Informers {
     /// Without most of what is in a pod; see [`trim_pod`].
     pub(crate) pods: Owned<Pod>,
     pub(crate) replica_sets: Owned<ReplicaSet>,
+    pub(crate) replication_controllers: Owned<ReplicationController>,
+    pub(crate) stateful_sets: Informer<StatefulSet>,
+    pub(crate) daemon_sets: Informer<DaemonSet>,
+    pub(crate) revisions: Owned<ControllerRevision>,
+    pub(crate) jobs: Owned<Job>,
+    pub(crate) cron_jobs: Informer<CronJob>,
+    pub(crate) services: Informer<Service>,
+    pub(crate) slices: Informer<EndpointSlice>,
+    pub(crate) endpoints: Informer<Endpoints>,
+    /// The fleet's.
+    pub(crate) nodes: Informer<Node>,
     pub(crate) deployments: Informer<Deployment>,
     pub(crate) claims: Informer<PersistentVolumeClaim>,
     pub(crate) volumes: Informer<PersistentVolume>,
     pub(crate) volume_classes: Informer<VolumeAttributesClass>,
     pub(crate) quotas: Informer<ResourceQuota>,
     pub(crate) networks: Informer<ServiceCIDR>,
+    pub(crate) certificate_requests: Informer<CertificateSigningRequest>,
 }
 
 impl Informers {
@@ -91,11 +107,11 @@ impl Informers {
         shutdown: &CancellationToken,
     ) -> Self {
         let named = |name: &str| format!("metadata.name={name}");
+        let starts = Starts { client, tasks, shutdown };
         Self {
             tenants: Informer::builder(client.system().api::<Tenant>())
                 .start(tasks, shutdown.clone()),
-            namespaces: Informer::builder(client.all().collection::<Namespace>())
-                .start(tasks, shutdown.clone()),
+            namespaces: starts.all(),
             default_accounts: Informer::builder(client.all().collection::<ServiceAccount>())
                 .field_selector(named(DEFAULT_ACCOUNT))
                 .start(tasks, shutdown.clone()),
@@ -104,39 +120,107 @@ impl Informers {
                 .start(tasks, shutdown.clone()),
             pods: Owned::start(client, trim_pod, tasks, shutdown),
             replica_sets: Owned::start(client, |_| (), tasks, shutdown),
-            deployments: Informer::builder(client.all().collection::<Deployment>())
-                .start(tasks, shutdown.clone()),
-            claims: Informer::builder(client.all().collection::<PersistentVolumeClaim>())
-                .start(tasks, shutdown.clone()),
-            volumes: Informer::builder(client.all().collection::<PersistentVolume>())
-                .start(tasks, shutdown.clone()),
-            volume_classes: Informer::builder(client.all().collection::<VolumeAttributesClass>())
-                .start(tasks, shutdown.clone()),
-            quotas: Informer::builder(client.all().collection::<ResourceQuota>())
-                .start(tasks, shutdown.clone()),
-            networks: Informer::builder(client.all().collection::<ServiceCIDR>())
-                .start(tasks, shutdown.clone()),
+            replication_controllers: Owned::start(client, |_| (), tasks, shutdown),
+            stateful_sets: starts.all(),
+            daemon_sets: starts.all(),
+            revisions: Owned::start(client, |_| (), tasks, shutdown),
+            jobs: Owned::start(client, |_| (), tasks, shutdown),
+            cron_jobs: starts.all(),
+            services: starts.all(),
+            slices: starts.all(),
+            endpoints: starts.all(),
+            nodes: Informer::builder(client.system().api::<Node>()).start(tasks, shutdown.clone()),
+            deployments: starts.all(),
+            claims: starts.all(),
+            volumes: starts.all(),
+            volume_classes: starts.all(),
+            quotas: starts.all(),
+            networks: starts.all(),
+            certificate_requests: starts.all(),
         }
+    }
+
+    /// The pods that `owner` may have to do with: those it manages, and those that nobody does.
+    ///
+    /// Pods of one that only has the uid of this owner by forgery are not its own.
+    pub(crate) fn pods_for<K: Kind>(
+        &self,
+        owner: &Tenanted<K>,
+    ) -> Vec<std::sync::Arc<Tenanted<Pod>>> {
+        let mut pods = self.pods.managed_by(owner.uid());
+        pods.extend(self.pods.orphans(&owner.tenant, owner.namespace()));
+        pods.retain(|pod| pod.tenant == owner.tenant && pod.namespace() == owner.namespace());
+        pods
     }
 }
 
-/// Keeps of a pod what controllers look at: whose it is, where it is and how it is. There are
-/// more pods than anything else.
+/// Starts copies of all there is of a resource.
+struct Starts<'a> {
+    client: &'a Client,
+    tasks: &'a TaskTracker,
+    shutdown: &'a CancellationToken,
+}
+
+impl Starts<'_> {
+    fn all<K: Kind>(&self) -> Informer<K> {
+        Informer::builder(self.client.all().collection::<K>())
+            .start(self.tasks, self.shutdown.clone())
+    }
+}
+
+/// Keeps of a pod what controllers look at: whose it is, where it is or is meant to be, how it is,
+/// and what it serves. There are more pods than anything else.
 fn trim_pod(pod: &mut Pod) {
     if let Some(spec) = &mut pod.spec {
-        *spec = PodSpec { node_name: spec.node_name.take(), ..PodSpec::default() };
+        let old = std::mem::take(spec);
+        let ports = |them: Vec<Container>| -> Vec<Container> {
+            let them = them.into_iter().filter(|it| it.ports.is_some());
+            them.map(|it| Container { name: it.name, ports: it.ports, ..Container::default() })
+                .collect()
+        };
+        *spec = PodSpec {
+            hostname: old.hostname,
+            subdomain: old.subdomain,
+            containers: ports(old.containers),
+            init_containers: old.init_containers.map(ports).filter(|it| !it.is_empty()),
+            // Of one that has no node yet it says for which it is meant.
+            affinity: old.affinity.filter(|_| old.node_name.is_none()),
+            node_name: old.node_name,
+            ..PodSpec::default()
+        };
     }
     if let Some(status) = &mut pod.status {
         let old = std::mem::take(status);
-        let containers = old.container_statuses.unwrap_or_default().into_iter().map(|it| {
-            ContainerStatus { restart_count: it.restart_count, ..ContainerStatus::default() }
-        });
-        let conditions = old.conditions.unwrap_or_default().into_iter();
         *status = PodStatus {
             phase: old.phase,
-            conditions: Some(conditions.filter(|it| it.type_ == "Ready").collect()),
-            container_statuses: Some(containers.collect()),
+            reason: old.reason,
+            pod_ips: old.pod_ips,
+            conditions: old.conditions.map(|them| {
+                let ended = |it| PodCondition { message: None, last_probe_time: None, ..it };
+                them.into_iter().map(ended).collect()
+            }),
+            init_container_statuses: old.init_container_statuses.map(trim_containers),
+            container_statuses: old.container_statuses.map(trim_containers),
             ..PodStatus::default()
         };
     }
+}
+
+/// Of containers: how often they were restarted, and how they ended.
+fn trim_containers(them: Vec<ContainerStatus>) -> Vec<ContainerStatus> {
+    let trimmed = |it: ContainerStatus| {
+        let ended = it.state.and_then(|state| state.terminated);
+        let ended = ended.map(|it| ContainerStateTerminated {
+            exit_code: it.exit_code,
+            finished_at: it.finished_at,
+            ..ContainerStateTerminated::default()
+        });
+        ContainerStatus {
+            name: it.name,
+            restart_count: it.restart_count,
+            state: ended.map(|it| ContainerState { terminated: Some(it), ..Default::default() }),
+            ..ContainerStatus::default()
+        }
+    };
+    them.into_iter().map(trimmed).collect()
 }

@@ -9,7 +9,10 @@
 //! | `tenant` | tenants: their first namespaces, their end |
 //! | `namespace` | the end of namespaces |
 //! | `serviceaccount`, `root_ca` | what every namespace has |
-//! | `replicaset`, `deployment` | workloads |
+//! | `replicaset`, `deployment`, `statefulset`, `daemonset`, `job`, `cronjob` | workloads |
+//! | `services` | what is behind services |
+//! | `ttl`, `pod_gc` | the end of jobs and pods that nobody looks at any more |
+//! | `certificates` | certificate requests: signs and forgets them |
 //! | `protection` | claims, volumes and their classes, while they are used |
 //! | `gc` | owners and what they own |
 //! | `quota` | what is used of resource quotas |
@@ -23,42 +26,54 @@
 //! * Only keys of tenants that this replica owns are reconciled ([`Ownership`]).
 //! * At shutdown nothing new begins, and what has begun ends.
 
+mod certificates;
 mod claim;
 mod controller;
+mod cronjob;
+mod daemonset;
 mod deployment;
 mod everything;
 mod expectations;
 mod gc;
 mod informers;
+mod job;
 pub mod metrics;
 mod namespace;
 mod objects;
+mod pod_control;
+mod pod_gc;
 mod protection;
 mod queue;
 mod quota;
 mod replicaset;
+mod revisions;
 mod root_ca;
 mod service_network;
 mod serviceaccount;
+mod services;
+mod statefulset;
 mod status;
 mod tenant;
+mod ttl;
 
 use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use insula_client::{Client, ClientError, EventRecorder};
 use k8s_openapi::api::{
-    core::v1::{PersistentVolume, PersistentVolumeClaim},
+    apps::v1::ReplicaSet,
+    core::v1::{PersistentVolume, PersistentVolumeClaim, ReplicationController},
     storage::v1::VolumeAttributesClass,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{
-    controller::Controller, everything::Everything, informers::Informers, protection::Guarded as _,
-};
 pub use self::{
+    certificates::{SignError, Signer},
     controller::{Observer, Unobserved},
     queue::{Ownership, Sole},
+};
+use self::{
+    controller::Controller, everything::Everything, informers::Informers, protection::Guarded as _,
 };
 
 /// How long reconciles that have begun may take to end after shutdown.
@@ -69,6 +84,8 @@ const DRAIN: Duration = Duration::from_secs(15);
 pub struct Config {
     /// The certificate authority of the API server, PEM; published in every namespace.
     pub root_ca: String,
+    /// Signs certificate requests that are approved.
+    pub signer: Option<Arc<dyn Signer>>,
     /// Which tenants' objects to reconcile.
     pub ownership: Arc<dyn Ownership>,
     /// Learns of every reconcile.
@@ -78,7 +95,12 @@ pub struct Config {
 impl Config {
     /// All tenants, unobserved.
     pub fn new(root_ca: impl Into<String>) -> Self {
-        Self { root_ca: root_ca.into(), ownership: Arc::new(Sole), observer: Arc::new(Unobserved) }
+        Self {
+            root_ca: root_ca.into(),
+            signer: None,
+            ownership: Arc::new(Sole),
+            observer: Arc::new(Unobserved),
+        }
     }
 }
 
@@ -121,16 +143,50 @@ async fn run_all(config: Config, client: Client, shutdown: CancellationToken) ->
         informers.clone(),
         config.root_ca.clone(),
     ));
-    start.start(replicaset::ReplicaSets::new(
-        named(replicaset::ReplicaSets::NAME)?,
+    start.start(certificates::Certificates::new(
+        named(certificates::Certificates::NAME)?,
+        informers.certificate_requests.clone(),
+        config.signer.clone(),
+    ));
+    start.start(replicaset::ReplicaSets::<ReplicaSet>::new(
+        named(replicaset::ReplicaSets::<ReplicaSet>::NAME)?,
         informers.clone(),
         &events,
     ));
+    start.start(replicaset::ReplicaSets::<ReplicationController>::new(
+        named(replicaset::ReplicaSets::<ReplicationController>::NAME)?,
+        informers.clone(),
+        &events,
+    ));
+    start.start(job::Jobs::new(named(job::Jobs::NAME)?, informers.clone(), &events));
+    start.start(statefulset::StatefulSets::new(
+        named(statefulset::StatefulSets::NAME)?,
+        informers.clone(),
+        &events,
+    ));
+    start.start(daemonset::DaemonSets::new(
+        named(daemonset::DaemonSets::NAME)?,
+        informers.clone(),
+        &events,
+    ));
+    start.start(cronjob::CronJobs::new(
+        named(cronjob::CronJobs::NAME)?,
+        informers.clone(),
+        &events,
+    ));
+    start.start(job::Strays::new(named(job::Strays::NAME)?, informers.clone()));
     start.start(deployment::Deployments::new(
         named(deployment::Deployments::NAME)?,
         informers.clone(),
         &events,
     ));
+    start.start(services::Slices::new(named(services::Slices::NAME)?, informers.clone(), &events));
+    start.start(services::EndpointsOfServices::new(
+        named(services::EndpointsOfServices::NAME)?,
+        informers.clone(),
+    ));
+    start.start(ttl::TtlAfterFinished::new(named(ttl::TtlAfterFinished::NAME)?, informers.clone()));
+    start.start(pod_gc::PodCollector::new(named(pod_gc::PodCollector::NAME)?, informers.clone()));
     start.start(protection::Protection::new(
         named(PersistentVolumeClaim::CONTROLLER)?,
         informers.claims.clone(),

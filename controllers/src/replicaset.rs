@@ -1,48 +1,38 @@
-//! Keeps the number of pods of a ReplicaSet at its target.
+//! Keeps the number of pods of a ReplicaSet, or of a ReplicationController, at its target.
 //!
-//! [`plan`] and [`status`] decide; this file observes and acts. Pods are named here, not by the
-//! server, so that a pod whose creation was asked for is recognised when it appears.
+//! [`plan`] and [`status`] decide; this file observes and acts. What differs between the two kinds
+//! is in [`Replicated`].
 
+mod kinds;
 mod plan;
 mod status;
 
-use std::{sync::Arc, time::Duration};
+use std::{marker::PhantomData, sync::Arc, time::Duration};
 
-use futures::future::join_all;
 use insula_api::selector::Selector;
-use insula_client::{
-    Change, Client, DeleteOptions, Error, EventRecorder, EventType, ObjectKey, Tenanted, chain,
-};
+use insula_client::{Change, Client, Error, EventRecorder, ObjectKey, Tenanted, chain};
 use jiff::Timestamp;
-use k8s_openapi::{
-    api::{
-        apps::v1::ReplicaSet,
-        core::v1::{Pod, PodTemplateSpec},
-    },
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
-};
+use k8s_openapi::api::core::v1::Pod;
 
+pub(crate) use self::kinds::Replicated;
 use self::plan::{Plan, Related};
 use crate::{
     claim::claim,
     controller::{Controller, Next, ReconcileError},
-    expectations::Expectations,
     informers::Informers,
-    objects::{
-        compile, compile_of, controller_of, controller_reference, controller_uid, generated_name,
-        is_pod_active, selects,
-    },
+    objects::{controller_of, controller_uid, is_pod_active, selects},
+    pod_control::{PodControl, pod_from},
     queue::Queue,
     status::write_status,
 };
 
-/// Keeps ReplicaSets.
+/// Keeps ReplicaSets, or ReplicationControllers.
 #[derive(Debug)]
-pub(crate) struct ReplicaSets {
+pub(crate) struct ReplicaSets<K> {
     client: Client,
     informers: Informers,
-    events: EventRecorder,
-    expectations: Expectations,
+    pods: PodControl,
+    kind: PhantomData<fn() -> K>,
 }
 
 /// What scaling came to: the status shows its failure.
@@ -52,51 +42,40 @@ struct ScaleFailure {
     error: Error,
 }
 
-impl ReplicaSets {
+impl<K: Replicated> ReplicaSets<K> {
     pub(crate) fn new(client: Client, informers: Informers, events: &EventRecorder) -> Self {
-        let events = events.named("replicaset-controller");
-        Self { client, informers, events, expectations: Expectations::default() }
+        let pods = PodControl::new(client.clone(), events.named(K::CONTROLLER));
+        Self { client, informers, pods, kind: PhantomData }
     }
 
     /// Notes what a pod's change fulfils, and asks for reconciles of those it concerns.
     fn pod_changed(&self, change: &Change<'_, Pod>, queue: &Queue<ObjectKey>) {
-        let Some(latest) = change.latest() else { return };
+        self.pods.saw(change);
         for pod in [change.old, change.new].into_iter().flatten() {
-            let Some(uid) = controller_uid(&pod.object) else { continue };
-            if change.new.is_some() {
-                self.expectations.created(uid, pod.name());
+            if let Some(owner) = controller_of(&pod.object)
+                && owner.kind == K::KIND
+            {
+                queue.add(ObjectKey::new(&pod.tenant, pod.namespace(), &owner.name));
             }
-            if change.new.is_none() || latest.is_deleting() {
-                self.expectations.deleted(uid, pod.uid());
-            }
-            self.enqueue_owner(pod, queue);
         }
         if let Some(pod) = change.new
             && controller_of(&pod.object).is_none()
             && !pod.is_deleting()
         {
-            let sets =
-                self.informers.replica_sets.informer.in_namespace(&pod.tenant, pod.namespace());
+            let sets = K::all(&self.informers).informer.in_namespace(&pod.tenant, pod.namespace());
             for set in sets {
-                if selector_of(&set).is_some_and(|selector| selects(&selector, &pod.object)) {
+                if selector_of(&set.object).is_some_and(|selector| selects(&selector, &pod.object))
+                {
                     queue.add(set.key());
                 }
             }
         }
     }
 
-    fn enqueue_owner(&self, pod: &Tenanted<Pod>, queue: &Queue<ObjectKey>) {
-        if let Some(owner) = controller_of(&pod.object)
-            && owner.kind == "ReplicaSet"
-        {
-            queue.add(ObjectKey::new(&pod.tenant, pod.namespace(), &owner.name));
-        }
-    }
-
-    /// The active pods of all ReplicaSets that share this one's manager, for spreading.
-    fn related(&self, set: &Tenanted<ReplicaSet>, own: &[Arc<Tenanted<Pod>>]) -> Related {
+    /// The active pods of all sets that share this one's manager, for spreading.
+    fn related(&self, set: &Tenanted<K>, own: &[Arc<Tenanted<Pod>>]) -> Related {
         let siblings = controller_uid(&set.object)
-            .map(|uid| self.informers.replica_sets.managed_by(uid))
+            .map(|uid| K::all(&self.informers).managed_by(uid))
             .unwrap_or_default();
         let others = siblings.iter().filter(|it| it.uid() != set.uid());
         let pods: Vec<_> = others.flat_map(|it| self.informers.pods.managed_by(it.uid())).collect();
@@ -105,129 +84,39 @@ impl ReplicaSets {
 
     async fn scale(
         &self,
-        set: &Tenanted<ReplicaSet>,
+        set: &Tenanted<K>,
         active: &[Arc<Tenanted<Pod>>],
     ) -> Option<ScaleFailure> {
-        let wanted = set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
         let related = self.related(set, active);
-        match plan::plan(wanted, active, &related, Timestamp::now()) {
+        let failed = |reason| move |error| ScaleFailure { reason, error };
+        match plan::plan(set.wanted(), active, &related, Timestamp::now()) {
             Plan::Nothing => None,
-            Plan::Create(count) => self
-                .create(set, count)
-                .await
-                .err()
-                .map(|error| ScaleFailure { reason: "FailedCreate", error }),
-            Plan::Delete(victims) => self
-                .delete(set, &victims)
-                .await
-                .err()
-                .map(|error| ScaleFailure { reason: "FailedDelete", error }),
-        }
-    }
-
-    /// Creates pods in batches that double, so that what fails for one fails for few.
-    async fn create(&self, set: &Tenanted<ReplicaSet>, count: usize) -> Result<(), Error> {
-        let Some(template) = set.spec.as_ref().and_then(|spec| spec.template.as_ref()) else {
-            return Ok(());
-        };
-        let mut left = count;
-        let mut batch = 1;
-        while left != 0 {
-            let size = batch.min(left);
-            let results = join_all((0..size).map(|_| self.create_one(set, template))).await;
-            if let Some(error) = results.into_iter().find_map(Result::err) {
-                return Err(error);
+            Plan::Create(count) => {
+                let template = set.template()?;
+                let base = format!("{}-", set.name());
+                let made = self.pods.create_many(set, count, |_| pod_from(set, template, &base));
+                made.await.err().map(failed("FailedCreate"))
             }
-            left -= size;
-            batch *= 2;
-        }
-        Ok(())
-    }
-
-    async fn create_one(
-        &self,
-        set: &Tenanted<ReplicaSet>,
-        template: &PodTemplateSpec,
-    ) -> Result<(), Error> {
-        let pod = pod_of(set, template);
-        let name = pod.metadata.name.clone().unwrap_or_default();
-        self.expectations.expect_create(set.uid(), &name);
-        let api = self.client.tenant(&set.tenant).namespaced::<Pod>(set.namespace());
-        let mut created = api.create(&pod).await;
-        // Where it is not known whether the pod came to be, its name tells.
-        if created.as_ref().is_err_and(Error::is_ambiguous)
-            && let Ok(Some(there)) = api.get_opt(&name).await
-        {
-            created = Ok(there);
-        }
-        match created {
-            Ok(_) => {
-                let message = format!("Created pod: {name}");
-                self.events.record(set, EventType::Normal, "SuccessfulCreate", message);
-                Ok(())
-            }
-            Err(error) => {
-                self.expectations.created(set.uid(), &name);
-                if error.is_namespace_terminating() {
-                    return Ok(());
-                }
-                let message = format!("Error creating: {}", chain(&error));
-                self.events.record(set, EventType::Warning, "FailedCreate", message);
-                Err(error)
-            }
-        }
-    }
-
-    async fn delete(
-        &self,
-        set: &Tenanted<ReplicaSet>,
-        victims: &[Arc<Tenanted<Pod>>],
-    ) -> Result<(), Error> {
-        for pod in victims {
-            self.expectations.expect_delete(set.uid(), pod.uid());
-        }
-        let results = join_all(victims.iter().map(|pod| self.delete_one(set, pod))).await;
-        results.into_iter().collect()
-    }
-
-    async fn delete_one(
-        &self,
-        set: &Tenanted<ReplicaSet>,
-        pod: &Tenanted<Pod>,
-    ) -> Result<(), Error> {
-        let api = self.client.tenant(&set.tenant).namespaced::<Pod>(set.namespace());
-        match api.delete(pod.name(), &DeleteOptions::default().only_uid(pod.uid())).await {
-            Ok(_) => {
-                let message = format!("Deleted pod: {}", pod.name());
-                self.events.record(set, EventType::Normal, "SuccessfulDelete", message);
-                Ok(())
-            }
-            Err(error) => {
-                self.expectations.deleted(set.uid(), pod.uid());
-                // Gone already, or another pod by that name.
-                if error.is_not_found() || error.is_conflict() {
-                    return Ok(());
-                }
-                let message = format!("Error deleting: {}", chain(&error));
-                self.events.record(set, EventType::Warning, "FailedDelete", message);
-                Err(error)
+            Plan::Delete(victims) => {
+                let deleted = self.pods.delete_many(set, &victims);
+                deleted.await.err().map(failed("FailedDelete"))
             }
         }
     }
 }
 
-impl Controller for ReplicaSets {
-    const NAME: &'static str = "replicaset-controller";
+impl<K: Replicated> Controller for ReplicaSets<K> {
+    const NAME: &'static str = K::CONTROLLER;
     const WORKERS: usize = 16;
     type Key = ObjectKey;
 
     fn watch(self: &Arc<Self>, queue: &Queue<ObjectKey>) {
         let (it, keys) = (self.clone(), queue.clone());
-        self.informers.replica_sets.informer.on_change(move |change| {
+        K::all(&self.informers).informer.on_change(move |change| {
             if change.new.is_none_or(|new| change.old.is_some_and(|old| old.uid() != new.uid()))
                 && let Some(old) = change.old
             {
-                it.expectations.forget(old.uid());
+                it.pods.forget(old.uid());
             }
             keys.add(change.key.clone());
         });
@@ -236,24 +125,22 @@ impl Controller for ReplicaSets {
     }
 
     async fn synced(&self) -> bool {
-        self.informers.replica_sets.informer.synced().await
+        K::all(&self.informers).informer.synced().await
             && self.informers.pods.informer.synced().await
     }
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Next, ReconcileError> {
-        let Some(set) = self.informers.replica_sets.informer.get(key) else {
+        let Some(set) = K::all(&self.informers).informer.get(key) else {
             return Ok(Next::WhenChanged);
         };
-        let Some(spec) = &set.spec else { return Ok(Next::WhenChanged) };
-        let selector = compile_of(&set, &spec.selector)?;
+        let Some(selector) = set.selector() else { return Ok(Next::WhenChanged) };
+        let selector = selector.map_err(|error| ReconcileError::Invalid {
+            object: set.key().to_string(),
+            why: error.to_string(),
+        })?;
         // Asked before the pods are read: what is met by then, the pods show.
-        let is_current = self.expectations.are_met(set.uid());
-        let mut candidates = self.informers.pods.managed_by(set.uid());
-        candidates.extend(self.informers.pods.orphans(&set.tenant, set.namespace()));
-        candidates.retain(|pod| {
-            // Pods of one that only has the uid of this set by forgery are not its own.
-            pod.tenant == set.tenant && pod.namespace() == set.namespace()
-        });
+        let is_current = self.pods.is_current(set.uid());
+        let candidates = self.informers.pods_for(&set);
         let pods = claim(&self.client, &*set, &selector, candidates).await?;
         let (active, terminating): (Vec<_>, Vec<_>) =
             pods.into_iter().partition(|pod| is_pod_active(pod));
@@ -263,16 +150,15 @@ impl Controller for ReplicaSets {
         let now = Timestamp::now();
         let n_terminating = terminating.iter().filter(|pod| pod.is_deleting()).count();
         let shown = failure.as_ref().map(|it| (it.reason, chain(&it.error)));
-        let new = status::status(&set, &active, n_terminating, shown, now);
-        let api = self.client.tenant(&set.tenant).namespaced::<ReplicaSet>(set.namespace());
-        write_status(&api, &set, set.status.as_ref(), &new).await?;
+        let new = status::status(&set.object, &active, n_terminating, shown, now);
+        let waiting = new.ready_replicas != new.available_replicas;
+        let api = self.client.tenant(&set.tenant).namespaced::<K>(set.namespace());
+        write_status(&api, &set, set.status(), &K::status_from(new)).await?;
         if let Some(ScaleFailure { error, .. }) = failure {
             return Err(error.into());
         }
         // A pod becomes available by the passing of time alone.
-        let seconds = spec.min_ready_seconds.unwrap_or(0);
-        let waiting = new.ready_replicas != new.available_replicas;
-        Ok(match u64::try_from(seconds) {
+        Ok(match u64::try_from(set.min_ready_seconds()) {
             Ok(seconds @ 1..) if waiting => Next::After(
                 status::until_available(&active, seconds, now).max(Duration::from_millis(100)),
             ),
@@ -281,27 +167,7 @@ impl Controller for ReplicaSets {
     }
 }
 
-fn selector_of(set: &ReplicaSet) -> Option<Selector> {
+fn selector_of<K: Replicated>(set: &K) -> Option<Selector> {
     // An invalid selector selects nothing; the set's own reconcile reports it.
-    compile(&set.spec.as_ref()?.selector).ok()
-}
-
-/// A new pod of a ReplicaSet.
-fn pod_of(set: &Tenanted<ReplicaSet>, template: &PodTemplateSpec) -> Pod {
-    let meta = template.metadata.clone().unwrap_or_default();
-    let base = format!("{}-", set.name());
-    Pod {
-        metadata: ObjectMeta {
-            name: Some(generated_name(&base)),
-            generate_name: Some(base),
-            namespace: Some(set.namespace().to_owned()),
-            labels: meta.labels,
-            annotations: meta.annotations,
-            finalizers: meta.finalizers,
-            owner_references: Some(vec![controller_reference(set)]),
-            ..ObjectMeta::default()
-        },
-        spec: template.spec.clone(),
-        status: None,
-    }
+    set.selector()?.ok()
 }

@@ -14,6 +14,28 @@ pub(crate) async fn write_status<K: Object, S: Serialize>(
     old: Option<&S>,
     new: &S,
 ) -> Result<bool, Error> {
+    write(api, object, json!({"uid": object.uid()}), old, new).await
+}
+
+/// The same, provided that the object is still as it was seen: for a status that counts, or that
+/// is all that is known of what was done.
+pub(crate) async fn write_status_at<K: Object, S: Serialize>(
+    api: &Api<K>,
+    object: &Tenanted<K>,
+    old: Option<&S>,
+    new: &S,
+) -> Result<bool, Error> {
+    let seen = json!({"uid": object.uid(), "resourceVersion": object.resource_version()});
+    write(api, object, seen, old, new).await
+}
+
+async fn write<K: Object, S: Serialize>(
+    api: &Api<K>,
+    object: &Tenanted<K>,
+    precondition: Value,
+    old: Option<&S>,
+    new: &S,
+) -> Result<bool, Error> {
     let encode = |status: &S| {
         serde_json::to_value(status).map_err(|source| Error::Encode {
             request: format!("the status of {}", object.key()),
@@ -24,7 +46,7 @@ pub(crate) async fn write_status<K: Object, S: Serialize>(
     let Some(change) = difference(&old, &encode(new)?) else {
         return Ok(false);
     };
-    let patch = json!({"metadata": {"uid": object.uid()}, "status": change});
+    let patch = json!({"metadata": precondition, "status": change});
     api.patch_status(object.name(), &Patch::Merge(patch)).await?;
     Ok(true)
 }

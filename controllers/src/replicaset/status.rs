@@ -1,14 +1,15 @@
-//! What a ReplicaSet's status says.
+//! What the status of a set of equal pods says, in the terms of a ReplicaSet's.
 
 use std::{sync::Arc, time::Duration};
 
 use insula_client::Tenanted;
 use jiff::Timestamp;
 use k8s_openapi::api::{
-    apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus},
+    apps::v1::{ReplicaSetCondition, ReplicaSetStatus},
     core::v1::Pod,
 };
 
+use super::Replicated;
 use crate::{
     objects::{is_pod_available, is_pod_ready, pod_ready_since, to_time},
     status::non_zero,
@@ -17,17 +18,16 @@ use crate::{
 const REPLICA_FAILURE: &str = "ReplicaFailure";
 
 /// The status of `set`; `failure` is the reason and message of a failed scaling.
-pub(super) fn status(
-    set: &ReplicaSet,
+pub(super) fn status<K: Replicated>(
+    set: &K,
     active: &[Arc<Tenanted<Pod>>],
     n_terminating: usize,
     failure: Option<(&str, String)>,
     now: Timestamp,
 ) -> ReplicaSetStatus {
-    let spec = set.spec.as_ref();
-    let min_ready = spec.and_then(|spec| spec.min_ready_seconds).unwrap_or(0);
-    let template_labels = spec
-        .and_then(|spec| spec.template.as_ref())
+    let min_ready = set.min_ready_seconds();
+    let template_labels = set
+        .template()
         .and_then(|template| template.metadata.as_ref())
         .and_then(|meta| meta.labels.as_ref());
     let is_fully_labelled = |pod: &Pod| {
@@ -46,17 +46,16 @@ pub(super) fn status(
         ready_replicas: non_zero(count(&is_pod_ready)),
         available_replicas: non_zero(count(&|pod| is_pod_available(pod, min_ready, now))),
         terminating_replicas: Some(saturate(n_terminating)),
-        observed_generation: set.metadata.generation,
-        conditions: conditions(set, failure, now),
+        observed_generation: set.meta().generation,
+        conditions: conditions(set.conditions(), failure, now),
     }
 }
 
 fn conditions(
-    set: &ReplicaSet,
+    old: Vec<ReplicaSetCondition>,
     failure: Option<(&str, String)>,
     now: Timestamp,
 ) -> Option<Vec<ReplicaSetCondition>> {
-    let old = set.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
     let (known, mut conditions): (Vec<_>, Vec<_>) =
         old.into_iter().partition(|it| it.type_ == REPLICA_FAILURE);
     if let Some((reason, message)) = failure {
@@ -101,7 +100,7 @@ mod tests {
     use insula_api::names::TenantName;
     use k8s_openapi::{
         api::{
-            apps::v1::ReplicaSetSpec,
+            apps::v1::{ReplicaSet, ReplicaSetSpec},
             core::v1::{PodCondition, PodStatus, PodTemplateSpec},
         },
         apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},

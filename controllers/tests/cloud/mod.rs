@@ -44,7 +44,8 @@ impl Backend {
         let shutdown = CancellationToken::new();
         let server = Server::start(ServerConfig {
             partitions: partitions.clone(),
-            keys: Keys::open_or_create(&directory.join("sa.key")).unwrap(),
+            keys: Keys::open_or_create(&directory.join("sa.key")).unwrap().into(),
+            static_tokens: None,
             node_tls: Tls::client(authority.certificate(), &pair).unwrap(),
             advertise: "127.0.0.1:6443".to_owned(),
             services: ServiceRanges::default(),

@@ -1,0 +1,244 @@
+//! Keeps a pod on every node that takes it.
+//!
+//! [`eligible`] judges nodes, [`plan`] decides what is made and deleted; this file observes and
+//! acts. Pods are bound by the scheduler: each asks for its node by name.
+
+mod eligible;
+mod plan;
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use insula_client::{Change, Client, EventRecorder, EventType, ObjectKey, Tenanted};
+use jiff::Timestamp;
+use k8s_openapi::api::{
+    apps::v1::{DaemonSet, DaemonSetSpec, DaemonSetStatus},
+    core::v1::{Node, Pod},
+};
+
+use self::plan::{Observed, plan};
+use crate::{
+    claim::claim,
+    controller::{Controller, Next, ReconcileError},
+    informers::Informers,
+    objects::{compile, compile_of, controller_of, is_pod_ready, selects},
+    pod_control::{PodControl, pod_from},
+    queue::Queue,
+    revisions::{HASH, Versioned, hash_of},
+    status::write_status,
+};
+
+/// The label that upstream's older clients look at.
+const GENERATION: &str = "pod-template-generation";
+/// The annotation with it.
+const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
+
+/// Keeps DaemonSets.
+#[derive(Debug)]
+pub(crate) struct DaemonSets {
+    client: Client,
+    informers: Informers,
+    events: EventRecorder,
+    pods: PodControl,
+}
+
+impl DaemonSets {
+    pub(crate) fn new(client: Client, informers: Informers, events: &EventRecorder) -> Self {
+        let events = events.named("daemonset-controller");
+        let pods = PodControl::new(client.clone(), events.clone());
+        Self { client, informers, events, pods }
+    }
+
+    fn pod_changed(&self, change: &Change<'_, Pod>, queue: &Queue<ObjectKey>) {
+        self.pods.saw(change);
+        for pod in [change.old, change.new].into_iter().flatten() {
+            if let Some(owner) = controller_of(&pod.object).filter(|it| it.kind == "DaemonSet") {
+                queue.add(ObjectKey::new(&pod.tenant, pod.namespace(), &owner.name));
+            }
+        }
+        if let Some(pod) = change.new
+            && controller_of(&pod.object).is_none()
+            && !pod.is_deleting()
+        {
+            for set in self.informers.daemon_sets.in_namespace(&pod.tenant, pod.namespace()) {
+                let selector = set.spec.as_ref().and_then(|spec| compile(&spec.selector).ok());
+                if selector.is_some_and(|selector| selects(&selector, &pod.object)) {
+                    queue.add(set.key());
+                }
+            }
+        }
+    }
+
+    /// A change of a node that may change who runs there. Heartbeats do not.
+    fn node_changed(&self, change: &Change<'_, Node>, queue: &Queue<ObjectKey>) {
+        let seen = |node: &Tenanted<Node>| {
+            let taints = node.spec.as_ref().and_then(|spec| spec.taints.clone());
+            (node.metadata.labels.clone(), taints)
+        };
+        if change.old.map(|it| seen(it)) == change.new.map(|it| seen(it)) {
+            return;
+        }
+        for set in self.informers.daemon_sets.list() {
+            let Some(template) = set.spec.as_ref().map(|spec| &spec.template) else { continue };
+            let judged = |node: Option<&Arc<Tenanted<Node>>>| {
+                node.map(|it| eligible::eligible(template, it))
+            };
+            if judged(change.old) != judged(change.new) {
+                queue.add(set.key());
+            }
+        }
+    }
+
+    async fn pass(
+        &self,
+        set: &Tenanted<DaemonSet>,
+        spec: &DaemonSetSpec,
+    ) -> Result<Next, ReconcileError> {
+        let selector = compile_of(set, &spec.selector)?;
+        if selector.is_empty() {
+            let message =
+                "This daemon set is selecting all pods. A non-empty selector is required.";
+            self.events.record(set, EventType::Warning, "SelectingAll", message);
+            return Ok(Next::WhenChanged);
+        }
+        // Asked before the pods are read: what is met by then, the pods show.
+        let is_current = self.pods.is_current(set.uid());
+        let pods = claim(&self.client, set, &selector, self.informers.pods_for(set)).await?;
+        let versioned = Versioned {
+            owner: set,
+            template: &spec.template,
+            n_collisions: set.status.as_ref().and_then(|it| it.collision_count).unwrap_or(0),
+            label: HASH,
+        };
+        let known = self.informers.revisions.managed_by(set.uid());
+        let revisions = versioned.settle(&self.client, known).await?;
+        let hash = hash_of(revisions.present(), HASH);
+        let in_use = pods.iter().filter_map(|pod| pod.metadata.labels.as_ref()?.get(HASH));
+        let in_use: BTreeSet<String> = in_use.cloned().collect();
+        let now = Timestamp::now();
+        let it = Observed::new(set, spec, pods, &self.informers.nodes.list(), hash, now);
+        let acted = match is_current {
+            true => self.act(&it).await,
+            false => Ok(()),
+        };
+        let mut new = status(&it);
+        if revisions.n_collisions != 0 {
+            new.collision_count = Some(revisions.n_collisions);
+        }
+        let api = self.client.tenant(&set.tenant).namespaced::<DaemonSet>(set.namespace());
+        write_status(&api, set, set.status.as_ref(), &new).await?;
+        acted?;
+        let limit = spec.revision_history_limit.unwrap_or(10);
+        versioned.truncate(&self.client, &revisions, &in_use, limit).await?;
+        // A pod becomes available by the passing of time alone.
+        let waits = 0 < spec.min_ready_seconds.unwrap_or(0)
+            && Some(new.number_ready) != new.number_available;
+        Ok(if waits { Next::After(Duration::from_secs(1)) } else { Next::WhenChanged })
+    }
+
+    async fn act(&self, it: &Observed<'_>) -> Result<(), insula_client::Error> {
+        let (set, plan) = (it.set, plan(it));
+        for pod in &plan.failed {
+            let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+            let message = format!(
+                "Found failed daemon pod {}/{} on node {}, will try to kill it",
+                pod.namespace(),
+                pod.name(),
+                node.unwrap_or_default()
+            );
+            self.events.record(set, EventType::Warning, "FailedDaemonPod", message);
+        }
+        let make = |n: usize| pod_of(set, it.spec, &plan.create[n], &it.hash);
+        let made = self.pods.create_many(set, plan.create.len(), make).await;
+        self.pods.delete_many(set, &plan.delete).await?;
+        made
+    }
+}
+
+/// A new pod of a set, for one node.
+fn pod_of(set: &Tenanted<DaemonSet>, spec: &DaemonSetSpec, node: &str, hash: &str) -> Pod {
+    let mut pod = pod_from(set, &spec.template, &format!("{}-", set.name()));
+    let labels = pod.metadata.labels.get_or_insert_default();
+    labels.insert(HASH.to_owned(), hash.to_owned());
+    let annotations = set.metadata.annotations.as_ref();
+    if let Some(generation) = annotations.and_then(|it| it.get(TEMPLATE_GENERATION)) {
+        labels.insert(GENERATION.to_owned(), generation.clone());
+    }
+    let inner = pod.spec.get_or_insert_default();
+    inner.tolerations = Some(eligible::tolerations(inner));
+    eligible::pin(inner, node);
+    pod
+}
+
+/// What the status says of the pods as they are.
+fn status(it: &Observed<'_>) -> DaemonSetStatus {
+    let mut new = DaemonSetStatus {
+        observed_generation: it.set.metadata.generation,
+        collision_count: it.set.status.as_ref().and_then(|status| status.collision_count),
+        conditions: it.set.status.as_ref().and_then(|status| status.conditions.clone()),
+        ..DaemonSetStatus::default()
+    };
+    let (mut n_available, mut n_updated) = (0, 0);
+    for (node, judged) in &it.nodes {
+        let pods = it.pods.get(node).map_or(&[][..], Vec::as_slice);
+        let mut alive: Vec<_> = pods.iter().filter(|pod| !pod.is_deleting()).collect();
+        if !judged.runs {
+            new.number_misscheduled += i32::from(!alive.is_empty());
+            continue;
+        }
+        new.desired_number_scheduled += 1;
+        if alive.is_empty() {
+            continue;
+        }
+        new.current_number_scheduled += 1;
+        alive.sort_by_key(|pod| pod.metadata.creation_timestamp.clone().map(|time| time.0));
+        // While one takes over from another, the one that serves counts.
+        let serving = alive.iter().find(|pod| is_pod_ready(pod)).unwrap_or(&alive[0]);
+        new.number_ready += i32::from(is_pod_ready(serving));
+        n_available += i32::from(it.is_available(serving));
+        n_updated += i32::from(alive.iter().any(|pod| it.is_new(pod)));
+    }
+    let non_zero = |count: i32| (count != 0).then_some(count);
+    new.number_available = non_zero(n_available);
+    new.updated_number_scheduled = non_zero(n_updated);
+    new.number_unavailable = non_zero(new.desired_number_scheduled - n_available);
+    new
+}
+
+impl Controller for DaemonSets {
+    const NAME: &'static str = "daemonset-controller";
+    const WORKERS: usize = 16;
+    type Key = ObjectKey;
+
+    fn watch(self: &Arc<Self>, queue: &Queue<ObjectKey>) {
+        let (it, keys) = (self.clone(), queue.clone());
+        self.informers.daemon_sets.on_change(move |change| {
+            if change.new.is_none()
+                && let Some(old) = change.old
+            {
+                it.pods.forget(old.uid());
+            }
+            keys.add(change.key.clone());
+        });
+        let (it, keys) = (self.clone(), queue.clone());
+        self.informers.pods.informer.on_change(move |change| it.pod_changed(change, &keys));
+        let (it, keys) = (self.clone(), queue.clone());
+        self.informers.nodes.on_change(move |change| it.node_changed(change, &keys));
+    }
+
+    async fn synced(&self) -> bool {
+        self.informers.daemon_sets.synced().await
+            && self.informers.pods.informer.synced().await
+            && self.informers.revisions.informer.synced().await
+            && self.informers.nodes.synced().await
+    }
+
+    async fn reconcile(&self, key: &ObjectKey) -> Result<Next, ReconcileError> {
+        let Some(set) = self.informers.daemon_sets.get(key) else {
+            return Ok(Next::WhenChanged);
+        };
+        match &set.spec {
+            Some(spec) => self.pass(&set, spec).await,
+            None => Ok(Next::WhenChanged),
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! Keeps the EndpointSlices of services that have a selector.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use insula_client::{
+    Client, DeleteOptions, Error, EventRecorder, EventType, ObjectKey, Tenanted, chain,
+};
+use k8s_openapi::{
+    api::{
+        core::v1::{ObjectReference, Pod, Service},
+        discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+
+use super::{
+    addresses, hostname, labels_for, pod_changed, pods_of, ports,
+    split::{Changes, Common, Group, split},
+};
+use crate::{
+    controller::{Controller, Next, ReconcileError},
+    expectations::Expectations,
+    informers::Informers,
+    objects::{controller_reference, controller_uid, generated_name, is_pod_ready},
+    queue::Queue,
+};
+
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+const OWN: &str = "endpointslice-controller.k8s.io";
+const ZONE: &str = "topology.kubernetes.io/zone";
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Slices {
+    client: Client,
+    informers: Informers,
+    events: EventRecorder,
+    expectations: Expectations,
+}
+
+impl Slices {
+    pub(crate) fn new(client: Client, informers: Informers, events: &EventRecorder) -> Self {
+        let events = events.named("endpoint-slice-controller");
+        Self { client, informers, events, expectations: Expectations::default() }
+    }
+
+    fn zone_of(&self, node: &str) -> Option<String> {
+        let key = ObjectKey::new(&insula_api::names::TenantName::system(), "", node);
+        self.informers.nodes.get(&key)?.metadata.labels.as_ref()?.get(ZONE).cloned()
+    }
+
+    /// A pod as an endpoint at one of its addresses.
+    fn endpoint(
+        &self,
+        service: &Tenanted<Service>,
+        pod: &Tenanted<Pod>,
+        address: &str,
+    ) -> Endpoint {
+        let publishes = service
+            .spec
+            .as_ref()
+            .is_some_and(|spec| spec.publish_not_ready_addresses == Some(true));
+        let (is_ready, is_leaving) = (is_pod_ready(pod), pod.is_deleting());
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+        Endpoint {
+            addresses: vec![address.to_owned()],
+            conditions: Some(EndpointConditions {
+                ready: Some(publishes || is_ready && !is_leaving),
+                serving: Some(is_ready),
+                terminating: Some(is_leaving),
+            }),
+            hostname: hostname(service, pod).map(str::to_owned),
+            zone: node.as_deref().and_then(|node| self.zone_of(node)),
+            node_name: node,
+            target_ref: Some(ObjectReference {
+                kind: Some("Pod".to_owned()),
+                namespace: Some(pod.namespace().to_owned()),
+                name: Some(pod.name().to_owned()),
+                uid: Some(pod.uid().to_owned()),
+                ..ObjectReference::default()
+            }),
+            ..Endpoint::default()
+        }
+    }
+
+    /// The endpoints of one family of addresses, by the ports that they have.
+    fn groups(
+        &self,
+        service: &Tenanted<Service>,
+        pods: &[Arc<Tenanted<Pod>>],
+        family: &str,
+    ) -> Vec<Group> {
+        let mut groups: BTreeMap<String, Group> = BTreeMap::new();
+        for pod in pods {
+            let Some(address) = addresses(pod).find(|it| family_of(it) == family) else { continue };
+            let wanted = service.spec.as_ref().and_then(|spec| spec.ports.as_ref());
+            let ports = wanted.into_iter().flatten().filter_map(|port| {
+                Some(EndpointPort {
+                    name: Some(port.name.clone().unwrap_or_default()),
+                    port: Some(ports::target(port, pod)?),
+                    protocol: Some(port.protocol.clone().unwrap_or_else(|| "TCP".to_owned())),
+                    app_protocol: port.app_protocol.clone(),
+                })
+            });
+            let ports: Vec<_> = ports.collect();
+            let group = groups.entry(format!("{ports:?}")).or_default();
+            group.ports = ports;
+            group.endpoints.push(self.endpoint(service, pod, address));
+        }
+        groups.into_values().collect()
+    }
+
+    async fn write(&self, service: &Tenanted<Service>, changes: Changes) -> Result<(), Error> {
+        let api = self.client.tenant(&service.tenant);
+        let api = api.namespaced::<EndpointSlice>(service.namespace());
+        for mut it in changes.create {
+            let name = generated_name(&format!("{}-", service.name()));
+            it.metadata.name = Some(name.clone());
+            self.expectations.expect_create(service.uid(), &name);
+            if let Err(error) = api.create(&it).await {
+                self.expectations.created(service.uid(), &name);
+                return Err(error);
+            }
+        }
+        for it in changes.update {
+            api.update(&it).await?;
+        }
+        for it in changes.delete {
+            self.expectations.expect_delete(service.uid(), it.uid());
+            let outcome = api.delete(it.name(), &DeleteOptions::default().only_uid(it.uid())).await;
+            if let Err(error) = outcome {
+                self.expectations.deleted(service.uid(), it.uid());
+                if !error.is_not_found() && !error.is_conflict() {
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn family_of(address: &str) -> &'static str {
+    if address.contains(':') { "IPv6" } else { "IPv4" }
+}
+
+impl Controller for Slices {
+    const NAME: &'static str = "endpointslice-controller";
+    type Key = ObjectKey;
+
+    fn watch(self: &Arc<Self>, queue: &Queue<ObjectKey>) {
+        let (it, keys) = (self.clone(), queue.clone());
+        self.informers.services.on_change(move |change| {
+            if let Some(old) = change.old.filter(|_| change.new.is_none()) {
+                it.expectations.forget(old.uid());
+            }
+            keys.add(change.key.clone());
+        });
+        let (it, keys) = (self.clone(), queue.clone());
+        self.informers.pods.informer.on_change(move |change| {
+            pod_changed(&it.informers.services, change, &keys);
+        });
+        let (it, keys) = (self.clone(), queue.clone());
+        self.informers.slices.on_change(move |change| {
+            let Some(slice) = change.latest() else { return };
+            let Some(uid) = controller_uid(&slice.object) else { return };
+            match change.new {
+                Some(_) => it.expectations.created(uid, slice.name()),
+                None => it.expectations.deleted(uid, slice.uid()),
+            }
+            let labels = slice.metadata.labels.as_ref();
+            if let Some(service) = labels.and_then(|labels| labels.get(SERVICE_NAME)) {
+                keys.add(ObjectKey::new(&slice.tenant, slice.namespace(), service));
+            }
+        });
+    }
+
+    async fn synced(&self) -> bool {
+        self.informers.services.synced().await
+            && self.informers.pods.informer.synced().await
+            && self.informers.slices.synced().await
+            && self.informers.nodes.synced().await
+    }
+
+    async fn reconcile(&self, key: &ObjectKey) -> Result<Next, ReconcileError> {
+        let Some(service) = self.informers.services.get(key) else {
+            // What it had goes with it: it owned them.
+            return Ok(Next::WhenChanged);
+        };
+        if service.is_deleting() || !self.expectations.are_met(service.uid()) {
+            return Ok(Next::WhenChanged);
+        }
+        let Some(pods) = pods_of(&self.informers, &service) else { return Ok(Next::WhenChanged) };
+        let mut known = self.informers.slices.in_namespace(&service.tenant, service.namespace());
+        known.retain(|slice| {
+            let labels = slice.metadata.labels.as_ref();
+            let has = |key: &str, value: &str| {
+                labels.and_then(|labels| labels.get(key)).is_some_and(|it| it == value)
+            };
+            has(SERVICE_NAME, service.name()) && has(MANAGED_BY, OWN) && !slice.is_deleting()
+        });
+        let labels = labels_for(&service, &[(SERVICE_NAME, service.name()), (MANAGED_BY, OWN)]);
+        let families = service.spec.as_ref().and_then(|spec| spec.ip_families.clone());
+        let families = families.unwrap_or_else(|| vec!["IPv4".to_owned()]);
+        let mut changes = Changes::default();
+        for family in &families {
+            let (of_family, others) =
+                known.into_iter().partition(|slice| slice.address_type == *family);
+            known = others;
+            let common = Common {
+                meta: ObjectMeta {
+                    generate_name: Some(format!("{}-", service.name())),
+                    namespace: Some(service.namespace().to_owned()),
+                    labels: Some(labels.clone()),
+                    owner_references: Some(vec![controller_reference(&service)]),
+                    ..ObjectMeta::default()
+                },
+                address_type: family.clone(),
+            };
+            split(&common, self.groups(&service, &pods, family), of_family, &mut changes);
+        }
+        changes.delete.extend(known);
+        if let Err(error) = self.write(&service, changes).await {
+            if !error.is_conflict() && !error.is_namespace_terminating() {
+                let message = format!(
+                    "Error updating Endpoint Slices for Service {}/{}: {}",
+                    service.namespace(),
+                    service.name(),
+                    chain(&error)
+                );
+                let reason = "FailedToUpdateEndpointSlices";
+                self.events.record(&service, EventType::Warning, reason, message);
+            }
+            return Err(error.into());
+        }
+        Ok(Next::WhenChanged)
+    }
+}
