@@ -1,19 +1,56 @@
 //! Which objects an owner manages: those it made, and orphans that its selector matches.
 //!
 //! An object that has no managing owner and matches is adopted; one that is managed but no longer
-//! matches is released. [`sort`] decides, [`claim`] acts.
+//! matches is released. [`sort`] decides, [`claim`] acts, and [`wake_claimants`] asks for that when
+//! an object changes.
 
 use std::sync::Arc;
 
-use insula_api::selector::Selector;
-use insula_client::{Client, Kind, Object, Patch, Tenanted, chain};
+use insula_api::selector::{Selector, SelectorError};
+use insula_client::{Change, Client, Informer, Kind, Object, ObjectKey, Patch, Tenanted, chain};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use serde_json::json;
 
 use crate::{
     controller::ReconcileError,
     objects::{controller_of, controller_reference, selects},
+    queue::Queue,
 };
+
+/// A kind that manages the objects that its selector matches.
+pub(crate) trait Claimant: Kind + k8s_openapi::Resource {
+    /// `None` where there is no specification, or it selects nothing.
+    fn selector(&self) -> Option<Result<Selector, SelectorError>>;
+}
+
+/// Whether `owner` would manage `object` if nobody did. An invalid selector matches nothing; the
+/// owner's own reconcile reports it.
+pub(crate) fn wants<O: Claimant>(owner: &O, object: &impl Object) -> bool {
+    matches!(owner.selector(), Some(Ok(selector)) if selects(&selector, object))
+}
+
+/// Asks for reconciles of those whom a change of an object concerns: who manages it or did, and,
+/// where nobody does, all who want it.
+pub(crate) fn wake_claimants<O: Claimant, D: Object>(
+    change: &Change<'_, D>,
+    owners: &Informer<O>,
+    queue: &Queue<ObjectKey>,
+) {
+    for object in [change.old, change.new].into_iter().flatten() {
+        if let Some(owner) = controller_of(&object.object).filter(|it| it.kind == O::KIND) {
+            queue.add(ObjectKey::new(&object.tenant, object.namespace(), &owner.name));
+        }
+    }
+    let Some(object) = change.new.filter(|it| !it.is_deleting()) else { return };
+    if controller_of(&object.object).is_some() {
+        return;
+    }
+    for owner in owners.in_namespace(&object.tenant, object.namespace()) {
+        if wants(&owner.object, &object.object) {
+            queue.add(owner.key());
+        }
+    }
+}
 
 /// What to do with an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

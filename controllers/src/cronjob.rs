@@ -171,8 +171,7 @@ impl Controller for CronJobs {
             return Ok(Next::WhenChanged);
         };
         let spec = &cron.spec;
-        let mut jobs = self.informers.jobs.managed_by(cron.uid());
-        jobs.retain(|job| job.tenant == cron.tenant && job.namespace() == cron.namespace());
+        let jobs = self.informers.jobs.managed_by(&cron);
         let now = Timestamp::now();
         let plan = plan(&Observed { cron: &cron, spec, jobs, now });
         let mut status = plan.status.clone();

@@ -8,6 +8,7 @@ mod plan;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use insula_api::selector::{Selector, SelectorError};
 use insula_client::{Change, Client, EventRecorder, EventType, ObjectKey, Tenanted};
 use jiff::Timestamp;
 use k8s_openapi::api::{
@@ -17,10 +18,10 @@ use k8s_openapi::api::{
 
 use self::plan::{Observed, plan};
 use crate::{
-    claim::claim,
+    claim::{Claimant, claim, wake_claimants},
     controller::{Controller, Next, ReconcileError},
     informers::Informers,
-    objects::{compile, compile_of, controller_of, is_pod_ready, selects},
+    objects::{compile, compile_of, is_pod_ready},
     pod_control::{PodControl, pod_from},
     queue::Queue,
     revisions::{HASH, Versioned, hash_of},
@@ -41,6 +42,12 @@ pub(crate) struct DaemonSets {
     pods: PodControl,
 }
 
+impl Claimant for DaemonSet {
+    fn selector(&self) -> Option<Result<Selector, SelectorError>> {
+        self.spec.as_ref().map(|spec| compile(&spec.selector))
+    }
+}
+
 impl DaemonSets {
     pub(crate) fn new(client: Client, informers: Informers, events: &EventRecorder) -> Self {
         let events = events.named("daemonset-controller");
@@ -50,30 +57,14 @@ impl DaemonSets {
 
     fn pod_changed(&self, change: &Change<'_, Pod>, queue: &Queue<ObjectKey>) {
         self.pods.saw(change);
-        for pod in [change.old, change.new].into_iter().flatten() {
-            if let Some(owner) = controller_of(&pod.object).filter(|it| it.kind == "DaemonSet") {
-                queue.add(ObjectKey::new(&pod.tenant, pod.namespace(), &owner.name));
-            }
-        }
-        if let Some(pod) = change.new
-            && controller_of(&pod.object).is_none()
-            && !pod.is_deleting()
-        {
-            for set in self.informers.daemon_sets.in_namespace(&pod.tenant, pod.namespace()) {
-                let selector = set.spec.as_ref().and_then(|spec| compile(&spec.selector).ok());
-                if selector.is_some_and(|selector| selects(&selector, &pod.object)) {
-                    queue.add(set.key());
-                }
-            }
-        }
+        wake_claimants(change, &self.informers.daemon_sets, queue);
     }
 
     /// A change of a node that may change who runs there. Heartbeats do not.
     fn node_changed(&self, change: &Change<'_, Node>, queue: &Queue<ObjectKey>) {
-        let seen = |node: &Tenanted<Node>| {
-            let taints = node.spec.as_ref().and_then(|spec| spec.taints.clone());
-            (node.metadata.labels.clone(), taints)
-        };
+        fn seen(node: &Tenanted<Node>) -> impl PartialEq {
+            (&node.metadata.labels, node.spec.as_ref().and_then(|spec| spec.taints.as_ref()))
+        }
         if change.old.map(|it| seen(it)) == change.new.map(|it| seen(it)) {
             return;
         }
@@ -102,14 +93,15 @@ impl DaemonSets {
         }
         // Asked before the pods are read: what is met by then, the pods show.
         let is_current = self.pods.is_current(set.uid());
-        let pods = claim(&self.client, set, &selector, self.informers.pods_for(set)).await?;
+        let pods =
+            claim(&self.client, set, &selector, self.informers.pods.candidates_of(set)).await?;
         let versioned = Versioned {
             owner: set,
             template: &spec.template,
             n_collisions: set.status.as_ref().and_then(|it| it.collision_count).unwrap_or(0),
             label: HASH,
         };
-        let known = self.informers.revisions.managed_by(set.uid());
+        let known = self.informers.revisions.managed_by(set);
         let revisions = versioned.settle(&self.client, known).await?;
         let hash = hash_of(revisions.present(), HASH);
         let in_use = pods.iter().filter_map(|pod| pod.metadata.labels.as_ref()?.get(HASH));

@@ -9,6 +9,7 @@ mod status;
 
 use std::sync::Arc;
 
+use insula_api::selector::{Selector, SelectorError};
 use insula_client::{
     Change, Client, DeleteOptions, Error, EventRecorder, EventType, ObjectKey, Patch, Propagation,
     Tenanted, chain,
@@ -26,10 +27,10 @@ use self::{
     status::{Progress, next_check, status},
 };
 use crate::{
-    claim::claim,
+    claim::{Claimant, claim, wake_claimants},
     controller::{Controller, Next, ReconcileError},
     informers::Informers,
-    objects::{compile, compile_of, controller_of, controller_uid, is_pod_finished, selects},
+    objects::{compile, compile_of, controller_of, controller_uid, is_pod_finished},
     queue::Queue,
     status::write_status,
 };
@@ -42,31 +43,16 @@ pub(crate) struct Deployments {
     events: EventRecorder,
 }
 
+impl Claimant for Deployment {
+    fn selector(&self) -> Option<Result<Selector, SelectorError>> {
+        self.spec.as_ref().map(|spec| compile(&spec.selector))
+    }
+}
+
 impl Deployments {
     pub(crate) fn new(client: Client, informers: Informers, events: &EventRecorder) -> Self {
         let events = events.named("deployment-controller");
         Self { client, informers, events }
-    }
-
-    fn set_changed(&self, change: &Change<'_, ReplicaSet>, queue: &Queue<ObjectKey>) {
-        for set in [change.old, change.new].into_iter().flatten() {
-            if let Some(owner) = controller_of(&set.object)
-                && owner.kind == "Deployment"
-            {
-                queue.add(ObjectKey::new(&set.tenant, set.namespace(), &owner.name));
-            }
-        }
-        if let Some(set) = change.new
-            && controller_of(&set.object).is_none()
-            && !set.is_deleting()
-        {
-            for it in self.informers.deployments.in_namespace(&set.tenant, set.namespace()) {
-                let selector = it.spec.as_ref().and_then(|spec| compile(&spec.selector).ok());
-                if selector.is_some_and(|selector| selects(&selector, &set.object)) {
-                    queue.add(it.key());
-                }
-            }
-        }
     }
 
     /// The end of an old pod may be what a deployment that recreates waits for.
@@ -86,7 +72,7 @@ impl Deployments {
     }
 
     fn have_running_pods(&self, sets: &[Set]) -> bool {
-        let mut pods = sets.iter().flat_map(|set| self.informers.pods.managed_by(set.uid()));
+        let mut pods = sets.iter().flat_map(|set| self.informers.pods.managed_by(set));
         pods.any(|pod| !is_pod_finished(&pod))
     }
 
@@ -228,9 +214,9 @@ impl Controller for Deployments {
     fn watch(self: &Arc<Self>, queue: &Queue<ObjectKey>) {
         let keys = queue.clone();
         self.informers.deployments.on_change(move |change| keys.add(change.key.clone()));
-        let (it, keys) = (self.clone(), queue.clone());
+        let (all, keys) = (self.informers.deployments.clone(), queue.clone());
         let sets = &self.informers.replica_sets.informer;
-        sets.on_change(move |change| it.set_changed(change, &keys));
+        sets.on_change(move |change| wake_claimants(change, &all, &keys));
         let (it, keys) = (self.clone(), queue.clone());
         self.informers.pods.informer.on_change(move |change| it.pod_changed(change, &keys));
     }
@@ -253,12 +239,7 @@ impl Controller for Deployments {
             self.events.record(&deployment, EventType::Warning, "SelectingAll", message);
             return Ok(Next::WhenChanged);
         }
-        let sets = &self.informers.replica_sets;
-        let mut candidates = sets.managed_by(deployment.uid());
-        candidates.extend(sets.orphans(&deployment.tenant, deployment.namespace()));
-        candidates.retain(|set| {
-            set.tenant == deployment.tenant && set.namespace() == deployment.namespace()
-        });
+        let candidates = self.informers.replica_sets.candidates_of(&deployment);
         let claimed = claim(&self.client, &*deployment, &selector, candidates).await?;
         let observed = Observed::new(&deployment, claimed, |old| self.have_running_pods(old));
         let plan = plan(&observed);

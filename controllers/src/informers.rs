@@ -1,5 +1,7 @@
 //! The local copies that controllers share: one watch per resource over all tenants.
 
+use std::sync::Arc;
+
 use insula_api::names::TenantName;
 use insula_client::{Client, IndexId, Informer, Kind, Object, Tenant, Tenanted};
 use k8s_openapi::api::{
@@ -47,18 +49,30 @@ impl<K: Kind> Owned<K> {
         Self { informer: builder.start(tasks, shutdown.clone()), by_controller }
     }
 
-    /// The objects that the object with `uid` manages.
-    pub(crate) fn managed_by(&self, uid: &str) -> Vec<std::sync::Arc<Tenanted<K>>> {
-        self.informer.indexed(self.by_controller, uid)
+    /// The objects that `owner` manages.
+    pub(crate) fn managed_by<O: Object>(&self, owner: &Tenanted<O>) -> Vec<Arc<Tenanted<K>>> {
+        self.managed_as(owner, owner.uid())
     }
 
-    /// The objects of a namespace that nobody manages.
-    pub(crate) fn orphans(
-        &self,
-        tenant: &TenantName,
-        namespace: &str,
-    ) -> Vec<std::sync::Arc<Tenanted<K>>> {
-        self.informer.indexed(self.by_controller, &orphans_of(tenant, namespace))
+    /// The objects that are managed by whoever manages `one`, which is among them.
+    pub(crate) fn siblings_of(&self, one: &Tenanted<K>) -> Vec<Arc<Tenanted<K>>> {
+        controller_uid(&one.object).map_or_else(Vec::new, |uid| self.managed_as(one, uid))
+    }
+
+    /// The objects that `owner` may have to do with: those it manages, and those that nobody does.
+    pub(crate) fn candidates_of<O: Object>(&self, owner: &Tenanted<O>) -> Vec<Arc<Tenanted<K>>> {
+        let mut candidates = self.managed_by(owner);
+        let orphans = orphans_of(&owner.tenant, owner.namespace());
+        candidates.extend(self.informer.indexed(self.by_controller, &orphans));
+        candidates
+    }
+
+    /// What names `uid` as its manager, beside `near`: anybody can write down a uid of another
+    /// tenant, or of another namespace, and it makes nothing theirs.
+    fn managed_as<O: Object>(&self, near: &Tenanted<O>, uid: &str) -> Vec<Arc<Tenanted<K>>> {
+        let mut managed = self.informer.indexed(self.by_controller, uid);
+        managed.retain(|it| it.tenant == near.tenant && it.namespace() == near.namespace());
+        managed
     }
 }
 
@@ -138,19 +152,6 @@ impl Informers {
             networks: starts.all(),
             certificate_requests: starts.all(),
         }
-    }
-
-    /// The pods that `owner` may have to do with: those it manages, and those that nobody does.
-    ///
-    /// Pods of one that only has the uid of this owner by forgery are not its own.
-    pub(crate) fn pods_for<K: Kind>(
-        &self,
-        owner: &Tenanted<K>,
-    ) -> Vec<std::sync::Arc<Tenanted<Pod>>> {
-        let mut pods = self.pods.managed_by(owner.uid());
-        pods.extend(self.pods.orphans(&owner.tenant, owner.namespace()));
-        pods.retain(|pod| pod.tenant == owner.tenant && pod.namespace() == owner.namespace());
-        pods
     }
 }
 

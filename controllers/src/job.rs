@@ -21,6 +21,7 @@ use std::{
 };
 
 use futures::future::join_all;
+use insula_api::selector::{Selector, SelectorError};
 use insula_client::{
     Change, Client, Error, EventRecorder, EventType, ObjectKey, Patch, Tenanted, chain,
 };
@@ -39,10 +40,10 @@ use self::{
 };
 pub(crate) use self::{strays::Strays, verdict::is_finished};
 use crate::{
-    claim::claim,
+    claim::{Claimant, claim, wake_claimants},
     controller::{Controller, Next, ReconcileError},
     informers::Informers,
-    objects::{compile, compile_of, controller_of, generated_name, is_pod_active, selects},
+    objects::{compile, compile_of, controller_uid, is_pod_active},
     pod_control::{PodControl, pod_from},
     queue::Queue,
     status::write_status_at,
@@ -69,6 +70,12 @@ struct Memory {
     settled: HashSet<String>,
 }
 
+impl Claimant for Job {
+    fn selector(&self) -> Option<Result<Selector, SelectorError>> {
+        self.spec.as_ref()?.selector.as_ref().map(compile)
+    }
+}
+
 impl Jobs {
     pub(crate) fn new(client: Client, informers: Informers, events: &EventRecorder) -> Self {
         let events = events.named("job-controller");
@@ -78,26 +85,13 @@ impl Jobs {
 
     fn pod_changed(&self, change: &Change<'_, Pod>, queue: &Queue<ObjectKey>) {
         self.pods.saw(change);
-        for pod in [change.old, change.new].into_iter().flatten() {
-            let Some(owner) = controller_of(&pod.object).filter(|it| it.kind == "Job") else {
-                continue;
-            };
-            if change.new.is_none_or(|new| !is_tracked(new))
-                && let Some(it) = self.memory.lock().get_mut(&owner.uid)
-            {
-                it.settled.remove(pod.uid());
-            }
-            queue.add(ObjectKey::new(&pod.tenant, pod.namespace(), &owner.name));
-        }
-        if let Some(pod) = change.new
-            && controller_of(&pod.object).is_none()
-            && is_pod_active(pod)
+        wake_claimants(change, &self.informers.jobs.informer, queue);
+        if change.new.is_none_or(|new| !is_tracked(new))
+            && let Some(pod) = change.latest()
+            && let Some(owner) = controller_uid(&pod.object)
+            && let Some(it) = self.memory.lock().get_mut(owner)
         {
-            for job in self.informers.jobs.informer.in_namespace(&pod.tenant, pod.namespace()) {
-                if wants(&job, pod) {
-                    queue.add(job.key());
-                }
-            }
+            it.settled.remove(pod.uid());
         }
     }
 
@@ -144,7 +138,8 @@ impl Jobs {
         // Asked before the pods are read: what is met by then, the pods show.
         let is_current = self.pods.is_current(job.uid());
         let memory = self.memory.lock().get(job.uid()).cloned().unwrap_or_default();
-        let pods = claim(&self.client, job, &selector, self.informers.pods_for(job)).await?;
+        let pods =
+            claim(&self.client, job, &selector, self.informers.pods.candidates_of(job)).await?;
         for pod in pods.iter().filter(|pod| is_pod_active(pod) && !is_tracked(pod)) {
             hold(&self.client, pod).await?;
         }
@@ -185,12 +180,6 @@ impl Jobs {
     }
 }
 
-/// Whether a Job's selector matches a pod.
-fn wants(job: &Job, pod: &Pod) -> bool {
-    let selector = job.spec.as_ref().and_then(|spec| spec.selector.as_ref());
-    selector.and_then(|it| compile(it).ok()).is_some_and(|selector| selects(&selector, pod))
-}
-
 /// Takes away what keeps a pod until it is counted.
 async fn release(client: &Client, pod: &Tenanted<Pod>) -> Result<(), Error> {
     let patch = Patch::Strategic(json!({
@@ -226,8 +215,6 @@ fn pod_of(job: &Tenanted<Job>, spec: &JobSpec, new: New) -> Pod {
         None => format!("{}-", job.name()),
     };
     let mut pod = pod_from(job, &spec.template, &base);
-    pod.metadata.generate_name = Some(base.clone());
-    pod.metadata.name = Some(generated_name(&base));
     pod.metadata.finalizers.get_or_insert_default().push(TRACKING.to_owned());
     let Some(index) = new.index else { return pod };
     let index = index.to_string();

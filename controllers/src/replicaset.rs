@@ -9,7 +9,6 @@ mod status;
 
 use std::{marker::PhantomData, sync::Arc, time::Duration};
 
-use insula_api::selector::Selector;
 use insula_client::{Change, Client, Error, EventRecorder, ObjectKey, Tenanted, chain};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -17,10 +16,10 @@ use k8s_openapi::api::core::v1::Pod;
 pub(crate) use self::kinds::Replicated;
 use self::plan::{Plan, Related};
 use crate::{
-    claim::claim,
+    claim::{claim, wake_claimants},
     controller::{Controller, Next, ReconcileError},
     informers::Informers,
-    objects::{controller_of, controller_uid, is_pod_active, selects},
+    objects::is_pod_active,
     pod_control::{PodControl, pod_from},
     queue::Queue,
     status::write_status,
@@ -51,34 +50,14 @@ impl<K: Replicated> ReplicaSets<K> {
     /// Notes what a pod's change fulfils, and asks for reconciles of those it concerns.
     fn pod_changed(&self, change: &Change<'_, Pod>, queue: &Queue<ObjectKey>) {
         self.pods.saw(change);
-        for pod in [change.old, change.new].into_iter().flatten() {
-            if let Some(owner) = controller_of(&pod.object)
-                && owner.kind == K::KIND
-            {
-                queue.add(ObjectKey::new(&pod.tenant, pod.namespace(), &owner.name));
-            }
-        }
-        if let Some(pod) = change.new
-            && controller_of(&pod.object).is_none()
-            && !pod.is_deleting()
-        {
-            let sets = K::all(&self.informers).informer.in_namespace(&pod.tenant, pod.namespace());
-            for set in sets {
-                if selector_of(&set.object).is_some_and(|selector| selects(&selector, &pod.object))
-                {
-                    queue.add(set.key());
-                }
-            }
-        }
+        wake_claimants(change, &K::all(&self.informers).informer, queue);
     }
 
     /// The active pods of all sets that share this one's manager, for spreading.
     fn related(&self, set: &Tenanted<K>, own: &[Arc<Tenanted<Pod>>]) -> Related {
-        let siblings = controller_uid(&set.object)
-            .map(|uid| K::all(&self.informers).managed_by(uid))
-            .unwrap_or_default();
+        let siblings = K::all(&self.informers).siblings_of(set);
         let others = siblings.iter().filter(|it| it.uid() != set.uid());
-        let pods: Vec<_> = others.flat_map(|it| self.informers.pods.managed_by(it.uid())).collect();
+        let pods: Vec<_> = others.flat_map(|it| self.informers.pods.managed_by(it)).collect();
         Related::count(own.iter().chain(&pods))
     }
 
@@ -140,7 +119,7 @@ impl<K: Replicated> Controller for ReplicaSets<K> {
         })?;
         // Asked before the pods are read: what is met by then, the pods show.
         let is_current = self.pods.is_current(set.uid());
-        let candidates = self.informers.pods_for(&set);
+        let candidates = self.informers.pods.candidates_of(&set);
         let pods = claim(&self.client, &*set, &selector, candidates).await?;
         let (active, terminating): (Vec<_>, Vec<_>) =
             pods.into_iter().partition(|pod| is_pod_active(pod));
@@ -165,9 +144,4 @@ impl<K: Replicated> Controller for ReplicaSets<K> {
             _ => Next::WhenChanged,
         })
     }
-}
-
-fn selector_of<K: Replicated>(set: &K) -> Option<Selector> {
-    // An invalid selector selects nothing; the set's own reconcile reports it.
-    set.selector()?.ok()
 }

@@ -8,10 +8,14 @@ mod split;
 use std::{collections::BTreeMap, sync::Arc};
 
 use insula_client::{Change, Informer, ObjectKey, Tenanted};
-use k8s_openapi::api::core::v1::{Pod, Service, ServiceSpec};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service, ServiceSpec};
 
 pub(crate) use self::{endpoints::EndpointsOfServices, slices::Slices};
-use crate::{informers::Informers, objects::pod_phase, queue::Queue};
+use crate::{
+    informers::Informers,
+    objects::{is_pod_ready, pod_phase},
+    queue::Queue,
+};
 
 /// On what belongs to a service that has no address of its own.
 const HEADLESS: &str = "service.kubernetes.io/headless";
@@ -41,6 +45,17 @@ fn addresses(pod: &Pod) -> impl Iterator<Item = &str> {
     ips.into_iter().flatten().map(|it| it.ip.as_str()).filter(|it| !it.is_empty())
 }
 
+/// A pod as what an address belongs to.
+fn reference_to(pod: &Tenanted<Pod>) -> ObjectReference {
+    ObjectReference {
+        kind: Some("Pod".to_owned()),
+        namespace: Some(pod.namespace().to_owned()),
+        name: Some(pod.name().to_owned()),
+        uid: Some(pod.uid().to_owned()),
+        ..ObjectReference::default()
+    }
+}
+
 /// Whether a pod is to be found by its own name within a service's.
 fn hostname<'p>(service: &Tenanted<Service>, pod: &'p Pod) -> Option<&'p str> {
     let spec = pod.spec.as_ref()?;
@@ -68,18 +83,11 @@ fn labels_for(service: &Tenanted<Service>, more: &[(&str, &str)]) -> BTreeMap<St
 /// Asks for reconciles of the services whose pods a change may have changed.
 fn pod_changed(services: &Informer<Service>, change: &Change<'_, Pod>, queue: &Queue<ObjectKey>) {
     // What services tell of a pod; heartbeats of conditions do not matter.
-    let told = |pod: &Arc<Tenanted<Pod>>| {
-        let status = pod.status.as_ref();
-        (
-            pod.metadata.labels.clone(),
-            pod.is_deleting(),
-            crate::objects::is_pod_ready(pod),
-            pod_phase(pod).to_owned(),
-            status.and_then(|status| status.pod_ips.clone()),
-            pod.uid().to_owned(),
-        )
-    };
-    if change.old.map(told) == change.new.map(told) {
+    fn told(pod: &Tenanted<Pod>) -> impl PartialEq {
+        let ips = pod.status.as_ref().and_then(|status| status.pod_ips.as_ref());
+        (&pod.metadata.labels, pod.is_deleting(), is_pod_ready(pod), pod_phase(pod), ips, pod.uid())
+    }
+    if change.old.map(|it| told(it)) == change.new.map(|it| told(it)) {
         return;
     }
     let Some(latest) = change.latest() else { return };

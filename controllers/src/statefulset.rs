@@ -8,9 +8,9 @@ mod pod;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use insula_api::selector::{Selector, SelectorError};
 use insula_client::{
-    Change, Client, DeleteOptions, Error, EventRecorder, EventType, ObjectKey, Patch, Tenanted,
-    chain,
+    Client, DeleteOptions, Error, EventRecorder, EventType, ObjectKey, Patch, Tenanted, chain,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::{
@@ -24,12 +24,12 @@ use self::{
     pod::{claims_of, pod_name, pod_of, retention, revision_of},
 };
 use crate::{
-    claim::claim,
+    claim::{Claimant, claim, wake_claimants},
     controller::{Controller, Next, ReconcileError},
     informers::Informers,
     objects::{
-        compile, compile_of, controller_of, controller_reference, is_pod_available, is_pod_ready,
-        pod_phase, selects,
+        compile, compile_of, controller_reference, controller_uid, is_pod_available, is_pod_ready,
+        pod_phase,
     },
     queue::Queue,
     revisions::{Revisions, STATEFUL_HASH, Versioned, template_of},
@@ -44,28 +44,15 @@ pub(crate) struct StatefulSets {
     events: EventRecorder,
 }
 
+impl Claimant for StatefulSet {
+    fn selector(&self) -> Option<Result<Selector, SelectorError>> {
+        self.spec.as_ref().map(|spec| compile(&spec.selector))
+    }
+}
+
 impl StatefulSets {
     pub(crate) fn new(client: Client, informers: Informers, events: &EventRecorder) -> Self {
         Self { client, informers, events: events.named("statefulset-controller") }
-    }
-
-    fn pod_changed(&self, change: &Change<'_, Pod>, queue: &Queue<ObjectKey>) {
-        for pod in [change.old, change.new].into_iter().flatten() {
-            if let Some(owner) = controller_of(&pod.object).filter(|it| it.kind == "StatefulSet") {
-                queue.add(ObjectKey::new(&pod.tenant, pod.namespace(), &owner.name));
-            }
-        }
-        if let Some(pod) = change.new
-            && controller_of(&pod.object).is_none()
-            && !pod.is_deleting()
-        {
-            for set in self.informers.stateful_sets.in_namespace(&pod.tenant, pod.namespace()) {
-                let selector = set.spec.as_ref().and_then(|spec| compile(&spec.selector).ok());
-                if selector.is_some_and(|selector| selects(&selector, &pod.object)) {
-                    queue.add(set.key());
-                }
-            }
-        }
     }
 
     async fn act(
@@ -161,7 +148,7 @@ impl StatefulSets {
         if let Err(error) = &outcome
             && error.is_already_exists()
             && let Some(there) = api.get_opt(&name).await?
-            && controller_of(&there.object).is_some_and(|it| it.uid == set.uid())
+            && controller_uid(&there.object) == Some(set.uid())
         {
             // Made by an earlier pass; the local copy will show it.
             return Ok(());
@@ -249,7 +236,7 @@ impl StatefulSets {
         spec: &StatefulSetSpec,
     ) -> Result<Next, ReconcileError> {
         let selector = compile_of(set, &spec.selector)?;
-        let mut candidates = self.informers.pods_for(set);
+        let mut candidates = self.informers.pods.candidates_of(set);
         candidates.retain(|pod| pod::ordinal(set.name(), pod.name()).is_some());
         let pods = claim(&self.client, set, &selector, candidates).await?;
         let versioned = Versioned {
@@ -258,7 +245,7 @@ impl StatefulSets {
             n_collisions: set.status.as_ref().and_then(|it| it.collision_count).unwrap_or(0),
             label: STATEFUL_HASH,
         };
-        let known = self.informers.revisions.managed_by(set.uid());
+        let known = self.informers.revisions.managed_by(set);
         let revisions = versioned.settle(&self.client, known).await?;
         let update = revisions.present().name();
         let current = set.status.as_ref().and_then(|it| it.current_revision.as_deref());
@@ -289,8 +276,8 @@ impl Controller for StatefulSets {
     fn watch(self: &Arc<Self>, queue: &Queue<ObjectKey>) {
         let keys = queue.clone();
         self.informers.stateful_sets.on_change(move |change| keys.add(change.key.clone()));
-        let (it, keys) = (self.clone(), queue.clone());
-        self.informers.pods.informer.on_change(move |change| it.pod_changed(change, &keys));
+        let (sets, keys) = (self.informers.stateful_sets.clone(), queue.clone());
+        self.informers.pods.informer.on_change(move |change| wake_claimants(change, &sets, &keys));
     }
 
     async fn synced(&self) -> bool {

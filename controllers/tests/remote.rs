@@ -123,7 +123,7 @@ async fn controllers_outlive_the_server() {
 
     stop.cancel();
     tasks.close();
-    tokio::time::timeout(Duration::from_secs(30), tasks.wait()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(120), tasks.wait()).await.unwrap();
     backend.end().await;
     serving.await.unwrap();
 }

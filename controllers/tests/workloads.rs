@@ -9,7 +9,7 @@ use std::time::Duration;
 use insula_api::names::TenantName;
 use insula_client::{DeleteOptions, Patch, Tenanted};
 use k8s_openapi::api::{
-    apps::v1::{Deployment, ReplicaSet},
+    apps::v1::{ControllerRevision, Deployment, ReplicaSet, StatefulSet},
     core::v1::{Event, Pod},
 };
 use serde_json::{Value, json};
@@ -286,6 +286,47 @@ async fn a_replica_set_keeps_its_number() {
     cloud
         .until("three are left", async || cloud.list::<Pod>(&acme, "default").await.len() == 4)
         .await;
+    cloud.end().await;
+}
+
+/// Anybody can write down the uid of another tenant's object as their manager's.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_names_an_owner_elsewhere_is_not_its_own() {
+    let cloud = Cloud::with_controllers(2).await;
+    let (acme, evil) = (cloud.tenant("acme").await, cloud.tenant("evil").await);
+    let mut set = deployment("db", 2);
+    set["spec"].as_object_mut().unwrap().remove("strategy");
+    set["spec"]["serviceName"] = "db".into();
+    let set = cloud.create::<StatefulSet>(&acme, "default", set).await;
+    let sets = cloud.client.tenant(&acme).namespaced::<StatefulSet>("default");
+    let ready = async || {
+        sets.get("db").await.unwrap().object.status.unwrap_or_default().ready_replicas == Some(2)
+    };
+    cloud.until("it runs", ready).await;
+    let revisions = cloud.list::<ControllerRevision>(&acme, "default").await;
+    let [own] = revisions.as_slice() else { panic!("{revisions:?}") };
+    // The garbage collector of the other tenant would take it away, for want of an owner.
+    let mut forged = json!({
+        "metadata": {
+            "name": "forged", "labels": own.metadata.labels, "finalizers": ["evil/kept"],
+            "ownerReferences": own.metadata.owner_references,
+        },
+        "revision": 99,
+        "data": own.data,
+    });
+    forged["data"]["spec"]["template"]["spec"]["containers"][0]["image"] = "evil".into();
+    cloud.create::<ControllerRevision>(&evil, "default", forged).await;
+    let pods = cloud.client.tenant(&acme).namespaced::<Pod>("default");
+    pods.delete("db-1", &DeleteOptions::default()).await.unwrap();
+    sets.patch("db", &Patch::Merge(json!({"spec": {"replicas": 3}}))).await.unwrap();
+    cloud.until("there are three", async || pods.get_opt("db-2").await.unwrap().is_some()).await;
+    let status = sets.get("db").await.unwrap().object.status.unwrap_or_default();
+    assert_eq!(status.update_revision.as_deref(), Some(own.name()));
+    assert_eq!(cloud.list::<ControllerRevision>(&acme, "default").await[0].revision, 1);
+    for pod in cloud.list::<Pod>(&acme, "default").await {
+        assert_ne!(pod.spec.as_ref().unwrap().containers[0].image.as_deref(), Some("evil"));
+    }
+    assert_eq!(sets.get("db").await.unwrap().uid(), set.uid());
     cloud.end().await;
 }
 

@@ -45,7 +45,7 @@ fn events(log: &Path, count: usize, wanted: impl Fn(&Value) -> bool) -> Vec<Valu
         if count <= found.len() {
             return found;
         }
-        assert!(begin.elapsed() < Duration::from_secs(30), "{} of {count}\n{text}", found.len());
+        assert!(begin.elapsed() < Duration::from_secs(120), "{} of {count}\n{text}", found.len());
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -53,17 +53,7 @@ fn events(log: &Path, count: usize, wanted: impl Fn(&Value) -> bool) -> Vec<Valu
 #[test]
 fn who_did_what_is_written_down() {
     let dir = tempfile::tempdir().unwrap();
-    let (policy, log) = (dir.path().join("policy.yaml"), dir.path().join("audit.log"));
-    fs::write(&policy, POLICY).unwrap();
-    let cloud = Cloud::start(
-        false,
-        &[
-            "--audit-policy-file",
-            policy.to_str().unwrap(),
-            "--audit-log-path",
-            log.to_str().unwrap(),
-        ],
-    );
+    let (cloud, log) = Cloud::audited(dir.path(), POLICY);
     let (acme, globex) = cloud.tenants();
     let maps = "/api/v1/namespaces/default/configmaps";
     let body = r#"{"metadata":{"name":"noted"},"data":{"a":"b"}}"#;

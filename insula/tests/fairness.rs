@@ -86,7 +86,7 @@ fn until_code(user: &Kubectl, wanted: u16) -> (String, String) {
         if code == wanted {
             return (headers.to_lowercase(), body);
         }
-        assert!(begin.elapsed() < Duration::from_secs(30), "{code} {headers} {body}");
+        assert!(begin.elapsed() < Duration::from_secs(120), "{code} {headers} {body}");
         thread::sleep(Duration::from_millis(50));
     }
 }
@@ -104,7 +104,7 @@ fn a_tenants_levels_bound_its_own_requests_and_nobody_elses() {
     let told = format!("x-kubernetes-pf-flowschema-uid: {}", uid(&acme, "flowschema", "batch"));
     let begin = Instant::now();
     while !until_code(&batch, 200).0.contains(&told) {
-        assert!(begin.elapsed() < Duration::from_secs(30), "it is not in force");
+        assert!(begin.elapsed() < Duration::from_secs(120), "it is not in force");
     }
     let level = uid(&acme, "prioritylevelconfiguration", "batch");
     let (headers, _) = until_code(&batch, 200);
@@ -243,7 +243,7 @@ fn a_tenant_that_floods_does_not_keep_another_waiting() {
         while readers.iter().any(|it| !it.is_finished()) {
             let begin = Instant::now();
             assert_eq!(globex.curl(MAPS, &[]).0, 200);
-            assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+            assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
             asked += 1;
         }
         assert!(0 < asked);

@@ -34,7 +34,7 @@ fn a_partition_is_added_filled_and_drained() {
     let (_, said) = texts(&admin.feed(&["create", "-f", "-"], p3));
     assert_eq!(said, "");
     let hears = || loop {
-        let line = seen.recv_timeout(Duration::from_secs(20)).expect("no event");
+        let line = seen.recv_timeout(Duration::from_secs(120)).expect("no event");
         if line.ends_with("/p3") {
             return;
         }

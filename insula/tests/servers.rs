@@ -112,7 +112,7 @@ fn a_watch_through_another_server_follows() {
         let name = format!("w{n}");
         writer.ok(&["create", "configmap", &name]);
         writer.ok(&["label", "configmap", &name, "w=1"]);
-        let line = seen.recv_timeout(Duration::from_secs(30)).expect("no event");
+        let line = seen.recv_timeout(Duration::from_secs(120)).expect("no event");
         assert!(line.ends_with(&name), "{line}");
     }
     watch.kill().unwrap();
@@ -263,7 +263,7 @@ fn a_server_dies_and_comes_back() {
     }
     let lines: Vec<_> = ["s3", "s2", "s1"].map(|server| servers.spawn(server)).into();
     for lines in lines {
-        let line = lines.recv_timeout(Duration::from_secs(90)).expect("not ready again");
+        let line = lines.recv_timeout(Duration::from_secs(120)).expect("not ready again");
         assert!(line.starts_with("ready"), "{line}");
     }
     let names = eventually(&dev(&servers, "s1"), &["get", "configmap", "-o", "name"]);
@@ -355,7 +355,7 @@ fn servers_come_and_go_while_clients_work() {
     admin.ok(&["delete", "server", "s4"]);
     assert!(!admin.ok(&["get", "servers", "-o", "name"]).contains("s4"));
     for went in [here.end(), there.end()] {
-        assert!(went.failures.is_empty() && went.slowest < Duration::from_secs(5), "{went:?}");
+        assert!(went.failures.is_empty() && went.slowest < Duration::from_secs(15), "{went:?}");
     }
 
     // s2 dies: that is the trouble of globex alone, and it ends when s2 is back.
@@ -372,7 +372,7 @@ fn servers_come_and_go_while_clients_work() {
     servers.start("s2");
     eventually(&globex, &["get", "configmap", "kept"]);
     let went = here.end();
-    assert!(went.failures.is_empty() && went.slowest < Duration::from_secs(5), "{went:?}");
+    assert!(went.failures.is_empty() && went.slowest < Duration::from_secs(15), "{went:?}");
     let went = there.end();
     assert!(went.failures.iter().all(|(code, _)| matches!(code, 503 | 504)), "{went:?}");
     assert!(!went.failures.is_empty());
@@ -486,7 +486,7 @@ fn a_group_that_became_one_knows_it_after_a_crash() {
         servers.kill(server);
     }
     for lines in ["s2", "s3"].map(|server| servers.spawn(server)) {
-        let line = lines.recv_timeout(Duration::from_secs(90)).unwrap();
+        let line = lines.recv_timeout(Duration::from_secs(120)).unwrap();
         assert!(line.starts_with("ready"), "{line}");
     }
     assert!(eventually(&dev, &["get", "configmap", "-o", "name"]).contains("r3"));

@@ -145,7 +145,7 @@ async fn repeated_events_are_counted() {
     let asked = fake.wait_asked(5).await;
     shutdown.cancel();
     tasks.close();
-    tokio::time::timeout(Duration::from_secs(10), tasks.wait()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), tasks.wait()).await.unwrap();
 
     assert_eq!(asked[1].uri, "/tenants/acme/api/v1/namespaces/ns/events");
     let created = &asked[1].body;

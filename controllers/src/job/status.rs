@@ -149,7 +149,6 @@ fn count(
         }
         let_go.push(pod.clone());
     }
-    // On their way out before they have ended: they are counted, and let go like the others.
     let some = |them: Vec<String>| (!them.is_empty()).then_some(them);
     (UncountedTerminatedPods { succeeded: some(won), failed: some(lost) }, let_go)
 }

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use insula_client::{Client, ObjectKey, Tenanted};
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 
-use super::{is_finished, observed::is_tracked, release, wants};
+use super::{is_finished, observed::is_tracked, release};
 use crate::{
+    claim::wants,
     controller::{Controller, Next, ReconcileError},
     informers::Informers,
     objects::controller_of,
@@ -32,7 +33,7 @@ impl Strays {
         let Some(owner) = controller_of(&pod.object) else {
             // Whoever wants it takes it over.
             let near = jobs.in_namespace(&pod.tenant, pod.namespace());
-            return !near.iter().any(|job| !job.is_deleting() && wants(job, pod));
+            return !near.iter().any(|job| !job.is_deleting() && wants(&job.object, &pod.object));
         };
         if owner.kind != "Job" {
             return true;
@@ -67,7 +68,7 @@ impl Controller for Strays {
         self.informers.jobs.informer.on_change(move |change| {
             let ended = change.new.is_none_or(|job| is_finished(job));
             if let Some(job) = change.old.or(change.new).filter(|_| ended) {
-                let pods = it.informers.pods.managed_by(job.uid());
+                let pods = it.informers.pods.managed_by(job);
                 pods.iter().filter(|pod| is_tracked(pod)).for_each(|pod| keys.add(pod.key()));
             }
         });

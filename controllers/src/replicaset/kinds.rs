@@ -1,7 +1,6 @@
 //! The kinds that keep a number of equal pods.
 
 use insula_api::selector::{Selector, SelectorError};
-use insula_client::Kind;
 use k8s_openapi::api::{
     apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus},
     core::v1::{
@@ -12,22 +11,20 @@ use k8s_openapi::api::{
 use serde::Serialize;
 
 use crate::{
+    claim::Claimant,
     informers::{Informers, Owned},
     objects::compile,
 };
 
 /// A kind that keeps a number of equal pods. Its status is told in the terms of a ReplicaSet's.
-pub(crate) trait Replicated: Kind + Clone {
+pub(crate) trait Replicated: Claimant + Clone {
     /// As upstream names its controller.
     const CONTROLLER: &'static str;
-    const KIND: &'static str;
     type Status: Serialize + Send + Sync;
 
     fn all(informers: &Informers) -> &Owned<Self>;
     /// How many pods there are to be.
     fn wanted(&self) -> i32;
-    /// `None` where there is no specification.
-    fn selector(&self) -> Option<Result<Selector, SelectorError>>;
     fn template(&self) -> Option<&PodTemplateSpec>;
     fn min_ready_seconds(&self) -> i32;
     fn status(&self) -> Option<&Self::Status>;
@@ -35,9 +32,14 @@ pub(crate) trait Replicated: Kind + Clone {
     fn status_from(status: ReplicaSetStatus) -> Self::Status;
 }
 
+impl Claimant for ReplicaSet {
+    fn selector(&self) -> Option<Result<Selector, SelectorError>> {
+        self.spec.as_ref().map(|spec| compile(&spec.selector))
+    }
+}
+
 impl Replicated for ReplicaSet {
     const CONTROLLER: &'static str = "replicaset-controller";
-    const KIND: &'static str = "ReplicaSet";
     type Status = ReplicaSetStatus;
 
     fn all(informers: &Informers) -> &Owned<Self> {
@@ -46,10 +48,6 @@ impl Replicated for ReplicaSet {
 
     fn wanted(&self) -> i32 {
         self.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
-    }
-
-    fn selector(&self) -> Option<Result<Selector, SelectorError>> {
-        self.spec.as_ref().map(|spec| compile(&spec.selector))
     }
 
     fn template(&self) -> Option<&PodTemplateSpec> {
@@ -73,9 +71,18 @@ impl Replicated for ReplicaSet {
     }
 }
 
+impl Claimant for ReplicationController {
+    fn selector(&self) -> Option<Result<Selector, SelectorError>> {
+        // An empty one selects nothing: it is given the template's labels when it is left out.
+        let labels = self.spec.as_ref()?.selector.as_ref().filter(|it| !it.is_empty())?;
+        let equal = labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        let none: [(&str, &str, &[String]); 0] = [];
+        Some(Selector::from_parts(equal, none))
+    }
+}
+
 impl Replicated for ReplicationController {
     const CONTROLLER: &'static str = "replication-controller";
-    const KIND: &'static str = "ReplicationController";
     type Status = ReplicationControllerStatus;
 
     fn all(informers: &Informers) -> &Owned<Self> {
@@ -84,14 +91,6 @@ impl Replicated for ReplicationController {
 
     fn wanted(&self) -> i32 {
         self.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
-    }
-
-    fn selector(&self) -> Option<Result<Selector, SelectorError>> {
-        // An empty one selects nothing: it is given the template's labels when it is left out.
-        let labels = self.spec.as_ref()?.selector.as_ref().filter(|it| !it.is_empty())?;
-        let equal = labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-        let none: [(&str, &str, &[String]); 0] = [];
-        Some(Selector::from_parts(equal, none))
     }
 
     fn template(&self) -> Option<&PodTemplateSpec> {

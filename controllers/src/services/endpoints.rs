@@ -4,13 +4,11 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use insula_client::{Client, DeleteOptions, ObjectKey, Tenanted};
 use k8s_openapi::{
-    api::core::v1::{
-        EndpointAddress, EndpointPort, EndpointSubset, Endpoints, ObjectReference, Pod, Service,
-    },
+    api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Pod, Service},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
-use super::{addresses, hostname, labels_for, pod_changed, pods_of, ports};
+use super::{addresses, hostname, labels_for, pod_changed, pods_of, ports, reference_to};
 use crate::{
     controller::{Controller, Next, ReconcileError},
     informers::Informers,
@@ -93,13 +91,7 @@ fn subsets(
             ip: address.to_owned(),
             hostname: hostname(service, pod).map(str::to_owned),
             node_name: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
-            target_ref: Some(ObjectReference {
-                kind: Some("Pod".to_owned()),
-                namespace: Some(pod.namespace().to_owned()),
-                name: Some(pod.name().to_owned()),
-                uid: Some(pod.uid().to_owned()),
-                ..ObjectReference::default()
-            }),
+            target_ref: Some(reference_to(pod)),
         });
     }
     (subsets.into_values().collect(), is_cut)

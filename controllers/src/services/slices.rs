@@ -7,14 +7,14 @@ use insula_client::{
 };
 use k8s_openapi::{
     api::{
-        core::v1::{ObjectReference, Pod, Service},
+        core::v1::{Pod, Service},
         discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
 use super::{
-    addresses, hostname, labels_for, pod_changed, pods_of, ports,
+    addresses, hostname, labels_for, pod_changed, pods_of, ports, reference_to,
     split::{Changes, Common, Group, split},
 };
 use crate::{
@@ -73,13 +73,7 @@ impl Slices {
             hostname: hostname(service, pod).map(str::to_owned),
             zone: node.as_deref().and_then(|node| self.zone_of(node)),
             node_name: node,
-            target_ref: Some(ObjectReference {
-                kind: Some("Pod".to_owned()),
-                namespace: Some(pod.namespace().to_owned()),
-                name: Some(pod.name().to_owned()),
-                uid: Some(pod.uid().to_owned()),
-                ..ObjectReference::default()
-            }),
+            target_ref: Some(reference_to(pod)),
             ..Endpoint::default()
         }
     }

@@ -1,14 +1,11 @@
 //! The pods of a StatefulSet: their names, labels and claims.
 
 use insula_client::Tenanted;
-use k8s_openapi::{
-    api::{
-        apps::v1::StatefulSet,
-        core::v1::{
-            PersistentVolumeClaim, PersistentVolumeClaimVolumeSource, Pod, PodTemplateSpec, Volume,
-        },
+use k8s_openapi::api::{
+    apps::v1::StatefulSet,
+    core::v1::{
+        PersistentVolumeClaim, PersistentVolumeClaimVolumeSource, Pod, PodTemplateSpec, Volume,
     },
-    apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 
 use crate::{objects::controller_reference, pod_control::pod_from, revisions::HASH};
@@ -86,7 +83,7 @@ pub(super) fn claims_of(set: &Tenanted<StatefulSet>, ordinal: i32) -> Vec<Persis
         let labels = claim.metadata.labels.get_or_insert_default();
         labels.extend(spec.selector.match_labels.clone().unwrap_or_default());
         if retention(set).0 {
-            claim.metadata.owner_references = Some(vec![owner(set)]);
+            claim.metadata.owner_references = Some(vec![controller_reference(set)]);
         }
         claim.status = None;
         claim
@@ -100,11 +97,6 @@ pub(super) fn retention(set: &StatefulSet) -> (bool, bool) {
         set.spec.as_ref().and_then(|spec| spec.persistent_volume_claim_retention_policy.as_ref());
     let deletes = |it: &Option<String>| it.as_deref() == Some("Delete");
     policy.map_or((false, false), |it| (deletes(&it.when_deleted), deletes(&it.when_scaled)))
-}
-
-/// The set as what claims go with; it does not manage them.
-pub(super) fn owner(set: &Tenanted<StatefulSet>) -> OwnerReference {
-    OwnerReference { controller: Some(true), ..controller_reference(set) }
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use kube::{
 use crate::harness::Kubectl;
 
 /// How long the world may take to become as expected.
-const EVENTUALLY: Duration = Duration::from_secs(60);
+const EVENTUALLY: Duration = Duration::from_secs(120);
 
 /// A client of whoever a kubeconfig is for.
 async fn client_of(user: &Kubectl) -> Client {

@@ -92,7 +92,7 @@ impl Etcd {
         let address = self.url.split("//").nth(1).unwrap();
         let begin = Instant::now();
         while std::net::TcpStream::connect(address).is_err() {
-            assert!(begin.elapsed() < Duration::from_secs(30), "etcd does not listen");
+            assert!(begin.elapsed() < Duration::from_secs(120), "etcd does not listen");
             std::thread::sleep(Duration::from_millis(20));
         }
     }

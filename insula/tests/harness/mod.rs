@@ -27,7 +27,7 @@ use std::{
 };
 
 /// How long a debug build on a busy machine may take to get ready.
-const READY: Duration = Duration::from_secs(60);
+const READY: Duration = Duration::from_secs(180);
 
 /// See the module.
 pub(crate) struct Cloud {
@@ -65,6 +65,14 @@ impl Cloud {
     pub(crate) fn start(node: bool, extra: &[&str]) -> Self {
         // Short, because a unix socket's path is.
         Self::start_in(Path::new("/tmp"), node, extra)
+    }
+
+    /// Without a node, with an audit log by `policy`; returns where the log is.
+    pub(crate) fn audited(dir: &Path, policy: &str) -> (Self, PathBuf) {
+        let (file, log) = (dir.join("policy.yaml"), dir.join("audit.log"));
+        fs::write(&file, policy).unwrap();
+        let [file, path] = [&file, &log].map(|it| it.to_str().unwrap());
+        (Self::start(false, &["--audit-policy-file", file, "--audit-log-path", path]), log)
     }
 
     /// Without a node, with all it keeps below `parent`.
@@ -311,7 +319,7 @@ pub(crate) struct Kubectl {
 }
 
 /// How long the world may take to become as expected.
-const EVENTUALLY: Duration = Duration::from_secs(60);
+const EVENTUALLY: Duration = Duration::from_secs(120);
 
 impl Kubectl {
     pub(crate) fn new(kubeconfig: PathBuf) -> Self {

@@ -16,7 +16,7 @@ use std::{
 use super::{Kubectl, insula, root};
 
 /// How long a debug build on a busy machine may take to get ready.
-const READY: Duration = Duration::from_secs(90);
+const READY: Duration = Duration::from_secs(180);
 
 /// One server.
 struct Process {

@@ -123,17 +123,7 @@ fn two_tenants(cloud: &Cloud, dir: &Path) -> Vec<String> {
 #[test]
 fn bad_credentials_are_refused_and_written_down_once() {
     let dir = tempfile::tempdir().unwrap();
-    let (policy, log) = (dir.path().join("policy.yaml"), dir.path().join("audit.log"));
-    fs::write(&policy, POLICY).unwrap();
-    let cloud = Cloud::start(
-        false,
-        &[
-            "--audit-policy-file",
-            policy.to_str().unwrap(),
-            "--audit-log-path",
-            log.to_str().unwrap(),
-        ],
-    );
+    let (cloud, log) = Cloud::audited(dir.path(), POLICY);
     let (acme, _) = cloud.tenants();
     let good = acme.ok(&["create", "token", "default"]).trim().to_owned();
     let of_globex = cloud.user("globex", "dev", "globex-admins");
