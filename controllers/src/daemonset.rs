@@ -26,6 +26,7 @@ use crate::{
     queue::Queue,
     revisions::{HASH, Versioned, hash_of},
     status::write_status,
+    taints::taints,
 };
 
 /// The label that upstream's older clients look at.
@@ -63,7 +64,7 @@ impl DaemonSets {
     /// A change of a node that may change who runs there. Heartbeats do not.
     fn node_changed(&self, change: &Change<'_, Node>, queue: &Queue<ObjectKey>) {
         fn seen(node: &Tenanted<Node>) -> impl PartialEq {
-            (&node.metadata.labels, node.spec.as_ref().and_then(|spec| spec.taints.as_ref()))
+            (&node.metadata.labels, taints(node))
         }
         if change.old.map(|it| seen(it)) == change.new.map(|it| seen(it)) {
             return;

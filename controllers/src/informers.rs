@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use insula_api::names::TenantName;
-use insula_client::{Client, IndexId, Informer, Kind, Object, Tenant, Tenanted};
+use insula_client::{Client, IndexId, Informer, InformerBuilder, Kind, Object, Tenant, Tenanted};
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
     batch::v1::{CronJob, Job},
     certificates::v1::CertificateSigningRequest,
+    coordination::v1::{Lease, LeaseSpec},
     core::v1::{
         ConfigMap, Container, ContainerState, ContainerStateTerminated, ContainerStatus, Endpoints,
         Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, PodCondition, PodSpec,
@@ -15,6 +16,7 @@ use k8s_openapi::api::{
     },
     discovery::v1::EndpointSlice,
     networking::v1::ServiceCIDR,
+    policy::v1::PodDisruptionBudget,
     storage::v1::VolumeAttributesClass,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -25,6 +27,8 @@ use crate::objects::controller_uid;
 pub(crate) const DEFAULT_ACCOUNT: &str = "default";
 /// The name of the ConfigMap with the certificate authority that every namespace has.
 pub(crate) const ROOT_CA: &str = "kube-root-ca.crt";
+/// The namespace of tenant `system` with the leases of nodes.
+const NODE_LEASES: &str = "kube-node-lease";
 
 /// A local copy whose objects can be found by the one that manages them.
 #[derive(Debug, Clone)]
@@ -35,12 +39,10 @@ pub(crate) struct Owned<K: Object> {
 
 impl<K: Kind> Owned<K> {
     fn start(
-        client: &Client,
-        trim: impl Fn(&mut K) + Send + Sync + 'static,
+        mut builder: InformerBuilder<K>,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
     ) -> Self {
-        let mut builder = Informer::builder(client.all().collection::<K>()).trim(trim);
         let by_controller =
             builder.index(|object: &Tenanted<K>| match controller_uid(&object.object) {
                 Some(uid) => vec![uid.to_owned()],
@@ -92,6 +94,7 @@ pub(crate) struct Informers {
     pub(crate) root_cas: Informer<ConfigMap>,
     /// Without most of what is in a pod; see [`trim_pod`].
     pub(crate) pods: Owned<Pod>,
+    pods_by_node: IndexId,
     pub(crate) replica_sets: Owned<ReplicaSet>,
     pub(crate) replication_controllers: Owned<ReplicationController>,
     pub(crate) stateful_sets: Informer<StatefulSet>,
@@ -104,6 +107,9 @@ pub(crate) struct Informers {
     pub(crate) endpoints: Informer<Endpoints>,
     /// The fleet's.
     pub(crate) nodes: Informer<Node>,
+    /// By which nodes show that they live; when they were renewed, and nothing else of them.
+    pub(crate) node_leases: Informer<Lease>,
+    pub(crate) budgets: Informer<PodDisruptionBudget>,
     pub(crate) deployments: Informer<Deployment>,
     pub(crate) claims: Informer<PersistentVolumeClaim>,
     pub(crate) volumes: Informer<PersistentVolume>,
@@ -121,6 +127,11 @@ impl Informers {
         shutdown: &CancellationToken,
     ) -> Self {
         let named = |name: &str| format!("metadata.name={name}");
+        let mut pods = Informer::builder(client.all().collection::<Pod>()).trim(trim_pod);
+        let pods_by_node = pods.index(|pod| {
+            let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+            node.into_iter().filter(|it| !it.is_empty()).collect()
+        });
         let starts = Starts { client, tasks, shutdown };
         Self {
             tenants: Informer::builder(client.system().api::<Tenant>())
@@ -132,18 +143,23 @@ impl Informers {
             root_cas: Informer::builder(client.all().collection::<ConfigMap>())
                 .field_selector(named(ROOT_CA))
                 .start(tasks, shutdown.clone()),
-            pods: Owned::start(client, trim_pod, tasks, shutdown),
-            replica_sets: Owned::start(client, |_| (), tasks, shutdown),
-            replication_controllers: Owned::start(client, |_| (), tasks, shutdown),
+            pods: Owned::start(pods, tasks, shutdown),
+            pods_by_node,
+            replica_sets: starts.owned(),
+            replication_controllers: starts.owned(),
             stateful_sets: starts.all(),
             daemon_sets: starts.all(),
-            revisions: Owned::start(client, |_| (), tasks, shutdown),
-            jobs: Owned::start(client, |_| (), tasks, shutdown),
+            revisions: starts.owned(),
+            jobs: starts.owned(),
             cron_jobs: starts.all(),
             services: starts.all(),
+            budgets: starts.all(),
             slices: starts.all(),
             endpoints: starts.all(),
             nodes: Informer::builder(client.system().api::<Node>()).start(tasks, shutdown.clone()),
+            node_leases: Informer::builder(client.system().namespaced::<Lease>(NODE_LEASES))
+                .trim(trim_lease)
+                .start(tasks, shutdown.clone()),
             deployments: starts.all(),
             claims: starts.all(),
             volumes: starts.all(),
@@ -152,6 +168,11 @@ impl Informers {
             networks: starts.all(),
             certificate_requests: starts.all(),
         }
+    }
+
+    /// The pods of all tenants that are bound to a node.
+    pub(crate) fn pods_on(&self, node: &str) -> Vec<Arc<Tenanted<Pod>>> {
+        self.pods.informer.indexed(self.pods_by_node, node)
     }
 }
 
@@ -167,6 +188,16 @@ impl Starts<'_> {
         Informer::builder(self.client.all().collection::<K>())
             .start(self.tasks, self.shutdown.clone())
     }
+
+    fn owned<K: Kind>(&self) -> Owned<K> {
+        let builder = Informer::builder(self.client.all().collection::<K>());
+        Owned::start(builder, self.tasks, self.shutdown)
+    }
+}
+
+fn trim_lease(lease: &mut Lease) {
+    let renew_time = lease.spec.take().and_then(|spec| spec.renew_time);
+    lease.spec = Some(LeaseSpec { renew_time, ..LeaseSpec::default() });
 }
 
 /// Keeps of a pod what controllers look at: whose it is, where it is or is meant to be, how it is,

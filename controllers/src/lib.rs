@@ -32,6 +32,7 @@ mod controller;
 mod cronjob;
 mod daemonset;
 mod deployment;
+mod disruption;
 mod everything;
 mod expectations;
 mod gc;
@@ -39,6 +40,7 @@ mod informers;
 mod job;
 pub mod metrics;
 mod namespace;
+mod node_lifecycle;
 mod objects;
 mod pod_control;
 mod pod_gc;
@@ -53,6 +55,8 @@ mod serviceaccount;
 mod services;
 mod statefulset;
 mod status;
+mod taint_eviction;
+mod taints;
 mod tenant;
 mod ttl;
 
@@ -79,6 +83,9 @@ use self::{
 /// How long reconciles that have begun may take to end after shutdown.
 const DRAIN: Duration = Duration::from_secs(15);
 
+/// For so long nothing need be heard of a node, if nothing else is configured.
+const NODE_GRACE: Duration = Duration::from_secs(50);
+
 /// What the controllers must be told.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -90,6 +97,8 @@ pub struct Config {
     pub ownership: Arc<dyn Ownership>,
     /// Learns of every reconcile.
     pub observer: Arc<dyn Observer>,
+    /// For so long nothing need be heard of a node.
+    pub node_grace: Duration,
 }
 
 impl Config {
@@ -100,6 +109,7 @@ impl Config {
             signer: None,
             ownership: Arc::new(Sole),
             observer: Arc::new(Unobserved),
+            node_grace: NODE_GRACE,
         }
     }
 }
@@ -186,6 +196,17 @@ async fn run_all(config: Config, client: Client, shutdown: CancellationToken) ->
         informers.clone(),
     ));
     start.start(ttl::TtlAfterFinished::new(named(ttl::TtlAfterFinished::NAME)?, informers.clone()));
+    start.start(node_lifecycle::NodeLifecycle::new(
+        named(node_lifecycle::NodeLifecycle::NAME)?,
+        informers.clone(),
+        &events,
+        config.node_grace,
+    ));
+    start.start(taint_eviction::TaintEviction::new(
+        named(taint_eviction::TaintEviction::NAME)?,
+        informers.clone(),
+        &events,
+    ));
     start.start(pod_gc::PodCollector::new(named(pod_gc::PodCollector::NAME)?, informers.clone()));
     start.start(protection::Protection::new(
         named(PersistentVolumeClaim::CONTROLLER)?,
@@ -209,6 +230,12 @@ async fn run_all(config: Config, client: Client, shutdown: CancellationToken) ->
         named(service_network::ServiceNetworks::NAME)?,
         &informers,
         everything.clone(),
+    ));
+    start.start(disruption::Disruption::new(
+        named(disruption::Disruption::NAME)?,
+        informers.clone(),
+        everything.clone(),
+        &events,
     ));
     everything.start();
     running.close();

@@ -5,8 +5,13 @@ use insula_client::{Kind, Object, Tenanted};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{Pod, PodCondition},
-    apimachinery::pkg::apis::meta::v1::{LabelSelector, OwnerReference, Time},
+    apimachinery::pkg::{
+        apis::meta::v1::{LabelSelector, OwnerReference, Time},
+        util::intstr::IntOrString,
+    },
 };
+
+use serde_json::{Value, json};
 
 use crate::controller::ReconcileError;
 
@@ -81,6 +86,27 @@ pub(crate) fn compile_of<K: Object>(
 pub(crate) fn selects(selector: &Selector, object: &impl Object) -> bool {
     let labels = object.meta().labels.as_ref();
     selector.matches_by(|key| labels.and_then(|labels| labels.get(key)).map(String::as_str))
+}
+
+/// A number, or a share of `total` in percent.
+pub(crate) fn share_of(value: &IntOrString, total: i32, round_up: bool) -> i32 {
+    let percent = match value {
+        IntOrString::Int(number) => return (*number).max(0),
+        IntOrString::String(text) => {
+            text.strip_suffix('%').and_then(|number| number.parse::<u32>().ok()).unwrap_or(0)
+        }
+    };
+    let share = i64::from(total) * i64::from(percent);
+    let share = if round_up { (share + 99) / 100 } else { share / 100 };
+    i32::try_from(share).unwrap_or(i32::MAX)
+}
+
+/// The condition of a pod that is disrupted.
+pub(crate) fn disruption(reason: &str, message: &str) -> Value {
+    json!({
+        "type": "DisruptionTarget", "status": "True", "reason": reason, "message": message,
+        "lastTransitionTime": to_time(Timestamp::now()),
+    })
 }
 
 pub(crate) fn pod_phase(pod: &Pod) -> &str {

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::{
     controller::{Controller, Next, ReconcileError},
     informers::Informers,
-    objects::{is_pod_finished, pod_phase, to_time},
+    objects::{disruption, is_pod_finished, pod_phase},
     queue::Queue,
 };
 
@@ -74,11 +74,7 @@ impl PodCollector {
             // Who counts pods has to see how this one ended.
             let mut status = json!({"phase": "Failed"});
             if let Some(message) = why {
-                status["conditions"] = json!([{
-                    "type": "DisruptionTarget", "status": "True",
-                    "reason": "DeletionByPodGC", "message": message,
-                    "lastTransitionTime": to_time(jiff::Timestamp::now()),
-                }]);
+                status["conditions"] = json!([disruption("DeletionByPodGC", message)]);
             }
             let patch = json!({"metadata": {"uid": pod.uid()}, "status": status});
             match api.patch_status(pod.name(), &Patch::Strategic(patch)).await {

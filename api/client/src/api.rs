@@ -268,6 +268,16 @@ impl<K: Object> Api<K> {
         Ok(())
     }
 
+    /// Reads a subresource that has a shape of its own, such as `scale`.
+    pub async fn get_subresource<R: DeserializeOwned>(
+        &self,
+        name: &str,
+        subresource: &str,
+    ) -> Result<R, Error> {
+        let uri = self.object_path(name, Some(subresource));
+        self.client.call(Method::GET, &uri, K::ACCEPT, None).await
+    }
+
     /// Posts to a subresource, such as a pod's `binding` or a service account's `token`.
     pub async fn create_subresource<B: Serialize, R: DeserializeOwned>(
         &self,

@@ -3,7 +3,12 @@
 use insula_api::selector::Selector;
 use k8s_openapi::api::core::v1::{
     Affinity, Node, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec,
-    PodTemplateSpec, Taint, Toleration,
+    PodTemplateSpec, Toleration,
+};
+
+use crate::taints::{
+    DISK_PRESSURE, MEMORY_PRESSURE, NETWORK_UNAVAILABLE, NO_EXECUTE, NO_SCHEDULE, NOT_READY,
+    PID_PRESSURE, UNREACHABLE, UNSCHEDULABLE, taints, tolerates,
 };
 
 /// What is to be done about the pods of a node.
@@ -26,15 +31,13 @@ pub(super) fn eligible(template: &PodTemplateSpec, node: &Node) -> Eligible {
         return never;
     }
     let tolerations = tolerations(spec);
-    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
     let keeps_off = |effects: &[&str]| {
-        let mut taints = taints.into_iter().flatten();
-        taints.any(|taint| {
+        taints(node).iter().any(|taint| {
             effects.contains(&taint.effect.as_str())
                 && !tolerations.iter().any(|it| tolerates(it, taint))
         })
     };
-    Eligible { runs: !keeps_off(&["NoSchedule", "NoExecute"]), stays: !keeps_off(&["NoExecute"]) }
+    Eligible { runs: !keeps_off(&[NO_SCHEDULE, NO_EXECUTE]), stays: !keeps_off(&[NO_EXECUTE]) }
 }
 
 fn is_selected(spec: &PodSpec, node: &Node) -> bool {
@@ -85,36 +88,19 @@ fn matches<'v>(
     })
 }
 
-/// Whether a toleration is of a taint.
-pub(super) fn tolerates(it: &Toleration, taint: &Taint) -> bool {
-    let effect = it.effect.as_deref().unwrap_or_default();
-    let key = it.key.as_deref().unwrap_or_default();
-    if !effect.is_empty() && effect != taint.effect || !key.is_empty() && key != taint.key {
-        return false;
-    }
-    match it.operator.as_deref() {
-        Some("Exists") => true,
-        _ => {
-            !key.is_empty()
-                && it.value.as_deref().unwrap_or_default()
-                    == taint.value.as_deref().unwrap_or_default()
-        }
-    }
-}
-
 /// What the pods of a DaemonSet tolerate beside what their template says: they are to be there
 /// also while a node is not well.
 fn always(is_on_host_network: bool) -> Vec<Toleration> {
     let mut known = vec![
-        ("node.kubernetes.io/not-ready", "NoExecute"),
-        ("node.kubernetes.io/unreachable", "NoExecute"),
-        ("node.kubernetes.io/disk-pressure", "NoSchedule"),
-        ("node.kubernetes.io/memory-pressure", "NoSchedule"),
-        ("node.kubernetes.io/pid-pressure", "NoSchedule"),
-        ("node.kubernetes.io/unschedulable", "NoSchedule"),
+        (NOT_READY, NO_EXECUTE),
+        (UNREACHABLE, NO_EXECUTE),
+        (DISK_PRESSURE, NO_SCHEDULE),
+        (MEMORY_PRESSURE, NO_SCHEDULE),
+        (PID_PRESSURE, NO_SCHEDULE),
+        (UNSCHEDULABLE, NO_SCHEDULE),
     ];
     if is_on_host_network {
-        known.push(("node.kubernetes.io/network-unavailable", "NoSchedule"));
+        known.push((NETWORK_UNAVAILABLE, NO_SCHEDULE));
     }
     let toleration = |(key, effect): (&str, &str)| Toleration {
         key: Some(key.to_owned()),

@@ -14,7 +14,7 @@ use k8s_openapi::{
 
 use super::eligible::{Eligible, eligible, node_of};
 use crate::{
-    objects::{is_pod_available, pod_phase},
+    objects::{is_pod_available, pod_phase, share_of},
     revisions::HASH,
 };
 
@@ -86,13 +86,10 @@ impl<'a> Observed<'a> {
         let strategy = self.spec.update_strategy.as_ref();
         let rolling = strategy.and_then(|it| it.rolling_update.as_ref());
         let n_nodes = self.nodes.values().filter(|it| it.runs).count();
-        let read = |it: Option<&IntOrString>| match it {
-            Some(IntOrString::Int(count)) => usize::try_from(*count).unwrap_or_default(),
-            Some(IntOrString::String(text)) => {
-                let percent: usize = text.trim_end_matches('%').parse().unwrap_or(0);
-                (n_nodes * percent).div_ceil(100)
-            }
-            None => 0,
+        let n_nodes = i32::try_from(n_nodes).unwrap_or(i32::MAX);
+        let read = |it: Option<&IntOrString>| {
+            let share = it.map_or(0, |it| share_of(it, n_nodes, true));
+            usize::try_from(share).unwrap_or_default()
         };
         let surge = read(rolling.and_then(|it| it.max_surge.as_ref()));
         let given = rolling.and_then(|it| it.max_unavailable.as_ref());

@@ -2,6 +2,8 @@
 
 use k8s_openapi::{api::apps::v1::Deployment, apimachinery::pkg::util::intstr::IntOrString};
 
+use crate::objects::share_of;
+
 /// How many pods a deployment wants, and how far a rollout may stray from that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Limits {
@@ -44,18 +46,12 @@ impl Limits {
     }
 }
 
-/// A number, or a share of `total`. Absent means a quarter.
+/// Absent means a quarter.
 fn resolve(value: Option<&IntOrString>, total: i32, round_up: bool) -> i32 {
-    let percent = match value {
-        Some(IntOrString::Int(number)) => return (*number).max(0),
-        Some(IntOrString::String(text)) => {
-            text.strip_suffix('%').and_then(|number| number.parse::<u32>().ok()).unwrap_or(0)
-        }
-        None => 25,
-    };
-    let share = i64::from(total) * i64::from(percent);
-    let share = if round_up { (share + 99) / 100 } else { share / 100 };
-    i32::try_from(share).unwrap_or(i32::MAX)
+    match value {
+        Some(value) => share_of(value, total, round_up),
+        None => share_of(&IntOrString::String("25%".to_owned()), total, round_up),
+    }
 }
 
 #[cfg(test)]

@@ -4,16 +4,13 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use insula_client::Tenanted;
 use jiff::Timestamp;
-use k8s_openapi::{
-    api::{
-        apps::v1::{StatefulSet, StatefulSetSpec},
-        core::v1::Pod,
-    },
-    apimachinery::pkg::util::intstr::IntOrString,
+use k8s_openapi::api::{
+    apps::v1::{StatefulSet, StatefulSetSpec},
+    core::v1::Pod,
 };
 
 use super::pod::{ordinal, revision_of};
-use crate::objects::{is_pod_available, is_pod_finished, is_pod_ready, pod_phase};
+use crate::objects::{is_pod_available, is_pod_finished, is_pod_ready, pod_phase, share_of};
 
 type PodRef = Arc<Tenanted<Pod>>;
 
@@ -112,14 +109,7 @@ impl<'a> Observed<'a> {
         let most = strategy
             .and_then(|it| it.rolling_update.as_ref())
             .and_then(|it| it.max_unavailable.as_ref());
-        let most = match most {
-            Some(IntOrString::Int(count)) => i64::from(*count),
-            Some(IntOrString::String(text)) => {
-                let percent: i64 = text.trim_end_matches('%').parse().unwrap_or(0);
-                (i64::from(self.replicas()) * percent + 99) / 100
-            }
-            None => 1,
-        };
+        let most = most.map_or(1, |it| share_of(it, self.replicas(), true));
         usize::try_from(most.max(1)).unwrap_or(1)
     }
 }

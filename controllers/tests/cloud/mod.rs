@@ -16,6 +16,7 @@ use insula_apiserver::{
 use insula_client::{
     Client, DeleteOptions, Error, Informer, Kind, Object, Patch, Tenant, Tenanted,
 };
+use insula_controllers::Config;
 use insula_partition::partitions::{Partitions, PartitionsConfig, StoreConfig};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
@@ -98,11 +99,14 @@ impl Cloud {
     /// Storage, API server, controllers, and pods that run at once.
     pub(crate) async fn with_controllers(n_partitions: u16) -> Self {
         let cloud = Self::start(n_partitions).await;
-        let config = insula_controllers::Config::new("the root of trust");
-        let running = insula_controllers::run(config, cloud.client.clone(), cloud.shutdown.clone());
-        cloud.tasks.spawn(running);
+        cloud.run_controllers(Config::new("the root of trust"));
         cloud.run_pods();
         cloud
+    }
+
+    pub(crate) fn run_controllers(&self, config: Config) {
+        let running = insula_controllers::run(config, self.client.clone(), self.shutdown.clone());
+        self.tasks.spawn(running);
     }
 
     /// Does for pods what their nodes would: they are ready at once, and end when asked to.
