@@ -49,6 +49,9 @@ impl Scheduled {
             "conditions": [{"type": "Ready", "status": "True"}],
         }});
         nodes.patch_status(name, &Patch::Merge(status)).await.unwrap();
+        // As the controller of nodes does when they are ready.
+        let untaint = Patch::Merge(json!({"spec": {"taints": null}}));
+        nodes.patch(name, &untaint).await.unwrap();
     }
 
     async fn pod(&self, tenant: &str, name: &str, cpu: &str) -> Tenanted<Pod> {

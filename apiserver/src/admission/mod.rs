@@ -211,6 +211,13 @@ static CHAIN: &[Plugin] = &[
         validate: Validate::Later(plugins::node_restriction::check),
     },
     Plugin {
+        name: "TaintNodesByCondition",
+        operations: CREATE,
+        about: About::These(&[("", "nodes", "")]),
+        mutate: Mutate::Now(plugins::nodes::keep_clear),
+        validate: Validate::Nothing,
+    },
+    Plugin {
         name: "PodSecurity",
         operations: WRITES,
         about: About::These(&[
