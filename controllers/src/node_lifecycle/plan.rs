@@ -84,8 +84,13 @@ pub(super) fn retainted(
         (status(node, condition) == Some(value)).then_some(*key)
     });
     let is_off = node.spec.as_ref().is_some_and(|spec| spec.unschedulable == Some(true));
-    let mut wanted: Vec<(&str, &str)> =
-        by_condition.chain(is_off.then_some(UNSCHEDULABLE)).map(|it| (it, NO_SCHEDULE)).collect();
+    // One that has said nothing yet keeps the taint that it was made with.
+    let is_new = status(node, "Ready").is_none();
+    let mut wanted: Vec<(&str, &str)> = by_condition
+        .chain(is_new.then_some(NOT_READY))
+        .chain(is_off.then_some(UNSCHEDULABLE))
+        .map(|it| (it, NO_SCHEDULE))
+        .collect();
     wanted.extend(no_execute.map(|it| (it, NO_EXECUTE)));
     let is_ours = |it: &Taint| match it.effect.as_str() {
         NO_SCHEDULE => {
@@ -180,8 +185,16 @@ mod tests {
         let is = |type_: &str, status: &str| json!([{"type": type_, "status": status}]);
         let tainted = |key: &str, effect: &str| json!({"taints": [{"key": key, "effect": effect}]});
         check(json!({}), is("Ready", "True"), None, None);
+        check(tainted(NOT_READY, NO_SCHEDULE), json!([]), None, None);
         check(json!({}), is("Ready", "False"), None, Some(&[(NOT_READY, NO_SCHEDULE)]));
-        check(json!({}), is("DiskPressure", "True"), None, Some(&[(DISK_PRESSURE, NO_SCHEDULE)]));
+        check(
+            json!({}),
+            json!([
+                {"type": "Ready", "status": "True"}, {"type": "DiskPressure", "status": "True"},
+            ]),
+            None,
+            Some(&[(DISK_PRESSURE, NO_SCHEDULE)]),
+        );
         check(
             json!({}),
             is("Ready", "Unknown"),
