@@ -196,10 +196,10 @@ async fn delete_named(
     let tenant = call.tenant()?.clone();
     let key = crate::registry::key(&tenant, namespace, name);
     let (_, store) = call.served.place(&server.partitions, &tenant, namespace, name);
-    let mut entry = read::get(&call.served, &*store, &key, name, ReadAt::Latest).await?;
+    let mut entry = read::find(&call.served, &*store, &key, name, ReadAt::Latest).await?;
     for _ in 0..RETRIES {
         let Stored { object: old, managed } =
-            Stored::parse(&entry.value.bytes()).map_err(ApiError::internal)?;
+            Stored::parse(&entry.value.glance()).map_err(ApiError::internal)?;
         check_preconditions(call, name, &old, options)?;
         // Rules see it as this version shows it.
         let shown = match call.served.is_converted() {
@@ -228,14 +228,18 @@ async fn delete_named(
         };
         if options.dry_run {
             return Ok(match (is_shown, gone && !is_pod) {
-                (true, true) => Deleted::Object(entry.value.into_bytes()),
+                (true, true) => Deleted::Object(entry.value.glance().into_owned()),
                 (true, false) => Deleted::Object(as_marked(entry.modified)),
                 (false, _) => Deleted::gone(call, name, &old),
             });
         }
         if !gone && !began {
             // Already on its way, and this request changes nothing.
-            return Ok(Deleted::Object(entry.value.into_bytes()));
+            return Ok(Deleted::Object(entry.value.glance().into_owned()));
+        }
+        if !gone {
+            // What could not be opened must not take its own place; it may go as a whole.
+            entry = read::opened(entry)?;
         }
         let leaving = match gone {
             true => Some(services::leaving(server, call, &old).await?),
@@ -264,7 +268,7 @@ async fn delete_named(
                     return Ok(Deleted::Object(as_marked(committed.entry.modified)));
                 }
                 if is_shown {
-                    return Ok(Deleted::Object(committed.entry.value.into_bytes()));
+                    return Ok(Deleted::Object(committed.entry.value.glance().into_owned()));
                 }
                 return Ok(Deleted::gone(call, name, &old));
             }
@@ -425,7 +429,7 @@ pub(crate) async fn delete_collection(
             (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
         match delete_named(server, call, name, namespace, options).await {
             Ok(_) => items
-                .push(serde_json::from_slice::<Value>(&entry.value.bytes()).unwrap_or_default()),
+                .push(serde_json::from_slice::<Value>(&entry.value.glance()).unwrap_or_default()),
             // Somebody else was faster; that is what was wanted.
             Err(error) if error.reason == "NotFound" => (),
             Err(error) => return Err(error),

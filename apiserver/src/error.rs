@@ -397,6 +397,11 @@ impl From<StoreError> for ApiError {
                 error.is_moving = true;
                 error
             }
+            // The key that is missing is named; nothing is that only administrators may know.
+            StoreError::Sealed { .. } => {
+                tracing::error!(error = chain(&error), "a stored object stays closed");
+                Self::internal(chain(&error))
+            }
             _ => {
                 // The client learns that it may retry; the operator learns why.
                 tracing::warn!(error = chain(&error), "a partition failed");

@@ -3,7 +3,7 @@
 //! Objects are kept as the JSON that most readers want; for the others they are made anew. What a
 //! watch makes is kept for a while, because its neighbours want the same.
 
-use std::{borrow::Cow, collections::HashMap, convert::Infallible, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 use insula_api::{
@@ -215,20 +215,21 @@ const HALF: usize = 8 << 20;
 const ENTRY: usize = 128;
 
 impl Forms {
-    /// The text of `key` as `revision` made it: what is packed is unpacked once for all who watch.
+    /// The text of `key` as `revision` made it: what is packed is unpacked, and what is sealed
+    /// opened, once for all who watch.
     pub(crate) fn text<'t>(
         &self,
         served: &Served,
         key: &Arc<str>,
         revision: Revision,
         text: &'t Text,
-    ) -> Cow<'t, Bytes> {
+    ) -> Result<Cow<'t, Bytes>> {
         if !text.is_packed() {
-            return text.bytes();
+            return Ok(text.bytes());
         }
         let id = (key.clone(), revision.0, xxh3_64(served.collection.as_str().as_bytes()));
-        let made = || -> std::result::Result<_, Infallible> { Ok(text.bytes().into_owned()) };
-        self.known_or(id, made).map_or_else(|never| match never {}, Cow::Owned)
+        let made = || Ok(text.clone().opened()?.into_bytes());
+        self.known_or(id, made).map(Cow::Owned)
     }
 
     /// What `key`, as `revision` made it, looks like to `shown`.
@@ -250,11 +251,7 @@ impl Forms {
         self.known_or(id, || shown.object(json))
     }
 
-    fn known_or<E>(
-        &self,
-        id: Id,
-        make: impl FnOnce() -> std::result::Result<Bytes, E>,
-    ) -> std::result::Result<Bytes, E> {
+    fn known_or(&self, id: Id, make: impl FnOnce() -> Result<Bytes>) -> Result<Bytes> {
         {
             let mut kept = self.0.lock();
             if let Some(known) = kept.new.get(&id) {
@@ -328,9 +325,9 @@ mod tests {
             let snapshot = store.read(&served.collection, ReadAt::Latest).await.unwrap();
             let kept = &snapshot.get(&key).unwrap().value;
             assert_eq!(kept.is_packed(), name == "long");
-            let first = server.forms.text(served, &key, revision, kept);
+            let first = server.forms.text(served, &key, revision, kept).unwrap();
             assert_eq!(*first, value);
-            let again = server.forms.text(served, &key, revision, kept);
+            let again = server.forms.text(served, &key, revision, kept).unwrap();
             assert_eq!(first.as_ptr(), again.as_ptr());
         }
     }

@@ -349,6 +349,7 @@ impl Server {
             let mut page =
                 read::list(self, &call.served, &places, &call.whose, &namespace, &options).await?;
             for (number, (_, entry)) in page.entries.iter_mut().enumerate() {
+                *entry = read::opened_for(call.accept.form, entry.clone())?;
                 entry.value = for_caller(call, &entry.value.bytes())?.into();
                 if number % AT_ONCE == AT_ONCE - 1 {
                     // A turn is over before others would miss their processor.
@@ -361,7 +362,8 @@ impl Server {
         let at = read::read_at(call.query.get("resourceVersion").unwrap_or_default())?;
         let (_, store) =
             call.served.place(&self.partitions, call.tenant()?, &call.namespace(), name);
-        let entry = read::get(&call.served, &*store, &call.key(name)?, name, at).await?;
+        let entry = read::find(&call.served, &*store, &call.key(name)?, name, at).await?;
+        let entry = read::opened_for(call.accept.form, entry)?;
         let entry = self.show_entry(&call.served, entry).await?;
         answer::object(call, StatusCode::OK, &for_caller(call, &entry.value.bytes())?)
     }

@@ -18,6 +18,7 @@ mod compress;
 mod custom;
 mod delete;
 mod discovery;
+pub mod encryption;
 mod ending;
 pub mod error;
 mod fair;
@@ -205,6 +206,7 @@ impl Server {
         server.tasks.spawn(tenants::follow(server.clone()));
         server.tasks.spawn(custom::look_after(server.clone()));
         server.tasks.spawn(aggregation::available::look_after(server.clone()));
+        server.tasks.spawn(encryption::look_after(server.clone()));
         Ok(server)
     }
 

@@ -84,7 +84,7 @@ impl Matcher {
         if self.is_empty() {
             return true;
         }
-        let text = entry.value.bytes();
+        let text = entry.value.glance();
         if let Some(selector) = &self.labels {
             let Ok(object) = serde_json::from_slice::<Labelled>(&text) else { return false };
             if !selector.matches(&object.metadata.labels) {

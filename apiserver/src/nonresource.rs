@@ -18,6 +18,7 @@ use crate::{
     body::{Body, empty},
     custom::OfTenant,
     discovery::{AGGREGATED, Discovery},
+    encryption,
     error::{ApiError, Result},
     health,
     identity::Identity,
@@ -45,7 +46,8 @@ impl Server {
             && !matches!(whose, Whose::One(tenant) if !tenant.is_system());
         let parts: Vec<&str> = path.split('/').filter(|it| !it.is_empty()).collect();
         let reads = head.method == Method::GET || head.method == Method::HEAD;
-        if !reads && !matches!(parts.first(), Some(&("healthz" | "livez" | "readyz"))) {
+        let is_told = parts == encryption::PATH && platform && head.method == Method::POST;
+        if !reads && !is_told && !matches!(parts.first(), Some(&("healthz" | "livez" | "readyz"))) {
             return Err(ApiError::method_not_allowed());
         }
         let (customs, apis) = match (parts.first(), whose.tenant()) {
@@ -75,6 +77,10 @@ impl Server {
                 Ok(health::answer(self, which, check, head.uri.query()))
             }
             parts if parts == backup::PATH && platform => Ok(self.backup()),
+            parts if parts == encryption::PATH && platform => {
+                let renew = Query::parse(head.uri.query()).get("renew") == Some("true");
+                json(&self.encryption(&head.method, renew).await?)
+            }
             ["version"] => json(&version::document()),
             // They are of all tenants together.
             ["metrics"] if !platform => {

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Server,
+    accept::Form,
     error::{ApiError, Result},
     matcher::Matcher,
     registry::{self, Served, Whose},
@@ -128,11 +129,37 @@ pub(crate) async fn get(
     name: &str,
     at: ReadAt,
 ) -> Result<Entry> {
+    opened(find(served, store, key, name, at).await?)
+}
+
+/// As [`get`], for those who can do with less than all of an object that cannot be opened.
+pub(crate) async fn find(
+    served: &Served,
+    store: &dyn Store,
+    key: &str,
+    name: &str,
+    at: ReadAt,
+) -> Result<Entry> {
     let snapshot = store.read(&served.collection, at).await?;
     snapshot
         .get(key)
         .cloned()
         .ok_or_else(|| ApiError::not_found(&served.resource.group, &served.resource.name, name))
+}
+
+/// An entry that can be shown as it is; an error if it lies there sealed and cannot be opened.
+pub(crate) fn opened(entry: Entry) -> Result<Entry> {
+    Ok(Entry { value: entry.value.opened()?, ..entry })
+}
+
+/// As [`opened`], for who asked for `form`: metadata can be told without the key.
+pub(crate) fn opened_for(form: Form, entry: Entry) -> Result<Entry> {
+    match form {
+        Form::PartialMetadata | Form::PartialMetadataList => {
+            Ok(Entry { value: entry.value.glanced(), ..entry })
+        }
+        Form::Object | Form::Table => opened(entry),
+    }
 }
 
 /// The partitions of a list, each with its view.
@@ -310,6 +337,9 @@ async fn shown<'s>(
             found.by_ref().take(most).map(|(key, entry)| (key.clone(), entry.clone())).collect();
         if some.is_empty() {
             break;
+        }
+        for (_, entry) in &mut some {
+            *entry = opened(entry.clone())?;
         }
         server.show(served, some.iter_mut().map(|(_, entry)| entry)).await?;
         some.retain(|(_, entry)| matcher.matches(&served.resource, entry));

@@ -173,7 +173,8 @@ impl Watch {
     async fn stream(&mut self, pen: &Pen, deadline: Instant) -> Result<()> {
         let mut out = Told::default();
         for (key, entry) in std::mem::take(&mut self.initial) {
-            let text = entry.value.bytes();
+            let text = read::opened_for(self.shown.accept.form, entry.clone())?.value;
+            let text = text.bytes();
             let added = self.event(out.buffer(), "ADDED", &key, entry.modified, &text);
             if added.is_err() || CHUNK < out.len() {
                 pen.write(out.take()).await;
@@ -265,7 +266,11 @@ impl Watch {
         for event in events.iter_mut().filter(|it| it.key.starts_with(&self.prefix)) {
             let mut shown = (**event).clone();
             let entries = [Some(&mut shown.entry), shown.previous.as_mut()];
-            self.server.show(&self.shown.served, entries.into_iter().flatten()).await?;
+            let mut entries: Vec<_> = entries.into_iter().flatten().collect();
+            for entry in &mut entries {
+                **entry = read::opened((**entry).clone())?;
+            }
+            self.server.show(&self.shown.served, entries.into_iter()).await?;
             *event = Arc::new(shown);
         }
         Ok(())
@@ -290,22 +295,32 @@ impl Watch {
             (Some(_), true) => "MODIFIED",
             (Some(previous), false) if !event.deleted => {
                 // Who could see it as it was is not told what it has become.
-                let last =
-                    insula_partition::value::with_revision(&previous.value.bytes(), event.revision);
+                let last = read::opened_for(self.shown.accept.form, previous.clone())?.value;
+                let last = insula_partition::value::with_revision(&last.bytes(), event.revision);
                 return self.leaves(out.buffer(), &last);
             }
             (Some(_), false) => "DELETED",
             (None, false) => return Ok(()),
         };
         let served = self.shown.served.clone();
-        let text =
-            || self.server.forms.text(&served, &event.key, event.revision, &event.entry.value);
+        let form = self.shown.accept.form;
+        let text = || {
+            let value = &event.entry.value;
+            let text = self.server.forms.text(&served, &event.key, event.revision, value);
+            match form {
+                Form::PartialMetadata | Form::PartialMetadataList => {
+                    text.or_else(|_| Ok(value.glance()))
+                }
+                Form::Object | Form::Table => text,
+            }
+        };
         if !self.looks_like_others() {
-            let text = text();
+            let text = text()?;
             return self.event(out.buffer(), kind, &event.key, event.revision, &text);
         }
         let frame = self.server.frames.of(event, Alike::new(kind, &self.shown.accept), || {
-            let made = self.server.forms.of(&self.shown, &event.key, event.revision, &text())?;
+            let text = text()?;
+            let made = self.server.forms.of(&self.shown, &event.key, event.revision, &text)?;
             let mut out = BytesMut::with_capacity(made.len() + FRAME);
             frame(&mut out, self.shown.accept.encoding, kind, &made);
             Ok(out.freeze())

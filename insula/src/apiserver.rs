@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use insula_apiserver::{
     Front, Server, ServerConfig, StaticTokens, Tls,
     audit::Audit,
+    encryption::EncryptionFile,
     error::chain,
     peers::{HttpPeers, PeerTls},
     pki::Pair,
@@ -170,16 +171,28 @@ impl Running {
         Ok(Self { server, front, peers: others, partitions, closed, tasks, audit_log })
     }
 
-    /// What is read again: the keys of tokens, and static ones.
+    /// What is read again: the keys of tokens, static ones, and the keys of what is stored.
     pub(crate) fn reloaded(
         &self,
         keys: &Keys,
         static_tokens: Option<(&PathBuf, &Arc<StaticTokens>)>,
+        encryption: Option<&Path>,
     ) -> Vec<Group> {
         let server = self.server.clone();
         let mut groups = vec![Group::new("keys of tokens", [keys.path().to_owned()], move || {
             Ok(server.reload_keys()?)
         })];
+        if let Some(path) = encryption {
+            let (vault, path) = (self.partitions.vault().clone(), path.to_owned());
+            let reload = {
+                let path = path.clone();
+                move || {
+                    vault.set(EncryptionFile::open(&path)?.settings()?);
+                    Ok(())
+                }
+            };
+            groups.push(Group::new("the encryption configuration", [path], reload));
+        }
         if let Some((path, tokens)) = static_tokens {
             let tokens = tokens.clone();
             let reload = move || Ok(tokens.reload()?);
@@ -252,6 +265,10 @@ async fn serve(config: &Config, shutdown: CancellationToken) -> Result<()> {
     partitions.server.clone_from(&config.name);
     partitions.address = config.address();
     partitions.etcd = config.logins()?;
+    if let Some(path) = &config.encryption {
+        // Made here its keys would be others than the other servers'.
+        partitions.vault = EncryptionFile::open(path)?.vault()?;
+    }
     let seeds = match &config.cluster {
         crate::config::Cluster::Join(seeds) => {
             seeds.iter().map(|seed| (seed.name.clone(), seed.address.clone())).collect()
@@ -274,8 +291,8 @@ async fn serve(config: &Config, shutdown: CancellationToken) -> Result<()> {
     let background = TaskTracker::new();
     let wanted = Wanted { partitions: running.partitions.clone(), config: config.clone() };
     background.spawn(until(shutdown.clone(), wanted.keep()));
-    let mut groups =
-        running.reloaded(&keys, config.static_tokens.as_ref().zip(static_tokens.as_ref()));
+    let statics = config.static_tokens.as_ref().zip(static_tokens.as_ref());
+    let mut groups = running.reloaded(&keys, statics, config.encryption.as_deref());
     let (present, pki) = (running.presents(), config.pki.clone());
     groups.push(Group::new("certificates", pki.certificates(), move || {
         present(&Material::read(&pki)?)

@@ -89,7 +89,8 @@ pub(crate) enum Command {
     insula apiserver --config NAME/apiserver.yaml"
     )]
     Pki(PkiCommand),
-    /// Change the keys that sign service account tokens, while servers run.
+    /// Change the keys that sign service account tokens, or those of what is stored, while servers
+    /// run.
     #[command(
         subcommand,
         after_help = "Servers see within a second that the file has changed. What any key of it \
@@ -100,7 +101,12 @@ pub(crate) enum Command {
     Several servers, which have to know a key before one of them signs with it:\n  \
     insula keys add --file pki/sa.key         # then copy the file to all servers\n  \
     insula keys use --file pki/sa.key NEW     # and again\n  \
-    insula keys remove --file pki/sa.key OLD  # and again, later"
+    insula keys remove --file pki/sa.key OLD  # and again, later\n\n\
+    With --encryption it is about the keys that wrap tenants' data keys: the first one wraps. An \
+    old one can go when `insula keys status` says that it wraps nothing.\n  \
+    insula keys rotate --encryption --data-dir run\n  \
+    insula keys status --data-dir run\n  \
+    insula keys remove --encryption --data-dir run OLD"
     )]
     Keys(KeysCommand),
     /// Print a completion script for a shell: `source <(insula completion bash)`.
@@ -119,6 +125,30 @@ pub(crate) enum KeysCommand {
     Remove(KeyChoice),
     /// Make a key and have it sign at once: for one server.
     Rotate(KeysPlace),
+    /// Show how what is stored is sealed, and with which keys.
+    Status(CloudPlace),
+    /// Seal what is not sealed yet, and have the first key wrap all data keys: now, not soon.
+    Reseal(Reseal),
+}
+
+/// A running cloud.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CloudPlace {
+    /// A platform administrator's kubeconfig.
+    #[arg(long, value_name = "F", env = "KUBECONFIG")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// The data directory of `insula up`, in place of its admin.kubeconfig.
+    #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig")]
+    pub(crate) data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Reseal {
+    #[command(flatten)]
+    pub(crate) cloud: CloudPlace,
+    /// Give every tenant a new data key first.
+    #[arg(long)]
+    pub(crate) renew: bool,
 }
 
 /// Where the keys are.
@@ -127,9 +157,12 @@ pub(crate) struct KeysPlace {
     /// The data directory of `insula up`.
     #[arg(long, value_name = "DIR", env = "INSULA_DATA_DIR", conflicts_with = "file")]
     pub(crate) data_dir: Option<PathBuf>,
-    /// The file with the keys; pki/sa.key by default.
+    /// The file with the keys; pki/sa.key by default, or pki/encryption.yaml.
     #[arg(long, value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
+    /// The keys of what is stored, in place of those of tokens.
+    #[arg(long)]
+    pub(crate) encryption: bool,
 }
 
 #[derive(Debug, clap::Args)]

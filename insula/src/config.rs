@@ -53,6 +53,10 @@ pub(crate) struct Config {
     /// Tokens for development, one a line: `token,user,uid,"groups",tenant`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) static_tokens: Option<PathBuf>,
+    /// What is sealed where it is stored, and with which keys: an `EncryptionConfiguration`. All
+    /// servers of a cluster have the same. Nothing is sealed if it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) encryption: Option<PathBuf>,
     /// How to log in to etcds, by the partition's name; `*` for all others.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) etcd: BTreeMap<String, EtcdLogin>,
@@ -332,6 +336,7 @@ impl Config {
             all.extend([ca, certificate, key, password_file].into_iter().flatten());
         }
         all.extend(&mut self.static_tokens);
+        all.extend(&mut self.encryption);
         if let Some(audit) = &mut self.audit {
             all.extend([&mut audit.policy, &mut audit.log]);
         }
@@ -474,6 +479,7 @@ mod tests {
             "connectionsPerAddress",
             "audit",
             "staticTokens",
+            "encryption",
             "etcd.NAME",
         ] {
             assert!(reference.contains(&format!("| `{field}`")), "{field} is not described");

@@ -3,6 +3,7 @@
 //! ```text
 //! DIR/ca.crt, ca.key             the authority; its key stays where certificates are made
 //! DIR/sa.key                     signs service account tokens; every server has it
+//! DIR/encryption.yaml            the keys of what is stored; every server has it
 //! DIR/admin.kubeconfig ..        made by `insula pki init`
 //! DIR/servers/NAME/              all that the server NAME needs, with its configuration
 //! ```
@@ -12,6 +13,7 @@ use std::{fs, net::IpAddr, path::Path};
 use anyhow::{Context as _, Result, bail};
 use insula_api::names::TenantName;
 use insula_apiserver::{
+    encryption::EncryptionFile,
     identity::{MASTERS, NODES},
     pki::{Authority, Pair, write_private},
     tokens::Keys,
@@ -22,6 +24,9 @@ use crate::{
     config::{Begin, Cluster, Config, Pki, Seed, Serve},
     kubeconfig,
 };
+
+/// The file with the keys of what is stored.
+pub(crate) const ENCRYPTION: &str = "encryption.yaml";
 
 /// `insula pki`.
 pub(crate) fn run(options: &cli::PkiCommand) -> Result<()> {
@@ -49,6 +54,7 @@ fn init(options: &cli::PkiInit) -> Result<()> {
     directory(&options.dir)?;
     let authority = Authority::open_or_create(&options.dir)?;
     Keys::open_or_create(&options.dir.join("sa.key"))?;
+    EncryptionFile::open_or_create(&options.dir.join(ENCRYPTION))?;
     let system = TenantName::system();
     for (file, user) in [
         ("admin", "admin"),
@@ -115,6 +121,7 @@ fn server(options: &cli::PkiServer) -> Result<()> {
         connections_per_address: crate::config::default_connections_per_address(),
         audit: None,
         static_tokens: None,
+        encryption: Some(ENCRYPTION.into()),
         serve: match options.serve.as_slice() {
             [] => Serve::All,
             [one] if one == "all" => Serve::All,
@@ -135,6 +142,8 @@ fn server(options: &cli::PkiServer) -> Result<()> {
     let text =
         fs::read_to_string(&key).with_context(|| format!("cannot read {}", key.display()))?;
     write_private(&home.join("sa.key"), &text)?;
+    let sealing = EncryptionFile::open_or_create(&options.dir.join(ENCRYPTION))?;
+    write_private(&home.join(ENCRYPTION), &sealing.text()?)?;
     let file = home.join("apiserver.yaml");
     match file.exists() && !options.force {
         true => say(&format!("{} is kept as it is", file.display())),

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use insula_api::names::TenantName;
 use insula_apiserver::{
     Server,
+    encryption::EncryptionFile,
     error::chain,
     identity::{Identity, MASTERS, NODES},
     pki::{Authority, write_private},
@@ -26,6 +27,7 @@ use crate::{
     cli,
     data_dir::DataDir,
     kubeconfig,
+    pki::ENCRYPTION,
     reload::{self, Group},
     signals::run_until_signalled,
     signing::Signing,
@@ -80,6 +82,8 @@ async fn cloud(options: &cli::Up, shutdown: CancellationToken) -> Result<()> {
         store::config(storage, options.partitions.unwrap_or(0))?,
     );
     partitions.etcd = store::logins(storage)?;
+    let encryption = directory.pki().join(ENCRYPTION);
+    partitions.vault = EncryptionFile::open_or_create(&encryption)?.vault()?;
     let keys = Arc::new(Keys::open_or_create(&directory.pki().join("sa.key"))?);
     let static_tokens = apiserver::static_tokens(options.token_auth_file.as_deref())?;
     let running = Running::start(
@@ -100,8 +104,8 @@ async fn cloud(options: &cli::Up, shutdown: CancellationToken) -> Result<()> {
     running.front.set_connections_per_address(options.connections_per_address);
     let server = running.server.clone();
     let pki = directory.pki();
-    let mut groups =
-        running.reloaded(&keys, options.token_auth_file.as_ref().zip(static_tokens.as_ref()));
+    let statics = options.token_auth_file.as_ref().zip(static_tokens.as_ref());
+    let mut groups = running.reloaded(&keys, statics, Some(&encryption));
     let (present, files) = (running.presents(), ["ca.crt", "ca.key"].map(|it| pki.join(it)));
     let renew = move || {
         let authority = Authority::open_or_create(&pki)?;

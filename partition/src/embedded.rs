@@ -79,6 +79,7 @@ use crate::{
     error::{OpenError, chain},
     peers::Peers,
     ring::RingLimits,
+    seal::Vault,
     store::{Store, StoreError},
     wal::{LogCounts, Wal, WalOptions},
 };
@@ -94,6 +95,7 @@ const MEMBERS_PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) struct EmbeddedOptions {
     pub(crate) wal: WalOptions,
     pub(crate) ring: RingLimits,
+    pub(crate) vault: Arc<Vault>,
     pub(crate) checkpoint: CheckpointOptions,
 }
 
@@ -159,7 +161,13 @@ impl Embedded {
             needs.insert(known.number, found.previous.map_or(known.segment, |it| it.segment));
             let start = Start {
                 known: known.clone(),
-                replay: Replay::new(&known.name, &known.voters, found.newest, options.ring),
+                replay: Replay::new(
+                    &known.name,
+                    &known.voters,
+                    found.newest,
+                    options.ring,
+                    options.vault.clone(),
+                ),
                 plan: Plan::new(known.number, dir, known.segment, newest),
                 segment,
             };
@@ -336,7 +344,13 @@ impl Embedded {
             let segment = embedded.wal.welcome(known.number);
             let dir = directory.checkpoints(&known);
             let start = Start {
-                replay: Replay::new(&name, &known.voters, None, embedded.options.ring),
+                replay: Replay::new(
+                    &name,
+                    &known.voters,
+                    None,
+                    embedded.options.ring,
+                    embedded.options.vault.clone(),
+                ),
                 plan: Plan::new(known.number, dir, known.segment, None),
                 known,
                 segment,

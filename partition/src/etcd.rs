@@ -51,6 +51,7 @@ use crate::{
     limits::check_limits,
     metrics::{self, Operation},
     ring::RingLimits,
+    seal::{Bunch, Vault},
     snapshot::{Entry, Snapshot},
     state::{FUTURE_WAIT, State},
     store::{
@@ -99,13 +100,14 @@ pub(crate) async fn open_partition(
     name: &str,
     config: &EtcdConfig,
     cluster: &str,
+    vault: &Arc<Vault>,
 ) -> Result<Arc<dyn Store>, OpenError> {
     let limits = RingLimits::default;
-    let main = EtcdStore::open(name, config, limits()).await?;
+    let main = EtcdStore::open(name, config, limits(), vault).await?;
     main.identify(Some(cluster), cluster).await?;
     let Some(second) = config.second() else { return Ok(Arc::new(main)) };
     let events = format!("{name}/events");
-    let relaxed = EtcdStore::open(&events, &second, limits()).await?;
+    let relaxed = EtcdStore::open(&events, &second, limits(), vault).await?;
     relaxed.identify(Some(cluster), cluster).await?;
     Ok(Arc::new(split::SplitStore::new(Arc::new(main), Arc::new(relaxed))))
 }
@@ -116,8 +118,9 @@ impl EtcdStore {
         name: &str,
         config: &EtcdConfig,
         limits: RingLimits,
+        vault: &Arc<Vault>,
     ) -> Result<Self, OpenError> {
-        Self::open_within(OPEN_WAIT, name, config, limits).await
+        Self::open_within(OPEN_WAIT, name, config, limits, vault).await
     }
 
     async fn open_within(
@@ -125,6 +128,7 @@ impl EtcdStore {
         name: &str,
         config: &EtcdConfig,
         limits: RingLimits,
+        vault: &Arc<Vault>,
     ) -> Result<Self, OpenError> {
         let options = config.connect_options()?;
         let failed = |error: FollowError| OpenError::Partition {
@@ -150,7 +154,7 @@ impl EtcdStore {
                 }
             }
         };
-        let state = State::new(image, limits);
+        let state = State::with_keys(image, limits, Bunch::new(vault.clone()));
         let clock = Clock::new(offsets, seen);
         let health = Arc::new(Mutex::new(Health::default()));
         let follower = Follower {
@@ -337,6 +341,7 @@ impl EtcdStore {
                 {
                     let found = found.kvs().first().map(|kv| follow::entry(kv, &offsets));
                     let Write { collection, key, .. } = write;
+                    let found = found.map(|it| self.state.attached(&collection, &key, it));
                     return Err(StoreError::Conflict { collection, key, found });
                 }
                 // Something began or ended to move: decide again, knowing that.
@@ -364,6 +369,7 @@ impl EtcdStore {
         };
         let value = value::with_revision(&value, revision).into();
         let entry = Entry { value, modified: revision };
+        let entry = self.state.attached(&write.collection, &write.key, entry);
         self.told.fetch_max(revision.0, Ordering::AcqRel);
         // Whoever was told reads its own write from the cache, whichever way it reads. A cache
         // that is cut off says so itself to the readers; the write has happened all the same.

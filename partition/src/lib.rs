@@ -18,6 +18,7 @@
 //!   remote     a partition on other servers, followed and written through them
 //!   state      the applied state in memory, under every backend
 //!     ring       a collection's recent changes
+//! seal         values that are sealed wherever they lie
 //! group        one embedded partition without a map, for benches and fault tests
 //! peers        how partitions on different servers talk
 //! backup       all partitions in one file, and back
@@ -52,6 +53,7 @@ pub mod partitions;
 pub mod peers;
 mod remote;
 mod ring;
+pub mod seal;
 pub mod snapshot;
 mod state;
 pub mod store;

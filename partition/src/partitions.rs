@@ -40,6 +40,7 @@ use crate::{
     moves,
     peers::PeerService,
     remote::RemoteService,
+    seal::{SealingStore, Vault},
     store::{Store, StoreError},
 };
 
@@ -112,6 +113,7 @@ impl Partitions {
             let what = format!("a server cannot be named {:?}", config.server);
             return Err(OpenError::Config { what });
         }
+        let options = EmbeddedOptions { vault: config.vault.clone(), ..options };
         let desk = Arc::new(Desk::default());
         let opened = Box::pin(open::open(&config, &options, &desk)).await?;
         let held = open::held(&opened);
@@ -168,6 +170,11 @@ impl Partitions {
     /// Whether the partition of that name is in this server's own memory.
     pub fn is_local(&self, name: &str) -> bool {
         self.shared.is_local(name)
+    }
+
+    /// What seals and opens values here.
+    pub fn vault(&self) -> &Arc<Vault> {
+        &self.shared.config.vault
     }
 
     /// Servers that have the partition of that name, those that are ready first.
@@ -343,6 +350,8 @@ impl Shared {
     }
 
     fn put(&self, held: Held) {
+        let store = SealingStore::new(held.store, self.config.vault.clone());
+        let held = Held { store: Arc::new(store), ..held };
         self.failures.lock().remove(&*held.name);
         self.open.lock().insert(held.name.to_string(), held);
     }

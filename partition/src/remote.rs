@@ -46,8 +46,9 @@ use crate::{
     limits::check_limits,
     peers::Peers,
     ring::RingLimits,
+    seal::{self, Bunch, Vault},
     snapshot::Snapshot,
-    state::FUTURE_WAIT,
+    state::{FUTURE_WAIT, attached},
     store::{Collection, Committed, ReadAt, Revision, Store, StoreError, StoreStats, Write},
     watch::Watcher,
 };
@@ -66,6 +67,7 @@ const STATS_AGE: Duration = Duration::from_secs(1);
 pub(crate) struct RemoteStore {
     shared: Arc<Shared>,
     limits: RingLimits,
+    bunch: Arc<Bunch>,
     followed: Arc<Mutex<HashMap<Collection, Arc<Followed>>>>,
     /// Per collection the newest revision that a caller was told of its own write.
     told: Mutex<HashMap<Collection, Revision>>,
@@ -115,6 +117,7 @@ impl RemoteStore {
         peers: Arc<dyn Peers>,
         servers: watch::Receiver<Vec<String>>,
         limits: RingLimits,
+        vault: &Arc<Vault>,
     ) -> Self {
         let runtime = tokio::runtime::Handle::current();
         let shared = Arc::new(Shared {
@@ -128,6 +131,7 @@ impl RemoteStore {
         Self {
             shared,
             limits,
+            bunch: Bunch::new(vault.clone()),
             followed,
             told: Mutex::default(),
             compacted: AtomicU64::new(0),
@@ -164,7 +168,7 @@ impl RemoteStore {
         {
             return Ok(known.clone());
         }
-        let begun = Followed::start(&self.shared, collection, history, self.limits);
+        let begun = Followed::start(&self.shared, collection, history, self.limits, &self.bunch);
         if let Some(replaced) = all.insert(collection.clone(), begun.clone()) {
             // Watchers of the shorter history go on with it for as long as they last.
             self.shared.runtime.spawn(outlive(replaced));
@@ -216,14 +220,32 @@ impl RemoteStore {
         }
         let snapshot = followed.state().read(collection, at).await?;
         self.shared.told(snapshot.revision());
+        if self.bunch.take_lack() {
+            self.learn_keys().await?;
+        }
         Ok(snapshot)
+    }
+
+    /// Catches up with the data keys of tenants: from the first sealed value on they are followed,
+    /// too, and what opens a value was there before it.
+    async fn learn_keys(&self) -> Result<(), StoreError> {
+        self.follow(&seal::documents(), None)?.catch_up().await
     }
 
     async fn write(&self, write: Write) -> Result<Committed, StoreError> {
         check_limits(&write)?;
         let collection = write.collection.clone();
         let is_quiet = write.by_move.is_some();
-        let committed: Committed = self.ask(&Request::Write(write), Repeat::IfNotSent).await?;
+        let key = write.key.clone();
+        let attached = |entry| attached(&self.bunch, &collection, &key, entry);
+        let committed = self.ask(&Request::Write(write), Repeat::IfNotSent).await;
+        let committed: Committed = committed.map_err(|error| match error {
+            StoreError::Conflict { collection, key, found } => {
+                StoreError::Conflict { collection, key, found: found.map(&attached) }
+            }
+            other => other,
+        })?;
+        let committed = Committed { entry: attached(committed.entry), ..committed };
         self.shared.told(committed.revision);
         let followed = self.followed.lock().get(&collection).cloned();
         {

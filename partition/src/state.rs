@@ -27,6 +27,7 @@ use crate::{
     fences::Fences,
     map::{Shard, ShardKey},
     ring::{Lane, RingLimits},
+    seal::{Bunch, is_sealed},
     snapshot::{Entry, Snapshot},
     store::{Collection, ReadAt, Revision, StoreError},
     watch::{Event, Feed, Watcher},
@@ -42,6 +43,8 @@ pub(crate) struct State {
     /// Follows `Contents::revision`, for those who wait for one.
     revision: watch::Sender<Revision>,
     roots: Roots,
+    /// What opens values that are sealed.
+    bunch: Arc<Bunch>,
 }
 
 impl std::fmt::Debug for State {
@@ -68,15 +71,28 @@ pub(crate) struct Totals {
 }
 
 impl State {
-    /// Starts from `image`; history up to its revision is unknown.
+    /// As [`State::with_keys`], where nothing is sealed.
+    #[cfg(test)]
     pub(crate) fn new(image: Image, limits: RingLimits) -> Arc<Self> {
+        Self::with_keys(image, limits, Bunch::new(Arc::default()))
+    }
+
+    /// Starts from `image`; history up to its revision is unknown. `bunch` learns the data keys
+    /// that are applied.
+    pub(crate) fn with_keys(image: Image, limits: RingLimits, bunch: Arc<Bunch>) -> Arc<Self> {
         let revision = image.revision;
-        let contents = Contents::new(image, limits);
+        let contents = Contents::new(image, limits, bunch.clone());
         Arc::new(Self {
             contents: RwLock::new(contents),
             revision: watch::Sender::new(revision),
             roots: Roots::default(),
+            bunch,
         })
+    }
+
+    /// A value of this partition that came on another way than through the state.
+    pub(crate) fn attached(&self, collection: &Collection, key: &str, entry: Entry) -> Entry {
+        attached(&self.bunch, collection, key, entry)
     }
 
     /// Changes the state under the lock, then wakes whoever waits for what was changed.
@@ -257,6 +273,19 @@ impl State {
     /// Ends all watches and refuses reads from now on.
     pub(crate) fn close(&self, reason: &'static str) {
         self.apply(|contents| contents.close(reason));
+    }
+}
+
+/// An entry that `bunch` can open, if it is sealed.
+pub(crate) fn attached(
+    bunch: &Arc<Bunch>,
+    collection: &Collection,
+    key: &str,
+    entry: Entry,
+) -> Entry {
+    match entry.value.as_plain().filter(|it| is_sealed(it)) {
+        Some(bytes) => Entry { value: bunch.keep(collection, key, bytes.clone()), ..entry },
+        None => entry,
     }
 }
 

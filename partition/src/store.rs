@@ -24,6 +24,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 
 use crate::{
+    seal::SealError,
     snapshot::{Entry, Snapshot},
     watch::Watcher,
 };
@@ -290,6 +291,15 @@ pub enum StoreError {
         reason: String,
         #[source]
         source: Option<Source>,
+    },
+
+    /// It lies there sealed and cannot be opened, or sealed, now. Only what needs its text fails.
+    #[error("{collection} {key} cannot be opened")]
+    Sealed {
+        collection: Collection,
+        key: Arc<str>,
+        #[source]
+        source: SealError,
     },
 
     /// What is on disk is not what was written. Never served, never repaired silently.

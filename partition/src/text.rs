@@ -3,11 +3,16 @@
 //! Long values are definitions, manifests and documents: text that repeats itself, read rarely,
 //! and by each tenant its own. Packed they take a tenth, now and in the history.
 //! LZ4 (block format), because packing is done where all writes of a partition pass.
+//!
+//! What is sealed lies sealed, and is opened for whoever looks at it ([`crate::seal`]). Whatever
+//! puts a value on a disk or on the wire takes it as it is stored, see [`Text::stored`].
 
 use std::{borrow::Cow, sync::Arc};
 
 use bytes::Bytes;
 use lz4_flex::block;
+
+use crate::{seal::Shut, store::StoreError};
 
 /// Values from this length on are packed, in bytes.
 const LONG: usize = 16 << 10;
@@ -24,6 +29,7 @@ enum Form {
         /// Of what it was made of.
         length: u32,
     },
+    Sealed(Arc<Shut>),
 }
 
 impl Text {
@@ -39,11 +45,18 @@ impl Text {
         }
     }
 
-    /// The value. What is plain costs nothing.
+    /// A sealed value.
+    pub(crate) fn shut(it: Shut) -> Self {
+        Self(Form::Sealed(Arc::new(it)))
+    }
+
+    /// The value. What is plain costs nothing. What cannot be opened is empty, which no reader
+    /// takes for an object: where it may come to a client, ask [`Text::opened`].
     pub fn bytes(&self) -> Cow<'_, Bytes> {
         match &self.0 {
             Form::Plain(bytes) => Cow::Borrowed(bytes),
             Form::Packed { bytes, length } => Cow::Owned(unpack(bytes, *length)),
+            Form::Sealed(it) => Cow::Owned(it.open().unwrap_or_default()),
         }
     }
 
@@ -51,14 +64,49 @@ impl Text {
         match self.0 {
             Form::Plain(bytes) => bytes,
             Form::Packed { bytes, length } => unpack(&bytes, length),
+            Form::Sealed(it) => it.open().unwrap_or_default(),
         }
     }
 
-    /// The value's length in bytes.
+    /// The value as it is stored: what is sealed stays so.
+    pub(crate) fn stored(&self) -> Cow<'_, Bytes> {
+        match &self.0 {
+            Form::Sealed(it) => Cow::Borrowed(it.stored()),
+            _ => self.bytes(),
+        }
+    }
+
+    /// The same value, opened if it is sealed; an error says why it cannot be.
+    pub fn opened(self) -> Result<Self, StoreError> {
+        match self.0 {
+            Form::Sealed(it) => it.open().map(Self::from),
+            _ => Ok(self),
+        }
+    }
+
+    /// The value, or, if it cannot be opened, what can be read of it without its key: its kind and
+    /// metadata, without annotations and managers. Never to be written back.
+    pub fn glance(&self) -> Cow<'_, Bytes> {
+        match &self.0 {
+            Form::Sealed(it) => Cow::Owned(it.open().unwrap_or_else(|_| it.husk())),
+            _ => self.bytes(),
+        }
+    }
+
+    /// As [`Text::glance`], to be kept.
+    pub fn glanced(self) -> Self {
+        match &self.0 {
+            Form::Sealed(_) => self.glance().into_owned().into(),
+            _ => self,
+        }
+    }
+
+    /// Length in bytes of what is stored.
     pub fn len(&self) -> usize {
         match &self.0 {
             Form::Plain(bytes) => bytes.len(),
             Form::Packed { length, .. } => *length as usize,
+            Form::Sealed(it) => it.stored().len(),
         }
     }
 
@@ -68,7 +116,20 @@ impl Text {
 
     /// Whether looking at it costs something.
     pub fn is_packed(&self) -> bool {
-        matches!(self.0, Form::Packed { .. })
+        !matches!(self.0, Form::Plain(_))
+    }
+
+    /// Whether it is sealed.
+    pub(crate) fn is_sealed(&self) -> bool {
+        matches!(self.0, Form::Sealed(_))
+    }
+
+    /// Bytes that lie there as they came.
+    pub(crate) fn as_plain(&self) -> Option<&Bytes> {
+        match &self.0 {
+            Form::Plain(bytes) => Some(bytes),
+            _ => None,
+        }
     }
 
     /// The bytes that it takes.
@@ -76,6 +137,7 @@ impl Text {
         match &self.0 {
             Form::Plain(bytes) => bytes.len(),
             Form::Packed { bytes, .. } => bytes.len(),
+            Form::Sealed(it) => it.stored().len() + size_of::<Shut>(),
         }
     }
 }
@@ -117,7 +179,7 @@ impl Default for Text {
 
 impl PartialEq for Text {
     fn eq(&self, other: &Self) -> bool {
-        self.len() == other.len() && self.bytes() == other.bytes()
+        self.len() == other.len() && self.stored() == other.stored()
     }
 }
 

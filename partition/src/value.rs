@@ -43,12 +43,26 @@ pub(crate) fn own_with_revision(value: &[u8], revision: Revision) -> Bytes {
     spliced(value, revision).map_or_else(|| Bytes::copy_from_slice(value), Bytes::from)
 }
 
-/// The capacity is exact: a full `Vec` becomes `Bytes` without a second allocation.
+/// `value` with the revision that `other` has, if both have a place for it. Always in memory of its
+/// own.
+pub(crate) fn with_revision_of(value: &[u8], other: &[u8]) -> Bytes {
+    let digits = digits_at(other).map(|at| {
+        let end = other[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+        &other[at..at + end]
+    });
+    let filled = digits.and_then(|digits| filled(value, digits));
+    filled.map_or_else(|| Bytes::copy_from_slice(value), Bytes::from)
+}
+
 fn spliced(value: &[u8], revision: Revision) -> Option<Vec<u8>> {
+    let mut buffer = [0; 20];
+    filled(value, decimal(revision.0, &mut buffer))
+}
+
+/// The capacity is exact: a full `Vec` becomes `Bytes` without a second allocation.
+fn filled(value: &[u8], digits: &[u8]) -> Option<Vec<u8>> {
     let start = digits_at(value)?;
     let old = value[start..].iter().take_while(|byte| byte.is_ascii_digit()).count();
-    let mut buffer = [0; 20];
-    let digits = decimal(revision.0, &mut buffer);
     let mut out = Vec::with_capacity(value.len() - old + digits.len());
     out.extend_from_slice(&value[..start]);
     out.extend_from_slice(digits);

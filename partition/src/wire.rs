@@ -92,7 +92,7 @@ pub(crate) fn read_committed(reader: &mut Reader<'_>) -> Option<Committed> {
 
 pub(crate) fn put_entry(out: &mut Vec<u8>, entry: &Entry) {
     put_u64(out, entry.modified.0);
-    put_bytes(out, &entry.value.bytes());
+    put_bytes(out, &entry.value.stored());
 }
 
 pub(crate) fn read_entry(reader: &mut Reader<'_>) -> Option<Entry> {
@@ -135,6 +135,11 @@ pub(crate) fn put_error(out: &mut Vec<u8>, error: &StoreError) {
             let parts = [Some(reason.clone()), cause];
             let told: Vec<_> = parts.into_iter().flatten().collect();
             put_bytes(out, told.join(": ").as_bytes());
+        }
+        // Whoever asks from elsewhere opens what it gets itself.
+        StoreError::Sealed { source, .. } => {
+            out.push(DAMAGED);
+            put_bytes(out, format!("{error}: {source}").as_bytes());
         }
         StoreError::Damaged { what } => {
             out.push(DAMAGED);

@@ -12,6 +12,7 @@ use kube::{
     config::{Config, KubeConfigOptions, Kubeconfig},
 };
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::time::Instant;
 use tower::{BoxError, Service};
 
@@ -20,6 +21,7 @@ use crate::{Api, Collection, Discovery, Error, Kind, Object, ResourceRef, metric
 /// No request but a watch takes longer: a little more than the server's own limit of 30 s for
 /// webhooks, less than the 60 s after which it gives up.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(40);
+const JSON: &str = "application/json";
 /// The largest answer: several times a full page of the largest objects there can be.
 const MAX_ANSWER: usize = 256 << 20;
 /// How often a request that the server refused unread, for lack of room, is sent again.
@@ -132,6 +134,16 @@ impl Client {
         let request = describe(&Method::GET, path);
         let response = self.send(&Method::GET, path, "*/*", None).await?;
         Ok(Download { body: checked(response, &request).await?.into_body(), request })
+    }
+
+    /// Reads the document at `path`, which is no resource.
+    pub async fn document(&self, path: &str) -> Result<Value, Error> {
+        self.call(Method::GET, path, JSON, None).await
+    }
+
+    /// Has done what a `POST` to `path` asks for, which is no resource; what it answers.
+    pub async fn order(&self, path: &str) -> Result<Value, Error> {
+        self.call(Method::POST, path, JSON, None).await
     }
 
     /// Sends a request and decodes the answer, which must be a success.

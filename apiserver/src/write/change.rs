@@ -194,7 +194,7 @@ pub(crate) async fn change(
                 warnings.extend(found.into_iter().chain(told()));
                 return Ok(Written { entry, created: false, warnings });
             }
-            Put::Newer(newer) if retry => entry = newer,
+            Put::Newer(newer) if retry => entry = read::opened(newer)?,
             Put::Newer(_) => return Err(call.modified(&name)),
         }
     }

@@ -5,6 +5,7 @@ mod custom;
 mod decode;
 mod ownership;
 mod patches;
+mod sealed;
 mod server;
 mod streams;
 mod words;
@@ -27,6 +28,7 @@ pub const ALL: &[Target] = &[
     Target { name: "protobuf", run: decode::protobuf },
     Target { name: "requests", run: server::requests },
     Target { name: "scalars", run: words::scalars },
+    Target { name: "sealed", run: sealed::values },
     Target { name: "selectors", run: words::selectors },
     Target { name: "tokens", run: server::tokens },
     Target { name: "yaml", run: decode::yaml },

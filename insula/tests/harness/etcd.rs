@@ -74,6 +74,11 @@ impl Etcd {
         etcd
     }
 
+    /// Where it keeps what it is given.
+    pub(crate) fn data_dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// Starts it again on what it left.
     pub(crate) fn again(&mut self) {
         let (url, peer) = (&self.url, &self.peer);

@@ -22,7 +22,7 @@ pub(crate) fn put_row(out: &mut Vec<u8>, collection: &Collection, key: &str, ent
     put_text(out, collection.as_str());
     put_text(out, key);
     out.extend_from_slice(&entry.modified.0.to_le_bytes());
-    put_bytes(out, &entry.value.bytes());
+    put_bytes(out, &entry.value.stored());
 }
 
 /// Puts an image together from rows ordered by collection.

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     error::OpenError,
     ring::RingLimits,
+    seal::{Bunch, Vault},
     state::{Image, State},
     wal::frame::{Kind, Record},
 };
@@ -46,6 +47,7 @@ impl Replay {
         voters: &[u64],
         checkpoint: Option<(Description, Image)>,
         limits: RingLimits,
+        vault: Arc<Vault>,
     ) -> Self {
         let first = ConfState { voters: voters.to_vec(), ..ConfState::default() };
         let start = if voters.is_empty() { Position::default() } else { START };
@@ -55,7 +57,7 @@ impl Replay {
         };
         Self {
             partition: partition.into(),
-            state: State::new(image, limits),
+            state: State::with_keys(image, limits, Bunch::new(vault)),
             base: applied,
             applied,
             conf,

@@ -94,7 +94,11 @@ impl Server {
     }
 
     async fn open(&self) -> Arc<dyn Store> {
-        Arc::new(EtcdStore::open("p1", &self.config(), RingLimits::default()).await.unwrap())
+        Arc::new(
+            EtcdStore::open("p1", &self.config(), RingLimits::default(), &Arc::default())
+                .await
+                .unwrap(),
+        )
     }
 
     /// A client beside ours.
@@ -234,7 +238,9 @@ impl Proxy {
 
     async fn store(&self) -> Arc<dyn Store> {
         let config = EtcdConfig::plain(vec![format!("http://127.0.0.1:{}", self.port)]);
-        Arc::new(EtcdStore::open("p1", &config, RingLimits::default()).await.unwrap())
+        Arc::new(
+            EtcdStore::open("p1", &config, RingLimits::default(), &Arc::default()).await.unwrap(),
+        )
     }
 }
 
@@ -356,8 +362,9 @@ async fn tls_and_users() {
     ];
     let server = Server::start_with(dir, arguments);
     let config = EtcdConfig { tls: Some(tls), ..server.config() };
-    let open =
-        async |config: EtcdConfig| EtcdStore::open("p1", &config, RingLimits::default()).await;
+    let open = async |config: EtcdConfig| {
+        EtcdStore::open("p1", &config, RingLimits::default(), &Arc::default()).await
+    };
     // Without users first, to make some.
     let store = open(config.clone()).await.unwrap();
     put(&store, "a", "1").await;
@@ -385,7 +392,9 @@ async fn tls_and_users() {
     assert_eq!(read.get("a").unwrap(), &second.entry);
     let patience = Duration::from_millis(100);
     let wrong = user("guessed");
-    let refused = EtcdStore::open_within(patience, "p1", &wrong, RingLimits::default()).await;
+    let refused =
+        EtcdStore::open_within(patience, "p1", &wrong, RingLimits::default(), &Arc::default())
+            .await;
     let text = crate::error::chain(&refused.unwrap_err());
     assert!(text.contains("authentication failed"), "{text}");
 }
@@ -394,7 +403,8 @@ async fn tls_and_users() {
 async fn nobody_there_is_an_error() {
     let config = EtcdConfig::plain(vec!["http://127.0.0.1:1".into()]);
     let patience = Duration::from_millis(300);
-    let opening = EtcdStore::open_within(patience, "p1", &config, RingLimits::default());
+    let vault = Arc::default();
+    let opening = EtcdStore::open_within(patience, "p1", &config, RingLimits::default(), &vault);
     let error = tokio::time::timeout(Duration::from_secs(20), opening).await.unwrap().unwrap_err();
     let text = crate::error::chain(&error);
     assert!(text.contains("p1 did not come up") && text.contains("127.0.0.1:1"), "{text}");
@@ -443,7 +453,11 @@ impl Cluster {
     }
 
     async fn open(&self) -> Arc<dyn Store> {
-        Arc::new(EtcdStore::open("p1", &self.config(), RingLimits::default()).await.unwrap())
+        Arc::new(
+            EtcdStore::open("p1", &self.config(), RingLimits::default(), &Arc::default())
+                .await
+                .unwrap(),
+        )
     }
 
     /// The member that leads.
@@ -505,7 +519,9 @@ async fn an_etcd_of_another_is_refused() {
     use crate::error::OpenError;
     let server = Server::start();
     let open = async |name: &str| {
-        EtcdStore::open(name, &server.config(), RingLimits::default()).await.unwrap()
+        EtcdStore::open(name, &server.config(), RingLimits::default(), &Arc::default())
+            .await
+            .unwrap()
     };
     let store = open("p1").await;
     assert_eq!(store.identify(None, "c1").await.unwrap(), "c1");
@@ -532,7 +548,9 @@ async fn an_etcd_with_foreign_data_is_refused() {
     let mut client = server.client().await;
     client.put("/elsewhere/x", "x", None).await.unwrap();
     let open = async |name: &str| {
-        EtcdStore::open(name, &server.config(), RingLimits::default()).await.unwrap()
+        EtcdStore::open(name, &server.config(), RingLimits::default(), &Arc::default())
+            .await
+            .unwrap()
     };
     client.put("/insula/registry/pods/x", "x", None).await.unwrap();
     let refused = open("p1").await.identify(Some("c1"), "c1").await.unwrap_err();

@@ -124,7 +124,7 @@ impl<'a> Copy<'a> {
                 let plain = |value| value::with_revision(value, Revision(0));
                 // What an earlier move left here is too old: revisions must not go back.
                 entry.modified < have.modified
-                    && plain(&have.value.bytes()) == plain(&entry.value.bytes())
+                    && plain(&have.value.stored()) == plain(&entry.value.stored())
             });
             if !same {
                 writes.push(self.put(collection, key, entry));
@@ -167,7 +167,7 @@ impl<'a> Copy<'a> {
         key: &Arc<str>,
         entry: &crate::snapshot::Entry,
     ) -> Write {
-        self.write(collection, key, Change::Put(entry.value.bytes().into_owned()))
+        self.write(collection, key, Change::Put(entry.value.stored().into_owned()))
     }
 
     fn delete(&self, collection: &Collection, key: &Arc<str>) -> Write {

@@ -7,6 +7,7 @@ use crate::{
     etcd::EtcdConfig,
     map::ServerInfo,
     peers::{Nobody, Peers},
+    seal::Vault,
 };
 
 /// Where partitions live, and who this server is among those that serve them.
@@ -24,6 +25,8 @@ pub struct PartitionsConfig {
     /// How to log in to the etcd of a partition that was added to the map later, by the
     /// partition's name; `*` for all others. Endpoints and prefix come from the map.
     pub etcd: BTreeMap<String, EtcdConfig>,
+    /// What seals and opens values. By default nothing is sealed.
+    pub vault: Arc<Vault>,
 }
 
 impl PartitionsConfig {
@@ -36,6 +39,7 @@ impl PartitionsConfig {
             address: String::new(),
             peers: Arc::new(Nobody),
             etcd: BTreeMap::new(),
+            vault: Arc::default(),
         }
     }
 }

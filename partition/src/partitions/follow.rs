@@ -156,7 +156,7 @@ pub(super) async fn open_one(
     name: &str,
     config: &EtcdConfig,
 ) -> Result<Arc<dyn Store>, OpenError> {
-    etcd::open_partition(name, config, shared.map().cluster()).await
+    etcd::open_partition(name, config, shared.map().cluster(), &shared.config.vault).await
 }
 
 async fn place_embedded(
@@ -275,7 +275,8 @@ fn elsewhere(shared: &Arc<Shared>, map: &PartitionMap, info: &PartitionInfo) {
         _ => {
             let (known, names) = watch::channel(servers);
             let (name, peers) = (info.name.as_str(), shared.config.peers.clone());
-            let store = RemoteStore::new(name, peers, names, RingLimits::default());
+            let vault = &shared.config.vault;
+            let store = RemoteStore::new(name, peers, names, RingLimits::default(), vault);
             remote.insert(info.name.clone(), known);
             drop(remote);
             shared.put(Held { name: name.into(), store: Arc::new(store), local: false });

@@ -212,7 +212,8 @@ impl Opening<'_> {
         let meta_info = PartitionInfo { name: META.into(), backend, ..PartitionInfo::default() };
         let fresh = uuid::Uuid::new_v4().to_string();
         let mut first = self.first_map(&fresh, meta_info, infos.clone())?;
-        let store = EtcdStore::open(META, &meta_etcd, RingLimits::default()).await?;
+        let store =
+            EtcdStore::open(META, &meta_etcd, RingLimits::default(), &self.config.vault).await?;
         let known = copy.as_ref().map(PartitionMap::cluster).filter(|it| !it.is_empty());
         if store.whose(known).await?.is_none() {
             if let Some(cluster) = known {
@@ -291,7 +292,8 @@ impl Opening<'_> {
     async fn register(&self, seeds: &[String]) -> Result<Identity, OpenError> {
         let (_known, servers) = watch::channel(seeds.to_vec());
         let peers = self.config.peers.clone();
-        let meta = RemoteStore::new(META, peers, servers, RingLimits::default());
+        let meta =
+            RemoteStore::new(META, peers, servers, RingLimits::default(), &self.config.vault);
         let (name, address) = (&self.config.server, &self.config.address);
         ask_map(&meta).await?;
         let changed = stored_map::change_map(&meta, |map| map.with_new_server(name, address)).await;
@@ -317,7 +319,8 @@ impl Opening<'_> {
             && let Backend::Etcd(place) = &map.meta().backend
         {
             let config = EtcdConfig::of(place, access(self.config, META));
-            let store = EtcdStore::open(META, &config, RingLimits::default()).await?;
+            let store =
+                EtcdStore::open(META, &config, RingLimits::default(), &self.config.vault).await?;
             store.identify(Some(map.cluster()), map.cluster()).await?;
             return Ok((held(Arc::new(store), true), None));
         }
@@ -326,7 +329,8 @@ impl Opening<'_> {
             .extend(seeds.iter().filter(|seed| !names.contains(seed)).cloned().collect::<Vec<_>>());
         let (known, servers) = watch::channel(names);
         let peers = self.config.peers.clone();
-        let store = RemoteStore::new(META, peers, servers, RingLimits::default());
+        let store =
+            RemoteStore::new(META, peers, servers, RingLimits::default(), &self.config.vault);
         Ok((held(Arc::new(store), false), Some(known)))
     }
 }
@@ -334,7 +338,7 @@ impl Opening<'_> {
 /// Refuses etcds that hold something else, before anything is written to any of them.
 async fn check_etcds(partitions: &[EtcdPartition], cluster: Option<&str>) -> Result<(), OpenError> {
     for EtcdPartition { name, etcd } in partitions {
-        let store = EtcdStore::open(name, etcd, RingLimits::default()).await?;
+        let store = EtcdStore::open(name, etcd, RingLimits::default(), &Arc::default()).await?;
         let found = store.whose(cluster).await;
         store.shutdown().await.map_err(failed)?;
         if let (Some(found), None) = (found?, cluster) {

@@ -31,6 +31,7 @@ use super::{
 use crate::{
     error::chain,
     ring::RingLimits,
+    seal::Bunch,
     state::{FUTURE_WAIT, Image, State},
     store::{Collection, Revision, StoreError},
 };
@@ -83,8 +84,9 @@ impl Followed {
         collection: &Collection,
         history: Option<Revision>,
         limits: RingLimits,
+        bunch: &Arc<Bunch>,
     ) -> Arc<Self> {
-        let state = State::new(Image::default(), limits);
+        let state = State::with_keys(Image::default(), limits, bunch.clone());
         let (load, loaded) = watch::channel(Loaded::NotYet);
         let (questions, asked) = watch::channel(0);
         let (tell, answers) = watch::channel(Told { caller: 0, revision: Ok(Revision(0)) });

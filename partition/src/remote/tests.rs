@@ -117,7 +117,7 @@ impl Cluster {
     fn named(&self, name: &str) -> Arc<RemoteStore> {
         let peers: Arc<dyn Peers> = self.network.clone();
         let servers = self.servers.subscribe();
-        Arc::new(RemoteStore::new(name, peers, servers, RingLimits::default()))
+        Arc::new(RemoteStore::new(name, peers, servers, RingLimits::default(), &Arc::default()))
     }
 }
 

@@ -306,7 +306,8 @@ impl Piece {
                     out.push(u8::from(event.deleted));
                     put_u64(&mut out, event.revision.0);
                     // A delete's value is the last one, which the other end has.
-                    let value: &[u8] = if event.deleted { &[] } else { &event.entry.value.bytes() };
+                    let value: &[u8] =
+                        if event.deleted { &[] } else { &event.entry.value.stored() };
                     put_bytes(&mut out, value);
                 }
             }

@@ -5,14 +5,16 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use imbl::OrdMap;
 use tokio::sync::watch;
 
-use super::Image;
+use super::{Image, attached};
 use crate::{
     fences::{self, Fences},
     map::Shard,
     ring::{LANES, Lane, Ring, RingLimits},
+    seal::{Bunch, is_document, is_sealed},
     snapshot::Entry,
     store::{Collection, Committed, Expect, Revision, StoreError},
     text::Text,
@@ -40,6 +42,8 @@ pub(crate) struct Contents {
     pub(super) fences: Arc<Fences>,
     /// The collection that holds the table.
     fence_shelf: usize,
+    /// What opens values that are sealed.
+    bunch: Arc<Bunch>,
 }
 
 /// One collection: its live values and its recent changes.
@@ -66,7 +70,7 @@ impl Shelf {
 }
 
 impl Contents {
-    pub(super) fn new(image: Image, limits: RingLimits) -> Self {
+    pub(super) fn new(image: Image, limits: RingLimits, bunch: Arc<Bunch>) -> Self {
         let mut contents = Self {
             revision: image.revision,
             floor: image.revision,
@@ -80,6 +84,7 @@ impl Contents {
             limits,
             fences: Fences::none(),
             fence_shelf: 0,
+            bunch,
         };
         contents.fence_shelf = contents.shelf(fences::FENCES);
         contents.fill(image);
@@ -194,7 +199,20 @@ impl Contents {
     }
 
     fn fill(&mut self, image: Image) {
-        for (collection, entries) in image.collections {
+        let keys = image.collections.iter().filter(|(it, _)| is_document(it.as_str()));
+        for (key, entry) in keys.flat_map(|(_, entries)| entries) {
+            self.bunch.learn(key, Some(&entry.value.stored()));
+        }
+        for (collection, mut entries) in image.collections {
+            let sealed: Vec<_> = entries
+                .iter()
+                .filter(|(_, entry)| entry.value.as_plain().is_some_and(|it| is_sealed(it)))
+                .map(|(key, entry)| (key.clone(), entry.clone()))
+                .collect();
+            for (key, entry) in sealed {
+                let entry = attached(&self.bunch, &collection, &key, entry);
+                entries.insert(key, entry);
+            }
             let shelf = self.shelf(collection.as_str());
             self.objects += entries.len() as u64;
             self.bytes += entries.iter().map(|(key, entry)| size_of_entry(key, entry)).sum::<u64>();
@@ -221,7 +239,7 @@ impl Contents {
         value: &[u8],
         revision: Revision,
     ) -> Option<Arc<Event>> {
-        let value = Text::kept(value::own_with_revision(value, revision));
+        let value = self.kept(shelf, key, value::own_with_revision(value, revision));
         let entry = Entry { value, modified: revision };
         let entries = &mut self.shelves[shelf].entries;
         let (key, previous) = match entries.get_key_value_mut(key) {
@@ -240,10 +258,18 @@ impl Contents {
         let (key, previous) = self.shelves[shelf].entries.remove_with_key(key)?;
         self.objects -= 1;
         self.bytes -= size_of_entry(&key, &previous);
-        let value = value::with_revision(&previous.value.bytes(), revision);
-        let entry = Entry { value: Text::kept(value), modified: revision };
+        let value = value::with_revision(&previous.value.stored(), revision);
+        let entry = Entry { value: self.kept(shelf, &key, value), modified: revision };
         let previous = Some(previous);
         Some(self.record(shelf, Event { revision, key, entry, previous, deleted: true }))
+    }
+
+    /// What will lie there for a while.
+    fn kept(&self, shelf: usize, key: &str, value: Bytes) -> Text {
+        match is_sealed(&value) {
+            true => self.bunch.keep(&self.shelves[shelf].collection, key, value),
+            false => Text::kept(value),
+        }
     }
 
     fn count(&mut self, key: &str, entry: &Entry, previous: Option<&Entry>) {
@@ -261,6 +287,10 @@ impl Contents {
             self.read_fences();
         }
         let collection = self.shelves[shelf].collection.as_str();
+        if is_document(collection) {
+            let text = (!event.deleted).then(|| event.entry.value.stored());
+            self.bunch.learn(&event.key, text.as_ref().map(|it| &***it));
+        }
         if !self.fences.is_quiet(collection, &event.key) {
             let lane = Lane::of(Shard::of(collection, &event.key));
             self.shelves[shelf].ring.push(lane, event.clone());

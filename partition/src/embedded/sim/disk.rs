@@ -65,7 +65,13 @@ impl Disk {
 
     /// Reads everything back, as a process does when it starts.
     pub(super) fn start(&self, id: u64, voters: &[u64], life: u32) -> Started {
-        let mut replay = Replay::new("sim", voters, self.checkpoint.clone(), RingLimits::default());
+        let mut replay = Replay::new(
+            "sim",
+            voters,
+            self.checkpoint.clone(),
+            RingLimits::default(),
+            std::sync::Arc::default(),
+        );
         for body in &self.durable {
             for record in frame::records(body) {
                 let record = record.expect("a record that was written is read");
