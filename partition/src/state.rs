@@ -12,12 +12,14 @@
 
 mod contents;
 mod roots;
+mod tally;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use imbl::OrdMap;
+use insula_api::quota::amounts::Amounts;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
@@ -28,7 +30,7 @@ use crate::{
     map::{Shard, ShardKey},
     ring::{Lane, RingLimits},
     snapshot::{Entry, Snapshot},
-    store::{Collection, ReadAt, Revision, StoreError},
+    store::{Collection, ReadAt, Revision, StoreError, Tenants, Usage},
     watch::{Event, Feed, Watcher},
 };
 
@@ -257,6 +259,25 @@ impl State {
     /// Ends all watches and refuses reads from now on.
     pub(crate) fn close(&self, reason: &'static str) {
         self.apply(|contents| contents.close(reason));
+    }
+}
+
+impl Tenants for State {
+    fn usage(&self, tenant: &str) -> Usage {
+        self.contents.read().tallies.usage(tenant)
+    }
+
+    fn all(&self) -> Vec<(String, Usage)> {
+        self.contents.read().tallies.all()
+    }
+
+    fn amounts(
+        &self,
+        tenant: &str,
+        namespaces: Option<&BTreeSet<String>>,
+        names: &[&str],
+    ) -> Amounts {
+        self.contents.write().amounts(tenant, namespaces, names)
     }
 }
 
