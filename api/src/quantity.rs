@@ -123,6 +123,11 @@ impl Quantity {
         saturate(div_away_from_zero(self.nanos, UNIT / 1000))
     }
 
+    /// Whole thousandths, rounded towards zero, of sums too.
+    pub fn wide_milli(&self) -> i128 {
+        self.nanos / (UNIT / 1000)
+    }
+
     /// The sum, in the format of the first amount that is not zero.
     #[must_use]
     pub fn saturating_add(self, other: Self) -> Self {
@@ -135,6 +140,20 @@ impl Quantity {
     pub fn saturating_sub(self, other: Self) -> Self {
         let format = if self.is_zero() { other.format } else { self.format };
         Self { nanos: clamp(self.nanos.saturating_sub(other.nanos)), format }
+    }
+
+    /// The sum, also where it is more than one amount can be: sums that are kept while amounts
+    /// come and go must not forget any.
+    #[must_use]
+    pub fn exact_add(self, other: Self) -> Self {
+        let format = if self.is_zero() { other.format } else { self.format };
+        Self { nanos: self.nanos.saturating_add(other.nanos), format }
+    }
+
+    /// As [`Quantity::exact_add`].
+    #[must_use]
+    pub fn exact_sub(self, other: Self) -> Self {
+        self.exact_add(Self { nanos: -other.nanos, ..other })
     }
 
     /// The amount `n` times.

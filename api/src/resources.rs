@@ -108,7 +108,9 @@ fn scope(group: &str, name: &str) -> Scope {
         ("", "nodes" | "componentstatuses")
         | ("storage.k8s.io", "csinodes" | "volumeattachments")
         | ("resource.k8s.io", "resourceslices") => Scope::Fleet,
-        ("insula.io", name) if name != "authenticationconfigurations" => Scope::Fleet,
+        ("insula.io", name) if !matches!(name, "authenticationconfigurations" | "tenantquotas") => {
+            Scope::Fleet
+        }
         ("storage.k8s.io", "storageclasses" | "csidrivers" | "volumeattributesclasses")
         | ("node.k8s.io", "runtimeclasses")
         | ("scheduling.k8s.io", "priorityclasses")

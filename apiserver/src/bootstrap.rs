@@ -94,6 +94,11 @@ pub(crate) async fn created(server: &Server, it: &Value) -> Result<()> {
         let pinned = server.partitions.pin(object::name(it), Some(wanted)).await;
         pinned.map_err(ApiError::internal)?;
     }
+    // First of all: nothing is made in it that its quota would not allow.
+    if let Some(quota) = server.first_quota().await? {
+        let tenant = TenantName::parse(object::name(it)).map_err(ApiError::internal)?;
+        put(server, &tenant, quota).await?;
+    }
     tenant(server, it).await
 }
 

@@ -257,6 +257,7 @@ async fn delete_named(
             change,
             durability: call.served.durability(namespace),
             by_move: None,
+            within: None,
         };
         match store.write(write).await {
             Ok(committed) => {

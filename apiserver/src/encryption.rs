@@ -39,8 +39,16 @@ const KIND: &str = "EncryptionConfiguration";
 /// Most keys of a file.
 const MAX_KEYS: usize = 16;
 
-/// What cannot be sealed: objects of nodes lie in other places than the keys of their tenant.
-const NOT_SEALED: [&str; 3] = ["nodes", "leases.coordination.k8s.io", "csinodes.storage.k8s.io"];
+/// What cannot be sealed: objects of nodes lie in other places than the keys of their tenant, and
+/// what pods, services and claims use is weighed by partitions, which have no keys.
+const NOT_SEALED: [&str; 6] = [
+    "nodes",
+    "leases.coordination.k8s.io",
+    "csinodes.storage.k8s.io",
+    "pods",
+    "services",
+    "persistentvolumeclaims",
+];
 
 /// Why a file is of no use.
 #[derive(Debug, thiserror::Error)]

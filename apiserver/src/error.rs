@@ -392,6 +392,9 @@ impl From<StoreError> for ApiError {
             }
             StoreError::TooLarge { limit, .. } => Self::too_large(*limit),
             StoreError::Conflict { .. } => Self::internal(&error),
+            StoreError::Exceeded(excess) => {
+                Self::forbidden("insula.io", "tenantquotas", &excess.quota, &excess.to_string())
+            }
             StoreError::Moving { what } => {
                 let mut error = Self::unavailable(format!("{what} is moving; try again"));
                 error.is_moving = true;

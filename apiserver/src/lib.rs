@@ -47,6 +47,7 @@ pub mod peers;
 pub mod pki;
 mod providers;
 mod proxy;
+mod quota;
 mod rbac;
 mod read;
 mod record;
@@ -205,6 +206,7 @@ impl Server {
         server.bootstrap().await?;
         server.tasks.spawn(tenants::follow(server.clone()));
         server.tasks.spawn(custom::look_after(server.clone()));
+        server.tasks.spawn(quota::usage::look_after(server.clone()));
         server.tasks.spawn(aggregation::available::look_after(server.clone()));
         server.tasks.spawn(encryption::look_after(server.clone()));
         Ok(server)

@@ -7,7 +7,9 @@ use futures::{FutureExt as _, future::BoxFuture};
 use insula_partition::{
     map::ShardKey,
     snapshot::Snapshot,
-    store::{Collection, Committed, ReadAt, Revision, Store, StoreError, StoreStats, Write},
+    store::{
+        Collection, Committed, ReadAt, Revision, Store, StoreError, StoreStats, Tenants, Write,
+    },
     watch::Watcher,
 };
 
@@ -59,6 +61,10 @@ impl Store for Scoped {
 
     fn collections(&self) -> BoxFuture<'_, Result<Vec<Collection>, StoreError>> {
         self.store.collections()
+    }
+
+    fn tenants(&self) -> Option<&dyn Tenants> {
+        self.store.tenants()
     }
 
     fn stats(&self) -> StoreStats {

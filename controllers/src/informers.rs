@@ -12,7 +12,7 @@ use k8s_openapi::api::{
     core::v1::{
         ConfigMap, Container, ContainerState, ContainerStateTerminated, ContainerStatus, Endpoints,
         Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, PodCondition, PodSpec,
-        PodStatus, ReplicationController, ResourceQuota, Service, ServiceAccount,
+        PodStatus, ReplicationController, ResourceQuota, Secret, Service, ServiceAccount,
     },
     discovery::v1::EndpointSlice,
     networking::v1::ServiceCIDR,
@@ -88,8 +88,9 @@ fn orphans_of(tenant: &TenantName, namespace: &str) -> String {
 pub(crate) struct Informers {
     pub(crate) tenants: Informer<Tenant>,
     pub(crate) namespaces: Informer<Namespace>,
-    /// Only those named [`DEFAULT_ACCOUNT`].
-    pub(crate) default_accounts: Informer<ServiceAccount>,
+    pub(crate) accounts: Informer<ServiceAccount>,
+    /// Only those that ask for a token, without it.
+    pub(crate) token_secrets: Informer<Secret>,
     /// Only those named [`ROOT_CA`].
     pub(crate) root_cas: Informer<ConfigMap>,
     /// Without most of what is in a pod; see [`trim_pod`].
@@ -126,7 +127,6 @@ impl Informers {
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
     ) -> Self {
-        let named = |name: &str| format!("metadata.name={name}");
         let mut pods = Informer::builder(client.all().collection::<Pod>()).trim(trim_pod);
         let pods_by_node = pods.index(|pod| {
             let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
@@ -137,11 +137,14 @@ impl Informers {
             tenants: Informer::builder(client.system().api::<Tenant>())
                 .start(tasks, shutdown.clone()),
             namespaces: starts.all(),
-            default_accounts: Informer::builder(client.all().collection::<ServiceAccount>())
-                .field_selector(named(DEFAULT_ACCOUNT))
+            accounts: starts.all(),
+            token_secrets: Informer::builder(client.all().collection::<Secret>())
+                .field_selector("type=kubernetes.io/service-account-token")
+                .trim(crate::token_secrets::trim)
                 .start(tasks, shutdown.clone()),
             root_cas: Informer::builder(client.all().collection::<ConfigMap>())
-                .field_selector(named(ROOT_CA))
+                .field_selector(format!("metadata.name={ROOT_CA}"))
+                .trim(crate::root_ca::trim)
                 .start(tasks, shutdown.clone()),
             pods: Owned::start(pods, tasks, shutdown),
             pods_by_node,

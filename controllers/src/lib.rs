@@ -58,6 +58,7 @@ mod status;
 mod taint_eviction;
 mod taints;
 mod tenant;
+mod token_secrets;
 mod ttl;
 
 use std::{sync::Arc, time::Duration};
@@ -150,6 +151,11 @@ async fn run_all(config: Config, client: Client, shutdown: CancellationToken) ->
     ));
     start.start(root_ca::RootCaPublisher::new(
         named(root_ca::RootCaPublisher::NAME)?,
+        informers.clone(),
+        config.root_ca.clone(),
+    ));
+    start.start(token_secrets::TokenSecrets::new(
+        named(token_secrets::TokenSecrets::NAME)?,
         informers.clone(),
         config.root_ca.clone(),
     ));

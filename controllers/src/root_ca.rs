@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use insula_client::{Client, ObjectKey, Patch};
 use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use serde_json::json;
+use xxhash_rust::xxh3::xxh3_128;
 
 use crate::{
     controller::{Controller, Next, ReconcileError},
@@ -31,12 +32,24 @@ impl RootCaPublisher {
         Self { client, informers, pem }
     }
 
+    /// Whether a [trimmed](trim) copy is as it is to be.
     fn is_right(&self, present: &ConfigMap) -> bool {
         let is_it = |data: &BTreeMap<String, String>| {
-            data.len() == 1 && data.get(FILE).is_some_and(|pem| *pem == self.pem)
+            data.len() == 1 && data.get(FILE).is_some_and(|it| *it == fingerprint(&self.pem))
         };
         present.data.as_ref().is_some_and(is_it)
     }
+}
+
+/// There is one for every namespace of every tenant: what it holds is kept as a fingerprint.
+pub(crate) fn trim(present: &mut ConfigMap) {
+    for value in present.data.iter_mut().flat_map(BTreeMap::values_mut) {
+        *value = fingerprint(value);
+    }
+}
+
+fn fingerprint(text: &str) -> String {
+    format!("{:x}", xxh3_128(text.as_bytes()))
 }
 
 impl Controller for RootCaPublisher {

@@ -33,15 +33,15 @@ impl Controller for DefaultAccounts {
         let keys = queue.clone();
         self.informers.namespaces.on_change(move |change| keys.add(change.key.clone()));
         let keys = queue.clone();
-        self.informers.default_accounts.on_change(move |change| {
-            if change.new.is_none() {
+        self.informers.accounts.on_change(move |change| {
+            if change.new.is_none() && &*change.key.name == DEFAULT_ACCOUNT {
                 keys.add(key_of_namespace(change.key));
             }
         });
     }
 
     async fn synced(&self) -> bool {
-        self.informers.namespaces.synced().await && self.informers.default_accounts.synced().await
+        self.informers.namespaces.synced().await && self.informers.accounts.synced().await
     }
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Next, ReconcileError> {
@@ -49,7 +49,7 @@ impl Controller for DefaultAccounts {
             return Ok(Next::WhenChanged);
         };
         let account = ObjectKey::new(&key.tenant, &key.name, DEFAULT_ACCOUNT);
-        if !is_active(&namespace) || self.informers.default_accounts.get(&account).is_some() {
+        if !is_active(&namespace) || self.informers.accounts.get(&account).is_some() {
             return Ok(Next::WhenChanged);
         }
         let wanted = ServiceAccount {

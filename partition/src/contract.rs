@@ -1,8 +1,14 @@
 //! The suite that every backend of [`Store`] must pass, on an empty store of its own per test.
 
+pub(crate) mod limited;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+
+pub(crate) use self::limited::{
+    limits_are_kept, limits_are_of_bytes_kinds_and_namespaces, many_at_the_limit,
+};
 
 use crate::{
     snapshot::Entry,
@@ -26,7 +32,8 @@ macro_rules! contract_tests {
             watches_have_no_gap_under_load, too_large_is_refused, a_counter_by_many,
             latest_sees_what_was_acknowledged, relaxed_writes_keep_their_order,
             collections_are_those_with_values, stats_count, a_shut_down_store_says_so,
-            raised_revisions_stay_above, fences_hold_what_moves,
+            raised_revisions_stay_above, fences_hold_what_moves, limits_are_kept,
+            limits_are_of_bytes_kinds_and_namespaces, many_at_the_limit,
         );
     };
     ($open:path; $($test:ident,)*) => {
@@ -48,7 +55,15 @@ pub(crate) fn pods() -> Collection {
 /// A durable write of a pod.
 pub(crate) fn write(key: &str, expect: Expect, change: Change) -> Write {
     let durability = Durability::Durable;
-    Write { collection: pods(), key: key.into(), expect, change, durability, by_move: None }
+    Write {
+        collection: pods(),
+        key: key.into(),
+        expect,
+        change,
+        durability,
+        by_move: None,
+        within: None,
+    }
 }
 
 pub(crate) fn value(text: &str) -> Change {

@@ -5,6 +5,10 @@
 //! read  -> what is etcd's revision? -> wait until the state has it -> state
 //! ```
 //!
+//! A write that may let a tenant have only so much is judged here, where the sums are, and so is
+//! done only if no other such write of the tenant was done since: all of them renew one key, the
+//! tenant's turn. Of one server they come one after the other.
+//!
 //! Revisions are etcd's, raised by what `offsets` says. Each write is made only if the fences
 //! and the offsets are those that were followed when it was decided. Values lie in etcd with an empty revision; the cache fills it in.
 //! The cluster may hold other keys too; only those under the prefix are looked at.
@@ -19,6 +23,7 @@ mod probe;
 mod split;
 #[cfg(test)]
 pub(crate) mod tests;
+mod turns;
 
 use std::{
     sync::{
@@ -38,12 +43,14 @@ use tokio::{task::AbortHandle, time::Instant};
 
 pub use self::config::{EtcdConfig, EtcdTls, EtcdUser};
 pub(crate) use self::split::RELAXED;
+pub(crate) use self::turns::TURNS;
 use self::{
     clock::Clock,
     follow::{ANSWER, FollowError, Follower, Health, Loaded},
     keys::Keys,
     offsets::Offsets,
     probe::Probe,
+    turns::{Limited, Turn, Turns},
 };
 use crate::{
     error::{OpenError, chain},
@@ -56,7 +63,7 @@ use crate::{
     state::{FUTURE_WAIT, State},
     store::{
         Change, Collection, Committed, Expect, ReadAt, Revision, Store, StoreError, StoreStats,
-        Write,
+        Tenants, Write,
     },
     value,
     watch::Watcher,
@@ -82,6 +89,7 @@ pub(crate) struct EtcdStore {
     told: AtomicU64,
     /// Held while a marker is written.
     marking: tokio::sync::Mutex<()>,
+    turns: Turns,
     tasks: Vec<AbortHandle>,
 }
 
@@ -177,6 +185,7 @@ impl EtcdStore {
             health,
             probe,
             marking: tokio::sync::Mutex::new(()),
+            turns: Turns::default(),
             tasks: vec![follow, probing],
         })
     }
@@ -258,12 +267,13 @@ impl EtcdStore {
     }
 
     /// Makes one guarded write. The etcd does it only if nothing was fenced off, and no revision
-    /// was raised, since what `offsets` and `fences` say.
+    /// was raised, since what `offsets` and `fences` say, and if nobody had a turn since `turn`.
     async fn transact(
         &self,
         write: &Write,
         offsets: &Offsets,
         fences: i64,
+        turn: Option<&Turn>,
     ) -> Result<TxnResponse, StoreError> {
         let key = self.keys.of(&write.collection, &write.key);
         let exists = |op| Compare::version(key.as_str(), op, 0);
@@ -290,12 +300,19 @@ impl EtcdStore {
         guard.push(same(&fence_key, fences));
         guard.push(same(&offset_key, offsets.written));
         let revisions = || Some(GetOptions::new().with_keys_only());
-        let found = [
+        let mut found = vec![
             TxnOp::get(key, None),
             TxnOp::get(fence_key, revisions()),
             TxnOp::get(offset_key, revisions()),
         ];
-        let txn = Txn::new().when(guard).and_then([change]).or_else(found);
+        // The change comes first: whoever follows and sees the turn has seen the change.
+        let mut changes = vec![change];
+        if let Some(Turn { key, at, .. }) = turn {
+            guard.push(same(key, *at));
+            changes.push(TxnOp::put(key.as_str(), "", None));
+            found.push(TxnOp::get(key.as_str(), revisions()));
+        }
+        let txn = Txn::new().when(guard).and_then(changes).or_else(found);
         let mut kv = self.client.0.kv_client();
         let answer = tokio::time::timeout(ANSWER, kv.txn(txn)).await.map_err(late)?;
         answer.map_err(|error| match &write.change {
@@ -308,6 +325,12 @@ impl EtcdStore {
 
     async fn write(&self, write: Write) -> Result<Committed, StoreError> {
         check_limits(&write)?;
+        // One after the other, so that those of one server never refuse each other.
+        let limited = Limited::of(&write);
+        let _turn = match &limited {
+            Some(limited) => Some(self.turns.wait(limited.tenant).await),
+            None => None,
+        };
         let begun = Instant::now();
         let (answer, offsets) = loop {
             self.check_health()?;
@@ -318,8 +341,12 @@ impl EtcdStore {
                 fences.check_write(write.collection.as_str(), &write.key, write.by_move)?;
             }
             let written = offsets.etcd(fences.written()).unwrap_or(i64::MAX);
+            let turn = match &limited {
+                Some(limited) => Some(self.judge(limited, &offsets).await?),
+                None => None,
+            };
             let asked = Instant::now();
-            let answer = self.transact(&write, &offsets, written).await;
+            let answer = self.transact(&write, &offsets, written, turn.as_ref()).await;
             let operation = match (&write.change, write.expect) {
                 (Change::Delete, _) => Operation::Delete,
                 (_, Expect::Absent) => Operation::Create,
@@ -336,15 +363,18 @@ impl EtcdStore {
                 _ => 0,
             };
             match answer.op_responses().as_slice() {
-                [TxnOpResponse::Get(found), fence, offset]
-                    if at(fence) == written && at(offset) == offsets.written =>
+                [TxnOpResponse::Get(found), fence, offset, rest @ ..]
+                    if at(fence) == written
+                        && at(offset) == offsets.written
+                        && turn.iter().zip(rest).all(|(turn, now)| at(now) == turn.at) =>
                 {
                     let found = found.kvs().first().map(|kv| follow::entry(kv, &offsets));
                     let Write { collection, key, .. } = write;
                     let found = found.map(|it| self.state.attached(&collection, &key, it));
                     return Err(StoreError::Conflict { collection, key, found });
                 }
-                // Something began or ended to move: decide again, knowing that.
+                // Something began or ended to move, or another server had its turn: decide again,
+                // knowing that.
                 _ if begun.elapsed() < FUTURE_WAIT => {
                     if !self.clock.reach(revision, FUTURE_WAIT).await {
                         self.catch_up().await?;
@@ -478,6 +508,10 @@ impl Store for EtcdStore {
             self.state.collections()
         }
         .boxed()
+    }
+
+    fn tenants(&self) -> Option<&dyn Tenants> {
+        Some(&*self.state)
     }
 
     fn stats(&self) -> StoreStats {

@@ -18,7 +18,9 @@
 //!   remote     a partition on other servers, followed and written through them
 //!   state      the applied state in memory, under every backend
 //!     ring       a collection's recent changes
+//!     tally      what each tenant has
 //! seal         values that are sealed wherever they lie
+//! quota        how much a write may let a tenant have
 //! group        one embedded partition without a map, for benches and fault tests
 //! peers        how partitions on different servers talk
 //! backup       all partitions in one file, and back
@@ -51,6 +53,7 @@ pub mod metrics;
 pub mod moves;
 pub mod partitions;
 pub mod peers;
+pub mod quota;
 mod remote;
 mod ring;
 pub mod seal;

@@ -32,7 +32,7 @@ mod tests;
 mod vault;
 
 pub(crate) use self::{
-    bunch::{Bunch, documents, is_document},
+    bunch::{Bunch, DOCUMENTS, documents, is_document},
     form::{Shut, is_sealed},
     store::SealingStore,
 };

@@ -12,12 +12,14 @@
 
 mod contents;
 mod roots;
+mod tally;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use imbl::OrdMap;
+use insula_api::quota::amounts::Amounts;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
@@ -29,7 +31,7 @@ use crate::{
     ring::{Lane, RingLimits},
     seal::{Bunch, is_sealed},
     snapshot::{Entry, Snapshot},
-    store::{Collection, ReadAt, Revision, StoreError},
+    store::{Collection, ReadAt, Revision, StoreError, Tenants, Usage},
     watch::{Event, Feed, Watcher},
 };
 
@@ -286,6 +288,25 @@ pub(crate) fn attached(
     match entry.value.as_plain().filter(|it| is_sealed(it)) {
         Some(bytes) => Entry { value: bunch.keep(collection, key, bytes.clone()), ..entry },
         None => entry,
+    }
+}
+
+impl Tenants for State {
+    fn usage(&self, tenant: &str) -> Usage {
+        self.contents.read().tallies.usage(tenant)
+    }
+
+    fn all(&self) -> Vec<(String, Usage)> {
+        self.contents.read().tallies.all()
+    }
+
+    fn amounts(
+        &self,
+        tenant: &str,
+        namespaces: Option<&BTreeSet<String>>,
+        names: &[&str],
+    ) -> Amounts {
+        self.contents.write().amounts(tenant, namespaces, names)
     }
 }
 

@@ -18,12 +18,14 @@
 //! The one thing the store knows about a value is where its revision is written, see
 //! [`crate::value`].
 
-use std::{borrow::Borrow, fmt, sync::Arc};
+use std::{borrow::Borrow, collections::BTreeSet, fmt, sync::Arc};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use insula_api::quota::amounts::Amounts;
 
 use crate::{
+    quota::{Excess, Limit},
     seal::SealError,
     snapshot::{Entry, Snapshot},
     watch::Watcher,
@@ -150,6 +152,8 @@ pub struct Write {
     /// The token of the move that writes, if one does; see [`crate::fences`]. Such a write is
     /// taken only while the move's fence lets it in, and no watcher hears of it.
     pub by_move: Option<u64>,
+    /// How much the key's tenant may have with it. Deletes and writes of a move are never limited.
+    pub within: Option<Arc<[Limit]>>,
 }
 
 impl Write {
@@ -161,7 +165,15 @@ impl Write {
         change: Change,
     ) -> Self {
         let durability = Durability::Durable;
-        Self { collection, key: key.into(), expect, change, durability, by_move: None }
+        Self {
+            collection,
+            key: key.into(),
+            expect,
+            change,
+            durability,
+            by_move: None,
+            within: None,
+        }
     }
 }
 
@@ -220,11 +232,46 @@ pub trait Store: Send + Sync + 'static {
     /// Names of all collections that hold a live value.
     fn collections(&self) -> BoxFuture<'_, Result<Vec<Collection>, StoreError>>;
 
+    /// What tenants have here, as far as this process has the partition itself: see
+    /// [`Tenants`]. `None` where it is kept by others.
+    fn tenants(&self) -> Option<&dyn Tenants> {
+        None
+    }
+
     /// Sizes and health, for status pages and metrics. Never blocks.
     fn stats(&self) -> StoreStats;
 
     /// Flushes what is relaxed and stops the background work. Later calls fail `Unavailable`.
     fn shutdown(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+}
+
+/// What a tenant has in a partition.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Number of its live values.
+    pub objects: u64,
+    /// Bytes of their keys and values, without the digits of revisions.
+    pub bytes: u64,
+    /// Grows with every change of what the tenant has, while this process runs.
+    pub changes: u64,
+}
+
+/// What tenants have in a partition, as of what this process has applied.
+pub trait Tenants: Send + Sync {
+    /// All of a tenant.
+    fn usage(&self, tenant: &str) -> Usage;
+
+    /// Every tenant that has something, in no order.
+    fn all(&self) -> Vec<(String, Usage)>;
+
+    /// What a tenant has of the named resources of quotas, in all or in some namespaces. The first
+    /// time that something else than [`Usage`] is asked of a tenant, all that it has is counted.
+    fn amounts(
+        &self,
+        tenant: &str,
+        namespaces: Option<&BTreeSet<String>>,
+        names: &[&str],
+    ) -> Amounts;
 }
 
 /// What a partition says of itself.
@@ -279,6 +326,10 @@ pub enum StoreError {
     /// The value, or the key, is larger than a partition takes.
     #[error("{size} bytes exceed the limit of {limit}")]
     TooLarge { size: usize, limit: usize },
+
+    /// The tenant would have more than the write's limits allow.
+    #[error("{0}")]
+    Exceeded(Box<Excess>),
 
     /// It is on its way to another partition, or was moved there. Ask the map again, and whoever
     /// owns it then.

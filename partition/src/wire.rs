@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! write:      collection text | key text | expect | durability u8
-//!             | 0, or 1 and the move's token u64 | 0 delete, or 1 and value bytes
+//!             | 0, or 1 and the move's token u64 | 0, or 1 and limits | 0 delete, or 1 and value bytes
 //! expect:     0 absent | 1 anything | 2 present | 3 at, revision u64
 //! committed:  revision u64 | entry
 //! entry:      modified u64 | value bytes
+//! limits:     see [`crate::quota`]
 //! error:      kind u8 | what the kind has
 //! ```
 //!
@@ -15,6 +16,7 @@ use bytes::Bytes;
 
 use crate::{
     codec::{Reader, put_bytes, put_text},
+    quota::{put_excess, put_limits, read_excess, read_limits},
     snapshot::Entry,
     store::{Change, Collection, Committed, Durability, Expect, Revision, StoreError, Write},
 };
@@ -27,6 +29,10 @@ pub(crate) fn put_write(out: &mut Vec<u8>, write: &Write) {
     out.push(u8::from(write.by_move.is_some()));
     if let Some(token) = write.by_move {
         put_u64(out, token);
+    }
+    out.push(u8::from(write.within.is_some()));
+    if let Some(limits) = &write.within {
+        put_limits(out, limits);
     }
     match &write.change {
         Change::Delete => out.push(0),
@@ -51,12 +57,17 @@ pub(crate) fn read_write(reader: &mut Reader<'_>) -> Option<Write> {
         1 => Some(reader.u64()?),
         _ => return None,
     };
+    let within = match reader.byte()? {
+        0 => None,
+        1 => Some(read_limits(reader)?.into()),
+        _ => return None,
+    };
     let change = match reader.byte()? {
         0 => Change::Delete,
         1 => Change::Put(Bytes::copy_from_slice(reader.bytes()?)),
         _ => return None,
     };
-    Some(Write { collection, key, expect, change, durability, by_move })
+    Some(Write { collection, key, expect, change, durability, by_move, within })
 }
 
 pub(crate) fn put_expect(out: &mut Vec<u8>, expect: Expect) {
@@ -107,6 +118,7 @@ const TOO_LARGE: u8 = 4;
 const UNAVAILABLE: u8 = 5;
 const DAMAGED: u8 = 6;
 const MOVING: u8 = 7;
+const EXCEEDED: u8 = 8;
 
 /// An error's causes are told in its text: they cannot travel.
 pub(crate) fn put_error(out: &mut Vec<u8>, error: &StoreError) {
@@ -145,6 +157,10 @@ pub(crate) fn put_error(out: &mut Vec<u8>, error: &StoreError) {
             out.push(DAMAGED);
             put_bytes(out, what.as_bytes());
         }
+        StoreError::Exceeded(excess) => {
+            out.push(EXCEEDED);
+            put_excess(out, excess);
+        }
         StoreError::Moving { what } => {
             out.push(MOVING);
             put_bytes(out, what.as_bytes());
@@ -177,6 +193,7 @@ pub(crate) fn read_error(reader: &mut Reader<'_>) -> Option<StoreError> {
         },
         UNAVAILABLE => StoreError::Unavailable { reason: read_long(reader)?, source: None },
         DAMAGED => StoreError::Damaged { what: read_long(reader)? },
+        EXCEEDED => StoreError::Exceeded(Box::new(read_excess(reader)?)),
         MOVING => StoreError::Moving { what: read_long(reader)? },
         _ => return None,
     })
@@ -202,9 +219,11 @@ pub(crate) fn put_u64s<const N: usize>(out: &mut Vec<u8>, numbers: [u64; N]) {
 
 #[cfg(test)]
 mod tests {
+    use insula_api::quota::amounts::Amounts;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::quota::{Excess, Limit};
 
     fn entry() -> Entry {
         Entry { value: Bytes::from_static(b"{}").into(), modified: Revision(7) }
@@ -221,7 +240,9 @@ mod tests {
             let collection = Collection::new("apps", "deployments");
             let by_move = matches!(change, Change::Delete).then_some(7);
             let key = "t/n/é".into();
-            let write = Write { collection, key, expect, change, durability, by_move };
+            let limit = Limit { quota: "q".into(), namespaces: None, hard: Amounts::new() };
+            let within = by_move.is_none().then(|| [limit].into());
+            let write = Write { collection, key, expect, change, durability, by_move, within };
             let mut out = Vec::new();
             put_write(&mut out, &write);
             let mut reader = Reader::new(&out);
@@ -244,6 +265,12 @@ mod tests {
             StoreError::Unavailable { reason, source: None },
             StoreError::Damaged { what: "x".into() },
             StoreError::Moving { what: "y".into() },
+            StoreError::Exceeded(Box::new(Excess {
+                quota: "q".into(),
+                requested: Amounts::new(),
+                used: Amounts::new(),
+                limited: Amounts::new(),
+            })),
         ] {
             let mut out = Vec::new();
             put_error(&mut out, &error);

@@ -31,6 +31,26 @@ pub fn add(to: &mut Amounts, more: &Amounts) {
     }
 }
 
+/// Adds amounts to sums that others are taken away from later, so nothing is cut off.
+pub fn put_in(sums: &mut Amounts, more: &Amounts) {
+    change(sums, more, Quantity::exact_add);
+}
+
+/// Takes amounts away from sums. What nothing is left of is left out.
+pub fn take_out(sums: &mut Amounts, less: &Amounts) {
+    change(sums, less, Quantity::exact_sub);
+}
+
+fn change(sums: &mut Amounts, by: &Amounts, how: impl Fn(Quantity, Quantity) -> Quantity) {
+    for (name, amount) in by {
+        match sums.get_mut(name) {
+            Some(sum) => *sum = how(*sum, *amount),
+            None => drop(sums.insert(name.clone(), how(Quantity::ZERO, *amount))),
+        }
+    }
+    sums.retain(|_, sum| !sum.is_zero());
+}
+
 fn raise(to: &mut Amounts, least: &Amounts) {
     for (name, amount) in least {
         if to.get(name).is_none_or(|have| have < amount) {

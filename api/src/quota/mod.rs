@@ -7,6 +7,7 @@ pub mod amounts;
 pub mod qos;
 pub mod scopes;
 pub mod usage;
+pub mod weight;
 
 use serde_json::Value;
 

@@ -115,11 +115,16 @@ pub fn is_matching(of: Of<'_>, name: &str) -> bool {
     }
 }
 
-/// What an object uses.
+/// What an object uses now.
 pub fn usage(of: Of<'_>, it: &Value) -> Amounts {
+    usage_of(of, it, of.kind() == Kind::Pods && is_over(it))
+}
+
+/// What an object uses; of pods that are over their number alone.
+pub(super) fn usage_of(of: Of<'_>, it: &Value, is_over: bool) -> Amounts {
     let mut used = Amounts::from([(of.count_name(), one())]);
     match of.kind() {
-        Kind::Pods if is_over(it) => (),
+        Kind::Pods if is_over => (),
         Kind::Pods => {
             let mut requests = of_pod(it, "requests");
             let mut limits = of_pod(it, "limits");

@@ -20,7 +20,7 @@ mod reinvoke;
 pub(crate) mod rules;
 mod shape;
 
-use std::sync::LazyLock;
+use std::{collections::HashSet, sync::LazyLock};
 
 use futures::future::BoxFuture;
 use insula_api::object;
@@ -146,6 +146,13 @@ static CHAIN: &[Plugin] = &[
         about: About::Group("insula.io"),
         mutate: Mutate::Now(plugins::platform::place),
         validate: Validate::Later(plugins::platform::check),
+    },
+    Plugin {
+        name: "TenantQuota",
+        operations: CHANGES,
+        about: About::These(&[("insula.io", "tenantquotas", "")]),
+        mutate: Mutate::Nothing,
+        validate: Validate::Later(plugins::tenant_quota::check),
     },
     Plugin {
         name: "SharedDefinitions",
@@ -354,6 +361,13 @@ static CHAIN: &[Plugin] = &[
         validate: Validate::Later(hooks::validate),
     },
     Plugin {
+        name: "TenantQuota",
+        operations: CREATE,
+        about: PODS,
+        mutate: Mutate::Nothing,
+        validate: Validate::Later(plugins::tenant_quota::check_pod),
+    },
+    Plugin {
         name: "ResourceQuota",
         operations: WRITES,
         about: About::Everything,
@@ -364,9 +378,8 @@ static CHAIN: &[Plugin] = &[
 
 /// The names in the chain, each once.
 pub(crate) static PLUGINS: LazyLock<Vec<&'static str>> = LazyLock::new(|| {
-    let mut names: Vec<&'static str> = CHAIN.iter().map(|it| it.name).collect();
-    names.dedup();
-    names
+    let mut seen = HashSet::new();
+    CHAIN.iter().map(|it| it.name).filter(|name| seen.insert(*name)).collect()
 });
 
 /// Of each member of the chain, where its name is in [`PLUGINS`].

@@ -16,7 +16,7 @@ use insula_partition::{
     snapshot::{Entry, Snapshot},
     store::{
         Change, Collection, Committed, Expect, ReadAt, Revision, Store, StoreError, StoreStats,
-        Write,
+        Tenants, Write,
     },
     value,
     watch::{Event, Feed, Watcher},
@@ -195,6 +195,10 @@ impl Store for Overlay {
 
     fn collections(&self) -> BoxFuture<'_, Result<Vec<Collection>, StoreError>> {
         self.kept.collections()
+    }
+
+    fn tenants(&self) -> Option<&dyn Tenants> {
+        self.kept.tenants()
     }
 
     fn stats(&self) -> StoreStats {

@@ -14,6 +14,7 @@ use parking_lot::RwLock;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::config::Known;
+use crate::quota::Rates;
 
 /// The weight of a tenant of which nothing else is said.
 pub(super) const WEIGHT: u32 = 100;
@@ -37,8 +38,13 @@ pub(crate) struct Account {
     used_until: AtomicU64,
     /// Virtual time at which its turns so far are over. Changed by the line alone.
     pub(super) finish: AtomicU64,
+    /// Requests that are under way and will end.
+    under_way: AtomicU32,
+    /// How many there may be, if somebody says so; else [`u32::MAX`].
+    most_under_way: AtomicU32,
     /// Requests that go on: watches and streams.
     lasting: AtomicU32,
+    most_lasting: AtomicU32,
     /// Requests that are at other servers.
     sent_on: AtomicU32,
     /// Requests that no level bounds.
@@ -60,7 +66,10 @@ impl Account {
             weight: AtomicU32::new(WEIGHT),
             used_until: AtomicU64::new(0),
             finish: AtomicU64::new(0),
+            under_way: AtomicU32::new(0),
+            most_under_way: AtomicU32::new(u32::MAX),
             lasting: AtomicU32::new(0),
+            most_lasting: AtomicU32::new(u32::MAX),
             sent_on: AtomicU32::new(0),
             exempt: AtomicU32::new(0),
             held: AtomicUsize::new(0),
@@ -90,9 +99,32 @@ impl Account {
         self.used_until.store(begin.saturating_add(longer), Relaxed);
     }
 
-    /// One more request that goes on, if there may be `most` of them.
+    /// Goes by what the tenant's quotas say.
+    pub(super) fn follow(&self, rates: Rates) {
+        self.weight.store(rates.weight.unwrap_or(WEIGHT), Relaxed);
+        self.most_under_way.store(rates.in_flight.unwrap_or(u32::MAX), Relaxed);
+        self.most_lasting.store(rates.watches.unwrap_or(u32::MAX), Relaxed);
+    }
+
+    /// How many requests may be under way, if a quota says so.
+    pub(super) fn most_under_way(&self) -> Option<u32> {
+        Some(self.most_under_way.load(Relaxed)).filter(|it| *it != u32::MAX)
+    }
+
+    /// Requests that are under way now, and those that go on.
+    pub(super) fn counts(&self) -> [u32; 2] {
+        [self.under_way.load(Relaxed), self.lasting.load(Relaxed)]
+    }
+
+    /// One more request that is under way, if a quota allows it.
+    pub(super) fn begins(self: &Arc<Self>) -> Option<Counted> {
+        Counted::new(self, |it| &it.under_way, self.most_under_way.load(Relaxed))
+    }
+
+    /// One more request that goes on, if there may be `most` of them or what a quota says.
     pub(crate) fn goes_on(self: &Arc<Self>, most: u32) -> Option<Counted> {
-        Counted::new(self, |it| &it.lasting, most)
+        let quota = Some(self.most_lasting.load(Relaxed)).filter(|it| *it != u32::MAX);
+        Counted::new(self, |it| &it.lasting, quota.unwrap_or(most))
     }
 
     /// One more request that is sent to another server, if there may be `most` of them.
@@ -179,6 +211,11 @@ impl Accounts {
         made.clone()
     }
 
+    /// The account of a tenant that asked for something lately.
+    pub(super) fn known(&self, tenant: &TenantName) -> Option<Arc<Account>> {
+        self.shard(tenant).read().get(tenant).cloned()
+    }
+
     /// Forgets who has nothing under way and has not been seen since the last two times.
     pub(super) fn tidy(&self) {
         let now = self.now();
@@ -216,6 +253,27 @@ mod tests {
         let now = later + 10_000_000;
         assert!(!account.is_light(now));
         assert!(account.is_light(now + 40_000_000));
+    }
+
+    #[test]
+    fn quotas_bound_what_is_under_way_and_goes_on() {
+        let account = Accounts::default().of(&tenant("acme"));
+        let rates = Rates { in_flight: Some(1), watches: Some(2), weight: Some(7) };
+        account.follow(rates);
+        let one = account.begins().unwrap();
+        assert!(account.begins().is_none());
+        assert_eq!(account.most_under_way(), Some(1));
+        drop(one);
+        assert!(account.begins().is_some());
+        let held: Vec<_> = (0..2).map(|_| account.goes_on(1).unwrap()).collect();
+        assert!(account.goes_on(100).is_none());
+        assert_eq!(account.counts(), [0, 2]);
+        assert_eq!(account.weight.load(Relaxed), 7);
+        drop(held);
+        account.follow(Rates::default());
+        assert_eq!(account.most_under_way(), None);
+        assert_eq!(account.weight.load(Relaxed), WEIGHT);
+        assert!(account.goes_on(0).is_none());
     }
 
     #[test]

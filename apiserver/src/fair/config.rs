@@ -125,6 +125,7 @@ impl Server {
         let read =
             async |resource: &str| store.read(&Collection::new(GROUP, resource), ReadAt::Any).await;
         let sources = [read("flowschemas").await?, read("prioritylevelconfigurations").await?];
+        account.follow(self.rates_of(tenant).await?);
         let seats = self.fair.seats_of(account);
         let is_same = |made: &&Made| {
             made.sources.iter().zip(&sources).all(|(old, new)| old.is_same(new))

@@ -117,7 +117,7 @@ pub(crate) struct Pass {
     is_long: bool,
     /// What a list of its resource is learned as.
     learns: Option<String>,
-    held: Option<(Option<Seat>, Option<Counted>, Executing)>,
+    held: Option<(Option<Seat>, [Option<Counted>; 2], Executing)>,
 }
 
 impl Pass {
@@ -156,8 +156,14 @@ impl Fair {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn seats_of(&self, _: &Account) -> u32 {
-        SEATS
+    /// What the levels of a tenant share: as many seats as may be taken.
+    fn seats_of(&self, account: &Account) -> u32 {
+        account.most_under_way().map_or(SEATS, |most| most.max(1))
+    }
+
+    /// Requests of a tenant that are under way here, and those that go on.
+    pub(crate) fn under_way(&self, tenant: &TenantName) -> [u32; 2] {
+        self.accounts.known(tenant).map(|it| it.counts()).unwrap_or_default()
     }
 
     /// The turns of a request; none if it need not take any.
@@ -287,8 +293,14 @@ impl Server {
             true => Some(account.is_exempted(SEATS).ok_or_else(ApiError::busy)?),
             false => None,
         };
+        // Levels may lend each other more than there is: the quota is what counts in the end.
+        let under_way = match is_exempt {
+            true => None,
+            false => Some(account.begins().ok_or_else(ApiError::busy)?),
+        };
         let waited = self.fair.began.elapsed().saturating_sub(begin);
         let waited = (Duration::from_micros(50) < waited).then_some(waited);
-        Ok(pass(Some((seat, exempted, flow.counters().dispatched(width, waited)))))
+        let held = (seat, [exempted, under_way], flow.counters().dispatched(width, waited));
+        Ok(pass(Some(held)))
     }
 }

@@ -29,7 +29,7 @@ pub(crate) use self::{
     admission::{Asked, Checked, Rejection},
     requests::{Labels, Names, names},
 };
-use crate::{Server, fair::Fair, registry::Served};
+use crate::{Server, fair::Fair, quota::usage::Shown, registry::Served};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Watched {
@@ -135,6 +135,7 @@ impl Server {
         let stored = storage::Stored::read(self).await;
         let mut registry = Registry::default();
         registry.register_collector(Box::new(stored));
+        registry.register_collector(Box::new(Shown::read(self).await));
         // Writing into a String cannot fail.
         let _ = encode(&mut out, &registry);
         // Its end is that of what follows.

@@ -42,7 +42,6 @@ pub(crate) async fn token(server: &Server, call: &Call, body: &[u8]) -> Result<V
         let error = FieldError::invalid("spec.expirationSeconds", &seconds.into(), why);
         return Err(ApiError::invalid("authentication.k8s.io", "TokenRequest", "", &[error]));
     }
-    let seconds = seconds.min(MAX_LIFE);
     let audiences: Vec<String> = request["spec"]["audiences"]
         .as_array()
         .into_iter()
@@ -58,9 +57,11 @@ pub(crate) async fn token(server: &Server, call: &Call, body: &[u8]) -> Result<V
         secret: None,
         node: None,
     };
+    let mut ends_otherwise = false;
     if let Some(reference) = request["spec"].get("boundObjectRef").filter(|it| it.is_object()) {
-        bind_token(server, call, reference, &mut kubernetes).await?;
+        ends_otherwise = bind_token(server, call, reference, &mut kubernetes).await?;
     }
+    let seconds = if ends_otherwise { seconds } else { seconds.min(MAX_LIFE) };
     let now = Timestamp::now().as_second();
     let claims = Claims::new(kubernetes, audiences.clone(), now, seconds);
     let token = server.keys.sign(&claims).map_err(ApiError::internal)?;
@@ -75,12 +76,14 @@ pub(crate) async fn token(server: &Server, call: &Call, body: &[u8]) -> Result<V
     Ok(request)
 }
 
+/// Binds a token to an object. Returns whether that is a secret made to hold it: then it is there
+/// for whoever wants to end it, and the token may be good for longer than others.
 async fn bind_token(
     server: &Server,
     call: &Call,
     reference: &Value,
     to: &mut Kubernetes,
-) -> Result<()> {
+) -> Result<bool> {
     let (kind, name) = (object::text(reference, &["kind"]), object::text(reference, &["name"]));
     let resource = match kind {
         "Pod" => "pods",
@@ -107,7 +110,7 @@ async fn bind_token(
     let bound = Bound { name: name.to_owned(), uid: object::uid(&it).to_owned() };
     if resource == "secrets" {
         to.secret = Some(bound);
-        return Ok(());
+        return Ok(object::text(&it, &["type"]) == "kubernetes.io/service-account-token");
     }
     let account = object::text(&it, &["spec", "serviceAccountName"]);
     if account != call.path.name {
@@ -128,5 +131,5 @@ async fn bind_token(
         to.node = Some(Bound { name: node.to_owned(), uid: String::new() });
     }
     to.pod = Some(bound);
-    Ok(())
+    Ok(false)
 }

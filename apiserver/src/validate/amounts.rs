@@ -9,6 +9,7 @@ use super::{
     formats::Format,
     rule::quantity,
 };
+use crate::quota::{MAX_WEIGHT, OWN};
 
 pub(super) const CHECKS: &[(&str, Check)] = &[
     ("api.autoscaling.v2.ContainerResourceMetricSource", one_target),
@@ -43,6 +44,7 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
         }
     }),
     ("api.core.v1.ResourceQuotaSpec", quota),
+    ("io.insula.v1.TenantQuotaSpec", tenant_quota),
 ];
 
 /// Resources that only quotas of some scopes may be about.
@@ -87,7 +89,8 @@ fn goes_with(scope: &str, resource: &str) -> bool {
     }
 }
 
-fn quota(it: &mut At<'_>) {
+/// The names that a quota limits; `own` are known beside those of Kubernetes.
+fn limited(it: &mut At<'_>, own: &[&str]) {
     const STANDARD: [&str; 24] = [
         "cpu",
         "memory",
@@ -118,6 +121,9 @@ fn quota(it: &mut At<'_>) {
     for (name, value) in &hard {
         let at = format!("hard[{name}]");
         let wrong = Format::Qualified.check(name);
+        if name.starts_with("insula.io/") && !own.contains(&&**name) {
+            it.unsupported(&at, &name.as_str().into(), own);
+        }
         for why in &wrong {
             it.invalid(&at, &name.as_str().into(), why);
         }
@@ -131,11 +137,25 @@ fn quota(it: &mut At<'_>) {
             it.invalid(&at, &name.as_str().into(), "must be a standard resource for quota");
         }
         let counted = ["pods", "services", "replicationcontrollers", "secrets", "configmaps"];
-        let is_count = counted.contains(&&**name) || name.starts_with("count/");
-        if is_count && quantity(value).is_some_and(|it| it.milli_value() % 1000 != 0) {
+        let is_count =
+            counted.contains(&&**name) || name.starts_with("count/") || own.contains(&&**name);
+        if is_count && quantity(value).is_some_and(|it| it.wide_milli() % 1000 != 0) {
             it.invalid(&at, value, "must be an integer");
         }
     }
+}
+
+fn tenant_quota(it: &mut At<'_>) {
+    limited(it, &OWN);
+    if it.number("weight").is_some_and(|weight| !(1..=MAX_WEIGHT).contains(&weight)) {
+        let weight = it.get("weight").cloned().unwrap_or_default();
+        it.invalid("weight", &weight, "must be between 1 and 10000");
+    }
+}
+
+fn quota(it: &mut At<'_>) {
+    limited(it, &[]);
+    let hard = it.get("hard").and_then(Value::as_object).cloned().unwrap_or_default();
     let scopes = [
         "BestEffort",
         "CrossNamespacePodAffinity",

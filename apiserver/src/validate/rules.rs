@@ -61,13 +61,18 @@ impl Plan {
     }
 }
 
+/// A type by its name in tables: Kubernetes' are named without what all of theirs begin with.
+fn type_named(schema: &Schema, name: &str) -> Option<TypeId> {
+    schema.by_name(&format!("io.k8s.{name}")).or_else(|| schema.by_name(name))
+}
+
 /// The plans, by the types' places.
 static PLANS: LazyLock<Vec<Option<Plan>>> = LazyLock::new(|| {
     let schema = Schema::built_in();
     let checks: HashMap<TypeId, Check> = CHECKS
         .iter()
         .flat_map(|list| list.iter())
-        .filter_map(|(name, check)| Some((schema.by_name(&format!("io.k8s.{name}"))?, *check)))
+        .filter_map(|(name, check)| Some((type_named(schema, name)?, *check)))
         .collect();
     let mut rules: HashMap<TypeId, Vec<(&'static str, Vec<Ruled>)>> = HashMap::new();
     for row in TABLE.lines().filter(|row| !row.starts_with('#')) {
@@ -78,7 +83,7 @@ static PLANS: LazyLock<Vec<Option<Plan>>> = LazyLock::new(|| {
             continue;
         };
         let words = columns.next();
-        if let Some(id) = schema.by_name(&format!("io.k8s.{name}")) {
+        if let Some(id) = type_named(schema, name) {
             let is_of_list = field.ends_with("[*]");
             let parsed = found.split(' ').filter_map(|it| Ruled::parse(it, words, is_of_list));
             rules.entry(id).or_default().push((field, parsed.collect()));
@@ -207,7 +212,7 @@ mod tests {
                 [name, field, words, told] if !told.is_empty() => (name, field, words),
                 _ => panic!("{row}"),
             };
-            let id = schema.by_name(&format!("io.k8s.{name}")).unwrap_or_else(|| panic!("{row}"));
+            let id = type_named(schema, name).unwrap_or_else(|| panic!("{row}"));
             let field = field.trim_end_matches("[]").trim_end_matches("[*]");
             assert!(schema.get(id).field(field).is_some(), "{row}");
             for word in words.split(' ') {
@@ -221,7 +226,7 @@ mod tests {
         let schema = Schema::built_in();
         let mut seen = HashSet::new();
         for (name, _) in CHECKS.iter().flat_map(|list| list.iter()) {
-            assert!(schema.by_name(&format!("io.k8s.{name}")).is_some(), "{name}");
+            assert!(type_named(schema, name).is_some(), "{name}");
             assert!(seen.insert(name), "{name}");
         }
     }

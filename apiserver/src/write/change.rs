@@ -267,6 +267,7 @@ async fn put_changed(
         change,
         durability: call.served.durability(&call.namespace()),
         by_move: None,
+        within: server.within(call).await?,
     };
     match store.write(write).await {
         Ok(committed) => {
@@ -278,6 +279,10 @@ async fn put_changed(
         }
         Err(StoreError::Conflict { found: Some(found), .. }) => Ok(Put::Newer(found)),
         Err(StoreError::Conflict { found: None, .. }) => Err(call.not_found(name)),
+        Err(StoreError::Exceeded(excess)) => {
+            let (group, resource) = (&resource.group, &resource.name);
+            Err(ApiError::forbidden(group, resource, name, &excess.to_string()))
+        }
         Err(error) => Err(error.into()),
     }
 }

@@ -136,6 +136,7 @@ async fn put_new(
         change: Change::Put(object::encode_with(&kept, managed).into()),
         durability: call.served.durability(&namespace),
         by_move: None,
+        within: server.within(call).await?,
     };
     match store.write(write).await {
         Ok(committed) => {
@@ -143,6 +144,9 @@ async fn put_new(
             Ok(Some(server.show_entry(&call.served, committed.entry).await?))
         }
         Err(StoreError::Conflict { .. }) => Ok(None),
+        Err(StoreError::Exceeded(excess)) => {
+            Err(admission.forbidden(Some(it), &excess.to_string()))
+        }
         Err(error) => Err(error.into()),
     }
 }

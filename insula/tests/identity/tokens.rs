@@ -1,4 +1,4 @@
-//! Bootstrap tokens and tokens of a file.
+//! Bootstrap tokens, tokens of a file, and tokens that are kept in secrets.
 
 use std::fs;
 
@@ -95,4 +95,52 @@ fn a_file_names_tokens() {
     assert_eq!(with_token(&cloud, "/api/v1/namespaces/default/configmaps", "other").0, 200);
     assert!(!log.contains("s3cret"));
     assert_eq!(bare(&cloud, "/api/v1/namespaces", &[]).0, 401);
+}
+
+/// What clusters are registered with elsewhere: a token that lives as long as its secret.
+#[test]
+fn tokens_in_secrets_live_as_long_as_they() {
+    let cloud = Cloud::without_node();
+    let (acme, _) = cloud.tenants();
+    acme.ok(&["create", "serviceaccount", "robot"]);
+    let rights = ["create", "rolebinding", "robot", "--clusterrole=view"];
+    acme.ok(&[&rights[..], &["--serviceaccount=default:robot"]].concat());
+    let secret = |name: &str, account: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/service-account-token",
+            "metadata": {
+                "name": name, "annotations": {"kubernetes.io/service-account.name": account},
+            },
+        })
+    };
+    create(&acme, &secret("one", "robot"));
+    create(&acme, &secret("two", "robot"));
+    create(&acme, &secret("nobodys", "nobody"));
+    acme.until(&["get", "secret", "nobodys", "--ignore-not-found", "-o", "name"], str::is_empty);
+    let read = |name: &str, what: &str| {
+        let path = format!("jsonpath={{{what}}}");
+        acme.ok(&["get", "secret", name, "-o", &path])
+    };
+    let uid = acme.ok(&["get", "sa", "robot", "-o", "jsonpath={.metadata.uid}"]);
+    let named = "jsonpath={.metadata.annotations.kubernetes\\.io/service-account\\.uid}";
+    acme.until(&["get", "secret", "two", "-o", named], |it| it == uid);
+    acme.until(&["get", "secret", "one", "-o", named], |it| it == uid);
+    let decode = |text: String| {
+        let bytes = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, text);
+        String::from_utf8(bytes.unwrap()).unwrap()
+    };
+    let token = |name: &str| decode(read(name, ".data.token"));
+    assert_eq!(decode(read("one", ".data.namespace")), "default");
+    assert!(decode(read("one", ".data.ca\\.crt")).contains("BEGIN CERTIFICATE"));
+    let path = "/tenants/acme/api/v1/namespaces/default/pods";
+    let (one, two) = (token("one"), token("two"));
+    assert_eq!(with_token(&cloud, path, &one).0, 200);
+    assert_eq!(with_token(&cloud, path, &two).0, 200);
+    assert_eq!(with_token(&cloud, &path.replace("acme", "globex"), &one).0, 403);
+    // Ended by its secret, and by its account.
+    acme.ok(&["delete", "secret", "one"]);
+    assert_eq!(with_token(&cloud, path, &one).0, 401);
+    acme.ok(&["delete", "serviceaccount", "robot"]);
+    assert_eq!(with_token(&cloud, path, &two).0, 401);
+    acme.until(&["get", "secret", "two", "--ignore-not-found", "-o", "name"], str::is_empty);
 }

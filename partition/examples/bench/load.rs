@@ -47,6 +47,7 @@ impl Target {
                     change: Change::Put(value),
                     durability: *durability,
                     by_move: None,
+                    within: None,
                 };
                 store.write(write).await?;
             }

@@ -10,7 +10,9 @@
 //!          4 compact revision u64
 //!          5 by move token u64 | put or delete
 //!          6 raise   revision u64
+//!          7 within  limits | put
 //! expect:  0 absent | 1 anything | 2 present | 3 at, revision u64
+//! limits:  see [`crate::quota`]
 //! collection, key: length u16, bytes          value: length u32, bytes
 //! ```
 //!
@@ -19,6 +21,7 @@
 
 use crate::{
     codec::{Reader, put_bytes, put_text},
+    quota::{Limit, put_limits, read_limits},
     store::{Change, Durability, Expect, Revision, Write},
     wire::{put_expect, read_expect},
 };
@@ -35,15 +38,34 @@ const SKIP: u8 = 3;
 const COMPACT: u8 = 4;
 const BY_MOVE: u8 = 5;
 const RAISE: u8 = 6;
+const WITHIN: u8 = 7;
 
 /// One command, borrowed from the entry that holds it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Command<'a> {
-    Put { expect: Expect, collection: &'a str, key: &'a str, value: &'a [u8], by_move: Option<u64> },
-    Delete { expect: Expect, collection: &'a str, key: &'a str, by_move: Option<u64> },
-    Skip { count: u64 },
-    Compact { revision: Revision },
-    Raise { revision: Revision },
+    Put {
+        expect: Expect,
+        collection: &'a str,
+        key: &'a str,
+        value: &'a [u8],
+        by_move: Option<u64>,
+        within: Vec<Limit>,
+    },
+    Delete {
+        expect: Expect,
+        collection: &'a str,
+        key: &'a str,
+        by_move: Option<u64>,
+    },
+    Skip {
+        count: u64,
+    },
+    Compact {
+        revision: Revision,
+    },
+    Raise {
+        revision: Revision,
+    },
 }
 
 /// Collects commands into the data of one raft entry.
@@ -93,13 +115,17 @@ impl Batch {
             Change::Put(value) => (PUT, Some(value)),
             Change::Delete => (DELETE, None),
         };
-        match write.by_move {
-            Some(token) => {
+        match (write.by_move, &write.within) {
+            (Some(token), _) => {
                 self.begin(BY_MOVE, write.durability);
                 self.data.extend_from_slice(&token.to_le_bytes());
                 self.data.push(kind);
             }
-            None => self.begin(kind, write.durability),
+            (None, Some(limits)) if kind == PUT => {
+                self.begin(WITHIN, write.durability);
+                put_limits(&mut self.data, limits);
+            }
+            (None, _) => self.begin(kind, write.durability),
         }
         put_expect(&mut self.data, write.expect);
         put_text(&mut self.data, write.collection.as_str());
@@ -183,9 +209,13 @@ fn command<'a>(reader: &mut Reader<'a>) -> Option<Command<'a>> {
         BY_MOVE => {
             let token = Some(reader.u64()?);
             let kind = reader.byte()?;
-            write(kind, token, reader)?
+            write(kind, token, Vec::new(), reader)?
         }
-        kind @ (PUT | DELETE) => write(kind, None, reader)?,
+        WITHIN => {
+            let within = read_limits(reader)?;
+            write(PUT, None, within, reader)?
+        }
+        kind @ (PUT | DELETE) => write(kind, None, Vec::new(), reader)?,
         SKIP => Command::Skip { count: reader.u64()? },
         COMPACT => Command::Compact { revision: Revision(reader.u64()?) },
         RAISE => Command::Raise { revision: Revision(reader.u64()?) },
@@ -193,10 +223,15 @@ fn command<'a>(reader: &mut Reader<'a>) -> Option<Command<'a>> {
     })
 }
 
-fn write<'a>(kind: u8, by_move: Option<u64>, reader: &mut Reader<'a>) -> Option<Command<'a>> {
+fn write<'a>(
+    kind: u8,
+    by_move: Option<u64>,
+    within: Vec<Limit>,
+    reader: &mut Reader<'a>,
+) -> Option<Command<'a>> {
     let (expect, collection, key) = (read_expect(reader)?, reader.text()?, reader.text()?);
     Some(match kind {
-        PUT => Command::Put { expect, collection, key, value: reader.bytes()?, by_move },
+        PUT => Command::Put { expect, collection, key, value: reader.bytes()?, by_move, within },
         DELETE => Command::Delete { expect, collection, key, by_move },
         _ => return None,
     })
@@ -208,7 +243,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::store::Collection;
+    use crate::{quota::OBJECTS, store::Collection};
 
     fn expect() -> impl Strategy<Value = Expect> {
         prop_oneof![
@@ -217,6 +252,15 @@ mod tests {
             Just(Expect::Present),
             any::<u64>().prop_map(|revision| Expect::At(Revision(revision))),
         ]
+    }
+
+    fn limits() -> Vec<Limit> {
+        let five = insula_api::quantity::Quantity::parse("5").unwrap();
+        vec![Limit {
+            quota: "q".into(),
+            namespaces: None,
+            hard: [(OBJECTS.to_owned(), five)].into(),
+        }]
     }
 
     fn write() -> impl Strategy<Value = Write> {
@@ -234,6 +278,7 @@ mod tests {
                 change,
                 durability: if durable { Durability::Durable } else { Durability::Relaxed },
                 by_move,
+                within: by_move.is_none_or(|it| it % 2 == 0).then(|| limits().into()),
             },
         )
     }
@@ -252,7 +297,12 @@ mod tests {
                 let (expect, collection, key) = (write.expect, write.collection.as_str(), &*write.key);
                 let by_move = write.by_move;
                 let expected = match &write.change {
-                    Change::Put(value) => Command::Put { expect, collection, key, value, by_move },
+                    Change::Put(value) => {
+                        // A move is never limited.
+                        let is_limited = by_move.is_none() && write.within.is_some();
+                        let within = if is_limited { limits() } else { Vec::new() };
+                        Command::Put { expect, collection, key, value, by_move, within }
+                    }
                     Change::Delete => Command::Delete { expect, collection, key, by_move },
                 };
                 prop_assert_eq!(read, &expected);
@@ -275,6 +325,7 @@ mod tests {
             change: Change::Put(Bytes::from_static(b"v")),
             durability: Durability::Durable,
             by_move: None,
+            within: None,
         });
         batch.skip(2);
         batch.write(&Write {
@@ -284,6 +335,7 @@ mod tests {
             change: Change::Delete,
             durability: Durability::Durable,
             by_move: Some(3),
+            within: None,
         });
         batch.raise(Revision(4));
         let expected = b"\x01\x01\

@@ -26,7 +26,8 @@ use crate::{
     snapshot::Snapshot,
     state::State,
     store::{
-        Change, Collection, Committed, ReadAt, Revision, Store, StoreError, StoreStats, Write,
+        Change, Collection, Committed, ReadAt, Revision, Store, StoreError, StoreStats, Tenants,
+        Write,
     },
     watch::Watcher,
     wire,
@@ -331,6 +332,10 @@ impl Store for EmbeddedStore {
 
     fn collections(&self) -> BoxFuture<'_, Result<Vec<Collection>, StoreError>> {
         std::future::ready(self.state.collections()).boxed()
+    }
+
+    fn tenants(&self) -> Option<&dyn Tenants> {
+        self.is_member().then_some(&*self.state as &dyn Tenants)
     }
 
     fn stats(&self) -> StoreStats {

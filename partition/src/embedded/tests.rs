@@ -2,6 +2,7 @@
 
 pub(crate) mod cluster;
 mod crash;
+mod limited;
 mod members;
 mod three;
 

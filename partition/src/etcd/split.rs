@@ -24,7 +24,7 @@ use crate::{
     snapshot::Snapshot,
     store::{
         Change, Collection, Committed, Expect, ReadAt, Revision, Store, StoreError, StoreStats,
-        Write,
+        Tenants, Write,
     },
     watch::Watcher,
 };
@@ -65,7 +65,11 @@ impl SplitStore {
             Store::raise(&*self.relaxed, committed.revision).await?;
             return Ok(committed);
         }
-        Store::write(&**self.of(&write.collection), write).await
+        match RELAXED.contains(&write.collection.as_str()) {
+            // The second etcd knows nothing of what tenants have in the first.
+            true => Store::write(&*self.relaxed, Write { within: None, ..write }).await,
+            false => Store::write(&*self.main, write).await,
+        }
     }
 
     /// Puts up in the second etcd what is about to be put up in the first. If the first refuses
@@ -98,6 +102,7 @@ impl SplitStore {
                 change: Change::Put(value.into()),
                 durability: crate::store::Durability::Durable,
                 by_move: None,
+                within: None,
             };
             match Store::write(&*self.relaxed, write).await {
                 Ok(_) => return Ok(()),
@@ -159,6 +164,11 @@ impl Store for SplitStore {
             Ok(all)
         }
         .boxed()
+    }
+
+    /// Without events.
+    fn tenants(&self) -> Option<&dyn Tenants> {
+        self.main.tenants()
     }
 
     fn stats(&self) -> StoreStats {

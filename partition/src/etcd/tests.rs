@@ -9,7 +9,7 @@ use std::{
 
 use super::{EtcdConfig, EtcdStore, EtcdTls, EtcdUser};
 use crate::{
-    contract::{contract_tests, pods, put, stored, value, write},
+    contract::{contract_tests, limited, pods, put, stored, value, write},
     ring::RingLimits,
     store::{Change, Expect, ReadAt, Revision, Store, StoreError},
 };
@@ -119,6 +119,37 @@ async fn empty() -> (Arc<dyn Store>, Server) {
 }
 
 contract_tests!(empty);
+
+/// Two servers of one etcd, each of which knows only what it has followed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_servers_keep_one_limit() {
+    const MOST: usize = 30;
+    let server = Server::start();
+    let stores = [server.open().await, server.open().await];
+    let begin = stores[0].progress();
+    let most = limited::limit(None, &[("pods", &MOST.to_string())]);
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..8 {
+        let (store, most) = (stores[writer % 2].clone(), most.clone());
+        writers.spawn(async move {
+            let mut made = 0;
+            for n in 0..8 {
+                let key = format!("acme/ns/{writer}-{n}");
+                let create = write(&key, Expect::Absent, limited::pod(1, "Running"));
+                match store.write(limited::within(create, &most)).await {
+                    Ok(_) => made += 1,
+                    Err(StoreError::Exceeded(_)) => (),
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            made
+        });
+    }
+    assert_eq!(writers.join_all().await.into_iter().sum::<usize>(), MOST);
+    limited::stays_within(&*stores[1], begin, MOST).await;
+    let tenants = stores[1].tenants().unwrap();
+    assert_eq!(tenants.amounts("acme", None, &["pods"])["pods"].value(), MOST as i64);
+}
 
 async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
     let begun = std::time::Instant::now();

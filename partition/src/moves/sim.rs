@@ -104,7 +104,7 @@ impl Store for SimStore {
             };
             let (collection, key) = (write.collection.as_str(), &write.key);
             let outcome = self.state.apply(|contents| {
-                contents.write(collection, key, write.expect, value, write.by_move)
+                contents.write(collection, key, write.expect, value, write.by_move, &[])
             });
             // What was done may not be heard of.
             self.way.go().await?;
@@ -270,6 +270,7 @@ impl Tenant {
                 change: change.clone(),
                 durability: Durability::Durable,
                 by_move: None,
+                within: None,
             };
             match self.place()?.write(write).await {
                 Ok(committed) => return Ok(Some(committed.revision.0)),

@@ -409,6 +409,7 @@ mod tests {
                     change,
                     durability: Durability::Relaxed,
                     by_move: Some(3),
+                    within: None,
                 }));
             }
         }

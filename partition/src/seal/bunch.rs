@@ -30,7 +30,7 @@ use super::{
 use crate::{store::Collection, text::Text};
 
 /// Where the documents lie.
-const DOCUMENTS: &str = "_sealing/datakeys";
+pub(crate) const DOCUMENTS: &str = "_sealing/datakeys";
 
 /// The collection of the documents.
 pub(crate) fn documents() -> Collection {

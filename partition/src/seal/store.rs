@@ -23,7 +23,7 @@ use crate::{
     snapshot::Snapshot,
     store::{
         Change, Collection, Committed, Expect, ReadAt, Revision, Store, StoreError, StoreStats,
-        Write,
+        Tenants, Write,
     },
     value,
     watch::Watcher,
@@ -185,6 +185,10 @@ impl Store for SealingStore {
 
     fn stats(&self) -> StoreStats {
         self.inner.stats()
+    }
+
+    fn tenants(&self) -> Option<&dyn Tenants> {
+        self.inner.tenants()
     }
 
     fn shutdown(&self) -> BoxFuture<'_, Result<(), StoreError>> {

@@ -1,18 +1,20 @@
 //! What a state's lock guards, and every way in which it changes.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
 use bytes::Bytes;
 use imbl::OrdMap;
+use insula_api::quota::amounts::Amounts;
 use tokio::sync::watch;
 
-use super::{Image, attached};
+use super::{Image, attached, tally::Tallies};
 use crate::{
     fences::{self, Fences},
     map::Shard,
+    quota::Limit,
     ring::{LANES, Lane, Ring, RingLimits},
     seal::{Bunch, is_document, is_sealed},
     snapshot::Entry,
@@ -37,6 +39,7 @@ pub(crate) struct Contents {
     touched: Vec<usize>,
     pub(super) objects: u64,
     pub(super) bytes: u64,
+    pub(super) tallies: Tallies,
     limits: RingLimits,
     /// What is moving, as the newest applied table says.
     pub(super) fences: Arc<Fences>,
@@ -81,6 +84,7 @@ impl Contents {
             touched: Vec::new(),
             objects: 0,
             bytes: 0,
+            tallies: Tallies::default(),
             limits,
             fences: Fences::none(),
             fence_shelf: 0,
@@ -98,7 +102,7 @@ impl Contents {
     }
 
     /// Does a guarded write at the next revision. An empty `value` is a delete. `by_move` is the
-    /// token of the move that writes, if one does.
+    /// token of the move that writes, if one does; `within` is what the key's tenant may have.
     pub(crate) fn write(
         &mut self,
         collection: &str,
@@ -106,6 +110,7 @@ impl Contents {
         expect: Expect,
         value: Option<&[u8]>,
         by_move: Option<u64>,
+        within: &[Limit],
     ) -> Result<Committed, StoreError> {
         if by_move.is_some() || !self.fences.is_empty() {
             self.fences.check_write(collection, key, by_move)?;
@@ -126,6 +131,9 @@ impl Contents {
                 found: found.cloned(),
             });
         }
+        if let Some(value) = value {
+            self.check_limits(shelf, key, value, within)?;
+        }
         let revision = Revision(self.revision.0 + 1);
         let event = match value {
             Some(value) => self.put(shelf, key, value, revision),
@@ -137,6 +145,50 @@ impl Contents {
                 what: format!("{collection} {key} vanished while it was deleted"),
             }
         })
+    }
+
+    /// Whether the key's tenant may have `value` there.
+    fn check_limits(
+        &mut self,
+        shelf: usize,
+        key: &str,
+        value: &[u8],
+        within: &[Limit],
+    ) -> Result<(), StoreError> {
+        if within.is_empty() {
+            return Ok(());
+        }
+        let Self { shelves, tallies, .. } = self;
+        let Shelf { collection, entries, .. } = &shelves[shelf];
+        let at = (collection.as_str(), key);
+        let checked = tallies.check(shelves, at, value, entries.get(key), within);
+        checked.map_err(|excess| StoreError::Exceeded(Box::new(excess)))
+    }
+
+    /// Judges a write that is done elsewhere, and says which key its tenant's turns are taken by,
+    /// as it was then.
+    pub(crate) fn judge(
+        &mut self,
+        (collection, key): (&str, &str),
+        value: &[u8],
+        within: &[Limit],
+        turns: (&str, &str),
+    ) -> (Option<Revision>, Result<(), StoreError>) {
+        let turn = self.index.get(turns.0).and_then(|&at| self.shelves[at].entries.get(turns.1));
+        let turn = turn.map(|it| it.modified);
+        let shelf = self.shelf(collection);
+        (turn, self.check_limits(shelf, key, value, within))
+    }
+
+    /// What a tenant has of what is named, see [`crate::store::Tenants`].
+    pub(super) fn amounts(
+        &mut self,
+        tenant: &str,
+        namespaces: Option<&BTreeSet<String>>,
+        names: &[&str],
+    ) -> Amounts {
+        let Self { shelves, tallies, .. } = self;
+        tallies.amounts(shelves, tenant, namespaces, names)
     }
 
     /// Records a put that got its revision elsewhere.
@@ -189,6 +241,7 @@ impl Contents {
         self.floor = self.revision;
         self.objects = 0;
         self.bytes = 0;
+        self.tallies.clear();
         self.lost.clear();
         for shelf in &mut self.shelves {
             shelf.entries = OrdMap::new();
@@ -216,6 +269,9 @@ impl Contents {
             let shelf = self.shelf(collection.as_str());
             self.objects += entries.len() as u64;
             self.bytes += entries.iter().map(|(key, entry)| size_of_entry(key, entry)).sum::<u64>();
+            for (key, entry) in &entries {
+                self.tallies.change(collection.as_str(), key, Some(entry), None);
+            }
             self.shelves[shelf].entries = entries;
         }
         self.read_fences();
@@ -250,7 +306,7 @@ impl Contents {
                 (key, None)
             }
         };
-        self.count(&key, &entry, previous.as_ref());
+        self.count(shelf, &key, &entry, previous.as_ref());
         Some(self.record(shelf, Event { revision, key, entry, previous, deleted: false }))
     }
 
@@ -258,6 +314,8 @@ impl Contents {
         let (key, previous) = self.shelves[shelf].entries.remove_with_key(key)?;
         self.objects -= 1;
         self.bytes -= size_of_entry(&key, &previous);
+        let collection = self.shelves[shelf].collection.as_str();
+        self.tallies.change(collection, &key, None, Some(&previous));
         let value = value::with_revision(&previous.value.stored(), revision);
         let entry = Entry { value: self.kept(shelf, &key, value), modified: revision };
         let previous = Some(previous);
@@ -272,7 +330,9 @@ impl Contents {
         }
     }
 
-    fn count(&mut self, key: &str, entry: &Entry, previous: Option<&Entry>) {
+    fn count(&mut self, shelf: usize, key: &str, entry: &Entry, previous: Option<&Entry>) {
+        let collection = self.shelves[shelf].collection.as_str();
+        self.tallies.change(collection, key, Some(entry), previous);
         self.bytes += size_of_entry(key, entry);
         match previous {
             Some(previous) => self.bytes -= size_of_entry(key, previous),

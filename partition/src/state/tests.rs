@@ -11,7 +11,7 @@ fn state() -> Arc<State> {
 
 fn put(state: &State, key: &str, value: &str) -> Revision {
     let write = |contents: &mut Contents| {
-        contents.write("core/pods", key, Expect::Anything, Some(value.as_bytes()), None)
+        contents.write("core/pods", key, Expect::Anything, Some(value.as_bytes()), None, &[])
     };
     state.apply(write).unwrap().revision
 }
@@ -26,7 +26,9 @@ async fn reads_exactly_an_older_revision() {
     let first = put(&state, "a", "1");
     put(&state, "b", "2");
     put(&state, "a", "3");
-    state.apply(|contents| contents.write("core/pods", "b", Expect::Present, None, None)).unwrap();
+    state
+        .apply(|contents| contents.write("core/pods", "b", Expect::Present, None, None, &[]))
+        .unwrap();
     let old = state.read(&pods(), ReadAt::Exactly(first)).await.unwrap();
     assert_eq!(old.revision(), first);
     assert_eq!(old.get("a").unwrap().value.bytes().as_ref(), "1");

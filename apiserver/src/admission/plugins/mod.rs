@@ -16,4 +16,5 @@ pub(super) mod runtime_class;
 pub(super) mod service_account;
 pub(super) mod shared;
 pub(super) mod storage;
+pub(super) mod tenant_quota;
 mod tolerations;

@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::{open, options, p1, reopen};
+use super::{limited, open, options, p1, reopen};
 use crate::{
     contract::{pods, put, value, write},
     embedded::EmbeddedOptions,
@@ -29,14 +29,14 @@ const CHILD_DIR: &str = "INSULA_TEST_CRASH_DIR";
 const CHILD_MODE: &str = "INSULA_TEST_CRASH_MODE";
 
 /// Checkpoints all the time, so that some are under way at the kill.
-fn busy_options() -> EmbeddedOptions {
+pub(super) fn busy_options() -> EmbeddedOptions {
     let mut options = options();
     options.checkpoint.min_log_bytes = 256 << 10;
     options
 }
 
 /// This binary, about to run `tests::crash::child` in `dir`.
-fn child_command(dir: &Path, mode: &str) -> Command {
+pub(super) fn child_command(dir: &Path, mode: &str) -> Command {
     let mut command = Command::new(env::current_exe().unwrap());
     command
         .args(["--exact", "embedded::tests::crash::child", "--nocapture", "--test-threads=1"])
@@ -61,6 +61,9 @@ async fn child() {
             std::io::stdout().lock().write_all(format!("ack {n}\n").as_bytes()).unwrap();
         }
         return;
+    }
+    if mode == "limited" {
+        return limited::write_until_killed(store).await;
     }
     match mode.strip_prefix("count=") {
         Some(count) => {
