@@ -253,6 +253,7 @@ async fn delete_named(
             change,
             durability: call.served.durability(namespace),
             by_move: None,
+            epoch: call.epoch.clone(),
         };
         match store.write(write).await {
             Ok(committed) => {

@@ -9,6 +9,8 @@ pub use insula_api::{error::chain, field::FieldError};
 use insula_partition::store::StoreError;
 use serde_json::{Map, Value, json};
 
+use crate::epochs;
+
 /// A refused or failed request.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{message}")]
@@ -392,6 +394,9 @@ impl From<StoreError> for ApiError {
             }
             StoreError::TooLarge { limit, .. } => Self::too_large(*limit),
             StoreError::Conflict { .. } => Self::internal(&error),
+            StoreError::Superseded { .. } => {
+                Self::new(StatusCode::CONFLICT, epochs::SUPERSEDED, error.to_string())
+            }
             StoreError::Moving { what } => {
                 let mut error = Self::unavailable(format!("{what} is moving; try again"));
                 error.is_moving = true;

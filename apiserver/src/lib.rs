@@ -19,6 +19,7 @@ mod custom;
 mod delete;
 mod discovery;
 mod ending;
+mod epochs;
 pub mod error;
 mod fair;
 mod finishing;

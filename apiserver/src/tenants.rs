@@ -259,6 +259,7 @@ impl Follower {
             change: Change::Put(object::encode(&event).into()),
             durability: Durability::Relaxed,
             by_move: None,
+            epoch: None,
         };
         if let Err(error) = store.write(write).await {
             tracing::debug!(error = chain(&error), "an event was not written");

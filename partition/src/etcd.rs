@@ -46,6 +46,7 @@ use self::{
     probe::Probe,
 };
 use crate::{
+    epochs,
     error::{OpenError, chain},
     fences,
     limits::check_limits,
@@ -281,16 +282,23 @@ impl EtcdStore {
                 TxnOp::delete(key.as_str(), Some(DeleteOptions::new().with_prev_key()))
             }
         };
+        let epoch_key =
+            write.epoch.as_ref().map(|it| self.keys.of(&epochs::collection(), &it.task));
+        if let (Some(epoch), Some(key)) = (&write.epoch, &epoch_key) {
+            let kept = epochs::value(epoch.number);
+            guard.push(Compare::value(key.as_str(), CompareOp::Equal, kept));
+        }
         let (fence_key, offset_key) = (self.fence_key(), self.keys.offsets());
         let same = |key: &str, at| Compare::mod_revision(key, CompareOp::Equal, at);
         guard.push(same(&fence_key, fences));
         guard.push(same(&offset_key, offsets.written));
         let revisions = || Some(GetOptions::new().with_keys_only());
-        let found = [
+        let mut found = vec![
             TxnOp::get(key, None),
             TxnOp::get(fence_key, revisions()),
             TxnOp::get(offset_key, revisions()),
         ];
+        found.extend(epoch_key.map(|key| TxnOp::get(key, None)));
         let txn = Txn::new().when(guard).and_then([change]).or_else(found);
         let mut kv = self.client.0.kv_client();
         let answer = tokio::time::timeout(ANSWER, kv.txn(txn)).await.map_err(late)?;
@@ -332,9 +340,13 @@ impl EtcdStore {
                 _ => 0,
             };
             match answer.op_responses().as_slice() {
-                [TxnOpResponse::Get(found), fence, offset]
+                [TxnOpResponse::Get(found), fence, offset, epoch @ ..]
                     if at(fence) == written && at(offset) == offsets.written =>
                 {
+                    if let (Some(wanted), [TxnOpResponse::Get(kept)]) = (&write.epoch, epoch) {
+                        let kept = kept.kvs().first().map(|kv| follow::entry(kv, &offsets));
+                        epochs::check(kept.as_ref(), &wanted.task, wanted.number)?;
+                    }
                     let found = found.kvs().first().map(|kv| follow::entry(kv, &offsets));
                     let Write { collection, key, .. } = write;
                     return Err(StoreError::Conflict { collection, key, found });

@@ -24,6 +24,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 
 use crate::{
+    epochs::Epoch,
     snapshot::{Entry, Snapshot},
     watch::Watcher,
 };
@@ -149,6 +150,9 @@ pub struct Write {
     /// The token of the move that writes, if one does; see [`crate::fences`]. Such a write is
     /// taken only while the move's fence lets it in, and no watcher hears of it.
     pub by_move: Option<u64>,
+    /// For what task it is done and in which epoch, if for any; see [`crate::epochs`]. Such a write
+    /// is done only while the partition keeps exactly this epoch.
+    pub epoch: Option<Epoch>,
 }
 
 impl Write {
@@ -160,7 +164,7 @@ impl Write {
         change: Change,
     ) -> Self {
         let durability = Durability::Durable;
-        Self { collection, key: key.into(), expect, change, durability, by_move: None }
+        Self { collection, key: key.into(), expect, change, durability, by_move: None, epoch: None }
     }
 }
 
@@ -283,6 +287,11 @@ pub enum StoreError {
     /// owns it then.
     #[error("{what} is moving between partitions")]
     Moving { what: String },
+
+    /// It was to be done for a task in an epoch that the partition does not keep: somebody else
+    /// has taken over, or `newest` is lower and the partition was not told of it yet.
+    #[error("epoch {epoch} of {task} does not count here: the newest is {newest}")]
+    Superseded { task: String, epoch: u64, newest: u64 },
 
     /// The call may or may not have taken effect. Safe to repeat for guarded writes.
     #[error("partition is unavailable: {reason}")]

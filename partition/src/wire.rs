@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! write:      collection text | key text | expect | durability u8
-//!             | 0, or 1 and the move's token u64 | 0 delete, or 1 and value bytes
+//!             | 0, or 1 and the move's token u64 | 0, or 1 and a task's epoch u64 and name text
+//!             | 0 delete, or 1 and value bytes
 //! expect:     0 absent | 1 anything | 2 present | 3 at, revision u64
 //! committed:  revision u64 | entry
 //! entry:      modified u64 | value bytes
@@ -15,6 +16,7 @@ use bytes::Bytes;
 
 use crate::{
     codec::{Reader, put_bytes, put_text},
+    epochs::Epoch,
     snapshot::Entry,
     store::{Change, Collection, Committed, Durability, Expect, Revision, StoreError, Write},
 };
@@ -27,6 +29,11 @@ pub(crate) fn put_write(out: &mut Vec<u8>, write: &Write) {
     out.push(u8::from(write.by_move.is_some()));
     if let Some(token) = write.by_move {
         put_u64(out, token);
+    }
+    out.push(u8::from(write.epoch.is_some()));
+    if let Some(epoch) = &write.epoch {
+        put_u64(out, epoch.number);
+        put_text(out, &epoch.task);
     }
     match &write.change {
         Change::Delete => out.push(0),
@@ -51,12 +58,17 @@ pub(crate) fn read_write(reader: &mut Reader<'_>) -> Option<Write> {
         1 => Some(reader.u64()?),
         _ => return None,
     };
+    let epoch = match reader.byte()? {
+        0 => None,
+        1 => Some(Epoch { number: reader.u64()?, task: reader.text()?.into() }),
+        _ => return None,
+    };
     let change = match reader.byte()? {
         0 => Change::Delete,
         1 => Change::Put(Bytes::copy_from_slice(reader.bytes()?)),
         _ => return None,
     };
-    Some(Write { collection, key, expect, change, durability, by_move })
+    Some(Write { collection, key, expect, change, durability, by_move, epoch })
 }
 
 pub(crate) fn put_expect(out: &mut Vec<u8>, expect: Expect) {
@@ -107,6 +119,7 @@ const TOO_LARGE: u8 = 4;
 const UNAVAILABLE: u8 = 5;
 const DAMAGED: u8 = 6;
 const MOVING: u8 = 7;
+const SUPERSEDED: u8 = 8;
 
 /// An error's causes are told in its text: they cannot travel.
 pub(crate) fn put_error(out: &mut Vec<u8>, error: &StoreError) {
@@ -144,6 +157,10 @@ pub(crate) fn put_error(out: &mut Vec<u8>, error: &StoreError) {
             out.push(MOVING);
             put_bytes(out, what.as_bytes());
         }
+        StoreError::Superseded { task, epoch, newest } => {
+            put_numbers(out, SUPERSEDED, [*epoch, *newest]);
+            put_text(out, task);
+        }
     }
 }
 
@@ -173,6 +190,11 @@ pub(crate) fn read_error(reader: &mut Reader<'_>) -> Option<StoreError> {
         UNAVAILABLE => StoreError::Unavailable { reason: read_long(reader)?, source: None },
         DAMAGED => StoreError::Damaged { what: read_long(reader)? },
         MOVING => StoreError::Moving { what: read_long(reader)? },
+        SUPERSEDED => StoreError::Superseded {
+            epoch: reader.u64()?,
+            newest: reader.u64()?,
+            task: reader.text()?.into(),
+        },
         _ => return None,
     })
 }
@@ -216,7 +238,8 @@ mod tests {
             let collection = Collection::new("apps", "deployments");
             let by_move = matches!(change, Change::Delete).then_some(7);
             let key = "t/n/é".into();
-            let write = Write { collection, key, expect, change, durability, by_move };
+            let epoch = by_move.map(|number| Epoch { task: "t.1".into(), number });
+            let write = Write { collection, key, expect, change, durability, by_move, epoch };
             let mut out = Vec::new();
             put_write(&mut out, &write);
             let mut reader = Reader::new(&out);
@@ -239,6 +262,7 @@ mod tests {
             StoreError::Unavailable { reason, source: None },
             StoreError::Damaged { what: "x".into() },
             StoreError::Moving { what: "y".into() },
+            StoreError::Superseded { task: "z".into(), epoch: 7, newest: 8 },
         ] {
             let mut out = Vec::new();
             put_error(&mut out, &error);

@@ -267,6 +267,7 @@ async fn put_changed(
         change,
         durability: call.served.durability(&call.namespace()),
         by_move: None,
+        epoch: call.epoch.clone(),
     };
     match store.write(write).await {
         Ok(committed) => {

@@ -136,6 +136,7 @@ async fn put_new(
         change: Change::Put(object::encode_with(&kept, managed).into()),
         durability: call.served.durability(&namespace),
         by_move: None,
+        epoch: call.epoch.clone(),
     };
     match store.write(write).await {
         Ok(committed) => {

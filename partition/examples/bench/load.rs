@@ -47,6 +47,7 @@ impl Target {
                     change: Change::Put(value),
                     durability: *durability,
                     by_move: None,
+                    epoch: None,
                 };
                 store.write(write).await?;
             }

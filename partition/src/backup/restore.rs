@@ -94,6 +94,7 @@ pub async fn restore(
                         change: Change::Put(entry.value.into_bytes()),
                         durability: Durability::Durable,
                         by_move: None,
+                        epoch: None,
                     };
                     match place.store.write(write).await {
                         Ok(_) => Ok(()),

@@ -33,6 +33,7 @@ async fn put(partitions: &Partitions, tenant: &str, name: &str, n: usize) {
         change: Change::Put(Bytes::from(json)),
         durability: Durability::Durable,
         by_move: None,
+        epoch: None,
     };
     partitions.place(&ShardKey::of("core/pods", &key)).store.write(write).await.unwrap();
 }

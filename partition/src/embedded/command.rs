@@ -10,8 +10,9 @@
 //!          4 compact revision u64
 //!          5 by move token u64 | put or delete
 //!          6 raise   revision u64
+//!          7 in an epoch number u64 | task | put or delete
 //! expect:  0 absent | 1 anything | 2 present | 3 at, revision u64
-//! collection, key: length u16, bytes          value: length u32, bytes
+//! collection, key, task: length u16, bytes          value: length u32, bytes
 //! ```
 //!
 //! Integers are little-endian. The class is that of the batch's most demanding command, so that
@@ -35,16 +36,39 @@ const SKIP: u8 = 3;
 const COMPACT: u8 = 4;
 const BY_MOVE: u8 = 5;
 const RAISE: u8 = 6;
+const IN_EPOCH: u8 = 7;
 
 /// One command, borrowed from the entry that holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Command<'a> {
-    Put { expect: Expect, collection: &'a str, key: &'a str, value: &'a [u8], by_move: Option<u64> },
-    Delete { expect: Expect, collection: &'a str, key: &'a str, by_move: Option<u64> },
-    Skip { count: u64 },
-    Compact { revision: Revision },
-    Raise { revision: Revision },
+    Put {
+        expect: Expect,
+        collection: &'a str,
+        key: &'a str,
+        value: &'a [u8],
+        by_move: Option<u64>,
+        epoch: Option<InEpoch<'a>>,
+    },
+    Delete {
+        expect: Expect,
+        collection: &'a str,
+        key: &'a str,
+        by_move: Option<u64>,
+        epoch: Option<InEpoch<'a>>,
+    },
+    Skip {
+        count: u64,
+    },
+    Compact {
+        revision: Revision,
+    },
+    Raise {
+        revision: Revision,
+    },
 }
+
+/// A task and its epoch, borrowed.
+pub(crate) type InEpoch<'a> = (&'a str, u64);
 
 /// Collects commands into the data of one raft entry.
 #[derive(Debug)]
@@ -74,7 +98,8 @@ impl Batch {
         };
         // Kinds, lengths, numbers.
         const AROUND: usize = 32;
-        AROUND + write.collection.as_str().len() + write.key.len() + value
+        let epoch = write.epoch.as_ref().map_or(0, |it| it.task.len() + 11);
+        AROUND + write.collection.as_str().len() + write.key.len() + epoch + value
     }
 
     /// Size of the entry so far.
@@ -93,6 +118,11 @@ impl Batch {
             Change::Put(value) => (PUT, Some(value)),
             Change::Delete => (DELETE, None),
         };
+        if let Some(epoch) = &write.epoch {
+            self.begin(IN_EPOCH, write.durability);
+            self.data.extend_from_slice(&epoch.number.to_le_bytes());
+            put_text(&mut self.data, &epoch.task);
+        }
         match write.by_move {
             Some(token) => {
                 self.begin(BY_MOVE, write.durability);
@@ -180,12 +210,16 @@ impl<'a> Iterator for Commands<'a> {
 
 fn command<'a>(reader: &mut Reader<'a>) -> Option<Command<'a>> {
     Some(match reader.byte()? {
-        BY_MOVE => {
-            let token = Some(reader.u64()?);
-            let kind = reader.byte()?;
-            write(kind, token, reader)?
+        IN_EPOCH => {
+            let number = reader.u64()?;
+            let epoch = Some((reader.text()?, number));
+            match reader.byte()? {
+                BY_MOVE => by_move(epoch, reader)?,
+                kind => write(kind, None, epoch, reader)?,
+            }
         }
-        kind @ (PUT | DELETE) => write(kind, None, reader)?,
+        BY_MOVE => by_move(None, reader)?,
+        kind @ (PUT | DELETE) => write(kind, None, None, reader)?,
         SKIP => Command::Skip { count: reader.u64()? },
         COMPACT => Command::Compact { revision: Revision(reader.u64()?) },
         RAISE => Command::Raise { revision: Revision(reader.u64()?) },
@@ -193,11 +227,22 @@ fn command<'a>(reader: &mut Reader<'a>) -> Option<Command<'a>> {
     })
 }
 
-fn write<'a>(kind: u8, by_move: Option<u64>, reader: &mut Reader<'a>) -> Option<Command<'a>> {
+fn by_move<'a>(epoch: Option<InEpoch<'a>>, reader: &mut Reader<'a>) -> Option<Command<'a>> {
+    let token = Some(reader.u64()?);
+    let kind = reader.byte()?;
+    write(kind, token, epoch, reader)
+}
+
+fn write<'a>(
+    kind: u8,
+    by_move: Option<u64>,
+    epoch: Option<InEpoch<'a>>,
+    reader: &mut Reader<'a>,
+) -> Option<Command<'a>> {
     let (expect, collection, key) = (read_expect(reader)?, reader.text()?, reader.text()?);
     Some(match kind {
-        PUT => Command::Put { expect, collection, key, value: reader.bytes()?, by_move },
-        DELETE => Command::Delete { expect, collection, key, by_move },
+        PUT => Command::Put { expect, collection, key, value: reader.bytes()?, by_move, epoch },
+        DELETE => Command::Delete { expect, collection, key, by_move, epoch },
         _ => return None,
     })
 }
@@ -208,7 +253,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::store::Collection;
+    use crate::{epochs::Epoch, store::Collection};
 
     fn expect() -> impl Strategy<Value = Expect> {
         prop_oneof![
@@ -226,14 +271,20 @@ mod tests {
                 .prop_map(|value| Change::Put(Bytes::from(value))),
         ];
         let name = ("[a-z]{1,8}", "[a-z]{1,8}");
-        (name, ".{0,30}", expect(), change, any::<bool>(), any::<Option<u64>>()).prop_map(
-            |((group, resource), key, expect, change, durable, by_move)| Write {
+        let epoch = prop::option::of(
+            ("[a-z.0-9]{1,9}", any::<u64>())
+                .prop_map(|(task, number)| Epoch { task: task.into(), number }),
+        );
+        let on_behalf = (any::<Option<u64>>(), epoch);
+        (name, ".{0,30}", expect(), change, any::<bool>(), on_behalf).prop_map(
+            |((group, resource), key, expect, change, durable, (by_move, epoch))| Write {
                 collection: Collection::new(&group, &resource),
                 key: key.into(),
                 expect,
                 change,
                 durability: if durable { Durability::Durable } else { Durability::Relaxed },
                 by_move,
+                epoch,
             },
         )
     }
@@ -251,9 +302,12 @@ mod tests {
             for (read, write) in read.iter().zip(&writes) {
                 let (expect, collection, key) = (write.expect, write.collection.as_str(), &*write.key);
                 let by_move = write.by_move;
+                let epoch = write.epoch.as_ref().map(|it| (&*it.task, it.number));
                 let expected = match &write.change {
-                    Change::Put(value) => Command::Put { expect, collection, key, value, by_move },
-                    Change::Delete => Command::Delete { expect, collection, key, by_move },
+                    Change::Put(value) => {
+                        Command::Put { expect, collection, key, value, by_move, epoch }
+                    }
+                    Change::Delete => Command::Delete { expect, collection, key, by_move, epoch },
                 };
                 prop_assert_eq!(read, &expected);
             }
@@ -275,6 +329,7 @@ mod tests {
             change: Change::Put(Bytes::from_static(b"v")),
             durability: Durability::Durable,
             by_move: None,
+            epoch: Some(Epoch { task: "t".into(), number: 5 }),
         });
         batch.skip(2);
         batch.write(&Write {
@@ -284,9 +339,11 @@ mod tests {
             change: Change::Delete,
             durability: Durability::Durable,
             by_move: Some(3),
+            epoch: None,
         });
         batch.raise(Revision(4));
         let expected = b"\x01\x01\
+            \x07\x05\0\0\0\0\0\0\0\x01\0t\
             \x01\x03\x07\0\0\0\0\0\0\0\x09\0core/pods\x01\0k\x01\0\0\0v\
             \x03\x02\0\0\0\0\0\0\0\
             \x05\x03\0\0\0\0\0\0\0\x02\x02\x09\0core/pods\x01\0k\

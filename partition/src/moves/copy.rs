@@ -182,6 +182,7 @@ impl<'a> Copy<'a> {
             change,
             durability: Durability::Durable,
             by_move: Some(self.token),
+            epoch: None,
         }
     }
 }
@@ -222,6 +223,7 @@ pub(super) async fn delete_all(
                 change: Change::Delete,
                 durability: Durability::Durable,
                 by_move: Some(token),
+                epoch: None,
             });
         }
     }

@@ -58,6 +58,7 @@ async fn write(meta: &dyn Store, it: &Move, expect: Expect) -> Result<Revision, 
         change: Change::Put(Bytes::from(value)),
         durability: Durability::Durable,
         by_move: None,
+        epoch: None,
     };
     meta.write(write).await.map(|committed| committed.revision)
 }
@@ -80,6 +81,7 @@ pub(super) async fn forget(meta: &dyn Store, stored: &Stored) -> Result<(), Stor
         change: Change::Delete,
         durability: Durability::Durable,
         by_move: None,
+        epoch: None,
     };
     match meta.write(write).await {
         Ok(_) | Err(StoreError::Conflict { .. }) => Ok(()),

@@ -270,6 +270,7 @@ impl Tenant {
                 change: change.clone(),
                 durability: Durability::Durable,
                 by_move: None,
+                epoch: None,
             };
             match self.place()?.write(write).await {
                 Ok(committed) => return Ok(Some(committed.revision.0)),

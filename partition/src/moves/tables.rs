@@ -41,6 +41,7 @@ pub(super) async fn change(
             change: Change::Put(Bytes::from(value)),
             durability: Durability::Durable,
             by_move: None,
+            epoch: None,
         };
         match store.write(write).await {
             Ok(committed) => return Ok(committed.revision),

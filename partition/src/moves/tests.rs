@@ -87,6 +87,7 @@ fn write(key: &str, expect: Expect, change: Change) -> Write {
         change,
         durability: Durability::Durable,
         by_move: None,
+        epoch: None,
     }
 }
 

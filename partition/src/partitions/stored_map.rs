@@ -117,6 +117,7 @@ pub(super) async fn write_map(
         change: Change::Put(Bytes::from(value)),
         durability: Durability::Durable,
         by_move: None,
+        epoch: None,
     };
     meta.write(write).await.map(drop)
 }

@@ -408,6 +408,7 @@ mod tests {
                     change,
                     durability: Durability::Relaxed,
                     by_move: Some(3),
+                    epoch: None,
                 }));
             }
         }

@@ -148,6 +148,7 @@ impl Clients {
                 change,
                 durability,
                 by_move: None,
+                epoch: None,
             };
             let (reply, outcome) = oneshot::channel();
             world.write(server, &write, reply)?;
