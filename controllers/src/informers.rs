@@ -1,7 +1,11 @@
 //! The local copies that controllers share: one watch per resource over all tenants.
 
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, join_all},
+};
 use insula_api::names::TenantName;
-use insula_client::{Client, IndexId, Informer, Kind, Object, Tenant, Tenanted};
+use insula_client::{Client, IndexId, Informer, Kind, Object, ObjectKey, Tenant, Tenanted};
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
     batch::v1::{CronJob, Job},
@@ -140,6 +144,46 @@ impl Informers {
         }
     }
 
+    /// All of them.
+    fn each(&self) -> [&dyn LocalCopy; 23] {
+        [
+            &self.tenants,
+            &self.namespaces,
+            &self.default_accounts,
+            &self.root_cas,
+            &self.pods.informer,
+            &self.replica_sets.informer,
+            &self.replication_controllers.informer,
+            &self.stateful_sets,
+            &self.daemon_sets,
+            &self.revisions.informer,
+            &self.jobs.informer,
+            &self.cron_jobs,
+            &self.services,
+            &self.slices,
+            &self.endpoints,
+            &self.nodes,
+            &self.deployments,
+            &self.claims,
+            &self.volumes,
+            &self.volume_classes,
+            &self.quotas,
+            &self.networks,
+            &self.certificate_requests,
+        ]
+    }
+
+    /// Waits until they show all that was written before the call; `false` if that will never be.
+    pub(crate) async fn caught_up(&self) -> bool {
+        let all = join_all(self.each().map(LocalCopy::caught_up)).await;
+        all.into_iter().all(|it| it)
+    }
+
+    /// Tells every handler once more of the objects that `which` chooses.
+    pub(crate) fn retell(&self, which: &(dyn Fn(&ObjectKey) -> bool + Sync)) {
+        self.each().iter().for_each(|it| it.retell(which));
+    }
+
     /// The pods that `owner` may have to do with: those it manages, and those that nobody does.
     ///
     /// Pods of one that only has the uid of this owner by forgery are not its own.
@@ -151,6 +195,22 @@ impl Informers {
         pods.extend(self.pods.orphans(&owner.tenant, owner.namespace()));
         pods.retain(|pod| pod.tenant == owner.tenant && pod.namespace() == owner.namespace());
         pods
+    }
+}
+
+/// A local copy, whatever it is of.
+trait LocalCopy: Sync {
+    fn caught_up(&self) -> BoxFuture<'_, bool>;
+    fn retell(&self, which: &(dyn Fn(&ObjectKey) -> bool + Sync));
+}
+
+impl<K: Object> LocalCopy for Informer<K> {
+    fn caught_up(&self) -> BoxFuture<'_, bool> {
+        self.caught_up().boxed()
+    }
+
+    fn retell(&self, which: &(dyn Fn(&ObjectKey) -> bool + Sync)) {
+        self.retell(which);
     }
 }
 

@@ -37,6 +37,7 @@ mod expectations;
 mod gc;
 mod informers;
 mod job;
+mod membership;
 pub mod metrics;
 mod namespace;
 mod objects;
@@ -70,10 +71,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use self::{
     certificates::{SignError, Signer},
     controller::{Observer, Unobserved},
-    queue::{Ownership, Sole},
+    queue::{Ownership, Permit, Sole},
 };
 use self::{
-    controller::Controller, everything::Everything, informers::Informers, protection::Guarded as _,
+    controller::Controller,
+    everything::Everything,
+    informers::Informers,
+    membership::{Copies, Membership},
+    protection::Guarded as _,
 };
 
 /// How long reconciles that have begun may take to end after shutdown.
@@ -86,21 +91,17 @@ pub struct Config {
     pub root_ca: String,
     /// Signs certificate requests that are approved.
     pub signer: Option<Arc<dyn Signer>>,
-    /// Which tenants' objects to reconcile.
-    pub ownership: Arc<dyn Ownership>,
+    /// The host on which this is a replica among others, with which it shares the work. Without
+    /// one it is the only one, and does all of it.
+    pub host: Option<String>,
     /// Learns of every reconcile.
     pub observer: Arc<dyn Observer>,
 }
 
 impl Config {
-    /// All tenants, unobserved.
+    /// All tenants, alone and unobserved.
     pub fn new(root_ca: impl Into<String>) -> Self {
-        Self {
-            root_ca: root_ca.into(),
-            signer: None,
-            ownership: Arc::new(Sole),
-            observer: Arc::new(Unobserved),
-        }
+        Self { root_ca: root_ca.into(), signer: None, host: None, observer: Arc::new(Unobserved) }
     }
 }
 
@@ -131,7 +132,13 @@ async fn run_all(config: Config, client: Client, shutdown: CancellationToken) ->
     let events = EventRecorder::start(named("events")?, "", "", &tasks, supplies.clone());
 
     let running = TaskTracker::new();
-    let start = Starter { config: &config, running: &running, shutdown: &shutdown };
+    let replica_client = named("replica")?;
+    let replica = config.host.as_ref().map(|host| Membership::new(host, &replica_client, &events));
+    let ownership = match &replica {
+        Some(replica) => replica.ownership(),
+        None => Arc::new(Sole),
+    };
+    let start = Starter { config: &config, ownership, running: &running, shutdown: &shutdown };
     start.start(tenant::Tenants::new(named(tenant::Tenants::NAME)?, informers.clone(), &events));
     start.start(namespace::Namespaces::new(named(namespace::Namespaces::NAME)?, informers.clone()));
     start.start(serviceaccount::DefaultAccounts::new(
@@ -211,10 +218,21 @@ async fn run_all(config: Config, client: Client, shutdown: CancellationToken) ->
         everything.clone(),
     ));
     everything.start();
+    let membership = replica.map(|replica| {
+        let copies = Copies { informers: informers.clone(), everything: everything.clone() };
+        replica.run(copies, tasks.clone(), shutdown.clone(), supplies.clone())
+    });
+    // It waits for the reconciles itself before it gives away what they are about.
+    let membership = membership.map(|it| tasks.spawn(it));
     running.close();
     shutdown.cancelled().await;
     if tokio::time::timeout(DRAIN, running.wait()).await.is_err() {
         tracing::warn!("some reconciles did not end in time");
+    }
+    if let Some(membership) = membership
+        && let Err(error) = membership.await
+    {
+        tracing::error!(%error, "what this replica held was not given away");
     }
     drop(events);
     supplies.cancel();
@@ -228,6 +246,7 @@ async fn run_all(config: Config, client: Client, shutdown: CancellationToken) ->
 /// Starts controllers of every type in the same way.
 struct Starter<'a> {
     config: &'a Config,
+    ownership: Arc<dyn Ownership>,
     running: &'a TaskTracker,
     shutdown: &'a CancellationToken,
 }
@@ -236,7 +255,7 @@ impl Starter<'_> {
     fn start(&self, controller: impl Controller) {
         self.running.spawn(controller::run(
             Arc::new(controller),
-            self.config.ownership.clone(),
+            self.ownership.clone(),
             self.config.observer.clone(),
             self.shutdown.clone(),
         ));
