@@ -15,6 +15,10 @@ pub const API_VERSION: &str = "insula.io/v1";
 pub const TENANTS: &str = "tenants";
 /// The resource that serves partitions.
 pub const PARTITIONS: &str = "partitions";
+/// The resource that serves replicas of the controllers.
+pub const CONTROLLER_INSTANCES: &str = "controllerinstances";
+/// The resource that serves tables of who cares for which slots.
+pub const SLOT_TABLES: &str = "slottables";
 
 /// Keeps a Tenant until all that it owns is gone.
 pub const TENANT_FINALIZER: &str = "insula.io/tenant";
@@ -151,6 +155,89 @@ pub struct PartitionStatus {
     pub epoch: Option<i64>,
 }
 
+/// What a replica of the controllers is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ControllerInstanceSpec {
+    /// The machine on which it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+}
+
+/// How a replica of the controllers is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ControllerInstanceStatus {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<InstancePhase>,
+    /// How many slots it cares for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots: Option<i32>,
+    /// Counts its signs of life.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewals: Option<i64>,
+}
+
+/// Where a replica is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum InstancePhase {
+    Active,
+    /// It hands over and ends.
+    Leaving,
+    /// The others heard nothing of it for too long.
+    Lost,
+    /// A phase that a newer replica knows.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Who cares for which slots.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SlotTableSpec {
+    /// The newest epoch in which anything was claimed.
+    #[serde(default)]
+    pub epoch: u64,
+    /// Slots that are in none are nobody's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub claims: Vec<SlotClaim>,
+}
+
+/// What a replica claimed at one time.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SlotClaim {
+    #[serde(default)]
+    pub holder: String,
+    #[serde(default)]
+    pub epoch: u64,
+    /// Ranges of whole blocks, see [`crate::slots`].
+    #[serde(default)]
+    pub slots: Vec<String>,
+}
+
+/// Asks that what a replica has claimed be fenced, and says what came of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SlotFenceSpec {
+    #[serde(default)]
+    pub holder: String,
+}
+
+/// Where claims count.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SlotFenceStatus {
+    /// Partitions that could not be told.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreached: Vec<String>,
+    /// An epoch above the holder's that some partition knows; else 0.
+    #[serde(default)]
+    pub newest: u64,
+}
+
 #[cfg(test)]
 mod tests {
     use serde::de::DeserializeOwned;
@@ -180,6 +267,7 @@ mod tests {
                 "boolean" => json!(true),
                 "[string]" => json!(["text"]),
                 "->io.insula.v1.PartitionEtcd" => full("PartitionEtcd"),
+                "[->io.insula.v1.SlotClaim]" => json!([full("SlotClaim")]),
                 other => panic!("{kind}.{field} is {other:?}"),
             };
             fields.insert((*field).to_owned(), value);
@@ -202,6 +290,13 @@ mod tests {
         check::<TenantStatus>("TenantStatus", |it| it["phase"] = json!("Active"));
         check::<PartitionSpec>("PartitionSpec", |_| ());
         check::<PartitionStatus>("PartitionStatus", |_| ());
+        check::<ControllerInstanceSpec>("ControllerInstanceSpec", |_| ());
+        check::<ControllerInstanceStatus>("ControllerInstanceStatus", |it| {
+            it["phase"] = json!("Leaving");
+        });
+        check::<SlotTableSpec>("SlotTableSpec", |_| ());
+        check::<SlotFenceSpec>("SlotFenceSpec", |_| ());
+        check::<SlotFenceStatus>("SlotFenceStatus", |_| ());
     }
 
     #[test]

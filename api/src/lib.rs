@@ -17,6 +17,7 @@ pub mod quota;
 pub mod resources;
 pub mod schema;
 pub mod selector;
+pub mod slots;
 pub mod strategic;
 pub mod structural;
 pub mod time;

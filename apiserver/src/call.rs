@@ -10,6 +10,7 @@ use insula_api::{
     proto::{self, ProtoError},
     schema::{Gvk, Schema},
 };
+use insula_partition::epochs::Epoch;
 use serde_json::Value;
 
 use crate::{
@@ -36,6 +37,8 @@ pub(crate) struct Call {
     pub headers: HeaderMap,
     /// Nobody waits for the answer any longer.
     pub until: tokio::time::Instant,
+    /// In which epoch it writes, if it writes for a task that changes hands.
+    pub epoch: Option<Epoch>,
     /// What is said beside the answer.
     pub remarks: Arc<Remarks>,
 }

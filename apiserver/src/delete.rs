@@ -258,6 +258,7 @@ async fn delete_named(
             durability: call.served.durability(namespace),
             by_move: None,
             within: None,
+            epoch: call.epoch.clone(),
         };
         match store.write(write).await {
             Ok(committed) => {

@@ -9,6 +9,8 @@ pub use insula_api::{error::chain, field::FieldError};
 use insula_partition::store::StoreError;
 use serde_json::{Map, Value, json};
 
+use crate::epochs;
+
 /// A refused or failed request.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{message}")]
@@ -394,6 +396,9 @@ impl From<StoreError> for ApiError {
             StoreError::Conflict { .. } => Self::internal(&error),
             StoreError::Exceeded(excess) => {
                 Self::forbidden("insula.io", "tenantquotas", &excess.quota, &excess.to_string())
+            }
+            StoreError::Superseded { .. } => {
+                Self::new(StatusCode::CONFLICT, epochs::SUPERSEDED, error.to_string())
             }
             StoreError::Moving { what } => {
                 let mut error = Self::unavailable(format!("{what} is moving; try again"));

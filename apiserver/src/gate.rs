@@ -29,6 +29,7 @@ use crate::{
     bootstrap,
     call::Call,
     custom::Found,
+    epochs,
     error::{ApiError, Result},
     fair, granted,
     identity::{Identity, IdentityError},
@@ -286,6 +287,7 @@ impl Server {
             return Err(denied(&identity, &attributes));
         }
         let patience = deadline(&query).unwrap_or(DEADLINE);
+        let epoch = epochs::asked(headers, &identity)?;
         let mut call = Call {
             identity,
             // Fleet objects are kept by the platform, whoever reads them.
@@ -296,6 +298,7 @@ impl Server {
             query,
             accept: Accept::JSON,
             headers: headers.clone(),
+            epoch,
             until: tokio::time::Instant::now() + patience,
             remarks: std::sync::Arc::new(Remarks::new(self.audit.is_some())),
         };

@@ -17,6 +17,7 @@ use crate::{
     compress::{self, Whole},
     custom, delete,
     ending::Open,
+    epochs,
     error::{ApiError, Result},
     fair::{InTurn, Pass},
     finishing::Finishing,
@@ -93,7 +94,12 @@ impl Server {
         let answered = self.answer(&head, body, peer, upgrade, &mut open.record).await;
         let mut response = match answered {
             Ok(response) => response,
-            Err(error) => answer::error_for(&error, &head.headers, head.uri.query()),
+            Err(error) => {
+                if error.reason == epochs::SUPERSEDED {
+                    self.metrics.superseded();
+                }
+                answer::error_for(&error, &head.headers, head.uri.query())
+            }
         };
         open.record.told.tell(response.headers_mut());
         if let (Some(pass), Some(whole)) = (&open.record.pass, response.extensions().get::<Whole>())
@@ -403,6 +409,10 @@ impl Server {
             ("eviction", "POST") => {
                 let status = subresources::evict(self, call, body).await?;
                 Ok(answer::value(StatusCode::CREATED, &status, false))
+            }
+            ("fence", "POST") => {
+                let fence = subresources::fence(self, call, body).await?;
+                answer::made(call, StatusCode::CREATED, &fence)
             }
             ("token", "POST") => {
                 let token = subresources::token(self, call, body).await?;

@@ -20,6 +20,7 @@ mod delete;
 mod discovery;
 pub mod encryption;
 mod ending;
+mod epochs;
 pub mod error;
 mod fair;
 mod finishing;

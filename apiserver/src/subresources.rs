@@ -3,6 +3,7 @@
 mod binding;
 mod conditions;
 mod eviction;
+mod fence;
 mod reviews;
 mod scale;
 mod token;
@@ -20,6 +21,7 @@ use crate::{
 pub(crate) use self::{
     binding::{bind, bind_named},
     eviction::evict,
+    fence::fence,
     reviews::{review, user_info},
     scale::{get_scale, set_replicas_of, write_scale},
     token::token,

@@ -260,6 +260,7 @@ impl Follower {
             durability: Durability::Relaxed,
             by_move: None,
             within: None,
+            epoch: None,
         };
         if let Err(error) = store.write(write).await {
             tracing::debug!(error = chain(&error), "an event was not written");

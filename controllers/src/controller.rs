@@ -7,7 +7,7 @@ use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
-use crate::queue::{Key, Ownership, Queue};
+use crate::queue::{Key, Ownership, Permit, Queue};
 
 /// When to look at a key again if nothing happens to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,12 +35,18 @@ impl ReconcileError {
         match self {
             Self::Request(error) => {
                 error.is_conflict()
+                    || error.is_superseded()
                     || error.is_not_found()
                     || error.is_already_exists()
                     || error.is_namespace_terminating()
             }
             Self::Invalid { .. } | Self::Incomplete(_) => false,
         }
+    }
+
+    /// Another replica has taken over.
+    fn is_superseded(&self) -> bool {
+        matches!(self, Self::Request(error) if error.is_superseded())
     }
 }
 
@@ -89,7 +95,7 @@ pub(crate) async fn run<C: Controller>(
     observer: Arc<dyn Observer>,
     shutdown: CancellationToken,
 ) {
-    let queue = Queue::new(C::NAME, ownership);
+    let queue = Queue::new(C::NAME, ownership.clone());
     controller.watch(&queue);
     match shutdown.run_until_cancelled(controller.synced()).await {
         Some(true) => tracing::info!(controller = C::NAME, "running"),
@@ -107,10 +113,16 @@ pub(crate) async fn run<C: Controller>(
         while let Ok(place) = places.clone().acquire_owned().await {
             let Some(key) = queue.next().await else { break };
             observer.waiting(C::NAME, queue.len());
+            let Some(permit) = ownership.begin(key.tenant()) else {
+                queue.done(&key);
+                continue;
+            };
             let pass = Pass {
                 controller: controller.clone(),
                 queue: queue.clone(),
                 observer: observer.clone(),
+                ownership: ownership.clone(),
+                permit,
                 key,
             };
             let span = tracing::debug_span!("reconcile", controller = C::NAME, key = %pass.key);
@@ -133,13 +145,19 @@ struct Pass<C: Controller> {
     controller: Arc<C>,
     queue: Queue<C::Key>,
     observer: Arc<dyn Observer>,
+    ownership: Arc<dyn Ownership>,
+    permit: Permit,
     key: C::Key,
 }
 
 impl<C: Controller> Pass<C> {
     async fn run(self) {
         let began = Instant::now();
-        let result = self.controller.reconcile(&self.key).await;
+        let work = self.controller.reconcile(&self.key);
+        let result = match self.permit.fence.clone() {
+            Some(fence) => fence.around(work).await,
+            None => work.await,
+        };
         self.observer.reconciled(C::NAME, result.is_ok(), began.elapsed());
         match result {
             Ok(next) => {
@@ -149,6 +167,9 @@ impl<C: Controller> Pass<C> {
                 }
             }
             Err(error) => {
+                if error.is_superseded() {
+                    self.ownership.refused();
+                }
                 let delay = self.queue.retry(self.key.clone());
                 // What goes away by itself within a second or so is no news.
                 if error.is_expected() || delay < Duration::from_secs(1) {

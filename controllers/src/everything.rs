@@ -16,7 +16,8 @@ use std::{
 
 use insula_api::names::TenantName;
 use insula_client::{
-    Backoff, Change, Client, Discovery, Error, Informer, PartialObject, ResourceRef, chain,
+    Backoff, Change, Client, Discovery, Error, Informer, ObjectKey, PartialObject, ResourceRef,
+    chain,
 };
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -168,6 +169,16 @@ impl Everything {
             self.shared.tasks.spawn(shutdown.run_until_cancelled_owned(work));
         }
         self.watch_definitions();
+    }
+
+    /// Tells every handler once more of the objects of tenants that `which` chooses.
+    pub(crate) fn retell(&self, which: &(dyn Fn(&ObjectKey) -> bool + Sync)) {
+        let informers: Vec<_> = {
+            let watches = self.shared.watches.lock();
+            let all = watches.built_in.values().chain(watches.custom.values());
+            all.map(|it| it.informer.clone()).collect()
+        };
+        informers.iter().for_each(|informer| informer.retell(which));
     }
 
     /// Waits until all objects are known of all resources that are known by then.

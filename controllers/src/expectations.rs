@@ -2,13 +2,15 @@
 //!
 //! Between a write and its event the local copy is out of date; a controller that counted pods
 //! meanwhile would create them twice. So it notes each write before it sends it, and counts only
-//! when nothing is outstanding.
+//! when nothing is outstanding. What was asked for in another epoch is void: before a replica takes
+//! an owner up again its local copy shows all that was written before.
 
 use std::{
     collections::{HashMap, HashSet},
     time::Duration,
 };
 
+use insula_client::fence::Fence;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -28,6 +30,8 @@ struct Outstanding {
     /// Uids of objects to be deleted.
     deletes: HashSet<String>,
     since: Instant,
+    /// The epoch in which they were asked for.
+    fence: Option<Fence>,
 }
 
 impl Expectations {
@@ -51,7 +55,14 @@ impl Expectations {
             creates: HashSet::new(),
             deletes: HashSet::new(),
             since: Instant::now(),
+            fence: None,
         });
+        let fence = Fence::current();
+        if outstanding.fence != fence {
+            outstanding.creates.clear();
+            outstanding.deletes.clear();
+            outstanding.fence = fence;
+        }
         change(outstanding);
         outstanding.since = Instant::now();
     }
@@ -86,6 +97,10 @@ impl Expectations {
         let mut owners = self.owners.lock();
         match owners.get(owner) {
             None => true,
+            Some(outstanding) if outstanding.fence != Fence::current() => {
+                owners.remove(owner);
+                true
+            }
             Some(outstanding) if EXPIRY <= outstanding.since.elapsed() => {
                 tracing::warn!(owner, ?outstanding, "writes were never seen");
                 owners.remove(owner);
@@ -112,6 +127,19 @@ mod tests {
         assert!(!it.are_met("o"));
         it.deleted("o", "u");
         assert!(it.are_met("o"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_asked_for_in_another_epoch_is_void() {
+        let it = Expectations::default();
+        let epoch = |number| Fence::new("t.1", number).unwrap();
+        epoch(1).around(async { it.expect_create("o", "a") }).await;
+        assert!(!epoch(1).around(async { it.are_met("o") }).await);
+        assert!(epoch(2).around(async { it.are_met("o") }).await);
+        epoch(1).around(async { it.expect_create("o", "a") }).await;
+        epoch(2).around(async { it.expect_create("o", "b") }).await;
+        it.created("o", "b");
+        assert!(epoch(2).around(async { it.are_met("o") }).await);
     }
 
     #[tokio::test(start_paused = true)]

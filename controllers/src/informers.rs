@@ -2,8 +2,14 @@
 
 use std::sync::Arc;
 
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, join_all},
+};
 use insula_api::names::TenantName;
-use insula_client::{Client, IndexId, Informer, InformerBuilder, Kind, Object, Tenant, Tenanted};
+use insula_client::{
+    Client, IndexId, Informer, InformerBuilder, Kind, Object, ObjectKey, Tenant, Tenanted,
+};
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
     batch::v1::{CronJob, Job},
@@ -173,9 +179,68 @@ impl Informers {
         }
     }
 
+    /// All of them.
+    fn each(&self) -> [&dyn LocalCopy; 26] {
+        [
+            &self.tenants,
+            &self.namespaces,
+            &self.accounts,
+            &self.token_secrets,
+            &self.root_cas,
+            &self.pods.informer,
+            &self.replica_sets.informer,
+            &self.replication_controllers.informer,
+            &self.stateful_sets,
+            &self.daemon_sets,
+            &self.revisions.informer,
+            &self.jobs.informer,
+            &self.cron_jobs,
+            &self.services,
+            &self.slices,
+            &self.endpoints,
+            &self.nodes,
+            &self.node_leases,
+            &self.budgets,
+            &self.deployments,
+            &self.claims,
+            &self.volumes,
+            &self.volume_classes,
+            &self.quotas,
+            &self.networks,
+            &self.certificate_requests,
+        ]
+    }
+
+    /// Waits until they show all that was written before the call; `false` if that will never be.
+    pub(crate) async fn caught_up(&self) -> bool {
+        let all = join_all(self.each().map(LocalCopy::caught_up)).await;
+        all.into_iter().all(|it| it)
+    }
+
+    /// Tells every handler once more of the objects that `which` chooses.
+    pub(crate) fn retell(&self, which: &(dyn Fn(&ObjectKey) -> bool + Sync)) {
+        self.each().iter().for_each(|it| it.retell(which));
+    }
+
     /// The pods of all tenants that are bound to a node.
     pub(crate) fn pods_on(&self, node: &str) -> Vec<Arc<Tenanted<Pod>>> {
         self.pods.informer.indexed(self.pods_by_node, node)
+    }
+}
+
+/// A local copy, whatever it is of.
+trait LocalCopy: Sync {
+    fn caught_up(&self) -> BoxFuture<'_, bool>;
+    fn retell(&self, which: &(dyn Fn(&ObjectKey) -> bool + Sync));
+}
+
+impl<K: Object> LocalCopy for Informer<K> {
+    fn caught_up(&self) -> BoxFuture<'_, bool> {
+        self.caught_up().boxed()
+    }
+
+    fn retell(&self, which: &(dyn Fn(&ObjectKey) -> bool + Sync)) {
+        self.retell(which);
     }
 }
 

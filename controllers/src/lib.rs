@@ -38,6 +38,7 @@ mod expectations;
 mod gc;
 mod informers;
 mod job;
+mod membership;
 pub mod metrics;
 mod namespace;
 mod node_lifecycle;
@@ -75,10 +76,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use self::{
     certificates::{SignError, Signer},
     controller::{Observer, Unobserved},
-    queue::{Ownership, Sole},
+    queue::{Ownership, Permit, Sole},
 };
 use self::{
-    controller::Controller, everything::Everything, informers::Informers, protection::Guarded as _,
+    controller::Controller,
+    everything::Everything,
+    informers::Informers,
+    membership::{Copies, Membership},
+    protection::Guarded as _,
 };
 
 /// How long reconciles that have begun may take to end after shutdown.
@@ -94,8 +99,9 @@ pub struct Config {
     pub root_ca: String,
     /// Signs certificate requests that are approved.
     pub signer: Option<Arc<dyn Signer>>,
-    /// Which tenants' objects to reconcile.
-    pub ownership: Arc<dyn Ownership>,
+    /// The host on which this is a replica among others, with which it shares the work. Without
+    /// one it is the only one, and does all of it.
+    pub host: Option<String>,
     /// Learns of every reconcile.
     pub observer: Arc<dyn Observer>,
     /// For so long nothing need be heard of a node.
@@ -103,12 +109,12 @@ pub struct Config {
 }
 
 impl Config {
-    /// All tenants, unobserved.
+    /// All tenants, alone and unobserved.
     pub fn new(root_ca: impl Into<String>) -> Self {
         Self {
             root_ca: root_ca.into(),
             signer: None,
-            ownership: Arc::new(Sole),
+            host: None,
             observer: Arc::new(Unobserved),
             node_grace: NODE_GRACE,
         }
@@ -142,7 +148,13 @@ async fn run_all(config: Config, client: Client, shutdown: CancellationToken) ->
     let events = EventRecorder::start(named("events")?, "", "", &tasks, supplies.clone());
 
     let running = TaskTracker::new();
-    let start = Starter { config: &config, running: &running, shutdown: &shutdown };
+    let replica_client = named("replica")?;
+    let replica = config.host.as_ref().map(|host| Membership::new(host, &replica_client, &events));
+    let ownership = match &replica {
+        Some(replica) => replica.ownership(),
+        None => Arc::new(Sole),
+    };
+    let start = Starter { config: &config, ownership, running: &running, shutdown: &shutdown };
     start.start(tenant::Tenants::new(named(tenant::Tenants::NAME)?, informers.clone(), &events));
     start.start(namespace::Namespaces::new(named(namespace::Namespaces::NAME)?, informers.clone()));
     start.start(serviceaccount::DefaultAccounts::new(
@@ -244,10 +256,21 @@ async fn run_all(config: Config, client: Client, shutdown: CancellationToken) ->
         &events,
     ));
     everything.start();
+    let membership = replica.map(|replica| {
+        let copies = Copies { informers: informers.clone(), everything: everything.clone() };
+        replica.run(copies, tasks.clone(), shutdown.clone(), supplies.clone())
+    });
+    // It waits for the reconciles itself before it gives away what they are about.
+    let membership = membership.map(|it| tasks.spawn(it));
     running.close();
     shutdown.cancelled().await;
     if tokio::time::timeout(DRAIN, running.wait()).await.is_err() {
         tracing::warn!("some reconciles did not end in time");
+    }
+    if let Some(membership) = membership
+        && let Err(error) = membership.await
+    {
+        tracing::error!(%error, "what this replica held was not given away");
     }
     drop(events);
     supplies.cancel();
@@ -261,6 +284,7 @@ async fn run_all(config: Config, client: Client, shutdown: CancellationToken) ->
 /// Starts controllers of every type in the same way.
 struct Starter<'a> {
     config: &'a Config,
+    ownership: Arc<dyn Ownership>,
     running: &'a TaskTracker,
     shutdown: &'a CancellationToken,
 }
@@ -269,7 +293,7 @@ impl Starter<'_> {
     fn start(&self, controller: impl Controller) {
         self.running.spawn(controller::run(
             Arc::new(controller),
-            self.config.ownership.clone(),
+            self.ownership.clone(),
             self.config.observer.clone(),
             self.shutdown.clone(),
         ));

@@ -89,6 +89,25 @@ impl Counts {
     }
 }
 
+static HELD: AtomicU64 = AtomicU64::new(0);
+static TAKEN: AtomicU64 = AtomicU64::new(0);
+
+/// Which share of the work this replica has.
+#[derive(Debug)]
+pub(crate) struct Membership;
+
+impl Membership {
+    /// How many slots it cares for now.
+    pub(crate) fn held(n_slots: usize) {
+        HELD.store(n_slots as u64, Ordering::Relaxed);
+    }
+
+    /// So many more it has begun to care for.
+    pub(crate) fn taken(n_slots: usize) {
+        TAKEN.fetch_add(n_slots as u64, Ordering::Relaxed);
+    }
+}
+
 /// Shows them.
 #[derive(Debug, Clone, Copy)]
 pub struct Queues;
@@ -119,6 +138,12 @@ impl Collector for Queues {
         for (name, queue) in all.iter() {
             family.histogram(&[("name", name)], &queue.worked)?;
         }
+        let name = "insula_controllers_held_slots";
+        let mut family = writer.gauges(name, "Slots that this replica cares for")?;
+        family.number(&[], HELD.load(Ordering::Relaxed))?;
+        let name = "insula_controllers_taken_slots";
+        let mut family = writer.counters(name, "Slots that this replica began to care for")?;
+        family.number(&[], TAKEN.load(Ordering::Relaxed))?;
         let name = "workqueue_unfinished_work_seconds";
         let mut family = writer.gauges(name, "How long what is not done yet was worked on")?;
         for (name, queue) in all.iter() {

@@ -16,6 +16,7 @@ pub(crate) fn controllers(options: &cli::Controllers) -> Result<()> {
         let root_ca = std::fs::read_to_string(&options.root_ca)
             .with_context(|| format!("cannot read the CA {}", options.root_ca.display()))?;
         let mut config = insula_controllers::Config::new(root_ca);
+        config.host = Some(up::host_name());
         if let (Some(certificate), Some(key)) =
             (&options.cluster_signing_cert_file, &options.cluster_signing_key_file)
         {

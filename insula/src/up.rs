@@ -225,6 +225,7 @@ impl Parts<'_> {
             let mut config = insula_controllers::Config::new(self.authority.certificate());
             let [certificate, key] = ["ca.crt", "ca.key"].map(|it| self.directory.pki().join(it));
             config.signer = Some(Arc::new(Signing::new(&certificate, &key)));
+            config.host = Some(host_name());
             let stop = stop.clone();
             run(
                 "controllers",

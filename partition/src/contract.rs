@@ -11,6 +11,7 @@ pub(crate) use self::limited::{
 };
 
 use crate::{
+    epochs::{self, Epoch},
     snapshot::Entry,
     store::{
         Change, Collection, Committed, Durability, Expect, ReadAt, Revision, Store, StoreError,
@@ -34,6 +35,7 @@ macro_rules! contract_tests {
             collections_are_those_with_values, stats_count, a_shut_down_store_says_so,
             raised_revisions_stay_above, fences_hold_what_moves, limits_are_kept,
             limits_are_of_bytes_kinds_and_namespaces, many_at_the_limit,
+            epochs_refuse_who_was_replaced,
         );
     };
     ($open:path; $($test:ident,)*) => {
@@ -63,6 +65,7 @@ pub(crate) fn write(key: &str, expect: Expect, change: Change) -> Write {
         durability,
         by_move: None,
         within: None,
+        epoch: None,
     }
 }
 
@@ -603,4 +606,38 @@ pub(crate) async fn fences_hold_what_moves(store: Arc<dyn Store>) {
     }
     assert_eq!(heard[0].revision, other.revision);
     assert_eq!(heard[1].revision, last.revision);
+}
+
+pub(crate) async fn epochs_refuse_who_was_replaced(store: Arc<dyn Store>) {
+    let of = |task: &str, number| Epoch { task: task.into(), number };
+    let by = |number, key: &str, expect| Write {
+        epoch: Some(of("t.1", number)),
+        ..write(key, expect, value(&number.to_string()))
+    };
+    let refused = async |write: Write, told: u64| {
+        let outcome = store.write(write).await;
+        let Err(StoreError::Superseded { newest, .. }) = outcome else {
+            panic!("expected to be refused, not {outcome:?}");
+        };
+        assert_eq!(newest, told);
+    };
+    refused(by(1, "a", Expect::Anything), 0).await;
+    assert_eq!(epochs::raise(&*store, &[of("t.1", 1), of("t.2", 9)]).await.unwrap(), []);
+    let first = store.write(by(1, "a", Expect::Absent)).await.unwrap();
+    refused(by(2, "a", Expect::Anything), 1).await;
+    assert_eq!(epochs::raise(&*store, &[of("t.1", 2)]).await.unwrap(), []);
+    // Whatever else would be said of the write: it is not this one's to make.
+    refused(by(1, "b", Expect::Absent), 2).await;
+    refused(by(1, "a", Expect::At(first.revision)), 2).await;
+    refused(by(1, "a", Expect::Absent), 2).await;
+    let delete = Write { change: Change::Delete, ..by(1, "a", Expect::Present) };
+    refused(delete.clone(), 2).await;
+    assert!(conflict(store.write(by(2, "a", Expect::Absent)).await).is_some());
+    let second = store.write(by(2, "a", Expect::At(first.revision))).await.unwrap();
+    assert_eq!(latest(&*store).await, BTreeMap::from([("a".into(), stored("2", second.revision))]));
+    store.write(Write { epoch: Some(of("t.2", 9)), ..delete }).await.unwrap();
+    // Who comes late raises nothing, and hears of it; writes for no task know no epochs.
+    assert_eq!(epochs::raise(&*store, &[of("t.1", 1)]).await.unwrap(), [of("t.1", 2)]);
+    refused(by(1, "c", Expect::Anything), 2).await;
+    put(&*store, "c", "1").await;
 }

@@ -53,6 +53,7 @@ use self::{
     turns::{Limited, Turn, Turns},
 };
 use crate::{
+    epochs,
     error::{OpenError, chain},
     fences,
     limits::check_limits,
@@ -295,6 +296,12 @@ impl EtcdStore {
                 TxnOp::delete(key.as_str(), Some(DeleteOptions::new().with_prev_key()))
             }
         };
+        let epoch_key =
+            write.epoch.as_ref().map(|it| self.keys.of(&epochs::collection(), &it.task));
+        if let (Some(epoch), Some(key)) = (&write.epoch, &epoch_key) {
+            let kept = epochs::value(epoch.number);
+            guard.push(Compare::value(key.as_str(), CompareOp::Equal, kept));
+        }
         let (fence_key, offset_key) = (self.fence_key(), self.keys.offsets());
         let same = |key: &str, at| Compare::mod_revision(key, CompareOp::Equal, at);
         guard.push(same(&fence_key, fences));
@@ -312,6 +319,7 @@ impl EtcdStore {
             changes.push(TxnOp::put(key.as_str(), "", None));
             found.push(TxnOp::get(key.as_str(), revisions()));
         }
+        found.extend(epoch_key.map(|key| TxnOp::get(key, None)));
         let txn = Txn::new().when(guard).and_then(changes).or_else(found);
         let mut kv = self.client.0.kv_client();
         let answer = tokio::time::timeout(ANSWER, kv.txn(txn)).await.map_err(late)?;
@@ -368,6 +376,11 @@ impl EtcdStore {
                         && at(offset) == offsets.written
                         && turn.iter().zip(rest).all(|(turn, now)| at(now) == turn.at) =>
                 {
+                    let epoch = rest.get(usize::from(turn.is_some()));
+                    if let (Some(wanted), Some(TxnOpResponse::Get(kept))) = (&write.epoch, epoch) {
+                        let kept = kept.kvs().first().map(|kv| follow::entry(kv, &offsets));
+                        epochs::check(kept.as_ref(), &wanted.task, wanted.number)?;
+                    }
                     let found = found.kvs().first().map(|kv| follow::entry(kv, &offsets));
                     let Write { collection, key, .. } = write;
                     let found = found.map(|it| self.state.attached(&collection, &key, it));

@@ -9,6 +9,7 @@
 //!   moves      tenants and slots to other partitions, while clients read and write
 //!   map        slots and pins: which partition owns what
 //!   fences     what may not be written or read now, because it moves
+//!   epochs     whose writes for a lasting task are those of its newest holder
 //!   store      the contract: guarded writes, reads at a revision, watches
 //!     snapshot   what a read gives          value   where a value carries its revision
 //!     watch      what a watch gives         error   why partitions could not be opened
@@ -43,6 +44,7 @@ mod codec;
 #[cfg(test)]
 mod contract;
 mod embedded;
+pub mod epochs;
 pub mod error;
 pub mod etcd;
 pub mod fences;

@@ -20,6 +20,7 @@ pub(crate) fn check_limits(write: &Write) -> Result<(), StoreError> {
     let sizes = [
         (write.collection.as_str().len(), MAX_COLLECTION),
         (write.key.len(), MAX_KEY),
+        (write.epoch.as_ref().map_or(0, |epoch| epoch.task.len()), MAX_KEY),
         (value, MAX_VALUE),
     ];
     match sizes.into_iter().find(|(size, limit)| limit < size) {

@@ -28,8 +28,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::document::is_name;
 pub use self::scope::{SYSTEM, Scope, Shard, ShardKey, Slot, SlotRange, Slots};
 
-/// Number of hash buckets.
-pub const SLOTS: u16 = 16_384;
+pub use insula_api::slots::SLOTS;
 
 /// An API server process, as the others know it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

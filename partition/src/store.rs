@@ -25,6 +25,7 @@ use futures::future::BoxFuture;
 use insula_api::quota::amounts::Amounts;
 
 use crate::{
+    epochs::Epoch,
     quota::{Excess, Limit},
     seal::SealError,
     snapshot::{Entry, Snapshot},
@@ -154,6 +155,9 @@ pub struct Write {
     pub by_move: Option<u64>,
     /// How much the key's tenant may have with it. Deletes and writes of a move are never limited.
     pub within: Option<Arc<[Limit]>>,
+    /// For what task it is done and in which epoch, if for any; see [`crate::epochs`]. Such a write
+    /// is done only while the partition keeps exactly this epoch.
+    pub epoch: Option<Epoch>,
 }
 
 impl Write {
@@ -173,6 +177,7 @@ impl Write {
             durability,
             by_move: None,
             within: None,
+            epoch: None,
         }
     }
 }
@@ -335,6 +340,11 @@ pub enum StoreError {
     /// owns it then.
     #[error("{what} is moving between partitions")]
     Moving { what: String },
+
+    /// It was to be done for a task in an epoch that the partition does not keep: somebody else
+    /// has taken over, or `newest` is lower and the partition was not told of it yet.
+    #[error("epoch {epoch} of {task} does not count here: the newest is {newest}")]
+    Superseded { task: String, epoch: u64, newest: u64 },
 
     /// The call may or may not have taken effect. Safe to repeat for guarded writes.
     #[error("partition is unavailable: {reason}")]

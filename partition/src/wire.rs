@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! write:      collection text | key text | expect | durability u8
-//!             | 0, or 1 and the move's token u64 | 0, or 1 and limits | 0 delete, or 1 and value bytes
+//!             | 0, or 1 and the move's token u64 | 0, or 1 and limits
+//!             | 0, or 1 and a task's epoch u64 and name text | 0 delete, or 1 and value bytes
 //! expect:     0 absent | 1 anything | 2 present | 3 at, revision u64
 //! committed:  revision u64 | entry
 //! entry:      modified u64 | value bytes
@@ -16,6 +17,7 @@ use bytes::Bytes;
 
 use crate::{
     codec::{Reader, put_bytes, put_text},
+    epochs::Epoch,
     quota::{put_excess, put_limits, read_excess, read_limits},
     snapshot::Entry,
     store::{Change, Collection, Committed, Durability, Expect, Revision, StoreError, Write},
@@ -33,6 +35,11 @@ pub(crate) fn put_write(out: &mut Vec<u8>, write: &Write) {
     out.push(u8::from(write.within.is_some()));
     if let Some(limits) = &write.within {
         put_limits(out, limits);
+    }
+    out.push(u8::from(write.epoch.is_some()));
+    if let Some(epoch) = &write.epoch {
+        put_u64(out, epoch.number);
+        put_text(out, &epoch.task);
     }
     match &write.change {
         Change::Delete => out.push(0),
@@ -62,12 +69,17 @@ pub(crate) fn read_write(reader: &mut Reader<'_>) -> Option<Write> {
         1 => Some(read_limits(reader)?.into()),
         _ => return None,
     };
+    let epoch = match reader.byte()? {
+        0 => None,
+        1 => Some(Epoch { number: reader.u64()?, task: reader.text()?.into() }),
+        _ => return None,
+    };
     let change = match reader.byte()? {
         0 => Change::Delete,
         1 => Change::Put(Bytes::copy_from_slice(reader.bytes()?)),
         _ => return None,
     };
-    Some(Write { collection, key, expect, change, durability, by_move, within })
+    Some(Write { collection, key, expect, change, durability, by_move, within, epoch })
 }
 
 pub(crate) fn put_expect(out: &mut Vec<u8>, expect: Expect) {
@@ -119,6 +131,7 @@ const UNAVAILABLE: u8 = 5;
 const DAMAGED: u8 = 6;
 const MOVING: u8 = 7;
 const EXCEEDED: u8 = 8;
+const SUPERSEDED: u8 = 9;
 
 /// An error's causes are told in its text: they cannot travel.
 pub(crate) fn put_error(out: &mut Vec<u8>, error: &StoreError) {
@@ -165,6 +178,10 @@ pub(crate) fn put_error(out: &mut Vec<u8>, error: &StoreError) {
             out.push(MOVING);
             put_bytes(out, what.as_bytes());
         }
+        StoreError::Superseded { task, epoch, newest } => {
+            put_numbers(out, SUPERSEDED, [*epoch, *newest]);
+            put_text(out, task);
+        }
     }
 }
 
@@ -195,6 +212,11 @@ pub(crate) fn read_error(reader: &mut Reader<'_>) -> Option<StoreError> {
         DAMAGED => StoreError::Damaged { what: read_long(reader)? },
         EXCEEDED => StoreError::Exceeded(Box::new(read_excess(reader)?)),
         MOVING => StoreError::Moving { what: read_long(reader)? },
+        SUPERSEDED => StoreError::Superseded {
+            epoch: reader.u64()?,
+            newest: reader.u64()?,
+            task: reader.text()?.into(),
+        },
         _ => return None,
     })
 }
@@ -242,7 +264,9 @@ mod tests {
             let key = "t/n/é".into();
             let limit = Limit { quota: "q".into(), namespaces: None, hard: Amounts::new() };
             let within = by_move.is_none().then(|| [limit].into());
-            let write = Write { collection, key, expect, change, durability, by_move, within };
+            let epoch = by_move.map(|number| Epoch { task: "t.1".into(), number });
+            let write =
+                Write { collection, key, expect, change, durability, by_move, within, epoch };
             let mut out = Vec::new();
             put_write(&mut out, &write);
             let mut reader = Reader::new(&out);
@@ -271,6 +295,7 @@ mod tests {
                 used: Amounts::new(),
                 limited: Amounts::new(),
             })),
+            StoreError::Superseded { task: "z".into(), epoch: 7, newest: 8 },
         ] {
             let mut out = Vec::new();
             put_error(&mut out, &error);

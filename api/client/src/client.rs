@@ -16,7 +16,11 @@ use serde_json::Value;
 use tokio::time::Instant;
 use tower::{BoxError, Service};
 
-use crate::{Api, Collection, Discovery, Error, Kind, Object, ResourceRef, metrics};
+use crate::{
+    Api, Collection, Discovery, Error, Kind, Object, ResourceRef,
+    fence::{self, Fence},
+    metrics,
+};
 
 /// No request but a watch takes longer: a little more than the server's own limit of 30 s for
 /// webhooks, less than the 60 s after which it gives up.
@@ -207,6 +211,11 @@ impl Client {
             .uri(uri)
             .header(header::ACCEPT, accept)
             .header(header::USER_AGENT, &self.user_agent);
+        if method != Method::GET
+            && let Some(fence) = Fence::current()
+        {
+            request = request.header(fence::HEADER, fence.header());
+        }
         let content = match body {
             Some((content_type, bytes)) => {
                 request = request.header(header::CONTENT_TYPE, content_type);

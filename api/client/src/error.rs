@@ -106,7 +106,14 @@ impl Error {
 
     /// A precondition failed: another writer was faster, or the object is another one.
     pub fn is_conflict(&self) -> bool {
-        !self.is_already_exists() && (self.reason() == "Conflict" || self.code() == Some(409))
+        !self.is_already_exists()
+            && !self.is_superseded()
+            && (self.reason() == "Conflict" || self.code() == Some(409))
+    }
+
+    /// Somebody else has taken over what the write was for.
+    pub fn is_superseded(&self) -> bool {
+        self.reason() == "Superseded"
     }
 
     /// The resourceVersion or continue token is too old: list again.

@@ -77,6 +77,20 @@ own_kind! {
     Partition, kinds::PARTITIONS, ClusterResourceScope, kinds::PartitionSpec, kinds::PartitionStatus
 }
 
+own_kind! {
+    /// A replica of the controllers. An object of the fleet: it lives in tenant `system`.
+    ControllerInstance, kinds::CONTROLLER_INSTANCES, ClusterResourceScope,
+    kinds::ControllerInstanceSpec, kinds::ControllerInstanceStatus
+}
+
+/// What has no status of its own.
+pub type NoStatus = std::collections::BTreeMap<String, serde_json::Value>;
+
+own_kind! {
+    /// Who cares for which slots. An object of the fleet: it lives in tenant `system`.
+    SlotTable, kinds::SLOT_TABLES, ClusterResourceScope, kinds::SlotTableSpec, NoStatus
+}
+
 #[cfg(test)]
 mod tests {
     use insula_api::kinds::TenantPhase;

@@ -24,6 +24,7 @@ mod client;
 mod discovery;
 mod error;
 mod events;
+pub mod fence;
 mod informer;
 mod kinds;
 pub mod metrics;
@@ -41,7 +42,7 @@ pub use self::{
     error::{Error, Retry, chain},
     events::{EventRecorder, EventType},
     informer::{Change, IndexId, Informer, InformerBuilder},
-    kinds::{Partition, Tenant},
+    kinds::{ControllerInstance, NoStatus, Partition, SlotTable, Tenant},
     object::{Kind, Object, ObjectKey, PartialObject, ResourceRef, newer_version},
     options::{
         DeleteOptions, ListOptions, Patch, PatchOptions, Propagation, WatchOptions, WriteOptions,

@@ -45,6 +45,7 @@ pub(crate) struct Metrics {
     counted: Arc<Counted>,
     watch_events: Family<Watched, Counter>,
     watch_bytes: Family<Watched, Counter>,
+    superseded: Counter,
 }
 
 /// What is counted without a lock.
@@ -87,8 +88,16 @@ impl Metrics {
         registry.register("apiserver_watch_events", "Events sent to watches", watch_events.clone());
         let help = "Bytes of events sent to watches";
         registry.register("insula_watch_event_bytes", help, watch_bytes.clone());
+        let superseded = Counter::default();
+        let help = "Writes refused because somebody else has taken over what they were for";
+        registry.register("insula_superseded_writes", help, superseded.clone());
         registry.register_collector(Box::new(insula_partition::metrics::Etcds));
-        Self { registry: Mutex::new(registry), counted, watch_events, watch_bytes }
+        Self { registry: Mutex::new(registry), counted, watch_events, watch_bytes, superseded }
+    }
+
+    /// A write came from somebody who was replaced.
+    pub(crate) fn superseded(&self) {
+        self.superseded.inc();
     }
 
     /// Shows what another part of the same process counts.

@@ -268,6 +268,7 @@ async fn put_changed(
         durability: call.served.durability(&call.namespace()),
         by_move: None,
         within: server.within(call).await?,
+        epoch: call.epoch.clone(),
     };
     match store.write(write).await {
         Ok(committed) => {

@@ -137,6 +137,7 @@ async fn put_new(
         durability: call.served.durability(&namespace),
         by_move: None,
         within: server.within(call).await?,
+        epoch: call.epoch.clone(),
     };
     match store.write(write).await {
         Ok(committed) => {

@@ -48,6 +48,7 @@ impl Target {
                     durability: *durability,
                     by_move: None,
                     within: None,
+                    epoch: None,
                 };
                 store.write(write).await?;
             }

@@ -95,6 +95,7 @@ pub async fn restore(
                         durability: Durability::Durable,
                         by_move: None,
                         within: None,
+                        epoch: None,
                     };
                     match place.store.write(write).await {
                         Ok(_) => Ok(()),

@@ -34,6 +34,7 @@ async fn put(partitions: &Partitions, tenant: &str, name: &str, n: usize) {
         durability: Durability::Durable,
         by_move: None,
         within: None,
+        epoch: None,
     };
     partitions.place(&ShardKey::of("core/pods", &key)).store.write(write).await.unwrap();
 }

@@ -11,9 +11,10 @@
 //!          5 by move token u64 | put or delete
 //!          6 raise   revision u64
 //!          7 within  limits | put
+//!          8 in an epoch number u64 | task | 1, 2, 5 or 7
 //! expect:  0 absent | 1 anything | 2 present | 3 at, revision u64
 //! limits:  see [`crate::quota`]
-//! collection, key: length u16, bytes          value: length u32, bytes
+//! collection, key, task: length u16, bytes          value: length u32, bytes
 //! ```
 //!
 //! Integers are little-endian. The class is that of the batch's most demanding command, so that
@@ -39,6 +40,7 @@ const COMPACT: u8 = 4;
 const BY_MOVE: u8 = 5;
 const RAISE: u8 = 6;
 const WITHIN: u8 = 7;
+const IN_EPOCH: u8 = 8;
 
 /// One command, borrowed from the entry that holds it.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,12 +52,14 @@ pub(crate) enum Command<'a> {
         value: &'a [u8],
         by_move: Option<u64>,
         within: Vec<Limit>,
+        epoch: Option<InEpoch<'a>>,
     },
     Delete {
         expect: Expect,
         collection: &'a str,
         key: &'a str,
         by_move: Option<u64>,
+        epoch: Option<InEpoch<'a>>,
     },
     Skip {
         count: u64,
@@ -67,6 +71,9 @@ pub(crate) enum Command<'a> {
         revision: Revision,
     },
 }
+
+/// A task and its epoch, borrowed.
+pub(crate) type InEpoch<'a> = (&'a str, u64);
 
 /// Collects commands into the data of one raft entry.
 #[derive(Debug)]
@@ -96,7 +103,8 @@ impl Batch {
         };
         // Kinds, lengths, numbers.
         const AROUND: usize = 32;
-        AROUND + write.collection.as_str().len() + write.key.len() + value
+        let epoch = write.epoch.as_ref().map_or(0, |it| it.task.len() + 11);
+        AROUND + write.collection.as_str().len() + write.key.len() + epoch + value
     }
 
     /// Size of the entry so far.
@@ -115,6 +123,11 @@ impl Batch {
             Change::Put(value) => (PUT, Some(value)),
             Change::Delete => (DELETE, None),
         };
+        if let Some(epoch) = &write.epoch {
+            self.begin(IN_EPOCH, write.durability);
+            self.data.extend_from_slice(&epoch.number.to_le_bytes());
+            put_text(&mut self.data, &epoch.task);
+        }
         match (write.by_move, &write.within) {
             (Some(token), _) => {
                 self.begin(BY_MOVE, write.durability);
@@ -206,16 +219,13 @@ impl<'a> Iterator for Commands<'a> {
 
 fn command<'a>(reader: &mut Reader<'a>) -> Option<Command<'a>> {
     Some(match reader.byte()? {
-        BY_MOVE => {
-            let token = Some(reader.u64()?);
+        IN_EPOCH => {
+            let number = reader.u64()?;
+            let epoch = Some((reader.text()?, number));
             let kind = reader.byte()?;
-            write(kind, token, Vec::new(), reader)?
+            guarded(kind, epoch, reader)?
         }
-        WITHIN => {
-            let within = read_limits(reader)?;
-            write(PUT, None, within, reader)?
-        }
-        kind @ (PUT | DELETE) => write(kind, None, Vec::new(), reader)?,
+        kind @ (PUT | DELETE | BY_MOVE | WITHIN) => guarded(kind, None, reader)?,
         SKIP => Command::Skip { count: reader.u64()? },
         COMPACT => Command::Compact { revision: Revision(reader.u64()?) },
         RAISE => Command::Raise { revision: Revision(reader.u64()?) },
@@ -223,16 +233,40 @@ fn command<'a>(reader: &mut Reader<'a>) -> Option<Command<'a>> {
     })
 }
 
+/// A write, of a move or within limits or neither.
+fn guarded<'a>(
+    kind: u8,
+    epoch: Option<InEpoch<'a>>,
+    reader: &mut Reader<'a>,
+) -> Option<Command<'a>> {
+    match kind {
+        BY_MOVE => {
+            let token = Some(reader.u64()?);
+            let kind = reader.byte()?;
+            write(kind, token, epoch, Vec::new(), reader)
+        }
+        WITHIN => {
+            let within = read_limits(reader)?;
+            write(PUT, None, epoch, within, reader)
+        }
+        kind => write(kind, None, epoch, Vec::new(), reader),
+    }
+}
+
 fn write<'a>(
     kind: u8,
     by_move: Option<u64>,
+    epoch: Option<InEpoch<'a>>,
     within: Vec<Limit>,
     reader: &mut Reader<'a>,
 ) -> Option<Command<'a>> {
     let (expect, collection, key) = (read_expect(reader)?, reader.text()?, reader.text()?);
     Some(match kind {
-        PUT => Command::Put { expect, collection, key, value: reader.bytes()?, by_move, within },
-        DELETE => Command::Delete { expect, collection, key, by_move },
+        PUT => {
+            let value = reader.bytes()?;
+            Command::Put { expect, collection, key, value, by_move, epoch, within }
+        }
+        DELETE => Command::Delete { expect, collection, key, by_move, epoch },
         _ => return None,
     })
 }
@@ -243,7 +277,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{quota::OBJECTS, store::Collection};
+    use crate::{epochs::Epoch, quota::OBJECTS, store::Collection};
 
     fn expect() -> impl Strategy<Value = Expect> {
         prop_oneof![
@@ -270,8 +304,13 @@ mod tests {
                 .prop_map(|value| Change::Put(Bytes::from(value))),
         ];
         let name = ("[a-z]{1,8}", "[a-z]{1,8}");
-        (name, ".{0,30}", expect(), change, any::<bool>(), any::<Option<u64>>()).prop_map(
-            |((group, resource), key, expect, change, durable, by_move)| Write {
+        let epoch = prop::option::of(
+            ("[a-z.0-9]{1,9}", any::<u64>())
+                .prop_map(|(task, number)| Epoch { task: task.into(), number }),
+        );
+        let on_behalf = (any::<Option<u64>>(), epoch);
+        (name, ".{0,30}", expect(), change, any::<bool>(), on_behalf).prop_map(
+            |((group, resource), key, expect, change, durable, (by_move, epoch))| Write {
                 collection: Collection::new(&group, &resource),
                 key: key.into(),
                 expect,
@@ -279,6 +318,7 @@ mod tests {
                 durability: if durable { Durability::Durable } else { Durability::Relaxed },
                 by_move,
                 within: by_move.is_none_or(|it| it % 2 == 0).then(|| limits().into()),
+                epoch,
             },
         )
     }
@@ -296,14 +336,15 @@ mod tests {
             for (read, write) in read.iter().zip(&writes) {
                 let (expect, collection, key) = (write.expect, write.collection.as_str(), &*write.key);
                 let by_move = write.by_move;
+                let epoch = write.epoch.as_ref().map(|it| (&*it.task, it.number));
                 let expected = match &write.change {
                     Change::Put(value) => {
                         // A move is never limited.
                         let is_limited = by_move.is_none() && write.within.is_some();
                         let within = if is_limited { limits() } else { Vec::new() };
-                        Command::Put { expect, collection, key, value, by_move, within }
+                        Command::Put { expect, collection, key, value, by_move, epoch, within }
                     }
-                    Change::Delete => Command::Delete { expect, collection, key, by_move },
+                    Change::Delete => Command::Delete { expect, collection, key, by_move, epoch },
                 };
                 prop_assert_eq!(read, &expected);
             }
@@ -326,6 +367,7 @@ mod tests {
             durability: Durability::Durable,
             by_move: None,
             within: None,
+            epoch: Some(Epoch { task: "t".into(), number: 5 }),
         });
         batch.skip(2);
         batch.write(&Write {
@@ -336,9 +378,11 @@ mod tests {
             durability: Durability::Durable,
             by_move: Some(3),
             within: None,
+            epoch: None,
         });
         batch.raise(Revision(4));
         let expected = b"\x01\x01\
+            \x08\x05\0\0\0\0\0\0\0\x01\0t\
             \x01\x03\x07\0\0\0\0\0\0\0\x09\0core/pods\x01\0k\x01\0\0\0v\
             \x03\x02\0\0\0\0\0\0\0\
             \x05\x03\0\0\0\0\0\0\0\x02\x02\x09\0core/pods\x01\0k\

@@ -66,8 +66,12 @@ impl SplitStore {
             return Ok(committed);
         }
         match RELAXED.contains(&write.collection.as_str()) {
-            // The second etcd knows nothing of what tenants have in the first.
-            true => Store::write(&*self.relaxed, Write { within: None, ..write }).await,
+            // The second etcd knows nothing of what tenants have in the first, nor of epochs: an
+            // event too many does no harm.
+            true => {
+                let write = Write { within: None, epoch: None, ..write };
+                Store::write(&*self.relaxed, write).await
+            }
             false => Store::write(&*self.main, write).await,
         }
     }
@@ -103,6 +107,7 @@ impl SplitStore {
                 durability: crate::store::Durability::Durable,
                 by_move: None,
                 within: None,
+                epoch: None,
             };
             match Store::write(&*self.relaxed, write).await {
                 Ok(_) => return Ok(()),

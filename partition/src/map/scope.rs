@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeSet, fmt};
 
+use insula_api::slots::slot_of;
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::xxh3_64;
 
 use super::SLOTS;
 
@@ -68,7 +68,7 @@ impl<'a> Shard<'a> {
             Self::Tenant(name) | Self::Node(name) => name,
             Self::System => SYSTEM,
         };
-        Slot((xxh3_64(text.as_bytes()) % u64::from(SLOTS)) as u16)
+        Slot(slot_of(text))
     }
 }
 

@@ -183,6 +183,7 @@ impl<'a> Copy<'a> {
             durability: Durability::Durable,
             by_move: Some(self.token),
             within: None,
+            epoch: None,
         }
     }
 }
@@ -224,6 +225,7 @@ pub(super) async fn delete_all(
                 durability: Durability::Durable,
                 by_move: Some(token),
                 within: None,
+                epoch: None,
             });
         }
     }

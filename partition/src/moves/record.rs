@@ -59,6 +59,7 @@ async fn write(meta: &dyn Store, it: &Move, expect: Expect) -> Result<Revision, 
         durability: Durability::Durable,
         by_move: None,
         within: None,
+        epoch: None,
     };
     meta.write(write).await.map(|committed| committed.revision)
 }
@@ -82,6 +83,7 @@ pub(super) async fn forget(meta: &dyn Store, stored: &Stored) -> Result<(), Stor
         durability: Durability::Durable,
         by_move: None,
         within: None,
+        epoch: None,
     };
     match meta.write(write).await {
         Ok(_) | Err(StoreError::Conflict { .. }) => Ok(()),

@@ -271,6 +271,7 @@ impl Tenant {
                 durability: Durability::Durable,
                 by_move: None,
                 within: None,
+                epoch: None,
             };
             match self.place()?.write(write).await {
                 Ok(committed) => return Ok(Some(committed.revision.0)),

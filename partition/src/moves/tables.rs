@@ -42,6 +42,7 @@ pub(super) async fn change(
             durability: Durability::Durable,
             by_move: None,
             within: None,
+            epoch: None,
         };
         match store.write(write).await {
             Ok(committed) => return Ok(committed.revision),

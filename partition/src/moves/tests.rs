@@ -88,6 +88,7 @@ fn write(key: &str, expect: Expect, change: Change) -> Write {
         durability: Durability::Durable,
         by_move: None,
         within: None,
+        epoch: None,
     }
 }
 

@@ -118,6 +118,7 @@ pub(super) async fn write_map(
         durability: Durability::Durable,
         by_move: None,
         within: None,
+        epoch: None,
     };
     meta.write(write).await.map(drop)
 }

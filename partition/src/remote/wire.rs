@@ -410,6 +410,7 @@ mod tests {
                     durability: Durability::Relaxed,
                     by_move: Some(3),
                     within: None,
+                    epoch: None,
                 }));
             }
         }

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::{Image, attached, tally::Tallies};
 use crate::{
+    epochs,
     fences::{self, Fences},
     map::Shard,
     quota::Limit,
@@ -99,6 +100,13 @@ impl Contents {
     pub(super) fn close(&mut self, reason: &'static str) {
         self.closed.get_or_insert(reason);
         self.touch_all();
+    }
+
+    /// Whether a write may happen that is for a task, in an epoch.
+    pub(crate) fn check_epoch(&self, epoch: Option<(&str, u64)>) -> Result<(), StoreError> {
+        let Some((task, number)) = epoch else { return Ok(()) };
+        let shelf = self.index.get(epochs::EPOCHS).map(|&shelf| &self.shelves[shelf]);
+        epochs::check(shelf.and_then(|shelf| shelf.entries.get(task)), task, number)
     }
 
     /// Does a guarded write at the next revision. An empty `value` is a delete. `by_move` is the

@@ -71,6 +71,10 @@ struct Shared<K> {
     /// Held while a change is shown and told, so that a new handler misses none.
     handlers: Mutex<Vec<Handler<K>>>,
     synced: watch::Sender<bool>,
+    /// How often somebody asked to be told when the copy is as new as the server was then, and
+    /// the last of these that was answered.
+    asked: watch::Sender<u64>,
+    answered: watch::Sender<u64>,
 }
 
 impl<K: Object> Informer<K> {
@@ -94,6 +98,30 @@ impl<K: Object> Informer<K> {
     /// Whether the copy has been complete once.
     pub fn has_synced(&self) -> bool {
         *self.shared.synced.borrow()
+    }
+
+    /// Waits until the copy, and so the handlers too, know of everything that was written before
+    /// the call. Returns `false` if the informer stopped before.
+    pub async fn caught_up(&self) -> bool {
+        let mut answered = self.shared.answered.subscribe();
+        let mut number = 0;
+        self.shared.asked.send_modify(|asked| {
+            *asked += 1;
+            number = *asked;
+        });
+        answered.wait_for(|answered| number <= *answered).await.is_ok()
+    }
+
+    /// Tells every handler once more of the objects that `which` chooses, as if they were new.
+    pub fn retell(&self, which: impl Fn(&ObjectKey) -> bool) {
+        let handlers = self.shared.handlers.lock();
+        for object in self.list() {
+            let key = object.key();
+            if which(&key) {
+                let change = Change { key: &key, old: None, new: Some(&object) };
+                handlers.iter().for_each(|handler| handler(&change));
+            }
+        }
     }
 
     pub fn get(&self, key: &ObjectKey) -> Option<Arc<Tenanted<K>>> {
@@ -203,6 +231,8 @@ impl<K: Object> InformerBuilder<K> {
             store: RwLock::new(Store::new(self.indexes)),
             handlers: Mutex::new(Vec::new()),
             synced,
+            asked: watch::channel(0).0,
+            answered: watch::channel(0).0,
         });
         let reflector = Reflector {
             collection: self.collection,

@@ -3,6 +3,9 @@
 //! A watch over one partition resumes from the version of the last event. A watch over several
 //! carries versions that no single event has: it resumes from the last bookmark, and the events
 //! since then come again. Those are recognised by uid and version.
+//!
+//! Whoever must know that nothing is missing asks how far the server is, and then for a watch that
+//! begins with a bookmark: one that is about to end does.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -21,6 +24,10 @@ const PAGE: u32 = 500;
 /// How long the server is asked to keep a watch, in seconds. Spread, so that many watches begun
 /// together do not end together.
 const WATCH_SECONDS: std::ops::Range<u32> = 300..600;
+/// A watch this short begins with a bookmark, in seconds.
+const SHORT: u32 = 2;
+/// How long to wait before the next bookmark is asked for, if one was not enough.
+const AGAIN: Duration = Duration::from_millis(20);
 /// A watch that lasted this long shows that the server is well.
 const HEALTHY_AFTER: Duration = Duration::from_secs(5);
 /// Deletions remembered to recognise their replay; forgotten all at once beyond.
@@ -41,6 +48,41 @@ pub(super) struct Reflector<K> {
 /// What was deleted since the version from which the watch would resume: uid and version of the
 /// deletion, by key. An event of such an object up to that version is a replay.
 pub(super) type Deletions = HashMap<ObjectKey, (String, String)>;
+
+/// What somebody waits for.
+struct Sought {
+    /// Who asked up to here is answered by it.
+    number: u64,
+    /// How far the server was when it was asked.
+    version: String,
+}
+
+/// Why a watch was left.
+enum End {
+    Watch,
+    /// Somebody asks, or was answered.
+    Asked,
+}
+
+/// Whether a copy at version `have` knows of all that there was at `target`. Versions over several
+/// partitions are one number for each.
+fn covers(have: &str, target: &str) -> bool {
+    if let (Ok(have), Ok(target)) = (have.parse::<u64>(), target.parse::<u64>()) {
+        return target <= have;
+    }
+    let parts = |text: &str| -> Option<Vec<(String, u64)>> {
+        let part = |part: &str| {
+            let (name, number) = part.split_once('=')?;
+            Some((name.to_owned(), number.parse().ok()?))
+        };
+        text.split(',').map(part).collect()
+    };
+    let (Some(have), Some(target)) = (parts(have), parts(target)) else { return false };
+    let has = |(name, number): &(String, u64)| {
+        have.iter().any(|(known, reached)| known == name && number <= reached)
+    };
+    target.iter().all(has)
+}
 
 impl<K: Object> Reflector<K> {
     /// Runs until dropped.
@@ -75,6 +117,7 @@ impl<K: Object> Reflector<K> {
 
     /// Brings the copy to the newest state; returns its version.
     async fn relist(&mut self) -> Result<String, Error> {
+        let asked = *self.shared.asked.borrow();
         let mut options = ListOptions {
             label_selector: self.label_selector.clone(),
             field_selector: self.field_selector.clone(),
@@ -103,6 +146,7 @@ impl<K: Object> Reflector<K> {
             if page.continue_token.is_none() {
                 self.forget_unseen();
                 self.deleted.clear();
+                self.answer(asked);
                 return Ok(version);
             }
             options.continue_token = page.continue_token;
@@ -113,25 +157,38 @@ impl<K: Object> Reflector<K> {
     async fn follow(&mut self, mut version: String, backoff: &mut Backoff) {
         loop {
             let began = tokio::time::Instant::now();
+            let sought = match self.seek().await {
+                Ok(sought) => sought,
+                Err(error) => {
+                    self.pause(backoff, &error, "list failed").await;
+                    continue;
+                }
+            };
+            let seconds = match sought {
+                Some(_) => SHORT,
+                None => rand::rng().random_range(WATCH_SECONDS),
+            };
             let options = WatchOptions {
                 label_selector: self.label_selector.clone(),
                 field_selector: self.field_selector.clone(),
                 resource_version: Some(version.clone()),
-                timeout_seconds: Some(rand::rng().random_range(WATCH_SECONDS)),
+                timeout_seconds: Some(seconds),
             };
             let outcome = match self.collection.watch(&options).await {
-                Ok(watch) => self.consume(watch, &mut version).await,
+                Ok(watch) => self.consume(watch, &mut version, sought.as_ref()).await,
                 Err(error) => Err(error),
             };
             if began.elapsed() >= HEALTHY_AFTER {
                 backoff.reset();
             }
             match outcome {
+                Ok(End::Asked) => (),
+                Ok(End::Watch) if sought.is_some() => tokio::time::sleep(AGAIN).await,
                 // Ended at once: do not spin.
-                Ok(()) if began.elapsed() < HEALTHY_AFTER => {
+                Ok(End::Watch) if began.elapsed() < HEALTHY_AFTER => {
                     tokio::time::sleep(backoff.next_delay()).await;
                 }
-                Ok(()) => (),
+                Ok(End::Watch) => (),
                 Err(error) if error.is_expired() => {
                     tracing::debug!(resource = %self.collection.resource(), "version expired");
                     return;
@@ -141,12 +198,56 @@ impl<K: Object> Reflector<K> {
         }
     }
 
-    /// Applies events until the watch ends; `version` is then the one to resume from.
-    async fn consume(&mut self, mut watch: Watch<K>, version: &mut String) -> Result<(), Error> {
+    /// How far the copy has to come, if somebody asked.
+    async fn seek(&self) -> Result<Option<Sought>, Error> {
+        let number = *self.shared.asked.borrow();
+        if number <= *self.shared.answered.borrow() {
+            return Ok(None);
+        }
+        let options = ListOptions {
+            label_selector: self.label_selector.clone(),
+            field_selector: self.field_selector.clone(),
+            limit: Some(1),
+            ..ListOptions::default()
+        };
+        let version = self.collection.list(&options).await?.resource_version;
+        Ok(Some(Sought { number, version }))
+    }
+
+    fn answer(&self, number: u64) {
+        self.shared.answered.send_if_modified(|answered| {
+            let newer = *answered < number;
+            *answered = number.max(*answered);
+            newer
+        });
+    }
+
+    /// Applies events until the watch ends, or has come as far as is sought, or somebody asks;
+    /// `version` is then the one to resume from.
+    async fn consume(
+        &mut self,
+        mut watch: Watch<K>,
+        version: &mut String,
+        sought: Option<&Sought>,
+    ) -> Result<End, Error> {
+        let mut asked = self.shared.asked.subscribe();
+        let known = sought.map_or_else(|| *self.shared.answered.borrow(), |it| it.number);
         loop {
-            let event = match tokio::time::timeout(self.idle_limit, watch.next()).await {
+            if let Some(sought) = sought
+                && covers(version, &sought.version)
+            {
+                self.answer(sought.number);
+                return Ok(End::Asked);
+            }
+            let next = tokio::time::timeout(self.idle_limit, watch.next());
+            let event = tokio::select! {
+                event = next => event,
+                // Cannot fail while `self` holds the sender.
+                _ = asked.wait_for(|asked| known < *asked) => return Ok(End::Asked),
+            };
+            let event = match event {
                 Ok(Ok(Some(event))) => event,
-                Ok(Ok(None)) => return Ok(()),
+                Ok(Ok(None)) => return Ok(End::Watch),
                 // One object that breaks its schema must not hide all others.
                 Ok(Err(error @ Error::Decode { .. })) => {
                     let resource = self.collection.resource();
@@ -156,10 +257,17 @@ impl<K: Object> Reflector<K> {
                 Ok(Err(error)) => return Err(error),
                 Err(_) => {
                     tracing::debug!(resource = %self.collection.resource(), "watch fell silent");
-                    return Ok(());
+                    return Ok(End::Watch);
                 }
             };
+            let is_bookmark = matches!(event, WatchEvent::Bookmark { .. });
             self.apply(event, version);
+            if let Some(sought) = sought
+                && is_bookmark
+                && !covers(version, &sought.version)
+            {
+                return Ok(End::Watch);
+            }
         }
     }
 
@@ -274,6 +382,27 @@ impl<K: Object> Reflector<K> {
         let old = last.unwrap_or(known);
         for handler in handlers.iter() {
             handler(&Change { key, old: Some(&old), new: None });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_partition_has_to_be_covered() {
+        for (have, target, expected) in [
+            ("7", "7", true),
+            ("6", "7", false),
+            ("p1=3,p2=9", "p1=3,p2=8", true),
+            ("p2=9,p1=3", "p1=4,p2=8", false),
+            ("p1=3", "p1=3,p2=8", false),
+            ("p1=3,p2=9,p3=1", "p1=3", true),
+            ("7", "p1=3", false),
+            ("p1=9", "7", false),
+        ] {
+            assert_eq!(covers(have, target), expected, "{have} {target}");
         }
     }
 }

@@ -149,6 +149,7 @@ impl Clients {
                 durability,
                 by_move: None,
                 within: None,
+                epoch: None,
             };
             let (reply, outcome) = oneshot::channel();
             world.write(server, &write, reply)?;

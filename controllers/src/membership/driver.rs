@@ -1,0 +1,450 @@
+//! One replica among others: sees them, renews its own object, and does what the core decides.
+
+use std::{sync::Arc, time::Duration};
+
+use insula_api::{
+    kinds::{ControllerInstanceSpec, InstancePhase, SlotFenceStatus},
+    names::TenantName,
+    slots::{self, BLOCKS, Block},
+};
+use insula_client::{
+    Api, Client, ControllerInstance, DeleteOptions, Error, EventRecorder, EventType, Informer,
+    ObjectKey, Patch, SlotTable, Tenanted, chain,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::{
+    sync::{Notify, mpsc},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    core::{Action, Core, Fenced, Seen, Wrote},
+    held::HeldBlocks,
+    table::Table,
+};
+use crate::{
+    everything::Everything, informers::Informers, metrics::Membership as Counts, objects,
+    queue::Ownership,
+};
+
+/// The table of the controllers.
+const TABLE: &str = "controllers";
+/// How often a replica shows that it lives. It is lost after [`super::core::MISSED`] of these.
+const BEAT: Duration = Duration::from_millis(750);
+/// How long one request may take: whoever waits longer is as good as gone.
+const REQUEST: Duration = Duration::from_secs(10);
+/// How long local copies may take to catch up before it is tried again.
+const CATCH_UP: Duration = Duration::from_secs(30);
+/// How long to wait after a request that failed.
+const PAUSE: Duration = Duration::from_millis(200);
+/// How long a replica that leaves tries to give away what it has.
+const LEAVE: Duration = Duration::from_secs(15);
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Membership {
+    name: Arc<str>,
+    host: String,
+    client: Client,
+    events: EventRecorder,
+    held: Arc<HeldBlocks>,
+    drained: mpsc::UnboundedReceiver<Block>,
+}
+
+/// What came of what was begun.
+enum Outcome {
+    Renewed,
+    Wrote(Wrote),
+    Fenced(Vec<(Block, u64)>, Fenced),
+}
+
+/// What the replica has of the cloud.
+#[derive(Debug, Clone)]
+pub(crate) struct Copies {
+    pub(crate) informers: Informers,
+    pub(crate) everything: Everything,
+}
+
+impl Membership {
+    /// A replica on `host` that holds nothing yet. `client` is for its own objects.
+    pub(crate) fn new(host: &str, client: &Client, events: &EventRecorder) -> Self {
+        let (held, drained) = HeldBlocks::new(TABLE);
+        let host = host.to_owned();
+        Self {
+            name: objects::generated_name(&format!("{}-", object_name(&host))).into(),
+            host,
+            client: client.with_timeout(REQUEST),
+            events: events.named("slot-ownership"),
+            held,
+            drained,
+        }
+    }
+
+    /// What the queues ask.
+    pub(crate) fn ownership(&self) -> Arc<dyn Ownership> {
+        self.held.clone()
+    }
+
+    /// Runs until `leaving`, and then until it has given away what it had.
+    pub(crate) async fn run(
+        self,
+        copies: Copies,
+        tasks: TaskTracker,
+        leaving: CancellationToken,
+        supplies: CancellationToken,
+    ) {
+        let Some(()) = leaving.run_until_cancelled(self.join()).await else { return };
+        let changed = Arc::new(Notify::new());
+        let members = Informer::builder(self.client.system().api::<ControllerInstance>())
+            .start(&tasks, supplies.clone());
+        let tables = Informer::builder(self.client.system().api::<SlotTable>())
+            .start(&tasks, supplies.clone());
+        let wake = changed.clone();
+        members.on_change(move |_| wake.notify_one());
+        let wake = changed.clone();
+        tables.on_change(move |_| wake.notify_one());
+        let synced = async { members.synced().await && tables.synced().await };
+        if leaving.run_until_cancelled(synced).await.is_none() {
+            self.remove().await;
+            return;
+        }
+        let (sender, outcomes) = mpsc::unbounded_channel();
+        let core = Core::new(self.name.clone(), usize::from(BLOCKS));
+        let work = Work {
+            core,
+            copies,
+            members,
+            tables,
+            changed,
+            sender,
+            tasks,
+            renewals: 0,
+            is_renewing: false,
+            membership: self,
+        };
+        work.run(outcomes, leaving).await;
+    }
+
+    fn instances(&self) -> Api<ControllerInstance> {
+        self.client.system().api()
+    }
+
+    fn tables(&self) -> Api<SlotTable> {
+        self.client.system().api()
+    }
+
+    /// Makes the replica's object, and the table if there is none.
+    async fn join(&self) {
+        loop {
+            match self.try_join().await {
+                Ok(()) => return,
+                Err(error) => {
+                    tracing::warn!(error = chain(&error), "cannot join the replicas yet");
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn try_join(&self) -> Result<(), Error> {
+        let table = SlotTable {
+            metadata: ObjectMeta { name: Some(TABLE.into()), ..ObjectMeta::default() },
+            ..SlotTable::default()
+        };
+        there(self.instances().create(&self.instance()).await)?;
+        there(self.tables().create(&table).await)
+    }
+
+    /// The replica's object as it is made.
+    fn instance(&self) -> ControllerInstance {
+        ControllerInstance {
+            metadata: ObjectMeta { name: Some(self.name.to_string()), ..ObjectMeta::default() },
+            spec: ControllerInstanceSpec {
+                host: Some(self.host.clone()),
+                version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+            },
+            status: None,
+        }
+    }
+
+    /// Takes the replica's object away.
+    async fn remove(&self) {
+        if let Err(error) = self.instances().delete(&self.name, &DeleteOptions::default()).await
+            && !error.is_not_found()
+        {
+            tracing::warn!(error = chain(&error), "the replica's object stays behind");
+        }
+    }
+}
+
+/// It was made, or is there.
+fn there<T>(made: Result<T, Error>) -> Result<(), Error> {
+    match made {
+        Err(error) if !error.is_already_exists() => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// What can be the first part of an object's name.
+fn object_name(host: &str) -> String {
+    let letter = |c: char| match c.to_ascii_lowercase() {
+        c if c.is_ascii_alphanumeric() => c,
+        _ => '-',
+    };
+    let name: String = host.chars().take(48).map(letter).collect();
+    let name = name.trim_matches('-');
+    if name.is_empty() { "controllers".to_owned() } else { name.to_owned() }
+}
+
+struct Work {
+    core: Core,
+    copies: Copies,
+    members: Informer<ControllerInstance>,
+    tables: Informer<SlotTable>,
+    changed: Arc<Notify>,
+    sender: mpsc::UnboundedSender<Outcome>,
+    tasks: TaskTracker,
+    renewals: i64,
+    is_renewing: bool,
+    membership: Membership,
+}
+
+impl Work {
+    async fn run(
+        mut self,
+        mut outcomes: mpsc::UnboundedReceiver<Outcome>,
+        leaving: CancellationToken,
+    ) {
+        let mut beat = interval(BEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut left_at: Option<Instant> = None;
+        let held = self.membership.held.clone();
+        loop {
+            tokio::select! {
+                _ = beat.tick() => self.renew(left_at.is_some()),
+                () = self.changed.notified() => (),
+                () = held.was_refused() => self.core.refused(),
+                Some(block) = self.membership.drained.recv() => {
+                    self.core.drained(block);
+                    while let Ok(block) = self.membership.drained.try_recv() {
+                        self.core.drained(block);
+                    }
+                }
+                Some(outcome) = outcomes.recv() => self.learn(outcome),
+                () = leaving.cancelled(), if left_at.is_none() => {
+                    left_at = Some(Instant::now());
+                    self.core.leave();
+                    self.renew(true);
+                }
+            }
+            self.look();
+            for action in self.core.plan() {
+                self.act(action);
+            }
+            Counts::held(slots::n_slots(self.core.n_held()));
+            if self.core.has_left() {
+                break;
+            }
+            if left_at.is_some_and(|at| LEAVE <= at.elapsed()) {
+                tracing::warn!("what this replica held could not be given away in time");
+                break;
+            }
+        }
+        // Held slots without an object would be nobody's concern for a while.
+        if self.core.has_left() {
+            self.membership.remove().await;
+        }
+    }
+
+    /// Tells the core what the copies show.
+    fn look(&mut self) {
+        let seen = |it: &Arc<Tenanted<ControllerInstance>>| {
+            let status = it.status.clone().unwrap_or_default();
+            Seen {
+                name: it.name().into(),
+                renewals: status.renewals.unwrap_or(0),
+                is_leaving: status.phase == Some(InstancePhase::Leaving),
+                is_lost: status.phase == Some(InstancePhase::Lost),
+            }
+        };
+        let members: Vec<_> = self.members.list().iter().map(seen).collect();
+        self.core.members(&members);
+        if let Some(table) = self.tables.list().iter().find(|it| it.name() == TABLE) {
+            match read(table) {
+                Some(table) => self.core.table(table),
+                None => tracing::error!("the table of slots cannot be read"),
+            }
+        }
+    }
+
+    fn learn(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Renewed => self.is_renewing = false,
+            Outcome::Wrote(outcome) => self.core.wrote(outcome),
+            Outcome::Fenced(blocks, outcome) => {
+                for action in self.core.fenced(&blocks, outcome) {
+                    self.act(action);
+                }
+            }
+        }
+    }
+
+    /// Shows that this replica lives.
+    fn renew(&mut self, is_leaving: bool) {
+        if self.is_renewing && !is_leaving {
+            return;
+        }
+        self.is_renewing = true;
+        self.renewals += 1;
+        let phase = if is_leaving { InstancePhase::Leaving } else { InstancePhase::Active };
+        let slots = slots::n_slots(self.core.n_held());
+        let patch = Patch::Merge(json!({
+            "status": {"phase": phase, "slots": slots, "renewals": self.renewals},
+        }));
+        let (api, name) = (self.membership.instances(), self.membership.name.clone());
+        let (instance, sender) = (self.membership.instance(), self.sender.clone());
+        self.tasks.spawn(async move {
+            let renewed = match api.patch_status(&name, &patch).await {
+                // Somebody believed it gone for good.
+                Err(error) if error.is_not_found() && !is_leaving => api.create(&instance).await,
+                other => other,
+            };
+            if let Err(error) = renewed {
+                tracing::warn!(error = chain(&error), "the replica's object cannot be renewed");
+            }
+            let _ = sender.send(Outcome::Renewed);
+        });
+    }
+
+    fn act(&self, action: Action) {
+        let held = &self.membership.held;
+        match action {
+            Action::Write(table) => self.write(table),
+            Action::Fence(blocks) => self.fence(blocks),
+            Action::Serve(blocks) => {
+                for (block, epoch) in &blocks {
+                    held.serve(*block, *epoch);
+                }
+                let n_slots = slots::n_slots(blocks.len());
+                Counts::taken(n_slots);
+                tracing::info!(slots = n_slots, "cares for more");
+                self.tell(
+                    &self.membership.name,
+                    EventType::Normal,
+                    "SlotsTaken",
+                    &format!("Cares for {n_slots} more slots"),
+                );
+                let taken = |block: Block| blocks.iter().any(|(it, _)| *it == block);
+                let which = |key: &ObjectKey| taken(Block::of_tenant(key.tenant.as_str()));
+                self.copies.informers.retell(&which);
+                self.copies.everything.retell(&which);
+            }
+            Action::Drain(blocks) => blocks.into_iter().for_each(|block| held.drain(block)),
+            Action::Drop(blocks) => {
+                let n_slots = slots::n_slots(blocks.len());
+                tracing::info!(slots = n_slots, "cares no longer for some");
+                blocks.into_iter().for_each(|block| held.stop(block));
+            }
+            Action::MarkLost(name) => {
+                tracing::warn!(replica = &*name, "a replica is lost");
+                self.tell(&name, EventType::Warning, "ReplicaLost", "Nothing was heard of it");
+                let patch = Patch::Merge(json!({"status": {"phase": InstancePhase::Lost}}));
+                let api = self.membership.instances();
+                self.tasks.spawn(async move {
+                    if let Err(error) = api.patch_status(&name, &patch).await {
+                        tracing::debug!(replica = &*name, error = chain(&error), "not marked");
+                    }
+                });
+            }
+            Action::Forget(name) => {
+                let api = self.membership.instances();
+                self.tasks.spawn(async move {
+                    if let Err(error) = api.delete(&name, &DeleteOptions::default()).await {
+                        tracing::debug!(replica = &*name, error = chain(&error), "not forgotten");
+                    }
+                });
+            }
+        }
+    }
+
+    fn tell(&self, name: &str, event_type: EventType, reason: &str, message: &str) {
+        let key = ObjectKey::new(&TenantName::system(), "", name);
+        if let Some(instance) = self.members.get(&key) {
+            self.membership.events.record(&instance, event_type, reason, message);
+        }
+    }
+
+    fn write(&self, table: Table) {
+        let (api, sender) = (self.membership.tables(), self.sender.clone());
+        self.tasks.spawn(async move {
+            let metadata = ObjectMeta {
+                name: Some(TABLE.into()),
+                resource_version: Some(table.version.to_string()),
+                ..ObjectMeta::default()
+            };
+            let wanted = SlotTable { metadata, spec: table.spec(), status: None };
+            let outcome = match api.update(&wanted).await {
+                Ok(stored) => read(&stored).map_or(Wrote::Unknown, Wrote::Done),
+                Err(error) if error.is_conflict() => Wrote::Conflict,
+                Err(error) => {
+                    tracing::warn!(error = chain(&error), "the table of slots was not changed");
+                    sleep(PAUSE).await;
+                    Wrote::Unknown
+                }
+            };
+            let _ = sender.send(Outcome::Wrote(outcome));
+        });
+    }
+
+    fn fence(&self, blocks: Vec<(Block, u64)>) {
+        let (api, sender) = (self.membership.tables(), self.sender.clone());
+        let (name, informers) = (self.membership.name.clone(), self.copies.informers.clone());
+        self.tasks.spawn(async move {
+            let mut outcome = fence(&api, &name).await;
+            if outcome == Fenced::Everywhere
+                && !blocks.is_empty()
+                && !timeout(CATCH_UP, informers.caught_up()).await.unwrap_or(false)
+            {
+                tracing::warn!("the local copies did not catch up in time");
+                outcome = Fenced::Failed;
+            }
+            let _ = sender.send(Outcome::Fenced(blocks, outcome));
+        });
+    }
+}
+
+/// A stored table.
+fn read(table: &Tenanted<SlotTable>) -> Option<Table> {
+    Table::read(table.resource_version().parse().ok()?, &table.spec).ok()
+}
+
+/// What the server answers.
+#[derive(Deserialize)]
+struct SlotFence {
+    #[serde(default)]
+    status: SlotFenceStatus,
+}
+
+/// Has all that `name` has claimed fenced.
+async fn fence(api: &Api<SlotTable>, name: &str) -> Fenced {
+    let request = json!({
+        "apiVersion": insula_api::kinds::API_VERSION, "kind": "SlotFence", "metadata": {},
+        "spec": {"holder": name},
+    });
+    let asked = api.create_subresource::<_, SlotFence>(TABLE, "fence", &request);
+    match asked.await.map(|it| it.status) {
+        Ok(SlotFenceStatus { newest, .. }) if newest != 0 => Fenced::Behind(newest),
+        Ok(status) if status.unreached.is_empty() => Fenced::Everywhere,
+        Ok(status) => {
+            tracing::warn!(partitions = ?status.unreached, "some partitions do not answer");
+            Fenced::Failed
+        }
+        Err(error) => {
+            tracing::warn!(error = chain(&error), "claims could not be fenced");
+            Fenced::Failed
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Which blocks of slots this replica serves now, and what is under way for each.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use insula_api::{
+    names::TenantName,
+    slots::{BLOCKS, Block},
+};
+use insula_client::fence::Fence;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc};
+
+use crate::queue::{Ownership, Permit};
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct HeldBlocks {
+    /// The name of the table, for the names of tasks.
+    table: &'static str,
+    blocks: Vec<Arc<HeldBlock>>,
+    refused: Notify,
+}
+
+#[derive(Debug)]
+struct HeldBlock {
+    block: Block,
+    /// As `state` says; asked for each change of each object.
+    is_served: AtomicBool,
+    state: Mutex<State>,
+    drained: mpsc::UnboundedSender<Block>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// With what writes are fenced, while the block is served.
+    fence: Option<Fence>,
+    under_way: usize,
+    is_draining: bool,
+}
+
+/// A reconcile of some block, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct UnderWay(Arc<HeldBlock>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        state.under_way -= 1;
+        self.0.tell(&mut state);
+    }
+}
+
+impl HeldBlock {
+    /// Tells once when nothing is under way any more.
+    fn tell(&self, state: &mut State) {
+        if state.is_draining && state.under_way == 0 {
+            state.is_draining = false;
+            // Nobody listens any more after the end.
+            let _ = self.drained.send(self.block);
+        }
+    }
+}
+
+impl HeldBlocks {
+    /// Serves none yet. The receiver is told of each block that was to be drained and is.
+    pub(super) fn new(table: &'static str) -> (Arc<Self>, mpsc::UnboundedReceiver<Block>) {
+        let (drained, receiver) = mpsc::unbounded_channel();
+        let made = |block| HeldBlock {
+            block,
+            is_served: AtomicBool::new(false),
+            state: Mutex::default(),
+            drained: drained.clone(),
+        };
+        let blocks = Block::all().map(|block| Arc::new(made(block))).collect();
+        (Arc::new(Self { table, blocks, refused: Notify::new() }), receiver)
+    }
+
+    fn block(&self, block: Block) -> &Arc<HeldBlock> {
+        // There is one for each number that a block can have.
+        &self.blocks[usize::from(block.number() % BLOCKS)]
+    }
+
+    fn of(&self, tenant: &TenantName) -> &Arc<HeldBlock> {
+        self.block(Block::of_tenant(tenant.as_str()))
+    }
+
+    /// Lets reconciles begin, which write in this epoch.
+    pub(super) fn serve(&self, block: Block, epoch: u64) {
+        let it = self.block(block);
+        let mut state = it.state.lock();
+        state.fence = Fence::new(&block.task(self.table), epoch);
+        state.is_draining = false;
+        it.is_served.store(state.fence.is_some(), Ordering::Release);
+    }
+
+    /// Lets none begin any more.
+    pub(super) fn stop(&self, block: Block) {
+        let it = self.block(block);
+        it.state.lock().fence = None;
+        it.is_served.store(false, Ordering::Release);
+    }
+
+    /// As [`HeldBlocks::stop`], and tells when what has begun is over.
+    pub(super) fn drain(&self, block: Block) {
+        self.stop(block);
+        let it = self.block(block);
+        let mut state = it.state.lock();
+        state.is_draining = true;
+        it.tell(&mut state);
+    }
+
+    /// Waits until some write was refused.
+    pub(super) async fn was_refused(&self) {
+        self.refused.notified().await;
+    }
+}
+
+impl Ownership for HeldBlocks {
+    fn owns(&self, tenant: &TenantName) -> bool {
+        self.of(tenant).is_served.load(Ordering::Acquire)
+    }
+
+    fn begin(&self, tenant: &TenantName) -> Option<Permit> {
+        let it = self.of(tenant);
+        let mut state = it.state.lock();
+        let fence = state.fence.clone()?;
+        state.under_way += 1;
+        Some(Permit { fence: Some(fence), _under_way: Some(UnderWay(it.clone())) })
+    }
+
+    fn refused(&self) {
+        self.refused.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_is_drained_when_what_began_is_over() {
+        let (held, mut drained) = HeldBlocks::new("t");
+        let acme = TenantName::parse("acme").unwrap();
+        let block = Block::of_tenant("acme");
+        assert!(!held.owns(&acme) && held.begin(&acme).is_none());
+        held.serve(block, 3);
+        let first = held.begin(&acme).unwrap();
+        assert_eq!(first.fence, Fence::new(&format!("t.{block}"), 3));
+        let second = held.begin(&acme).unwrap();
+        held.drain(block);
+        assert!(!held.owns(&acme) && held.begin(&acme).is_none());
+        drop(first);
+        assert!(drained.try_recv().is_err());
+        drop(second);
+        assert_eq!(drained.try_recv(), Ok(block));
+        held.serve(block, 4);
+        held.drain(block);
+        assert_eq!(drained.try_recv(), Ok(block), "nothing was under way");
+        assert!(drained.try_recv().is_err());
+    }
+}
