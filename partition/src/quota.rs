@@ -85,6 +85,17 @@ pub(crate) fn put_limits(out: &mut Vec<u8>, limits: &[Limit]) {
     }
 }
 
+/// At least the bytes that limits take.
+pub(crate) fn size_of_limits(limits: &[Limit]) -> usize {
+    // Lengths, and an amount as text.
+    const AROUND: usize = 48;
+    let amounts = |limit: &Limit| limit.hard.keys().map(|it| it.len() + AROUND).sum::<usize>();
+    let namespaces = |limit: &Limit| {
+        limit.namespaces.iter().flatten().map(|it| it.len() + AROUND).sum::<usize>()
+    };
+    limits.iter().map(|it| it.quota.len() + AROUND + amounts(it) + namespaces(it)).sum()
+}
+
 pub(crate) fn read_limits(reader: &mut Reader<'_>) -> Option<Vec<Limit>> {
     let count = reader.u64()?;
     let limit = |reader: &mut Reader<'_>| {
@@ -153,6 +164,7 @@ mod tests {
         ];
         let mut out = Vec::new();
         put_limits(&mut out, &limits);
+        assert!(out.len() <= size_of_limits(&limits));
         let mut reader = Reader::new(&out);
         assert_eq!(read_limits(&mut reader).unwrap(), limits);
         assert!(reader.is_empty());

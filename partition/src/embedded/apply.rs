@@ -22,12 +22,21 @@ pub(crate) fn apply_commands(
         let unknown = state.apply(|contents| {
             for command in commands.by_ref().take(STEP) {
                 let outcome = match command? {
-                    Command::Put { expect, collection, key, value, by_move, epoch, within } => contents
-                        .check_epoch(epoch)
-                        .and_then(|()| {
-                            contents.write(collection, key, expect, Some(value), by_move, &within)
-                        })
-                        .map(Some),
+                    Command::Put { expect, collection, key, value, by_move, epoch, within } => {
+                        contents
+                            .check_epoch(epoch)
+                            .and_then(|()| {
+                                contents.write(
+                                    collection,
+                                    key,
+                                    expect,
+                                    Some(value),
+                                    by_move,
+                                    &within,
+                                )
+                            })
+                            .map(Some)
+                    }
                     Command::Delete { expect, collection, key, by_move, epoch } => contents
                         .check_epoch(epoch)
                         .and_then(|()| contents.write(collection, key, expect, None, by_move, &[]))

@@ -22,7 +22,7 @@
 
 use crate::{
     codec::{Reader, put_bytes, put_text},
-    quota::{Limit, put_limits, read_limits},
+    quota::{Limit, put_limits, read_limits, size_of_limits},
     store::{Change, Durability, Expect, Revision, Write},
     wire::{put_expect, read_expect},
 };
@@ -104,7 +104,8 @@ impl Batch {
         // Kinds, lengths, numbers.
         const AROUND: usize = 32;
         let epoch = write.epoch.as_ref().map_or(0, |it| it.task.len() + 11);
-        AROUND + write.collection.as_str().len() + write.key.len() + epoch + value
+        let within = write.within.as_ref().map_or(0, |it| size_of_limits(it));
+        AROUND + write.collection.as_str().len() + write.key.len() + epoch + within + value
     }
 
     /// Size of the entry so far.
