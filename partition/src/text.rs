@@ -5,7 +5,7 @@
 //! LZ4 (block format), because packing is done where all writes of a partition pass.
 //!
 //! What is sealed lies sealed, and is opened for whoever looks at it ([`crate::seal`]). Whatever
-//! puts a value on a disk or on the wire takes it as it is stored, see [`Text::stored`].
+//! puts a value on a disk or on the wire takes it as it is stored, see `Text::stored`.
 
 use std::{borrow::Cow, sync::Arc};
 
