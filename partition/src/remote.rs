@@ -221,7 +221,7 @@ impl RemoteStore {
         let snapshot = followed.state().read(collection, at).await?;
         self.shared.told(snapshot.revision());
         if self.bunch.take_lack() {
-            self.learn_keys().await?;
+            self.learn_keys().await.inspect_err(|_| self.bunch.lack())?;
         }
         Ok(snapshot)
     }

@@ -5,7 +5,7 @@
 //! LZ4 (block format), because packing is done where all writes of a partition pass.
 //!
 //! What is sealed lies sealed, and is opened for whoever looks at it ([`crate::seal`]). Whatever
-//! puts a value on a disk or on the wire takes it as it is stored, see [`Text::stored`].
+//! puts a value on a disk or on the wire takes it as it is stored, see `Text::stored`.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -24,6 +24,13 @@ pub struct Text(Form);
 #[derive(Debug, Clone)]
 enum Form {
     Plain(Bytes),
+    /// Apart, so that both fit where a plain one has its own.
+    Costly(Costly),
+}
+
+/// What has to be made before it can be looked at.
+#[derive(Debug, Clone)]
+enum Costly {
     Packed {
         bytes: Arc<[u8]>,
         /// Of what it was made of.
@@ -40,14 +47,14 @@ impl Text {
         };
         let packed = block::compress(&value);
         match packed.len() <= value.len() / 2 {
-            true => Self(Form::Packed { bytes: packed.into(), length }),
+            true => Self(Form::Costly(Costly::Packed { bytes: packed.into(), length })),
             false => value.into(),
         }
     }
 
     /// A sealed value.
     pub(crate) fn shut(it: Shut) -> Self {
-        Self(Form::Sealed(Arc::new(it)))
+        Self(Form::Costly(Costly::Sealed(Arc::new(it))))
     }
 
     /// The value. What is plain costs nothing. What cannot be opened is empty, which no reader
@@ -55,23 +62,23 @@ impl Text {
     pub fn bytes(&self) -> Cow<'_, Bytes> {
         match &self.0 {
             Form::Plain(bytes) => Cow::Borrowed(bytes),
-            Form::Packed { bytes, length } => Cow::Owned(unpack(bytes, *length)),
-            Form::Sealed(it) => Cow::Owned(it.open().unwrap_or_default()),
+            Form::Costly(Costly::Packed { bytes, length }) => Cow::Owned(unpack(bytes, *length)),
+            Form::Costly(Costly::Sealed(it)) => Cow::Owned(it.open().unwrap_or_default()),
         }
     }
 
     pub fn into_bytes(self) -> Bytes {
         match self.0 {
             Form::Plain(bytes) => bytes,
-            Form::Packed { bytes, length } => unpack(&bytes, length),
-            Form::Sealed(it) => it.open().unwrap_or_default(),
+            Form::Costly(Costly::Packed { bytes, length }) => unpack(&bytes, length),
+            Form::Costly(Costly::Sealed(it)) => it.open().unwrap_or_default(),
         }
     }
 
     /// The value as it is stored: what is sealed stays so.
     pub(crate) fn stored(&self) -> Cow<'_, Bytes> {
         match &self.0 {
-            Form::Sealed(it) => Cow::Borrowed(it.stored()),
+            Form::Costly(Costly::Sealed(it)) => Cow::Borrowed(it.stored()),
             _ => self.bytes(),
         }
     }
@@ -79,7 +86,7 @@ impl Text {
     /// The same value, opened if it is sealed; an error says why it cannot be.
     pub fn opened(self) -> Result<Self, StoreError> {
         match self.0 {
-            Form::Sealed(it) => it.open().map(Self::from),
+            Form::Costly(Costly::Sealed(it)) => it.open().map(Self::from),
             _ => Ok(self),
         }
     }
@@ -88,7 +95,7 @@ impl Text {
     /// metadata, without annotations and managers. Never to be written back.
     pub fn glance(&self) -> Cow<'_, Bytes> {
         match &self.0 {
-            Form::Sealed(it) => Cow::Owned(it.open().unwrap_or_else(|_| it.husk())),
+            Form::Costly(Costly::Sealed(it)) => Cow::Owned(it.open().unwrap_or_else(|_| it.husk())),
             _ => self.bytes(),
         }
     }
@@ -96,7 +103,7 @@ impl Text {
     /// As [`Text::glance`], to be kept.
     pub fn glanced(self) -> Self {
         match &self.0 {
-            Form::Sealed(_) => self.glance().into_owned().into(),
+            Form::Costly(Costly::Sealed(_)) => self.glance().into_owned().into(),
             _ => self,
         }
     }
@@ -105,8 +112,8 @@ impl Text {
     pub fn len(&self) -> usize {
         match &self.0 {
             Form::Plain(bytes) => bytes.len(),
-            Form::Packed { length, .. } => *length as usize,
-            Form::Sealed(it) => it.stored().len(),
+            Form::Costly(Costly::Packed { length, .. }) => *length as usize,
+            Form::Costly(Costly::Sealed(it)) => it.stored().len(),
         }
     }
 
@@ -121,7 +128,7 @@ impl Text {
 
     /// Whether it is sealed.
     pub(crate) fn is_sealed(&self) -> bool {
-        matches!(self.0, Form::Sealed(_))
+        matches!(self.0, Form::Costly(Costly::Sealed(_)))
     }
 
     /// Bytes that lie there as they came.
@@ -136,8 +143,8 @@ impl Text {
     pub(crate) fn held(&self) -> usize {
         match &self.0 {
             Form::Plain(bytes) => bytes.len(),
-            Form::Packed { bytes, .. } => bytes.len(),
-            Form::Sealed(it) => it.stored().len() + size_of::<Shut>(),
+            Form::Costly(Costly::Packed { bytes, .. }) => bytes.len(),
+            Form::Costly(Costly::Sealed(it)) => it.stored().len() + size_of::<Shut>(),
         }
     }
 }

@@ -113,8 +113,7 @@ impl DataKeys {
 pub(crate) struct Bunch {
     vault: Arc<Vault>,
     tenants: RwLock<HashMap<Box<str>, DataKeys>>,
-    /// Something came whose key was not known yet: of a partition elsewhere, keys and values
-    /// come on different ways.
+    /// A key was missed: of a partition elsewhere, keys and values come on different ways.
     lacks: AtomicBool,
 }
 
@@ -159,12 +158,17 @@ impl Bunch {
         let id = form::parts(&value).ok().map(|it| it.id);
         let found = id.and_then(|id| self.find(key, id).ok());
         if found.is_none() {
-            self.lacks.store(true, Ordering::Release);
+            self.lack();
         }
         Text::shut(Shut::new(value, collection.clone(), key.into(), self.clone(), found))
     }
 
-    /// Whether something came since the last call whose key was not known.
+    /// A key is not known here, or no longer good.
+    pub(crate) fn lack(&self) {
+        self.lacks.store(true, Ordering::Release);
+    }
+
+    /// Whether a key was missed since the last call.
     pub(crate) fn take_lack(&self) -> bool {
         self.lacks.swap(false, Ordering::AcqRel)
     }

@@ -163,10 +163,10 @@ impl Shut {
 
     /// The text that was sealed, with the revision in it.
     pub(crate) fn open(&self) -> Result<Bytes, StoreError> {
-        self.opened().map_err(|source| StoreError::Sealed {
-            collection: self.collection.clone(),
-            key: self.key.clone(),
-            source,
+        self.opened().map_err(|source| {
+            self.bunch.lack();
+            let (collection, key) = (self.collection.clone(), self.key.clone());
+            StoreError::Sealed { collection, key, source }
         })
     }
 
