@@ -2,7 +2,7 @@
 //!
 //! A write can carry limits; it then happens only if what the tenant has with it stays within
 //! them. What a tenant has is summed from the live values of the partition, see
-//! [`crate::state::tally`], so the sum is right by construction: after a crash, after a move, and
+//! `state/tally.rs`, so the sum is right by construction: after a crash, after a move, and
 //! however many write at once. A raft group judges a write where all its writes have one order,
 //! when it is applied; an etcd by a key that every such write of a tenant renews, see
 //! [`crate::etcd`].
