@@ -136,7 +136,7 @@ impl Sim {
 fn seeds() -> std::ops::RangeInclusive<u64> {
     let asked = std::env::var("SEEDS").ok();
     let range = asked.as_deref().and_then(|text| text.split_once('-'));
-    range.map_or(1..=150, |(first, last)| first.parse().unwrap()..=last.parse().unwrap())
+    range.map_or(1..=80, |(first, last)| first.parse().unwrap()..=last.parse().unwrap())
 }
 
 #[test]
