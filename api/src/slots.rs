@@ -116,12 +116,15 @@ mod tests {
     }
 
     #[test]
-    fn the_hash_is_a_contract() {
-        // Written on disks: never to change.
-        assert_eq!([slot_of("system"), slot_of("acme"), slot_of("")], [SYSTEM, ACME, NOBODY]);
-        assert_eq!(Block::of_tenant("acme").number(), ACME / 64);
+    fn a_block_is_of_neighbouring_slots() {
+        // That the hash stays as it is is shown where it is written on disks: in `partition`.
+        for name in ["system", "acme", "globex"] {
+            let slot = slot_of(name);
+            assert!(slot < SLOTS);
+            assert_eq!(Block::of_tenant(name).number(), slot / 64);
+            let block = Block::of_tenant(name);
+            assert_eq!(ranges([block]), [format!("{}-{}", slot / 64 * 64, slot / 64 * 64 + 63)]);
+        }
+        assert_eq!(n_slots(Block::all().count()), usize::from(SLOTS));
     }
-    const SYSTEM: u16 = 0;
-    const ACME: u16 = 0;
-    const NOBODY: u16 = 0;
 }

@@ -18,7 +18,8 @@
 //! | `quota` | what is used of resource quotas |
 //! | `service_network` | networks of services, while their addresses are used |
 //!
-//! `everything` is what those that are about objects of all kinds follow.
+//! `everything` is what those that are about objects of all kinds follow; `membership` shares the
+//! tenants among replicas.
 //!
 //! # Invariants
 //!

@@ -271,3 +271,36 @@ async fn shutdown_ends_the_task_and_releases_waiters() {
     tasks.wait().await;
     assert!(!informer.has_synced());
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_is_told_when_nothing_is_missing() {
+    let fake = Fake::default();
+    let a = || config_map("a", "ua", "3");
+    fake.answer(200, list("7", None, &[a()]));
+    let _first = fake.stream();
+    let it = Watched::start(fake);
+    assert!(it.informer.synced().await);
+    it.fake.wait_asked(2).await;
+    // How far the server is, and a watch that soon ends: twice, because once is not enough.
+    it.fake.answer(200, list("12", None, &[a()]));
+    let short = it.fake.stream();
+    it.fake.answer(200, list("12", None, &[a()]));
+    let again = it.fake.stream();
+    let _long = it.fake.stream();
+    let informer = it.informer.clone();
+    let asking = tokio::spawn(async move { informer.caught_up().await });
+    short.bookmark("11");
+    let asked = it.fake.wait_asked(6).await;
+    assert!(asked[2].uri.contains("limit=1&") || asked[2].uri.ends_with("limit=1"));
+    assert!(asked[3].uri.contains("timeoutSeconds=2"), "{}", asked[3].uri);
+    assert!(!asking.is_finished());
+    again.event("ADDED", config_map("b", "ub", "12"));
+    assert!(asking.await.unwrap());
+    it.sees(&["+a@3", "+b@12"]).await;
+    let asked = it.fake.wait_asked(7).await;
+    assert!(asked[6].uri.contains("resourceVersion=12"), "{}", asked[6].uri);
+    assert!(!asked[6].uri.contains("timeoutSeconds=2&"), "{}", asked[6].uri);
+
+    it.informer.retell(|key| &*key.name == "b");
+    it.sees(&["+a@3", "+b@12", "+b@12"]).await;
+}

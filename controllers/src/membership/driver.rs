@@ -122,7 +122,7 @@ impl Membership {
             sender,
             tasks,
             renewals: 0,
-            is_renewing: false,
+            n_renewing: 0,
             membership: self,
         };
         work.run(outcomes, leaving).await;
@@ -208,7 +208,8 @@ struct Work {
     sender: mpsc::UnboundedSender<Outcome>,
     tasks: TaskTracker,
     renewals: i64,
-    is_renewing: bool,
+    /// Renewals that are under way.
+    n_renewing: usize,
     membership: Membership,
 }
 
@@ -253,6 +254,12 @@ impl Work {
                 break;
             }
         }
+        // One that is still under way could make the object anew.
+        while self.n_renewing != 0
+            && let Some(outcome) = outcomes.recv().await
+        {
+            self.learn(outcome);
+        }
         // Held slots without an object would be nobody's concern for a while.
         if self.core.has_left() {
             self.membership.remove().await;
@@ -282,7 +289,7 @@ impl Work {
 
     fn learn(&mut self, outcome: Outcome) {
         match outcome {
-            Outcome::Renewed => self.is_renewing = false,
+            Outcome::Renewed => self.n_renewing -= 1,
             Outcome::Wrote(outcome) => self.core.wrote(outcome),
             Outcome::Fenced(blocks, outcome) => {
                 for action in self.core.fenced(&blocks, outcome) {
@@ -294,10 +301,10 @@ impl Work {
 
     /// Shows that this replica lives.
     fn renew(&mut self, is_leaving: bool) {
-        if self.is_renewing && !is_leaving {
+        if self.n_renewing != 0 && !is_leaving {
             return;
         }
-        self.is_renewing = true;
+        self.n_renewing += 1;
         self.renewals += 1;
         let phase = if is_leaving { InstancePhase::Leaving } else { InstancePhase::Active };
         let slots = slots::n_slots(self.core.n_held());
