@@ -49,6 +49,7 @@ bench: deps build
 	cargo run --profile dist --locked -p insula-apiserver --example write_bench
 	cargo run --profile dist --locked -p insula --example api_bench
 	cargo run --profile dist --locked -p insula --example noise_bench -- --peer
+	cargo run --profile dist --locked -p insula --example tenant_bench
 
 # Each failure prints the seed that repeats it.
 SEEDS ?= 5000

@@ -6,6 +6,7 @@ pub(crate) mod fairness;
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use futures::future::try_join_all;
 use insula_api::{
     names::TenantName,
     object::{self, Stored},
@@ -110,9 +111,6 @@ async fn tenant(server: &Server, it: &Value) -> Result<()> {
         .filter(|it| FOR_TENANTS.contains(&object::name(it)))
         // Superusers are the platform's; in a tenant their group is a name like any other.
         .filter(|it| !(it["kind"] == "ClusterRoleBinding" && object::name(it) == "cluster-admin"));
-    for role in roles {
-        put(server, &tenant, role).await?;
-    }
     let admins = it["spec"].get("admins").cloned().unwrap_or_else(|| json!([]));
     let binding = json!({
         "apiVersion": format!("{GROUP}/v1"), "kind": "ClusterRoleBinding",
@@ -120,16 +118,15 @@ async fn tenant(server: &Server, it: &Value) -> Result<()> {
         "roleRef": {"apiGroup": GROUP, "kind": "ClusterRole", "name": "cluster-admin"},
         "subjects": admins,
     });
-    put(server, &tenant, binding).await?;
+    put_all(server, &tenant, roles.chain([binding])).await?;
     common(server, &tenant, object::uid(it)).await
 }
 
 /// Writes what every tenant has, the platform's own as well.
 async fn common(server: &Server, tenant: &TenantName, uid: &str) -> Result<()> {
-    for it in services::of_tenant(server).into_iter().chain(priorities()) {
-        put(server, tenant, it).await?;
-    }
-    put(server, tenant, extensions::tokens_tracked()).await?;
+    let services = services::of_tenant(server).into_iter();
+    let all = services.chain(priorities()).chain([extensions::tokens_tracked()]);
+    put_all(server, tenant, all).await?;
     renew(server, tenant, extensions::authentication(server, tenant, uid).await?).await?;
     // Servers come and go, and with them where the API is.
     for it in services::endpoints_of_api(server) {
@@ -314,6 +311,16 @@ fn served(server: &Server, it: &Value) -> Result<Arc<Served>> {
         .iter()
         .find(|it| it.resource.api_version() == api_version && it.resource.kind == kind);
     found.cloned().ok_or_else(|| ApiError::internal(format!("no resource holds {kind}")))
+}
+
+/// Creates those of some objects that are not there yet: together, so that they wait for the same
+/// flush of the disk.
+async fn put_all(
+    server: &Server,
+    tenant: &TenantName,
+    them: impl Iterator<Item = Value>,
+) -> Result<()> {
+    try_join_all(them.map(|it| put(server, tenant, it))).await.map(drop)
 }
 
 /// Creates an object that is not there yet.

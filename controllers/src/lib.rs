@@ -67,24 +67,41 @@ use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use insula_client::{Client, ClientError, EventRecorder};
-use k8s_openapi::api::{
-    apps::v1::ReplicaSet,
-    core::v1::{PersistentVolume, PersistentVolumeClaim, ReplicationController},
-    storage::v1::VolumeAttributesClass,
-};
+use k8s_openapi::api::{apps::v1::ReplicaSet, core::v1::ReplicationController};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::{
+    certificates::Certificates,
+    controller::Controller,
+    cronjob::CronJobs,
+    daemonset::DaemonSets,
+    deployment::Deployments,
+    disruption::Disruption,
+    everything::Everything,
+    gc::GarbageCollector,
+    informers::Informers,
+    job::{Jobs, Strays},
+    membership::{Copies, Membership},
+    namespace::Namespaces,
+    node_lifecycle::NodeLifecycle,
+    pod_gc::PodCollector,
+    protection::Protection,
+    quota::Quotas,
+    replicaset::ReplicaSets,
+    root_ca::RootCaPublisher,
+    service_network::ServiceNetworks,
+    serviceaccount::DefaultAccounts,
+    services::{EndpointsOfServices, Slices},
+    statefulset::StatefulSets,
+    taint_eviction::TaintEviction,
+    tenant::Tenants,
+    token_secrets::TokenSecrets,
+    ttl::TtlAfterFinished,
+};
 pub use self::{
     certificates::{SignError, Signer},
     controller::{Observer, Unobserved},
     queue::{Ownership, Permit, Sole},
-};
-use self::{
-    controller::Controller,
-    everything::Everything,
-    informers::Informers,
-    membership::{Copies, Membership},
-    protection::Guarded as _,
 };
 
 /// How long reconciles that have begun may take to end after shutdown.
@@ -142,120 +159,63 @@ pub fn run(
 
 async fn run_all(config: Config, client: Client, shutdown: CancellationToken) -> Result<(), Error> {
     let tasks = TaskTracker::new();
-    let named = |name: &str| client.with_user_agent(&format!("insula-controllers/{name}"));
     // Reads and events outlive the reconciles that use them.
     let supplies = CancellationToken::new();
-    let informers = Informers::start(&named("informers")?, &tasks, &supplies);
-    let events = EventRecorder::start(named("events")?, "", "", &tasks, supplies.clone());
+    let informers = Informers::start(&named(&client, "informers")?, &tasks, &supplies);
+    let events = EventRecorder::start(named(&client, "events")?, "", "", &tasks, supplies.clone());
 
     let running = TaskTracker::new();
-    let replica_client = named("replica")?;
+    let replica_client = named(&client, "replica")?;
     let replica = config.host.as_ref().map(|host| Membership::new(host, &replica_client, &events));
     let ownership = match &replica {
         Some(replica) => replica.ownership(),
         None => Arc::new(Sole),
     };
-    let start = Starter { config: &config, ownership, running: &running, shutdown: &shutdown };
-    start.start(tenant::Tenants::new(named(tenant::Tenants::NAME)?, informers.clone(), &events));
-    start.start(namespace::Namespaces::new(named(namespace::Namespaces::NAME)?, informers.clone()));
-    start.start(serviceaccount::DefaultAccounts::new(
-        named(serviceaccount::DefaultAccounts::NAME)?,
-        informers.clone(),
-    ));
-    start.start(root_ca::RootCaPublisher::new(
-        named(root_ca::RootCaPublisher::NAME)?,
-        informers.clone(),
-        config.root_ca.clone(),
-    ));
-    start.start(token_secrets::TokenSecrets::new(
-        named(token_secrets::TokenSecrets::NAME)?,
-        informers.clone(),
-        config.root_ca.clone(),
-    ));
-    start.start(certificates::Certificates::new(
-        named(certificates::Certificates::NAME)?,
-        informers.certificate_requests.clone(),
-        config.signer.clone(),
-    ));
-    start.start(replicaset::ReplicaSets::<ReplicaSet>::new(
-        named(replicaset::ReplicaSets::<ReplicaSet>::NAME)?,
-        informers.clone(),
-        &events,
-    ));
-    start.start(replicaset::ReplicaSets::<ReplicationController>::new(
-        named(replicaset::ReplicaSets::<ReplicationController>::NAME)?,
-        informers.clone(),
-        &events,
-    ));
-    start.start(job::Jobs::new(named(job::Jobs::NAME)?, informers.clone(), &events));
-    start.start(statefulset::StatefulSets::new(
-        named(statefulset::StatefulSets::NAME)?,
-        informers.clone(),
-        &events,
-    ));
-    start.start(daemonset::DaemonSets::new(
-        named(daemonset::DaemonSets::NAME)?,
-        informers.clone(),
-        &events,
-    ));
-    start.start(cronjob::CronJobs::new(
-        named(cronjob::CronJobs::NAME)?,
-        informers.clone(),
-        &events,
-    ));
-    start.start(job::Strays::new(named(job::Strays::NAME)?, informers.clone()));
-    start.start(deployment::Deployments::new(
-        named(deployment::Deployments::NAME)?,
-        informers.clone(),
-        &events,
-    ));
-    start.start(services::Slices::new(named(services::Slices::NAME)?, informers.clone(), &events));
-    start.start(services::EndpointsOfServices::new(
-        named(services::EndpointsOfServices::NAME)?,
-        informers.clone(),
-    ));
-    start.start(ttl::TtlAfterFinished::new(named(ttl::TtlAfterFinished::NAME)?, informers.clone()));
-    start.start(node_lifecycle::NodeLifecycle::new(
-        named(node_lifecycle::NodeLifecycle::NAME)?,
-        informers.clone(),
-        &events,
-        config.node_grace,
-    ));
-    start.start(taint_eviction::TaintEviction::new(
-        named(taint_eviction::TaintEviction::NAME)?,
-        informers.clone(),
-        &events,
-    ));
-    start.start(pod_gc::PodCollector::new(named(pod_gc::PodCollector::NAME)?, informers.clone()));
-    start.start(protection::Protection::new(
-        named(PersistentVolumeClaim::CONTROLLER)?,
-        informers.claims.clone(),
-        informers.clone(),
-    ));
-    start.start(protection::Protection::new(
-        named(PersistentVolume::CONTROLLER)?,
-        informers.volumes.clone(),
-        informers.clone(),
-    ));
-    start.start(protection::Protection::new(
-        named(VolumeAttributesClass::CONTROLLER)?,
-        informers.volume_classes.clone(),
-        informers.clone(),
-    ));
-    let everything = Everything::new(named("metadata")?, tasks.clone(), supplies.clone());
-    start.start(gc::GarbageCollector::new(named(gc::GarbageCollector::NAME)?, everything.clone()));
-    start.start(quota::Quotas::new(named(quota::Quotas::NAME)?, &informers, everything.clone()));
-    start.start(service_network::ServiceNetworks::new(
-        named(service_network::ServiceNetworks::NAME)?,
-        &informers,
-        everything.clone(),
-    ));
-    start.start(disruption::Disruption::new(
-        named(disruption::Disruption::NAME)?,
-        informers.clone(),
-        everything.clone(),
-        &events,
-    ));
+    let start = Starter {
+        client: &client,
+        config: &config,
+        ownership,
+        running: &running,
+        shutdown: &shutdown,
+    };
+    start.start(|client| Tenants::new(client, informers.clone(), &events))?;
+    start.start(|client| Namespaces::new(client, informers.clone()))?;
+    start.start(|client| DefaultAccounts::new(client, informers.clone()))?;
+    start
+        .start(|client| RootCaPublisher::new(client, informers.clone(), config.root_ca.clone()))?;
+    start.start(|client| TokenSecrets::new(client, informers.clone(), config.root_ca.clone()))?;
+    start.start(|client| {
+        Certificates::new(client, informers.certificate_requests.clone(), config.signer.clone())
+    })?;
+    start.start(|client| ReplicaSets::<ReplicaSet>::new(client, informers.clone(), &events))?;
+    start.start(|client| {
+        ReplicaSets::<ReplicationController>::new(client, informers.clone(), &events)
+    })?;
+    start.start(|client| Jobs::new(client, informers.clone(), &events))?;
+    start.start(|client| StatefulSets::new(client, informers.clone(), &events))?;
+    start.start(|client| DaemonSets::new(client, informers.clone(), &events))?;
+    start.start(|client| CronJobs::new(client, informers.clone(), &events))?;
+    start.start(|client| Strays::new(client, informers.clone()))?;
+    start.start(|client| Deployments::new(client, informers.clone(), &events))?;
+    start.start(|client| Slices::new(client, informers.clone(), &events))?;
+    start.start(|client| EndpointsOfServices::new(client, informers.clone()))?;
+    start.start(|client| TtlAfterFinished::new(client, informers.clone()))?;
+    start.start(|client| {
+        NodeLifecycle::new(client, informers.clone(), &events, config.node_grace)
+    })?;
+    start.start(|client| TaintEviction::new(client, informers.clone(), &events))?;
+    start.start(|client| PodCollector::new(client, informers.clone()))?;
+    start.start(|client| Protection::new(client, informers.claims.clone(), informers.clone()))?;
+    start.start(|client| Protection::new(client, informers.volumes.clone(), informers.clone()))?;
+    start.start(|client| {
+        Protection::new(client, informers.volume_classes.clone(), informers.clone())
+    })?;
+    let everything = Everything::new(named(&client, "metadata")?, tasks.clone(), supplies.clone());
+    start.start(|client| GarbageCollector::new(client, everything.clone()))?;
+    start.start(|client| Quotas::new(client, &informers, everything.clone()))?;
+    start.start(|client| ServiceNetworks::new(client, &informers, everything.clone()))?;
+    start
+        .start(|client| Disruption::new(client, informers.clone(), everything.clone(), &events))?;
     everything.start();
     let membership = replica.map(|replica| {
         let copies = Copies { informers: informers.clone(), everything: everything.clone() };
@@ -284,6 +244,7 @@ async fn run_all(config: Config, client: Client, shutdown: CancellationToken) ->
 
 /// Starts controllers of every type in the same way.
 struct Starter<'a> {
+    client: &'a Client,
     config: &'a Config,
     ownership: Arc<dyn Ownership>,
     running: &'a TaskTracker,
@@ -291,12 +252,20 @@ struct Starter<'a> {
 }
 
 impl Starter<'_> {
-    fn start(&self, controller: impl Controller) {
+    /// `make` is given a client that goes by the controller's name.
+    fn start<C: Controller>(&self, make: impl FnOnce(Client) -> C) -> Result<(), Error> {
+        let client = named(self.client, C::NAME)?;
         self.running.spawn(controller::run(
-            Arc::new(controller),
+            Arc::new(make(client)),
             self.ownership.clone(),
             self.config.observer.clone(),
             self.shutdown.clone(),
         ));
+        Ok(())
     }
+}
+
+/// A client that servers see as `name`.
+fn named(client: &Client, name: &str) -> Result<Client, Error> {
+    Ok(client.with_user_agent(&format!("insula-controllers/{name}"))?)
 }

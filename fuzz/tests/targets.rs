@@ -58,5 +58,5 @@ macro_rules! targets {
 
 targets! {
     apply cel certificates channels crd fieldsets frames json jsonpath patches paths protobuf
-    requests scalars selectors tokens yaml
+    requests scalars sealed selectors tokens yaml
 }
