@@ -29,6 +29,7 @@ use crate::{
     Server,
     call::Call,
     error::{ApiError, FieldError, Result},
+    registry::Served,
 };
 
 /// Longest name of a manager, in bytes.
@@ -74,6 +75,19 @@ impl Writer {
             versions: Versions::new(&call.served),
             is_tracked: true,
         })
+    }
+
+    /// The server itself, in what it writes through a path of `served` because of what it sees.
+    pub(crate) fn of_server(served: &Served, subresource: &str) -> Self {
+        Self {
+            name: "kube-apiserver".to_owned(),
+            api_version: served.resource.api_version(),
+            told_version: None,
+            subresource: subresource.to_owned(),
+            scope: scope(served, subresource),
+            versions: Versions::new(served),
+            is_tracked: true,
+        }
     }
 
     /// Its writes change who manages what for nobody.

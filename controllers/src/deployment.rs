@@ -7,7 +7,7 @@ mod plan;
 mod revision;
 mod status;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use insula_api::selector::{Selector, SelectorError};
 use insula_client::{
@@ -33,6 +33,7 @@ use crate::{
     objects::{compile, compile_of, controller_of, controller_uid, is_pod_finished},
     queue::Queue,
     status::write_status,
+    written::Written,
 };
 
 /// Keeps Deployments.
@@ -41,6 +42,7 @@ pub(crate) struct Deployments {
     client: Client,
     informers: Informers,
     events: EventRecorder,
+    written: Written,
 }
 
 impl Claimant for Deployment {
@@ -52,7 +54,7 @@ impl Claimant for Deployment {
 impl Deployments {
     pub(crate) fn new(client: Client, informers: Informers, events: &EventRecorder) -> Self {
         let events = events.named("deployment-controller");
-        Self { client, informers, events }
+        Self { client, informers, events, written: Written::default() }
     }
 
     /// The end of an old pod may be what a deployment that recreates waits for.
@@ -69,6 +71,39 @@ impl Deployments {
         {
             queue.add(ObjectKey::new(&pod.tenant, pod.namespace(), &owner.name));
         }
+    }
+
+    /// Takes a note of what became of a write of a set; if that is not known, of what there is.
+    async fn wrote(
+        &self,
+        deployment: &Tenanted<Deployment>,
+        set: &str,
+        written: Result<Tenanted<ReplicaSet>, Error>,
+    ) -> Result<(), Error> {
+        let found = match &written {
+            Ok(set) => Some(set.resource_version().to_owned()),
+            Err(error) if error.is_ambiguous() => {
+                let api = self.client.tenant(&deployment.tenant);
+                let sets = api.namespaced::<ReplicaSet>(deployment.namespace());
+                let there = sets.get_opt(set).await.ok().flatten();
+                there.map(|set| set.resource_version().to_owned())
+            }
+            Err(_) => None,
+        };
+        if let Some(version) = found {
+            self.written.note(&deployment.key(), set, &version);
+        }
+        written.map(drop)
+    }
+
+    /// Whether the local copy shows all that was written.
+    fn is_current(&self, deployment: &Tenanted<Deployment>) -> bool {
+        let (tenant, namespace) = (&deployment.tenant, deployment.namespace());
+        self.written.is_shown(&deployment.key(), |set| {
+            let key = ObjectKey::new(tenant, namespace, set);
+            let shown = self.informers.replica_sets.informer.get(&key);
+            shown.map(|set| set.resource_version().to_owned())
+        })
     }
 
     fn have_running_pods(&self, sets: &[Set]) -> bool {
@@ -105,7 +140,8 @@ impl Deployments {
                     if let Some(seconds) = min_ready_seconds {
                         patch["spec"]["minReadySeconds"] = (*seconds).into();
                     }
-                    sets.patch(set.name(), &Patch::Merge(patch)).await?;
+                    let written = sets.patch(set.name(), &Patch::Merge(patch)).await;
+                    self.wrote(deployment, set.name(), written).await?;
                     if let Some(target) = target {
                         self.record_scaling(deployment, set.name(), replicas(set), *target);
                     }
@@ -136,8 +172,9 @@ impl Deployments {
         let name = set.metadata.name.clone().unwrap_or_default();
         let api = self.client.tenant(&deployment.tenant);
         let sets = api.namespaced::<ReplicaSet>(deployment.namespace());
-        match sets.create(&set).await {
-            Ok(_) => {
+        let written = sets.create(&set).await;
+        match self.wrote(deployment, &name, written).await {
+            Ok(()) => {
                 if 0 < replicas {
                     self.record_scaling(deployment, &name, 0, replicas);
                 }
@@ -147,6 +184,7 @@ impl Deployments {
                 let present = sets.get(&name).await?;
                 if controller_uid(&present.object) == Some(deployment.uid()) {
                     // Made by an earlier pass; the local copy will show it.
+                    self.written.note(&deployment.key(), &name, present.resource_version());
                     return Ok(Progress::Found { set: name });
                 }
                 Err(ActError::Collision)
@@ -217,6 +255,16 @@ impl Controller for Deployments {
         let (all, keys) = (self.informers.deployments.clone(), queue.clone());
         let sets = &self.informers.replica_sets.informer;
         sets.on_change(move |change| wake_claimants(change, &all, &keys));
+        let it = self.clone();
+        sets.on_change(move |change| {
+            if change.new.is_none()
+                && let Some(set) = change.old
+                && let Some(owner) = controller_of(&set.object)
+            {
+                let owner = ObjectKey::new(&set.tenant, set.namespace(), &owner.name);
+                it.written.gone(&owner, set.name());
+            }
+        });
         let (it, keys) = (self.clone(), queue.clone());
         self.informers.pods.informer.on_change(move |change| it.pod_changed(change, &keys));
     }
@@ -229,8 +277,13 @@ impl Controller for Deployments {
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Next, ReconcileError> {
         let Some(deployment) = self.informers.deployments.get(key) else {
+            self.written.forget(key);
             return Ok(Next::WhenChanged);
         };
+        if !self.is_current(&deployment) {
+            // Mostly the set's event comes first.
+            return Ok(Next::After(Duration::from_secs(1)));
+        }
         let Some(spec) = &deployment.spec else { return Ok(Next::WhenChanged) };
         let selector = compile_of(&deployment, &spec.selector)?;
         if selector.is_empty() {

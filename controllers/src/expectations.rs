@@ -87,6 +87,11 @@ impl Expectations {
         }
     }
 
+    /// Whether the deletion of the object with `uid` was asked for and not seen yet.
+    pub(crate) fn is_leaving(&self, owner: &str, uid: &str) -> bool {
+        self.owners.lock().get(owner).is_some_and(|it| it.deletes.contains(uid))
+    }
+
     /// Forgets an owner that is gone.
     pub(crate) fn forget(&self, owner: &str) {
         self.owners.lock().remove(owner);

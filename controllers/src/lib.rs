@@ -62,6 +62,7 @@ mod taints;
 mod tenant;
 mod token_secrets;
 mod ttl;
+mod written;
 
 use std::{sync::Arc, time::Duration};
 

@@ -37,6 +37,11 @@ impl PodControl {
         self.expectations.are_met(owner)
     }
 
+    /// Whether a pod is on its way out although the local copy does not show it yet.
+    pub(crate) fn is_leaving(&self, owner: &str, pod: &Tenanted<Pod>) -> bool {
+        self.expectations.is_leaving(owner, pod.uid())
+    }
+
     /// Forgets an owner that is gone.
     pub(crate) fn forget(&self, owner: &str) {
         self.expectations.forget(owner);

@@ -121,10 +121,12 @@ impl<K: Replicated> Controller for ReplicaSets<K> {
         let is_current = self.pods.is_current(set.uid());
         let candidates = self.informers.pods.candidates_of(&set);
         let pods = claim(&self.client, &*set, &selector, candidates).await?;
-        let (active, terminating): (Vec<_>, Vec<_>) =
+        let (mut active, terminating): (Vec<_>, Vec<_>) =
             pods.into_iter().partition(|pod| is_pod_active(pod));
         let failure =
             if is_current && !set.is_deleting() { self.scale(&set, &active).await } else { None };
+        // The status is of this generation: whoever owns the set relies on what it says is there.
+        active.retain(|pod| !self.pods.is_leaving(set.uid(), pod));
 
         let now = Timestamp::now();
         let n_terminating = terminating.iter().filter(|pod| pod.is_deleting()).count();

@@ -146,6 +146,8 @@ async fn replayed_events_of_a_cross_partition_watch_are_not_told_twice() {
         first.event(kind, object.clone());
     }
     drop(first);
+    // Where it resumes; what it resumes with is still to come.
+    second.bookmark("v.1-7.2-10");
     for (kind, object) in &events {
         second.event(kind, object.clone());
     }

@@ -1,9 +1,12 @@
 //! The end of a definition: first all objects go, then it does.
 
-use insula_api::{names::TenantName, object, time};
-use insula_partition::{
-    snapshot::Entry,
-    store::{Change, Collection, Expect, ReadAt, Store, StoreError, Write},
+use insula_api::{
+    names::TenantName,
+    object::{self, Stored},
+    time,
+};
+use insula_partition::store::{
+    Change, Collection, Expect, ReadAt, Revision, Store, StoreError, Write,
 };
 use serde_json::{Value, json};
 
@@ -22,15 +25,7 @@ pub(crate) fn begin(it: &mut Value) {
     let mut status = it.get("status").cloned().unwrap_or_else(|| json!({}));
     let message =
         "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon";
-    let generation = object::metadata(it).get("generation").cloned();
-    settle::set_condition(
-        &mut status,
-        "Terminating",
-        "True",
-        "InstanceDeletionPending",
-        message,
-        generation.as_ref(),
-    );
+    settle::set_condition(&mut status, "Terminating", "True", "InstanceDeletionPending", message);
     it["status"] = status;
 }
 
@@ -42,9 +37,11 @@ pub(super) async fn clean(server: &Server, tenant: &TenantName) -> Result<bool> 
     let snapshot = store.read(&served.collection, ReadAt::Latest).await?;
     let mut done = true;
     for (key, entry) in snapshot.range(&prefix, None) {
-        let it: Value = serde_json::from_slice(&entry.value.bytes()).map_err(ApiError::internal)?;
-        if object::is_deleting(&it) && object::finalizers(&it).contains(&FINALIZER) {
-            done &= clean_one(server, served, &*store, tenant, key, entry, it).await?;
+        let stored = Stored::parse(&entry.value.bytes()).map_err(ApiError::internal)?;
+        let it = &stored.object;
+        if object::is_deleting(it) && object::finalizers(it).contains(&FINALIZER) {
+            let place = (&**key, entry.modified);
+            done &= clean_one(server, served, &*store, tenant, place, &stored).await?;
         }
     }
     Ok(done)
@@ -56,10 +53,10 @@ async fn clean_one(
     served: &Served,
     store: &dyn Store,
     tenant: &TenantName,
-    key: &str,
-    entry: &Entry,
-    mut it: Value,
+    place: (&str, Revision),
+    stored: &Stored,
 ) -> Result<bool> {
+    let mut it = stored.object.clone();
     let group = object::text(&it, &["spec", "group"]);
     let plural = object::text(&it, &["spec", "names", "plural"]);
     let collection = Collection::new(group, plural);
@@ -74,10 +71,8 @@ async fn clean_one(
         0 => ("False", "NeverEstablished", "resource was never established"),
         _ => ("True", "InstanceDeletionInProgress", "CustomResource deletion is in progress"),
     };
-    let before = it.clone();
-    let generation = object::metadata(&it).get("generation").cloned();
     let mut status = it["status"].take();
-    settle::set_condition(&mut status, "Terminating", value, reason, message, generation.as_ref());
+    settle::set_condition(&mut status, "Terminating", value, reason, message);
     it["status"] = status;
     if left == 0 {
         let kept: Vec<Value> = object::finalizers(&it)
@@ -91,7 +86,8 @@ async fn clean_one(
             false => metadata.insert("finalizers".into(), kept.into()),
         };
     }
-    let written = it == before || settle::write(served, store, key, entry.modified, &it).await?;
+    let written =
+        it == stored.object || settle::write(server, served, store, place, stored, &it).await?;
     Ok(written && left == 0)
 }
 

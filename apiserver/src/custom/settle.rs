@@ -12,7 +12,11 @@
 
 use std::collections::BTreeSet;
 
-use insula_api::{names::TenantName, object, time};
+use insula_api::{
+    names::TenantName,
+    object::{self, Stored},
+    time,
+};
 use insula_custom::definition::Names;
 use insula_partition::{
     snapshot::{Entry, Snapshot},
@@ -24,6 +28,7 @@ use crate::{
     Server,
     custom::definitions,
     error::{ApiError, Result},
+    ownership::Writer,
     registry::Served,
 };
 
@@ -34,7 +39,7 @@ const ROUNDS: usize = 64;
 struct Claim {
     key: String,
     modified: Revision,
-    it: Value,
+    stored: Stored,
     group: String,
     asked: Names,
     accepted: Names,
@@ -54,21 +59,22 @@ enum State {
 
 impl Claim {
     fn read(key: &str, entry: &Entry) -> Result<Self> {
-        let it: Value = serde_json::from_slice(&entry.value.bytes()).map_err(ApiError::internal)?;
+        let stored = Stored::parse(&entry.value.bytes()).map_err(ApiError::internal)?;
+        let it = &stored.object;
         let names = |path: &[&str]| -> Names {
-            let found = object::at(&it, path).cloned().unwrap_or_else(|| json!({}));
+            let found = object::at(it, path).cloned().unwrap_or_else(|| json!({}));
             serde_json::from_value(found).unwrap_or_default()
         };
         let (asked, accepted) = (names(&["spec", "names"]), names(&["status", "acceptedNames"]));
-        let state = match insula_custom::check::condition(&it, "NamesAccepted") {
-            Some("True") if asked == accepted && insula_custom::check::is_established(&it) => {
+        let state = match insula_custom::check::condition(it, "NamesAccepted") {
+            Some("True") if asked == accepted && insula_custom::check::is_established(it) => {
                 State::Accepted
             }
             Some("False") => State::Refused,
             Some("Unknown") => State::Retrying,
             _ => State::Pending,
         };
-        let group = object::text(&it, &["spec", "group"]).to_owned();
+        let group = object::text(it, &["spec", "group"]).to_owned();
         Ok(Self {
             key: key.to_owned(),
             modified: entry.modified,
@@ -76,7 +82,7 @@ impl Claim {
             asked,
             accepted,
             state,
-            it,
+            stored,
         })
     }
 }
@@ -88,7 +94,7 @@ pub(crate) async fn settle(server: &Server, tenant: &TenantName) -> Result<()> {
     for _ in 0..ROUNDS {
         let snapshot = store.read(&served.collection, ReadAt::Latest).await?;
         let claims = claims(&snapshot, tenant)?;
-        if !round(served, &*store, &claims).await? {
+        if !round(server, served, &*store, &claims).await? {
             return Ok(());
         }
     }
@@ -101,34 +107,46 @@ fn claims(snapshot: &Snapshot, tenant: &TenantName) -> Result<Vec<Claim>> {
 }
 
 /// Decides what can be decided from what was read. True if it has to be read again.
-async fn round(served: &Served, store: &dyn Store, claims: &[Claim]) -> Result<bool> {
+async fn round(
+    server: &Server,
+    served: &Served,
+    store: &dyn Store,
+    claims: &[Claim],
+) -> Result<bool> {
     let mut again = false;
     for claim in claims.iter().filter(|it| it.state != State::Accepted) {
-        if object::is_deleting(&claim.it) {
+        if object::is_deleting(&claim.stored.object) {
             continue;
         }
         let Some(status) = decide(claim, claims) else { continue };
-        let mut it = claim.it.clone();
+        let mut it = claim.stored.object.clone();
         it["status"] = status;
         again = true;
-        if !write(served, store, &claim.key, claim.modified, &it).await? {
+        let place = (&*claim.key, claim.modified);
+        if !write(server, served, store, place, &claim.stored, &it).await? {
             break;
         }
     }
     Ok(again)
 }
 
-/// Writes a definition as it was decided. False if somebody else was faster.
+/// Writes a definition as it was decided, as the server's own doing. False if somebody else was
+/// faster.
 pub(super) async fn write(
+    server: &Server,
     served: &Served,
     store: &dyn Store,
-    key: &str,
-    modified: Revision,
+    (key, modified): (&str, Revision),
+    old: &Stored,
     it: &Value,
 ) -> Result<bool> {
     let change = match crate::write::is_finished(it) {
         true => Change::Delete,
-        false => Change::Put(object::encode(it).into()),
+        false => {
+            let writer = Writer::of_server(served, "status");
+            let managed = writer.updated(server, &old.object, it, &old.managed, None).await?;
+            Change::Put(object::encode_with(it, managed.as_deref()).into())
+        }
     };
     let write = Write::durable(served.collection.clone(), key, Expect::At(modified), change);
     match store.write(write).await {
@@ -145,7 +163,7 @@ fn decide(claim: &Claim, all: &[Claim]) -> Option<Value> {
     for other in others {
         let is_before = other.modified < claim.modified
             && matches!(other.state, State::Pending | State::Retrying)
-            && !object::is_deleting(&other.it);
+            && !object::is_deleting(&other.stored.object);
         for names in
             [Some(&other.accepted), is_before.then_some(&other.asked)].into_iter().flatten()
         {
@@ -186,15 +204,14 @@ fn decide(claim: &Claim, all: &[Claim]) -> Option<Value> {
         names.list_kind.clone_from(&asked.list_kind);
     }
     names.categories.clone_from(&asked.categories);
-    let mut status = claim.it.get("status").cloned().unwrap_or_else(|| json!({}));
-    let generation = object::metadata(&claim.it).get("generation").cloned();
+    let mut status = claim.stored.object.get("status").cloned().unwrap_or_else(|| json!({}));
     let mut set = |kind: &str, value: &str, reason: &str, message: &str| {
-        set_condition(&mut status, kind, value, reason, message, generation.as_ref());
+        set_condition(&mut status, kind, value, reason, message);
     };
     match &refusal {
         Some((reason, message)) => {
             set("NamesAccepted", "False", reason, message);
-            if !insula_custom::check::is_established(&claim.it) {
+            if !insula_custom::check::is_established(&claim.stored.object) {
                 set("Established", "False", "NotAccepted", "not all names are accepted");
             }
         }
@@ -204,17 +221,14 @@ fn decide(claim: &Claim, all: &[Claim]) -> Option<Value> {
         }
         None => {
             set("NamesAccepted", "True", "NoConflicts", "no conflicts found");
-            if !insula_custom::check::is_established(&claim.it) {
+            if !insula_custom::check::is_established(&claim.stored.object) {
                 let message = "the initial names have been accepted";
                 set("Established", "True", "InitialNamesAccepted", message);
             }
         }
     }
     status["acceptedNames"] = as_value(&names);
-    if let Some(generation) = generation {
-        status["observedGeneration"] = generation;
-    }
-    (claim.it.get("status") != Some(&status)).then_some(status)
+    (claim.stored.object.get("status") != Some(&status)).then_some(status)
 }
 
 fn as_value(names: &Names) -> Value {
@@ -238,15 +252,11 @@ pub(crate) fn set_condition(
     value: &str,
     reason: &str,
     message: &str,
-    generation: Option<&Value>,
 ) {
     let mut condition = json!({
         "type": kind, "status": value, "reason": reason, "message": message,
         "lastTransitionTime": time::now(),
     });
-    if let Some(generation) = generation {
-        condition["observedGeneration"] = generation.clone();
-    }
     let list = status.get("conditions").and_then(Value::as_array);
     let mut list = list.cloned().unwrap_or_default();
     match list.iter_mut().find(|it| it["type"] == kind) {
@@ -316,7 +326,8 @@ mod tests {
             revision += 1;
             match what % 5 {
                 0 if stored[index].is_none() => {
-                    stored[index] = Some((revision, claim(&format!("n{index}"), 0, "Kind").it));
+                    stored[index] =
+                        Some((revision, claim(&format!("n{index}"), 0, "Kind").stored.object));
                 }
                 1 if *who > 200 => stored[index] = None,
                 0 | 1 => views[server] = stored.clone(),
@@ -332,7 +343,7 @@ mod tests {
                     let is_guarded =
                         stored[index].as_ref().is_some_and(|(at, _)| *at == it.modified.0);
                     if is_guarded {
-                        let mut new = it.it.clone();
+                        let mut new = it.stored.object.clone();
                         new["status"] = status;
                         stored[index] = Some((revision, new));
                     }

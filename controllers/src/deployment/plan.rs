@@ -96,8 +96,17 @@ pub(super) fn replicas(set: &ReplicaSet) -> i32 {
     set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
 }
 
+/// The pods of a set that are available and stay: those that it is to lose may still be counted
+/// in its status. (Upstream counts them, and so may go below what has to be available.)
 fn available(set: &ReplicaSet) -> i32 {
-    set.status.as_ref().and_then(|status| status.available_replicas).unwrap_or(0)
+    let told = set.status.as_ref().and_then(|status| status.available_replicas).unwrap_or(0);
+    told.min(replicas(set))
+}
+
+/// Whether a set's status is of what is asked of it now.
+fn is_observed(set: &ReplicaSet) -> bool {
+    let seen = set.status.as_ref().and_then(|status| status.observed_generation);
+    set.metadata.generation <= seen
 }
 
 /// Decides.
@@ -163,6 +172,11 @@ fn roll(observed: &Observed<'_>, limits: Limits) -> Vec<Action> {
         let room = (limits.most() - observed.total()).max(0);
         replicas(new) + room.min(limits.desired - replicas(new))
     };
+    // What a set was to lose a moment ago, and is to have again, would be counted as if it had
+    // never gone.
+    if replicas(new) < wanted && !is_observed(new) {
+        return Vec::new();
+    }
     if wanted != replicas(new) {
         return rescale(new, wanted, limits).into_iter().collect();
     }

@@ -43,10 +43,11 @@ pub(crate) fn fill(disk: &Path) -> Result<()> {
 /// Gives the space back.
 pub(crate) fn free(disk: &Path) -> Result<()> {
     let path = disk.join(FILLER);
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(LabError::io("remove", path, error))
-        }
-        _ => Ok(()),
+    let failed = |source| LabError::io("remove", &path, source);
+    match fs::OpenOptions::new().write(true).open(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        // A file that is only removed may keep its space a little longer.
+        opened => opened.and_then(|file| file.set_len(0)).map_err(failed)?,
     }
+    fs::remove_file(&path).map_err(failed)
 }

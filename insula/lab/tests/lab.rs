@@ -202,7 +202,7 @@ fn disks_are_filled_and_freed() {
     assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
     assert_eq!(std::fs::read(&file).unwrap(), b"before");
     up.lab.free("a").unwrap();
-    std::fs::write(&file, vec![1; 8192]).unwrap();
+    wait_for("space", || std::fs::write(&file, vec![1; 8192]).is_ok());
 }
 
 /// Seconds since 1970 that a process said last.

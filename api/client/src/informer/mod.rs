@@ -242,6 +242,7 @@ impl<K: Object> InformerBuilder<K> {
             idle_limit: self.idle_limit,
             shared: shared.clone(),
             round: 0,
+            watch: 0,
             deleted: reflect::Deletions::default(),
         };
         tasks.spawn(shutdown.run_until_cancelled_owned(reflector.run()));

@@ -2,7 +2,8 @@
 //!
 //! A watch over one partition resumes from the version of the last event. A watch over several
 //! carries versions that no single event has: it resumes from the last bookmark, and the events
-//! since then come again. Those are recognised by uid and version.
+//! since then come again. Those are recognised by their versions: all versions of one object are
+//! of one partition. What was deleted since is remembered until its deletion has come again.
 //!
 //! Whoever must know that nothing is missing asks how far the server is, and then for a watch that
 //! begins with a bookmark: one that is about to end does.
@@ -42,12 +43,26 @@ pub(super) struct Reflector<K> {
     pub(super) shared: Arc<Shared<K>>,
     /// Counts lists begun. Objects that the newest did not show are gone.
     pub(super) round: u64,
+    /// Counts watches begun.
+    pub(super) watch: u64,
     pub(super) deleted: Deletions,
 }
 
-/// What was deleted since the version from which the watch would resume: uid and version of the
-/// deletion, by key. An event of such an object up to that version is a replay.
-pub(super) type Deletions = HashMap<ObjectKey, (String, String)>;
+/// What was deleted since the version from which the watch would resume. An event of such an
+/// object up to the deletion is a replay.
+pub(super) type Deletions = HashMap<ObjectKey, Deletion>;
+
+#[derive(Debug)]
+pub(super) struct Deletion {
+    version: String,
+    /// The last watch that told of it. Only that one's bookmarks cover it.
+    watch: u64,
+}
+
+/// Whether something at version `known` is as new as `version`, of the same object.
+fn is_as_new(known: &str, version: &str) -> bool {
+    known == version || newer_version(known, version).is_some_and(|order| order.is_gt())
+}
 
 /// What somebody waits for.
 struct Sought {
@@ -174,6 +189,7 @@ impl<K: Object> Reflector<K> {
                 resource_version: Some(version.clone()),
                 timeout_seconds: Some(seconds),
             };
+            self.watch += 1;
             let outcome = match self.collection.watch(&options).await {
                 Ok(watch) => self.consume(watch, &mut version, sought.as_ref()).await,
                 Err(error) => Err(error),
@@ -276,7 +292,8 @@ impl<K: Object> Reflector<K> {
             WatchEvent::Bookmark { resource_version } => {
                 if !resource_version.is_empty() {
                     *version = resource_version;
-                    self.deleted.clear();
+                    let watch = self.watch;
+                    self.deleted.retain(|_, it| it.watch != watch);
                 }
             }
             WatchEvent::Added(object) | WatchEvent::Modified(object) => {
@@ -312,24 +329,13 @@ impl<K: Object> Reflector<K> {
 
     fn show_changed(&self, object: Tenanted<K>) {
         let key = object.key();
-        let is_replay_of = |uid: &str, version: &str| {
-            uid == object.uid()
-                && (version == object.resource_version()
-                    || newer_version(version, object.resource_version())
-                        .is_some_and(|it| it.is_gt()))
+        let is_past = |known: &str| is_as_new(known, object.resource_version());
+        let was_deleted = self.deleted.get(&key).is_some_and(|it| is_past(&it.version));
+        let is_known = || {
+            let store = self.shared.store.read();
+            store.get(&key).is_some_and(|old| is_past(old.resource_version()))
         };
-        if let Some((uid, version)) = self.deleted.get(&key)
-            && is_replay_of(uid, version)
-        {
-            return;
-        }
-        let replayed = self
-            .shared
-            .store
-            .read()
-            .get(&key)
-            .is_some_and(|old| is_replay_of(old.uid(), old.resource_version()));
-        if !replayed {
+        if !was_deleted && !is_known() {
             self.put(&key, object);
         }
     }
@@ -341,8 +347,14 @@ impl<K: Object> Reflector<K> {
         if self.deleted.len() >= MAX_DELETIONS {
             self.deleted.clear();
         }
-        let memory = (object.uid().to_owned(), object.resource_version().to_owned());
-        self.deleted.insert(key.clone(), memory);
+        let deletion =
+            Deletion { version: object.resource_version().to_owned(), watch: self.watch };
+        match self.deleted.get_mut(&key) {
+            // The replay of an earlier one; what was deleted last is not replayed yet.
+            Some(known) if !is_as_new(&deletion.version, &known.version) => (),
+            Some(known) => *known = deletion,
+            None => drop(self.deleted.insert(key.clone(), deletion)),
+        }
         // Deleted long ago, and created anew since: a replay.
         if !other_incarnation {
             self.remove(&key, Some(self.trimmed(object)));

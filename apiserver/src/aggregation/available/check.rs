@@ -210,7 +210,7 @@ async fn write(server: &Server, tenant: &TenantName, name: &str, found: &Found) 
     let mut it: Value = serde_json::from_slice(&entry.value.bytes()).map_err(ApiError::internal)?;
     let mut status = it.get("status").cloned().unwrap_or_else(|| json!({}));
     let value = if found.is_available { "True" } else { "False" };
-    set_condition(&mut status, "Available", value, found.reason, &found.message, None);
+    set_condition(&mut status, "Available", value, found.reason, &found.message);
     if it.get("status") == Some(&status) {
         return Ok(());
     }

@@ -104,6 +104,24 @@ fn unavailable_old_pods_go_first_and_beyond_the_limit() {
 }
 
 #[test]
+fn what_a_set_is_to_lose_counts_as_lost() {
+    let d = deployment(3, 3, 1, 1);
+    let s = |version, size, available| set(&d, version, size, available);
+    // Four are said to be available, but the one of the first set is on its way out.
+    check(&d, &[s(1, 0, 1), s(2, 2, 2), s(3, 2, 1)], &["web-2=1"]);
+}
+
+#[test]
+fn a_set_is_not_enlarged_before_it_was_seen_to_shrink() {
+    let d = deployment(2, 3, 1, 1);
+    let mut shrunk = set(&d, 2, 1, 3);
+    let old = set(&d, 1, 1, 1);
+    Arc::make_mut(&mut shrunk).object.metadata.generation = Some(2);
+    check(&d, &[old.clone(), shrunk], &[]);
+    check(&d, &[old, set(&d, 2, 1, 1)], &["web-2=3"]);
+}
+
+#[test]
 fn rolling_back_reuses_the_old_set() {
     let mut d = deployment(1, 2, 1, 0);
     let sets = [set(&d, 1, 0, 0), set(&d, 2, 2, 2)];
