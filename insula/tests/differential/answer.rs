@@ -129,7 +129,7 @@ pub(crate) fn still(value: &mut Value) {
         }
         Value::Array(items) => items.iter_mut().for_each(still),
         Value::String(text) => {
-            *text = UNFORESEEN.replace_all(&SOURCE.replace_all(text, ""), "*").into_owned();
+            *text = UNFORESEEN.replace_all(&SOURCE.replace_all(text, ""), "*").replace("**", "*");
         }
         _ => (),
     }
