@@ -17,22 +17,29 @@ use k8s_openapi::api::{
     coordination::v1::{Lease, LeaseSpec},
     core::v1::{
         ConfigMap, Container, ContainerState, ContainerStateTerminated, ContainerStatus, Endpoints,
-        Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, PodCondition, PodSpec,
-        PodStatus, ReplicationController, ResourceQuota, Secret, Service, ServiceAccount,
+        EphemeralVolumeSource, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+        PodCondition, PodSpec, PodStatus, ReplicationController, ResourceQuota, Secret, Service,
+        ServiceAccount, Volume,
     },
     discovery::v1::EndpointSlice,
     networking::v1::ServiceCIDR,
     policy::v1::PodDisruptionBudget,
-    storage::v1::VolumeAttributesClass,
+    resource::v1::{ResourceClaim, ResourceClaimTemplate},
+    storage::v1::{StorageClass, VolumeAttributesClass},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::objects::controller_uid;
+use crate::{
+    objects::{annotation, controller_uid},
+    volume_binder::BIND_COMPLETED,
+};
 
 /// The name of the account that every namespace has.
 pub(crate) const DEFAULT_ACCOUNT: &str = "default";
 /// The name of the ConfigMap with the certificate authority that every namespace has.
 pub(crate) const ROOT_CA: &str = "kube-root-ca.crt";
+/// No tenant has this name.
+const ANY_TENANT: &str = "*";
 /// The namespace of tenant `system` with the leases of nodes.
 const NODE_LEASES: &str = "kube-node-lease";
 
@@ -119,7 +126,12 @@ pub(crate) struct Informers {
     pub(crate) budgets: Informer<PodDisruptionBudget>,
     pub(crate) deployments: Informer<Deployment>,
     pub(crate) claims: Informer<PersistentVolumeClaim>,
+    unbound_claims: IndexId,
     pub(crate) volumes: Informer<PersistentVolume>,
+    volumes_by_claim: IndexId,
+    pub(crate) storage_classes: Informer<StorageClass>,
+    pub(crate) resource_claims: Owned<ResourceClaim>,
+    pub(crate) resource_claim_templates: Informer<ResourceClaimTemplate>,
     pub(crate) volume_classes: Informer<VolumeAttributesClass>,
     pub(crate) quotas: Informer<ResourceQuota>,
     pub(crate) networks: Informer<ServiceCIDR>,
@@ -137,6 +149,22 @@ impl Informers {
         let pods_by_node = pods.index(|pod| {
             let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
             node.into_iter().filter(|it| !it.is_empty()).collect()
+        });
+        let mut claims = Informer::builder(client.all().collection::<PersistentVolumeClaim>());
+        let unbound_claims = claims.index(|claim| {
+            let is_bound = annotation(&claim.object, BIND_COMPLETED).is_some();
+            match is_bound {
+                true => Vec::new(),
+                false => vec![claim.tenant.to_string(), ANY_TENANT.to_owned()],
+            }
+        });
+        let mut volumes = Informer::builder(client.all().collection::<PersistentVolume>());
+        let volumes_by_claim = volumes.index(|volume| {
+            let named = volume.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref());
+            let key = named.and_then(|it| {
+                Some(ObjectKey::new(&volume.tenant, it.namespace.as_deref()?, it.name.as_deref()?))
+            });
+            key.iter().map(ObjectKey::to_string).collect()
         });
         let starts = Starts { client, tasks, shutdown };
         Self {
@@ -170,8 +198,13 @@ impl Informers {
                 .trim(trim_lease)
                 .start(tasks, shutdown.clone()),
             deployments: starts.all(),
-            claims: starts.all(),
-            volumes: starts.all(),
+            claims: claims.start(tasks, shutdown.clone()),
+            unbound_claims,
+            volumes: volumes.start(tasks, shutdown.clone()),
+            volumes_by_claim,
+            storage_classes: starts.all(),
+            resource_claims: starts.owned(),
+            resource_claim_templates: starts.all(),
             volume_classes: starts.all(),
             quotas: starts.all(),
             networks: starts.all(),
@@ -180,7 +213,7 @@ impl Informers {
     }
 
     /// All of them.
-    fn each(&self) -> [&dyn LocalCopy; 26] {
+    fn each(&self) -> [&dyn LocalCopy; 29] {
         [
             &self.tenants,
             &self.namespaces,
@@ -204,6 +237,9 @@ impl Informers {
             &self.deployments,
             &self.claims,
             &self.volumes,
+            &self.storage_classes,
+            &self.resource_claims.informer,
+            &self.resource_claim_templates,
             &self.volume_classes,
             &self.quotas,
             &self.networks,
@@ -220,6 +256,32 @@ impl Informers {
     /// Tells every handler once more of the objects that `which` chooses.
     pub(crate) fn retell(&self, which: &(dyn Fn(&ObjectKey) -> bool + Sync)) {
         self.each().iter().for_each(|it| it.retell(which));
+    }
+
+    /// The claims that have not been bound yet and that a class or a volume of `tenant` may be
+    /// for: its own, or those of all tenants if it is the platform.
+    pub(crate) fn unbound_claims(
+        &self,
+        tenant: &TenantName,
+    ) -> Vec<Arc<Tenanted<PersistentVolumeClaim>>> {
+        let of = if tenant.is_system() { ANY_TENANT } else { tenant.as_str() };
+        self.claims.indexed(self.unbound_claims, of)
+    }
+
+    /// The volumes that name a claim as theirs.
+    pub(crate) fn volumes_naming(&self, claim: &ObjectKey) -> Vec<Arc<Tenanted<PersistentVolume>>> {
+        self.volumes.indexed(self.volumes_by_claim, &claim.to_string())
+    }
+
+    /// The classes of storage that a tenant sees: its own, and the platform's others.
+    pub(crate) fn classes_of(&self, tenant: &TenantName) -> Vec<Arc<Tenanted<StorageClass>>> {
+        let mut classes = self.storage_classes.in_tenant(tenant);
+        if !tenant.is_system() {
+            let mut shared = self.storage_classes.in_tenant(&TenantName::system());
+            shared.retain(|it| !classes.iter().any(|own| own.name() == it.name()));
+            classes.append(&mut shared);
+        }
+        classes
     }
 
     /// The pods of all tenants that are bound to a node.
@@ -278,7 +340,10 @@ fn trim_pod(pod: &mut Pod) {
             them.map(|it| Container { name: it.name, ports: it.ports, ..Container::default() })
                 .collect()
         };
+        let storage = old.volumes.into_iter().flatten().filter_map(trim_volume);
         *spec = PodSpec {
+            volumes: Some(storage.collect::<Vec<_>>()).filter(|it| !it.is_empty()),
+            resource_claims: old.resource_claims,
             hostname: old.hostname,
             subdomain: old.subdomain,
             containers: ports(old.containers),
@@ -295,6 +360,7 @@ fn trim_pod(pod: &mut Pod) {
             phase: old.phase,
             reason: old.reason,
             pod_ips: old.pod_ips,
+            resource_claim_statuses: old.resource_claim_statuses,
             conditions: old.conditions.map(|them| {
                 let ended = |it| PodCondition { message: None, last_probe_time: None, ..it };
                 them.into_iter().map(ended).collect()
@@ -304,6 +370,15 @@ fn trim_pod(pod: &mut Pod) {
             ..PodStatus::default()
         };
     }
+}
+
+/// Of a volume: which claim it is of.
+fn trim_volume(volume: Volume) -> Option<Volume> {
+    let Volume { name, persistent_volume_claim, ephemeral, .. } = volume;
+    let is_claimed = persistent_volume_claim.is_some() || ephemeral.is_some();
+    let ephemeral = ephemeral.map(|_| EphemeralVolumeSource::default());
+    let claimed = Volume { name, persistent_volume_claim, ephemeral, ..Volume::default() };
+    is_claimed.then_some(claimed)
 }
 
 /// Of containers: how often they were restarted, and how they ended.

@@ -13,6 +13,8 @@
 //! | `services` | what is behind services |
 //! | `ttl`, `pod_gc` | the end of jobs and pods that nobody looks at any more |
 //! | `certificates` | certificate requests: signs and forgets them |
+//! | `volume_binder`, `volume_expander`, `ephemeral_volume` | claims and volumes, for one another |
+//! | `resource_claims` | claims of devices: those of pods, and those that nobody uses |
 //! | `protection` | claims, volumes and their classes, while they are used |
 //! | `gc` | owners and what they own |
 //! | `quota` | what is used of resource quotas |
@@ -34,6 +36,7 @@ mod cronjob;
 mod daemonset;
 mod deployment;
 mod disruption;
+mod ephemeral_volume;
 mod everything;
 mod expectations;
 mod gc;
@@ -50,6 +53,7 @@ mod protection;
 mod queue;
 mod quota;
 mod replicaset;
+mod resource_claims;
 mod revisions;
 mod root_ca;
 mod service_network;
@@ -62,6 +66,8 @@ mod taints;
 mod tenant;
 mod token_secrets;
 mod ttl;
+mod volume_binder;
+mod volume_expander;
 
 use std::{sync::Arc, time::Duration};
 
@@ -77,6 +83,7 @@ use self::{
     daemonset::DaemonSets,
     deployment::Deployments,
     disruption::Disruption,
+    ephemeral_volume::EphemeralVolumes,
     everything::Everything,
     gc::GarbageCollector,
     informers::Informers,
@@ -88,6 +95,7 @@ use self::{
     protection::Protection,
     quota::Quotas,
     replicaset::ReplicaSets,
+    resource_claims::{ClaimsOfPods, UnusedClaims},
     root_ca::RootCaPublisher,
     service_network::ServiceNetworks,
     serviceaccount::DefaultAccounts,
@@ -97,6 +105,8 @@ use self::{
     tenant::Tenants,
     token_secrets::TokenSecrets,
     ttl::TtlAfterFinished,
+    volume_binder::VolumeBinder,
+    volume_expander::VolumeExpander,
 };
 pub use self::{
     certificates::{SignError, Signer},
@@ -210,6 +220,11 @@ async fn run_all(config: Config, client: Client, shutdown: CancellationToken) ->
     start.start(|client| {
         Protection::new(client, informers.volume_classes.clone(), informers.clone())
     })?;
+    start.start(|client| VolumeBinder::new(client, informers.clone(), &events))?;
+    start.start(|client| VolumeExpander::new(client, informers.clone(), &events))?;
+    start.start(|client| EphemeralVolumes::new(client, informers.clone(), &events))?;
+    start.start(|client| ClaimsOfPods::new(client, informers.clone(), &events))?;
+    start.start(|client| UnusedClaims::new(client, informers.clone()))?;
     let everything = Everything::new(named(&client, "metadata")?, tasks.clone(), supplies.clone());
     start.start(|client| GarbageCollector::new(client, everything.clone()))?;
     start.start(|client| Quotas::new(client, &informers, everything.clone()))?;
