@@ -12,6 +12,7 @@ use insula_client::{
 };
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
+    autoscaling::v2::HorizontalPodAutoscaler,
     batch::v1::{CronJob, Job},
     certificates::v1::CertificateSigningRequest,
     coordination::v1::{Lease, LeaseSpec},
@@ -30,6 +31,7 @@ use k8s_openapi::api::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    bootstrap_tokens::PUBLISHED,
     objects::{annotation, controller_uid},
     volume_binder::BIND_COMPLETED,
 };
@@ -104,6 +106,10 @@ pub(crate) struct Informers {
     pub(crate) accounts: Informer<ServiceAccount>,
     /// Only those that ask for a token, without it.
     pub(crate) token_secrets: Informer<Secret>,
+    /// Only bootstrap tokens, without what is secret of them.
+    pub(crate) bootstrap_tokens: Informer<Secret>,
+    /// Only those named [`PUBLISHED`].
+    pub(crate) cluster_infos: Informer<ConfigMap>,
     /// Only those named [`ROOT_CA`].
     pub(crate) root_cas: Informer<ConfigMap>,
     /// Without most of what is in a pod; see [`trim_pod`].
@@ -133,6 +139,7 @@ pub(crate) struct Informers {
     pub(crate) resource_claims: Owned<ResourceClaim>,
     pub(crate) resource_claim_templates: Informer<ResourceClaimTemplate>,
     pub(crate) volume_classes: Informer<VolumeAttributesClass>,
+    pub(crate) autoscalers: Informer<HorizontalPodAutoscaler>,
     pub(crate) quotas: Informer<ResourceQuota>,
     pub(crate) networks: Informer<ServiceCIDR>,
     pub(crate) certificate_requests: Informer<CertificateSigningRequest>,
@@ -176,6 +183,13 @@ impl Informers {
                 .field_selector("type=kubernetes.io/service-account-token")
                 .trim(crate::token_secrets::trim)
                 .start(tasks, shutdown.clone()),
+            bootstrap_tokens: Informer::builder(client.all().collection::<Secret>())
+                .field_selector("type=bootstrap.kubernetes.io/token")
+                .trim(crate::bootstrap_tokens::trim)
+                .start(tasks, shutdown.clone()),
+            cluster_infos: Informer::builder(client.all().collection::<ConfigMap>())
+                .field_selector(format!("metadata.name={PUBLISHED}"))
+                .start(tasks, shutdown.clone()),
             root_cas: Informer::builder(client.all().collection::<ConfigMap>())
                 .field_selector(format!("metadata.name={ROOT_CA}"))
                 .trim(crate::root_ca::trim)
@@ -206,6 +220,7 @@ impl Informers {
             resource_claims: starts.owned(),
             resource_claim_templates: starts.all(),
             volume_classes: starts.all(),
+            autoscalers: starts.all(),
             quotas: starts.all(),
             networks: starts.all(),
             certificate_requests: starts.all(),
@@ -213,12 +228,14 @@ impl Informers {
     }
 
     /// All of them.
-    fn each(&self) -> [&dyn LocalCopy; 29] {
+    fn each(&self) -> [&dyn LocalCopy; 32] {
         [
             &self.tenants,
             &self.namespaces,
             &self.accounts,
             &self.token_secrets,
+            &self.bootstrap_tokens,
+            &self.cluster_infos,
             &self.root_cas,
             &self.pods.informer,
             &self.replica_sets.informer,
@@ -241,6 +258,7 @@ impl Informers {
             &self.resource_claims.informer,
             &self.resource_claim_templates,
             &self.volume_classes,
+            &self.autoscalers,
             &self.quotas,
             &self.networks,
             &self.certificate_requests,

@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use insula_client::{
-    Client, DeleteOptions, EventRecorder, EventType, ObjectKey, Patch, Tenanted, chain,
+    Api, Client, DeleteOptions, EventRecorder, EventType, ObjectKey, Patch, Tenanted, chain,
 };
 use k8s_openapi::{
     api::{
@@ -330,17 +330,17 @@ impl UnusedClaims {
         if is_deallocated {
             after.allocation = None;
         }
-        if write_status_at(&api, claim, claim.status.as_ref(), &after).await? {
-            // The next pass sees what was written.
-            return Ok(());
+        let is_written = write_status_at(&api, claim, claim.status.as_ref(), &after).await?;
+        if is_deallocated {
+            // As it is now: a scheduler protects a claim before it allocates it again.
+            let live = api.get_opt(claim.name()).await?.filter(|it| it.uid() == claim.uid());
+            return match live {
+                Some(live) => unprotect(&api, &live).await,
+                None => Ok(()),
+            };
         }
-        if is_protected && is_free && (claim.is_deleting() || after.allocation.is_none()) {
-            let rest: Vec<&String> = finalizers.iter().filter(|it| *it != FINALIZER).collect();
-            let patch = json!({"metadata": {
-                "uid": claim.uid(), "resourceVersion": claim.resource_version(),
-                "finalizers": rest,
-            }});
-            api.patch(claim.name(), &Patch::Merge(patch)).await?;
+        if is_written {
+            // The next pass sees what was written.
             return Ok(());
         }
         let owner = controller_of(&claim.object).filter(|it| it.kind == "Pod");
@@ -359,6 +359,23 @@ impl UnusedClaims {
         }
         Ok(())
     }
+}
+
+/// Takes the finalizer away from a claim that has no devices and that nobody holds.
+async fn unprotect(api: &Api<ResourceClaim>, claim: &Claim) -> Result<(), ReconcileError> {
+    let is_used = claim.status.as_ref().is_some_and(|it| {
+        it.allocation.is_some() || it.reserved_for.as_ref().is_some_and(|it| !it.is_empty())
+    });
+    if is_used {
+        return Ok(());
+    }
+    let finalizers = claim.metadata.finalizers.iter().flatten();
+    let rest: Vec<&String> = finalizers.filter(|it| *it != FINALIZER).collect();
+    let patch = json!({"metadata": {
+        "uid": claim.uid(), "resourceVersion": claim.resource_version(), "finalizers": rest,
+    }});
+    api.patch(claim.name(), &Patch::Merge(patch)).await?;
+    Ok(())
 }
 
 impl Controller for UnusedClaims {
