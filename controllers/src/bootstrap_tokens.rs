@@ -3,7 +3,7 @@
 //!
 //! Of a token's secret part nothing is kept here: whoever signs with it reads it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use aws_lc_rs::hmac;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -32,6 +32,8 @@ const PUBLIC: &str = "kube-public";
 const CONTENT: &str = "kubeconfig";
 /// Before the id of the token that a signature is by.
 const SIGNATURE: &str = "jws-kubeconfig-";
+/// How often is looked at a token that lasts for long: clocks may be set.
+const LOOK_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
 
 fn text<'s>(secret: &'s Secret, key: &str) -> &'s str {
     let value = secret.data.as_ref().and_then(|data| data.get(key));
@@ -100,10 +102,10 @@ impl Controller for TokenCleaner {
         };
         let Some(end) = end(&secret) else { return Ok(Next::WhenChanged) };
         let left = end.duration_since(Timestamp::now());
-        if let Ok(left) = std::time::Duration::try_from(left)
+        if let Ok(left) = Duration::try_from(left)
             && !left.is_zero()
         {
-            return Ok(Next::After(left));
+            return Ok(Next::After(left.min(LOOK_EVERY)));
         }
         let api = self.client.tenant(&key.tenant).namespaced::<Secret>(&key.namespace);
         match api.delete(&key.name, &DeleteOptions::default().only_uid(secret.uid())).await {

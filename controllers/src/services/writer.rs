@@ -42,7 +42,7 @@ impl SliceWriter {
         Some(owner)
     }
 
-    /// Writes what is to be changed of what `of` owns, whose uid is `owner`.
+    /// Writes what is to be changed of what `of` owns, whose uid is `owner`; empty if it is gone.
     pub(super) async fn write(
         &self,
         of: &ObjectKey,
@@ -63,10 +63,16 @@ impl SliceWriter {
             api.update(&it).await?;
         }
         for it in changes.delete {
-            self.expectations.expect_delete(owner, it.uid());
+            // Of a slice that names somebody else, or nobody, nothing is heard here.
+            let is_own = controller_uid(&it.object) == Some(owner);
+            if is_own {
+                self.expectations.expect_delete(owner, it.uid());
+            }
             let outcome = api.delete(it.name(), &DeleteOptions::default().only_uid(it.uid())).await;
             if let Err(error) = outcome {
-                self.expectations.deleted(owner, it.uid());
+                if is_own {
+                    self.expectations.deleted(owner, it.uid());
+                }
                 if !error.is_not_found() && !error.is_conflict() {
                     return Err(error);
                 }
