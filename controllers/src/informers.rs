@@ -12,27 +12,36 @@ use insula_client::{
 };
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
+    autoscaling::v2::HorizontalPodAutoscaler,
     batch::v1::{CronJob, Job},
     certificates::v1::CertificateSigningRequest,
     coordination::v1::{Lease, LeaseSpec},
     core::v1::{
         ConfigMap, Container, ContainerState, ContainerStateTerminated, ContainerStatus, Endpoints,
-        Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, PodCondition, PodSpec,
-        PodStatus, ReplicationController, ResourceQuota, Secret, Service, ServiceAccount,
+        EphemeralVolumeSource, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+        PodCondition, PodSpec, PodStatus, ReplicationController, ResourceQuota, Secret, Service,
+        ServiceAccount, Volume,
     },
     discovery::v1::EndpointSlice,
     networking::v1::ServiceCIDR,
     policy::v1::PodDisruptionBudget,
-    storage::v1::VolumeAttributesClass,
+    resource::v1::{ResourceClaim, ResourceClaimTemplate},
+    storage::v1::{StorageClass, VolumeAttributesClass},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::objects::controller_uid;
+use crate::{
+    bootstrap_tokens::PUBLISHED,
+    objects::{annotation, controller_uid},
+    volume_binder::BIND_COMPLETED,
+};
 
 /// The name of the account that every namespace has.
 pub(crate) const DEFAULT_ACCOUNT: &str = "default";
 /// The name of the ConfigMap with the certificate authority that every namespace has.
 pub(crate) const ROOT_CA: &str = "kube-root-ca.crt";
+/// No tenant has this name.
+const ANY_TENANT: &str = "*";
 /// The namespace of tenant `system` with the leases of nodes.
 const NODE_LEASES: &str = "kube-node-lease";
 
@@ -97,6 +106,10 @@ pub(crate) struct Informers {
     pub(crate) accounts: Informer<ServiceAccount>,
     /// Only those that ask for a token, without it.
     pub(crate) token_secrets: Informer<Secret>,
+    /// Only bootstrap tokens, without what is secret of them.
+    pub(crate) bootstrap_tokens: Informer<Secret>,
+    /// Only those named [`PUBLISHED`].
+    pub(crate) cluster_infos: Informer<ConfigMap>,
     /// Only those named [`ROOT_CA`].
     pub(crate) root_cas: Informer<ConfigMap>,
     /// Without most of what is in a pod; see [`trim_pod`].
@@ -119,8 +132,14 @@ pub(crate) struct Informers {
     pub(crate) budgets: Informer<PodDisruptionBudget>,
     pub(crate) deployments: Informer<Deployment>,
     pub(crate) claims: Informer<PersistentVolumeClaim>,
+    unbound_claims: IndexId,
     pub(crate) volumes: Informer<PersistentVolume>,
+    volumes_by_claim: IndexId,
+    pub(crate) storage_classes: Informer<StorageClass>,
+    pub(crate) resource_claims: Owned<ResourceClaim>,
+    pub(crate) resource_claim_templates: Informer<ResourceClaimTemplate>,
     pub(crate) volume_classes: Informer<VolumeAttributesClass>,
+    pub(crate) autoscalers: Informer<HorizontalPodAutoscaler>,
     pub(crate) quotas: Informer<ResourceQuota>,
     pub(crate) networks: Informer<ServiceCIDR>,
     pub(crate) certificate_requests: Informer<CertificateSigningRequest>,
@@ -138,6 +157,22 @@ impl Informers {
             let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
             node.into_iter().filter(|it| !it.is_empty()).collect()
         });
+        let mut claims = Informer::builder(client.all().collection::<PersistentVolumeClaim>());
+        let unbound_claims = claims.index(|claim| {
+            let is_bound = annotation(&claim.object, BIND_COMPLETED).is_some();
+            match is_bound {
+                true => Vec::new(),
+                false => vec![claim.tenant.to_string(), ANY_TENANT.to_owned()],
+            }
+        });
+        let mut volumes = Informer::builder(client.all().collection::<PersistentVolume>());
+        let volumes_by_claim = volumes.index(|volume| {
+            let named = volume.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref());
+            let key = named.and_then(|it| {
+                Some(ObjectKey::new(&volume.tenant, it.namespace.as_deref()?, it.name.as_deref()?))
+            });
+            key.iter().map(ObjectKey::to_string).collect()
+        });
         let starts = Starts { client, tasks, shutdown };
         Self {
             tenants: Informer::builder(client.system().api::<Tenant>())
@@ -147,6 +182,13 @@ impl Informers {
             token_secrets: Informer::builder(client.all().collection::<Secret>())
                 .field_selector("type=kubernetes.io/service-account-token")
                 .trim(crate::token_secrets::trim)
+                .start(tasks, shutdown.clone()),
+            bootstrap_tokens: Informer::builder(client.all().collection::<Secret>())
+                .field_selector("type=bootstrap.kubernetes.io/token")
+                .trim(crate::bootstrap_tokens::trim)
+                .start(tasks, shutdown.clone()),
+            cluster_infos: Informer::builder(client.all().collection::<ConfigMap>())
+                .field_selector(format!("metadata.name={PUBLISHED}"))
                 .start(tasks, shutdown.clone()),
             root_cas: Informer::builder(client.all().collection::<ConfigMap>())
                 .field_selector(format!("metadata.name={ROOT_CA}"))
@@ -170,9 +212,15 @@ impl Informers {
                 .trim(trim_lease)
                 .start(tasks, shutdown.clone()),
             deployments: starts.all(),
-            claims: starts.all(),
-            volumes: starts.all(),
+            claims: claims.start(tasks, shutdown.clone()),
+            unbound_claims,
+            volumes: volumes.start(tasks, shutdown.clone()),
+            volumes_by_claim,
+            storage_classes: starts.all(),
+            resource_claims: starts.owned(),
+            resource_claim_templates: starts.all(),
             volume_classes: starts.all(),
+            autoscalers: starts.all(),
             quotas: starts.all(),
             networks: starts.all(),
             certificate_requests: starts.all(),
@@ -180,12 +228,14 @@ impl Informers {
     }
 
     /// All of them.
-    fn each(&self) -> [&dyn LocalCopy; 26] {
+    fn each(&self) -> [&dyn LocalCopy; 32] {
         [
             &self.tenants,
             &self.namespaces,
             &self.accounts,
             &self.token_secrets,
+            &self.bootstrap_tokens,
+            &self.cluster_infos,
             &self.root_cas,
             &self.pods.informer,
             &self.replica_sets.informer,
@@ -204,7 +254,11 @@ impl Informers {
             &self.deployments,
             &self.claims,
             &self.volumes,
+            &self.storage_classes,
+            &self.resource_claims.informer,
+            &self.resource_claim_templates,
             &self.volume_classes,
+            &self.autoscalers,
             &self.quotas,
             &self.networks,
             &self.certificate_requests,
@@ -220,6 +274,32 @@ impl Informers {
     /// Tells every handler once more of the objects that `which` chooses.
     pub(crate) fn retell(&self, which: &(dyn Fn(&ObjectKey) -> bool + Sync)) {
         self.each().iter().for_each(|it| it.retell(which));
+    }
+
+    /// The claims that have not been bound yet and that a class or a volume of `tenant` may be
+    /// for: its own, or those of all tenants if it is the platform.
+    pub(crate) fn unbound_claims(
+        &self,
+        tenant: &TenantName,
+    ) -> Vec<Arc<Tenanted<PersistentVolumeClaim>>> {
+        let of = if tenant.is_system() { ANY_TENANT } else { tenant.as_str() };
+        self.claims.indexed(self.unbound_claims, of)
+    }
+
+    /// The volumes that name a claim as theirs.
+    pub(crate) fn volumes_naming(&self, claim: &ObjectKey) -> Vec<Arc<Tenanted<PersistentVolume>>> {
+        self.volumes.indexed(self.volumes_by_claim, &claim.to_string())
+    }
+
+    /// The classes of storage that a tenant sees: its own, and the platform's others.
+    pub(crate) fn classes_of(&self, tenant: &TenantName) -> Vec<Arc<Tenanted<StorageClass>>> {
+        let mut classes = self.storage_classes.in_tenant(tenant);
+        if !tenant.is_system() {
+            let mut shared = self.storage_classes.in_tenant(&TenantName::system());
+            shared.retain(|it| !classes.iter().any(|own| own.name() == it.name()));
+            classes.append(&mut shared);
+        }
+        classes
     }
 
     /// The pods of all tenants that are bound to a node.
@@ -278,7 +358,10 @@ fn trim_pod(pod: &mut Pod) {
             them.map(|it| Container { name: it.name, ports: it.ports, ..Container::default() })
                 .collect()
         };
+        let storage = old.volumes.into_iter().flatten().filter_map(trim_volume);
         *spec = PodSpec {
+            volumes: Some(storage.collect::<Vec<_>>()).filter(|it| !it.is_empty()),
+            resource_claims: old.resource_claims,
             hostname: old.hostname,
             subdomain: old.subdomain,
             containers: ports(old.containers),
@@ -295,6 +378,7 @@ fn trim_pod(pod: &mut Pod) {
             phase: old.phase,
             reason: old.reason,
             pod_ips: old.pod_ips,
+            resource_claim_statuses: old.resource_claim_statuses,
             conditions: old.conditions.map(|them| {
                 let ended = |it| PodCondition { message: None, last_probe_time: None, ..it };
                 them.into_iter().map(ended).collect()
@@ -304,6 +388,15 @@ fn trim_pod(pod: &mut Pod) {
             ..PodStatus::default()
         };
     }
+}
+
+/// Of a volume: which claim it is of.
+fn trim_volume(volume: Volume) -> Option<Volume> {
+    let Volume { name, persistent_volume_claim, ephemeral, .. } = volume;
+    let is_claimed = persistent_volume_claim.is_some() || ephemeral.is_some();
+    let ephemeral = ephemeral.map(|_| EphemeralVolumeSource::default());
+    let claimed = Volume { name, persistent_volume_claim, ephemeral, ..Volume::default() };
+    is_claimed.then_some(claimed)
 }
 
 /// Of containers: how often they were restarted, and how they ended.

@@ -11,8 +11,13 @@
 //! | `serviceaccount`, `root_ca` | what every namespace has |
 //! | `replicaset`, `deployment`, `statefulset`, `daemonset`, `job`, `cronjob` | workloads |
 //! | `services` | what is behind services |
+//! | `autoscaler` | how many pods workloads have, by what they use |
+//! | `node_ipam` | addresses that nodes have for their pods |
 //! | `ttl`, `pod_gc` | the end of jobs and pods that nobody looks at any more |
+//! | `bootstrap_tokens` | tokens to join with, and what they vouch for |
 //! | `certificates` | certificate requests: signs and forgets them |
+//! | `volume_binder`, `volume_expander`, `ephemeral_volume` | claims and volumes, for one another |
+//! | `resource_claims` | claims of devices: those of pods, and those that nobody uses |
 //! | `protection` | claims, volumes and their classes, while they are used |
 //! | `gc` | owners and what they own |
 //! | `quota` | what is used of resource quotas |
@@ -27,6 +32,8 @@
 //! * Only keys of tenants that this replica owns are reconciled ([`Ownership`]).
 //! * At shutdown nothing new begins, and what has begun ends.
 
+mod autoscaler;
+mod bootstrap_tokens;
 mod certificates;
 mod claim;
 mod controller;
@@ -34,6 +41,7 @@ mod cronjob;
 mod daemonset;
 mod deployment;
 mod disruption;
+mod ephemeral_volume;
 mod everything;
 mod expectations;
 mod gc;
@@ -42,6 +50,7 @@ mod job;
 mod membership;
 pub mod metrics;
 mod namespace;
+mod node_ipam;
 mod node_lifecycle;
 mod objects;
 mod pod_control;
@@ -50,6 +59,7 @@ mod protection;
 mod queue;
 mod quota;
 mod replicaset;
+mod resource_claims;
 mod revisions;
 mod root_ca;
 mod service_network;
@@ -62,46 +72,57 @@ mod taints;
 mod tenant;
 mod token_secrets;
 mod ttl;
+mod volume_binder;
+mod volume_expander;
 mod written;
 
 use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use insula_client::{Client, ClientError, EventRecorder};
+use ipnet::IpNet;
 use k8s_openapi::api::{apps::v1::ReplicaSet, core::v1::ReplicationController};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
+    autoscaler::Autoscalers,
+    bootstrap_tokens::{BootstrapSigner, TokenCleaner},
     certificates::Certificates,
     controller::Controller,
     cronjob::CronJobs,
     daemonset::DaemonSets,
     deployment::Deployments,
     disruption::Disruption,
+    ephemeral_volume::EphemeralVolumes,
     everything::Everything,
     gc::GarbageCollector,
     informers::Informers,
     job::{Jobs, Strays},
     membership::{Copies, Membership},
     namespace::Namespaces,
+    node_ipam::NodeAddresses,
     node_lifecycle::NodeLifecycle,
     pod_gc::PodCollector,
     protection::Protection,
     quota::Quotas,
     replicaset::ReplicaSets,
+    resource_claims::{ClaimsOfPods, UnusedClaims},
     root_ca::RootCaPublisher,
     service_network::ServiceNetworks,
     serviceaccount::DefaultAccounts,
-    services::{EndpointsOfServices, Slices},
+    services::{EndpointsOfServices, MirroredSlices, Slices},
     statefulset::StatefulSets,
     taint_eviction::TaintEviction,
     tenant::Tenants,
     token_secrets::TokenSecrets,
     ttl::TtlAfterFinished,
+    volume_binder::VolumeBinder,
+    volume_expander::VolumeExpander,
 };
 pub use self::{
     certificates::{SignError, Signer},
     controller::{Observer, Unobserved},
+    node_ipam::PoolError,
     queue::{Ownership, Permit, Sole},
 };
 
@@ -110,6 +131,9 @@ const DRAIN: Duration = Duration::from_secs(15);
 
 /// For so long nothing need be heard of a node, if nothing else is configured.
 const NODE_GRACE: Duration = Duration::from_secs(50);
+
+/// How often autoscalers are looked at, if nothing else is configured.
+const AUTOSCALE_EVERY: Duration = Duration::from_secs(15);
 
 /// What the controllers must be told.
 #[derive(Debug, Clone)]
@@ -125,6 +149,13 @@ pub struct Config {
     pub observer: Arc<dyn Observer>,
     /// For so long nothing need be heard of a node.
     pub node_grace: Duration,
+    /// How often autoscalers are looked at.
+    pub autoscale_every: Duration,
+    /// Ranges of which each node is given a part for its pods, with the prefix length of a part.
+    /// Without one, nodes are given nothing.
+    pub pod_ranges: Vec<(IpNet, u8)>,
+    /// What of them is kept for others, such as services.
+    pub kept_ranges: Vec<IpNet>,
 }
 
 impl Config {
@@ -136,6 +167,9 @@ impl Config {
             host: None,
             observer: Arc::new(Unobserved),
             node_grace: NODE_GRACE,
+            autoscale_every: AUTOSCALE_EVERY,
+            pod_ranges: Vec::new(),
+            kept_ranges: Vec::new(),
         }
     }
 }
@@ -145,6 +179,8 @@ impl Config {
 pub enum Error {
     #[error("cannot name the controllers' clients")]
     Client(#[from] ClientError),
+    #[error("nodes cannot be given addresses for their pods")]
+    PodRanges(#[from] PoolError),
 }
 
 /// Runs all controllers until `shutdown`. `client` must be a user of tenant `system` who may do
@@ -185,6 +221,8 @@ async fn run_all(config: Config, client: Client, shutdown: CancellationToken) ->
     start
         .start(|client| RootCaPublisher::new(client, informers.clone(), config.root_ca.clone()))?;
     start.start(|client| TokenSecrets::new(client, informers.clone(), config.root_ca.clone()))?;
+    start.start(|client| TokenCleaner::new(client, informers.clone()))?;
+    start.start(|client| BootstrapSigner::new(client, informers.clone()))?;
     start.start(|client| {
         Certificates::new(client, informers.certificate_requests.clone(), config.signer.clone())
     })?;
@@ -199,11 +237,20 @@ async fn run_all(config: Config, client: Client, shutdown: CancellationToken) ->
     start.start(|client| Strays::new(client, informers.clone()))?;
     start.start(|client| Deployments::new(client, informers.clone(), &events))?;
     start.start(|client| Slices::new(client, informers.clone(), &events))?;
+    start.start(|client| MirroredSlices::new(client, informers.clone(), &events))?;
     start.start(|client| EndpointsOfServices::new(client, informers.clone()))?;
     start.start(|client| TtlAfterFinished::new(client, informers.clone()))?;
     start.start(|client| {
         NodeLifecycle::new(client, informers.clone(), &events, config.node_grace)
     })?;
+    let addresses = NodeAddresses::new(
+        named(&client, NodeAddresses::NAME)?,
+        informers.clone(),
+        &events,
+        &config.pod_ranges,
+        &config.kept_ranges,
+    )?;
+    start.start(|_| addresses)?;
     start.start(|client| TaintEviction::new(client, informers.clone(), &events))?;
     start.start(|client| PodCollector::new(client, informers.clone()))?;
     start.start(|client| Protection::new(client, informers.claims.clone(), informers.clone()))?;
@@ -211,12 +258,21 @@ async fn run_all(config: Config, client: Client, shutdown: CancellationToken) ->
     start.start(|client| {
         Protection::new(client, informers.volume_classes.clone(), informers.clone())
     })?;
+    start.start(|client| VolumeBinder::new(client, informers.clone(), &events))?;
+    start.start(|client| VolumeExpander::new(client, informers.clone(), &events))?;
+    start.start(|client| EphemeralVolumes::new(client, informers.clone(), &events))?;
+    start.start(|client| ClaimsOfPods::new(client, informers.clone(), &events))?;
+    start.start(|client| UnusedClaims::new(client, informers.clone()))?;
     let everything = Everything::new(named(&client, "metadata")?, tasks.clone(), supplies.clone());
     start.start(|client| GarbageCollector::new(client, everything.clone()))?;
     start.start(|client| Quotas::new(client, &informers, everything.clone()))?;
     start.start(|client| ServiceNetworks::new(client, &informers, everything.clone()))?;
     start
         .start(|client| Disruption::new(client, informers.clone(), everything.clone(), &events))?;
+    start.start(|client| {
+        let every = config.autoscale_every;
+        Autoscalers::new(client, informers.clone(), everything.clone(), &events, every)
+    })?;
     everything.start();
     let membership = replica.map(|replica| {
         let copies = Copies { informers: informers.clone(), everything: everything.clone() };

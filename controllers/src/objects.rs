@@ -1,10 +1,12 @@
 //! Small questions that controllers ask of objects.
 
+use std::borrow::Cow;
+
 use insula_api::selector::{Selector, SelectorError};
 use insula_client::{Kind, Object, Tenanted};
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::{Pod, PodCondition},
+    api::core::v1::{Node, Pod, PodCondition},
     apimachinery::pkg::{
         apis::meta::v1::{LabelSelector, OwnerReference, Time},
         util::intstr::IntOrString,
@@ -34,6 +36,11 @@ pub(crate) fn generated_name(base: &str) -> String {
 pub(crate) fn safe_number(number: u32) -> String {
     let letter = |digit: u8| char::from(NAME_LETTERS[usize::from(digit) % NAME_LETTERS.len()]);
     number.to_string().bytes().map(letter).collect()
+}
+
+/// An annotation of an object.
+pub(crate) fn annotation<'a>(object: &'a impl Object, key: &str) -> Option<&'a str> {
+    object.meta().annotations.as_ref()?.get(key).map(String::as_str)
 }
 
 /// The one owner that manages an object.
@@ -107,6 +114,30 @@ pub(crate) fn disruption(reason: &str, message: &str) -> Value {
         "type": "DisruptionTarget", "status": "True", "reason": reason, "message": message,
         "lastTransitionTime": to_time(Timestamp::now()),
     })
+}
+
+/// The claims whose volumes a pod uses: those it names, and those made for it.
+pub(crate) fn claims_of(pod: &Pod) -> impl Iterator<Item = Cow<'_, str>> {
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_ref());
+    volumes.into_iter().flatten().filter_map(move |volume| {
+        match (&volume.persistent_volume_claim, &volume.ephemeral) {
+            (Some(named), _) => Some(Cow::Borrowed(&*named.claim_name)),
+            (None, Some(_)) => Some(Cow::Owned(format!("{name}-{}", volume.name))),
+            (None, None) => None,
+        }
+    })
+}
+
+/// Whether a node says that it is ready, and nobody else that it is not.
+pub(crate) fn is_node_ready(node: &Node) -> bool {
+    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.into_iter().flatten().any(|it| it.type_ == "Ready" && it.status == "True")
+}
+
+/// Where a pod is, if it has been given a place.
+pub(crate) fn node_of(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref()?.node_name.as_deref().filter(|it| !it.is_empty())
 }
 
 pub(crate) fn pod_phase(pod: &Pod) -> &str {

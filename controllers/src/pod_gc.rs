@@ -1,4 +1,4 @@
-//! Deletes pods that nobody else will: on nodes that are gone, ended before they had a node, or
+//! Deletes pods that nobody else will: on nodes that are gone or out of service, ended before they had a node, or
 //! ended long ago among too many others.
 
 use std::{
@@ -17,8 +17,9 @@ use tokio::time::Instant;
 use crate::{
     controller::{Controller, Next, ReconcileError},
     informers::Informers,
-    objects::{disruption, is_pod_finished, pod_phase},
+    objects::{disruption, is_node_ready, is_pod_finished, node_of, pod_phase},
     queue::Queue,
+    taints::{OUT_OF_SERVICE, taints},
 };
 
 /// Ended pods of one tenant that are kept.
@@ -65,6 +66,14 @@ impl PodCollector {
             }
         }
         Ok(gone)
+    }
+
+    /// Whether somebody has said that a node is down, and it does not say otherwise.
+    fn is_out_of_service(&self, name: &str) -> bool {
+        let node = self.informers.nodes.get(&ObjectKey::new(&TenantName::system(), "", name));
+        node.is_some_and(|node| {
+            !is_node_ready(&node) && taints(&node).iter().any(|it| it.key == OUT_OF_SERVICE)
+        })
     }
 
     /// Deletes a pod at once: no agent will report its end.
@@ -139,14 +148,13 @@ impl Controller for PodCollector {
         if pods.is_empty() {
             return Ok(Next::WhenChanged);
         }
-        let node = |pod: &Pod| {
-            let name = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
-            name.filter(|name| !name.is_empty())
-        };
-        let gone = self.gone(pods.iter().filter_map(|pod| node(pod)).collect()).await?;
+        let named = pods.iter().filter_map(|pod| node_of(pod)).map(str::to_owned);
+        let gone = self.gone(named.collect()).await?;
         for pod in &pods {
-            let of_node = node(pod);
-            if of_node.as_ref().is_some_and(|name| gone.contains(name)) {
+            let of_node = node_of(pod);
+            if pod.is_deleting() && of_node.is_some_and(|name| self.is_out_of_service(name)) {
+                self.delete(pod, None).await?;
+            } else if of_node.is_some_and(|name| gone.contains(name)) {
                 let message = "PodGC: node no longer exists";
                 self.delete(pod, Some(message)).await?;
             } else if of_node.is_none() && pod.is_deleting() && !pod_phase(pod).is_empty() {

@@ -16,6 +16,7 @@ use serde_json::json;
 use crate::{
     controller::{Controller, Next, ReconcileError},
     informers::Informers,
+    objects::{claims_of, is_pod_finished, node_of},
     queue::Queue,
 };
 
@@ -52,32 +53,16 @@ impl Guarded for PersistentVolumeClaim {
 
     fn on_freed(informers: &Informers, look: impl Look) {
         informers.pods.informer.on_change(move |change| {
-            if change.new.is_none_or(|pod| is_over(&pod.object)) {
+            if change.new.is_none_or(|pod| is_pod_finished(pod)) {
                 look(&change.key.tenant, &change.key.namespace);
             }
         });
     }
 }
 
-/// Whether a pod has ended.
-fn is_over(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|it| it.phase.as_deref());
-    matches!(phase, Some("Succeeded" | "Failed"))
-}
-
 /// Whether a pod that has a node and has not ended uses a claim.
 fn uses(pod: &Pod, claim: &str) -> bool {
-    let Some(spec) = &pod.spec else { return false };
-    if is_over(pod) || spec.node_name.as_deref().unwrap_or_default().is_empty() {
-        return false;
-    }
-    let pod_name = pod.metadata.name.as_deref().unwrap_or_default();
-    spec.volumes.iter().flatten().any(|volume| {
-        let is_named =
-            volume.persistent_volume_claim.as_ref().is_some_and(|it| it.claim_name == claim);
-        let is_own = volume.ephemeral.is_some() && format!("{pod_name}-{}", volume.name) == claim;
-        is_named || is_own
-    })
+    !is_pod_finished(pod) && node_of(pod).is_some() && claims_of(pod).any(|it| it == claim)
 }
 
 impl Guarded for PersistentVolume {

@@ -1,22 +1,28 @@
 //! What is behind services: their pods, as EndpointSlices and, for older clients, as Endpoints.
 
 mod endpoints;
+mod hints;
+mod mirrored;
 mod ports;
 mod slices;
 mod split;
+mod writer;
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use insula_client::{Change, Informer, ObjectKey, Tenanted};
 use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service, ServiceSpec};
 
-pub(crate) use self::{endpoints::EndpointsOfServices, slices::Slices};
+pub(crate) use self::{endpoints::EndpointsOfServices, mirrored::MirroredSlices, slices::Slices};
 use crate::{
     informers::Informers,
     objects::{is_pod_ready, pod_phase},
     queue::Queue,
 };
 
+/// On slices: whose they are, and who keeps them.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 /// On what belongs to a service that has no address of its own.
 const HEADLESS: &str = "service.kubernetes.io/headless";
 

@@ -10,6 +10,8 @@ pub(crate) const DISK_PRESSURE: &str = "node.kubernetes.io/disk-pressure";
 pub(crate) const PID_PRESSURE: &str = "node.kubernetes.io/pid-pressure";
 pub(crate) const NETWORK_UNAVAILABLE: &str = "node.kubernetes.io/network-unavailable";
 pub(crate) const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
+/// What runs on such a node may be taken for gone, says somebody who knows.
+pub(crate) const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 
 /// The effects of taints: nothing new is placed, and what runs has to go.
 pub(crate) const NO_SCHEDULE: &str = "NoSchedule";

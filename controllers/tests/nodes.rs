@@ -248,3 +248,39 @@ async fn budgets_are_kept() {
         .await;
     cloud.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_are_given_addresses_for_pods() {
+    let cloud = Cloud::start(1).await;
+    let nodes = cloud.client.system().api::<Node>();
+    let own = json!({"metadata": {"name": "old"}, "spec": {
+        "podCIDR": "10.9.1.0/24", "podCIDRs": ["10.9.1.0/24", "fd09::/64"],
+    }});
+    nodes.create(&serde_json::from_value(own).unwrap()).await.unwrap();
+    let mut config = Config::new("the root of trust");
+    let range = |text: &str, prefix| (text.parse().unwrap(), prefix);
+    config.pod_ranges = vec![range("10.9.0.0/22", 24), range("fd09::/60", 64)];
+    config.kept_ranges = vec!["10.9.0.0/24".parse().unwrap()];
+    cloud.run_controllers(config);
+    let given = async |name: &str| -> Vec<String> {
+        let spec = nodes.get(name).await.unwrap().object.spec.unwrap_or_default();
+        spec.pod_cidrs.unwrap_or_default()
+    };
+    let mut seen = vec!["10.9.1.0/24".to_owned()];
+    for name in ["a", "b"] {
+        node(&cloud, name).await;
+        cloud.until("it has addresses", async || given(name).await.len() == 2).await;
+        let [four, six]: [String; 2] = given(name).await.try_into().unwrap();
+        assert!(six.starts_with("fd09:") && six.ends_with("/64"), "{six}");
+        seen.push(four);
+    }
+    seen.sort();
+    assert_eq!(seen, ["10.9.1.0/24", "10.9.2.0/24", "10.9.3.0/24"], "none twice, none of others");
+    // There is one more when one is let go of.
+    node(&cloud, "late").await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(given("late").await.is_empty());
+    nodes.delete("a", &Default::default()).await.unwrap();
+    cloud.until("it has addresses", async || given("late").await.len() == 2).await;
+    cloud.end().await;
+}

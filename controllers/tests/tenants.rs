@@ -7,7 +7,7 @@ mod cloud;
 use insula_api::kinds::TenantPhase;
 use insula_client::{DeleteOptions, ListOptions, Patch, Tenant};
 use k8s_openapi::api::{
-    core::v1::{ConfigMap, Namespace, Node, Pod, ServiceAccount},
+    core::v1::{ConfigMap, Namespace, Node, Pod, Secret, ServiceAccount},
     rbac::v1::{ClusterRole, ClusterRoleBinding},
 };
 use serde_json::json;
@@ -157,5 +157,47 @@ async fn a_tenant_ends_alone() {
 
     // The name can be used again.
     cloud.tenant("acme").await;
+    cloud.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_to_join_with_vouch_and_end() {
+    let cloud = Cloud::with_controllers(1).await;
+    let acme = cloud.tenant("acme").await;
+    let token = |id: &str| {
+        json!({
+            "metadata": {"name": format!("bootstrap-token-{id}")},
+            "type": "bootstrap.kubernetes.io/token",
+            "stringData": {
+                "token-id": id, "token-secret": "0123456789abcdef",
+                "usage-bootstrap-signing": "true",
+            },
+        })
+    };
+    cloud.create::<Secret>(&acme, "kube-system", token("aaaaaa")).await;
+    cloud
+        .until("what is published can be", async || {
+            let namespaces = cloud.client.tenant(&acme).api::<Namespace>();
+            namespaces.get_opt("kube-public").await.unwrap().is_some()
+        })
+        .await;
+    let info = json!({"metadata": {"name": "cluster-info"}, "data": {"kubeconfig": "content"}});
+    cloud.create::<ConfigMap>(&acme, "kube-public", info).await;
+    let maps = cloud.client.tenant(&acme).namespaced::<ConfigMap>("kube-public");
+    let signers = async || -> Vec<String> {
+        let data = maps.get("cluster-info").await.unwrap().object.data.unwrap();
+        let keys =
+            data.into_keys().filter_map(|it| it.strip_prefix("jws-kubeconfig-").map(str::to_owned));
+        keys.collect()
+    };
+    cloud.until("it is signed", async || signers().await == ["aaaaaa"]).await;
+    cloud.create::<Secret>(&acme, "kube-system", token("bbbbbb")).await;
+    cloud.until("both sign it", async || signers().await == ["aaaaaa", "bbbbbb"]).await;
+    let past = Patch::Merge(json!({"stringData": {"expiration": "2020-01-01T00:00:00Z"}}));
+    let secrets = cloud.client.tenant(&acme).namespaced::<Secret>("kube-system");
+    secrets.patch("bootstrap-token-bbbbbb", &past).await.unwrap();
+    cloud.until("one has ended", async || signers().await == ["aaaaaa"]).await;
+    let ended = async || secrets.get_opt("bootstrap-token-bbbbbb").await.unwrap().is_none();
+    cloud.until("nobody can use it", ended).await;
     cloud.end().await;
 }

@@ -1,4 +1,4 @@
-//! Deployments and ReplicaSets on a real API server.
+//! Deployments, ReplicaSets and what is behind services, on a real API server.
 
 #![allow(clippy::unwrap_used, reason = "a failure fails the test")]
 
@@ -10,7 +10,9 @@ use insula_api::names::TenantName;
 use insula_client::{DeleteOptions, Patch, Tenanted};
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, Deployment, ReplicaSet, StatefulSet},
-    core::v1::{Event, Pod},
+    core::v1::{Endpoints, Event, Pod, Service},
+    discovery::v1::EndpointSlice,
+    policy::v1::PodDisruptionBudget,
 };
 use serde_json::{Value, json};
 
@@ -239,6 +241,19 @@ async fn a_replica_set_keeps_its_number() {
         "spec": {"containers": [{"name": "c", "image": "i"}]},
     });
     let stray = cloud.create::<Pod>(&acme, "default", stray).await;
+    // A set that did not know of it yet would make twenty, and then let any one go.
+    let budget = json!({
+        "metadata": {"name": "db"},
+        "spec": {"minAvailable": 0, "selector": {"matchLabels": {"app": "db"}}},
+    });
+    cloud.create::<PodDisruptionBudget>(&acme, "default", budget).await;
+    let budgets = cloud.client.tenant(&acme).namespaced::<PodDisruptionBudget>("default");
+    cloud
+        .until("the stray is known", async || {
+            let status = budgets.get("db").await.unwrap().object.status;
+            status.is_some_and(|it| it.expected_pods == 1)
+        })
+        .await;
     let mut set = deployment("db", 20);
     set["spec"].as_object_mut().unwrap().remove("strategy");
     let set = cloud.create::<ReplicaSet>(&acme, "default", set).await;
@@ -353,5 +368,46 @@ async fn a_small_tenant_is_served_beside_a_large_one() {
         small_took < large_took.max(Duration::from_secs(2)),
         "{small_took:?} of {large_took:?}"
     );
+    cloud.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn endpoints_by_hand_are_mirrored() {
+    let cloud = Cloud::with_controllers(1).await;
+    let acme = cloud.tenant("acme").await;
+    let service = json!({"metadata": {"name": "db"}, "spec": {"ports": [{"port": 5432}]}});
+    cloud.create::<Service>(&acme, "default", service).await;
+    let endpoints = json!({
+        "metadata": {"name": "db", "labels": {"of": "db"}, "annotations": {"note": "a"}},
+        "subsets": [{
+            "addresses": [{"ip": "192.0.2.1"}], "notReadyAddresses": [{"ip": "192.0.2.2"}],
+            "ports": [{"port": 5432}],
+        }],
+    });
+    cloud.create::<Endpoints>(&acme, "default", endpoints).await;
+    let slice = async || {
+        let all = cloud.list::<EndpointSlice>(&acme, "default").await;
+        let of = all.into_iter().find(|it| it.name().starts_with("db-"));
+        of.map(|it| it.object)
+    };
+    cloud.until("there is a slice", async || slice().await.is_some()).await;
+    let it = slice().await.unwrap();
+    let labels = it.metadata.labels.unwrap();
+    let by = "endpointslicemirroring-controller.k8s.io";
+    assert_eq!(labels["endpointslice.kubernetes.io/managed-by"], by);
+    assert_eq!((&*labels["kubernetes.io/service-name"], &*labels["of"]), ("db", "db"));
+    assert_eq!(it.metadata.annotations.unwrap()["note"], "a");
+    let ready = |it: &k8s_openapi::api::discovery::v1::Endpoint| {
+        (it.addresses[0].clone(), it.conditions.as_ref().unwrap().ready)
+    };
+    let mut found: Vec<_> = it.endpoints.iter().flatten().map(ready).collect();
+    found.sort();
+    let expected = [("192.0.2.1", true), ("192.0.2.2", false)];
+    assert_eq!(found, expected.map(|(ip, ready)| (ip.to_owned(), Some(ready))));
+    let api = cloud.client.tenant(&acme).namespaced::<Endpoints>("default");
+    let skipped = json!({"endpointslice.kubernetes.io/skip-mirror": "true"});
+    let skipped = Patch::Merge(json!({"metadata": {"labels": skipped}}));
+    api.patch("db", &skipped).await.unwrap();
+    cloud.until("it is gone", async || slice().await.is_none()).await;
     cloud.end().await;
 }

@@ -442,6 +442,40 @@ pub(crate) struct Controllers {
     /// Its key. Only this process needs it, and reads it when something is to be signed.
     #[arg(long, value_name = "FILE", requires = "cluster_signing_cert_file")]
     pub(crate) cluster_signing_key_file: Option<PathBuf>,
+    /// Where /metrics and /healthz are served, to everyone who can reach it. Nowhere by default.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Addresses of pods: a range, or one of each family. Each node is given a part of each;
+    /// without ranges nodes are given nothing. All replicas have to be told the same.
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub(crate) cluster_cidr: Vec<ipnet::IpNet>,
+    /// Prefix length of a node's part of the range of IPv4.
+    #[arg(long, value_name = "BITS", default_value_t = 24)]
+    pub(crate) node_cidr_mask_size_ipv4: u8,
+    /// Prefix length of a node's part of the range of IPv6.
+    #[arg(long, value_name = "BITS", default_value_t = 64)]
+    pub(crate) node_cidr_mask_size_ipv6: u8,
+    /// Addresses of services, which no node is given.
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub(crate) service_cluster_ip_range: Vec<ipnet::IpNet>,
+}
+
+impl Controllers {
+    /// The ranges of pods, with the prefix length of a node's part.
+    pub(crate) fn pod_ranges(&self) -> anyhow::Result<Vec<(ipnet::IpNet, u8)>> {
+        let all = &self.cluster_cidr;
+        let is_four = |it: &&ipnet::IpNet| matches!(it, ipnet::IpNet::V4(_));
+        let n_four = all.iter().filter(is_four).count();
+        anyhow::ensure!(
+            n_four <= 1 && all.len() - n_four <= 1,
+            "--cluster-cidr takes one range of each family"
+        );
+        let prefix = |it: &ipnet::IpNet| match it {
+            ipnet::IpNet::V4(_) => self.node_cidr_mask_size_ipv4,
+            ipnet::IpNet::V6(_) => self.node_cidr_mask_size_ipv6,
+        };
+        Ok(all.iter().map(|it| (*it, prefix(it))).collect())
+    }
 }
 
 #[derive(Debug, clap::Args)]

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use insula_client::Client;
+use insula_metrics::Collector;
 use insula_nodeagent::NodeConfig;
 use tokio_util::sync::CancellationToken;
 
-use crate::{cli, signals::run_until_signalled, signing::Signing, up};
+use crate::{cli, observed, signals::run_until_signalled, signing::Signing, up};
 
 /// `insula controllers`.
 pub(crate) fn controllers(options: &cli::Controllers) -> Result<()> {
@@ -17,10 +18,19 @@ pub(crate) fn controllers(options: &cli::Controllers) -> Result<()> {
             .with_context(|| format!("cannot read the CA {}", options.root_ca.display()))?;
         let mut config = insula_controllers::Config::new(root_ca);
         config.host = Some(up::host_name());
+        config.pod_ranges = options.pod_ranges()?;
+        config.kept_ranges.clone_from(&options.service_cluster_ip_range);
         if let (Some(certificate), Some(key)) =
             (&options.cluster_signing_cert_file, &options.cluster_signing_key_file)
         {
             config.signer = Some(Arc::new(Signing::new(certificate, key)));
+        }
+        if let Some(address) = options.listen {
+            let collectors: Vec<Box<dyn Collector>> = vec![
+                Box::new(insula_controllers::metrics::Queues),
+                Box::new(insula_client::metrics::Requests),
+            ];
+            observed::serve(address, collectors, shutdown.clone()).await?;
         }
         Ok(insula_controllers::run(config, client, shutdown).await?)
     })

@@ -10,6 +10,7 @@ mod keys;
 mod kubeconfig;
 mod lab;
 mod logging;
+mod observed;
 mod pki;
 mod reload;
 mod signals;

@@ -278,6 +278,20 @@ impl<K: Object> Api<K> {
         self.client.call(Method::GET, &uri, K::ACCEPT, None).await
     }
 
+    /// Reads what lies beneath the collection and is no object of it, such as what is measured of
+    /// its objects.
+    pub async fn get_under<R: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        query: &[(&str, &str)],
+    ) -> Result<R, Error> {
+        let mut uri = self.path();
+        path.iter().for_each(|segment| path::push(&mut uri, segment));
+        let mut parameters = path::Query::default();
+        query.iter().for_each(|(name, value)| parameters.add(name, value));
+        self.client.call(Method::GET, &(uri + parameters.as_str()), K::ACCEPT, None).await
+    }
+
     /// Posts to a subresource, such as a pod's `binding` or a service account's `token`.
     pub async fn create_subresource<B: Serialize, R: DeserializeOwned>(
         &self,

@@ -2,47 +2,45 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use insula_client::{
-    Client, DeleteOptions, Error, EventRecorder, EventType, ObjectKey, Tenanted, chain,
-};
+use insula_client::{Client, EventRecorder, EventType, ObjectKey, Tenanted, chain};
 use k8s_openapi::{
     api::{
         core::v1::{Pod, Service},
-        discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
+        discovery::v1::{Endpoint, EndpointConditions, EndpointPort},
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
 use super::{
-    addresses, hostname, labels_for, pod_changed, pods_of, ports, reference_to,
+    MANAGED_BY, SERVICE_NAME, addresses, hints, hostname, labels_for, pod_changed, pods_of, ports,
+    reference_to,
     split::{Changes, Common, Group, split},
+    writer::SliceWriter,
 };
 use crate::{
     controller::{Controller, Next, ReconcileError},
-    expectations::Expectations,
     informers::Informers,
-    objects::{controller_reference, controller_uid, generated_name, is_pod_ready},
+    objects::{controller_reference, is_pod_ready},
     queue::Queue,
 };
 
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
-const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const OWN: &str = "endpointslice-controller.k8s.io";
+/// Most endpoints in one slice.
+const LONGEST: usize = 100;
 const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Slices {
-    client: Client,
     informers: Informers,
     events: EventRecorder,
-    expectations: Expectations,
+    writer: SliceWriter,
 }
 
 impl Slices {
     pub(crate) fn new(client: Client, informers: Informers, events: &EventRecorder) -> Self {
         let events = events.named("endpoint-slice-controller");
-        Self { client, informers, events, expectations: Expectations::default() }
+        Self { informers, events, writer: SliceWriter::new(client) }
     }
 
     fn zone_of(&self, node: &str) -> Option<String> {
@@ -63,7 +61,7 @@ impl Slices {
             .is_some_and(|spec| spec.publish_not_ready_addresses == Some(true));
         let (is_ready, is_leaving) = (is_pod_ready(pod), pod.is_deleting());
         let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
-        Endpoint {
+        let endpoint = Endpoint {
             addresses: vec![address.to_owned()],
             conditions: Some(EndpointConditions {
                 ready: Some(publishes || is_ready && !is_leaving),
@@ -75,7 +73,9 @@ impl Slices {
             node_name: node,
             target_ref: Some(reference_to(pod)),
             ..Endpoint::default()
-        }
+        };
+        let hints = service.spec.as_ref().and_then(|spec| hints::of(spec, &endpoint));
+        Endpoint { hints, ..endpoint }
     }
 
     /// The endpoints of one family of addresses, by the ports that they have.
@@ -104,34 +104,6 @@ impl Slices {
         }
         groups.into_values().collect()
     }
-
-    async fn write(&self, service: &Tenanted<Service>, changes: Changes) -> Result<(), Error> {
-        let api = self.client.tenant(&service.tenant);
-        let api = api.namespaced::<EndpointSlice>(service.namespace());
-        for mut it in changes.create {
-            let name = generated_name(&format!("{}-", service.name()));
-            it.metadata.name = Some(name.clone());
-            self.expectations.expect_create(service.uid(), &name);
-            if let Err(error) = api.create(&it).await {
-                self.expectations.created(service.uid(), &name);
-                return Err(error);
-            }
-        }
-        for it in changes.update {
-            api.update(&it).await?;
-        }
-        for it in changes.delete {
-            self.expectations.expect_delete(service.uid(), it.uid());
-            let outcome = api.delete(it.name(), &DeleteOptions::default().only_uid(it.uid())).await;
-            if let Err(error) = outcome {
-                self.expectations.deleted(service.uid(), it.uid());
-                if !error.is_not_found() && !error.is_conflict() {
-                    return Err(error);
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
 fn family_of(address: &str) -> &'static str {
@@ -146,7 +118,7 @@ impl Controller for Slices {
         let (it, keys) = (self.clone(), queue.clone());
         self.informers.services.on_change(move |change| {
             if let Some(old) = change.old.filter(|_| change.new.is_none()) {
-                it.expectations.forget(old.uid());
+                it.writer.forget(old.uid());
             }
             keys.add(change.key.clone());
         });
@@ -157,10 +129,8 @@ impl Controller for Slices {
         let (it, keys) = (self.clone(), queue.clone());
         self.informers.slices.on_change(move |change| {
             let Some(slice) = change.latest() else { return };
-            let Some(uid) = controller_uid(&slice.object) else { return };
-            match change.new {
-                Some(_) => it.expectations.created(uid, slice.name()),
-                None => it.expectations.deleted(uid, slice.uid()),
+            if it.writer.seen(change).is_none() {
+                return;
             }
             let labels = slice.metadata.labels.as_ref();
             if let Some(service) = labels.and_then(|labels| labels.get(SERVICE_NAME)) {
@@ -181,7 +151,7 @@ impl Controller for Slices {
             // What it had goes with it: it owned them.
             return Ok(Next::WhenChanged);
         };
-        if service.is_deleting() || !self.expectations.are_met(service.uid()) {
+        if service.is_deleting() || !self.writer.is_settled(service.uid()) {
             return Ok(Next::WhenChanged);
         }
         let Some(pods) = pods_of(&self.informers, &service) else { return Ok(Next::WhenChanged) };
@@ -210,11 +180,12 @@ impl Controller for Slices {
                     ..ObjectMeta::default()
                 },
                 address_type: family.clone(),
+                longest: LONGEST,
             };
             split(&common, self.groups(&service, &pods, family), of_family, &mut changes);
         }
         changes.delete.extend(known);
-        if let Err(error) = self.write(&service, changes).await {
+        if let Err(error) = self.writer.write(key, service.uid(), changes).await {
             if !error.is_conflict() && !error.is_namespace_terminating() {
                 let message = format!(
                     "Error updating Endpoint Slices for Service {}/{}: {}",

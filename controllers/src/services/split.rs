@@ -8,9 +8,6 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
-/// Most endpoints in one slice.
-const LONGEST: usize = 100;
-
 /// Endpoints of one type of address that have the same ports.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Group {
@@ -32,6 +29,8 @@ pub(super) struct Common {
     /// With the labels of all; each new slice gets a name of its own.
     pub(super) meta: ObjectMeta,
     pub(super) address_type: String,
+    /// Most endpoints in one slice.
+    pub(super) longest: usize,
 }
 
 /// What tells an endpoint from others: whom it is of, and where.
@@ -93,7 +92,7 @@ fn fit(
     };
     kept.sort_by_key(|it| (!has_changed(it), std::cmp::Reverse(it.1.len())));
     for (_, endpoints) in &mut kept {
-        while endpoints.len() < LONGEST
+        while endpoints.len() < common.longest
             && let Some(it) = rest.next()
         {
             endpoints.push(it);
@@ -102,7 +101,7 @@ fn fit(
     let mut is_any = kept.iter().any(|(_, endpoints)| !endpoints.is_empty());
     while rest.peek().is_some() {
         is_any = true;
-        let endpoints: Vec<Endpoint> = rest.by_ref().take(LONGEST).collect();
+        let endpoints: Vec<Endpoint> = rest.by_ref().take(common.longest).collect();
         changes.create.push(slice(common, &group.ports, endpoints));
     }
     let mut needs_one = !is_any;
@@ -111,11 +110,16 @@ fn fit(
             changes.delete.push(old);
             continue;
         }
+        let annotations = common.meta.annotations.as_ref().filter(|it| !it.is_empty());
         let is_same = old.endpoints.as_deref().unwrap_or_default() == endpoints.as_slice()
-            && old.metadata.labels == common.meta.labels;
+            && old.metadata.labels == common.meta.labels
+            && annotations.is_none_or(|it| old.metadata.annotations.as_ref() == Some(it));
         if !is_same {
             let mut new = old.object.clone();
             new.metadata.labels.clone_from(&common.meta.labels);
+            if annotations.is_some() {
+                new.metadata.annotations = annotations.cloned();
+            }
             new.endpoints = Some(endpoints);
             changes.update.push(new);
         }
@@ -159,7 +163,7 @@ mod tests {
     }
 
     fn common() -> Common {
-        Common { meta: ObjectMeta::default(), address_type: "IPv4".into() }
+        Common { meta: ObjectMeta::default(), address_type: "IPv4".into(), longest: 100 }
     }
 
     /// The lengths of new slices, names and lengths of changed ones, names of deleted ones.
