@@ -251,7 +251,7 @@ async fn a_replica_set_keeps_its_number() {
     cloud
         .until("the stray is known", async || {
             let status = budgets.get("db").await.unwrap().object.status;
-            status.is_some_and(|it| it.expected_pods == 1)
+            status.is_some_and(|it| it.expected_pods == Some(1))
         })
         .await;
     let mut set = deployment("db", 20);
