@@ -12,6 +12,7 @@ mod lab;
 mod logging;
 mod pki;
 mod reload;
+mod sealing;
 mod signals;
 mod signing;
 mod store;
