@@ -4,7 +4,7 @@
 //! and by each tenant its own. Packed they take a tenth, now and in the history.
 //! LZ4 (block format), because packing is done where all writes of a partition pass.
 //!
-//! What many tenants have alike is packed too, against the value of one of them ([`Templates`]).
+//! What many tenants have alike is packed too, against the value of one of them (`alike.rs`).
 //!
 //! What is sealed lies sealed, and is opened for whoever looks at it ([`crate::seal`]). Whatever
 //! puts a value on a disk or on the wire takes it as it is stored, see `Text::stored`.
