@@ -22,7 +22,7 @@ use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use insula_api::names::TenantName;
 use insula_apiserver::{
-    Front, Server, ServerConfig, Tls,
+    Front, OutboundNetworks, Server, ServerConfig, Tls,
     identity::MASTERS,
     peers::{HttpPeers, PeerTls},
     pki::Authority,
@@ -87,6 +87,7 @@ async fn node(
         node_tls: Tls::client(ca.certificate(), &to_nodes).unwrap(),
         advertise: address.to_string(),
         services: ServiceRanges::default(),
+        outbound: OutboundNetworks::default(),
         peers: Some(peers),
         audit: None,
         shutdown: shutdown.clone(),

@@ -9,7 +9,7 @@ use insula_partition::partitions::{Partitions, PartitionsConfig, StoreConfig};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Server, ServerConfig, Tls,
+    OutboundNetworks, Server, ServerConfig, Tls,
     body::{Body, BodyError},
     gate::Peer,
     identity::{Identity, MASTERS},
@@ -45,6 +45,7 @@ impl Server {
             node_tls: Tls::client(ca.certificate(), &to_nodes)?,
             advertise: "127.0.0.1:6443".into(),
             services: ServiceRanges::default(),
+            outbound: OutboundNetworks::default(),
             peers: None,
             audit: None,
             shutdown: CancellationToken::new(),

@@ -1,20 +1,22 @@
 //! What a tenant begins with: namespaces of the platform, default roles and bindings, the API as a
 //! service.
 
+mod blanks;
 mod extensions;
 pub(crate) mod fairness;
+mod roles;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
-use futures::future::try_join_all;
+use futures::future::{try_join_all, try_join3};
 use insula_api::{
     names::TenantName,
     object::{self, Stored},
-    time,
 };
 use insula_partition::store::{Change, Expect, ReadAt, StoreError, Write};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
+use self::blanks::{Blank, put};
 use crate::{
     Server,
     error::{ApiError, FieldError, Result},
@@ -24,26 +26,7 @@ use crate::{
     services,
 };
 
-const TABLE: &str = include_str!("../../api/tables/default-rbac.tsv");
 const GROUP: &str = "rbac.authorization.k8s.io";
-/// Default roles and bindings that every tenant has; the platform has all of them.
-const FOR_TENANTS: &[&str] = &[
-    "admin",
-    "cluster-admin",
-    "edit",
-    "extension-apiserver-authentication-reader",
-    "view",
-    "system:aggregate-to-admin",
-    "system:aggregate-to-edit",
-    "system:aggregate-to-view",
-    "system:auth-delegator",
-    "system:basic-user",
-    "system:discovery",
-    "system::extension-apiserver-authentication-reader",
-    "system:public-info-viewer",
-    "system:service-account-issuer-discovery",
-];
-
 /// Chooses the partition of a new tenant and writes it into its status.
 pub(crate) fn place(server: &Server, name: &TenantName, it: &mut Value) -> Result<()> {
     check_partition(server, it, None)?;
@@ -85,6 +68,39 @@ pub(crate) fn check_partition(server: &Server, it: &Value, old: Option<&Value>) 
     Ok(())
 }
 
+/// What tenants begin with, ready to be filled in.
+#[derive(Debug)]
+pub(crate) struct Beginnings {
+    /// What all have, the platform's own as well.
+    common: Vec<Blank>,
+    /// What all but the platform's own have.
+    tenants: Vec<Blank>,
+}
+
+impl Beginnings {
+    fn new(server: &Server) -> Result<Self> {
+        let blanks = |them: Vec<Value>| -> Result<Vec<Blank>> {
+            them.into_iter().map(|it| Blank::new(server, it)).collect()
+        };
+        let mut common = services::of_tenant(server);
+        common.extend(priorities());
+        common.push(extensions::tokens_tracked());
+        Ok(Self { common: blanks(common)?, tenants: blanks(roles::of_tenants())? })
+    }
+
+    fn blanks(&self) -> impl Iterator<Item = &Blank> {
+        self.tenants.iter().chain(&self.common)
+    }
+
+    fn of(server: &Server) -> Result<&Self> {
+        if let Some(known) = server.beginnings.get() {
+            return Ok(known);
+        }
+        let made = Self::new(server)?;
+        Ok(server.beginnings.get_or_init(|| made))
+    }
+}
+
 /// Has a new tenant live where it asks to, and writes what it begins with.
 ///
 /// It has nothing yet, but other servers may not know its place yet, and have begun to write for
@@ -95,7 +111,13 @@ pub(crate) async fn created(server: &Server, it: &Value) -> Result<()> {
         let pinned = server.partitions.pin(object::name(it), Some(wanted)).await;
         pinned.map_err(ApiError::internal)?;
     }
-    // First of all: nothing is made in it that its quota would not allow.
+    begin(server, it).await
+}
+
+/// Writes what a new tenant begins with.
+async fn begin(server: &Server, it: &Value) -> Result<()> {
+    // First of all: nothing is made in it that its quota would not allow. And whoever finds
+    // something else there knows that this was written.
     if let Some(quota) = server.first_quota().await? {
         let tenant = TenantName::parse(object::name(it)).map_err(ApiError::internal)?;
         put(server, &tenant, quota).await?;
@@ -103,36 +125,64 @@ pub(crate) async fn created(server: &Server, it: &Value) -> Result<()> {
     tenant(server, it).await
 }
 
-/// Writes what a new tenant begins with. Safe to repeat.
+/// Writes what is missing of what a tenant begins with: after a crash in the midst of it, or with
+/// a new version of this program.
+pub(crate) async fn mend(server: &Server, it: &Value) -> Result<()> {
+    let name = TenantName::parse(object::name(it)).map_err(ApiError::internal)?;
+    match has_begun(server, &name).await? {
+        true => tenant(server, it).await,
+        false => begin(server, it).await,
+    }
+}
+
+/// Whether anything is there of what a tenant begins with. Its first quota was before.
+async fn has_begun(server: &Server, tenant: &TenantName) -> Result<bool> {
+    for it in Beginnings::of(server)?.blanks() {
+        if it.is_there(server, tenant).await? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether all is there of what is the same for all tenants, as far as this server knows.
+pub(crate) async fn is_whole(server: &Server, tenant: &TenantName) -> Result<bool> {
+    for it in Beginnings::of(server)?.blanks() {
+        if !it.is_there(server, tenant).await? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Writes what a tenant begins with, as far as it is not there. All together, so that it waits for
+/// one flush of the disk.
 async fn tenant(server: &Server, it: &Value) -> Result<()> {
     let tenant = TenantName::parse(object::name(it)).map_err(ApiError::internal)?;
-    let roles = default_rbac()
-        .into_iter()
-        .filter(|it| FOR_TENANTS.contains(&object::name(it)))
-        // Superusers are the platform's; in a tenant their group is a name like any other.
-        .filter(|it| !(it["kind"] == "ClusterRoleBinding" && object::name(it) == "cluster-admin"));
+    let beginnings = Beginnings::of(server)?;
     let admins = it["spec"].get("admins").cloned().unwrap_or_else(|| json!([]));
-    let binding = json!({
+    let admins = json!({
         "apiVersion": format!("{GROUP}/v1"), "kind": "ClusterRoleBinding",
         "metadata": {"name": "tenant-admins"},
         "roleRef": {"apiGroup": GROUP, "kind": "ClusterRole", "name": "cluster-admin"},
         "subjects": admins,
     });
-    put_all(server, &tenant, roles.chain([binding])).await?;
-    common(server, &tenant, object::uid(it)).await
+    let roles = try_join_all(beginnings.tenants.iter().map(|it| it.put(server, &tenant)));
+    let admins = put(server, &tenant, admins);
+    try_join3(roles, admins, common(server, &tenant, object::uid(it))).await.map(drop)
 }
 
 /// Writes what every tenant has, the platform's own as well.
 async fn common(server: &Server, tenant: &TenantName, uid: &str) -> Result<()> {
-    let services = services::of_tenant(server).into_iter();
-    let all = services.chain(priorities()).chain([extensions::tokens_tracked()]);
-    put_all(server, tenant, all).await?;
-    renew(server, tenant, extensions::authentication(server, tenant, uid).await?).await?;
+    let blanks = Beginnings::of(server)?.common.iter().map(|it| it.put(server, tenant));
+    let told = async {
+        let told = extensions::authentication(server, tenant, uid).await?;
+        renew(server, tenant, told).await
+    };
     // Servers come and go, and with them where the API is.
-    for it in services::endpoints_of_api(server) {
-        renew(server, tenant, it).await?;
-    }
-    Ok(())
+    let endpoints = services::endpoints_of_api(server);
+    let endpoints = endpoints.into_iter().map(|it| renew(server, tenant, it));
+    try_join3(try_join_all(blanks), told, try_join_all(endpoints)).await.map(drop)
 }
 
 /// Priorities that are known by name everywhere.
@@ -205,7 +255,7 @@ pub(crate) async fn system(server: &Server) -> Result<()> {
     for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
         put(server, &system, namespace(name)).await?;
     }
-    for it in default_rbac() {
+    for it in roles::all() {
         let is_cluster_wide = it["kind"] == "ClusterRoleBinding";
         put(server, &system, it.clone()).await?;
         if is_cluster_wide {
@@ -225,12 +275,7 @@ pub(crate) async fn system(server: &Server) -> Result<()> {
         "subjects": [{"kind": "Group", "apiGroup": GROUP, "name": NODES}],
     });
     put(server, &system, nodes.clone()).await?;
-    reach_all(server, &nodes).await?;
-    // A crash may have come between a Tenant and what it begins with.
-    for it in tenants(server).await? {
-        self::tenant(server, &it).await?;
-    }
-    Ok(())
+    reach_all(server, &nodes).await
 }
 
 fn namespace(name: &str) -> Value {
@@ -313,37 +358,6 @@ fn served(server: &Server, it: &Value) -> Result<Arc<Served>> {
     found.cloned().ok_or_else(|| ApiError::internal(format!("no resource holds {kind}")))
 }
 
-/// Creates those of some objects that are not there yet: together, so that they wait for the same
-/// flush of the disk.
-async fn put_all(
-    server: &Server,
-    tenant: &TenantName,
-    them: impl Iterator<Item = Value>,
-) -> Result<()> {
-    try_join_all(them.map(|it| put(server, tenant, it))).await.map(drop)
-}
-
-/// Creates an object that is not there yet.
-async fn put(server: &Server, tenant: &TenantName, mut it: Value) -> Result<()> {
-    let served = served(server, &it)?;
-    let (namespace, name) = (object::namespace(&it).to_owned(), object::name(&it).to_owned());
-    let metadata = object::metadata_mut(&mut it);
-    metadata.insert("tenant".into(), tenant.as_str().into());
-    metadata.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());
-    metadata.insert("creationTimestamp".into(), time::now().into());
-    let (_, store) = served.place(&server.partitions, tenant, &namespace, &name);
-    let write = Write::durable(
-        served.collection.clone(),
-        registry::key(tenant, &namespace, &name),
-        Expect::Absent,
-        Change::Put(object::encode(&it).into()),
-    );
-    match store.write(write).await {
-        Ok(_) | Err(StoreError::Conflict { .. }) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
 /// A tenant takes new objects only while it is there and not going.
 ///
 /// While it is going, the platform still may write, so that clean-up can finish.
@@ -376,105 +390,5 @@ pub(crate) async fn find_tenant(
     if found.is_none() {
         found = store.read(&served.collection, ReadAt::Latest).await?.get(&key).cloned();
     }
-    found.map(|it| server.parsed.of(&it.value.bytes()).map_err(ApiError::internal)).transpose()
-}
-
-/// The default roles and bindings of the table, as objects.
-fn default_rbac() -> Vec<Value> {
-    let mut objects: BTreeMap<(String, String, String), Value> = BTreeMap::new();
-    let list =
-        |text: &str| -> Value { text.split(',').map(Value::from).collect::<Vec<_>>().into() };
-    for line in TABLE.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
-        let mut columns = [""; 9];
-        for (slot, column) in columns.iter_mut().zip(line.split('\t')) {
-            *slot = column;
-        }
-        let [kind, namespace, name, labels, groups, resources, names, urls, verbs] = columns;
-        let key = (kind.to_owned(), namespace.to_owned(), name.to_owned());
-        let it = objects.entry(key).or_insert_with(|| {
-            let mut metadata = json!({
-                "name": name,
-                "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"},
-                "annotations": {"rbac.authorization.kubernetes.io/autoupdate": "true"},
-            });
-            if !namespace.is_empty() {
-                metadata["namespace"] = namespace.into();
-            }
-            json!({"apiVersion": format!("{GROUP}/v1"), "kind": kind, "metadata": metadata})
-        });
-        if kind.ends_with("Binding") {
-            bind(it, labels, groups);
-            continue;
-        }
-        for (key, value) in labels.split(',').filter_map(|pair| pair.split_once('=')) {
-            it["metadata"]["labels"][key] = value.into();
-        }
-        if let Some(selectors) = groups.strip_prefix("aggregates ") {
-            if let Ok(selectors) = serde_json::from_str::<Value>(selectors) {
-                it["aggregationRule"] = json!({ "clusterRoleSelectors": selectors });
-                it["rules"] = json!([]);
-            }
-            continue;
-        }
-        let mut rule = Map::new();
-        rule.insert("verbs".into(), list(verbs));
-        if urls.is_empty() {
-            rule.insert("apiGroups".into(), list(groups));
-            rule.insert("resources".into(), list(resources));
-            if !names.is_empty() {
-                rule.insert("resourceNames".into(), list(names));
-            }
-        } else {
-            rule.insert("nonResourceURLs".into(), list(urls));
-        }
-        match it.get_mut("rules").and_then(Value::as_array_mut) {
-            Some(rules) => rules.push(rule.into()),
-            None => it["rules"] = json!([rule]),
-        }
-    }
-    objects.into_values().collect()
-}
-
-/// A binding's row: `Kind:name` of the role, then its subjects, each `Kind:namespace:name`.
-fn bind(it: &mut Value, role: &str, subjects: &str) {
-    let (kind, name) = role.split_once(':').unwrap_or(("ClusterRole", role));
-    it["roleRef"] = json!({"apiGroup": GROUP, "kind": kind, "name": name});
-    let subjects: Vec<Value> = subjects
-        .split(',')
-        .filter_map(|subject| {
-            let mut parts = subject.splitn(3, ':');
-            let (kind, namespace, name) = (parts.next()?, parts.next()?, parts.next()?);
-            Some(match kind {
-                "ServiceAccount" => json!({"kind": kind, "namespace": namespace, "name": name}),
-                _ => json!({"kind": kind, "apiGroup": GROUP, "name": name}),
-            })
-        })
-        .collect();
-    it["subjects"] = subjects.into();
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_table_makes_roles_and_bindings() {
-        let all = default_rbac();
-        let find = |kind: &str, name: &str| {
-            all.iter().find(|it| it["kind"] == kind && object::name(it) == name).cloned().unwrap()
-        };
-        let admin = find("ClusterRole", "cluster-admin");
-        assert_eq!(
-            admin["rules"][0],
-            json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]})
-        );
-        assert_eq!(admin["rules"][1], json!({"verbs": ["*"], "nonResourceURLs": ["*"]}));
-        assert!(find("ClusterRole", "edit")["aggregationRule"].is_object());
-        let binding = find("ClusterRoleBinding", "cluster-admin");
-        assert_eq!(binding["roleRef"]["name"], "cluster-admin");
-        assert_eq!(
-            binding["subjects"][0],
-            json!({"kind": "Group", "apiGroup": GROUP, "name": "system:masters"})
-        );
-    }
+    found.map(|it| server.parsed.of(&it.value).map_err(ApiError::internal)).transpose()
 }

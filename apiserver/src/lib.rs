@@ -33,6 +33,7 @@ mod granted;
 mod handlers;
 mod health;
 pub mod identity;
+mod lately;
 mod matcher;
 mod metrics;
 mod node_proxy;
@@ -73,7 +74,7 @@ mod watch;
 mod websocket;
 mod write;
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use futures::future::BoxFuture;
 use insula_api::names::TenantName;
@@ -95,6 +96,7 @@ use crate::{
 };
 
 pub use crate::gate::{StaticTokens, StaticTokensError};
+pub use crate::outbound::OutboundNetworks;
 pub use crate::serve::{Front, Patience, ServeError, Tls};
 
 /// How long to wait for storage that is not there yet before looking again.
@@ -113,6 +115,8 @@ pub struct ServerConfig {
     pub advertise: String,
     /// What services are given addresses and ports of.
     pub services: ServiceRanges,
+    /// Whom requests that tenants cause may reach.
+    pub outbound: OutboundNetworks,
     /// The way to the other servers, if there may be any.
     pub peers: Option<HttpPeers>,
     /// Where requests are written down, if they are.
@@ -127,6 +131,8 @@ pub struct Server {
     own: Weak<Self>,
     pub(crate) partitions: Arc<Partitions>,
     pub(crate) registry: Registry,
+    /// What every tenant begins with.
+    pub(crate) beginnings: OnceLock<bootstrap::Beginnings>,
     pub(crate) customs: custom::Customs,
     pub(crate) aggregation: aggregation::Aggregation,
     /// What is looked up again and again.
@@ -175,6 +181,7 @@ impl Server {
             own: own.clone(),
             partitions: config.partitions,
             registry,
+            beginnings: OnceLock::new(),
             customs: custom::Customs::default(),
             aggregation: aggregation::Aggregation::default(),
             parsed: parsed::Parsed::default(),
@@ -185,7 +192,7 @@ impl Server {
             static_tokens: config.static_tokens,
             providers: providers::Providers::default(),
             dialer: Dialer::new(config.node_tls),
-            outbound: outbound::Outbound::default(),
+            outbound: outbound::Outbound::new(config.outbound),
             advertise: config.advertise,
             services: config.services,
             peers: config.peers,
@@ -199,6 +206,7 @@ impl Server {
             shutdown: config.shutdown,
         });
         server.tasks.spawn(fair.look_after(server.shutdown.clone()));
+        server.tasks.spawn(server.clone().forget());
         server.tasks.spawn(forward::follow_addresses(server.clone()));
         for view in views {
             let shutdown = server.shutdown.clone();
@@ -206,6 +214,7 @@ impl Server {
         }
         server.bootstrap().await?;
         server.tasks.spawn(tenants::follow(server.clone()));
+        server.tasks.spawn(tenants::beginning::follow(server.clone()));
         server.tasks.spawn(custom::look_after(server.clone()));
         server.tasks.spawn(quota::usage::look_after(server.clone()));
         server.tasks.spawn(aggregation::available::look_after(server.clone()));
@@ -252,6 +261,30 @@ impl Server {
         self.own.upgrade()
     }
 
+    /// What is remembered of tenants for the next time that they ask.
+    pub(crate) fn memories(&self) -> Vec<&dyn lately::Forgets> {
+        let mut all = vec![
+            self.policies.memory(),
+            &self.customs.tenants,
+            &self.customs.shared.tenants,
+            &self.aggregation.tenants,
+            self.providers.memory(),
+        ];
+        all.extend(self.rules.memories());
+        all
+    }
+
+    /// Forgets tenants that ask nothing any more.
+    async fn forget(self: Arc<Self>) {
+        let forgetting = async {
+            loop {
+                tokio::time::sleep(lately::TURN).await;
+                self.memories().iter().for_each(|it| it.tidy(std::time::Instant::now()));
+            }
+        };
+        self.shutdown.run_until_cancelled(forgetting).await;
+    }
+
     /// Waits for connections, watches and streams to end. Call after cancelling `shutdown`.
     pub async fn drain(&self) {
         self.tasks.close();
@@ -271,7 +304,7 @@ impl Server {
         let (_, store) = served.place(&self.partitions, tenant, namespace, name);
         let snapshot = store.read(&served.collection, ReadAt::Latest).await?;
         let entry = snapshot.get(&registry::key(tenant, namespace, name));
-        entry.map(|it| self.parsed.of(&it.value.bytes()).map_err(ApiError::internal)).transpose()
+        entry.map(|it| self.parsed.of(&it.value).map_err(ApiError::internal)).transpose()
     }
 
     /// The rules of the tenant that `identity` belongs to.

@@ -1,14 +1,15 @@
 //! Parsed objects that were looked at lately: what every write looks up again (its namespace, its
 //! account, classes, limits) is parsed once for as long as nobody changes it.
 //!
-//! Values in memory never change, they are replaced. A parsed object belongs to the very bytes it
-//! was made of, and keeps them: while it is here, no other value can have their address.
+//! Values in memory never change, they are replaced. A parsed object belongs to the very text it
+//! was made of, packed or not, and keeps it: while it is here, no other can have its address. What
+//! is sealed is parsed each time: nothing that was opened is kept.
 
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
-use bytes::Bytes;
 use insula_api::object;
+use insula_partition::text::Text;
 use serde_json::Value;
 
 /// How many objects are kept at most. One that falls on another's slot takes its place.
@@ -23,13 +24,13 @@ pub(crate) struct Parsed {
 
 #[derive(Debug)]
 struct Slot {
-    value: Bytes,
+    value: Text,
     object: Arc<Value>,
 }
 
 impl Slot {
-    fn is_of(&self, value: &Bytes) -> bool {
-        std::ptr::eq(self.value.as_ptr(), value.as_ptr()) && self.value.len() == value.len()
+    fn is_of(&self, value: &Text) -> bool {
+        self.value.place() == value.place()
     }
 }
 
@@ -47,23 +48,24 @@ impl Default for Parsed {
 
 impl Parsed {
     /// The object of a stored value, without its managers.
-    pub(crate) fn of(&self, value: &Bytes) -> Result<Arc<Value>, serde_json::Error> {
-        if LARGEST < value.len() {
-            return Ok(Arc::new(object::parse(value)?));
-        }
-        let slot = &self.slots[slot_of(value)];
+    pub(crate) fn of(&self, value: &Text) -> Result<Arc<Value>, serde_json::Error> {
+        let place = value.place().filter(|_| value.len() <= LARGEST);
+        let Some((address, _)) = place else {
+            return Ok(Arc::new(object::parse(&value.bytes())?));
+        };
+        let slot = &self.slots[slot_of(address)];
         if let Some(known) = slot.load().as_ref().filter(|it| it.is_of(value)) {
             return Ok(known.object.clone());
         }
-        let object = Arc::new(object::parse(value)?);
+        let object = Arc::new(object::parse(&value.bytes())?);
         slot.store(Some(Arc::new(Slot { value: value.clone(), object: object.clone() })));
         Ok(object)
     }
 }
 
 /// Addresses of values differ most above their alignment: Fibonacci hashing spreads them.
-fn slot_of(value: &Bytes) -> usize {
-    let spread = (value.as_ptr().addr() as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+fn slot_of(address: usize) -> usize {
+    let spread = (address as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     (spread >> 53) as usize
 }
 
@@ -71,8 +73,8 @@ fn slot_of(value: &Bytes) -> usize {
 mod tests {
     use super::*;
 
-    fn value(text: &'static str) -> Bytes {
-        Bytes::copy_from_slice(text.as_bytes())
+    fn value(text: &str) -> Text {
+        text.to_owned().into()
     }
 
     #[test]
@@ -89,8 +91,8 @@ mod tests {
         let parsed = Parsed::default();
         // Many more than there are slots, each freed at once: addresses and slots come again.
         for number in 0..4 * SLOTS {
-            let it = Bytes::from(format!(r#"{{"number":{number:05}}}"#).replace(":0", ":10"));
-            let whole: Value = serde_json::from_slice(&it).unwrap();
+            let it = value(&format!(r#"{{"number":{number:05}}}"#).replace(":0", ":10"));
+            let whole: Value = serde_json::from_slice(&it.bytes()).unwrap();
             assert_eq!(*parsed.of(&it).unwrap(), whole);
         }
     }
@@ -98,7 +100,7 @@ mod tests {
     #[test]
     fn what_is_large_or_broken_is_not_kept() {
         let parsed = Parsed::default();
-        let large = Bytes::from(format!(r#"{{"text":"{}"}}"#, "x".repeat(LARGEST)));
+        let large = value(&format!(r#"{{"text":"{}"}}"#, "x".repeat(LARGEST)));
         let first = parsed.of(&large).unwrap();
         assert!(!Arc::ptr_eq(&first, &parsed.of(&large).unwrap()));
         assert!(parsed.of(&value("{")).is_err());

@@ -30,6 +30,7 @@ use crate::{
     admission::rules::compiled::Compiled,
     error::ApiError,
     identity::{Identity, IdentityError},
+    lately::Forgets,
 };
 
 /// Longest token of a provider that is looked at, in bytes.
@@ -44,6 +45,12 @@ pub(crate) struct Providers {
 impl Default for Providers {
     fn default() -> Self {
         Self { configurations: Compiled::new(config::GROUP, RESOURCE, Configuration::compile) }
+    }
+}
+
+impl Providers {
+    pub(crate) fn memory(&self) -> &dyn Forgets {
+        &self.configurations.tenants
     }
 }
 

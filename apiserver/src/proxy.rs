@@ -17,7 +17,7 @@ use crate::{
     call::Call,
     error::{ApiError, Result, chain},
     node_proxy,
-    outbound::{self, OutboundError, Trust},
+    outbound::{self, Bounds, OutboundError, Trust},
     relay::{Io, Onward, Via, unreachable},
 };
 
@@ -77,7 +77,8 @@ pub(crate) async fn serve(
                 true => pod(server, call, &tenant, &namespace, &named).await?,
                 false => service(server, &tenant, &namespace, &named).await?,
             };
-            (connect(&tenant, &address, named.is_https()).await?, address)
+            let bounds = server.outbound_bounds(&tenant);
+            (connect(&bounds, &address, named.is_https()).await?, address)
         }
     };
     let path = if rest.is_empty() { "/" } else { rest };
@@ -190,8 +191,8 @@ async fn service(
 }
 
 /// A connection to what belongs to a tenant.
-async fn connect(tenant: &TenantName, address: &str, https: bool) -> Result<Box<dyn Io>> {
-    let (at, stream) = outbound::dial(tenant, address).await.map_err(|error| match error {
+async fn connect(bounds: &Bounds<'_>, address: &str, https: bool) -> Result<Box<dyn Io>> {
+    let (at, stream) = outbound::dial(bounds, address).await.map_err(|error| match error {
         OutboundError::Forbidden { .. } => ApiError::bad_request("address not allowed"),
         other => unreachable(other),
     })?;
@@ -224,7 +225,8 @@ async fn node(server: &Server, named: &Named<'_>) -> Result<(Box<dyn Io>, String
     let bad = |_| ApiError::bad_request(format!("invalid node request {:?}", named.port));
     let ip: IpAddr = ip.parse().map_err(ApiError::internal)?;
     let at = SocketAddr::new(ip, named.port.parse().map_err(bad)?).to_string();
-    Ok((connect(&system, &at, named.is_https()).await?, at))
+    let bounds = server.outbound_bounds(&system);
+    Ok((connect(&bounds, &at, named.is_https()).await?, at))
 }
 
 #[cfg(test)]

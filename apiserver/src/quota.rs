@@ -25,6 +25,7 @@ use insula_api::{
 use insula_partition::{
     quota::{BYTES, Limit, OBJECTS},
     store::ReadAt,
+    text::Text,
 };
 use serde_json::Value;
 
@@ -83,9 +84,8 @@ impl Server {
         let snapshot = self.at_hand(served(self)?, tenant, "", ReadAt::Any).await?;
         let prefix = registry::key(tenant, "", "");
         let found = snapshot.range(&prefix, None);
-        let parse = |value: &bytes::Bytes| self.parsed.of(value).map_err(ApiError::internal);
-        let mut quotas =
-            found.map(|(_, it)| parse(&it.value.bytes())).collect::<Result<Vec<_>>>()?;
+        let parse = |value: &Text| self.parsed.of(value).map_err(ApiError::internal);
+        let mut quotas = found.map(|(_, it)| parse(&it.value)).collect::<Result<Vec<_>>>()?;
         quotas.sort_by_key(|it| object::name(it) != PLATFORM);
         Ok(quotas)
     }
@@ -106,7 +106,7 @@ impl Server {
         let snapshot = self.at_hand(namespaces, tenant, "", ReadAt::Any).await?;
         let mut names = BTreeSet::new();
         for (_, entry) in snapshot.range(&registry::key(tenant, "", ""), None) {
-            let it = self.parsed.of(&entry.value.bytes()).map_err(ApiError::internal)?;
+            let it = self.parsed.of(&entry.value).map_err(ApiError::internal)?;
             let labels = object::metadata(&it).get("labels");
             if selector.matches_by(|key| labels?.get(key)?.as_str()) {
                 names.insert(object::name(&it).to_owned());

@@ -7,6 +7,7 @@
 //! matches; `ClusterRoleBinding`s count everywhere, `RoleBinding`s in their namespace.
 //! Of the platform's own `ClusterRoleBinding`s those count in tenants that say so, see [`reach`].
 
+mod policies;
 #[cfg(test)]
 mod property;
 pub(crate) mod reach;
@@ -16,16 +17,12 @@ mod tests;
 use std::{collections::HashMap, sync::Arc};
 
 use insula_api::names::TenantName;
-use insula_partition::{
-    snapshot::Snapshot,
-    store::{Collection, ReadAt, Store, StoreError},
-};
-use parking_lot::Mutex;
+use insula_partition::snapshot::Snapshot;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use xxhash_rust::xxh3::Xxh3Default;
 
-use self::reach::Reach;
+pub(crate) use self::policies::Policies;
+use self::{policies::Sources, reach::Reach};
 use crate::{identity::Identity, registry::Whose};
 
 const GROUP: &str = "rbac.authorization.k8s.io";
@@ -316,89 +313,6 @@ impl Policy {
             "nonResourceRules": others.iter().map(|it| it.review()).collect::<Vec<_>>(),
             "incomplete": false,
         })
-    }
-}
-
-/// Compiled policies, each good as long as the collections it was made from do not change.
-#[derive(Debug, Default)]
-pub(crate) struct Policies {
-    cache: Mutex<HashMap<TenantName, Known>>,
-}
-
-/// A policy, and what it was made from.
-#[derive(Debug, Clone)]
-struct Known {
-    sources: Sources,
-    /// Of the tenant's own part of them.
-    digest: u64,
-    policy: Arc<Policy>,
-}
-
-/// Snapshots of the four collections that a policy is made from.
-#[derive(Debug, Clone)]
-struct Sources {
-    cluster_roles: Snapshot,
-    cluster_bindings: Snapshot,
-    roles: Snapshot,
-    bindings: Snapshot,
-}
-
-impl Sources {
-    async fn read(store: &dyn Store) -> Result<Self, StoreError> {
-        let read =
-            async |resource: &str| store.read(&Collection::new(GROUP, resource), ReadAt::Any).await;
-        Ok(Self {
-            cluster_roles: read("clusterroles").await?,
-            cluster_bindings: read("clusterrolebindings").await?,
-            roles: read("roles").await?,
-            bindings: read("rolebindings").await?,
-        })
-    }
-
-    fn is_same(&self, other: &Self) -> bool {
-        self.cluster_roles.is_same(&other.cluster_roles)
-            && self.cluster_bindings.is_same(&other.cluster_bindings)
-            && self.roles.is_same(&other.roles)
-            && self.bindings.is_same(&other.bindings)
-    }
-
-    /// What changes with any object of `tenant`, and with nobody else's.
-    fn digest(&self, tenant: &TenantName) -> u64 {
-        let prefix = format!("{tenant}/");
-        let mut hasher = Xxh3Default::new();
-        for each in [&self.cluster_roles, &self.cluster_bindings, &self.roles, &self.bindings] {
-            for (key, entry) in each.range(&prefix, None) {
-                hasher.update(key.as_bytes());
-                hasher.update(&entry.modified.0.to_le_bytes());
-            }
-            // One collection's end is not the next one's beginning.
-            hasher.update(&[0xff]);
-        }
-        hasher.digest()
-    }
-}
-
-impl Policies {
-    /// The policy of `tenant`, whose partition is `store`.
-    pub(crate) async fn of(
-        &self,
-        tenant: &TenantName,
-        store: &dyn Store,
-    ) -> Result<Arc<Policy>, StoreError> {
-        let sources = Sources::read(store).await?;
-        let known = self.cache.lock().get(tenant).cloned();
-        if let Some(known) = known.as_ref().filter(|it| it.sources.is_same(&sources)) {
-            return Ok(known.policy.clone());
-        }
-        // Others of the partition change theirs as well: what they do is not paid for here.
-        let digest = sources.digest(tenant);
-        let policy = match known.filter(|it| it.digest == digest) {
-            Some(known) => known.policy,
-            None => Arc::new(compile(tenant, &sources)),
-        };
-        let known = Known { sources, digest, policy: policy.clone() };
-        self.cache.lock().insert(tenant.clone(), known);
-        Ok(policy)
     }
 }
 

@@ -5,6 +5,7 @@
 //! for it, so it is started once, and one that failed is not tried again before the tenant's
 //! specification changes.
 
+pub(crate) mod beginning;
 pub(crate) mod ending;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -113,13 +114,9 @@ impl Follower {
         }
         let map = self.server.partitions.map();
         let tenants = place.store.read(&collection, ReadAt::Any).await?;
-        if let Some((epoch, seen)) = &self.seen
-            && *epoch == map.epoch()
-            && seen.is_same(&tenants)
-        {
-            return Ok(());
-        }
-        for (key, entry) in tenants.range("system/", None) {
+        // While many are made, each is looked at once, and not all for each.
+        let since = self.seen.as_ref().filter(|it| it.0 == map.epoch()).map(|(_, seen)| seen);
+        for (key, entry) in tenants.changed_since(since) {
             let Ok(it) = serde_json::from_slice::<Value>(&entry.value.bytes()) else { continue };
             self.start_move(&map, &it).await?;
             self.write_status(&map, key, entry, it).await?;

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use insula_apiserver::{
-    Front, Server, ServerConfig, StaticTokens, Tls,
+    Front, OutboundNetworks, Server, ServerConfig, StaticTokens, Tls,
     audit::Audit,
     encryption::EncryptionFile,
     error::chain,
@@ -27,6 +27,7 @@ use crate::{
     cli,
     config::{AuditLog, Config, Pki, Serve},
     reload::{self, Group},
+    sealing::Sealing,
     signals::run_until_signalled,
 };
 
@@ -47,7 +48,7 @@ pub(crate) fn run(options: &cli::Apiserver) -> Result<()> {
         print(&config.to_yaml()?);
         return Ok(());
     }
-    run_until_signalled(|shutdown| serve(&config, shutdown))
+    run_until_signalled(|shutdown| serve(&config, options.accept_lost_keys, shutdown))
 }
 
 #[allow(clippy::print_stdout, reason = "the output that was asked for")]
@@ -102,6 +103,10 @@ pub(crate) struct Parts {
     pub(crate) advertise: String,
     pub(crate) partitions: PartitionsConfig,
     pub(crate) audit: Option<Audit>,
+    /// Whom requests that tenants cause may reach.
+    pub(crate) outbound: OutboundNetworks,
+    /// With which keys it opens what is stored.
+    pub(crate) sealing: Sealing,
     /// `None` without others.
     pub(crate) seeds: Option<Vec<(String, String)>>,
 }
@@ -110,7 +115,9 @@ impl Running {
     /// Takes connections at once, and returns when clients are answered.
     pub(crate) async fn start(parts: Parts, shutdown: &CancellationToken) -> Result<Self> {
         let Parts { listener, material, keys, static_tokens, .. } = parts;
-        let Parts { advertise, partitions: mut config, audit, seeds, .. } = parts;
+        let Parts { advertise, partitions: mut config, audit, seeds, sealing, outbound, .. } =
+            parts;
+        config.vault = sealing.vault()?;
         let closed = CancellationToken::new();
         let peers = match seeds {
             Some(seeds) => {
@@ -134,6 +141,10 @@ impl Running {
 
         let opened = async {
             let partitions = Arc::new(Partitions::open(config).await?);
+            if let Err(error) = sealing.check(&partitions).await {
+                let _ = partitions.shutdown().await;
+                return Err(error);
+            }
             let started = Server::start(ServerConfig {
                 partitions: partitions.clone(),
                 keys,
@@ -141,6 +152,7 @@ impl Running {
                 node_tls: Tls::client(&material.ca, &material.to_nodes)?,
                 advertise,
                 services: insula_apiserver::services::ServiceRanges::default(),
+                outbound,
                 peers,
                 audit,
                 shutdown: shutdown.clone(),
@@ -241,7 +253,7 @@ impl Running {
     }
 }
 
-async fn serve(config: &Config, shutdown: CancellationToken) -> Result<()> {
+async fn serve(config: &Config, accepts_lost: bool, shutdown: CancellationToken) -> Result<()> {
     let started = std::time::Instant::now();
     let material = Material::read(&config.pki)?;
     if !config.pki.service_account_key.exists() {
@@ -265,10 +277,8 @@ async fn serve(config: &Config, shutdown: CancellationToken) -> Result<()> {
     partitions.server.clone_from(&config.name);
     partitions.address = config.address();
     partitions.etcd = config.logins()?;
-    if let Some(path) = &config.encryption {
-        // Made here its keys would be others than the other servers'.
-        partitions.vault = EncryptionFile::open(path)?.vault()?;
-    }
+    // A file that was made here would have other keys than the other servers'.
+    let sealing = Sealing::configured(config.encryption.as_deref(), accepts_lost)?;
     let seeds = match &config.cluster {
         crate::config::Cluster::Join(seeds) => {
             seeds.iter().map(|seed| (seed.name.clone(), seed.address.clone())).collect()
@@ -283,6 +293,8 @@ async fn serve(config: &Config, shutdown: CancellationToken) -> Result<()> {
         advertise: config.address(),
         partitions,
         audit: config.audit.as_ref().map(AuditLog::open).transpose()?,
+        outbound: config.outbound.clone(),
+        sealing,
         seeds: Some(seeds),
     };
     let running = Running::start(parts, &shutdown).await?;

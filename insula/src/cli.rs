@@ -4,6 +4,8 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
+use insula_apiserver::OutboundNetworks;
+use ipnet::IpNet;
 
 use crate::config::{AuditLog, default_connections_per_address};
 
@@ -28,7 +30,7 @@ pub(crate) enum Command {
     DIR/admin.kubeconfig (tenant system, cluster admin) and DIR/ca.crt.\n\
     Ctrl-C or SIGTERM ends it; running containers go on, and a second start on the same \
     directory carries on where it was.")]
-    Up(Up),
+    Up(Box<Up>),
     /// Run one API server, alone or among others.
     #[command(after_help = "`insula pki server` writes the configuration, which is YAML, and all \
     that it names:\n  \
@@ -274,14 +276,38 @@ pub(crate) struct Up {
     pub(crate) connections_per_address: usize,
     #[command(flatten)]
     pub(crate) audit: Audit,
+    #[command(flatten)]
+    pub(crate) outbound: Outbound,
     /// Tokens for development, one a line: token,user,uid,"groups",tenant.
     #[arg(long, value_name = "FILE")]
     pub(crate) token_auth_file: Option<PathBuf>,
+    /// Start although what is stored is sealed with keys that pki/encryption.yaml lacks, and leave
+    /// that closed.
+    #[arg(long)]
+    pub(crate) accept_lost_keys: bool,
 }
 
 fn probability(text: &str) -> Result<f64, String> {
     let number: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
     if (0.0..=1.0).contains(&number) { Ok(number) } else { Err("not from 0 to 1".into()) }
+}
+
+/// Whom requests that tenants cause may reach; the longest prefix decides.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Outbound {
+    /// Networks that they may not reach, beside this host, its link, and the servers.
+    #[arg(long, value_name = "CIDRS", value_delimiter = ',')]
+    outbound_deny: Vec<IpNet>,
+    /// Networks that they may reach all the same.
+    #[arg(long, value_name = "CIDRS", value_delimiter = ',')]
+    outbound_allow: Vec<IpNet>,
+}
+
+impl Outbound {
+    pub(crate) fn networks(&self) -> OutboundNetworks {
+        let (deny, allow) = (self.outbound_deny.clone(), self.outbound_allow.clone());
+        OutboundNetworks { deny, allow }
+    }
 }
 
 /// Where requests are written down.
@@ -332,6 +358,10 @@ pub(crate) struct Apiserver {
     /// In the place of `dataDir`.
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
+    /// Start although what is stored is sealed with keys that `encryption` lacks, and leave that
+    /// closed.
+    #[arg(long)]
+    pub(crate) accept_lost_keys: bool,
     /// Print the configuration that is in force, and end.
     #[arg(long)]
     pub(crate) print_config: bool,

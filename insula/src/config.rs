@@ -11,7 +11,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use insula_apiserver::audit::{Audit, Rotation};
+use insula_apiserver::{
+    OutboundNetworks,
+    audit::{Audit, Rotation},
+};
 use insula_partition::{
     etcd::{EtcdConfig, EtcdTls, EtcdUser},
     map::ServerInfo,
@@ -57,6 +60,11 @@ pub(crate) struct Config {
     /// servers of a cluster have the same. Nothing is sealed if it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) encryption: Option<PathBuf>,
+    /// Networks that requests which tenants cause (to pods and services, webhooks, their own API
+    /// servers, identity providers) may not reach, and exceptions: lists of CIDRs, `deny` and
+    /// `allow`; the longest prefix decides. This host, its link, and the servers are closed unasked.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub(crate) outbound: OutboundNetworks,
     /// How to log in to etcds, by the partition's name; `*` for all others.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) etcd: BTreeMap<String, EtcdLogin>,
@@ -117,6 +125,10 @@ pub(crate) struct AuditLog {
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
 fn is_zero(it: &f64) -> bool {
     *it == 0.0
+}
+
+fn is_default<T: Default + PartialEq>(it: &T) -> bool {
+    *it == T::default()
 }
 
 /// Enough for a crowd behind one translated address.
@@ -468,6 +480,7 @@ mod tests {
         assert_eq!(config.serve, Serve::Some(vec!["meta".into(), "p1".into()]));
         assert!(config.etcd.contains_key("*"));
         assert_eq!(config.audit.unwrap().max_backups, 10);
+        assert_eq!(config.outbound.deny.len(), 1);
         let reference = include_str!("../../docs/reference/apiserver.md");
         for field in [
             "name",
@@ -480,6 +493,7 @@ mod tests {
             "audit",
             "staticTokens",
             "encryption",
+            "outbound.deny`, `outbound.allow",
             "etcd.NAME",
         ] {
             assert!(reference.contains(&format!("| `{field}`")), "{field} is not described");

@@ -13,6 +13,7 @@ mod logging;
 mod observed;
 mod pki;
 mod reload;
+mod sealing;
 mod signals;
 mod signing;
 mod store;

@@ -13,6 +13,7 @@ use std::{fs, net::IpAddr, path::Path};
 use anyhow::{Context as _, Result, bail};
 use insula_api::names::TenantName;
 use insula_apiserver::{
+    OutboundNetworks,
     encryption::EncryptionFile,
     identity::{MASTERS, NODES},
     pki::{Authority, Pair, write_private},
@@ -122,6 +123,7 @@ fn server(options: &cli::PkiServer) -> Result<()> {
         audit: None,
         static_tokens: None,
         encryption: Some(ENCRYPTION.into()),
+        outbound: OutboundNetworks::default(),
         serve: match options.serve.as_slice() {
             [] => Serve::All,
             [one] if one == "all" => Serve::All,

@@ -10,7 +10,6 @@ use anyhow::{Context as _, Result, bail};
 use insula_api::names::TenantName;
 use insula_apiserver::{
     Server,
-    encryption::EncryptionFile,
     error::chain,
     identity::{Identity, MASTERS, NODES},
     pki::{Authority, write_private},
@@ -29,6 +28,7 @@ use crate::{
     kubeconfig,
     pki::ENCRYPTION,
     reload::{self, Group},
+    sealing::Sealing,
     signals::run_until_signalled,
     signing::Signing,
     store,
@@ -83,7 +83,7 @@ async fn cloud(options: &cli::Up, shutdown: CancellationToken) -> Result<()> {
     );
     partitions.etcd = store::logins(storage)?;
     let encryption = directory.pki().join(ENCRYPTION);
-    partitions.vault = EncryptionFile::open_or_create(&encryption)?.vault()?;
+    let sealing = Sealing::own(&encryption, options.accept_lost_keys)?;
     let keys = Arc::new(Keys::open_or_create(&directory.pki().join("sa.key"))?);
     let static_tokens = apiserver::static_tokens(options.token_auth_file.as_deref())?;
     let running = Running::start(
@@ -95,6 +95,8 @@ async fn cloud(options: &cli::Up, shutdown: CancellationToken) -> Result<()> {
             advertise: SocketAddr::new(address, port).to_string(),
             partitions,
             audit: options.audit.log().as_ref().map(crate::config::AuditLog::open).transpose()?,
+            outbound: options.outbound.networks(),
+            sealing,
             seeds: None,
         },
         &shutdown,

@@ -216,12 +216,30 @@ fn a_key_that_is_missing_is_named_and_nothing_else_breaks() {
     let (acme, globex) = cloud.tenants();
     fill(&acme);
     acme.ok(&["create", "secret", "generic", "other", "--from-literal=a=b"]);
+    // What is to go though nobody can read it: with its namespace, and with its owner.
+    acme.ok(&["create", "namespace", "doomed"]);
+    acme.ok(&["create", "secret", "generic", "in", "-n", "doomed", "--from-literal=a=b"]);
+    let owner = acme.ok(&["get", "configmap", "open", "-o", "jsonpath={.metadata.uid}"]);
+    let owned = format!(
+        r#"{{"apiVersion":"v1","kind":"Secret","metadata":{{"name":"owned","ownerReferences":[{{"apiVersion":"v1","kind":"ConfigMap","name":"open","uid":"{owner}"}}]}}}}"#
+    );
+    assert!(acme.feed(&["create", "-f", "-"], &owned).status.success());
     let id = keys(&cloud, &["list", "--encryption"]);
     let id = id.split('\t').next().unwrap();
     cloud.terminate();
     let (file, aside) = (cloud.path("pki/encryption.yaml"), cloud.path("pki/aside.yaml"));
     fs::rename(&file, &aside).unwrap();
-    cloud.again();
+    // Neither without a file nor with one that has other keys.
+    let other = configuration(&[STANDARD.encode([7; 32])], "secrets", true);
+    for text in [None, Some(other)] {
+        if let Some(text) = text {
+            fs::write(&file, text).unwrap();
+        }
+        let said = cloud.refuses(&[]);
+        assert!(said.contains(id) && said.contains("--accept-lost-keys"), "{said}");
+    }
+    fs::remove_file(&file).unwrap();
+    cloud.again_with(&["--accept-lost-keys"]);
     for args in [&["get", "secret", "made"][..], &["get", "secrets"], &["get", "secrets", "-A"]] {
         let said = acme.fails(args);
         assert!(said.contains(id) && said.contains("put that key back"), "{said}");
@@ -238,6 +256,12 @@ fn a_key_that_is_missing_is_named_and_nothing_else_breaks() {
     assert!(keys(&cloud, &["status"]).contains("lost: "));
     // It may go, though nobody can read it.
     acme.ok(&["delete", "secret", "other", "--wait=false"]);
+    acme.ok(&["delete", "namespace", "doomed", "--timeout=120s"]);
+    acme.ok(&["delete", "configmap", "open"]);
+    eventually("the owned secret is collected", || {
+        texts(&acme.run(&["get", "secret", "owned"])).1.contains("not found")
+    });
+    acme.ok(&["create", "configmap", "open", &format!("--from-literal=a={OPEN}")]);
     // Beside the new one, which has sealed something meanwhile.
     let both = [secret_of(&file), secret_of(&aside)];
     fs::write(&file, configuration(&both, "secrets", true)).unwrap();

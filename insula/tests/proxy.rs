@@ -6,7 +6,7 @@ mod harness;
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, TcpListener, TcpStream},
     thread,
 };
 
@@ -52,11 +52,8 @@ fn serve(stream: TcpStream) -> std::io::Result<()> {
     stream.write_all(format!("{head}\r\nContent-Length: {}\r\n\r\n{text}", text.len()).as_bytes())
 }
 
-#[test]
-fn what_pods_and_services_serve_is_reached_through_the_server() {
-    let cloud = Cloud::without_node();
-    let (acme, globex) = cloud.tenants();
-    let address = own_address();
+/// Serves on a free port.
+fn listen(address: IpAddr) -> u16 {
     let listener = TcpListener::bind((address, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
@@ -65,6 +62,15 @@ fn what_pods_and_services_serve_is_reached_through_the_server() {
             thread::spawn(move || serve(stream));
         }
     });
+    port
+}
+
+#[test]
+fn what_pods_and_services_serve_is_reached_through_the_server() {
+    let mut cloud = Cloud::without_node();
+    let (acme, globex) = cloud.tenants();
+    let address = own_address();
+    let port = listen(address);
     let manifests = format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\n\
          spec: {{containers: [{{name: c, image: i, ports: [{{containerPort: {port}}}]}}]}}\n\
@@ -151,4 +157,16 @@ fn what_pods_and_services_serve_is_reached_through_the_server() {
     let denied = globex.fails(&["get", "--raw", &format!("/tenants/acme{base}/pods/p/proxy/")]);
     assert!(denied.contains("Forbidden"), "{denied}");
     assert_eq!(acme.curl("/api/v1/nodes/n/proxy/", &[]).0, 403);
+
+    // An administrator closes one network and opens another.
+    let local = listen(Ipv4Addr::LOCALHOST.into());
+    cloud.terminate();
+    let closed = format!("{address}/32");
+    // The server itself is at this host: its own address has to be named whole.
+    cloud.again_with(&["--outbound-deny", &closed, "--outbound-allow", "127.0.0.0/8,127.0.0.1/32"]);
+    for path in ["pods/p/proxy/".to_owned(), "services/s:web/proxy/".to_owned()] {
+        let (code, _, body) = acme.curl(&format!("{base}/{path}"), &[]);
+        assert!(code == 400 && body.contains("address not allowed"), "{path}: {code} {body}");
+    }
+    assert_eq!(acme.curl(&format!("{base}/pods/local:{local}/proxy/"), &[]).0, 418);
 }

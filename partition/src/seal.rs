@@ -39,6 +39,6 @@ pub(crate) use self::{
 pub use self::{
     form::parts,
     key::{ClusterKey, SealError},
-    pass::{Standing, pass, standing},
+    pass::{Standing, lacking, pass, standing},
     vault::{Settings, Vault},
 };

@@ -4,7 +4,7 @@
 
 use std::{ops::Bound, sync::Arc};
 
-use imbl::OrdMap;
+use imbl::{OrdMap, ordmap::DiffItem};
 
 use crate::{
     fences::Fences,
@@ -93,6 +93,22 @@ impl Snapshot {
         self.entries
             .range::<_, str>((Bound::Included(from), Bound::Unbounded))
             .take_while(move |(key, _)| key.starts_with(prefix))
+    }
+
+    /// Entries that came or changed since `older`, an earlier view of the same collection; all, if
+    /// there is none. Costs what has changed, not what there is. What a move hides is left out.
+    pub fn changed_since<'a>(
+        &'a self,
+        older: Option<&'a Self>,
+    ) -> impl Iterator<Item = (&'a Arc<str>, &'a Entry)> + 'a {
+        let all = older.is_none().then(|| self.entries.iter()).into_iter().flatten();
+        let differs = older.map(|older| older.entries.diff(&self.entries)).into_iter().flatten();
+        let changed = differs.filter_map(|it| match it {
+            DiffItem::Add(key, entry) => Some((key, entry)),
+            DiffItem::Update { new, .. } => Some(new),
+            DiffItem::Remove(..) => None,
+        });
+        all.chain(changed).filter(|(key, _)| self.shows(key))
     }
 
     /// Whether both views hold the very same entries, told by identity: what was derived from one

@@ -4,14 +4,20 @@
 //! and by each tenant its own. Packed they take a tenth, now and in the history.
 //! LZ4 (block format), because packing is done where all writes of a partition pass.
 //!
+//! What many tenants have alike is packed too, against the value of one of them (`alike.rs`).
+//!
 //! What is sealed lies sealed, and is opened for whoever looks at it ([`crate::seal`]). Whatever
 //! puts a value on a disk or on the wire takes it as it is stored, see `Text::stored`.
+
+mod alike;
 
 use std::{borrow::Cow, sync::Arc};
 
 use bytes::Bytes;
 use lz4_flex::block;
 
+use self::alike::Alike;
+pub(crate) use self::alike::Templates;
 use crate::{seal::Shut, store::StoreError};
 
 /// Values from this length on are packed, in bytes.
@@ -36,12 +42,13 @@ enum Costly {
         /// Of what it was made of.
         length: u32,
     },
+    Alike(Arc<Alike>),
     Sealed(Arc<Shut>),
 }
 
 impl Text {
     /// A value that will lie there for a while.
-    pub(crate) fn kept(value: Bytes) -> Self {
+    fn kept(value: Bytes) -> Self {
         let Some(length) = u32::try_from(value.len()).ok().filter(|_| LONG <= value.len()) else {
             return value.into();
         };
@@ -50,6 +57,11 @@ impl Text {
             true => Self(Form::Costly(Costly::Packed { bytes: packed.into(), length })),
             false => value.into(),
         }
+    }
+
+    /// A value that differs little from another.
+    fn alike(it: Arc<Alike>) -> Self {
+        Self(Form::Costly(Costly::Alike(it)))
     }
 
     /// A sealed value.
@@ -63,6 +75,7 @@ impl Text {
         match &self.0 {
             Form::Plain(bytes) => Cow::Borrowed(bytes),
             Form::Costly(Costly::Packed { bytes, length }) => Cow::Owned(unpack(bytes, *length)),
+            Form::Costly(Costly::Alike(it)) => Cow::Owned(sound(it.bytes())),
             Form::Costly(Costly::Sealed(it)) => Cow::Owned(it.open().unwrap_or_default()),
         }
     }
@@ -71,6 +84,7 @@ impl Text {
         match self.0 {
             Form::Plain(bytes) => bytes,
             Form::Costly(Costly::Packed { bytes, length }) => unpack(&bytes, length),
+            Form::Costly(Costly::Alike(it)) => sound(it.bytes()),
             Form::Costly(Costly::Sealed(it)) => it.open().unwrap_or_default(),
         }
     }
@@ -113,6 +127,7 @@ impl Text {
         match &self.0 {
             Form::Plain(bytes) => bytes.len(),
             Form::Costly(Costly::Packed { length, .. }) => *length as usize,
+            Form::Costly(Costly::Alike(it)) => it.length as usize,
             Form::Costly(Costly::Sealed(it)) => it.stored().len(),
         }
     }
@@ -124,6 +139,23 @@ impl Text {
     /// Whether looking at it costs something.
     pub fn is_packed(&self) -> bool {
         !matches!(self.0, Form::Plain(_))
+    }
+
+    /// Whether it lies as what differs from another.
+    pub(crate) fn is_alike(&self) -> bool {
+        matches!(self.0, Form::Costly(Costly::Alike(_)))
+    }
+
+    /// Where it lies, and how long it is: while somebody holds it, nothing else has the same. Nothing
+    /// for what is sealed, whose text is nobody's to keep.
+    pub fn place(&self) -> Option<(usize, usize)> {
+        let at = match &self.0 {
+            Form::Plain(bytes) => bytes.as_ptr().addr(),
+            Form::Costly(Costly::Packed { bytes, .. }) => bytes.as_ptr().addr(),
+            Form::Costly(Costly::Alike(it)) => Arc::as_ptr(it).addr(),
+            Form::Costly(Costly::Sealed(_)) => return None,
+        };
+        Some((at, self.len()))
     }
 
     /// Whether it is sealed.
@@ -144,20 +176,23 @@ impl Text {
         match &self.0 {
             Form::Plain(bytes) => bytes.len(),
             Form::Costly(Costly::Packed { bytes, .. }) => bytes.len(),
+            Form::Costly(Costly::Alike(it)) => it.held(),
             Form::Costly(Costly::Sealed(it)) => it.stored().len() + size_of::<Shut>(),
         }
     }
 }
 
 fn unpack(bytes: &[u8], length: u32) -> Bytes {
-    match block::decompress(bytes, length as usize) {
-        Ok(value) => value.into(),
-        // It was packed by this very process and nobody can change it: memory is broken.
-        Err(error) => {
-            tracing::error!(%error, "a packed value is damaged in memory");
-            Bytes::new()
-        }
-    }
+    sound(block::decompress(bytes, length as usize).map(Bytes::from).ok())
+}
+
+/// What was unpacked. It was packed by this very process and nobody can change it: if that fails,
+/// memory is broken.
+fn sound(value: Option<Bytes>) -> Bytes {
+    value.unwrap_or_else(|| {
+        tracing::error!("a packed value is damaged in memory");
+        Bytes::new()
+    })
 }
 
 impl From<Bytes> for Text {

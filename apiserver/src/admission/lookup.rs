@@ -43,7 +43,7 @@ impl Server {
             // It may have been made by another server a moment ago.
             found = store.read(&served.collection, ReadAt::Latest).await?.get(&key).cloned();
         }
-        found.map(|it| self.parsed.of(&it.value.bytes()).map_err(ApiError::internal)).transpose()
+        found.map(|it| self.parsed.of(&it.value).map_err(ApiError::internal)).transpose()
     }
 }
 
@@ -87,7 +87,7 @@ impl Admission<'_> {
             let system = TenantName::system();
             let snapshot = self.server.at_hand(served, &system, "", ReadAt::Any).await?;
             for (_, entry) in snapshot.range(&registry::key(&system, "", ""), None) {
-                let it = self.server.parsed.of(&entry.value.bytes()).map_err(ApiError::internal)?;
+                let it = self.server.parsed.of(&entry.value).map_err(ApiError::internal)?;
                 if !classes.iter().any(|own| object::name(own) == object::name(&it)) {
                     classes.push(it);
                 }
@@ -121,7 +121,7 @@ impl Admission<'_> {
         let found = snapshot.range(&prefix, None).take(limit);
         let parsed = &self.server.parsed;
         let found: Result<_> =
-            found.map(|(_, it)| parsed.of(&it.value.bytes()).map_err(ApiError::internal)).collect();
+            found.map(|(_, it)| parsed.of(&it.value).map_err(ApiError::internal)).collect();
         Ok((found?, snapshot.range(&prefix, None).count()))
     }
 }

@@ -104,6 +104,16 @@ pub(crate) struct Rules {
     validating_policies: Policies,
 }
 
+impl Rules {
+    /// What is remembered of tenants.
+    pub(crate) fn memories(&self) -> impl Iterator<Item = &dyn crate::lately::Forgets> {
+        let hooks = [&self.mutating_webhooks, &self.validating_webhooks];
+        let policies = [&self.mutating_policies, &self.validating_policies];
+        let hooks = hooks.into_iter().map(|it| -> &dyn crate::lately::Forgets { &it.tenants });
+        hooks.chain(policies.into_iter().flat_map(Policies::memories))
+    }
+}
+
 impl Default for Rules {
     fn default() -> Self {
         Self {

@@ -22,10 +22,7 @@ pub(crate) mod local;
 mod overlay;
 mod register;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use arc_swap::ArcSwapOption;
 use insula_api::{field::FieldError, names::TenantName, object};
@@ -33,7 +30,6 @@ use insula_partition::{
     snapshot::{Entry, Snapshot},
     store::{Collection, ReadAt, Revision, Store},
 };
-use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -42,6 +38,7 @@ use crate::{
     Server, bootstrap,
     custom::compiled::Condition,
     error::{ApiError, Result},
+    lately::Lately,
     outbound::{Destination, OutboundError, Trust},
     registry::{self, Served},
     scoped::Scoped,
@@ -68,13 +65,13 @@ pub(crate) fn name_of(group: &str, version: &str) -> String {
 /// The group versions of all tenants, as far as somebody asked for them.
 #[derive(Debug)]
 pub(crate) struct Aggregation {
-    tenants: Mutex<HashMap<TenantName, Arc<OfTenant>>>,
+    pub(crate) tenants: Lately<Arc<OfTenant>>,
     turns: Turns,
 }
 
 impl Default for Aggregation {
     fn default() -> Self {
-        Self { tenants: Mutex::default(), turns: Turns::new(delegate::AT_ONCE) }
+        Self { tenants: Lately::default(), turns: Turns::new(delegate::AT_ONCE) }
     }
 }
 
@@ -272,7 +269,7 @@ impl Aggregation {
     ) -> Result<Arc<OfTenant>> {
         let (collection, store) = kept(server, tenant)?;
         let snapshot = store.read(&collection, at).await?;
-        let known = self.tenants.lock().get(tenant).cloned();
+        let known = self.tenants.get(tenant);
         if let Some(known) = &known
             && known.snapshot.as_ref().is_some_and(|it| it.is_same(&snapshot))
         {
@@ -290,11 +287,11 @@ impl Aggregation {
             services.insert(name, api);
         }
         if services.is_empty() {
-            self.tenants.lock().remove(tenant);
+            self.tenants.remove(tenant);
             return Ok(Arc::default());
         }
         let found = Arc::new(OfTenant { snapshot: Some(snapshot), services });
-        self.tenants.lock().insert(tenant.clone(), found.clone());
+        self.tenants.put(tenant, found.clone());
         Ok(found)
     }
 }

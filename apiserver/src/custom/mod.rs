@@ -45,6 +45,7 @@ use crate::{
     Server, aggregation,
     custom::compiled::{Compiled, Envelope, Interned},
     error::{ApiError, Result},
+    lately::Lately,
     openapi::Document,
     registry::{Served, Whose},
 };
@@ -64,10 +65,10 @@ pub(crate) fn holds_definitions(served: &Served) -> bool {
 /// All tenants' custom resources, as far as somebody asked for them.
 #[derive(Debug, Default)]
 pub(crate) struct Customs {
-    tenants: Mutex<HashMap<TenantName, Arc<OfTenant>>>,
+    pub(crate) tenants: Lately<Arc<OfTenant>>,
     interned: Interned,
     /// What tenants have together with what the platform shares.
-    shared: shared::Merged,
+    pub(crate) shared: shared::Merged,
     /// Tenants whose definitions have to be looked after.
     due: Mutex<BTreeSet<TenantName>>,
     asked: Notify,
@@ -164,7 +165,7 @@ impl Customs {
         let (_, store) = definitions.place(&server.partitions, tenant, "", "");
         let snapshot = store.read(&definitions.collection, at).await?;
         let revision = snapshot.revision();
-        let known = self.tenants.lock().get(tenant).cloned();
+        let known = self.tenants.get(tenant);
         if let Some(known) = &known
             && known.snapshot.as_ref().is_some_and(|it| it.is_same(&snapshot))
         {
@@ -199,12 +200,12 @@ impl Customs {
             self.ask(tenant);
         }
         if found.installed.is_empty() {
-            self.tenants.lock().remove(tenant);
+            self.tenants.remove(tenant);
             return Ok((Arc::new(found), revision));
         }
         found.snapshot = Some(snapshot);
         let found = Arc::new(found);
-        self.tenants.lock().insert(tenant.clone(), found.clone());
+        self.tenants.put(tenant, found.clone());
         Ok((found, revision))
     }
 

@@ -7,7 +7,7 @@
 //!
 //! Definitions that a webhook converts are not shared: whose webhook would it be?
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use insula_api::{names::TenantName, object};
 use insula_partition::store::{Collection, ReadAt};
@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::{Installed, OfTenant, cleanup};
-use crate::{Server, error::Result};
+use crate::{Server, error::Result, lately::Lately};
 
 /// Labels that share a definition. The second is what users of Arktos know.
 pub(crate) const LABELS: [(&str, &str); 2] =
@@ -25,14 +25,14 @@ pub(crate) const LABELS: [(&str, &str); 2] =
 #[derive(Debug, Default)]
 pub(crate) struct Merged {
     /// Of tenants that have definitions of their own.
-    tenants: Mutex<HashMap<TenantName, Made>>,
+    pub(crate) tenants: Lately<Made>,
     /// Of all others.
     bare: Mutex<Option<Made>>,
 }
 
 /// What it was made of, and what it is.
 #[derive(Debug, Clone)]
-struct Made {
+pub(crate) struct Made {
     own: Arc<OfTenant>,
     platform: Arc<OfTenant>,
     all: Arc<OfTenant>,
@@ -68,7 +68,7 @@ impl Merged {
         let is_bare = own.installed.is_empty();
         if !platform.has_shared {
             if !is_bare {
-                self.tenants.lock().remove(tenant);
+                self.tenants.remove(tenant);
             }
             return own;
         }
@@ -80,8 +80,7 @@ impl Merged {
             }
             return bare.insert(Made::new(own, platform.clone())).all.clone();
         }
-        let mut tenants = self.tenants.lock();
-        if let Some(known) = tenants.get(tenant)
+        if let Some(known) = self.tenants.get(tenant)
             && Arc::ptr_eq(&known.own, &own)
             && Arc::ptr_eq(&known.platform, platform)
         {
@@ -89,7 +88,7 @@ impl Merged {
         }
         let made = Made::new(own, platform.clone());
         let all = made.all.clone();
-        tenants.insert(tenant.clone(), made);
+        self.tenants.put(tenant, made);
         all
     }
 }

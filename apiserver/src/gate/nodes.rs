@@ -197,7 +197,7 @@ impl Server {
         let (_, store) = served.place(&self.partitions, tenant, namespace, name);
         let snapshot = store.read(&served.collection, ReadAt::Any).await?;
         let found = snapshot.get(&registry::key(tenant, namespace, name));
-        found.map(|it| self.parsed.of(&it.value.bytes()).map_err(ApiError::internal)).transpose()
+        found.map(|it| self.parsed.of(&it.value).map_err(ApiError::internal)).transpose()
     }
 }
 

@@ -14,6 +14,8 @@ pub(super) struct Stored {
     partitions: Vec<(String, StoreStats)>,
     /// Objects of built-in resources, in all partitions together.
     objects: BTreeMap<(String, String), u64>,
+    /// Tenants of which something is remembered that was made of their objects.
+    remembered: usize,
 }
 
 impl Stored {
@@ -37,7 +39,8 @@ impl Stored {
                 *objects.entry(key).or_default() += snapshot.len() as u64;
             }
         }
-        Self { partitions, objects }
+        let remembered = server.memories().iter().map(|it| it.len()).max().unwrap_or_default();
+        Self { partitions, objects, remembered }
     }
 }
 
@@ -59,6 +62,8 @@ impl Collector for Stored {
             };
             family.number(&[("resource", &resource)], *count)?;
         }
+        let help = "Tenants that asked lately, and of which compiled rules are remembered";
+        writer.gauges("insula_tenants_remembered", help)?.number(&[], self.remembered as u64)?;
         let each = |stats: fn(&StoreStats) -> u64| {
             self.partitions.iter().map(move |(name, it)| (name, stats(it)))
         };

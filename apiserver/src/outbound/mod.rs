@@ -3,17 +3,19 @@
 //! A tenant decides where the server connects to, so it is bounded whom it can reach, how much
 //! may be answered, how many connections it holds and how many requests it has under way: only
 //! TLS with a certificate that the tenant (or the machine) trusts, no address that means this
-//! host or its link, no certificate of ours but that of the tenant's own front proxy.
+//! host, its link, a server or what an administrator closes ([`networks`]), no certificate of ours
+//! but that of the tenant's own front proxy.
 //!
 //! A request is a [`Destination`], resolved to a [`Place`] ([`resolve`]) and sent over a
 //! connection that trusts what [`Trust`] says ([`pool`]). What a webhook answers is collected, up
 //! to a limit; what an extension server answers goes on to the client as it comes.
 
+mod networks;
 mod pool;
 mod resolve;
 mod tls;
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -22,8 +24,9 @@ use hyper::body::Incoming;
 use insula_api::names::TenantName;
 use insula_custom::definition::ClientConfig;
 
+pub use self::networks::OutboundNetworks;
 use self::pool::Pool;
-pub(crate) use self::{pool::dial, tls::Trust};
+pub(crate) use self::{networks::Bounds, pool::dial, tls::Trust};
 use crate::{
     Server,
     body::{Body, full},
@@ -142,11 +145,12 @@ impl Place {
 pub(crate) struct Outbound {
     pool: Arc<Pool>,
     turns: Turns,
+    networks: OutboundNetworks,
 }
 
-impl Default for Outbound {
-    fn default() -> Self {
-        Self { pool: Arc::default(), turns: Turns::new(AT_ONCE) }
+impl Outbound {
+    pub(crate) fn new(networks: OutboundNetworks) -> Self {
+        Self { pool: Arc::default(), turns: Turns::new(AT_ONCE), networks }
     }
 }
 
@@ -160,7 +164,8 @@ impl Server {
         trust: &Trust,
         request: Request<Body>,
     ) -> Result<Response<Incoming>, OutboundError> {
-        self.outbound.pool.send(tenant, place, trust, request).await
+        let bounds = self.outbound_bounds(tenant);
+        self.outbound.pool.send((tenant, &bounds), place, trust, request).await
     }
 
     /// Sends `request`, whose URI is only a path, and waits for the answer, whose body may have
@@ -185,41 +190,5 @@ impl Server {
             }
         })?;
         Ok(Response::from_parts(head, body.to_bytes()))
-    }
-}
-
-/// Who may be reached for a tenant: not this host, nor what only this link can reach.
-pub(crate) fn is_open(tenant: &TenantName, ip: IpAddr) -> bool {
-    let ip = ip.to_canonical();
-    let is_local = match ip {
-        IpAddr::V4(it) => it.is_link_local() || it.is_broadcast(),
-        IpAddr::V6(it) => it.is_unicast_link_local(),
-    };
-    tenant.is_system()
-        || !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || is_local)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tenants_do_not_reach_this_host() {
-        let acme = TenantName::parse("acme").unwrap();
-        for closed in [
-            "127.0.0.1",
-            "0.0.0.0",
-            "::1",
-            "169.254.169.254",
-            "fe80::1",
-            "::ffff:127.0.0.1",
-            "224.0.0.1",
-        ] {
-            assert!(!is_open(&acme, closed.parse().unwrap()), "{closed}");
-        }
-        for open in ["10.0.0.1", "192.0.2.1", "2001:db8::1"] {
-            assert!(is_open(&acme, open.parse().unwrap()), "{open}");
-        }
-        assert!(is_open(&TenantName::system(), "127.0.0.1".parse().unwrap()));
     }
 }

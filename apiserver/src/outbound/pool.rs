@@ -16,7 +16,7 @@ use rustls_pki_types::ServerName;
 use tokio::{net::TcpStream, time::Instant};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::{CONNECT, OutboundError, Place, Trust, is_open, tls::told};
+use super::{Bounds, CONNECT, OutboundError, Place, Trust, tls::told};
 use crate::body::Body;
 
 /// How long a connection is kept that nobody uses.
@@ -90,7 +90,7 @@ impl Pool {
     /// Sends over a kept connection, or a new one.
     pub(super) async fn send(
         self: &Arc<Self>,
-        tenant: &TenantName,
+        (tenant, bounds): (&TenantName, &Bounds<'_>),
         place: &Place,
         trust: &Trust,
         mut request: Request<Body>,
@@ -123,7 +123,7 @@ impl Pool {
                 },
             }
         }
-        let (address, stream) = connect(tenant, place, trust).await?;
+        let (address, stream) = connect(bounds, place, trust).await?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|_| OutboundError::Broken)?;
         // It ends with its sender, or when the other end closes it.
@@ -156,14 +156,14 @@ impl Pool {
 
 /// Connects to the first address that takes it, and proves who it is.
 async fn connect(
-    tenant: &TenantName,
+    bounds: &Bounds<'_>,
     place: &Place,
     trust: &Trust,
 ) -> Result<(String, TlsStream<TcpStream>), OutboundError> {
     let name = ServerName::try_from(place.host.clone()).map_err(|_| OutboundError::Url)?;
     let mut failed = None;
     for address in &place.addresses {
-        match dial(tenant, address).await {
+        match dial(bounds, address).await {
             Ok((_, stream)) => {
                 let connector = TlsConnector::from(trust.config());
                 let stream = connector.connect(name, stream).await;
@@ -179,16 +179,16 @@ async fn connect(
     Err(failed.unwrap_or_else(|| OutboundError::NoHost(place.host.clone())))
 }
 
-/// Connects to `address`, a host and a port, for a tenant, if the tenant may reach it.
+/// Connects to `address`, a host and a port, if it is within `bounds`.
 pub(crate) async fn dial(
-    tenant: &TenantName,
+    bounds: &Bounds<'_>,
     address: &str,
 ) -> Result<(SocketAddr, TcpStream), OutboundError> {
     let mut failed = OutboundError::NoHost(address.to_owned());
     let found = tokio::net::lookup_host(address).await;
     for at in found.map_err(|_| OutboundError::NoHost(address.to_owned()))? {
         // What was looked up is what is connected to: no second look at the name.
-        if !is_open(tenant, at.ip()) {
+        if !bounds.is_open(at.ip()) {
             failed = OutboundError::Forbidden { at: at.to_string() };
             continue;
         }

@@ -228,7 +228,7 @@ impl Shown {
                 if rows.len() == SHOWN {
                     break;
                 }
-                let Ok(quota) = server.parsed.of(&entry.value.bytes()) else { continue };
+                let Ok(quota) = server.parsed.of(&entry.value) else { continue };
                 let hard = hard(&quota);
                 let Some(tenants) = store.tenants() else { break };
                 let mut used = tenants.amounts(tenant.as_str(), None, &names(&hard, PLATFORM));

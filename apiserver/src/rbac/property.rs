@@ -1,6 +1,9 @@
 //! The evaluator against a plain model: loops over what was written, as upstream's words say it.
 
-use insula_partition::{snapshot::Entry, store::Revision};
+use insula_partition::{
+    snapshot::Entry,
+    store::{Collection, Revision},
+};
 use proptest::{collection::vec, option, prelude::*, sample::select, test_runner::Config};
 
 use super::*;

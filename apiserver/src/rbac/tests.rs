@@ -1,4 +1,7 @@
-use insula_partition::{snapshot::Entry, store::Revision};
+use insula_partition::{
+    snapshot::Entry,
+    store::{Collection, Revision},
+};
 
 use super::*;
 

@@ -5,6 +5,7 @@
 //! the partition map keeps for it. It runs before the last finalizer goes, so a server that dies
 //! half-way leaves a tenant that still is ending, and once more when the tenant is gone.
 
+use futures::future::join_all;
 use insula_api::{kinds::TENANT_FINALIZER, names::TenantName, object};
 use insula_partition::{
     moves::MoveError,
@@ -17,6 +18,9 @@ use crate::{
     error::{ApiError, Result},
     registry,
 };
+
+/// Deletes that are under way at once.
+const AT_ONCE: usize = 64;
 
 /// Whether a change of a Tenant lets it go.
 pub(crate) fn lets_go(new: &Value, old: &Value) -> bool {
@@ -49,14 +53,22 @@ pub(crate) async fn sweep(server: &Server, tenant: &TenantName) -> Result<()> {
     let mut count = 0_usize;
     for collection in store.collections().await? {
         let snapshot = store.read(&collection, ReadAt::Latest).await?;
-        for (key, _) in snapshot.range(&prefix, None) {
-            let write =
-                Write::durable(collection.clone(), key.clone(), Expect::Present, Change::Delete);
-            match store.write(write).await {
-                Ok(_) => count += 1,
-                // Somebody else was faster.
-                Err(StoreError::Conflict { .. }) => (),
-                Err(error) => return Err(error.into()),
+        let keys: Vec<_> = snapshot.range(&prefix, None).map(|(key, _)| key.clone()).collect();
+        // Many share a flush of the disk.
+        for keys in keys.chunks(AT_ONCE) {
+            let mut writes = Vec::with_capacity(keys.len());
+            for key in keys {
+                let (collection, key) = (collection.clone(), key.clone());
+                let write = Write::durable(collection, key, Expect::Present, Change::Delete);
+                writes.push(store.write(write));
+            }
+            for done in join_all(writes).await {
+                match done {
+                    Ok(_) => count += 1,
+                    // Somebody else was faster.
+                    Err(StoreError::Conflict { .. }) => (),
+                    Err(error) => return Err(error.into()),
+                }
             }
         }
     }

@@ -6,7 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 const DOCUMENT: &str = include_str!("../../../docs/security.md");
-const ROLES: &str = include_str!("../../../api/tables/default-rbac.tsv");
+const ROLES: [&str; 2] = [
+    include_str!("../../../api/tables/default-rbac.tsv"),
+    include_str!("../../../api/tables/insula-rbac.tsv"),
+];
 
 /// See the module.
 pub(crate) struct Model {
@@ -217,7 +220,8 @@ fn roles() -> Roles {
     let mut roles = Roles::new();
     // Which label a role gathers, and which ones it has.
     let (mut gathers, mut labels) = (BTreeMap::new(), BTreeMap::new());
-    for line in ROLES.lines().filter(|it| it.starts_with("ClusterRole\t")) {
+    let lines = ROLES.iter().flat_map(|it| it.lines());
+    for line in lines.filter(|it| it.starts_with("ClusterRole\t")) {
         let mut columns: Vec<&str> = line.split('\t').collect();
         columns.resize(9, "");
         let [_, _, name, has, groups, resources, names, _, verbs] = columns[..] else { panic!() };

@@ -50,6 +50,7 @@ impl Backend {
             node_tls: Tls::client(authority.certificate(), &pair).unwrap(),
             advertise: "127.0.0.1:6443".to_owned(),
             services: ServiceRanges::default(),
+            outbound: insula_apiserver::OutboundNetworks::default(),
             peers: None,
             audit: None,
             shutdown: shutdown.clone(),

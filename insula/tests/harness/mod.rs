@@ -223,6 +223,17 @@ impl Cloud {
         self.again();
     }
 
+    /// Tries to start again, with more arguments; returns what it says when it does not.
+    #[track_caller]
+    pub(crate) fn refuses(&self, more: &[&str]) -> String {
+        let mut command = insula();
+        command.arg("up").arg("--data-dir").arg(self.data_dir());
+        command.args(["--listen", "127.0.0.1:0", "--without", "node"]).args(more);
+        let out = command.output().unwrap();
+        assert!(!out.status.success(), "it started");
+        String::from_utf8(out.stderr).unwrap()
+    }
+
     /// The process's resident memory, in bytes.
     pub(crate) fn memory(&self) -> u64 {
         let id = self.child.as_ref().unwrap().id();

@@ -14,7 +14,7 @@ use crate::{
     snapshot::Entry,
     state::Image,
     store::{Collection, Revision},
-    text::Text,
+    text::Templates,
 };
 
 /// Appends one row.
@@ -30,11 +30,12 @@ pub(crate) fn put_row(out: &mut Vec<u8>, collection: &Collection, key: &str, ent
 pub(crate) struct Builder {
     revision: Revision,
     collections: Vec<(Collection, OrdMap<Arc<str>, Entry>)>,
+    templates: Templates,
 }
 
 impl Builder {
     pub(crate) fn new(revision: Revision) -> Self {
-        Self { revision, collections: Vec::new() }
+        Self { revision, collections: Vec::new(), templates: Templates::new() }
     }
 
     pub(crate) fn add(&mut self, collection: &str, key: &str, entry: Entry) {
@@ -52,7 +53,8 @@ impl Builder {
         while !reader.is_empty() {
             let (collection, key) = (reader.text()?, reader.text()?);
             let modified = Revision(reader.u64()?);
-            let value = Text::kept(Bytes::copy_from_slice(reader.bytes()?));
+            let value = Bytes::copy_from_slice(reader.bytes()?);
+            let value = self.templates.keep(collection, key, value);
             self.add(collection, key, Entry { value, modified });
         }
         Some(())

@@ -24,7 +24,7 @@ use crate::{
     snapshot::Entry,
     state::{Image, State},
     store::Collection,
-    text::Text,
+    text::Templates,
     value,
 };
 
@@ -258,6 +258,7 @@ pub(super) async fn load(client: &Client, keys: &Keys) -> Result<Loaded, FollowE
     let mut from = keys.prefix().as_bytes().to_vec();
     let (mut at, mut limit) = (0, PAGE);
     let mut collections: BTreeMap<Collection, OrdMap<Arc<str>, Entry>> = BTreeMap::new();
+    let mut templates = Templates::new();
     loop {
         let options = GetOptions::new().with_range(end.clone()).with_limit(limit).with_revision(at);
         let page = match tokio::time::timeout(ANSWER, kv.get(from.clone(), Some(options))).await {
@@ -285,8 +286,10 @@ pub(super) async fn load(client: &Client, keys: &Keys) -> Result<Loaded, FollowE
                 offsets = Offsets::parse(kv.value(), kv.mod_revision())?;
             }
             if let Some((collection, key)) = keys.split(kv.key()) {
+                let Entry { value, modified } = entry(kv, &offsets);
+                let value = templates.keep(collection, key, value.into_bytes());
                 let entries = collections.entry(Collection::of(collection)).or_default();
-                entries.insert(key.into(), entry(kv, &offsets));
+                entries.insert(key.into(), Entry { value, modified });
             }
         }
         match page.kvs().last() {
@@ -306,7 +309,7 @@ pub(super) async fn load(client: &Client, keys: &Keys) -> Result<Loaded, FollowE
 pub(super) fn entry(kv: &KeyValue, offsets: &Offsets) -> Entry {
     let modified = offsets.shown(kv.mod_revision());
     let value = value::own_with_revision(kv.value(), modified);
-    Entry { value: Text::kept(value), modified }
+    Entry { value: value.into(), modified }
 }
 
 /// `bytes` with its last byte one higher: the end of all keys that begin with `prefix`, which

@@ -64,6 +64,24 @@ impl Standing {
     }
 }
 
+/// The cluster keys that `vault` lacks and that data keys of a partition are wrapped with, each with
+/// the number of those; as far as this process knows the partition.
+pub async fn lacking(
+    store: &dyn Store,
+    vault: &Vault,
+) -> Result<BTreeMap<String, u64>, StoreError> {
+    let documents = store.read(&documents(), ReadAt::Any).await?;
+    let settings = vault.settings();
+    let mut lacking = BTreeMap::new();
+    for (key, entry) in documents.range("", None) {
+        let Ok(keys) = DataKeys::parse(tenant_of(key), &entry.value.stored()) else { continue };
+        for data_key in keys.0.iter().filter(|it| settings.by_id(&it.by).is_none()) {
+            *lacking.entry(data_key.by.clone()).or_default() += 1;
+        }
+    }
+    Ok(lacking)
+}
+
 /// What is to be done with a value.
 enum Value {
     /// It is as it should be.

@@ -20,7 +20,7 @@ use crate::{
     seal::{Bunch, is_document, is_sealed},
     snapshot::Entry,
     store::{Collection, Committed, Expect, Revision, StoreError},
-    text::Text,
+    text::{Templates, Text},
     value,
     watch::Event,
 };
@@ -48,6 +48,7 @@ pub(crate) struct Contents {
     fence_shelf: usize,
     /// What opens values that are sealed.
     bunch: Arc<Bunch>,
+    templates: Templates,
 }
 
 /// One collection: its live values and its recent changes.
@@ -90,6 +91,7 @@ impl Contents {
             fences: Fences::none(),
             fence_shelf: 0,
             bunch,
+            templates: Templates::new(),
         };
         contents.fence_shelf = contents.shelf(fences::FENCES);
         contents.fill(image);
@@ -303,8 +305,9 @@ impl Contents {
         value: &[u8],
         revision: Revision,
     ) -> Option<Arc<Event>> {
-        let value = self.kept(shelf, key, value::own_with_revision(value, revision));
-        let entry = Entry { value, modified: revision };
+        let value = value::own_with_revision(value, revision);
+        let fresh = value.clone();
+        let entry = Entry { value: self.kept(shelf, key, value), modified: revision };
         let entries = &mut self.shelves[shelf].entries;
         let (key, previous) = match entries.get_key_value_mut(key) {
             Some((key, slot)) => (key.clone(), Some(std::mem::replace(slot, entry.clone()))),
@@ -315,6 +318,11 @@ impl Contents {
             }
         };
         self.count(shelf, &key, &entry, previous.as_ref());
+        // Whoever follows gets it now, and then it goes: not worth unpacking what was at hand.
+        let entry = match entry.value.is_alike() {
+            true => Entry { value: fresh.into(), ..entry },
+            false => entry,
+        };
         Some(self.record(shelf, Event { revision, key, entry, previous, deleted: false }))
     }
 
@@ -325,16 +333,21 @@ impl Contents {
         let collection = self.shelves[shelf].collection.as_str();
         self.tallies.change(collection, &key, None, Some(&previous));
         let value = value::with_revision(&previous.value.stored(), revision);
-        let entry = Entry { value: self.kept(shelf, &key, value), modified: revision };
+        let value = match previous.value.is_alike() {
+            true => value.into(),
+            false => self.kept(shelf, &key, value),
+        };
+        let entry = Entry { value, modified: revision };
         let previous = Some(previous);
         Some(self.record(shelf, Event { revision, key, entry, previous, deleted: true }))
     }
 
     /// What will lie there for a while.
-    fn kept(&self, shelf: usize, key: &str, value: Bytes) -> Text {
+    fn kept(&mut self, shelf: usize, key: &str, value: Bytes) -> Text {
+        let collection = &self.shelves[shelf].collection;
         match is_sealed(&value) {
-            true => self.bunch.keep(&self.shelves[shelf].collection, key, value),
-            false => Text::kept(value),
+            true => self.bunch.keep(collection, key, value),
+            false => self.templates.keep(collection.as_str(), key, value),
         }
     }
 

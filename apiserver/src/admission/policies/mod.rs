@@ -27,7 +27,7 @@ use super::{
         scope::{Judge, NOTHING, Scope},
     },
 };
-use crate::error::Result;
+use crate::{error::Result, lately::Forgets};
 
 /// Policies and bindings of one kind, of all tenants.
 #[derive(Debug)]
@@ -42,6 +42,10 @@ impl Policies {
             policies: Compiled::new(RULES, policies, compile),
             bindings: Compiled::new(RULES, bindings, compile_binding),
         }
+    }
+
+    pub(super) fn memories(&self) -> [&dyn Forgets; 2] {
+        [&self.policies.tenants, &self.bindings.tenants]
     }
 
     /// Those of the tenant that may be about this request.

@@ -4,23 +4,19 @@
 //! the moment: whoever made one finds it in force with the next request. A tenant without any
 //! keeps nothing here and pays one look into an ordered map.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, sync::Arc};
 
 use insula_api::{names::TenantName, object};
 use insula_partition::{
     snapshot::Snapshot,
     store::{ReadAt, Revision},
 };
-use parking_lot::Mutex;
 use serde_json::Value;
 
 use crate::{
     Server,
     error::{ApiError, Result},
+    lately::Lately,
     registry,
 };
 
@@ -41,26 +37,28 @@ pub(crate) struct Compiled<T> {
     group: &'static str,
     resource: &'static str,
     compile: Compile<T>,
-    tenants: Mutex<HashMap<TenantName, Known<T>>>,
+    pub(crate) tenants: Lately<Known<T>>,
 }
 
 /// How an object is compiled.
 type Compile<T> = fn(&Value) -> Result<T, serde_json::Error>;
 
-/// What was compiled for a tenant, from what, and when it was last asked for.
-#[derive(Debug, Clone)]
-struct Known<T> {
+/// What was compiled for a tenant, and from what.
+#[derive(Debug)]
+pub(crate) struct Known<T> {
     at: Snapshot,
     entries: Entries<T>,
-    used: Instant,
 }
 
-/// Who asked nothing for so long is forgotten.
-const KEPT: Duration = Duration::from_secs(600);
+impl<T> Clone for Known<T> {
+    fn clone(&self) -> Self {
+        Self { at: self.at.clone(), entries: self.entries.clone() }
+    }
+}
 
 impl<T> Compiled<T> {
     pub(crate) fn new(group: &'static str, resource: &'static str, compile: Compile<T>) -> Self {
-        Self { group, resource, compile, tenants: Mutex::default() }
+        Self { group, resource, compile, tenants: Lately::default() }
     }
 
     /// The rules of `tenant`, as they are now. Those that are being deleted still are in force.
@@ -75,15 +73,12 @@ impl<T> Compiled<T> {
         let snapshot = server.at_hand(served, tenant, "", ReadAt::Any).await?;
         let prefix = registry::key(tenant, "", "");
         if snapshot.range(&prefix, None).next().is_none() {
-            self.tenants.lock().remove(tenant);
+            self.tenants.remove(tenant);
             return Ok(None);
         }
-        let known = match self.tenants.lock().get_mut(tenant) {
-            Some(known) if known.at.is_same(&snapshot) => {
-                known.used = Instant::now();
-                return Ok(Some(known.entries.clone()));
-            }
-            Some(known) => known.entries.clone(),
+        let known = match self.tenants.get(tenant) {
+            Some(known) if known.at.is_same(&snapshot) => return Ok(Some(known.entries)),
+            Some(known) => known.entries,
             None => Arc::from([]),
         };
         let known: HashMap<&str, &Arc<Entry<T>>> =
@@ -106,10 +101,7 @@ impl<T> Compiled<T> {
             });
         }
         let entries: Entries<T> = entries.into();
-        let mut tenants = self.tenants.lock();
-        tenants.retain(|_, it| it.used.elapsed() < KEPT);
-        let known = Known { at: snapshot, entries: entries.clone(), used: Instant::now() };
-        tenants.insert(tenant.clone(), known);
+        self.tenants.put(tenant, Known { at: snapshot, entries: entries.clone() });
         Ok(Some(entries))
     }
 }
