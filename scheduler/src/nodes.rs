@@ -180,6 +180,14 @@ impl Nodes {
         &self.columns
     }
 
+    /// Whether a node has come, or its labels or taints are others than before.
+    pub(crate) fn is_another(&self, row: usize, node: &Node) -> bool {
+        let no_labels = BTreeMap::new();
+        !self.is_there(row)
+            || self.labels.differ(row, node.metadata.labels.as_ref().unwrap_or(&no_labels))
+            || self.taint_sets[self.taints[row]] != taints_of(node)
+    }
+
     /// Notes a node as it is now.
     pub(crate) fn put(&mut self, name: &str, node: &Node) -> (usize, Changed) {
         let row = self.row_for(name);

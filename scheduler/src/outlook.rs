@@ -81,7 +81,7 @@ impl Outlook {
 
     /// Bytes that this takes, about.
     pub(crate) fn size(&self) -> usize {
-        self.verdicts.len() * 48 + 1024
+        self.verdicts.len() * 80 + 1024
     }
 
     fn stamp(&self, world: &World) -> Stamp {

@@ -358,20 +358,19 @@ impl Scheduler {
     /// A binding, or the ending of others for a pod, came to an end.
     fn done(&mut self, done: Done) {
         let Done { key, uid, result } = done;
-        let is_same = |it: &InFlight| it.waiting.candidate.uid == uid;
-        let in_flight = if self.in_flight.get(&key).is_some_and(is_same) {
-            self.in_flight.remove(&key)
-        } else {
-            None
-        };
-        let Some(InFlight { waiting, assumed }) = in_flight else {
-            if let Err(NotBound::NoRoom) = result {
-                // Looks again, and perhaps elsewhere.
+        if let Err(NotBound::NoRoom) = result {
+            // Looks again, and perhaps elsewhere; unless it found room all the same.
+            if self.queue.get(&key).is_some_and(|it| it.candidate.uid == uid) {
                 self.core.world.nominations.set(&key, None);
                 self.queue.hurry(&key, Instant::now());
             }
             return;
-        };
+        }
+        let is_same = |it: &InFlight| it.waiting.candidate.uid == uid;
+        if !self.in_flight.get(&key).is_some_and(is_same) {
+            return;
+        }
+        let Some(InFlight { waiting, assumed }) = self.in_flight.remove(&key) else { return };
         let profile = self.core.profile(&waiting.candidate.shape.scheduler).cloned();
         if let Some(reserve) = profile.and_then(|it| it.reserve) {
             reserve.unreserve(&mut self.core.world, &assumed);

@@ -67,9 +67,15 @@ impl World {
     /// Notes a node as it is now.
     pub(crate) fn put_node(&mut self, name: &str, node: &Node) -> (usize, Changed) {
         let row = self.nodes.row_for(name);
-        self.tallies.values_mut().for_each(|it| it.lift(&self.nodes, row));
+        // Nodes tell that they are alive all the time, and that moves no pod to another domain.
+        let moves = self.nodes.is_another(row, node);
+        if moves {
+            self.tallies.values_mut().for_each(|it| it.lift(&self.nodes, row));
+        }
         let (row, changed) = self.nodes.put(name, node);
-        self.tallies.values_mut().for_each(|it| it.lower(&self.nodes, row));
+        if moves {
+            self.tallies.values_mut().for_each(|it| it.lower(&self.nodes, row));
+        }
         if changed.has_new_column {
             self.count_resources_anew();
         }

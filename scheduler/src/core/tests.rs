@@ -503,6 +503,47 @@ fn identical_pods_that_find_nothing_share_the_work() {
     assert!(message(&mut core, "p3").starts_with("0/2"));
 }
 
+/// Whether pods look again that `refused_by` keeps off all nodes, after `event`.
+#[track_caller]
+fn helps(core: &mut Core, wanted: &Value, refused_by: &str, event: Event, expected: bool) {
+    let shape = core.shapes.of(&pod("p", wanted.clone()));
+    let filters = Profile::default().filters;
+    let place = filters.iter().position(|it| it.name() == refused_by).unwrap();
+    let found = core.may_help(&shape, 1 << place, std::slice::from_ref(&event));
+    assert_eq!(found, expected, "{refused_by}: {event:?}");
+}
+
+#[test]
+fn pods_look_again_after_what_may_help_them() {
+    use crate::nodes::Changed;
+    let mut core = core(vec![
+        ("a", node("4", "4Gi", |_| ())),
+        ("b", node("1", "4Gi", |it| it["metadata"]["labels"] = json!({"zone": "b"}))),
+    ]);
+    let node_event = |row, changed| Event::Node { row, changed };
+    let labels = Changed { labels: true, ..Changed::default() };
+    let grew = Changed { grew: true, ..Changed::default() };
+    let mut wanted = asking("2", "1Gi");
+    wanted["spec"]["nodeSelector"] = json!({"zone": "b"});
+    helps(&mut core, &wanted, "NodeAffinity", node_event(1, labels), true);
+    helps(&mut core, &wanted, "NodeAffinity", node_event(0, labels), false);
+    helps(&mut core, &wanted, "NodeAffinity", node_event(1, grew), false);
+    helps(&mut core, &wanted, "NodeResourcesFit", node_event(0, grew), true);
+    helps(&mut core, &wanted, "NodeResourcesFit", node_event(1, grew), false);
+    let other = core.shapes.of(&pod("other", asking("1", "1")));
+    let gone = || Event::PodGone { pod: other.clone() };
+    let here = || Event::PodHere { pod: other.clone() };
+    helps(&mut core, &wanted, "NodeResourcesFit", gone(), true);
+    helps(&mut core, &wanted, "NodeAffinity", gone(), false);
+    helps(&mut core, &wanted, "NodePorts", gone(), false);
+    let friend = social("x", "podAffinity", "y", "zone");
+    helps(&mut core, &friend, "InterPodAffinity", here(), true);
+    helps(&mut core, &friend, "InterPodAffinity", gone(), false);
+    helps(&mut core, &wanted, "VolumeBinding", Event::Storage { tenant: None }, true);
+    let theirs = Some(TenantName::parse("globex").unwrap());
+    helps(&mut core, &wanted, "VolumeBinding", Event::Storage { tenant: theirs }, false);
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     /// A pod that asks for so many millicores, mebibytes and a host port, if not 0.
