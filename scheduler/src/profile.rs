@@ -8,7 +8,7 @@ use crate::{
     pod::DEFAULT_SCHEDULER,
 };
 
-/// See the [module](self).
+/// The plugins that decide, their order and weights, under a name.
 #[derive(Debug, Clone)]
 pub struct Profile {
     /// The `schedulerName` of the pods that are scheduled this way.
