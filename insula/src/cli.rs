@@ -251,6 +251,9 @@ pub(crate) struct Up {
     /// Address under which others reach this machine; the one it reaches others with by default.
     #[arg(long, value_name = "ADDR")]
     pub(crate) advertise_address: Option<std::net::IpAddr>,
+    /// How pods are scheduled: a `KubeSchedulerConfiguration`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) scheduler_config: Option<PathBuf>,
     /// Storage partitions of a new data directory, 2 by default. Later a higher number adds some.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) partitions: Option<u16>,
@@ -513,6 +516,9 @@ pub(crate) struct Scheduler {
     /// How to reach the API server, as a user of tenant `system` who may do what schedulers do.
     #[arg(long, value_name = "F", env = "KUBECONFIG")]
     pub(crate) kubeconfig: PathBuf,
+    /// A `KubeSchedulerConfiguration`: profiles, plugins, weights.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]

@@ -1,6 +1,6 @@
 //! Parts of a cloud as processes of their own: `insula controllers`, `scheduler` and `node`.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result};
 use insula_client::Client;
@@ -40,8 +40,19 @@ pub(crate) fn controllers(options: &cli::Controllers) -> Result<()> {
 pub(crate) fn scheduler(options: &cli::Scheduler) -> Result<()> {
     run_until_signalled(|shutdown: CancellationToken| async move {
         let client = Client::from_kubeconfig(&options.kubeconfig, "insula-scheduler").await?;
-        Ok(insula_scheduler::run(insula_scheduler::Config::default(), client, shutdown).await?)
+        Ok(insula_scheduler::run(scheduler_config(options.config.as_deref())?, client, shutdown)
+            .await?)
     })
+}
+
+/// What the configuration file of the scheduler says, if there is one.
+pub(crate) fn scheduler_config(file: Option<&Path>) -> Result<insula_scheduler::Config> {
+    let Some(file) = file else { return Ok(insula_scheduler::Config::default()) };
+    let text = std::fs::read_to_string(file)
+        .with_context(|| format!("cannot read the scheduler configuration {}", file.display()))?;
+    let configuration = insula_scheduler::Configuration::parse(&text)
+        .with_context(|| format!("bad scheduler configuration {}", file.display()))?;
+    Ok(insula_scheduler::Config::of(configuration))
 }
 
 /// `insula node`.

@@ -24,6 +24,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     apiserver::{self, Material, Running},
     cli,
+    components::scheduler_config,
     data_dir::DataDir,
     kubeconfig,
     pki::ENCRYPTION,
@@ -238,7 +239,7 @@ impl Parts<'_> {
         }
         if !without(self.options, "scheduler") {
             let client = self.client("system:kube-scheduler", MASTERS)?;
-            let config = insula_scheduler::Config::default();
+            let config = scheduler_config(self.options.scheduler_config.as_deref())?;
             let stop = stop.clone();
             run(
                 "scheduler",

@@ -1,42 +1,76 @@
-//! Writing down where a pod goes, and why one goes nowhere.
+//! Writing down where a pod goes.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use insula_client::{
-    Client, Error, EventRecorder, EventType, Kind, ObjectKey, Patch, Tenanted, chain,
+    Client, Error, EventRecorder, EventType, Informer, Kind, ObjectKey, Patch, Tenanted,
 };
-use jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::{Binding, Node, ObjectReference, Pod},
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Status, Time},
+    api::core::v1::{Binding, Node, ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod},
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Status},
 };
 use serde_json::json;
-use tokio::sync::{Semaphore, mpsc};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    time::Instant,
+};
+use tokio_util::task::TaskTracker;
 
-use crate::candidate::node_of;
+use crate::{
+    pod::node_of,
+    storage::{SELECTED_NODE, Work},
+};
 
 /// Requests at the same time.
 const PARALLEL_BINDINGS: usize = 64;
-const PARALLEL_REPORTS: usize = 16;
-/// Reports waiting to be written. What does not fit is told after the next attempt.
-const MAX_REPORTS: usize = 4096;
 
-/// What came of a binding.
+/// What came of a binding, or of making room.
 #[derive(Debug)]
-pub(crate) struct Bound {
+pub(crate) struct Done {
     pub(crate) key: ObjectKey,
     pub(crate) uid: String,
-    pub(crate) result: Result<(), Error>,
+    pub(crate) result: Result<(), NotBound>,
+}
+
+/// Why a pod was not bound.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotBound {
+    #[error("the server did not bind it")]
+    Api(#[from] Error),
+    #[error("its volumes were not bound: {0}")]
+    Volumes(String),
+    #[error("others were not ended for it")]
+    NoRoom,
+}
+
+/// What is to be written for a pod.
+#[derive(Debug)]
+pub(crate) struct Order {
+    pub(crate) pod: Arc<Tenanted<Pod>>,
+    pub(crate) node: Arc<str>,
+    /// Comes first.
+    pub(crate) work: Work,
+    /// How long volumes may take.
+    pub(crate) timeout: Duration,
+}
+
+/// Claims and volumes as they are, for those who wait for them.
+#[derive(Debug, Clone)]
+pub(crate) struct Volumes {
+    pub(crate) claims: Informer<PersistentVolumeClaim>,
+    pub(crate) volumes: Informer<PersistentVolume>,
+    /// Ticks whenever a claim changes.
+    pub(crate) claims_changed: watch::Receiver<u64>,
 }
 
 /// Writes bindings, each in a task of its own.
 #[derive(Debug)]
 pub(crate) struct Binder {
-    pub(crate) client: Client,
-    pub(crate) events: EventRecorder,
-    pub(crate) tasks: TaskTracker,
-    pub(crate) results: mpsc::UnboundedSender<Bound>,
+    client: Client,
+    events: EventRecorder,
+    tasks: TaskTracker,
+    results: mpsc::UnboundedSender<Done>,
+    volumes: Volumes,
     places: Arc<Semaphore>,
 }
 
@@ -45,30 +79,121 @@ impl Binder {
         client: Client,
         events: EventRecorder,
         tasks: TaskTracker,
-        results: mpsc::UnboundedSender<Bound>,
+        results: mpsc::UnboundedSender<Done>,
+        volumes: Volumes,
     ) -> Self {
         let places = Arc::new(Semaphore::new(PARALLEL_BINDINGS));
-        Self { client, events, tasks, results, places }
+        Self { client, events, tasks, results, volumes, places }
     }
 
-    /// Binds `pod` to `node`; the result arrives in `results`.
-    pub(crate) fn bind(&self, pod: Arc<Tenanted<Pod>>, node: Arc<str>) {
+    /// Binds a pod; the result arrives in `results`.
+    pub(crate) fn bind(&self, order: Order) {
         let (client, events) = (self.client.clone(), self.events.clone());
         let (results, places) = (self.results.clone(), self.places.clone());
+        let volumes = (!order.work.is_empty()).then(|| self.volumes.clone());
         self.tasks.spawn(async move {
+            let Order { pod, node, work, timeout } = order;
+            let prepared = match volumes {
+                Some(volumes) => {
+                    let all = bind_volumes(&client, volumes, &work, &node);
+                    let late = || NotBound::Volumes("context deadline exceeded".to_owned());
+                    // Boxed: few pods need it, and all would carry its state.
+                    tokio::time::timeout(timeout, Box::pin(all))
+                        .await
+                        .unwrap_or_else(|_| Err(late()))
+                }
+                None => Ok(()),
+            };
             // A closed semaphore does not occur: nobody closes it.
             let _place = places.acquire_owned().await;
-            let result = bind(&client, &pod, &node).await;
+            let result = match prepared {
+                Ok(()) => bind(&client, &pod, &node).await.map_err(NotBound::Api),
+                Err(error) => Err(error),
+            };
             if result.is_ok() {
                 let (namespace, name) = (pod.namespace(), pod.name());
                 let message = format!("Successfully assigned {namespace}/{name} to {node}");
                 events.record(&pod, EventType::Normal, "Scheduled", message);
             }
-            let bound = Bound { key: pod.key(), uid: pod.uid().to_owned(), result };
-            if results.send(bound).is_err() {
+            let done = Done { key: pod.key(), uid: pod.uid().to_owned(), result };
+            if results.send(done).is_err() {
                 tracing::debug!("the scheduler ended before a binding");
             }
         });
+    }
+}
+
+/// Has volumes bound and made, and waits until all claims have theirs.
+async fn bind_volumes(
+    client: &Client,
+    mut known: Volumes,
+    work: &Work,
+    node: &str,
+) -> Result<(), NotBound> {
+    for (volume, claim) in &work.bind {
+        let (Some(live), Some(claim)) = (known.volumes.get(volume), known.claims.get(claim)) else {
+            return Err(NotBound::Volumes("a volume or claim is gone".to_owned()));
+        };
+        let patch = Patch::Merge(json!({
+            "metadata": {
+                "resourceVersion": live.resource_version(),
+                "annotations": {"pv.kubernetes.io/bound-by-controller": "yes"},
+            },
+            "spec": {"claimRef": {
+                "apiVersion": "v1", "kind": "PersistentVolumeClaim",
+                "namespace": claim.namespace(), "name": claim.name(), "uid": claim.uid(),
+                "resourceVersion": claim.resource_version(),
+            }},
+        }));
+        let volumes = client.tenant(&volume.tenant).api::<PersistentVolume>();
+        volumes.patch(&volume.name, &patch).await?;
+    }
+    for claim in &work.provision {
+        let patch = Patch::Merge(json!({"metadata": {"annotations": {SELECTED_NODE: node}}}));
+        let claims =
+            client.tenant(&claim.tenant).namespaced::<PersistentVolumeClaim>(&claim.namespace);
+        claims.patch(&claim.name, &patch).await?;
+    }
+    let all: Vec<&ObjectKey> =
+        work.bind.iter().map(|(_, claim)| claim).chain(&work.provision).collect();
+    // When the copy may still be older than what was just written.
+    let written = Instant::now();
+    loop {
+        known.claims_changed.mark_unchanged();
+        let mut all_bound = true;
+        for key in &all {
+            let Some(claim) = known.claims.get(key).filter(|it| !it.is_deleting()) else {
+                return Err(NotBound::Volumes(format!(
+                    "persistentvolumeclaim \"{}\" is gone",
+                    key.name
+                )));
+            };
+            let spec = claim.spec.as_ref();
+            let phase = claim.status.as_ref().and_then(|it| it.phase.as_deref());
+            let has_volume =
+                spec.and_then(|it| it.volume_name.as_deref()).is_some_and(|it| !it.is_empty());
+            all_bound &= has_volume && phase == Some("Bound");
+            let annotations = claim.metadata.annotations.as_ref();
+            let is_selected = annotations.is_some_and(|it| it.contains_key(SELECTED_NODE));
+            // Whoever was to make the volume could not, and wants another node.
+            let grace = Duration::from_secs(5);
+            if !has_volume
+                && !is_selected
+                && work.provision.contains(key)
+                && grace < written.elapsed()
+            {
+                return Err(NotBound::Volumes(format!(
+                    "provisioning failed for PVC \"{}\"",
+                    key.name
+                )));
+            }
+        }
+        if all_bound {
+            return Ok(());
+        }
+        // Looks from time to time also if nothing changes, for the grace above.
+        let changed = known.claims_changed.changed();
+        let _ = tokio::time::timeout(Duration::from_secs(5), changed).await;
     }
 }
 
@@ -100,101 +225,5 @@ async fn bind(client: &Client, pod: &Tenanted<Pod>, node: &str) -> Result<(), Er
             }
         }
         Err(error) => Err(error),
-    }
-}
-
-/// A pod that found no node, and why.
-#[derive(Debug)]
-pub(crate) struct Failure {
-    pub(crate) pod: Arc<Tenanted<Pod>>,
-    pub(crate) reason: &'static str,
-    pub(crate) message: String,
-}
-
-/// Tells users why their pods wait. Cheap to clone.
-#[derive(Debug, Clone)]
-pub(crate) struct Reporter {
-    queue: mpsc::Sender<Failure>,
-    events: EventRecorder,
-}
-
-impl Reporter {
-    pub(crate) fn start(
-        client: Client,
-        events: EventRecorder,
-        tasks: &TaskTracker,
-        shutdown: CancellationToken,
-    ) -> Self {
-        let (queue, mut waiting) = mpsc::channel::<Failure>(MAX_REPORTS);
-        let write = async move {
-            let places = Arc::new(Semaphore::new(PARALLEL_REPORTS));
-            let writes = TaskTracker::new();
-            while let Some(failure) = waiting.recv().await {
-                let Ok(place) = places.clone().acquire_owned().await else { return };
-                let client = client.clone();
-                writes.spawn(async move {
-                    write_condition(&client, &failure).await;
-                    drop(place);
-                });
-            }
-        };
-        tasks.spawn(shutdown.run_until_cancelled_owned(write));
-        Self { queue, events }
-    }
-
-    /// Tells why `pod` waits: by its condition, if that says otherwise, and by an event, if
-    /// waiting is not what the pod itself asks for.
-    pub(crate) fn report(&self, failure: Failure) {
-        if failure.reason == UNSCHEDULABLE {
-            let message = failure.message.clone();
-            self.events.record(&failure.pod, EventType::Warning, "FailedScheduling", message);
-        }
-        if says_so(&failure) {
-            return;
-        }
-        if let Err(error) = self.queue.try_send(failure) {
-            tracing::debug!(%error, "report put off until the next attempt");
-        }
-    }
-}
-
-/// The pod found no node.
-pub(crate) const UNSCHEDULABLE: &str = "Unschedulable";
-/// The pod asked not to be looked at yet.
-pub(crate) const GATED: &str = "SchedulingGated";
-
-fn says_so(failure: &Failure) -> bool {
-    let conditions = failure.pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-    conditions.into_iter().flatten().any(|it| {
-        it.type_ == "PodScheduled"
-            && it.status == "False"
-            && it.reason.as_deref() == Some(failure.reason)
-            && it.message.as_deref() == Some(&failure.message)
-    })
-}
-
-async fn write_condition(client: &Client, failure: &Failure) {
-    let pod = &failure.pod;
-    let known = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-    let before =
-        known.into_iter().flatten().find(|it| it.type_ == "PodScheduled" && it.status == "False");
-    let now = Timestamp::now();
-    let since = before
-        .and_then(|it| it.last_transition_time.clone())
-        .unwrap_or_else(|| Time(Timestamp::from_second(now.as_second()).unwrap_or(now)));
-    // The version keeps this from overtaking a binding.
-    let patch = Patch::Strategic(json!({
-        "metadata": {"uid": pod.uid(), "resourceVersion": pod.resource_version()},
-        "status": {"conditions": [{
-            "type": "PodScheduled", "status": "False",
-            "reason": failure.reason, "message": failure.message,
-            "lastProbeTime": null, "lastTransitionTime": since,
-            "observedGeneration": pod.metadata.generation,
-        }]},
-    }));
-    let pods = client.tenant(&pod.tenant).namespaced::<Pod>(pod.namespace());
-    if let Err(error) = pods.patch_status(pod.name(), &patch).await {
-        // The pod changed or went: then what it says is out of date anyway.
-        tracing::debug!(pod = %pod.key(), error = chain(&error), "condition not written");
     }
 }

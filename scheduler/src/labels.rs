@@ -1,110 +1,197 @@
 //! The labels of all nodes as columns of numbers, and selectors over them.
 //!
-//! A key is a column, a value a number; a selector is compiled to numbers once per pod and then
-//! is a comparison per node.
+//! A key is a column, a value a number within it; a selector is compiled to numbers once per pod
+//! and then is a comparison per node. Numbers that no node has any more are given out again, so
+//! that names of nodes that come and go leave nothing behind.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm};
 
 /// No label of this key.
-const ABSENT: u32 = 0;
+pub(crate) const ABSENT: u32 = 0;
+
+/// Names a column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct KeyId(usize);
+
+/// One label of all rows.
+#[derive(Debug, Default)]
+struct Column {
+    cells: Vec<u32>,
+    numbers: HashMap<Arc<str>, u32>,
+    /// By number, from 1: the value, and how many rows have it.
+    values: Vec<(Arc<str>, u32)>,
+    unused: Vec<u32>,
+}
+
+impl Column {
+    fn cell(&self, row: usize) -> u32 {
+        self.cells.get(row).copied().unwrap_or(ABSENT)
+    }
+
+    fn set(&mut self, row: usize, number: u32) {
+        if self.cells.len() <= row {
+            self.cells.resize(row + 1, ABSENT);
+        }
+        let old = std::mem::replace(&mut self.cells[row], number);
+        if number != ABSENT {
+            self.values[number as usize - 1].1 += 1;
+        }
+        if old != ABSENT {
+            let (value, n_rows) = &mut self.values[old as usize - 1];
+            *n_rows -= 1;
+            if *n_rows == 0 {
+                self.numbers.remove(value);
+                self.unused.push(old);
+            }
+        }
+    }
+
+    /// A value's number, and whether it is new.
+    fn number(&mut self, value: &str) -> (u32, bool) {
+        if let Some(number) = self.numbers.get(value) {
+            return (*number, false);
+        }
+        let value: Arc<str> = value.into();
+        let number = match self.unused.pop() {
+            Some(number) => {
+                self.values[number as usize - 1] = (value.clone(), 0);
+                number
+            }
+            None => {
+                self.values.push((value.clone(), 0));
+                // Values are as many as there are nodes, at most: far from 2^32.
+                u32::try_from(self.values.len()).unwrap_or(u32::MAX)
+            }
+        };
+        self.numbers.insert(value, number);
+        (number, true)
+    }
+}
 
 /// The labels of all rows.
 #[derive(Debug, Default)]
 pub(crate) struct Labels {
-    columns: HashMap<String, Vec<u32>>,
-    /// Only values that some node has or had are numbered, from 1.
-    numbers: HashMap<String, u32>,
-    values: Vec<String>,
+    keys: HashMap<Arc<str>, KeyId>,
+    columns: Vec<Column>,
+    /// Grows whenever a number comes to mean something else; what was compiled before is void.
+    version: u64,
 }
 
 impl Labels {
+    /// Whether a row's labels are not these.
+    pub(crate) fn differ(&self, row: usize, labels: &BTreeMap<String, String>) -> bool {
+        let n_present = self.columns.iter().filter(|column| column.cell(row) != ABSENT).count();
+        n_present != labels.len()
+            || labels.iter().any(|(key, value)| {
+                self.value(self.key(key), row) == ABSENT || self.text(key, row) != Some(value)
+            })
+    }
+
+    fn text(&self, key: &str, row: usize) -> Option<&str> {
+        let column = self.columns.get(self.key(key)?.0)?;
+        let number = column.cell(row).checked_sub(1)?;
+        column.values.get(number as usize).map(|(value, _)| &**value)
+    }
+
     /// Sets a row's labels. Returns whether they were others before.
     pub(crate) fn set(&mut self, row: usize, labels: &BTreeMap<String, String>) -> bool {
-        let mut changed = false;
-        for (key, column) in &mut self.columns {
-            if let Some(cell) = column.get_mut(row)
-                && *cell != ABSENT
-                && !labels.contains_key(key)
-            {
-                *cell = ABSENT;
-                changed = true;
-            }
+        if !self.differ(row, labels) {
+            return false;
         }
         for (key, value) in labels {
-            let number = self.number(value);
-            let column = self.columns.entry(key.clone()).or_default();
-            if column.len() <= row {
-                column.resize(row + 1, ABSENT);
+            let id = match self.keys.get(key.as_str()) {
+                Some(id) => *id,
+                None => {
+                    let id = KeyId(self.columns.len());
+                    self.columns.push(Column::default());
+                    self.keys.insert(key.as_str().into(), id);
+                    self.version += 1;
+                    id
+                }
+            };
+            let column = &mut self.columns[id.0];
+            let (number, is_new) = column.number(value);
+            self.version += u64::from(is_new);
+            column.set(row, number);
+        }
+        for (key, id) in &self.keys {
+            if !labels.contains_key(&**key) && self.columns[id.0].cell(row) != ABSENT {
+                self.columns[id.0].set(row, ABSENT);
             }
-            changed |= column[row] != number;
-            column[row] = number;
         }
-        changed
+        true
     }
 
-    fn number(&mut self, value: &str) -> u32 {
-        if let Some(number) = self.numbers.get(value) {
-            return *number;
-        }
-        self.values.push(value.to_owned());
-        // Values are as many as nodes have had labels: far from 2^32.
-        let number = u32::try_from(self.values.len()).unwrap_or(u32::MAX);
-        self.numbers.insert(value.to_owned(), number);
-        number
+    pub(crate) fn version(&self) -> u64 {
+        self.version
     }
 
-    fn column(&self, key: &str) -> &[u32] {
-        self.columns.get(key).map(Vec::as_slice).unwrap_or_default()
+    /// The column of a key, if any node has or had such a label.
+    pub(crate) fn key(&self, key: &str) -> Option<KeyId> {
+        self.keys.get(key).copied()
+    }
+
+    /// The number of a row's value; [`ABSENT`] if it has none.
+    pub(crate) fn value(&self, key: Option<KeyId>, row: usize) -> u32 {
+        key.and_then(|key| self.columns.get(key.0)).map_or(ABSENT, |column| column.cell(row))
     }
 
     /// A condition that a label has this value.
-    pub(crate) fn equals(&self, key: &str, value: &str) -> Condition<'_> {
-        let numbers = self.numbers.get(value).copied().into_iter().collect();
-        Condition { test: Test::In(numbers), column: self.column(key) }
+    pub(crate) fn equals(&self, key: &str, value: &str) -> Condition {
+        let id = self.key(key);
+        let numbers = id.and_then(|id| self.columns[id.0].numbers.get(value).copied());
+        Condition { key: id, test: Test::In(numbers.into_iter().collect()) }
     }
 
-    fn condition(&self, requirement: &NodeSelectorRequirement) -> Condition<'_> {
+    /// Compiles one requirement.
+    pub(crate) fn requirement(&self, requirement: &NodeSelectorRequirement) -> Condition {
+        let key = self.key(&requirement.key);
+        let known = key.and_then(|id| self.columns.get(id.0)).map(|column| &column.numbers);
         let values = requirement.values.as_deref().unwrap_or_default();
-        let numbers = || values.iter().filter_map(|it| self.numbers.get(it).copied()).collect();
+        let numbers = || -> BTreeSet<u32> {
+            let number = |value: &String| known?.get(value.as_str()).copied();
+            values.iter().filter_map(number).collect()
+        };
         let bound = || values.first().and_then(|value| value.parse::<i64>().ok());
+        let in_range = |test: &dyn Fn(i64) -> bool| -> BTreeSet<u32> {
+            let all = known.into_iter().flatten();
+            let matching = all.filter(|(value, _)| value.parse::<i64>().is_ok_and(test));
+            matching.map(|(_, number)| *number).collect()
+        };
         let test = match requirement.operator.as_str() {
             "In" => Test::In(numbers()),
             "NotIn" => Test::NotIn(numbers()),
             "Exists" => Test::Exists,
             "DoesNotExist" => Test::Absent,
-            "Gt" => Test::Range(self.in_range(|value| bound().is_some_and(|it| it < value))),
-            "Lt" => Test::Range(self.in_range(|value| bound().is_some_and(|it| value < it))),
+            "Gt" => Test::In(in_range(&|value| bound().is_some_and(|it| it < value))),
+            "Lt" => Test::In(in_range(&|value| bound().is_some_and(|it| value < it))),
             // The API server lets no other operator pass.
             _ => Test::In(BTreeSet::new()),
         };
-        Condition { test, column: self.column(&requirement.key) }
-    }
-
-    /// The numbers of the values that are integers for which `test` holds.
-    fn in_range(&self, test: impl Fn(i64) -> bool) -> BTreeSet<u32> {
-        let matching =
-            self.numbers.iter().filter(|(value, _)| value.parse::<i64>().is_ok_and(&test));
-        matching.map(|(_, number)| *number).collect()
+        Condition { key, test }
     }
 
     /// Compiles a term. An empty term matches nothing.
-    pub(crate) fn term<'a>(&'a self, term: &'a NodeSelectorTerm) -> Term<'a> {
+    pub(crate) fn term(&self, term: &NodeSelectorTerm) -> Term {
         let expressions = term.match_expressions.as_deref().unwrap_or_default();
         let fields = term.match_fields.as_deref().unwrap_or_default();
         Term {
             is_empty: expressions.is_empty() && fields.is_empty(),
-            conditions: expressions.iter().map(|it| self.condition(it)).collect(),
-            fields,
+            conditions: expressions.iter().map(|it| self.requirement(it)).collect(),
+            fields: fields.to_vec(),
         }
     }
 }
 
 /// A condition on one label.
 #[derive(Debug)]
-pub(crate) struct Condition<'a> {
-    column: &'a [u32],
+pub(crate) struct Condition {
+    key: Option<KeyId>,
     test: Test,
 }
 
@@ -114,14 +201,13 @@ enum Test {
     NotIn(BTreeSet<u32>),
     Exists,
     Absent,
-    Range(BTreeSet<u32>),
 }
 
-impl Condition<'_> {
-    pub(crate) fn holds(&self, row: usize) -> bool {
-        let number = self.column.get(row).copied().unwrap_or(ABSENT);
+impl Condition {
+    pub(crate) fn holds(&self, labels: &Labels, row: usize) -> bool {
+        let number = labels.value(self.key, row);
         match &self.test {
-            Test::In(numbers) | Test::Range(numbers) => numbers.contains(&number),
+            Test::In(numbers) => numbers.contains(&number),
             Test::NotIn(numbers) => !numbers.contains(&number),
             Test::Exists => number != ABSENT,
             Test::Absent => number == ABSENT,
@@ -131,16 +217,16 @@ impl Condition<'_> {
 
 /// Conditions that all must hold.
 #[derive(Debug)]
-pub(crate) struct Term<'a> {
+pub(crate) struct Term {
     is_empty: bool,
-    conditions: Vec<Condition<'a>>,
-    fields: &'a [NodeSelectorRequirement],
+    conditions: Vec<Condition>,
+    fields: Vec<NodeSelectorRequirement>,
 }
 
-impl Term<'_> {
-    pub(crate) fn matches(&self, row: usize, name: &str) -> bool {
+impl Term {
+    pub(crate) fn matches(&self, labels: &Labels, row: usize, name: &str) -> bool {
         !self.is_empty
-            && self.conditions.iter().all(|it| it.holds(row))
+            && self.conditions.iter().all(|it| it.holds(labels, row))
             && self.fields.iter().all(|it| field_holds(it, name))
     }
 }
@@ -188,7 +274,7 @@ mod tests {
             ..NodeSelectorTerm::default()
         };
         let term = labels.term(&term);
-        let rows: Vec<_> = (0..3).filter(|row| term.matches(*row, "n")).collect();
+        let rows: Vec<_> = (0..3).filter(|row| term.matches(&labels, *row, "n")).collect();
         assert_eq!(rows, expected, "{key} {operator} {values:?}");
     }
 
@@ -217,9 +303,9 @@ mod tests {
             }]),
             ..NodeSelectorTerm::default()
         };
-        assert!(labels.term(&by_name).matches(0, "n1"));
-        assert!(!labels.term(&by_name).matches(0, "n2"));
-        assert!(!labels.term(&NodeSelectorTerm::default()).matches(0, "n1"));
+        assert!(labels.term(&by_name).matches(&labels, 0, "n1"));
+        assert!(!labels.term(&by_name).matches(&labels, 0, "n2"));
+        assert!(!labels.term(&NodeSelectorTerm::default()).matches(&labels, 0, "n1"));
     }
 
     #[test]
@@ -228,7 +314,19 @@ mod tests {
         assert!(!it.set(0, &labels("zone=a size=3")));
         assert!(it.set(0, &labels("zone=b size=3")));
         assert!(it.set(0, &labels("zone=b")));
-        assert!(!it.equals("zone", "a").holds(0));
-        assert!(it.equals("zone", "b").holds(0));
+        assert!(!it.equals("zone", "a").holds(&it, 0));
+        assert!(it.equals("zone", "b").holds(&it, 0));
+    }
+
+    #[test]
+    fn numbers_that_nobody_has_are_given_out_again() {
+        let mut it = Labels::default();
+        for n in 0..100 {
+            it.set(0, &labels(&format!("name=n{n}")));
+        }
+        assert!(it.columns[0].values.len() <= 2, "{:?}", it.columns[0].values);
+        let before = it.version();
+        it.set(1, &labels("name=n99"));
+        assert_eq!(it.version(), before, "a known value changes no meaning");
     }
 }

@@ -12,33 +12,57 @@
 //!
 //! # What is deliberately absent
 //!
-//! No preemption, pod affinity, topology spread or volumes yet: each is a filter or a score more.
+//! Device claims, gangs of pods, and several replicas that share the nodes.
 
+mod best;
 mod binding;
-mod candidate;
-mod decide;
+mod budgets;
+mod changes;
+mod config;
+mod core;
 mod dirty;
-mod filters;
+mod framework;
+mod images;
+mod informers;
 mod labels;
 mod ledger;
 mod nodes;
+mod nominations;
+mod outlook;
+mod passes;
+mod plugins;
+mod pod;
+mod preempting;
+mod profile;
 mod queue;
+mod reporting;
 mod requests;
 mod scheduler;
-mod scores;
+mod storage;
+mod tally;
+mod workloads;
+mod world;
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
-use insula_client::{Client, ClientError, EventRecorder, Informer};
-use k8s_openapi::api::core::v1::{Node, Pod};
-use tokio::sync::mpsc;
+use insula_client::{Client, ClientError, EventRecorder};
+use tokio::sync::{Notify, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::candidate::DEFAULT_SCHEDULER;
 use self::{
-    binding::{Binder, Reporter},
+    binding::{Binder, Volumes},
+    informers::Informers,
+    preempting::Evictor,
+    queue::{Backoff, Queue},
+    reporting::Reporter,
     scheduler::{DRAIN, Scheduler},
+};
+pub use self::{
+    config::{ConfigError, Configuration},
+    core::Core,
+    pod::DEFAULT_SCHEDULER,
+    profile::Profile,
 };
 
 /// Learns what the scheduler does; for metrics.
@@ -64,16 +88,33 @@ impl Observer for Unobserved {
 /// What the scheduler must be told.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The `schedulerName` of the pods to schedule.
-    pub name: String,
+    /// What pods may ask for by `schedulerName`.
+    pub profiles: Vec<Profile>,
+    /// How long a pod waits after it found no node: after the first time, and at most.
+    pub initial_backoff: Duration,
+    pub max_backoff: Duration,
     /// Learns of every decision.
     pub observer: Arc<dyn Observer>,
+}
+
+impl Config {
+    /// What a configuration file says, unobserved.
+    pub fn of(configuration: Configuration) -> Self {
+        let Configuration { profiles, initial_backoff, max_backoff } = configuration;
+        Self { profiles, initial_backoff, max_backoff, ..Self::default() }
+    }
 }
 
 impl Default for Config {
     /// The default scheduler, unobserved.
     fn default() -> Self {
-        Self { name: DEFAULT_SCHEDULER.to_owned(), observer: Arc::new(Unobserved) }
+        let backoff = Backoff::default();
+        Self {
+            profiles: vec![Profile::default()],
+            initial_backoff: backoff.first,
+            max_backoff: backoff.longest,
+            observer: Arc::new(Unobserved),
+        }
     }
 }
 
@@ -100,22 +141,36 @@ async fn schedule(
     client: Client,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let client = client.with_user_agent(&format!("insula-scheduler/{}", config.name))?;
+    let name = config.profiles.first().map_or(DEFAULT_SCHEDULER, |it| &*it.name).to_owned();
+    let client = client.with_user_agent(&format!("insula-scheduler/{name}"))?;
     let tasks = TaskTracker::new();
     // Reads and events outlive the bindings that use them.
     let supplies = CancellationToken::new();
-    let events = EventRecorder::start(client.clone(), &config.name, "", &tasks, supplies.clone());
-    let pods = Informer::builder(client.all().collection::<Pod>())
-        .field_selector("status.phase!=Succeeded,status.phase!=Failed")
-        .trim(candidate::trim)
-        .start(&tasks, supplies.clone());
-    let nodes = Informer::builder(client.system().api::<Node>()).start(&tasks, supplies.clone());
+    let events = EventRecorder::start(client.clone(), &name, "", &tasks, supplies.clone());
+    let changed = Arc::new(Notify::new());
+    let informers = Informers::start(&client, &changed, &tasks, &supplies);
     let reporter = Reporter::start(client.clone(), events.clone(), &tasks, supplies.clone());
-    let (results, bound) = mpsc::unbounded_channel();
+    let (results, done) = mpsc::unbounded_channel();
     let bindings = TaskTracker::new();
-    let binder = Binder::new(client, events, bindings.clone(), results);
-    let scheduler = Scheduler::new(config.name, pods, nodes, binder, reporter, config.observer);
-    scheduler.run(bound, shutdown).await;
+    let volumes = Volumes {
+        claims: informers.claims.clone(),
+        volumes: informers.volumes.clone(),
+        claims_changed: informers.claims_changed.clone(),
+    };
+    let evictor = Evictor::new(client.clone(), events.clone(), bindings.clone(), results.clone());
+    let binder = Binder::new(client, events, bindings.clone(), results, volumes);
+    let backoff = Backoff { first: config.initial_backoff, longest: config.max_backoff };
+    let scheduler = Scheduler::new(
+        Core::new(config.profiles),
+        Queue::new(backoff),
+        informers,
+        changed,
+        binder,
+        evictor,
+        reporter,
+        config.observer,
+    );
+    scheduler.run(done, shutdown).await;
     bindings.close();
     if tokio::time::timeout(DRAIN, bindings.wait()).await.is_err() {
         tracing::warn!("some bindings did not end in time");

@@ -1,14 +1,15 @@
 //! All nodes, as columns: one packed array per property, one row per node.
 //!
-//! A filter is a pass over such arrays. Rows are reused when nodes go; a row without a name is
-//! free and never handed to a filter.
+//! A filter is a pass over such arrays. Rows are reused when nodes go. A row may hold pods of a
+//! node that is not there, or not there any more; it is never handed to a filter.
 //!
 //! # Invariants
 //!
 //! * `held` is exactly the sum over the pods that were noted by [`Nodes::hold`] and not
-//!   [`Nodes::release`]d.
+//!   [`Nodes::release`]d since a resource has its column.
 //! * Only resources that some node offers have a column: what pods ask for cannot make the table
 //!   grow.
+//! * Whatever changes a row is in [`Nodes::changes`].
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,9 +19,10 @@ use std::{
 use k8s_openapi::api::core::v1::{Node, Taint};
 
 use crate::{
-    candidate::HostPort,
+    changes::Changes,
+    images::Images,
     labels::Labels,
-    queue::Happenings,
+    pod::HostPort,
     requests::{CPU, EPHEMERAL_STORAGE, MEMORY, PODS, Requests, amount},
 };
 
@@ -43,18 +45,19 @@ impl Column {
     }
 }
 
-/// Names a column.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct ResourceId(usize);
+/// Resources that always have a column, in the order of their columns.
+const ALWAYS: [&str; 4] = [CPU, MEMORY, EPHEMERAL_STORAGE, PODS];
 
 /// The table of nodes.
 #[derive(Debug)]
 pub(crate) struct Nodes {
     names: Vec<Option<Arc<str>>>,
+    is_there: Vec<bool>,
     rows: HashMap<Arc<str>, usize>,
     free: Vec<usize>,
+    n_there: usize,
     columns: Vec<Column>,
-    resources: HashMap<Arc<str>, ResourceId>,
+    resources: HashMap<Arc<str>, usize>,
     /// CPU and memory as scores see them: with guesses for pods that do not say.
     pub(crate) supposed_cpu: Vec<i64>,
     pub(crate) supposed_memory: Vec<i64>,
@@ -64,14 +67,21 @@ pub(crate) struct Nodes {
     pub(crate) taint_sets: Vec<Vec<Taint>>,
     pub(crate) ports: Vec<Vec<HostPort>>,
     pub(crate) labels: Labels,
+    pub(crate) images: Images,
+    pub(crate) changes: Changes,
+    version: u64,
 }
 
 /// What a change of a node means to others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Changed {
-    /// What pods without a node may hope for.
-    pub(crate) happenings: Happenings,
-    /// Whether amounts held must be noted anew: a resource is counted that was not before.
+    pub(crate) is_new: bool,
+    /// It offers more of something.
+    pub(crate) grew: bool,
+    /// Its taints or readiness changed, or whether it is cordoned.
+    pub(crate) taints: bool,
+    pub(crate) labels: bool,
+    /// Amounts held must be noted anew: a resource is counted that was not before.
     pub(crate) has_new_column: bool,
 }
 
@@ -79,8 +89,10 @@ impl Nodes {
     pub(crate) fn new() -> Self {
         let mut nodes = Self {
             names: Vec::new(),
+            is_there: Vec::new(),
             rows: HashMap::new(),
             free: Vec::new(),
+            n_there: 0,
             columns: Vec::new(),
             resources: HashMap::new(),
             supposed_cpu: Vec::new(),
@@ -90,34 +102,52 @@ impl Nodes {
             taint_sets: vec![Vec::new()],
             ports: Vec::new(),
             labels: Labels::default(),
+            images: Images::default(),
+            changes: Changes::default(),
+            version: 0,
         };
-        for name in [CPU, MEMORY, EPHEMERAL_STORAGE, PODS] {
+        for name in ALWAYS {
             nodes.add_column(name);
         }
         nodes
     }
 
-    fn add_column(&mut self, name: &str) -> ResourceId {
-        let id = ResourceId(self.columns.len());
+    fn add_column(&mut self, name: &str) {
         let name: Arc<str> = name.into();
         let empty = vec![0; self.names.len()];
-        let column = Column { name: name.clone(), allocatable: empty.clone(), held: empty };
-        self.columns.push(column);
-        self.resources.insert(name, id);
-        id
+        self.resources.insert(name.clone(), self.columns.len());
+        self.columns.push(Column { name, allocatable: empty.clone(), held: empty });
+        self.version += 1;
     }
 
-    /// The rows that hold nodes.
+    /// Grows whenever columns, sets of taints or numbers of labels come to mean something else:
+    /// what filters and scores have prepared is void then.
+    pub(crate) fn version(&self) -> (u64, u64) {
+        (self.version, self.labels.version())
+    }
+
+    /// The rows of nodes that are there.
     pub(crate) fn rows(&self) -> impl Iterator<Item = usize> + '_ {
-        self.names.iter().enumerate().filter(|(_, name)| name.is_some()).map(|(row, _)| row)
+        self.is_there.iter().enumerate().filter(|(_, is_there)| **is_there).map(|(row, _)| row)
     }
 
+    /// How many nodes are there.
     pub(crate) fn len(&self) -> usize {
-        self.rows.len()
+        self.n_there
     }
 
+    /// Rows are numbered below this.
+    pub(crate) fn n_rows(&self) -> usize {
+        self.names.len()
+    }
+
+    pub(crate) fn is_there(&self, row: usize) -> bool {
+        self.is_there.get(row).copied().unwrap_or(false)
+    }
+
+    /// The row of a node that is there.
     pub(crate) fn row(&self, name: &str) -> Option<usize> {
-        self.rows.get(name).copied()
+        self.rows.get(name).copied().filter(|row| self.is_there(*row))
     }
 
     /// A row's node; empty for a free row.
@@ -125,9 +155,24 @@ impl Nodes {
         self.names.get(row).and_then(Option::as_deref).unwrap_or_default()
     }
 
+    pub(crate) fn name_of(&self, row: usize) -> Arc<str> {
+        self.names.get(row).cloned().flatten().unwrap_or_else(|| "".into())
+    }
+
     /// The column of a resource, if any node offers it.
+    #[cfg(test)]
     pub(crate) fn resource(&self, name: &str) -> Option<&Column> {
-        self.resources.get(name).and_then(|id| self.columns.get(id.0))
+        self.resource_at(name).map(|at| &self.columns[at])
+    }
+
+    /// The place of a resource's column, which it keeps.
+    pub(crate) fn resource_at(&self, name: &str) -> Option<usize> {
+        // Those of nearly every pod need no look into the map.
+        ALWAYS.iter().position(|it| *it == name).or_else(|| self.resources.get(name).copied())
+    }
+
+    pub(crate) fn column(&self, at: usize) -> &Column {
+        &self.columns[at]
     }
 
     #[cfg(test)]
@@ -135,50 +180,63 @@ impl Nodes {
         &self.columns
     }
 
+    /// Whether a node has come, or its labels or taints are others than before.
+    pub(crate) fn is_another(&self, row: usize, node: &Node) -> bool {
+        let no_labels = BTreeMap::new();
+        !self.is_there(row)
+            || self.labels.differ(row, node.metadata.labels.as_ref().unwrap_or(&no_labels))
+            || self.taint_sets[self.taints[row]] != taints_of(node)
+    }
+
     /// Notes a node as it is now.
-    pub(crate) fn put(&mut self, name: &str, node: &Node) -> Changed {
-        let known = self.rows.get(name).copied();
-        let row = known.unwrap_or_else(|| self.add_row(name));
+    pub(crate) fn put(&mut self, name: &str, node: &Node) -> (usize, Changed) {
+        let row = self.row_for(name);
+        let mut changed = Changed { is_new: !self.is_there[row], ..Changed::default() };
         let status = node.status.as_ref();
         let offered = status.and_then(|it| it.allocatable.as_ref().or(it.capacity.as_ref()));
-        let mut has_new_column = false;
         for resource in offered.into_iter().flat_map(BTreeMap::keys) {
-            if !self.resources.contains_key(resource.as_str()) {
+            if self.resource_at(resource).is_none() {
                 self.add_column(resource);
-                has_new_column = true;
+                changed.has_new_column = true;
             }
         }
-        let mut happenings = Happenings::NONE;
+        let mut shrank = false;
         for column in &mut self.columns {
             let offer = offered
                 .and_then(|offered| offered.get(&*column.name))
                 .map_or(0, |quantity| amount(&column.name, quantity));
-            if column.allocatable[row] < offer {
-                happenings |= Happenings::NODE_GREW;
-            }
+            changed.grew |= column.allocatable[row] < offer;
+            shrank |= offer < column.allocatable[row];
             column.allocatable[row] = offer;
         }
         let no_labels = BTreeMap::new();
-        if self.labels.set(row, node.metadata.labels.as_ref().unwrap_or(&no_labels)) {
-            happenings |= Happenings::NODE_LABELS;
-        }
+        changed.labels = self.labels.set(row, node.metadata.labels.as_ref().unwrap_or(&no_labels));
         let unschedulable = node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false);
         let taints = self.taint_set(taints_of(node));
-        if self.unschedulable[row] != unschedulable || self.taints[row] != taints {
-            happenings |= Happenings::NODE_TAINTS;
-        }
+        changed.taints = self.unschedulable[row] != unschedulable || self.taints[row] != taints;
         self.unschedulable[row] = unschedulable;
         self.taints[row] = taints;
-        if known.is_none() {
-            happenings = Happenings::NODE_ADDED;
+        let images = status.and_then(|it| it.images.as_deref()).unwrap_or_default();
+        self.images.set(row, images);
+        if changed.is_new {
+            self.is_there[row] = true;
+            self.n_there += 1;
         }
-        Changed { happenings, has_new_column }
+        if changed.is_new || changed.grew || shrank || changed.taints || changed.labels {
+            self.changes.node(row);
+        }
+        (row, changed)
     }
 
-    fn add_row(&mut self, name: &str) -> usize {
+    /// The row of a node that may not be there.
+    pub(crate) fn row_for(&mut self, name: &str) -> usize {
+        if let Some(row) = self.rows.get(name) {
+            return *row;
+        }
         let name: Arc<str> = name.into();
         let row = self.free.pop().unwrap_or_else(|| {
             self.names.push(None);
+            self.is_there.push(false);
             self.supposed_cpu.push(0);
             self.supposed_memory.push(0);
             self.unschedulable.push(false);
@@ -195,18 +253,32 @@ impl Nodes {
         row
     }
 
-    /// Forgets a node and all that is held on it.
-    pub(crate) fn remove(&mut self, name: &str) {
-        let Some(row) = self.rows.remove(name) else { return };
-        self.names[row] = None;
-        self.clear_held(row);
+    /// Notes that a node is gone. What is held on it stays.
+    pub(crate) fn remove(&mut self, row: usize) {
+        if !self.is_there(row) {
+            return;
+        }
+        self.is_there[row] = false;
+        self.n_there -= 1;
         for column in &mut self.columns {
             column.allocatable[row] = 0;
         }
         self.labels.set(row, &BTreeMap::new());
+        self.images.set(row, &[]);
         self.unschedulable[row] = false;
         self.taints[row] = 0;
-        self.free.push(row);
+        self.changes.node(row);
+    }
+
+    /// Gives a row free whose node is gone and on which nothing is held any more.
+    pub(crate) fn forget(&mut self, row: usize) {
+        if self.is_there(row) {
+            return;
+        }
+        if let Some(name) = self.names.get_mut(row).and_then(Option::take) {
+            self.rows.remove(&name);
+            self.free.push(row);
+        }
     }
 
     /// Forgets what is held on a row, to note it anew.
@@ -217,6 +289,7 @@ impl Nodes {
         self.supposed_cpu[row] = 0;
         self.supposed_memory[row] = 0;
         self.ports[row].clear();
+        self.changes.pods(row);
     }
 
     /// Notes that a pod takes this from a row.
@@ -237,19 +310,21 @@ impl Nodes {
 
     fn add(&mut self, row: usize, requests: &Requests, sign: i64) {
         for (name, amount) in &requests.amounts {
-            if let Some(ResourceId(at)) = self.resources.get(name) {
-                let held = &mut self.columns[*at].held[row];
+            if let Some(at) = self.resource_at(name) {
+                let held = &mut self.columns[at].held[row];
                 *held = held.saturating_add(sign * amount);
             }
         }
         self.supposed_cpu[row] += sign * requests.supposed_cpu;
         self.supposed_memory[row] += sign * requests.supposed_memory;
+        self.changes.pods(row);
     }
 
     fn taint_set(&mut self, taints: Vec<Taint>) -> usize {
         if let Some(at) = self.taint_sets.iter().position(|set| *set == taints) {
             return at;
         }
+        self.version += 1;
         // Sets that no row has any more are reused before the list grows.
         let unused = (1..self.taint_sets.len()).find(|at| !self.taints.contains(at));
         match unused {
@@ -325,16 +400,17 @@ mod tests {
     #[test]
     fn what_changed_is_told() {
         let mut nodes = Nodes::new();
-        let happened = |nodes: &mut Nodes, it: &Node| nodes.put("n", it).happenings;
-        assert_eq!(happened(&mut nodes, &plain("2")), Happenings::NODE_ADDED);
-        assert_eq!(happened(&mut nodes, &plain("2")), Happenings::NONE);
-        assert_eq!(happened(&mut nodes, &plain("3")), Happenings::NODE_GREW);
-        assert_eq!(happened(&mut nodes, &plain("1")), Happenings::NONE);
+        let happened = |nodes: &mut Nodes, it: &Node| nodes.put("n", it).1;
+        let none = Changed::default();
+        assert!(happened(&mut nodes, &plain("2")).is_new);
+        assert_eq!(happened(&mut nodes, &plain("2")), none);
+        assert_eq!(happened(&mut nodes, &plain("3")), Changed { grew: true, ..none });
+        assert_eq!(happened(&mut nodes, &plain("1")), none);
         let mut it = plain("1");
         it.spec.get_or_insert_default().unschedulable = Some(true);
-        assert_eq!(happened(&mut nodes, &it), Happenings::NODE_TAINTS);
+        assert_eq!(happened(&mut nodes, &it), Changed { taints: true, ..none });
         it.metadata.labels = Some([("a".to_owned(), "b".to_owned())].into());
-        assert_eq!(happened(&mut nodes, &it), Happenings::NODE_LABELS);
+        assert_eq!(happened(&mut nodes, &it), Changed { labels: true, ..none });
     }
 
     #[test]
@@ -347,9 +423,11 @@ mod tests {
         nodes.hold(row, &requests(700), &[]);
         nodes.release(row, &requests(700), &[]);
         assert_eq!(nodes.resource(CPU).unwrap().free(row), 1500);
-        assert_eq!(nodes.ports[row], [port]);
-        nodes.remove("n");
+        assert_eq!(nodes.ports[row], std::slice::from_ref(&port));
+        nodes.remove(row);
         assert_eq!((nodes.len(), nodes.rows().count()), (0, 0));
+        nodes.release(row, &requests(500), std::slice::from_ref(&port));
+        nodes.forget(row);
         nodes.put("m", &plain("1"));
         assert_eq!(nodes.row("m"), Some(row));
         assert_eq!(nodes.resource(CPU).unwrap().free(row), 1000);
@@ -369,8 +447,8 @@ mod tests {
             "example.com/gpu".into(),
             k8s_openapi::apimachinery::pkg::api::resource::Quantity("2".into()),
         );
-        let changed = nodes.put("n", &it);
-        assert!(changed.has_new_column && changed.happenings == Happenings::NODE_GREW);
+        let (_, changed) = nodes.put("n", &it);
+        assert!(changed.has_new_column && changed.grew);
         nodes.clear_held(row);
         nodes.hold(row, &requests(1), &[]);
         assert_eq!(nodes.resource("example.com/gpu").unwrap().free(row), 1);

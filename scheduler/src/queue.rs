@@ -12,7 +12,6 @@
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
-    ops::{BitOr, BitOrAssign},
     sync::Arc,
     time::Duration,
 };
@@ -21,46 +20,30 @@ use insula_api::names::TenantName;
 use insula_client::ObjectKey;
 use tokio::time::Instant;
 
-use crate::candidate::Candidate;
+use crate::pod::{Candidate, Shape};
 
-/// The wait after a first failure, and the longest.
-const FIRST_BACKOFF: Duration = Duration::from_secs(1);
-const LAST_BACKOFF: Duration = Duration::from_secs(10);
+/// How long pods wait after they found nothing: after the first time, and at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Backoff {
+    pub(crate) first: Duration,
+    pub(crate) longest: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { first: Duration::from_secs(1), longest: Duration::from_secs(10) }
+    }
+}
+
+impl Backoff {
+    fn after(&self, n_attempts: u32) -> Duration {
+        let factor = 1_u32.checked_shl(n_attempts.saturating_sub(1)).unwrap_or(u32::MAX);
+        self.first.saturating_mul(factor).min(self.longest)
+    }
+}
+
 /// A pod that nothing seemed to help looks again after this.
 const STUCK_LIMIT: Duration = Duration::from_secs(300);
-
-/// What can happen that gives stuck pods hope. A set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Happenings(u8);
-
-impl Happenings {
-    pub(crate) const NONE: Self = Self(0);
-    pub(crate) const NODE_ADDED: Self = Self(1);
-    /// A node offers more of something.
-    pub(crate) const NODE_GREW: Self = Self(2);
-    /// A node's taints or readiness changed.
-    pub(crate) const NODE_TAINTS: Self = Self(4);
-    pub(crate) const NODE_LABELS: Self = Self(8);
-    /// A pod gave back what it held.
-    pub(crate) const POD_GONE: Self = Self(16);
-
-    fn meets(self, other: Self) -> bool {
-        self.0 & other.0 != 0
-    }
-}
-
-impl BitOr for Happenings {
-    type Output = Self;
-    fn bitor(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-}
-
-impl BitOrAssign for Happenings {
-    fn bitor_assign(&mut self, other: Self) {
-        self.0 |= other.0;
-    }
-}
 
 /// A pod that looks for a node.
 #[derive(Debug, Clone)]
@@ -76,7 +59,7 @@ pub(crate) struct Waiting {
 enum Place {
     Active(Rank),
     BackingOff { until: Instant },
-    Stuck { helped_by: Happenings, looked: Instant, until: Instant },
+    Stuck { looked: Instant, until: Instant },
     Gated,
 }
 
@@ -87,9 +70,20 @@ struct Rank {
     number: u64,
 }
 
+/// Stuck pods that are alike. What helps one of them helps all.
+#[derive(Debug)]
+struct Group {
+    shape: Arc<Shape>,
+    /// The filters that refused nodes to any of them.
+    refused_by: u128,
+    pods: BTreeSet<ObjectKey>,
+}
+
 /// All pods that look for a node.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
+    backoff: Backoff,
+    stuck: HashMap<u64, Group>,
     pods: HashMap<ObjectKey, (Waiting, Place)>,
     active: HashMap<TenantName, BTreeSet<(Rank, ObjectKey)>>,
     turns: VecDeque<TenantName>,
@@ -99,6 +93,10 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
+    pub(crate) fn new(backoff: Backoff) -> Self {
+        Self { backoff, ..Self::default() }
+    }
+
     /// Notes a pod, new or changed. A change makes it look at once.
     pub(crate) fn put(&mut self, key: &ObjectKey, candidate: Candidate, now: Instant) {
         let known = self.remove(key);
@@ -131,8 +129,18 @@ impl Queue {
                     }
                 }
             }
-            Place::BackingOff { until } | Place::Stuck { until, .. } => {
+            Place::BackingOff { until } => {
                 self.alarms.remove(&(until, key.clone()));
+            }
+            Place::Stuck { until, .. } => {
+                self.alarms.remove(&(until, key.clone()));
+                let id = waiting.candidate.shape.id;
+                if let Some(group) = self.stuck.get_mut(&id) {
+                    group.pods.remove(key);
+                    if group.pods.is_empty() {
+                        self.stuck.remove(&id);
+                    }
+                }
             }
             Place::Gated => (),
         }
@@ -141,7 +149,7 @@ impl Queue {
 
     fn activate(&mut self, key: &ObjectKey, waiting: Waiting) {
         let rank = Rank {
-            descending_priority: -i64::from(waiting.candidate.priority),
+            descending_priority: -i64::from(waiting.candidate.shape.priority),
             number: self.n_ranked,
         };
         self.n_ranked += 1;
@@ -168,24 +176,32 @@ impl Queue {
         Some((key, waiting))
     }
 
-    /// Puts back a pod that found no node.
+    /// Puts back a pod that found no node, because these filters refused all.
     pub(crate) fn stuck(
         &mut self,
         key: &ObjectKey,
         mut waiting: Waiting,
-        helped_by: Happenings,
+        refused_by: u128,
         now: Instant,
     ) {
         waiting.n_attempts = waiting.n_attempts.saturating_add(1);
         let until = now + STUCK_LIMIT;
         self.alarms.insert((until, key.clone()));
-        self.pods.insert(key.clone(), (waiting, Place::Stuck { helped_by, looked: now, until }));
+        let shape = &waiting.candidate.shape;
+        let group = self.stuck.entry(shape.id).or_insert_with(|| Group {
+            shape: shape.clone(),
+            refused_by: 0,
+            pods: BTreeSet::new(),
+        });
+        group.refused_by |= refused_by;
+        group.pods.insert(key.clone());
+        self.pods.insert(key.clone(), (waiting, Place::Stuck { looked: now, until }));
     }
 
     /// Puts back a pod whose node could not be written down.
     pub(crate) fn retry(&mut self, key: &ObjectKey, mut waiting: Waiting, now: Instant) {
         waiting.n_attempts = waiting.n_attempts.saturating_add(1);
-        let until = now + backoff(waiting.n_attempts);
+        let until = now + self.backoff.after(waiting.n_attempts);
         self.back_off(key, waiting, until);
     }
 
@@ -194,24 +210,24 @@ impl Queue {
         self.pods.insert(key.clone(), (waiting, Place::BackingOff { until }));
     }
 
-    /// Something happened: stuck pods that it could help may look again.
-    pub(crate) fn happened(&mut self, what: Happenings, now: Instant) {
-        if what == Happenings::NONE {
-            return;
+    /// Something happened: stuck pods may look again if `helps` says so of their shape and the
+    /// filters that refused them.
+    pub(crate) fn happened(
+        &mut self,
+        now: Instant,
+        mut helps: impl FnMut(&Arc<Shape>, u128) -> bool,
+    ) {
+        let helped = self.stuck.values().filter(|it| helps(&it.shape, it.refused_by));
+        let mut hopeful: Vec<(Instant, Instant, ObjectKey)> = Vec::new();
+        for key in helped.flat_map(|group| &group.pods) {
+            if let Some((waiting, Place::Stuck { looked, .. })) = self.pods.get(key) {
+                let until = *looked + self.backoff.after(waiting.n_attempts);
+                hopeful.push((until, waiting.since, key.clone()));
+            }
         }
-        let mut hopeful: Vec<(Instant, ObjectKey)> = self
-            .pods
-            .iter()
-            .filter_map(|(key, (waiting, place))| match place {
-                Place::Stuck { helped_by, looked, .. } if helped_by.meets(what) => {
-                    Some((*looked + backoff(waiting.n_attempts), key.clone()))
-                }
-                _ => None,
-            })
-            .collect();
         // In the order in which they would have looked, not in that of the map.
-        hopeful.sort_by_key(|(until, key)| (*until, self.pods.get(key).map(|it| it.0.since)));
-        for (until, key) in hopeful {
+        hopeful.sort();
+        for (until, _, key) in hopeful {
             if let Some(waiting) = self.remove(&key) {
                 if until <= now {
                     self.activate(&key, waiting);
@@ -219,6 +235,15 @@ impl Queue {
                     self.back_off(&key, waiting, until);
                 }
             }
+        }
+    }
+
+    /// A stuck pod may look again when its wait is over, whatever helps it.
+    pub(crate) fn hurry(&mut self, key: &ObjectKey, now: Instant) {
+        let Some((waiting, Place::Stuck { looked, .. })) = self.pods.get(key) else { return };
+        let until = (*looked + self.backoff.after(waiting.n_attempts)).max(now);
+        if let Some(waiting) = self.remove(key) {
+            self.back_off(key, waiting, until);
         }
     }
 
@@ -244,11 +269,11 @@ impl Queue {
     pub(crate) fn len(&self) -> usize {
         self.pods.len()
     }
-}
 
-fn backoff(n_attempts: u32) -> Duration {
-    let factor = 1_u32.checked_shl(n_attempts.saturating_sub(1)).unwrap_or(u32::MAX);
-    FIRST_BACKOFF.saturating_mul(factor).min(LAST_BACKOFF)
+    /// Whether no pod waits for something to happen.
+    pub(crate) fn has_no_stuck(&self) -> bool {
+        self.stuck.is_empty()
+    }
 }
 
 #[cfg(test)]
@@ -261,16 +286,19 @@ mod tests {
     }
 
     fn with_priority(priority: i32) -> Candidate {
-        Candidate { priority, ..Candidate::default() }
+        let pod = serde_json::from_value(serde_json::json!({"spec": {"priority": priority}}));
+        let tenant = TenantName::parse("a").unwrap();
+        let pod = insula_client::Tenanted { tenant, object: pod.unwrap() };
+        Candidate::of(&pod, &mut crate::pod::Shapes::default())
     }
 
     fn take(queue: &mut Queue, now: Instant) -> Option<String> {
         queue.take(now).map(|(key, _)| format!("{}/{}", key.tenant, key.name))
     }
 
-    fn take_stuck(queue: &mut Queue, helped_by: Happenings, now: Instant) {
+    fn take_stuck(queue: &mut Queue, refused_by: u128, now: Instant) {
         let (key, waiting) = queue.take(now).unwrap();
-        queue.stuck(&key, waiting, helped_by, now);
+        queue.stuck(&key, waiting, refused_by, now);
     }
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -291,10 +319,10 @@ mod tests {
         let now = Instant::now();
         let mut queue = Queue::default();
         queue.put(&key("a/1"), with_priority(0), now);
-        take_stuck(&mut queue, Happenings::POD_GONE | Happenings::NODE_ADDED, now);
-        queue.happened(Happenings::NODE_LABELS, now + 5 * SECOND);
+        take_stuck(&mut queue, 5, now);
+        queue.happened(now + 5 * SECOND, |_, refused_by| refused_by & 2 != 0);
         assert_eq!(take(&mut queue, now + 5 * SECOND), None);
-        queue.happened(Happenings::POD_GONE, now + 5 * SECOND);
+        queue.happened(now + 5 * SECOND, |_, refused_by| refused_by & 4 != 0);
         assert_eq!(take(&mut queue, now + 5 * SECOND).as_deref(), Some("a/1"));
     }
 
@@ -303,8 +331,8 @@ mod tests {
         let now = Instant::now();
         let mut queue = Queue::default();
         queue.put(&key("a/1"), with_priority(0), now);
-        take_stuck(&mut queue, Happenings::NODE_ADDED, now);
-        queue.happened(Happenings::NODE_ADDED, now);
+        take_stuck(&mut queue, 1, now);
+        queue.happened(now, |_, refused_by| refused_by == 1);
         assert_eq!(take(&mut queue, now), None);
         assert_eq!(queue.next_alarm(), Some(now + SECOND));
         assert_eq!(take(&mut queue, now + SECOND).as_deref(), Some("a/1"));
@@ -312,9 +340,10 @@ mod tests {
 
     #[test]
     fn backoff_doubles_to_ten_seconds() {
-        let shown: Vec<_> = (0..7).map(|n| backoff(n).as_secs()).collect();
+        let backoff = Backoff::default();
+        let shown: Vec<_> = (0..7).map(|n| backoff.after(n).as_secs()).collect();
         assert_eq!(shown, [1, 1, 2, 4, 8, 10, 10]);
-        assert_eq!(backoff(u32::MAX), LAST_BACKOFF);
+        assert_eq!(backoff.after(u32::MAX), backoff.longest);
     }
 
     #[test]
@@ -322,7 +351,7 @@ mod tests {
         let now = Instant::now();
         let mut queue = Queue::default();
         queue.put(&key("a/1"), with_priority(0), now);
-        take_stuck(&mut queue, Happenings::NONE, now);
+        take_stuck(&mut queue, 0, now);
         assert_eq!(take(&mut queue, now + STUCK_LIMIT - SECOND), None);
         assert_eq!(take(&mut queue, now + STUCK_LIMIT).as_deref(), Some("a/1"));
     }
@@ -332,7 +361,7 @@ mod tests {
         let now = Instant::now();
         let mut queue = Queue::default();
         queue.put(&key("a/1"), with_priority(0), now);
-        take_stuck(&mut queue, Happenings::NONE, now);
+        take_stuck(&mut queue, 0, now);
         queue.put(&key("a/1"), Candidate { is_gated: true, ..with_priority(0) }, now);
         assert_eq!(take(&mut queue, now + STUCK_LIMIT), None);
         queue.put(&key("a/1"), with_priority(0), now);
@@ -348,12 +377,13 @@ mod tests {
             queue.put(&key(name), with_priority(0), now);
         }
         let (stuck, waiting) = queue.take(now).unwrap();
-        queue.stuck(&stuck, waiting, Happenings::NODE_ADDED, now);
+        queue.stuck(&stuck, waiting, 1, now);
         let (off, waiting) = queue.take(now).unwrap();
         queue.retry(&off, waiting, now);
         for name in ["a/active", "a/off", "a/stuck"] {
             assert!(queue.remove(&key(name)).is_some());
         }
-        assert!(queue.alarms.is_empty() && queue.turns.is_empty() && queue.active.is_empty());
+        assert!(queue.alarms.is_empty() && queue.stuck.is_empty());
+        assert!(queue.turns.is_empty() && queue.active.is_empty());
     }
 }

@@ -9,8 +9,14 @@ use std::{collections::BTreeMap, time::Duration};
 
 use insula_api::names::TenantName;
 use insula_client::{DeleteOptions, ListOptions, Patch, Tenant, Tenanted};
-use insula_scheduler::Config;
-use k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod, ServiceAccount};
+use insula_scheduler::{Config, Configuration};
+use k8s_openapi::api::{
+    core::v1::{
+        Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ServiceAccount,
+    },
+    scheduling::v1::PriorityClass,
+    storage::v1::StorageClass,
+};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -34,13 +40,23 @@ impl Scheduled {
     }
 
     fn run_scheduler(&self) {
+        self.run_scheduler_as(Config::default());
+    }
+
+    fn run_scheduler_as(&self, config: Config) {
         let client = self.cloud.client.clone();
-        let running = insula_scheduler::run(Config::default(), client, self.scheduler.clone());
+        let running = insula_scheduler::run(config, client, self.scheduler.clone());
         self.cloud.tasks.spawn(running);
     }
 
     async fn node(&self, name: &str, cpu: &str) {
-        let node = json!({"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}});
+        self.node_in(name, cpu, "here").await;
+    }
+
+    async fn node_in(&self, name: &str, cpu: &str, zone: &str) {
+        let node = json!({"metadata": {"name": name, "labels": {
+            "kubernetes.io/hostname": name, "topology.kubernetes.io/zone": zone,
+        }}});
         let nodes = self.cloud.client.system().api::<Node>();
         nodes.create(&serde_json::from_value(node).unwrap()).await.unwrap();
         let status = json!({"status": {
@@ -182,8 +198,9 @@ async fn a_burst_fills_the_nodes_and_no_more() {
     let waiting: Vec<_> =
         it.all_pods().await.into_iter().filter(|pod| node_of(pod).is_empty()).collect();
     let (tenant, name) = (waiting[0].tenant.as_str(), waiting[0].name());
-    it.until_waits(tenant, name, "Unschedulable", "0/3 nodes are available: 3 Insufficient cpu.")
-        .await;
+    let message = "0/3 nodes are available: 3 Insufficient cpu. preemption: 0/3 nodes are \
+                   available: 3 No preemption victims found for incoming pod.";
+    it.until_waits(tenant, name, "Unschedulable", message).await;
 
     // Whoever ends makes room for one who waits.
     for pod in it.all_pods().await.iter().filter(|pod| node_of(pod) == "n1").take(5) {
@@ -212,7 +229,9 @@ async fn pods_wait_for_what_they_need_and_are_told_why() {
         pod["spec"]["nodeSelector"] = json!({"disk": "ssd"});
     })
     .await;
-    let message = "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector.";
+    let message = "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector. \
+                   preemption: 0/1 nodes are available: 1 Preemption is not helpful for \
+                   scheduling.";
     it.until_waits("acme", "choosy", "Unschedulable", message).await;
     it.until_event("acme", "FailedScheduling", message).await;
     let nodes = it.cloud.client.system().api::<Node>();
@@ -221,13 +240,15 @@ async fn pods_wait_for_what_they_need_and_are_told_why() {
     it.until_on("acme", "choosy", "n1").await;
 
     it.pod("acme", "large", "1").await;
-    let message = "0/1 nodes are available: 1 Insufficient cpu.";
+    let message = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are \
+                   available: 1 No preemption victims found for incoming pod.";
     it.until_waits("acme", "large", "Unschedulable", message).await;
     let cordon = Patch::Merge(json!({"spec": {"unschedulable": true}}));
     nodes.patch("n1", &cordon).await.unwrap();
     let grown = Patch::Merge(json!({"status": {"allocatable": {"cpu": "3"}}}));
     nodes.patch_status("n1", &grown).await.unwrap();
-    let message = "0/1 nodes are available: 1 node(s) were unschedulable.";
+    let message = "0/1 nodes are available: 1 node(s) were unschedulable. preemption: 0/1 nodes \
+                   are available: 1 Preemption is not helpful for scheduling.";
     it.until_waits("acme", "large", "Unschedulable", message).await;
     nodes.patch("n1", &Patch::Merge(json!({"spec": {"unschedulable": null}}))).await.unwrap();
     it.until_on("acme", "large", "n1").await;
@@ -269,7 +290,202 @@ async fn a_new_scheduler_goes_on_where_the_old_one_was() {
     it.scheduler = it.cloud.shutdown.child_token();
     it.run_scheduler();
     it.until_on("acme", "three", "n1").await;
-    let message = "0/1 nodes are available: 1 Insufficient cpu.";
+    let message = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are \
+                   available: 1 No preemption victims found for incoming pod.";
     it.until_waits("acme", "two", "Unschedulable", message).await;
+    it.cloud.end().await;
+}
+
+/// A tenant's priority class.
+async fn priority(it: &Scheduled, tenant: &str, name: &str, value: i32) {
+    let class = json!({"metadata": {"name": name}, "value": value});
+    let classes = it.cloud.client.tenant(&named(tenant)).api::<PriorityClass>();
+    classes.create(&serde_json::from_value(class).unwrap()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn important_pods_make_room_for_themselves() {
+    let it = Scheduled::start(&["acme", "globex"]).await;
+    it.node("n1", "2").await;
+    priority(&it, "acme", "high", 1000).await;
+    it.pod("acme", "low", "1").await;
+    it.pod("globex", "theirs", "1").await;
+    it.until_on("acme", "low", "n1").await;
+    it.until_on("globex", "theirs", "n1").await;
+    let important = |pod: &mut Value| pod["spec"]["priorityClassName"] = json!("high");
+    let pod = it.pod_with("acme", "important", "1", important).await;
+    let nominated = async || {
+        let status = it.get("acme", "important").await.object.status.unwrap_or_default();
+        status.nominated_node_name.as_deref() == Some("n1")
+    };
+    it.cloud.until("it is promised the node", nominated).await;
+    it.until_waits(
+        "acme",
+        "important",
+        "Unschedulable",
+        "0/1 nodes are available: 1 Insufficient cpu.",
+    )
+    .await;
+    it.cloud
+        .until("the other one is asked to end, and told why", async || {
+            let low = it.get("acme", "low").await;
+            let conditions = low.status.as_ref().and_then(|it| it.conditions.clone());
+            low.is_deleting()
+                && conditions.into_iter().flatten().any(|it| {
+                    it.type_ == "DisruptionTarget"
+                        && it.reason.as_deref() == Some("PreemptionByScheduler")
+                })
+        })
+        .await;
+    it.until_event("acme", "Preempted", &format!("Preempted by pod {} on node n1", pod.uid()))
+        .await;
+    // The room is promised: another of the same tenant does not get it.
+    it.pod("acme", "late", "1").await;
+    let pods = it.cloud.client.tenant(&named("acme")).namespaced::<Pod>("default");
+    pods.delete("low", &DeleteOptions::default().grace_period(0)).await.unwrap();
+    it.until_on("acme", "important", "n1").await;
+    assert_eq!(node_of(&it.get("globex", "theirs").await), "n1", "others are left alone");
+    assert_eq!(node_of(&it.get("acme", "late").await), "");
+    it.cloud.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_are_spread_over_zones() {
+    let it = Scheduled::start(&["acme"]).await;
+    for (name, zone) in [("a1", "a"), ("a2", "a"), ("b1", "b")] {
+        it.node_in(name, "64", zone).await;
+    }
+    let spread = |pod: &mut Value| {
+        pod["metadata"]["labels"] = json!({"app": "web"});
+        pod["spec"]["topologySpreadConstraints"] = json!([{
+            "maxSkew": 1, "topologyKey": "topology.kubernetes.io/zone",
+            "whenUnsatisfiable": "DoNotSchedule",
+            "labelSelector": {"matchLabels": {"app": "web"}},
+        }]);
+    };
+    for n in 0..20 {
+        it.pod_with("acme", &format!("p{n}"), "100m", spread).await;
+    }
+    let in_b = async || {
+        let pods = it.all_pods().await;
+        let on = |test: &dyn Fn(&str) -> bool| pods.iter().filter(|it| test(node_of(it))).count();
+        (on(&|node| node.starts_with('a')), on(&|node| node == "b1"))
+    };
+    it.cloud.until("half of them are in each zone", async || in_b().await == (10, 10)).await;
+    it.cloud.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_are_bound_where_the_pod_goes() {
+    let it = Scheduled::start(&["acme"]).await;
+    it.node_in("n1", "8", "a").await;
+    it.node_in("n2", "8", "b").await;
+    let tenant = it.cloud.client.tenant(&named("acme"));
+    let class = |name: &str, mode: &str| {
+        json!({
+            "metadata": {"name": name}, "provisioner": "example.com/disks",
+            "volumeBindingMode": mode,
+            "allowedTopologies": [{"matchLabelExpressions": [
+                {"key": "topology.kubernetes.io/zone", "values": ["b"]},
+            ]}],
+        })
+    };
+    let classes = tenant.api::<StorageClass>();
+    for (name, mode) in [("late", "WaitForFirstConsumer"), ("at-once", "Immediate")] {
+        classes.create(&serde_json::from_value(class(name, mode)).unwrap()).await.unwrap();
+    }
+    let uses = |claim: &'static str| {
+        move |pod: &mut Value| {
+            pod["spec"]["volumes"] =
+                json!([{"name": "v", "persistentVolumeClaim": {"claimName": claim}}]);
+        }
+    };
+    it.pod_with("acme", "early", "1", uses("data")).await;
+    let not_helpful = |n: usize, said: &str| {
+        format!(
+            "0/{n} nodes are available: {said}. preemption: 0/{n} nodes are available: {n} \
+             Preemption is not helpful for scheduling."
+        )
+    };
+    let message = not_helpful(2, "persistentvolumeclaim \"data\" not found");
+    it.until_waits("acme", "early", "Unschedulable", &message).await;
+    let claim = |name: &str, class: &str| {
+        json!({
+            "metadata": {"name": name},
+            "spec": {
+                "accessModes": ["ReadWriteOnce"], "storageClassName": class,
+                "resources": {"requests": {"storage": "1Gi"}},
+            },
+        })
+    };
+    it.cloud
+        .create::<PersistentVolumeClaim>(&named("acme"), "default", claim("now", "at-once"))
+        .await;
+    it.pod_with("acme", "unbound", "1", uses("now")).await;
+    let message = not_helpful(2, "pod has unbound immediate PersistentVolumeClaims");
+    it.until_waits("acme", "unbound", "Unschedulable", &message).await;
+
+    it.cloud
+        .create::<PersistentVolumeClaim>(&named("acme"), "default", claim("data", "late"))
+        .await;
+    let claims = tenant.namespaced::<PersistentVolumeClaim>("default");
+    let selected = async || {
+        let claim = claims.get("data").await.unwrap();
+        let annotations = claim.object.metadata.annotations.unwrap_or_default();
+        annotations.get("volume.kubernetes.io/selected-node").map(String::as_str) == Some("n2")
+    };
+    it.cloud.until("the provisioner is told the node", selected).await;
+    assert_eq!(node_of(&it.get("acme", "early").await), "", "it waits for its volume");
+    // What the provisioner and the controller of volumes do.
+    let volume = json!({
+        "metadata": {"name": "pv"},
+        "spec": {
+            "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"],
+            "storageClassName": "late", "hostPath": {"path": "/v"},
+            "claimRef": {"namespace": "default", "name": "data"},
+        },
+    });
+    let volumes = tenant.api::<PersistentVolume>();
+    volumes.create(&serde_json::from_value(volume).unwrap()).await.unwrap();
+    claims.patch("data", &Patch::Merge(json!({"spec": {"volumeName": "pv"}}))).await.unwrap();
+    let bound = Patch::Merge(json!({"status": {"phase": "Bound"}}));
+    claims.patch_status("data", &bound).await.unwrap();
+    it.until_on("acme", "early", "n2").await;
+    it.cloud.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_choose_their_profile() {
+    let mut it = Scheduled::start(&["acme"]).await;
+    it.scheduler.cancel();
+    it.scheduler = it.cloud.shutdown.child_token();
+    let file = "apiVersion: kubescheduler.config.k8s.io/v1
+kind: KubeSchedulerConfiguration
+profiles:
+- schedulerName: default-scheduler
+- schedulerName: packing
+  pluginConfig:
+  - name: NodeResourcesFit
+    args: {scoringStrategy: {type: MostAllocated}}
+  plugins: {score: {disabled: [{name: NodeResourcesBalancedAllocation}]}}
+";
+    it.run_scheduler_as(Config::of(Configuration::parse(file).unwrap()));
+    it.node("n1", "8").await;
+    it.node("n2", "8").await;
+    it.pod("acme", "first", "1").await;
+    it.cloud
+        .until("it is somewhere", async || !node_of(&it.get("acme", "first").await).is_empty())
+        .await;
+    let first = node_of(&it.get("acme", "first").await).to_owned();
+    let other = if first == "n1" { "n2" } else { "n1" };
+    it.pod("acme", "spread", "1").await;
+    it.until_on("acme", "spread", other).await;
+    it.pod("acme", "third", "2").await;
+    it.cloud
+        .until("it is somewhere", async || !node_of(&it.get("acme", "third").await).is_empty())
+        .await;
+    let fuller = node_of(&it.get("acme", "third").await).to_owned();
+    it.pod_with("acme", "packed", "1", |pod| pod["spec"]["schedulerName"] = json!("packing")).await;
+    it.until_on("acme", "packed", &fuller).await;
     it.cloud.end().await;
 }

@@ -1,0 +1,105 @@
+//! How fast the core of the scheduler decides, without API server: pods per second and bytes per
+//! pod and node, for shapes of pods and numbers of nodes.
+//!
+//! `cargo run --release -p insula-scheduler --example throughput -- [SHAPE [NODES [PODS]]]`
+
+#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a tool for developers")]
+
+use std::time::Duration;
+
+use insula_api::names::TenantName;
+use insula_client::Tenanted;
+use insula_scheduler::{Core, Profile};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+const ZONE: &str = "topology.kubernetes.io/zone";
+const HOST: &str = "kubernetes.io/hostname";
+
+fn node(n: usize) -> Node {
+    serde_json::from_value(json!({
+        "metadata": {"labels": {HOST: format!("n{n}"), ZONE: format!("z{}", n % 10)}},
+        "status": {
+            "allocatable": {"cpu": "32", "memory": "64Gi", "pods": "110"},
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    }))
+    .unwrap()
+}
+
+/// The pods of upstream's benches: each asks for 100m and 500Mi.
+fn pod(shape: &str, n: usize) -> Tenanted<Pod> {
+    let mut it = json!({
+        "metadata": {
+            "name": format!("p{n}"), "namespace": "bench", "uid": format!("uid-{n}"),
+            "labels": {"app": "bench"},
+        },
+        "spec": {"containers": [{"name": "c", "image": "pause", "resources": {"requests": {
+            "cpu": "100m", "memory": "500Mi",
+        }}}]},
+    });
+    let alike = json!({"matchLabels": {"app": "bench"}});
+    let term = |key: &str| json!({"topologyKey": key, "labelSelector": alike});
+    let preferred = |key: &str| json!([{"weight": 1, "podAffinityTerm": term(key)}]);
+    let spread = |when: &str| json!([{"maxSkew": 5, "topologyKey": ZONE, "whenUnsatisfiable": when, "labelSelector": alike}]);
+    let required = "requiredDuringSchedulingIgnoredDuringExecution";
+    let soft = "preferredDuringSchedulingIgnoredDuringExecution";
+    let spec: &mut Value = &mut it["spec"];
+    match shape {
+        "basic" => (),
+        "affinity" => spec["affinity"]["podAffinity"][required] = json!([term(ZONE)]),
+        "anti-affinity" => spec["affinity"]["podAntiAffinity"][required] = json!([term(HOST)]),
+        "preferred-affinity" => spec["affinity"]["podAffinity"][soft] = preferred(HOST),
+        "preferred-anti-affinity" => spec["affinity"]["podAntiAffinity"][soft] = preferred(HOST),
+        "spread" => spec["topologySpreadConstraints"] = spread("DoNotSchedule"),
+        "preferred-spread" => spec["topologySpreadConstraints"] = spread("ScheduleAnyway"),
+        "unschedulable" => spec["nodeSelector"] = json!({"nowhere": "yes"}),
+        other => panic!("no such shape: {other}"),
+    }
+    Tenanted {
+        tenant: TenantName::parse("acme").unwrap(),
+        object: serde_json::from_value(it).unwrap(),
+    }
+}
+
+fn run(shape: &str, n_nodes: usize, n_pods: usize) {
+    let mut core = Core::new(vec![Profile::default()]);
+    for n in 0..n_nodes {
+        core.put_node(&format!("n{n}"), &node(n));
+    }
+    let pods: Vec<_> = (0..n_pods).map(|n| pod(shape, n)).collect();
+    let begun = Instant::now();
+    let n_placed = pods.iter().filter(|pod| core.place(pod).is_ok()).count();
+    let took = begun.elapsed().max(Duration::from_nanos(1));
+    println!(
+        "{shape:24} {n_nodes:6} nodes {n_pods:7} pods {n_placed:7} placed {:9.0} pods/s {:8.2} us/pod",
+        n_pods as f64 / took.as_secs_f64(),
+        took.as_secs_f64() * 1e6 / n_pods as f64,
+    );
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let number = |at: usize| args.get(at).and_then(|it| it.parse::<usize>().ok());
+    if let Some(shape) = args.first() {
+        run(shape, number(1).unwrap_or(5_000), number(2).unwrap_or(50_000));
+        return;
+    }
+    for n_nodes in [1_000, 5_000, 50_000] {
+        run("basic", n_nodes, 100 * n_nodes.min(1_000));
+        run("unschedulable", n_nodes, 100_000);
+    }
+    for shape in [
+        "affinity",
+        "anti-affinity",
+        "preferred-affinity",
+        "preferred-anti-affinity",
+        "spread",
+        "preferred-spread",
+    ] {
+        for n_nodes in [1_000, 5_000] {
+            run(shape, n_nodes, n_nodes);
+        }
+    }
+}

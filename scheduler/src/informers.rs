@@ -1,0 +1,236 @@
+//! Everything that decisions are made of, followed as it changes.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use insula_api::names::TenantName;
+use insula_client::{Client, Informer, Kind, ObjectKey};
+use k8s_openapi::api::{
+    apps::v1::{ReplicaSet, ReplicaSetSpec, StatefulSet, StatefulSetSpec},
+    core::v1::{
+        Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController,
+        ReplicationControllerSpec, Service, ServiceSpec,
+    },
+    policy::v1::PodDisruptionBudget,
+    storage::v1::{CSINode, StorageClass},
+};
+use tokio::sync::{Notify, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    dirty::Dirty,
+    framework::Event,
+    pod::{compile, trim},
+    world::World,
+};
+
+/// What kind of object changed. In the order in which changes are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Source {
+    Namespace,
+    Class,
+    Drivers,
+    Volume,
+    Claim,
+    Budget,
+    Service,
+    ReplicaSet,
+    StatefulSet,
+    ReplicationController,
+    Node,
+    Pod,
+}
+
+/// Local copies of all that matters.
+#[derive(Debug)]
+pub(crate) struct Informers {
+    pub(crate) pods: Informer<Pod>,
+    pub(crate) nodes: Informer<Node>,
+    namespaces: Informer<Namespace>,
+    pub(crate) claims: Informer<PersistentVolumeClaim>,
+    pub(crate) volumes: Informer<PersistentVolume>,
+    classes: Informer<StorageClass>,
+    drivers: Informer<CSINode>,
+    budgets: Informer<PodDisruptionBudget>,
+    services: Informer<Service>,
+    replica_sets: Informer<ReplicaSet>,
+    stateful_sets: Informer<StatefulSet>,
+    replication_controllers: Informer<ReplicationController>,
+    pub(crate) dirty: Arc<Dirty<(Source, ObjectKey)>>,
+    /// Ticks whenever a claim changes.
+    pub(crate) claims_changed: watch::Receiver<u64>,
+}
+
+impl Informers {
+    pub(crate) fn start(
+        client: &Client,
+        changed: &Arc<Notify>,
+        tasks: &TaskTracker,
+        shutdown: &CancellationToken,
+    ) -> Self {
+        let dirty = Arc::new(Dirty::new(changed.clone()));
+        let all = client.all();
+        macro_rules! follow {
+            ($kind:ty, $source:expr) => {
+                follow!($kind, $source, |_| ())
+            };
+            ($kind:ty, $source:expr, $trim:expr) => {
+                noting(
+                    Informer::builder(all.collection::<$kind>())
+                        .trim($trim)
+                        .start(tasks, shutdown.clone()),
+                    $source,
+                    &dirty,
+                )
+            };
+        }
+        let pods = Informer::builder(all.collection::<Pod>())
+            .field_selector("status.phase!=Succeeded,status.phase!=Failed")
+            .trim(trim)
+            .start(tasks, shutdown.clone());
+        let system = client.system();
+        let nodes = Informer::builder(system.api::<Node>()).start(tasks, shutdown.clone());
+        let drivers = Informer::builder(system.api::<CSINode>()).start(tasks, shutdown.clone());
+        let claims: Informer<PersistentVolumeClaim> = follow!(PersistentVolumeClaim, Source::Claim);
+        let (ticks, claims_changed) = watch::channel(0_u64);
+        claims.on_change(move |_| ticks.send_modify(|n| *n += 1));
+        Self {
+            pods: noting(pods, Source::Pod, &dirty),
+            nodes: noting(nodes, Source::Node, &dirty),
+            drivers: noting(drivers, Source::Drivers, &dirty),
+            namespaces: follow!(Namespace, Source::Namespace),
+            volumes: follow!(PersistentVolume, Source::Volume),
+            classes: follow!(StorageClass, Source::Class),
+            budgets: follow!(PodDisruptionBudget, Source::Budget),
+            // Of these only selectors matter.
+            services: follow!(Service, Source::Service, |it: &mut Service| {
+                let selector = it.spec.take().and_then(|it| it.selector);
+                it.spec = Some(ServiceSpec { selector, ..ServiceSpec::default() });
+                it.status = None;
+            }),
+            replica_sets: follow!(ReplicaSet, Source::ReplicaSet, |it: &mut ReplicaSet| {
+                let selector = it.spec.take().map(|it| it.selector).unwrap_or_default();
+                it.spec = Some(ReplicaSetSpec { selector, ..ReplicaSetSpec::default() });
+                it.status = None;
+            }),
+            stateful_sets: follow!(StatefulSet, Source::StatefulSet, |it: &mut StatefulSet| {
+                let selector = it.spec.take().map(|it| it.selector).unwrap_or_default();
+                it.spec = Some(StatefulSetSpec { selector, ..StatefulSetSpec::default() });
+                it.status = None;
+            }),
+            replication_controllers: follow!(
+                ReplicationController,
+                Source::ReplicationController,
+                |it: &mut ReplicationController| {
+                    let selector = it.spec.take().and_then(|it| it.selector);
+                    let default = ReplicationControllerSpec::default();
+                    it.spec = Some(ReplicationControllerSpec { selector, ..default });
+                    it.status = None;
+                }
+            ),
+            claims,
+            dirty,
+            claims_changed,
+        }
+    }
+
+    /// Waits until all copies are complete. Returns `false` if they will not be.
+    pub(crate) async fn synced(&self) -> bool {
+        let (a, b, c, d, e, f) = futures::join!(
+            self.nodes.synced(),
+            self.pods.synced(),
+            self.namespaces.synced(),
+            self.claims.synced(),
+            self.volumes.synced(),
+            self.classes.synced(),
+        );
+        let (g, h, i, j, k, l) = futures::join!(
+            self.drivers.synced(),
+            self.budgets.synced(),
+            self.services.synced(),
+            self.replica_sets.synced(),
+            self.stateful_sets.synced(),
+            self.replication_controllers.synced(),
+        );
+        a && b && c && d && e && f && g && h && i && j && k && l
+    }
+
+    /// Shows a change in the world, of whatever is neither a node nor a pod. Returns what those
+    /// who wait may hope for.
+    pub(crate) fn show(&self, world: &mut World, source: Source, key: &ObjectKey) -> Option<Event> {
+        let selection = || Some(Event::Selection { tenant: key.tenant.clone() });
+        match source {
+            Source::Node | Source::Pod => None,
+            Source::Namespace => {
+                let namespace = self.namespaces.get(key);
+                let labels = namespace.map(|it| it.metadata.labels.clone().unwrap_or_default());
+                world.set_namespace(&key.tenant, &key.name, labels);
+                selection()
+            }
+            Source::Class => {
+                let class = self.classes.get(key);
+                let is_shared = key.tenant == TenantName::system();
+                let changed = world.storage.put_class(key, class.as_deref());
+                changed.then(|| Event::Storage { tenant: (!is_shared).then(|| key.tenant.clone()) })
+            }
+            Source::Drivers => {
+                let drivers = self.drivers.get(key);
+                let changed =
+                    world.storage.put_limits(&key.name, drivers.as_deref().map(|it| &it.object));
+                changed.then_some(Event::Storage { tenant: None })
+            }
+            Source::Volume => {
+                let changed = world.storage.put_volume(key, self.volumes.get(key).as_deref());
+                changed.then(|| Event::Storage { tenant: Some(key.tenant.clone()) })
+            }
+            Source::Claim => {
+                let changed = world.storage.put_claim(key, self.claims.get(key).as_deref());
+                changed.then(|| Event::Storage { tenant: Some(key.tenant.clone()) })
+            }
+            Source::Budget => {
+                world.budgets.put(key, self.budgets.get(key).as_deref());
+                None
+            }
+            Source::Service => {
+                let service = self.services.get(key);
+                let selector = service.and_then(|it| it.spec.as_ref()?.selector.clone());
+                world.workloads.set_service(key, selector);
+                None
+            }
+            Source::ReplicaSet => {
+                let it = self.replica_sets.get(key);
+                let selector = it.and_then(|it| compile(&it.spec.as_ref()?.selector));
+                world.workloads.set_controller("ReplicaSet", key, selector);
+                None
+            }
+            Source::StatefulSet => {
+                let it = self.stateful_sets.get(key);
+                let selector = it.and_then(|it| compile(&it.spec.as_ref()?.selector));
+                world.workloads.set_controller("StatefulSet", key, selector);
+                None
+            }
+            Source::ReplicationController => {
+                let it = self.replication_controllers.get(key);
+                let labels: Option<BTreeMap<String, String>> =
+                    it.and_then(|it| it.spec.as_ref()?.selector.clone());
+                let selector = labels.and_then(|labels| {
+                    compile(&k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector {
+                        match_labels: Some(labels),
+                        match_expressions: None,
+                    })
+                });
+                world.workloads.set_controller("ReplicationController", key, selector);
+                None
+            }
+        }
+    }
+}
+
+fn noting<K: Kind>(
+    informer: Informer<K>,
+    source: Source,
+    dirty: &Arc<Dirty<(Source, ObjectKey)>>,
+) -> Informer<K> {
+    let dirty = dirty.clone();
+    informer.on_change(move |change| dirty.add((source, change.key.clone())));
+    informer
+}

@@ -1,0 +1,22 @@
+//! Upstream's plugins.
+
+mod inter_pod;
+mod nodes;
+mod preemption;
+mod resources;
+mod spread;
+mod volumes;
+
+pub(crate) use self::{
+    inter_pod::InterPodAffinity,
+    nodes::{
+        ImageLocality, NodeAffinity, NodeName, NodeSelection, NodeUnschedulable, TaintToleration,
+        keeps_away,
+    },
+    preemption::DefaultPreemption,
+    resources::{
+        BalancedAllocation, NodePorts, NodeResourcesFit, Strategy, Weighed, cpu_and_memory,
+    },
+    spread::{DefaultSpread, PodTopologySpread},
+    volumes::{NodeVolumeLimits, VolumeBinding, VolumeRestrictions, VolumeZone},
+};

@@ -1,0 +1,216 @@
+//! All that decisions are made of: nodes, the pods on them, counts of pods, volumes, budgets.
+//!
+//! # Invariants
+//!
+//! * The table of nodes and the counts of every tenant show exactly what the ledger says.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use insula_api::names::TenantName;
+use insula_client::ObjectKey;
+use k8s_openapi::api::core::v1::Node;
+
+use crate::{
+    budgets::Budgets,
+    ledger::{Held, Ledger},
+    nodes::{Changed, Nodes},
+    nominations::Nominations,
+    pod::Shape,
+    storage::Storage,
+    tally::Tallies,
+    workloads::Workloads,
+};
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) nodes: Nodes,
+    ledger: Ledger,
+    tallies: HashMap<TenantName, Tallies>,
+    pub(crate) storage: Storage,
+    pub(crate) budgets: Budgets,
+    pub(crate) nominations: Nominations,
+    pub(crate) workloads: Workloads,
+    /// How many pods of each priority each tenant has on nodes.
+    priorities: HashMap<TenantName, BTreeMap<i32, usize>>,
+    none: Tallies,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        Self {
+            nodes: Nodes::new(),
+            ledger: Ledger::default(),
+            tallies: HashMap::new(),
+            storage: Storage::default(),
+            budgets: Budgets::default(),
+            nominations: Nominations::default(),
+            workloads: Workloads::default(),
+            priorities: HashMap::new(),
+            none: Tallies::default(),
+        }
+    }
+
+    /// The counts of a tenant.
+    pub(crate) fn tallies(&self, tenant: &TenantName) -> &Tallies {
+        self.tallies.get(tenant).unwrap_or(&self.none)
+    }
+
+    /// The same, to ask for counts that are not there yet.
+    pub(crate) fn tallies_mut(&mut self, tenant: &TenantName) -> (&mut Tallies, &Nodes) {
+        (entry(&mut self.tallies, tenant), &self.nodes)
+    }
+
+    /// Notes a node as it is now.
+    pub(crate) fn put_node(&mut self, name: &str, node: &Node) -> (usize, Changed) {
+        let row = self.nodes.row_for(name);
+        // Nodes tell that they are alive all the time, and that moves no pod to another domain.
+        let moves = self.nodes.is_another(row, node);
+        if moves {
+            self.tallies.values_mut().for_each(|it| it.lift(&self.nodes, row));
+        }
+        let (row, changed) = self.nodes.put(name, node);
+        if moves {
+            self.tallies.values_mut().for_each(|it| it.lower(&self.nodes, row));
+        }
+        if changed.has_new_column {
+            self.count_resources_anew();
+        }
+        (row, changed)
+    }
+
+    fn count_resources_anew(&mut self) {
+        for row in 0..self.nodes.n_rows() {
+            self.nodes.clear_held(row);
+            for (_, held) in self.ledger.on_row(row) {
+                self.nodes.hold(row, &held.shape.requests, &held.shape.ports);
+            }
+        }
+    }
+
+    /// Notes that a node is gone.
+    pub(crate) fn remove_node(&mut self, name: &str) {
+        let Some(row) = self.nodes.row(name) else { return };
+        self.tallies.values_mut().for_each(|it| it.lift(&self.nodes, row));
+        self.nodes.remove(row);
+        self.tallies.values_mut().for_each(|it| it.lower(&self.nodes, row));
+        self.forget_row(row);
+    }
+
+    fn forget_row(&mut self, row: usize) {
+        if self.ledger.on_row(row).next().is_none() {
+            self.nodes.forget(row);
+        }
+    }
+
+    /// The labels of a namespace, or that it is gone.
+    pub(crate) fn set_namespace(
+        &mut self,
+        tenant: &TenantName,
+        name: &Arc<str>,
+        labels: Option<BTreeMap<String, String>>,
+    ) {
+        entry(&mut self.tallies, tenant).set_namespace(&self.nodes, name, labels);
+    }
+
+    pub(crate) fn held(&self, key: &ObjectKey) -> Option<&Held> {
+        self.ledger.get(key)
+    }
+
+    /// The pods that hold something on a row.
+    pub(crate) fn pods_on(&self, row: usize) -> impl Iterator<Item = (&ObjectKey, &Held)> {
+        self.ledger.on_row(row)
+    }
+
+    /// Notes what a pod holds, in place of what it held. Returns the shape that it had, if it was
+    /// another or elsewhere and so gave something back.
+    pub(crate) fn hold(&mut self, key: &ObjectKey, held: Held) -> Option<Held> {
+        if let Some(old) = self.ledger.get_mut(key)
+            && old.row == held.row
+            && Arc::ptr_eq(&old.shape, &held.shape)
+        {
+            *old = held;
+            return None;
+        }
+        let before = self.release(key);
+        self.add(held.row, &held.shape, 1);
+        let tenant = entry(&mut self.priorities, &held.shape.tenant);
+        *tenant.entry(held.shape.priority).or_default() += 1;
+        self.ledger.put(key, held);
+        before
+    }
+
+    /// Notes that a pod holds nothing any more.
+    pub(crate) fn release(&mut self, key: &ObjectKey) -> Option<Held> {
+        let held = self.ledger.take(key)?;
+        self.add(held.row, &held.shape, -1);
+        if let Some(tenant) = self.priorities.get_mut(&held.shape.tenant) {
+            if let Some(n_pods) = tenant.get_mut(&held.shape.priority) {
+                *n_pods -= 1;
+                if *n_pods == 0 {
+                    tenant.remove(&held.shape.priority);
+                }
+            }
+            if tenant.is_empty() {
+                self.priorities.remove(&held.shape.tenant);
+            }
+        }
+        self.forget_row(held.row);
+        Some(held)
+    }
+
+    /// Shows a pod on a row, or takes it away again, without its being held there: to try what
+    /// would be.
+    pub(crate) fn add(&mut self, row: usize, shape: &Arc<Shape>, n_pods: i64) {
+        if 0 < n_pods {
+            self.nodes.hold(row, &shape.requests, &shape.ports);
+        } else {
+            self.nodes.release(row, &shape.requests, &shape.ports);
+        }
+        entry(&mut self.tallies, &shape.tenant).add(&self.nodes, row, shape, n_pods);
+        self.storage.add(shape, row, n_pods);
+    }
+
+    /// Whether any node has a pod that `shape` may have ended.
+    pub(crate) fn has_victims_for(&self, shape: &Shape) -> bool {
+        let lower = |tenant: &BTreeMap<i32, usize>| {
+            tenant.first_key_value().is_some_and(|(lowest, _)| *lowest < shape.priority)
+        };
+        if shape.tenant == TenantName::system() {
+            return self.priorities.values().any(lower);
+        }
+        self.priorities.get(&shape.tenant).is_some_and(lower)
+    }
+
+    /// Forgets what nobody needs any more.
+    pub(crate) fn sweep(&mut self) {
+        self.tallies.retain(|_, it| {
+            it.sweep();
+            !it.is_empty()
+        });
+    }
+
+    /// What filters and scores have prepared for a shape is void if this changed.
+    pub(crate) fn version(&self, shape: &Shape) -> [u64; 6] {
+        let (columns, labels) = self.nodes.version();
+        let storage = if shape.claims.is_empty() { 0 } else { self.storage.version() };
+        [
+            columns,
+            labels,
+            self.tallies(&shape.tenant).generation(),
+            storage,
+            self.nodes.images.version(),
+            self.workloads.version(),
+        ]
+    }
+}
+
+fn entry<'a, K: Clone + Eq + std::hash::Hash, V: Default>(
+    map: &'a mut HashMap<K, V>,
+    key: &K,
+) -> &'a mut V {
+    map.entry(key.clone()).or_default()
+}
