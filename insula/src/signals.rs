@@ -7,9 +7,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// Runs `process` on a runtime of its own; its token is cancelled by Ctrl-C and SIGTERM.
-pub(crate) fn run_until_signalled<F>(process: impl FnOnce(CancellationToken) -> F) -> Result<()>
+pub(crate) fn run_until_signalled<F, T>(process: impl FnOnce(CancellationToken) -> F) -> Result<T>
 where
-    F: Future<Output = Result<()>>,
+    F: Future<Output = Result<T>>,
 {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

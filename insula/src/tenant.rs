@@ -38,7 +38,7 @@ pub(crate) fn create(options: &cli::TenantCreate) -> Result<()> {
     }
     let authority = Authority::open_or_create(&pki)?;
     let server = server(&admin)?;
-    run_until_signalled(async |shutdown| {
+    let is_new = run_until_signalled(async |shutdown| {
         let work = make(&admin, &tenant, options);
         tokio::select! {
             done = work => done,
@@ -47,7 +47,19 @@ pub(crate) fn create(options: &cli::TenantCreate) -> Result<()> {
     })?;
     let pair = authority.client(&tenant, &options.admin, &[""; 0])?;
     let text = kubeconfig::text(&server, &authority, &tenant, &options.admin, &pair);
-    kubeconfig::write(options.out.as_deref(), &text)
+    kubeconfig::write(options.out.as_deref(), &text)?;
+    let done = if is_new { "created" } else { "unchanged" };
+    tell(&format!("tenant.insula.io/{tenant} {done}"));
+    if let Some(out) = &options.out {
+        tell(&format!("kubeconfig of {}: {}", options.admin, out.display()));
+    }
+    Ok(())
+}
+
+/// Not on the standard output, which the kubeconfig may be.
+#[allow(clippy::print_stderr, reason = "what the operator wants to know")]
+fn tell(text: &str) {
+    eprintln!("{text}");
 }
 
 /// The server that a kubeconfig of the platform names.
@@ -61,7 +73,8 @@ fn server(path: &Path) -> Result<String> {
     Ok(server.strip_suffix("/tenants/system").unwrap_or(server).to_owned())
 }
 
-async fn make(admin: &Path, name: &TenantName, options: &cli::TenantCreate) -> Result<()> {
+/// Makes the tenant and waits until it is ready. False if it was there already.
+async fn make(admin: &Path, name: &TenantName, options: &cli::TenantCreate) -> Result<bool> {
     let client = Client::from_kubeconfig(admin, "insula-tenant").await?;
     let tenants = client.system().api::<Tenant>();
     let user = Subject {
@@ -75,7 +88,7 @@ async fn make(admin: &Path, name: &TenantName, options: &cli::TenantCreate) -> R
         "metadata": {"name": name.as_str()},
         "spec": {"partition": options.partition, "admins": [user]},
     });
-    match tenants.create(&serde_json::from_value(wanted)?).await {
+    let is_new = match tenants.create(&serde_json::from_value(wanted)?).await {
         Err(error) if error.is_already_exists() => {
             let found = tenants.get(name.as_str()).await?;
             if !found.spec.admins.contains(&user) {
@@ -85,14 +98,15 @@ async fn make(admin: &Path, name: &TenantName, options: &cli::TenantCreate) -> R
                     options.admin
                 );
             }
+            false
         }
-        made => drop(made?),
-    }
+        made => made.map(|_| true)?,
+    };
     let begun = tokio::time::Instant::now();
     loop {
         let status = tenants.get(name.as_str()).await?.status.clone().unwrap_or_default();
         match status.phase {
-            Some(TenantPhase::Active) => return Ok(()),
+            Some(TenantPhase::Active) => return Ok(is_new),
             Some(TenantPhase::Terminating) => bail!("tenant {name} is being deleted"),
             _ if READY < begun.elapsed() => bail!(
                 "tenant {name} was made, and did not get ready within {} s: do the controllers run?",

@@ -87,7 +87,11 @@ fn begin(cloud: &Cloud, name: &str, more: &[&str]) -> Kubectl {
     let file = out.to_str().unwrap();
     let arguments = [&[name, "--admin", "alice", "--out", file], more].concat();
     let made = tenant(cloud, &arguments);
-    assert!(made.status.success(), "{:?}", texts(&made));
+    let (stdout, stderr) = texts(&made);
+    assert!(made.status.success(), "{stdout}{stderr}");
+    let first = format!("tenant.insula.io/{name} created");
+    let lines: Vec<&str> = stderr.lines().collect();
+    assert!(stdout.is_empty() && lines.contains(&first.as_str()), "{stdout}{stderr}");
     Kubectl::new(out)
 }
 
