@@ -291,15 +291,7 @@ impl Spread {
 
 /// A label selector of a spec, ready to match. The API server lets none pass that is none.
 pub(crate) fn compile(selector: &LabelSelector) -> Option<Selector> {
-    let labels = selector.match_labels.iter().flatten();
-    let expressions = selector.match_expressions.iter().flatten();
-    Selector::from_parts(
-        labels.map(|(key, value)| (key.as_str(), value.as_str())),
-        expressions.map(|it| {
-            (it.key.as_str(), it.operator.as_str(), it.values.as_deref().unwrap_or_default())
-        }),
-    )
-    .ok()
+    insula_client::compile(selector).ok()
 }
 
 /// The claims that a pod mounts.

@@ -27,27 +27,26 @@ fn selects(selector: Option<&LabelSelector>, labels: &BTreeMap<String, String>) 
     let Some(selector) = selector else { return false };
     selector.match_labels.iter().flatten().all(|(key, value)| labels.get(key) == Some(value))
         && selector.match_expressions.iter().flatten().all(|it| {
-            let has = it.values.iter().flatten().any(|value| labels.get(&it.key) == Some(value));
-            match it.operator.as_str() {
-                "In" => has,
-                "NotIn" => !has,
-                "Exists" => labels.contains_key(&it.key),
-                _ => !labels.contains_key(&it.key),
-            }
+            holds(labels, &it.key, &it.operator, it.values.as_deref().unwrap_or_default())
         })
+}
+
+fn holds(labels: &BTreeMap<String, String>, key: &str, operator: &str, values: &[String]) -> bool {
+    let has = values.iter().any(|value| labels.get(key) == Some(value));
+    match operator {
+        "In" => has,
+        "NotIn" => !has,
+        "Exists" => labels.contains_key(key),
+        _ => !labels.contains_key(key),
+    }
 }
 
 fn meets(term: &NodeSelectorTerm, node: &Node) -> bool {
     let labels = labels(&node.metadata);
-    term.match_expressions.iter().flatten().all(|it| {
-        let has = it.values.iter().flatten().any(|value| labels.get(&it.key) == Some(value));
-        match it.operator.as_str() {
-            "In" => has,
-            "NotIn" => !has,
-            "Exists" => labels.contains_key(&it.key),
-            _ => !labels.contains_key(&it.key),
-        }
-    })
+    term.match_expressions
+        .iter()
+        .flatten()
+        .all(|it| holds(&labels, &it.key, &it.operator, it.values.as_deref().unwrap_or_default()))
 }
 
 fn meets_required(pod: &Pod, node: &Node) -> bool {
