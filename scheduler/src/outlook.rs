@@ -282,6 +282,15 @@ impl Outlook {
                 }
             }
         }
+        let (rows, totals) = self.rate(world, verdicts);
+        let highest = totals.iter().copied().max()?;
+        let n_best = totals.iter().filter(|it| **it == highest).count();
+        let mut best = rows.iter().zip(&totals).filter(|(_, total)| **total == highest);
+        best.nth(tie % n_best).map(|(row, _)| *row)
+    }
+
+    /// The rows that are left when all has been gone over, with their scores.
+    fn rate(&mut self, world: &World, verdicts: &mut [Verdict]) -> (Vec<usize>, Vec<i64>) {
         self.passes.begin(world);
         let mut rows: Vec<usize> =
             (0..verdicts.len()).filter(|row| verdicts[*row].is_feasible()).collect();
@@ -296,10 +305,17 @@ impl Outlook {
                 }
             }
         }
-        let highest = totals.iter().copied().max()?;
-        let n_best = totals.iter().filter(|it| **it == highest).count();
-        let mut best = rows.iter().zip(&totals).filter(|(_, total)| **total == highest);
-        best.nth(tie % n_best).map(|(row, _)| *row)
+        (rows, totals)
+    }
+
+    /// The scores of all nodes that will do, as found by the last decision but for what
+    /// nominations change.
+    #[cfg(test)]
+    pub(crate) fn totals(&mut self, world: &World) -> Vec<(String, i64)> {
+        let mut verdicts = self.verdicts.clone();
+        let (rows, totals) = self.rate(world, &mut verdicts);
+        let names = rows.iter().map(|row| world.nodes.name(*row).to_owned());
+        names.zip(totals).collect()
     }
 
     #[expect(clippy::too_many_arguments, reason = "all of them are what was found")]

@@ -76,8 +76,8 @@ impl Pass for Alone {
 
     fn reasons(&self, _why: u32) -> Vec<Cow<'static, str>> {
         vec![Cow::Borrowed(
-            "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod \
-             access mode",
+            "node(s) unavailable due to PersistentVolumeClaim with ReadWriteOncePod access mode \
+             already in-use by another pod",
         )]
     }
 
@@ -412,7 +412,7 @@ impl Pass for Bindings {
 
     fn reasons(&self, why: u32) -> Vec<Cow<'static, str>> {
         let all = [
-            (ELSEWHERE, "node(s) had volume node affinity conflict"),
+            (ELSEWHERE, "node(s) didn't match PersistentVolume's node affinity"),
             (NONE_FREE, "node(s) didn't find available persistent volumes to bind"),
             (
                 NOT_THERE,

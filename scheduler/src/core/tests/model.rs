@@ -346,9 +346,14 @@ impl Cluster {
             let (used, offered) = (self.used(name, pod), offers(node));
             let left = |used: i64, offered: i64| (offered - used) * 100 / offered;
             least.push((left(used.0, offered.0) + left(used.1, offered.1)) / 2);
-            let share = |used: i64, offered: i64| used as f64 / offered as f64;
-            let apart = (share(used.0, offered.0) - share(used.1, offered.1)) / 2.0;
-            balanced.push(((1.0 - apart.abs()) * 100.0) as i64);
+            let share = |used: i64, offered: i64| (used as f64 / offered as f64).min(1.0);
+            let even = |used: (i64, i64)| {
+                let apart = (share(used.0, offered.0) - share(used.1, offered.1)) / 2.0;
+                ((1.0 - apart.abs()) * 100.0) as i64
+            };
+            let asked = requests(pod);
+            let before = (used.0 - asked.0, used.1 - asked.1);
+            balanced.push(50 + (50 + even(used) - even(before)) / 2);
         }
         add(1, least);
         add(1, balanced);
