@@ -136,6 +136,15 @@ impl Outlook {
         for (row, verdict) in blocked {
             verdicts[row] = verdict;
         }
+        // What is said of a node takes into account who was promised room there.
+        let promised: Vec<usize> = world.nominations.rows().collect();
+        for row in promised {
+            if verdicts.get(row).is_some_and(|it| it.refusal().is_some())
+                && let Some(verdict) = self.with_nominated(profile, world, key, row)
+            {
+                verdicts[row] = verdict;
+            }
+        }
         let (told, refused_by) = self.passes.told(verdicts.iter().copied());
         let message = format!("0/{} nodes are available: {told}.", world.nodes.len());
         self.fail(profile, world, key, message, refused_by, &verdicts, tie)
@@ -270,6 +279,22 @@ impl Outlook {
         blocked: &mut Vec<(usize, Verdict)>,
         verdicts: &mut Vec<Verdict>,
     ) -> Option<usize> {
+        let (rows, totals) = self.rate(profile, world, key, blocked, verdicts);
+        let highest = totals.iter().copied().max()?;
+        let n_best = totals.iter().filter(|it| **it == highest).count();
+        let mut best = rows.iter().zip(&totals).filter(|(_, total)| **total == highest);
+        best.nth(tie % n_best).map(|(row, _)| *row)
+    }
+
+    /// The rows that are left when all has been gone over, with their scores.
+    fn rate(
+        &mut self,
+        profile: &Profile,
+        world: &mut World,
+        key: &ObjectKey,
+        blocked: &mut Vec<(usize, Verdict)>,
+        verdicts: &mut Vec<Verdict>,
+    ) -> (Vec<usize>, Vec<i64>) {
         verdicts.clone_from(&self.verdicts);
         if !world.nominations.is_empty() {
             let rows: Vec<usize> = world.nominations.rows().collect();
@@ -282,15 +307,6 @@ impl Outlook {
                 }
             }
         }
-        let (rows, totals) = self.rate(world, verdicts);
-        let highest = totals.iter().copied().max()?;
-        let n_best = totals.iter().filter(|it| **it == highest).count();
-        let mut best = rows.iter().zip(&totals).filter(|(_, total)| **total == highest);
-        best.nth(tie % n_best).map(|(row, _)| *row)
-    }
-
-    /// The rows that are left when all has been gone over, with their scores.
-    fn rate(&mut self, world: &World, verdicts: &mut [Verdict]) -> (Vec<usize>, Vec<i64>) {
         self.passes.begin(world);
         let mut rows: Vec<usize> =
             (0..verdicts.len()).filter(|row| verdicts[*row].is_feasible()).collect();
@@ -308,12 +324,15 @@ impl Outlook {
         (rows, totals)
     }
 
-    /// The scores of all nodes that will do, as found by the last decision but for what
-    /// nominations change.
+    /// The scores of all nodes that will do, after a decision.
     #[cfg(test)]
-    pub(crate) fn totals(&mut self, world: &World) -> Vec<(String, i64)> {
-        let mut verdicts = self.verdicts.clone();
-        let (rows, totals) = self.rate(world, &mut verdicts);
+    pub(crate) fn totals(
+        &mut self,
+        profile: &Profile,
+        world: &mut World,
+        key: &ObjectKey,
+    ) -> Vec<(String, i64)> {
+        let (rows, totals) = self.rate(profile, world, key, &mut Vec::new(), &mut Vec::new());
         let names = rows.iter().map(|row| world.nodes.name(*row).to_owned());
         names.zip(totals).collect()
     }

@@ -174,7 +174,8 @@ impl Pass for Fits {
             };
             if free < asked.amount {
                 why |= 1 << n.min(N_REASONS - 1);
-                if offered < asked.amount {
+                // As upstream, where a node that takes no pods at all is not told apart.
+                if offered < asked.amount && asked.name != PODS {
                     why |= TOO_SMALL;
                 }
             }

@@ -364,12 +364,8 @@ impl Bindings {
     fn plan(&self, world: &World, row: usize) -> Option<Work> {
         let mut work = Work::default();
         for it in &self.unbound {
-            if let Some(selected) = &it.selected {
-                if **selected != *world.nodes.name(row) {
-                    return None;
-                }
-                work.provision.push(it.claim.clone());
-                continue;
+            if it.selected.as_ref().is_some_and(|it| **it != *world.nodes.name(row)) {
+                return None;
             }
             let is_free = |(key, terms): &&(ObjectKey, Option<Vec<Term>>)| {
                 !work.bind.iter().any(|(taken, _)| taken == key)

@@ -21,6 +21,9 @@ pub(super) struct Snapshot {
     pub(super) volumes: Vec<Value>,
     pub(super) claims: Vec<Value>,
     pub(super) drivers: Vec<Value>,
+    pub(super) budgets: Vec<Value>,
+    /// Pods without nodes for which room was made on one.
+    pub(super) nominated: Vec<Value>,
     pub(super) pending: Vec<Value>,
 }
 
@@ -158,6 +161,10 @@ fn pod(rng: &mut StdRng, name: &str, snapshot: &Snapshot) -> Value {
             "apiVersion": "apps/v1", "kind": "ReplicaSet", "controller": true, "uid": "u",
             "name": format!("set-{}", app.as_str().unwrap()),
         }]);
+    }
+    it["spec"]["priority"] = json!([0, 0, 0, 5, 10][rng.random_range(0..5)]);
+    if chance(rng, 8) {
+        it["spec"]["preemptionPolicy"] = json!("Never");
     }
     it["metadata"]["labels"]["tier"] = json!(pick(rng, &["front", "back"]));
     let spec = &mut it["spec"];
@@ -352,6 +359,29 @@ fn storage(rng: &mut StdRng, it: &mut Snapshot) {
     }
 }
 
+/// Takes claims away from a pod that are for one pod, and which another has.
+fn leave_to_one(it: &Snapshot, pod: &mut Value) {
+    let namespace = pod["metadata"]["namespace"].clone();
+    let uses = |other: &Value, claim: &Value| {
+        let mut volumes = other["spec"]["volumes"].as_array().into_iter().flatten();
+        other["metadata"]["namespace"] == namespace
+            && volumes.any(|it| it["persistentVolumeClaim"]["claimName"] == *claim)
+    };
+    let is_for_one = |claim: &Value| {
+        it.claims.iter().any(|it| {
+            it["metadata"]["namespace"] == namespace
+                && it["metadata"]["name"] == *claim
+                && it["spec"]["accessModes"][0] == "ReadWriteOncePod"
+        })
+    };
+    if let Some(volumes) = pod["spec"]["volumes"].as_array_mut() {
+        volumes.retain(|volume| {
+            let claim = &volume["persistentVolumeClaim"]["claimName"];
+            !is_for_one(claim) || !it.pods.iter().any(|other| uses(other, claim))
+        });
+    }
+}
+
 /// The cluster of a seed.
 pub(super) fn snapshot(seed: u64) -> Snapshot {
     let mut rng = StdRng::seed_from_u64(seed);
@@ -379,16 +409,57 @@ pub(super) fn snapshot(seed: u64) -> Snapshot {
     if chance(rng, 50) {
         storage(rng, &mut it);
     }
+    let mut starts: Vec<u32> = (0..200).collect();
     for n in 0..rng.random_range(0..4 * it.nodes.len()) {
         let mut one = pod(rng, &format!("p{n}"), &it);
+        let started = starts.swap_remove(rng.random_range(0..starts.len()));
+        let (minute, second) = (started / 60, started % 60);
+        leave_to_one(&it, &mut one);
         one["spec"]["nodeName"] = json!(format!("n{}", rng.random_range(0..it.nodes.len())));
+        let has_ports = |pod: &Value| pod["spec"]["containers"].to_string().contains("hostPort");
+        let mut beside =
+            it.pods.iter().filter(|it| it["spec"]["nodeName"] == one["spec"]["nodeName"]);
+        if beside.any(has_ports) {
+            for container in one["spec"]["containers"].as_array_mut().unwrap() {
+                container.as_object_mut().unwrap().remove("ports");
+            }
+        }
+        one["status"]["startTime"] = json!(format!("2026-01-01T00:{minute:02}:{second:02}Z"));
         if chance(rng, 6) {
             one["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+            // Upstream, thinking a pod away that ends already, uncounts what it never counted.
+            one["spec"]["priority"] = json!(30);
         }
         it.pods.push(one);
     }
+    for n in 0..rng.random_range(0..3) {
+        if chance(rng, 20) {
+            let mut one = pod(rng, &format!("m{n}"), &it);
+            let node = format!("n{}", rng.random_range(0..it.nodes.len()));
+            one["status"]["nominatedNodeName"] = json!(node);
+            // Upstream leaves out of account what these would bring in that nothing else has.
+            for it in ["affinity", "volumes"] {
+                one["spec"].as_object_mut().unwrap().remove(it);
+            }
+            it.nominated.push(one);
+        }
+    }
+    for n in 0..rng.random_range(0..3) {
+        let app = pick(rng, &["w", "x", "y", "z"]);
+        it.budgets.push(json!({
+            "metadata": {"name": format!("b{n}"), "namespace": pick(rng, &["ns", "other"])},
+            "spec": {"selector": {"matchLabels": {"app": app}}, "minAvailable": 1},
+            "status": {
+                "disruptionsAllowed": rng.random_range(0..3), "currentHealthy": 0,
+                "desiredHealthy": 0, "expectedPods": 0,
+            },
+        }));
+    }
     for n in 0..6 {
-        let one = pod(rng, &format!("q{n}"), &it);
+        let mut one = pod(rng, &format!("q{n}"), &it);
+        if chance(rng, 30) {
+            one["spec"]["priority"] = json!(20);
+        }
         it.pending.push(one);
     }
     it
