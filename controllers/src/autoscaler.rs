@@ -200,6 +200,8 @@ impl Autoscalers {
                 Err(failure) => {
                     self.warn(it, failure.reason, &failure.message);
                     failures.push(failure);
+                    // Each status is where its metric is in the specification.
+                    statuses.push(MetricStatus::default());
                 }
             }
         }
@@ -227,6 +229,7 @@ impl Autoscalers {
                     );
                     report.condition("ScalingActive", false, first.reason, message);
                 }
+                report.status.current_metrics = Some(statuses);
                 Err(failed.unwrap_or_default())
             }
         }

@@ -223,7 +223,8 @@ impl Deployments {
             },
         });
         let deployments = api.namespaced::<Deployment>(deployment.namespace());
-        deployments.patch(deployment.name(), &Patch::Merge(patch)).await.map(drop)
+        // With the status, as upstream: an annotation written otherwise makes another generation.
+        deployments.patch_status(deployment.name(), &Patch::Merge(patch)).await.map(drop)
     }
 }
 

@@ -95,7 +95,7 @@ impl StatefulSets {
             match api.create(&claim).await {
                 Ok(_) => {
                     let message = format!(
-                        "create Claim {name} Pod {pod} in StatefulSet {} success",
+                        "Create Claim {name} Pod {pod} in StatefulSet {} success",
                         set.name()
                     );
                     self.events.record(set, EventType::Normal, "SuccessfulCreate", message);
@@ -103,7 +103,7 @@ impl StatefulSets {
                 Err(error) if error.is_already_exists() => (),
                 Err(error) => {
                     let message = format!(
-                        "create Claim {name} for Pod {pod} in StatefulSet {} failed error: {}",
+                        "Create Claim {name} for Pod {pod} in StatefulSet {} failed error: {}",
                         set.name(),
                         chain(&error)
                     );
@@ -153,7 +153,7 @@ impl StatefulSets {
             // Made by an earlier pass; the local copy will show it.
             return Ok(());
         }
-        self.tell(set, "create", &name, outcome.map(drop))
+        self.tell(set, "Create", &name, outcome.map(drop))
     }
 
     async fn delete(&self, set: &Tenanted<StatefulSet>, pod: &Tenanted<Pod>) -> Result<(), Error> {
@@ -161,7 +161,7 @@ impl StatefulSets {
         let outcome = api.delete(pod.name(), &DeleteOptions::default().only_uid(pod.uid())).await;
         match outcome {
             Err(error) if error.is_not_found() || error.is_conflict() => Ok(()),
-            outcome => self.tell(set, "delete", pod.name(), outcome.map(drop)),
+            outcome => self.tell(set, "Delete", pod.name(), outcome.map(drop)),
         }
     }
 
@@ -173,10 +173,7 @@ impl StatefulSets {
         outcome: Result<(), Error>,
     ) -> Result<(), Error> {
         let what = format!("{verb} Pod {pod} in StatefulSet {}", set.name());
-        let reason = |how: &str| match verb {
-            "create" => format!("{how}Create"),
-            _ => format!("{how}Delete"),
-        };
+        let reason = |how: &str| format!("{how}{verb}");
         match outcome {
             Ok(()) => {
                 let message = format!("{what} successful");

@@ -109,6 +109,14 @@ fn duration(text: &str) -> Option<Duration> {
     Some(sum)
 }
 
+/// Why a request of a group failed that perhaps nobody serves.
+fn told(error: &Error, resource: &str) -> String {
+    if error.code() == Some(404) && error.reason() != "NotFound" {
+        return format!("the server could not find the requested resource (get {resource})");
+    }
+    chain(error)
+}
+
 impl Metrics<'_> {
     /// What lies under `path` in a group of metrics.
     async fn read<T: serde::de::DeserializeOwned>(
@@ -142,7 +150,8 @@ impl Metrics<'_> {
         let query = [("labelSelector", selector)];
         let items = self.read::<PodUsage>("metrics.k8s.io", "v1beta1", &["pods"], &query).await;
         let items = items.map_err(|error| {
-            format!("unable to fetch metrics from resource metrics API: {}", chain(&error))
+            let why = told(&error, "pods.metrics.k8s.io");
+            format!("unable to fetch metrics from resource metrics API: {why}")
         })?;
         if items.is_empty() {
             return Err("no metrics returned from resource metrics API".to_owned());

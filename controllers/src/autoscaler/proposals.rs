@@ -41,6 +41,13 @@ pub(super) struct Failure {
     pub(super) error: String,
 }
 
+impl Failure {
+    /// Says of the autoscaler as a whole which metric it was.
+    fn of(self, metric: &str) -> Self {
+        Self { error: format!("failed to get {metric} metric value: {}", self.message), ..self }
+    }
+}
+
 fn failure(reason: &'static str, what: &str, why: String) -> Failure {
     let message = if what.is_empty() { why } else { format!("failed to get {what}: {why}") };
     Failure { reason, error: message.clone(), message }
@@ -89,16 +96,20 @@ impl Seen<'_> {
     pub(super) async fn propose(&self, spec: &MetricSpec) -> Result<Proposal, Failure> {
         if let Some(source) = &spec.resource {
             let reason = "FailedGetResourceMetric";
-            let (replicas, metric, current) =
-                self.resource(&source.name, None, &source.target, reason).await?;
+            let (replicas, metric, current) = self
+                .resource(&source.name, None, &source.target, reason)
+                .await
+                .map_err(|it| it.of(&format!("{} resource", source.name)))?;
             let status = ResourceMetricStatus { name: source.name.clone(), current };
             let status = MetricStatus { resource: Some(status), ..named(spec) };
             Ok(Proposal { replicas, metric, status })
         } else if let Some(source) = &spec.container_resource {
             let reason = "FailedGetContainerResourceMetric";
             let container = Some(&*source.container);
-            let (replicas, metric, current) =
-                self.resource(&source.name, container, &source.target, reason).await?;
+            let (replicas, metric, current) = self
+                .resource(&source.name, container, &source.target, reason)
+                .await
+                .map_err(|it| it.of(&format!("{} container", source.container)))?;
             let status = ContainerResourceMetricStatus {
                 name: source.name.clone(),
                 container: source.container.clone(),

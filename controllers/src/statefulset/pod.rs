@@ -39,8 +39,8 @@ pub(super) fn pod_of(
     ordinal: i32,
 ) -> Pod {
     let name = pod_name(set.name(), ordinal);
-    let mut pod = pod_from(set, template, "");
-    pod.metadata.generate_name = None;
+    // As upstream, though the name is not drawn.
+    let mut pod = pod_from(set, template, &format!("{}-", set.name()));
     pod.metadata.name = Some(name.clone());
     let labels = pod.metadata.labels.get_or_insert_default();
     labels.insert(POD_NAME.to_owned(), name.clone());
