@@ -10,7 +10,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
     path::Path,
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -56,6 +56,7 @@ tenants: [{ name: main, count: 2 }]
 templates:
   config: { apiVersion: v1, kind: ConfigMap }
 steps:
+  - create: { name: fill, template: config, count: 20 }
   - churn: { name: churn, template: config, rate: 20, duration: 1h }
 ";
 
@@ -73,6 +74,36 @@ fn ends(out: &Output, code: i32) -> (String, String) {
         [&out.stdout, &out.stderr].map(|it| String::from_utf8_lossy(it).into_owned());
     assert_eq!(out.status.code(), Some(code), "{told}\n{said}");
     (told, said)
+}
+
+/// A run that goes on; it does not outlive its test.
+struct Running(Option<Child>);
+
+impl Running {
+    fn begin(command: &mut Command) -> Self {
+        Self(Some(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()))
+    }
+
+    /// Sends a signal, and waits until it has ended.
+    fn end(mut self, signal: &str) -> Output {
+        let child = self.0.take().unwrap();
+        let id = child.id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+        child.wait_with_output().unwrap()
+    }
+
+    fn wait(mut self) -> Output {
+        self.0.take().unwrap().wait_with_output().unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
 }
 
 fn report(dir: &Path) -> Value {
@@ -148,7 +179,7 @@ fn tenants_move_while_they_write_and_metrics_tell_of_it() {
     let mut command = loadtest(&cloud, dir.path(), &["live-move", "--small", "--listen", &listen]);
     // What it may take on a busy machine is not what this is about.
     command.args(["--set", "calm=3s"]);
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let running = Running::begin(&mut command);
     let begun = Instant::now();
     let metrics = loop {
         let text = scrape(&listen).unwrap_or_default();
@@ -159,7 +190,7 @@ fn tenants_move_while_they_write_and_metrics_tell_of_it() {
         std::thread::sleep(Duration::from_millis(50));
     };
     assert!(metrics.contains("insula_loadtest_latency_seconds{quantile=\"0.99\""), "{metrics}");
-    let out = child.wait_with_output().unwrap();
+    let out = running.wait();
     assert!(matches!(out.status.code(), Some(0 | 1)), "{}", String::from_utf8_lossy(&out.stderr));
     let whole = report(dir.path());
     let calls = whole["calls"].as_array().unwrap();
@@ -184,11 +215,9 @@ fn an_interrupted_run_reports_and_leaves_nothing() {
     let dir = dir.path();
     let scenario = write(dir, "endless.yaml", ENDLESS);
     let admin = cloud.admin();
-    // Begins, and goes on until both of its places have something.
+    // Begins, and returns when both of its places have something.
     let begin = |extra: &[&str]| {
-        let mut command = loadtest(&cloud, dir, &[&scenario]);
-        let child = command.args(extra).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = child.spawn().unwrap();
+        let running = Running::begin(loadtest(&cloud, dir, &[&scenario]).args(extra));
         let path = "/tenants/all/api/v1/configmaps?labelSelector=insula.io/loadtest-run";
         let begun = Instant::now();
         loop {
@@ -199,18 +228,13 @@ fn an_interrupted_run_reports_and_leaves_nothing() {
             };
             let places: BTreeSet<String> = items.map(place).collect();
             if places.len() == 2 {
-                return child;
+                return running;
             }
             assert!(begun.elapsed() < Duration::from_secs(120), "{places:?}");
             std::thread::sleep(Duration::from_millis(100));
         }
     };
-    let signal = |id: u32, name: &str| {
-        assert!(Command::new("kill").args([name, &id.to_string()]).status().unwrap().success());
-    };
-    let child = begin(&[]);
-    signal(child.id(), "-INT");
-    let (told, _) = ends(&child.wait_with_output().unwrap(), 3);
+    let (told, _) = ends(&begin(&[]).end("-INT"), 3);
     assert!(told.contains("interrupted"), "{told}");
     let whole = report(dir);
     assert_eq!(whole["ending"], "interrupted");
@@ -220,9 +244,7 @@ fn an_interrupted_run_reports_and_leaves_nothing() {
     assert_eq!(left(&cloud), "");
 
     // Who is killed cleans nothing up; the next run says so, and does it if it is told to.
-    let child = begin(&["--no-tenants"]);
-    signal(child.id(), "-KILL");
-    child.wait_with_output().unwrap();
+    begin(&["--no-tenants"]).end("-KILL");
     let namespaces = ["get", "namespaces", "-l", "insula.io/loadtest-run", "-o", "name"];
     assert_eq!(admin.ok(&namespaces).lines().count(), 2);
     let next = ["watch-fan-out", "--small", "--set", "time=1s", "--no-tenants"];
@@ -246,7 +268,7 @@ fn what_is_wrong_is_said_before_anything_is_done() {
     };
     let typo = write(dir, "typo.yaml", &ENDLESS.replace("rate: 20", "rat: 20"));
     let said = run(&[&typo]);
-    for part in ["typo.yaml", "line 7 column 45", "unknown field `rat`", "concurrency"] {
+    for part in ["typo.yaml", "line 8 column 45", "unknown field `rat`", "concurrency"] {
         assert!(said.contains(part), "{part} is not in {said}");
     }
     let said = run(&["densty"]);

@@ -327,3 +327,44 @@ impl Leftovers {
         remove_all(target, self.paths, Instant::now() + patience).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(has_tenants: bool) -> Places {
+        let text = "name: t\nnamespaces: 2\ntenants:\n- {name: quiet, count: 2}\n\
+                    - {name: given, names: [acme]}\nsteps: [pause: {duration: 1s}]\n";
+        let scenario = Scenario::parse("t", text, false, &[]).unwrap();
+        Places::plan(&scenario, "r1", has_tenants)
+    }
+
+    #[test]
+    fn tenants_are_ours_unless_they_are_named() {
+        let places = plan(true);
+        let homes: Vec<(&str, bool)> =
+            places.tenants.iter().map(|it| (it.name(), it.is_ours)).collect();
+        assert_eq!(homes, [("lt-r1-quiet-0", true), ("lt-r1-quiet-1", true), ("acme", false)]);
+        assert_eq!((places.of(Some("given")), places.of(None).len()), (vec![4, 5], 6));
+        let (home, place) = places.home(5).unwrap();
+        let pods = Resource { base: "/api/v1".into(), plural: "pods".into(), namespaced: true };
+        let path = collection(home, &pods, Some(&place.namespace));
+        assert_eq!(path, "/tenants/acme/api/v1/namespaces/lt-r1-1/pods");
+    }
+
+    #[test]
+    fn namespaces_take_the_place_of_tenants() {
+        let places = plan(false);
+        assert_eq!(places.tenants, [Home { tenant: None, is_ours: false }]);
+        let names: Vec<&str> = places.all.iter().map(|it| it.namespace.as_str()).collect();
+        let expected = [
+            "lt-r1-quiet-0-0",
+            "lt-r1-quiet-0-1",
+            "lt-r1-quiet-1-0",
+            "lt-r1-quiet-1-1",
+            "lt-r1-given-0-0",
+            "lt-r1-given-0-1",
+        ];
+        assert_eq!(names, expected);
+    }
+}

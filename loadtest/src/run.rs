@@ -156,7 +156,6 @@ impl LoadTest {
             let _ = sampler.await;
         }
         let seconds = run.recorder.begun.elapsed().as_secs_f64();
-        run.recorder.tick(0.0);
         let generator = run.recorder.own.report();
         run.progress.show("removing what was made".into());
         self.clean_up().await;
@@ -425,7 +424,11 @@ fn sample(run: &Arc<Run>, stop: &CancellationToken) -> [Task; 2] {
         loop {
             tokio::select! {
                 () = tokio::time::sleep(INTERVAL) => (),
-                () = token.cancelled() => return,
+                () = token.cancelled() => {
+                    run.recorder.tick(before.elapsed().as_secs_f64());
+                    run.recorder.processes.sample(run.recorder.begun.elapsed().as_secs_f64());
+                    return;
+                }
             }
             let recorder = &run.recorder;
             recorder.tick(before.elapsed().as_secs_f64());

@@ -205,3 +205,71 @@ fn ratio(it: &Ratio, recorder: &Recorder) -> Verdict {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::measure::{Outcome, Processes, Times};
+
+    /// Requests of two steps: creates of 10 and 40 ms, reads of 100 and 2,000 ms, one failure.
+    fn measured() -> Recorder {
+        let recorder = Recorder::new(Processes::default());
+        let begin = Instant::now();
+        let count = |step: &str, verb: &str, scope: &str, millis: u64, outcome: &Outcome| {
+            let done = begin + Duration::from_millis(millis);
+            let times = Times { intended: begin, sent: begin, done };
+            recorder.series(step, verb, "pods", scope).count(times, outcome);
+        };
+        count("fill", "create", "resource", 10, &Outcome::Answered);
+        count("more", "create", "resource", 40, &Outcome::Answered);
+        count("reads", "get", "resource", 100, &Outcome::Answered);
+        count("reads", "list", "namespace", 2000, &Outcome::Answered);
+        let failed = Outcome::Failed { kind: "Conflict".into(), out_of_time: false };
+        count("fill", "create", "resource", 5000, &failed);
+        recorder
+    }
+
+    #[track_caller]
+    fn check(threshold: &str, held: bool, told: &str) {
+        let text = format!(
+            "name: t\ntemplates: {{p: {{apiVersion: v1, kind: Pod}}}}\nsteps:\n\
+             - create: {{name: fill, template: p, count: 1}}\n\
+             - create: {{name: more, template: p, count: 1}}\n\
+             - flood: {{name: reads, template: p, count: 1, mix: {{get: 1, list: 1}}}}\n\
+             - watch: {{name: watches, template: p, count: 1}}\nthresholds: [{threshold}]\n"
+        );
+        let scenario = Scenario::parse("t", &text, false, &[]).unwrap();
+        let verdict = thresholds(&scenario, &measured()).remove(0);
+        assert_eq!(verdict.held, held, "{threshold}: {verdict:?}");
+        assert!(verdict.measured.contains(told), "{threshold}: {verdict:?}");
+    }
+
+    #[test]
+    fn thresholds_are_judged() {
+        check("slo: api-mutating", true, "create pods: 40.0 ms of 2");
+        check("slo: api-read-only", true, "list pods: 2000");
+        check("slo: pod-startup", false, "nothing was measured");
+        check("latency: {step: fill, atMost: 11ms}", true, "10.0 ms of 1");
+        check("latency: {verb: create, atMost: 20ms}", false, "40.0 ms of 2");
+        check("latency: {verb: create, percentile: 50, atMost: 20ms}", true, "10.0 ms of 2");
+        check("errors: {atMost: 0}", false, "1 of 5");
+        check("errors: {step: more, atMost: 0}", true, "0 of 1");
+        check("errors: {atMostShare: 20%}", true, "1 of 5");
+        check("errors: {atMostShare: 19%}", false, "1 of 5");
+        check("ratio: {of: more, to: fill, atMost: 3}", false, "4.0");
+        check("ratio: {of: more, to: fill, atMost: 5}", true, "create: 40.0 ms to 10.0 ms");
+        check("watchLag: {atMost: 1s}", false, "nothing was measured");
+        check("outage: {step: more, atMost: 1s}", true, "0.04 s");
+        check("throughput: {step: reads, atLeast: 1000}", false, "");
+    }
+
+    /// What nobody did is not judged, unless a scenario asks for it.
+    #[test]
+    fn objectives_are_judged_where_something_was_measured() {
+        let names: Vec<String> = slos(&measured()).into_iter().map(|it| it.what).collect();
+        assert_eq!(names.len(), 2, "{names:?}");
+        assert_eq!(slos(&Recorder::new(Processes::default())), []);
+    }
+}

@@ -230,7 +230,10 @@ impl Load {
                 self.pool.made(index);
                 false
             }
-            (Err(error), _) => {
+            (Err(error), ask) => {
+                if matches!(ask, Ask::Create) && self.prepared.is_pod {
+                    self.run.recorder.startup.not_made(tenant, namespace, &name);
+                }
                 tracing::debug!(%error, "a request failed");
                 false
             }

@@ -14,6 +14,8 @@ const LONGEST: u64 = 600_000_000;
 const DIGITS: u8 = 3;
 /// Points over time that are kept: beyond, each two become one.
 const MOST_POINTS: usize = 1_200;
+/// A shorter interval is a part of the one before it, in seconds.
+const SHORTEST: f64 = 0.5;
 /// Kinds of errors that are told apart.
 const MOST_KINDS: usize = 64;
 
@@ -107,13 +109,19 @@ pub(crate) struct Counts {
     pub(crate) longest_gap: Duration,
     interval: Histogram<u64>,
     interval_failed: u64,
-    pub(crate) points: Vec<Point>,
+    points: Vec<Point>,
     /// How many intervals make a point, and what there is of the next.
     per_point: u32,
     pending: Option<(Point, u32)>,
 }
 
 impl Counts {
+    /// What happened over time.
+    pub(crate) fn over_time(&self) -> Vec<Point> {
+        let pending = self.pending.map(|it| it.0);
+        self.points.iter().copied().chain(pending).collect()
+    }
+
     pub(crate) fn n_answered(&self) -> u64 {
         self.latency.len() - self.errors.get(TIMEOUT).copied().unwrap_or(0).min(self.latency.len())
     }
@@ -174,6 +182,13 @@ impl Counts {
             },
         };
         self.interval.reset();
+        // What is left at the end is no interval of its own: its rate would be that of a moment.
+        if seconds < SHORTEST
+            && let Some(last) = self.points.last_mut()
+        {
+            *last = last.with(point);
+            return;
+        }
         let (point, n) = match self.pending.take() {
             Some((before, n)) => (before.with(point), n + 1),
             None => (point, 1),
@@ -292,9 +307,8 @@ mod tests {
         }
         series.read(|it| {
             assert!(it.points.len() < MOST_POINTS && MOST_POINTS / 4 < it.points.len());
-            let answered: u64 = it.points.iter().map(|it| it.answered).sum();
-            let pending = it.pending.map_or(0, |it| it.0.answered);
-            assert_eq!(answered + pending, 5000);
+            let answered: u64 = it.over_time().iter().map(|it| it.answered).sum();
+            assert_eq!(answered, 5000);
         });
     }
 }

@@ -119,6 +119,15 @@ impl Startup {
         pods.pods.entry(key).or_default().asked = Some(at);
     }
 
+    /// A pod was asked for, and is not there.
+    pub(crate) fn not_made(&self, tenant: &str, namespace: &str, name: &str) {
+        let key = (tenant.to_owned(), namespace.to_owned(), name.to_owned());
+        let mut all = self.0.lock();
+        if all.pods.get(&key).is_some_and(|it| !it.is_seen) {
+            all.pods.remove(&key);
+        }
+    }
+
     /// A watch told of a pod.
     pub(crate) fn seen(&self, pod: &SeenPod, at: Instant) {
         let SeenPod { metadata, spec, status } = pod;

@@ -203,7 +203,7 @@ pub(crate) fn calls(recorder: &Recorder) -> Vec<Call> {
                 latency: Times::of(&it.latency),
                 service: Times::of(&it.service),
                 longest_gap: it.longest_gap.as_secs_f64(),
-                points: it.points.clone(),
+                points: it.over_time(),
             }
         })
     };
