@@ -56,7 +56,7 @@ load() {
 
 loads() {
     data=$(mktemp -d) cloud=
-    trap '[ -z "$cloud" ] || kill "$cloud" 2>/dev/null; rm -rf "$data"' EXIT
+    trap '[ -z "$cloud" ] || { kill "$cloud"; wait "$cloud"; } 2>/dev/null; rm -rf "$data"' EXIT
     "$INSULA" up --data-dir "$data" --listen 127.0.0.1:0 --without node >"$data/out" 2>"$data/log" &
     cloud=$!
     local n

@@ -16,6 +16,8 @@ use insula_loadtest::{
     report::{Ending, HTML_FILE, JSON_FILE, Report, compare},
     scenario::{SHIPPED, Scenario, shipped},
 };
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use crate::{observed, signals::run_until_signalled};
 
@@ -26,6 +28,9 @@ const REFUSED: u8 = 2;
 /// Somebody ended it early.
 const INTERRUPTED: u8 = 3;
 
+/// How long after it the signal that ends a run may be seen once more.
+const FIRST: Duration = Duration::from_millis(300);
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -34,7 +39,7 @@ pub(crate) enum Command {
     your own: docs/reference/loadtest.md has all that it may say.\n\n\
     Exit codes: 0 passed; 1 a threshold was missed or a step could not be done; 2 nothing was \
     measured: bad input, or the target refuses; 3 ended early by Ctrl-C or SIGTERM, with a report \
-    of what was measured.\n\n\
+    of what was measured. Ctrl-C once more ends the removing of what was made.\n\n\
     Examples:\n  insula loadtest run load --small --kubeconfig run/admin.kubeconfig --out report\n  \
     insula loadtest run load --set rate=200 --process server=$(pidof insula) \\\n    \
     --kubeconfig run/admin.kubeconfig --out report")]
@@ -189,7 +194,9 @@ fn scenario(options: &Run) -> Result<ExitCode> {
         if let Some(address) = options.listen {
             observed::serve(address, test.collectors(), shutdown.clone()).await?;
         }
-        Ok(Box::pin(test.run(shutdown)).await)
+        let hurry = CancellationToken::new();
+        tokio::spawn(second(shutdown.clone(), hurry.clone())?);
+        Ok(Box::pin(test.run(shutdown, hurry)).await)
     })?;
     report.write(out)?;
     print(&summary(&report, out))?;
@@ -197,6 +204,22 @@ fn scenario(options: &Run) -> Result<ExitCode> {
         Ending::Passed => ExitCode::SUCCESS,
         Ending::Failed => ExitCode::from(MISSED),
         Ending::Interrupted => ExitCode::from(INTERRUPTED),
+    })
+}
+
+/// Who asks a second time does not want to wait for what was made to be removed.
+fn second(
+    shutdown: CancellationToken,
+    hurry: CancellationToken,
+) -> std::io::Result<impl Future<Output = ()>> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        shutdown.cancelled().await;
+        // The first one is seen here too, if it was one.
+        let _ = tokio::time::timeout(FIRST, interrupt.recv()).await;
+        if interrupt.recv().await.is_some() {
+            hurry.cancel();
+        }
     })
 }
 

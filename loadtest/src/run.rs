@@ -137,8 +137,9 @@ impl LoadTest {
         vec![Box::new(Measurements(self.run.recorder.clone()))]
     }
 
-    /// Does it. However it ends, there is a report, and what was made is removed.
-    pub async fn run(mut self, shutdown: CancellationToken) -> Report {
+    /// Does it, until `shutdown`. However it ends, there is a report, and what was made is removed,
+    /// unless that takes longer than until `hurry`.
+    pub async fn run(mut self, shutdown: CancellationToken, hurry: CancellationToken) -> Report {
         let began = jiff::Timestamp::now();
         let run = self.run.clone();
         let sampling = CancellationToken::new();
@@ -158,7 +159,11 @@ impl LoadTest {
         let seconds = run.recorder.begun.elapsed().as_secs_f64();
         let generator = run.recorder.own.report();
         run.progress.show("removing what was made".into());
-        self.clean_up().await;
+        if hurry.run_until_cancelled(Box::pin(self.clean_up())).await.is_none() {
+            let text = "What was made was not removed: the next run does that, with --cleanup";
+            self.notes.push(text.into());
+            run.progress.say(text);
+        }
         run.progress.finish();
         let thresholds = verdict::thresholds(&run.scenario, &run.recorder);
         let ending = match (shutdown.is_cancelled(), &failure) {

@@ -144,7 +144,7 @@ async fn run(behaviour: Behaviour, step: &str, thresholds: &str) -> (Report, Arc
         quiet: true,
     };
     let test = LoadTest::prepare(options, None).await.unwrap();
-    let report = test.run(CancellationToken::new()).await;
+    let report = test.run(CancellationToken::new(), CancellationToken::new()).await;
     assert!(server.namespaces.lock().unwrap().is_empty(), "{:?}", report.notes);
     (report, server)
 }

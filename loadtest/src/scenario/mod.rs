@@ -324,6 +324,18 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_example_of_the_documentation_is_sound() {
+        let text = include_str!("../../../docs/reference/loadtest.md");
+        let (_, rest) = text.split_once("```yaml\n").unwrap();
+        let (example, _) = rest.split_once("```").unwrap();
+        let scenario = Scenario::parse("example", example, true, &[]).unwrap();
+        assert_eq!(scenario.groups().len(), 2);
+        let document = [Slo::ApiMutating, Slo::ApiReadOnly, Slo::PodStartup];
+        assert!(document.iter().all(|it| text.contains(it.name())));
+        assert!(SHIPPED.iter().all(|it| text.contains(&format!("| `{}` |", it.name))));
+    }
+
     /// The schema that is handed out is that of the types. `INSULA_BLESS=1` writes it.
     #[test]
     fn the_schema_is_that_of_the_types() {
