@@ -61,7 +61,7 @@ pub enum LoadError {
     #[error("{what} was made, and did not get ready within {seconds} s: do the controllers run?")]
     NotReady { what: String, seconds: u64 },
     #[error(
-        "earlier runs left tenants or namespaces behind: {runs}; remove them first with --cleanup"
+        "earlier runs left tenants, namespaces or nodes behind: {runs}; remove them first with --cleanup"
     )]
     Leftovers { runs: String },
     #[error("cannot remove what earlier runs left: {0}")]

@@ -282,7 +282,7 @@ async fn remove_all(target: &Target, paths: Vec<String>, deadline: Instant) -> V
     removed.buffer_unordered(AT_ONCE).filter_map(async |it| it).collect().await
 }
 
-/// Tenants and namespaces that earlier runs left, by run.
+/// Tenants, namespaces and hollow nodes that earlier runs left, by run.
 #[derive(Debug, Default)]
 pub(crate) struct Leftovers {
     paths: Vec<String>,
@@ -290,11 +290,19 @@ pub(crate) struct Leftovers {
 }
 
 impl Leftovers {
-    /// Looks for them. What is being deleted is on its way, and does not count.
-    pub(crate) async fn find(target: &Target, homes: &[Home]) -> Result<Self, Error> {
+    /// Looks for them, and for hollow nodes if the run has some. What is being deleted is on its
+    /// way, and does not count.
+    pub(crate) async fn find(
+        target: &Target,
+        homes: &[Home],
+        has_nodes: bool,
+    ) -> Result<Self, Error> {
         let mut found = Self::default();
         if target.has_tenants {
             found.look(target, TENANTS).await?;
+        }
+        if has_nodes {
+            found.look(target, target.nodes()).await?;
         }
         for home in homes.iter().filter(|it| !it.is_ours) {
             found.look(target, &(home.prefix() + "/api/v1/namespaces")).await?;

@@ -326,8 +326,7 @@ fn wants_running_pods(scenario: &Scenario) -> bool {
 }
 
 async fn has_nodes(target: &Target) -> Result<(), LoadError> {
-    let path = if target.has_tenants { "/tenants/system/api/v1/nodes" } else { "/api/v1/nodes" };
-    let list = target.read(&format!("{path}?limit=1")).await;
+    let list = target.read(&format!("{}?limit=1", target.nodes())).await;
     let is_empty = list.is_ok_and(|it| it["items"].as_array().is_none_or(Vec::is_empty));
     match is_empty {
         true => Err(LoadError::Needs(
@@ -357,7 +356,9 @@ async fn leftovers(
     options: &Options,
     progress: &Progress,
 ) -> Result<(), LoadError> {
-    let found = Leftovers::find(target, &places.tenants).await;
+    // Those that run already are not left over.
+    let has_nodes = options.scenario.nodes.is_some() && !options.nodes_running;
+    let found = Leftovers::find(target, &places.tenants, has_nodes).await;
     let found = found.map_err(|it| LoadError::Setup {
         what: "a list of what earlier runs left".into(),
         source: Box::new(it),

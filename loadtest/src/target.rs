@@ -110,6 +110,14 @@ impl Target {
             .map_err(|source| Error::Decode { request: format!("GET {path}"), source })
     }
 
+    /// The path of all nodes.
+    pub(crate) fn nodes(&self) -> &'static str {
+        match self.has_tenants {
+            true => "/tenants/system/api/v1/nodes",
+            false => "/api/v1/nodes",
+        }
+    }
+
     /// How the kind of a template is served.
     pub(crate) async fn resource(&self, template: &Value) -> Result<Resource, LoadError> {
         let text = |field: &str| template[field].as_str().unwrap_or_default().to_owned();
