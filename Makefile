@@ -15,7 +15,8 @@ help:
 	@echo "make install  put the insula command into /usr/local/bin (PROFILE=dist: the faster one)"
 	@echo "make soak   thousands of random runs under faults: SEEDS=5000 RUNS=1000 SEED=1"
 	@echo "make fuzz   random input for what faces the network: SECONDS_EACH=60 NAMES=\"cel json\""
-	@echo "make lint | docs | bench"
+	@echo "make bench  side by side with the peers on this machine, reports in bench/: FULL=1 INSULA_PEERS=DIR"
+	@echo "make lint | docs"
 
 deps:
 	@install/deps.sh
@@ -42,14 +43,10 @@ lint:
 docs:
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
+# Small, in minutes; FULL=1 for all of it. Peers are looked for in INSULA_PEERS, then in PATH.
 bench: PROFILE = dist
 bench: deps build
-	cargo run --profile dist --locked -p insula-partition --example bench
-	cargo run --profile dist --locked -p insula-apiserver --example forward_bench
-	cargo run --profile dist --locked -p insula-apiserver --example write_bench
-	cargo run --profile dist --locked -p insula --example api_bench
-	cargo run --profile dist --locked -p insula --example noise_bench -- --peer
-	cargo run --profile dist --locked -p insula --example tenant_bench
+	PROFILE=$(PROFILE) FULL=$(FULL) install/bench.sh
 
 # Each failure prints the seed that repeats it.
 SEEDS ?= 5000

@@ -80,6 +80,9 @@ pub(crate) enum Command {
     insula lab kill s1\n  insula lab start s1\n  insula lab cut s2 s3\n  insula lab heal\n  \
     insula lab down\n\nA lab of your own: docs/reference/lab.md")]
     Lab(crate::lab::Options),
+    /// Load tests of this cloud, or of any other Kubernetes API.
+    #[command(subcommand)]
+    Loadtest(crate::loadtest::Command),
     /// Make certificates, kubeconfigs and configurations for a cluster of several servers.
     #[command(
         subcommand,

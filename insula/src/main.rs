@@ -9,6 +9,7 @@ mod data_dir;
 mod keys;
 mod kubeconfig;
 mod lab;
+mod loadtest;
 mod logging;
 mod observed;
 mod pki;
@@ -58,6 +59,8 @@ fn main() -> ExitCode {
         Command::Backup(options) => backup::take(&options),
         Command::Restore(options) => backup::restore(&options),
         Command::Lab(options) => lab::run(&options),
+        // It has exit codes of its own.
+        Command::Loadtest(command) => return loadtest::run(&command),
         Command::Completion { shell } => {
             cli::completion(shell);
             Ok(())

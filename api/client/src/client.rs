@@ -8,18 +8,19 @@ use http_body_util::{BodyExt, Limited};
 use insula_api::names::{ALL, TenantName};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
 use kube::{
-    client::{Body, ClientBuilder},
+    client::{Body, ClientBuilder, ConfigExt as _},
     config::{Config, KubeConfigOptions, Kubeconfig},
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::Instant;
-use tower::{BoxError, Service};
+use tower::{BoxError, Service, ServiceBuilder};
 
 use crate::{
     Api, Collection, Discovery, Error, Kind, Object, ResourceRef,
     fence::{self, Fence},
     metrics,
+    multiplexed::Link,
 };
 
 /// No request but a watch takes longer: a little more than the server's own limit of 30 s for
@@ -74,20 +75,29 @@ impl Client {
     /// A tenant prefix in its `server:` is dropped: this client names the tenant per request.
     pub async fn from_kubeconfig(path: &Path, user_agent: &str) -> Result<Self, ClientError> {
         let user_agent = parse_user_agent(user_agent)?;
-        let shown = || path.display().to_string();
-        let kubeconfig =
-            |source| ClientError::Kubeconfig { path: shown(), source: Box::new(source) };
-        let file = Kubeconfig::read_from(path).map_err(kubeconfig)?;
-        let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
-            .await
-            .map_err(kubeconfig)?;
-        config.cluster_url = without_tenant(&config.cluster_url)
-            .map_err(|source| ClientError::Server { path: shown(), source })?;
-        // Which failures may be repeated is decided per request, below and by the caller.
-        config.default_retry = false;
+        let config = read_config(path).await?;
         let inner = ClientBuilder::try_from(config)
             .map_err(|source| ClientError::Connection(Box::new(source)))?
             .build();
+        Ok(Self { inner, user_agent, timeout: DEFAULT_TIMEOUT })
+    }
+
+    /// The same with all requests on one connection, by HTTP/2: for who has many under way.
+    ///
+    /// Every call makes a connection of its own, which is made again when it has ended.
+    pub async fn multiplexed(path: &Path, user_agent: &str) -> Result<Self, ClientError> {
+        let user_agent = parse_user_agent(user_agent)?;
+        let config = read_config(path).await?;
+        let connection = |source| ClientError::Connection(Box::new(source));
+        let link = Link::new(&config)
+            .map_err(|source| ClientError::Connection(Box::new(kube::Error::Service(source))))?;
+        let stack = ServiceBuilder::new()
+            .layer(config.base_uri_layer())
+            .option_layer(config.auth_layer().map_err(connection)?)
+            .layer(config.extra_headers_layer().map_err(connection)?)
+            .map_err(BoxError::from)
+            .service(link);
+        let inner = kube::Client::new(stack, "default");
         Ok(Self { inner, user_agent, timeout: DEFAULT_TIMEOUT })
     }
 
@@ -116,6 +126,10 @@ impl Client {
     /// The same client with another limit on how long a request but a watch may take.
     pub fn with_timeout(&self, timeout: Duration) -> Self {
         Self { timeout, ..self.clone() }
+    }
+
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
     }
 
     /// The API of one tenant.
@@ -277,7 +291,7 @@ pub(crate) async fn checked(
 }
 
 /// Reads an answer to its end.
-async fn read(response: Response<Body>, request: &str) -> Result<Bytes, Error> {
+pub(crate) async fn read(response: Response<Body>, request: &str) -> Result<Bytes, Error> {
     let body = Limited::new(response.into_body(), MAX_ANSWER);
     let collected = body.collect().await.map_err(|source| Error::Body {
         request: request.to_owned(),
@@ -288,7 +302,7 @@ async fn read(response: Response<Body>, request: &str) -> Result<Bytes, Error> {
 }
 
 /// The error in an answer that is not a success. Proxies on the way may answer in any language.
-fn failure(code: StatusCode, body: &[u8]) -> Error {
+pub(crate) fn failure(code: StatusCode, body: &[u8]) -> Error {
     let mut status = serde_json::from_slice::<Status>(body).unwrap_or_else(|_| Status {
         message: Some(String::from_utf8_lossy(body).chars().take(1000).collect()),
         ..Status::default()
@@ -314,6 +328,21 @@ pub(crate) fn describe(method: &Method, uri: &str) -> String {
 
 fn parse_user_agent(text: &str) -> Result<HeaderValue, ClientError> {
     HeaderValue::from_str(text).map_err(|_| ClientError::UserAgent(text.to_owned()))
+}
+
+/// What the current context of a kubeconfig says, without the tenant.
+async fn read_config(path: &Path) -> Result<Config, ClientError> {
+    let shown = || path.display().to_string();
+    let kubeconfig = |source| ClientError::Kubeconfig { path: shown(), source: Box::new(source) };
+    let file = Kubeconfig::read_from(path).map_err(kubeconfig)?;
+    let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+        .await
+        .map_err(kubeconfig)?;
+    config.cluster_url = without_tenant(&config.cluster_url)
+        .map_err(|source| ClientError::Server { path: shown(), source })?;
+    // Which failures may be repeated is decided per request, below and by the caller.
+    config.default_retry = false;
+    Ok(config)
 }
 
 /// Cuts `/tenants/{t}` off the end of a server's address.

@@ -11,6 +11,8 @@
 //! is in one place only. [`AllTenants`] can list and watch but has no verbs that write: an object
 //! belongs to one tenant, and a write says which.
 //!
+//! [`Client::ask`] and [`Client::follow`] send any path as it is, for who measures a server.
+//!
 //! # Invariants
 //!
 //! * An object never travels without its tenant: whatever is read is a [`Tenanted`].
@@ -28,9 +30,11 @@ pub mod fence;
 mod informer;
 mod kinds;
 pub mod metrics;
+mod multiplexed;
 mod object;
 mod options;
 mod path;
+mod raw;
 mod selectors;
 mod tenanted;
 mod watch;
@@ -48,6 +52,7 @@ pub use self::{
     options::{
         DeleteOptions, ListOptions, Patch, PatchOptions, Propagation, WatchOptions, WriteOptions,
     },
+    raw::{Answer, Content, Follow},
     selectors::compile,
     tenanted::Tenanted,
     watch::{Watch, WatchEvent},

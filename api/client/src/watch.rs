@@ -4,19 +4,17 @@ use std::borrow::Cow;
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::Method;
-use http_body_util::BodyExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
-use kube::client::Body;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::{
-    Client, Error, Object, Tenanted,
+    Client, Error, Follow, Object, Tenanted,
     client::{checked, describe},
 };
 
 /// The longest event: several times the largest object that can be stored.
-const MAX_EVENT: usize = 16 << 20;
+pub(crate) const MAX_EVENT: usize = 16 << 20;
 
 /// A change to a collection.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,9 +32,7 @@ pub enum WatchEvent<K> {
 /// Events as they arrive. Dropping it ends the watch.
 #[derive(Debug)]
 pub struct Watch<K> {
-    body: Body,
-    lines: Lines,
-    request: String,
+    follow: Follow,
     object: std::marker::PhantomData<fn() -> K>,
 }
 
@@ -63,41 +59,22 @@ impl<K: Object> Watch<K> {
     pub(crate) async fn open(client: &Client, uri: &str) -> Result<Self, Error> {
         let request = describe(&Method::GET, uri);
         let response = client.send(&Method::GET, uri, K::ACCEPT, None).await?;
-        Ok(Self {
-            body: checked(response, &request).await?.into_body(),
-            lines: Lines::default(),
-            request,
-            object: std::marker::PhantomData,
-        })
+        let body = checked(response, &request).await?.into_body();
+        Ok(Self { follow: Follow::new(body, request), object: std::marker::PhantomData })
     }
 
     /// The next event; `None` once the server has ended the watch.
     ///
     /// An event of type ERROR is an error. Dropping the returned future loses nothing.
     pub async fn next(&mut self) -> Result<Option<WatchEvent<K>>, Error> {
-        loop {
-            if let Some(line) = self.lines.pop() {
-                if line.iter().all(u8::is_ascii_whitespace) {
-                    continue;
-                }
-                return self.decode(&line).map(Some);
-            }
-            let broken =
-                |source| Error::Body { request: self.request.clone(), limit: MAX_EVENT, source };
-            match self.body.frame().await {
-                None => return Ok(None),
-                Some(Err(source)) => return Err(broken(Box::new(source))),
-                Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
-                        self.lines.push(&data).map_err(|source| broken(Box::new(source)))?;
-                    }
-                }
-            }
+        match self.follow.next().await? {
+            Some(line) => self.decode(&line).map(Some),
+            None => Ok(None),
         }
     }
 
     fn decode(&self, line: &[u8]) -> Result<WatchEvent<K>, Error> {
-        let decode = |source| Error::Decode { request: self.request.clone(), source };
+        let decode = |source| Error::Decode { request: self.follow.request().to_owned(), source };
         let wire: WireEvent<'_> = serde_json::from_slice(line).map_err(decode)?;
         let text = wire.object.get();
         let object = || serde_json::from_str::<Tenanted<K>>(text).map_err(decode);
@@ -121,7 +98,7 @@ impl<K: Object> Watch<K> {
 
 /// Cuts bytes into lines.
 #[derive(Debug, Default)]
-struct Lines {
+pub(crate) struct Lines {
     buffer: BytesMut,
     /// How much of the buffer is known to hold no line end.
     n_searched: usize,
@@ -129,10 +106,10 @@ struct Lines {
 
 #[derive(Debug, thiserror::Error)]
 #[error("a watch event is longer than {MAX_EVENT} bytes")]
-struct TooLong;
+pub(crate) struct TooLong;
 
 impl Lines {
-    fn push(&mut self, data: &[u8]) -> Result<(), TooLong> {
+    pub(crate) fn push(&mut self, data: &[u8]) -> Result<(), TooLong> {
         if self.buffer.len() + data.len() > MAX_EVENT {
             return Err(TooLong);
         }
@@ -140,7 +117,7 @@ impl Lines {
         Ok(())
     }
 
-    fn pop(&mut self) -> Option<Bytes> {
+    pub(crate) fn pop(&mut self) -> Option<Bytes> {
         let unsearched = self.buffer.get(self.n_searched..)?;
         match unsearched.iter().position(|&byte| byte == b'\n') {
             Some(at) => {

@@ -234,9 +234,14 @@ impl Cloud {
         String::from_utf8(out.stderr).unwrap()
     }
 
+    /// The process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
     /// The process's resident memory, in bytes.
     pub(crate) fn memory(&self) -> u64 {
-        let id = self.child.as_ref().unwrap().id();
+        let id = self.id();
         let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
         let line = status.lines().find(|it| it.starts_with("VmRSS:")).unwrap();
         let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
