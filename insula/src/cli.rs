@@ -111,6 +111,9 @@ pub(crate) enum Command {
     insula keys remove --encryption --data-dir run OLD"
     )]
     Keys(KeysCommand),
+    /// Measure what a cloud carries, ours or any Kubernetes.
+    #[command(subcommand)]
+    Loadtest(crate::loadtest::Loadtest),
     /// Print a completion script for a shell: `source <(insula completion bash)`.
     Completion { shell: Shell },
 }

@@ -9,6 +9,7 @@ mod data_dir;
 mod keys;
 mod kubeconfig;
 mod lab;
+mod loadtest;
 mod logging;
 mod observed;
 mod pki;
@@ -42,7 +43,7 @@ fn small_pages() {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::start();
-    if matches!(cli.command, Command::Up(_) | Command::Apiserver(_)) {
+    if matches!(cli.command, Command::Up(_) | Command::Apiserver(_) | Command::Loadtest(_)) {
         small_pages();
     }
     let ran = match cli.command {
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         Command::Backup(options) => backup::take(&options),
         Command::Restore(options) => backup::restore(&options),
         Command::Lab(options) => lab::run(&options),
+        Command::Loadtest(command) => loadtest::run(&command),
         Command::Completion { shell } => {
             cli::completion(shell);
             Ok(())

@@ -28,6 +28,7 @@ pub mod fence;
 mod informer;
 mod kinds;
 pub mod metrics;
+mod multiplexed;
 mod object;
 mod options;
 mod path;
@@ -48,5 +49,5 @@ pub use self::{
         DeleteOptions, ListOptions, Patch, PatchOptions, Propagation, WatchOptions, WriteOptions,
     },
     tenanted::Tenanted,
-    watch::{Watch, WatchEvent},
+    watch::{Lines, TooLong, Watch, WatchEvent},
 };
