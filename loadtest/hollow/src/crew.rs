@@ -93,6 +93,8 @@ struct HollowNode {
     /// When its next heartbeat is due; 0 before the first.
     beat: Millis,
     is_followed: bool,
+    /// Its lease is being looked for, made or renewed.
+    is_leasing: bool,
     /// How many addresses its pods have had.
     addresses: u32,
 }
@@ -291,6 +293,9 @@ impl Crew {
             }),
             Due::Lease(number) => {
                 let Some(node) = self.node(number) else { return };
+                if std::mem::replace(&mut node.is_leasing, true) {
+                    return;
+                }
                 let (uid, version) = (node.uid.clone().unwrap_or_default(), node.lease.clone());
                 self.begin(async move {
                     let outcome = renew(&shared, &client, number, &uid, &version).await;
@@ -443,9 +448,11 @@ impl Crew {
         const PERIOD: Millis = LEASE_PERIOD.as_millis() as Millis;
         let (now, mode) = (self.now(), self.shared.options.mode);
         let Some(node) = self.node(number) else { return };
+        node.is_leasing = false;
         match outcome {
-            // Its heartbeats ride on the feed.
+            // Its heartbeats ride on the feed, one of which may have been faster.
             Ok(_) if mode == Mode::Feed => {}
+            Err(error) if mode == Mode::Feed && error.is_conflict() => {}
             Ok(lease) => {
                 node.lease = lease.metadata.resource_version.unwrap_or_default().into();
                 let due = std::mem::replace(&mut node.beat, 0);
