@@ -20,6 +20,7 @@ use crate::{
     epochs,
     error::{ApiError, Result},
     fair::{InTurn, Pass},
+    feed,
     finishing::Finishing,
     forms::Shown,
     forward::{self, Forwarded, Patience},
@@ -194,6 +195,17 @@ impl Server {
                     audit.received(record);
                 }
                 let identity = identity.as_ref();
+                if feed::is_asked(&head.method, &path) {
+                    record.labels.verb = "WATCH";
+                    record.begins_to_last(&self.fair)?;
+                    let turns = self.fair.turns(record.pass.as_ref());
+                    let opened = Box::pin(feed::serve(self, identity, body.stream()?));
+                    let answer = InTurn::new(turns, opened).await;
+                    if let Some(pass) = &mut record.pass {
+                        pass.give_seat_back();
+                    }
+                    return answer.map(Forwarded::Answer);
+                }
                 let asked = Asked { head, identity, whose: &whose, path: &path };
                 let turns = self.fair.turns(record.pass.as_ref());
                 InTurn::new(turns, Box::pin(self.other(asked))).await

@@ -23,6 +23,7 @@ mod ending;
 mod epochs;
 pub mod error;
 mod fair;
+mod feed;
 mod finishing;
 mod forms;
 mod forward;

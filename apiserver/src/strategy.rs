@@ -46,13 +46,15 @@ pub(crate) fn needs_revision(served: &Served) -> bool {
 /// Brings a new object into the shape that its writer answers for: with all defaults, and without
 /// what nobody can create.
 pub(crate) fn begin_create(served: &Served, it: &mut Value) {
+    let facts = facts(&served.resource);
     if served.resource.subresource("status").is_some()
+        && !facts.comes_with_status
         && let Some(fields) = it.as_object_mut()
     {
         fields.remove("status");
     }
     normalize(served, it);
-    if facts(&served.resource).counts_templates {
+    if facts.counts_templates {
         template_generation(None, it);
     }
 }

@@ -459,7 +459,7 @@ impl Told {
 
 /// The next changes of one of several partitions, and which. None is told last for ever: they are
 /// asked in turn, from `first` on. Cancel safe.
-async fn next_of(
+pub(crate) async fn next_of(
     watchers: &mut [(Arc<str>, Watcher)],
     first: usize,
 ) -> (usize, Result<Vec<Arc<Event>>, StoreError>) {
@@ -478,7 +478,7 @@ async fn next_of(
 }
 
 /// Why a watch cannot go on, or begin.
-fn cut_off(error: StoreError) -> ApiError {
+pub(crate) fn cut_off(error: StoreError) -> ApiError {
     match error {
         StoreError::Compacted { requested, oldest } => {
             ApiError::expired(format!("too old resource version: {requested} ({oldest})"))
@@ -488,7 +488,7 @@ fn cut_off(error: StoreError) -> ApiError {
 }
 
 /// Appends one event of a stream.
-fn frame(out: &mut BytesMut, encoding: Encoding, kind: &str, object: &[u8]) {
+pub(crate) fn frame(out: &mut BytesMut, encoding: Encoding, kind: &str, object: &[u8]) {
     if encoding == Encoding::Protobuf {
         let mut framed = Vec::with_capacity(object.len() + 32);
         proto::event(kind, object, &mut framed);

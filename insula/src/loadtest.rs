@@ -1,18 +1,22 @@
 //! `insula loadtest`: load tests of this cloud or any other Kubernetes API.
 
+mod nodes;
+
 use std::{
     fs,
     io::Write as _,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
 use clap::Subcommand;
+use insula_hollow::Mode;
 use insula_loadtest::{
-    LoadTest, Options,
+    LoadTest, NodePool, Options,
     report::{Ending, HTML_FILE, JSON_FILE, Report, compare},
     scenario::{SHIPPED, Scenario, shipped},
 };
@@ -46,6 +50,16 @@ pub(crate) enum Command {
     Run(Box<Run>),
     /// Compare two reports: what the second is to the first.
     Compare(Compare),
+    /// Run nodes by the thousand that behave like node agents, without machines.
+    #[command(
+        after_help = "Works against any Kubernetes. Pods on these nodes start, become ready, \
+    end and go as annotations of theirs say (hollow.insula.io/start-after, ready-after, exit-after, \
+    exit-code, stop-after, fail); docs/reference/loadtest-nodes.md has all of them.\n\n\
+    Ctrl-C or SIGTERM ends it; the nodes stay, and are not ready any more after a while, unless \
+    there is --remove. Started again with the same names it goes on with them and their pods.\n\n\
+    Example:\n  insula loadtest nodes --count 1000 --kubeconfig run/admin.kubeconfig --remove"
+    )]
+    Nodes(Box<nodes::Nodes>),
 }
 
 /// A run.
@@ -141,6 +155,7 @@ pub(crate) fn run(command: &Command) -> ExitCode {
     let ran = match command {
         Command::Run(options) => scenario(options),
         Command::Compare(options) => compare(options),
+        Command::Nodes(options) => nodes::run(options).map(|()| ExitCode::SUCCESS),
     };
     ran.unwrap_or_else(|error| {
         crate::cli::fail(&error);
@@ -186,7 +201,9 @@ fn scenario(options: &Run) -> Result<ExitCode> {
         quiet: options.quiet,
     };
     let report = run_until_signalled(async |shutdown| {
-        let prepare = Box::pin(LoadTest::prepare(whole, None));
+        let mode = if whole.tenants { Mode::Feed } else { Mode::Kubelet };
+        let pool: Arc<dyn NodePool> = Arc::new(nodes::Pool { mode });
+        let prepare = Box::pin(LoadTest::prepare(whole, Some(pool)));
         let Some(test) = shutdown.run_until_cancelled(prepare).await else {
             bail!("ended before anything was measured");
         };

@@ -43,7 +43,7 @@ fn small_pages() {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::start();
-    if matches!(cli.command, Command::Up(_) | Command::Apiserver(_)) {
+    if matches!(cli.command, Command::Up(_) | Command::Apiserver(_) | Command::Loadtest(_)) {
         small_pages();
     }
     let ran = match cli.command {

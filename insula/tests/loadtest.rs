@@ -201,6 +201,24 @@ fn tenants_move_while_they_write_and_metrics_tell_of_it() {
     assert_eq!(left(&cloud), "");
 }
 
+#[test]
+fn hollow_nodes_run_the_pods_of_a_scenario_and_all_come_back_at_once() {
+    let cloud = Cloud::without_node();
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = loadtest(&cloud, dir.path(), &["node-storm", "--small"]);
+    let out = command.output().unwrap();
+    // What it may take on a busy machine is not what this is about.
+    assert!(matches!(out.status.code(), Some(0 | 1)), "{}", String::from_utf8_lossy(&out.stderr));
+    let whole = report(dir.path());
+    let calls = whole["calls"].as_array().unwrap();
+    let of = |step: &str| calls.iter().find(|it| it["step"] == step).unwrap();
+    assert_eq!((&of("fill")["answered"], &of("fill")["failed"]), (&json!(60), &json!(0)));
+    assert_eq!(of("reads")["failed"], 0);
+    assert!(whole["reason"].is_null(), "every step was done: {}", whole["reason"]);
+    assert_eq!(cloud.admin().ok(&["get", "nodes", "-o", "name"]), "");
+    assert_eq!(left(&cloud), "");
+}
+
 fn scrape(address: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address)?;
     stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")?;

@@ -67,6 +67,8 @@ pub(crate) struct Run {
     pub(crate) is_watched: bool,
     pub(crate) nodes: tokio::sync::Mutex<Option<Box<dyn RunningNodes>>>,
     pub(crate) tasks: TaskTracker,
+    /// The steps are done, and nothing is measured any more.
+    pub(crate) over: CancellationToken,
     pub(crate) progress: Progress,
 }
 
@@ -94,6 +96,7 @@ impl Run {
             means,
             nodes: tokio::sync::Mutex::new(None),
             tasks: TaskTracker::new(),
+            over: CancellationToken::new(),
             progress,
         }
     }
@@ -181,6 +184,7 @@ impl Run {
             tokio::time::sleep(LAST_EVENTS).await;
         }
         stop.cancel();
+        self.over.cancel();
         self.tasks.close();
         let ended = async {
             background.wait().await;

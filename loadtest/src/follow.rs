@@ -177,12 +177,12 @@ struct Event<'a> {
     object: &'a RawValue,
 }
 
-/// Follows the pods of the run until `stop`. Returns when the watch is open.
-pub(crate) async fn follow_pods(run: &Arc<Run>, stop: &CancellationToken) -> Result<(), Error> {
+/// Follows the pods of the run until it is over. Returns when the watch is open.
+pub(crate) async fn follow_pods(run: &Arc<Run>) -> Result<(), Error> {
     let pods = Resource { base: "/api/v1".into(), plural: "pods".into(), namespaced: true };
     let path = run.everywhere(&pods) + &format!("?labelSelector={RUN_LABEL}%3D{}", run.id);
     let mut follow = begin(run.target.control(), &run.target, &path).await?;
-    let (run, stop) = (run.clone(), stop.clone());
+    let (run, over) = (run.clone(), run.over.clone());
     run.tasks.clone().spawn(async move {
         let work = async {
             loop {
@@ -203,7 +203,7 @@ pub(crate) async fn follow_pods(run: &Arc<Run>, stop: &CancellationToken) -> Res
                 };
             }
         };
-        let _ = stop.run_until_cancelled(work).await;
+        let _ = over.run_until_cancelled(work).await;
     });
     Ok(())
 }

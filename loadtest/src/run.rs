@@ -145,7 +145,7 @@ impl LoadTest {
         let sampling = CancellationToken::new();
         let samplers = sample(&run, &sampling);
         run.progress.say(&format!("run {} of scenario {}", run.id, run.scenario.name));
-        let set_up = shutdown.run_until_cancelled(Box::pin(self.set_up(&shutdown))).await;
+        let set_up = shutdown.run_until_cancelled(Box::pin(self.set_up())).await;
         let (steps, mut failure) = match set_up {
             Some(Ok(())) => Box::pin(run.steps(&shutdown)).await,
             Some(Err(error)) => (Vec::new(), Some(insula_client::chain(&error))),
@@ -219,7 +219,7 @@ impl LoadTest {
         }
     }
 
-    async fn set_up(&self, shutdown: &CancellationToken) -> Result<(), LoadError> {
+    async fn set_up(&self) -> Result<(), LoadError> {
         let run = &self.run;
         let begun = Instant::now();
         let n = run.places.all.len();
@@ -244,7 +244,7 @@ impl LoadTest {
             *run.nodes.lock().await = Some(running.map_err(LoadError::Nodes)?);
         }
         if run.scenario.makes_pods() {
-            let follow = follow::follow_pods(run, shutdown).await;
+            let follow = follow::follow_pods(run).await;
             follow.map_err(|source| LoadError::Setup {
                 what: "a watch of the run's pods".into(),
                 source: Box::new(source),

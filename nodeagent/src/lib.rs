@@ -20,6 +20,7 @@ mod cluster;
 mod config;
 mod cri;
 mod error;
+pub mod hollow;
 mod leftovers;
 mod logs;
 mod machine;

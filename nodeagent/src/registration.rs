@@ -3,7 +3,8 @@
 //! The status is looked at every few seconds and written when it says something new, and every five
 //! minutes in any case; that the node lives is told by its lease, which costs less.
 
-mod conditions;
+pub(crate) mod conditions;
+pub(crate) mod status;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -12,15 +13,9 @@ use jiff::Timestamp;
 use k8s_openapi::{
     api::{
         coordination::v1::{Lease, LeaseSpec},
-        core::v1::{
-            ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeDaemonEndpoints, NodeStatus,
-            NodeSystemInfo,
-        },
+        core::v1::{ContainerImage, Node, NodeStatus},
     },
-    apimachinery::pkg::{
-        api::resource::Quantity,
-        apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference},
-    },
+    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference},
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -29,27 +24,26 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::conditions::{Observation, conditions};
+use self::{conditions::Observation, status::Seen};
 use crate::{
     NodeConfig,
     cri::RuntimeClient,
     machine::{self, Machine, Room},
 };
 
-/// The Kubernetes version whose behaviour the agent has.
-const KUBELET_VERSION: &str = concat!("v1.36.2+insula-", env!("CARGO_PKG_VERSION"));
 const LOOK_PERIOD: Duration = Duration::from_secs(5);
 /// While the node is not ready, news of its readiness are awaited.
 const LOOK_PERIOD_UNREADY: Duration = Duration::from_millis(500);
-const WRITE_PERIOD: Duration = Duration::from_secs(300);
-const LEASE_PERIOD: Duration = Duration::from_secs(10);
+/// How often a status is written that says nothing new.
+pub const WRITE_PERIOD: Duration = Duration::from_secs(300);
+/// How often a node says that it lives.
+pub const LEASE_PERIOD: Duration = Duration::from_secs(10);
 const LEASE_SECONDS: i32 = 40;
-const LEASE_NAMESPACE: &str = "kube-node-lease";
+/// Where nodes have their leases.
+pub const LEASE_NAMESPACE: &str = "kube-node-lease";
 const RETRY: Duration = Duration::from_secs(1);
 /// Images told of; the largest.
 const MAX_IMAGES: usize = 50;
-/// Kept for the system when pods' memory is counted.
-const RESERVED_MEMORY: i64 = 100 << 20;
 
 /// What the rest of the agent may know of the node's condition.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -185,13 +179,7 @@ impl Registration {
     }
 
     fn labels(&self) -> BTreeMap<String, String> {
-        let own = [
-            ("kubernetes.io/hostname", self.config.node_name.as_str()),
-            ("kubernetes.io/os", "linux"),
-            ("kubernetes.io/arch", self.machine.architecture),
-        ];
-        let own = own.map(|(key, value)| (key.to_owned(), value.to_owned()));
-        self.config.node_labels.iter().cloned().chain(own).collect()
+        labels(&self.config.node_name, &self.machine, &self.config.node_labels)
     }
 
     async fn status(&self, old: Option<&NodeStatus>) -> NodeStatus {
@@ -204,68 +192,25 @@ impl Registration {
             (Err(error), _) => Err(error.to_string()),
             (Ok(_), other) => other.map_err(|error| error.to_string()),
         };
-        let room = Room::at(&self.config.root_dir);
-        let observation = Observation {
-            runtime,
-            memory_available: machine::memory_available().ok(),
-            room: room.as_ref().ok().copied(),
-            processes: machine::processes().ok(),
+        let room = Room::at(&self.config.root_dir).ok();
+        let seen = Seen {
+            name: &self.config.node_name,
+            address: self.config.node_ip,
+            port: self.config.listen.port(),
+            max_pods: self.config.max_pods,
+            machine: &self.machine,
+            runtime_version: version
+                .ok()
+                .map(|it| format!("{}://{}", it.runtime_name, it.runtime_version)),
+            images: self.images().await,
+            observation: Observation {
+                runtime,
+                memory_available: machine::memory_available().ok(),
+                room,
+                processes: machine::processes().ok(),
+            },
         };
-        let old_conditions = old.and_then(|it| it.conditions.as_deref()).unwrap_or_default();
-        let (capacity, allocatable) = self.resources(room.as_ref().ok().copied());
-        let text = |kind: &str, address: String| NodeAddress { type_: kind.to_owned(), address };
-        let runtime_version = match &version {
-            Ok(it) => format!("{}://{}", it.runtime_name, it.runtime_version),
-            Err(_) => old
-                .and_then(|it| it.node_info.as_ref())
-                .map(|it| it.container_runtime_version.clone())
-                .unwrap_or_default(),
-        };
-        NodeStatus {
-            addresses: Some(vec![
-                text("InternalIP", self.config.node_ip.to_string()),
-                text("Hostname", self.config.node_name.clone()),
-            ]),
-            capacity: Some(capacity),
-            allocatable: Some(allocatable),
-            conditions: Some(conditions(&observation, old_conditions, Timestamp::now())),
-            daemon_endpoints: Some(NodeDaemonEndpoints {
-                kubelet_endpoint: Some(DaemonEndpoint { port: self.config.listen.port().into() }),
-            }),
-            // While the runtime is away its images are still there.
-            images: self.images().await.or_else(|| old.and_then(|it| it.images.clone())),
-            node_info: Some(NodeSystemInfo {
-                architecture: self.machine.architecture.to_owned(),
-                boot_id: self.machine.boot_id.clone(),
-                container_runtime_version: runtime_version,
-                kernel_version: self.machine.kernel.clone(),
-                kube_proxy_version: String::new(),
-                kubelet_version: KUBELET_VERSION.to_owned(),
-                machine_id: self.machine.machine_id.clone(),
-                operating_system: "linux".to_owned(),
-                os_image: self.machine.os_image.clone(),
-                swap: None,
-                system_uuid: self.machine.system_uuid.clone(),
-            }),
-            ..NodeStatus::default()
-        }
-    }
-
-    fn resources(
-        &self,
-        room: Option<Room>,
-    ) -> (BTreeMap<String, Quantity>, BTreeMap<String, Quantity>) {
-        let list = |memory: i64, disk: u64| {
-            BTreeMap::from([
-                ("cpu".to_owned(), Quantity((self.machine.millicpus / 1000).to_string())),
-                ("memory".to_owned(), Quantity(format!("{}Ki", memory / 1024))),
-                ("ephemeral-storage".to_owned(), Quantity(format!("{}Ki", disk / 1024))),
-                ("pods".to_owned(), Quantity(self.config.max_pods.to_string())),
-            ])
-        };
-        let (memory, disk) = (self.machine.memory, room.map_or(0, |it| it.bytes));
-        let kept = (memory - RESERVED_MEMORY).max(0);
-        (list(memory, disk), list(kept, disk / 10 * 9))
+        status::status(&seen, old, Timestamp::now())
     }
 
     async fn images(&self) -> Option<Vec<ContainerImage>> {
@@ -312,29 +257,48 @@ impl Registration {
             spec.renew_time = now;
             return leases.update(&lease).await;
         }
-        // Goes with its node.
         let node = self.nodes().get(name).await?;
-        let lease = Lease {
-            metadata: ObjectMeta {
-                name: Some(name.clone()),
-                namespace: Some(LEASE_NAMESPACE.to_owned()),
-                owner_references: Some(vec![OwnerReference {
-                    api_version: "v1".to_owned(),
-                    kind: "Node".to_owned(),
-                    name: name.clone(),
-                    uid: node.uid().to_owned(),
-                    ..OwnerReference::default()
-                }]),
-                ..ObjectMeta::default()
-            },
-            spec: Some(LeaseSpec {
-                holder_identity: Some(name.clone()),
-                lease_duration_seconds: Some(LEASE_SECONDS),
-                renew_time: now,
-                ..LeaseSpec::default()
-            }),
-        };
+        let lease = lease(name, node.uid(), Timestamp::now());
         leases.create(&lease).await
+    }
+}
+
+/// The labels of a node: those that it is given, and what it is.
+pub(crate) fn labels(
+    name: &str,
+    machine: &Machine,
+    given: &[(String, String)],
+) -> BTreeMap<String, String> {
+    let own = [
+        ("kubernetes.io/hostname", name),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", machine.architecture),
+    ];
+    let own = own.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    given.iter().cloned().chain(own).collect()
+}
+
+/// The lease that tells that a node lives. It goes with its node.
+pub(crate) fn lease(name: &str, node_uid: &str, now: Timestamp) -> Lease {
+    Lease {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: Some(LEASE_NAMESPACE.to_owned()),
+            owner_references: Some(vec![OwnerReference {
+                api_version: "v1".to_owned(),
+                kind: "Node".to_owned(),
+                name: name.to_owned(),
+                uid: node_uid.to_owned(),
+                ..OwnerReference::default()
+            }]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(LeaseSpec {
+            holder_identity: Some(name.to_owned()),
+            lease_duration_seconds: Some(LEASE_SECONDS),
+            renew_time: Some(MicroTime(now)),
+            ..LeaseSpec::default()
+        }),
     }
 }
 

@@ -4,7 +4,6 @@ use std::{marker::PhantomData, ops::Deref, sync::Arc};
 
 use bytes::Bytes;
 use http::Method;
-use insula_api::names::TenantName;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ListMeta, Status};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
@@ -112,16 +111,12 @@ impl<K: Object> Collection<K> {
     /// Follows changes.
     pub async fn watch(&self, options: &WatchOptions) -> Result<Watch<K>, Error> {
         let uri = self.path() + options.query().as_str();
-        Watch::open(&self.client, &uri).await
+        Watch::open(&self.client, &uri, self.tenant.clone()).await
     }
 
     /// An object of an answer.
     fn read(&self, text: &str) -> Result<Tenanted<K>, serde_json::Error> {
-        match TenantName::parse(&self.tenant) {
-            Ok(tenant) => Tenanted::of(&tenant, text),
-            // Of all tenants.
-            Err(_) => serde_json::from_str(text),
-        }
+        Tenanted::read(&self.tenant, text)
     }
 
     pub(crate) fn path(&self) -> String {

@@ -1,6 +1,6 @@
 //! The connection: where the API server is, who asks, and how one request is sent.
 
-use std::{fmt, marker::PhantomData, path::Path, time::Duration};
+use std::{convert::Infallible, fmt, marker::PhantomData, path::Path, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -20,13 +20,16 @@ use crate::{
     Api, Collection, Discovery, Error, Kind, Object, ResourceRef,
     fence::{self, Fence},
     metrics,
-    multiplexed::Link,
+    multiplexed::{Link, Said},
+    path,
 };
 
 /// No request but a watch takes longer: a little more than the server's own limit of 30 s for
 /// webhooks, less than the 60 s after which it gives up.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(40);
 const JSON: &str = "application/json";
+/// One JSON document a line.
+const LINES: &str = "application/x-ndjson";
 /// The largest answer: several times a full page of the largest objects there can be.
 const MAX_ANSWER: usize = 256 << 20;
 /// How often a request that the server refused unread, for lack of room, is sent again.
@@ -61,6 +64,7 @@ pub struct Client {
     inner: kube::Client,
     user_agent: HeaderValue,
     timeout: Duration,
+    has_tenants: bool,
 }
 
 impl fmt::Debug for Client {
@@ -75,11 +79,10 @@ impl Client {
     /// A tenant prefix in its `server:` is dropped: this client names the tenant per request.
     pub async fn from_kubeconfig(path: &Path, user_agent: &str) -> Result<Self, ClientError> {
         let user_agent = parse_user_agent(user_agent)?;
-        let config = read_config(path).await?;
-        let inner = ClientBuilder::try_from(config)
+        let inner = ClientBuilder::try_from(read_config(path).await?)
             .map_err(|source| ClientError::Connection(Box::new(source)))?
             .build();
-        Ok(Self { inner, user_agent, timeout: DEFAULT_TIMEOUT })
+        Ok(Self::new(inner, user_agent))
     }
 
     /// The same with all requests on one connection, by HTTP/2: for who has many under way.
@@ -97,8 +100,22 @@ impl Client {
             .layer(config.extra_headers_layer().map_err(connection)?)
             .map_err(BoxError::from)
             .service(link);
-        let inner = kube::Client::new(stack, "default");
-        Ok(Self { inner, user_agent, timeout: DEFAULT_TIMEOUT })
+        Ok(Self::new(kube::Client::new(stack, "default"), user_agent))
+    }
+
+    /// The same client for a Kubernetes without tenants: request paths do not name one, and all
+    /// that there is counts as that of `system`.
+    pub fn without_tenants(&self) -> Self {
+        Self { has_tenants: false, ..self.clone() }
+    }
+
+    /// Whether the server is one that has tenants.
+    pub fn has_tenants(&self) -> bool {
+        self.has_tenants
+    }
+
+    fn new(inner: kube::Client, user_agent: HeaderValue) -> Self {
+        Self { inner, user_agent, timeout: DEFAULT_TIMEOUT, has_tenants: true }
     }
 
     /// Hands requests to `service`, an API server in this process. Must be called inside a tokio
@@ -114,8 +131,7 @@ impl Client {
         B::Error: Into<BoxError>,
     {
         let user_agent = parse_user_agent(user_agent)?;
-        let inner = kube::Client::new(service, "default");
-        Ok(Self { inner, user_agent, timeout: DEFAULT_TIMEOUT })
+        Ok(Self::new(kube::Client::new(service, "default"), user_agent))
     }
 
     /// The same client under another name, for example one per controller.
@@ -151,6 +167,19 @@ impl Client {
     pub async fn download(&self, path: &str) -> Result<Download, Error> {
         let request = describe(&Method::GET, path);
         let response = self.send(&Method::GET, path, "*/*", None).await?;
+        Ok(Download { body: checked(response, &request).await?.into_body(), request })
+    }
+
+    /// Talks both ways: the answer begins while what is said goes on.
+    ///
+    /// For clients made by [`Client::multiplexed`]; others say nothing.
+    pub async fn converse<B>(&self, path: &str, said: B) -> Result<Download, Error>
+    where
+        B: http_body::Body<Data = Bytes, Error = Infallible> + Send + 'static,
+    {
+        let request = describe(&Method::POST, path);
+        let said = Some(Said::new(said));
+        let response = self.send_with(&Method::POST, path, LINES, None, said).await?;
         Ok(Download { body: checked(response, &request).await?.into_body(), request })
     }
 
@@ -220,9 +249,21 @@ impl Client {
         accept: &'static str,
         body: Option<(&'static str, Bytes)>,
     ) -> Result<Response<Body>, Error> {
+        self.send_with(method, uri, accept, body, None).await
+    }
+
+    /// As [`Client::send`], with something that is said bit by bit in place of a body.
+    async fn send_with(
+        &self,
+        method: &Method,
+        uri: &str,
+        accept: &'static str,
+        body: Option<(&'static str, Bytes)>,
+        said: Option<Said>,
+    ) -> Result<Response<Body>, Error> {
         let mut request = Request::builder()
             .method(method)
-            .uri(uri)
+            .uri(if self.has_tenants { uri } else { path::without_tenant(uri) })
             .header(header::ACCEPT, accept)
             .header(header::USER_AGENT, &self.user_agent);
         if method != Method::GET
@@ -237,6 +278,9 @@ impl Client {
             }
             None => Body::empty(),
         };
+        if let Some(said) = said {
+            request = request.header(header::CONTENT_TYPE, LINES).extension(said);
+        }
         let request = request
             .body(content)
             .map_err(|source| Error::Request { request: describe(method, uri), source })?;
@@ -248,6 +292,21 @@ impl Client {
             source: Box::new(source),
         })
     }
+}
+
+/// What the current context of a kubeconfig says, without the tenant.
+async fn read_config(path: &Path) -> Result<Config, ClientError> {
+    let shown = || path.display().to_string();
+    let kubeconfig = |source| ClientError::Kubeconfig { path: shown(), source: Box::new(source) };
+    let file = Kubeconfig::read_from(path).map_err(kubeconfig)?;
+    let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+        .await
+        .map_err(kubeconfig)?;
+    config.cluster_url = without_tenant(&config.cluster_url)
+        .map_err(|source| ClientError::Server { path: shown(), source })?;
+    // Which failures may be repeated is decided per request, below and by the caller.
+    config.default_retry = false;
+    Ok(config)
 }
 
 /// An answer that is read piece by piece.
@@ -328,21 +387,6 @@ pub(crate) fn describe(method: &Method, uri: &str) -> String {
 
 fn parse_user_agent(text: &str) -> Result<HeaderValue, ClientError> {
     HeaderValue::from_str(text).map_err(|_| ClientError::UserAgent(text.to_owned()))
-}
-
-/// What the current context of a kubeconfig says, without the tenant.
-async fn read_config(path: &Path) -> Result<Config, ClientError> {
-    let shown = || path.display().to_string();
-    let kubeconfig = |source| ClientError::Kubeconfig { path: shown(), source: Box::new(source) };
-    let file = Kubeconfig::read_from(path).map_err(kubeconfig)?;
-    let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
-        .await
-        .map_err(kubeconfig)?;
-    config.cluster_url = without_tenant(&config.cluster_url)
-        .map_err(|source| ClientError::Server { path: shown(), source })?;
-    // Which failures may be repeated is decided per request, below and by the caller.
-    config.default_retry = false;
-    Ok(config)
 }
 
 /// Cuts `/tenants/{t}` off the end of a server's address.

@@ -55,5 +55,5 @@ pub use self::{
     raw::{Answer, Content, Follow},
     selectors::compile,
     tenanted::Tenanted,
-    watch::{Watch, WatchEvent},
+    watch::{Lines, TooLong, Watch, WatchEvent},
 };

@@ -4,13 +4,16 @@
 //! way. Who has thousands of them under way, as load tests have, wants them on few.
 
 use std::{
+    convert::Infallible,
     future::Future,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
+use bytes::Bytes;
 use http::{Request, Response, Uri};
+use http_body_util::{BodyExt as _, combinators::UnsyncBoxBody};
 use hyper::{
     body::Incoming,
     client::conn::http2::{Builder, SendRequest},
@@ -53,6 +56,24 @@ enum LinkError {
     },
 }
 
+/// The body of a request on its way.
+type Sent = UnsyncBoxBody<Bytes, BoxError>;
+
+/// A body that comes bit by bit, beside a request that has none: the libraries below have no place
+/// for it. Sent once.
+#[derive(Clone)]
+pub(crate) struct Said(Arc<Mutex<Option<Sent>>>);
+
+impl Said {
+    pub(crate) fn new<B>(body: B) -> Self
+    where
+        B: http_body::Body<Data = Bytes, Error = Infallible> + Send + 'static,
+    {
+        let body = body.map_err(|never| match never {}).boxed_unsync();
+        Self(Arc::new(Mutex::new(Some(body))))
+    }
+}
+
 /// The connection. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Link(Arc<Inner>);
@@ -61,7 +82,7 @@ struct Inner {
     address: String,
     /// Whom the certificate has to name, and how; absent without TLS.
     tls: Option<(TlsConnector, ServerName<'static>)>,
-    sender: Mutex<Option<SendRequest<Body>>>,
+    sender: Mutex<Option<SendRequest<Sent>>>,
     /// Held while connecting, so that all who wait get the same connection.
     connecting: tokio::sync::Mutex<()>,
 }
@@ -88,11 +109,11 @@ impl Link {
 }
 
 impl Inner {
-    fn current(&self) -> Option<SendRequest<Body>> {
+    fn current(&self) -> Option<SendRequest<Sent>> {
         self.sender.lock().clone().filter(|it| !it.is_closed())
     }
 
-    async fn sender(&self) -> Result<SendRequest<Body>, BoxError> {
+    async fn sender(&self) -> Result<SendRequest<Sent>, BoxError> {
         if let Some(sender) = self.current() {
             return Ok(sender);
         }
@@ -105,7 +126,7 @@ impl Inner {
         Ok(sender)
     }
 
-    async fn connect(&self) -> Result<SendRequest<Body>, BoxError> {
+    async fn connect(&self) -> Result<SendRequest<Sent>, BoxError> {
         let address = || self.address.clone();
         let stream = TcpStream::connect(&self.address).await;
         let stream = stream.map_err(|source| LinkError::Connect { address: address(), source })?;
@@ -145,6 +166,10 @@ impl Service<Request<Body>> for Link {
         Box::pin(async move {
             let mut sender = inner.sender().await?;
             sender.ready().await?;
+            let (head, body) = request.into_parts();
+            let said = head.extensions.get::<Said>().and_then(|it| it.0.lock().take());
+            let body = said.unwrap_or_else(|| body.map_err(Into::into).boxed_unsync());
+            let request = Request::from_parts(head, body);
             Ok(sender.send_request(request).await?)
         })
     }

@@ -22,6 +22,12 @@ pub(crate) fn collection(tenant: &str, resource: &ResourceRef, namespace: Option
     path
 }
 
+/// A path without the tenant that it begins with, as a plain Kubernetes has it.
+pub(crate) fn without_tenant(path: &str) -> &str {
+    let after = path.strip_prefix("/tenants/").and_then(|it| it.find('/').map(|at| &it[at..]));
+    after.unwrap_or(path)
+}
+
 /// Appends a segment, escaped.
 pub(crate) fn push(path: &mut String, segment: &str) {
     path.push('/');
@@ -77,6 +83,12 @@ mod tests {
             collection("acme", &Deployment::resource(), Some("web")),
             "/tenants/acme/apis/apps/v1/namespaces/web/deployments"
         );
+    }
+
+    #[test]
+    fn plain_paths() {
+        assert_eq!(without_tenant("/tenants/acme/api/v1/nodes?limit=1"), "/api/v1/nodes?limit=1");
+        assert_eq!(without_tenant("/version"), "/version");
     }
 
     #[test]

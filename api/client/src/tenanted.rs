@@ -92,11 +92,19 @@ impl<'de, K: Deserialize<'de>> Deserialize<'de> for Tenanted<K> {
 }
 
 impl<K: DeserializeOwned> Tenanted<K> {
+    /// Reads an object from an answer about `tenant`, which may be all of them.
+    pub(crate) fn read(tenant: &str, text: &str) -> Result<Self, serde_json::Error> {
+        match TenantName::parse(tenant) {
+            Ok(tenant) => Self::of(&tenant, text),
+            Err(_) => serde_json::from_str(text),
+        }
+    }
+
     /// Reads an object from an answer about `tenant`.
     ///
     /// What a tenant's extension servers have need not say whose it is, and may not say that it is
     /// anybody else's. The fleet's objects are shown to tenants as what they are.
-    pub(crate) fn of(tenant: &TenantName, text: &str) -> Result<Self, serde_json::Error> {
+    fn of(tenant: &TenantName, text: &str) -> Result<Self, serde_json::Error> {
         let mut found = None;
         let mut inner = serde_json::Deserializer::from_str(text);
         let tap = Tap { inner: &mut inner, level: Level::Object, found: &mut found };

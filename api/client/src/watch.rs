@@ -1,6 +1,6 @@
 //! One watch: a stream of events, one per line.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::Method;
@@ -33,6 +33,7 @@ pub enum WatchEvent<K> {
 #[derive(Debug)]
 pub struct Watch<K> {
     follow: Follow,
+    tenant: Arc<str>,
     object: std::marker::PhantomData<fn() -> K>,
 }
 
@@ -56,11 +57,13 @@ struct WireBookmarkMeta {
 }
 
 impl<K: Object> Watch<K> {
-    pub(crate) async fn open(client: &Client, uri: &str) -> Result<Self, Error> {
+    /// Begins to watch what `tenant` has; `all` are all tenants.
+    pub(crate) async fn open(client: &Client, uri: &str, tenant: Arc<str>) -> Result<Self, Error> {
         let request = describe(&Method::GET, uri);
         let response = client.send(&Method::GET, uri, K::ACCEPT, None).await?;
         let body = checked(response, &request).await?.into_body();
-        Ok(Self { follow: Follow::new(body, request), object: std::marker::PhantomData })
+        let follow = Follow::new(body, request);
+        Ok(Self { follow, tenant, object: std::marker::PhantomData })
     }
 
     /// The next event; `None` once the server has ended the watch.
@@ -77,7 +80,7 @@ impl<K: Object> Watch<K> {
         let decode = |source| Error::Decode { request: self.follow.request().to_owned(), source };
         let wire: WireEvent<'_> = serde_json::from_slice(line).map_err(decode)?;
         let text = wire.object.get();
-        let object = || serde_json::from_str::<Tenanted<K>>(text).map_err(decode);
+        let object = || Tenanted::<K>::read(&self.tenant, text).map_err(decode);
         match wire.event.as_ref() {
             "ADDED" => object().map(WatchEvent::Added),
             "MODIFIED" => object().map(WatchEvent::Modified),
@@ -98,18 +101,20 @@ impl<K: Object> Watch<K> {
 
 /// Cuts bytes into lines.
 #[derive(Debug, Default)]
-pub(crate) struct Lines {
+pub struct Lines {
     buffer: BytesMut,
     /// How much of the buffer is known to hold no line end.
     n_searched: usize,
 }
 
+/// A line is longer than any event.
 #[derive(Debug, thiserror::Error)]
 #[error("a watch event is longer than {MAX_EVENT} bytes")]
-pub(crate) struct TooLong;
+pub struct TooLong;
 
 impl Lines {
-    pub(crate) fn push(&mut self, data: &[u8]) -> Result<(), TooLong> {
+    /// Adds what comes next.
+    pub fn push(&mut self, data: &[u8]) -> Result<(), TooLong> {
         if self.buffer.len() + data.len() > MAX_EVENT {
             return Err(TooLong);
         }
@@ -117,7 +122,8 @@ impl Lines {
         Ok(())
     }
 
-    pub(crate) fn pop(&mut self) -> Option<Bytes> {
+    /// The next whole line, without its end.
+    pub fn pop(&mut self) -> Option<Bytes> {
         let unsearched = self.buffer.get(self.n_searched..)?;
         match unsearched.iter().position(|&byte| byte == b'\n') {
             Some(at) => {

@@ -67,6 +67,8 @@ pub(crate) struct Facts {
     pub keeps_given: bool,
     /// An annotation counts the changes of its template.
     pub counts_templates: bool,
+    /// Who creates it says what its status is.
+    pub comes_with_status: bool,
     pub kept: Kept,
 }
 
@@ -114,6 +116,7 @@ fn facts(name: &str, generation: &str, flags: &str, kept: &str) -> Facts {
         no_owner: has("no-owner"),
         keeps_given: has("keeps-given"),
         counts_templates: has("counts-templates"),
+        comes_with_status: has("comes-with-status"),
         kept: match kept {
             "labels" => Kept::Labels,
             "ownerReferences" => Kept::OwnerReferences,
@@ -156,6 +159,7 @@ mod tests {
                 "no-owner",
                 "keeps-given",
                 "counts-templates",
+                "comes-with-status",
                 "ownerReferences",
                 "most",
             ];

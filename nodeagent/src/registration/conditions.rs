@@ -20,13 +20,13 @@ pub(super) const TYPES: [&str; 5] =
 
 /// What was seen of the machine and its runtime. What could not be seen is not a pressure.
 #[derive(Debug)]
-pub(super) struct Observation {
+pub(crate) struct Observation {
     /// The error is what to tell.
-    pub(super) runtime: Result<v1::RuntimeStatus, String>,
-    pub(super) memory_available: Option<i64>,
-    pub(super) room: Option<Room>,
+    pub(crate) runtime: Result<v1::RuntimeStatus, String>,
+    pub(crate) memory_available: Option<i64>,
+    pub(crate) room: Option<Room>,
     /// How many there are, and how many there can be.
-    pub(super) processes: Option<(u64, u64)>,
+    pub(crate) processes: Option<(u64, u64)>,
 }
 
 /// A condition before it has times.

@@ -114,13 +114,31 @@ impl Bound {
         Ok(self.with(place, |index| Some(found(index))).await?.unwrap_or_default())
     }
 
+    /// Keys of the pods of `nodes` in a partition, of what its store has told last.
+    pub(crate) async fn on(
+        &self,
+        partition: &str,
+        store: &Arc<dyn Store>,
+        nodes: &HashSet<String>,
+    ) -> Result<Vec<Arc<str>>> {
+        let slot = self.slot(partition);
+        let mut slot = slot.lock().await;
+        let index = &follow(&mut slot, store).await?.index;
+        let pods = nodes.iter().filter_map(|node| index.nodes.get(node.as_str()));
+        Ok(pods.flat_map(|pods| pods.keys().cloned()).collect())
+    }
+
+    fn slot(&self, partition: &str) -> Slot {
+        self.partitions.lock().entry(partition.into()).or_default().clone()
+    }
+
     /// What `find` finds: in what is known here, else in the latest there is.
     async fn with<T>(
         &self,
         place: &Place,
         find: impl Fn(&Index) -> Option<T>,
     ) -> Result<Option<T>> {
-        let slot = self.partitions.lock().entry(place.partition.clone()).or_default().clone();
+        let slot = self.slot(&place.partition);
         let mut slot = slot.lock().await;
         let store = &place.store;
         let following = follow(&mut slot, store).await?;
