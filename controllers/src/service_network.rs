@@ -3,7 +3,7 @@
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use insula_api::names::TenantName;
-use insula_client::{Client, Informer, ListOptions, ObjectKey, Patch, Tenanted};
+use insula_client::{Client, Informer, ListOptions, ObjectKey, Patch, Tenant, Tenanted};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -33,6 +33,7 @@ pub(crate) struct ServiceNetworks {
     client: Client,
     everything: Everything,
     networks: Informer<ServiceCIDR>,
+    tenants: Informer<Tenant>,
 }
 
 fn cidrs(network: &ServiceCIDR) -> Vec<IpNet> {
@@ -75,7 +76,14 @@ fn condition(is_ready: bool) -> Condition {
 
 impl ServiceNetworks {
     pub(crate) fn new(client: Client, informers: &Informers, everything: Everything) -> Self {
-        Self { client, everything, networks: informers.networks.clone() }
+        let (networks, tenants) = (informers.networks.clone(), informers.tenants.clone());
+        Self { client, everything, networks, tenants }
+    }
+
+    /// Whether a tenant ends: nobody makes services in it any more.
+    fn ends(&self, tenant: &TenantName) -> bool {
+        let key = ObjectKey::new(&TenantName::system(), "", tenant.as_str());
+        self.tenants.get(&key).is_some_and(|it| it.is_deleting())
     }
 
     async fn is_free(&self, network: &Tenanted<ServiceCIDR>) -> Result<bool, ReconcileError> {
@@ -179,7 +187,8 @@ impl Controller for ServiceNetworks {
             return Ok(Next::WhenChanged);
         }
         let since = Duration::try_from(Timestamp::now().duration_since(began.0));
-        let left = GRACE.saturating_sub(since.unwrap_or_default());
+        let grace = if self.ends(&network.tenant) { Duration::ZERO } else { GRACE };
+        let left = grace.saturating_sub(since.unwrap_or_default());
         if !left.is_zero() {
             return Ok(Next::After(left));
         }

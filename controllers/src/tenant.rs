@@ -16,6 +16,7 @@ use insula_client::{
     Api, Client, DeleteOptions, Discovered, Error, EventRecorder, EventType, ListOptions,
     ObjectKey, PartialObject, Patch, Propagation, ResourceRef, Tenant, Tenanted,
 };
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{api::core::v1::Namespace, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use serde_json::json;
 
@@ -37,8 +38,12 @@ const API_SERVICES: ResourceRef = ResourceRef {
 };
 /// Resources emptied at the same time.
 const PARALLEL: usize = 8;
-/// When to look again while something is left. The end of a namespace is also told.
+/// When to look again while something is left: soon after the end began, as most is gone in no
+/// time, and not so often where somebody keeps something. The end of a namespace is also told.
+const SOON: Duration = Duration::from_millis(200);
 const POLL: Duration = Duration::from_secs(2);
+/// How long an end has only begun.
+const FRESH: SignedDuration = SignedDuration::from_secs(3);
 
 /// Keeps tenants. Keys are those of Tenant objects, which lie in tenant `system`.
 #[derive(Debug)]
@@ -211,7 +216,11 @@ impl Controller for Tenants {
         }
         match self.end(&tenant, &name).await {
             Ok(true) => Ok(Next::WhenChanged),
-            Ok(false) => Ok(Next::After(POLL)),
+            Ok(false) => {
+                let began = tenant.metadata.deletion_timestamp.as_ref().map(|it| it.0);
+                let is_fresh = began.is_some_and(|it| Timestamp::now().duration_since(it) < FRESH);
+                Ok(Next::After(if is_fresh { SOON } else { POLL }))
+            }
             Err(error) => {
                 let message = insula_client::chain(&error);
                 self.events.record(&tenant, EventType::Warning, "FailedDelete", message);

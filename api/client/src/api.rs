@@ -259,7 +259,11 @@ impl<K: Object> Api<K> {
         which: &ListOptions,
     ) -> Result<(), Error> {
         let uri = self.path() + which.query().as_str();
-        let _: Box<RawValue> = self.write(Method::DELETE, &uri, JSON, options).await?;
+        let body = serde_json::to_vec(options)
+            .map_err(|source| Error::Encode { request: describe(&Method::DELETE, &uri), source })?;
+        // Whatever form objects are wanted in: a server has no list of metadata alone for this.
+        let body = Some((JSON, Bytes::from(body)));
+        let _: Box<RawValue> = self.client.call(Method::DELETE, &uri, JSON, body).await?;
         Ok(())
     }
 
