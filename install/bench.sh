@@ -66,7 +66,8 @@ loads() {
     done
     grep -q '^ready' "$data/out" || { cat "$data/log"; failed+=("load tests"); return; }
     local scenario
-    for scenario in load watch-fan-out tenant-scale noisy-neighbour live-move; do
+    for scenario in load watch-fan-out tenant-scale noisy-neighbour density controller-rollout \
+        scheduler-throughput node-storm live-move; do
         load "$scenario"
     done
 }
