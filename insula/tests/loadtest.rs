@@ -307,8 +307,6 @@ fn what_is_wrong_is_said_before_anything_is_done() {
     );
     let said = run(&["partition-failover", "--kubeconfig", &config]);
     assert!(said.contains("--command server=COMMAND"), "{said}");
-    let said = run(&["density", "--kubeconfig", &config]);
-    assert!(said.contains("needs hollow nodes"), "{said}");
     assert!(!dir.join("report/report.json").exists(), "nothing was measured");
 
     let listed = insula().args(["loadtest", "run", "--list"]).output().unwrap();
