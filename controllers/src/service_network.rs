@@ -18,6 +18,7 @@ use crate::{
     informers::Informers,
     queue::Queue,
     status::write_status,
+    tenant,
 };
 
 /// A network stays with this finalizer while it is used.
@@ -78,12 +79,6 @@ impl ServiceNetworks {
     pub(crate) fn new(client: Client, informers: &Informers, everything: Everything) -> Self {
         let (networks, tenants) = (informers.networks.clone(), informers.tenants.clone());
         Self { client, everything, networks, tenants }
-    }
-
-    /// Whether a tenant ends: nobody makes services in it any more.
-    fn ends(&self, tenant: &TenantName) -> bool {
-        let key = ObjectKey::new(&TenantName::system(), "", tenant.as_str());
-        self.tenants.get(&key).is_some_and(|it| it.is_deleting())
     }
 
     async fn is_free(&self, network: &Tenanted<ServiceCIDR>) -> Result<bool, ReconcileError> {
@@ -187,7 +182,9 @@ impl Controller for ServiceNetworks {
             return Ok(Next::WhenChanged);
         }
         let since = Duration::try_from(Timestamp::now().duration_since(began.0));
-        let grace = if self.ends(&network.tenant) { Duration::ZERO } else { GRACE };
+        // Nobody makes services any more in a tenant that ends.
+        let is_last = tenant::ends(&self.tenants, &network.tenant);
+        let grace = if is_last { Duration::ZERO } else { GRACE };
         let left = grace.saturating_sub(since.unwrap_or_default());
         if !left.is_zero() {
             return Ok(Next::After(left));

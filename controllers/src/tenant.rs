@@ -13,7 +13,7 @@ use insula_api::{
     names::TenantName,
 };
 use insula_client::{
-    Api, Client, DeleteOptions, Discovered, Error, EventRecorder, EventType, ListOptions,
+    Api, Client, DeleteOptions, Discovered, Error, EventRecorder, EventType, Informer, ListOptions,
     ObjectKey, PartialObject, Patch, Propagation, ResourceRef, Tenant, Tenanted,
 };
 use jiff::{SignedDuration, Timestamp};
@@ -44,6 +44,16 @@ const SOON: Duration = Duration::from_millis(200);
 const POLL: Duration = Duration::from_secs(2);
 /// How long an end has only begun.
 const FRESH: SignedDuration = SignedDuration::from_secs(3);
+
+/// Where a Tenant object is found.
+fn key_of(tenant: &TenantName) -> ObjectKey {
+    ObjectKey::new(&TenantName::system(), "", tenant.as_str())
+}
+
+/// Whether a tenant is being deleted.
+pub(crate) fn ends(tenants: &Informer<Tenant>, name: &TenantName) -> bool {
+    tenants.get(&key_of(name)).is_some_and(|it| it.is_deleting())
+}
 
 /// Keeps tenants. Keys are those of Tenant objects, which lie in tenant `system`.
 #[derive(Debug)]
@@ -183,9 +193,8 @@ impl Controller for Tenants {
             if change.new.is_some() {
                 return;
             }
-            let key = ObjectKey::new(&TenantName::system(), "", change.key.tenant.as_str());
-            if it.informers.tenants.get(&key).is_some_and(|tenant| tenant.is_deleting()) {
-                keys.add(key);
+            if ends(&it.informers.tenants, &change.key.tenant) {
+                keys.add(key_of(&change.key.tenant));
             }
         });
     }

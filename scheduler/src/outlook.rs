@@ -19,6 +19,10 @@ use crate::{
     world::World,
 };
 
+/// Nodes of which it is said why they refuse a pod with those that were promised room there; with
+/// more, it is said without.
+const MAX_PROMISES: usize = 64;
+
 /// What came of looking for a node.
 #[derive(Debug, Clone)]
 pub(crate) enum Decision {
@@ -137,7 +141,7 @@ impl Outlook {
             verdicts[row] = verdict;
         }
         // What is said of a node takes into account who was promised room there.
-        let promised: Vec<usize> = world.nominations.rows().collect();
+        let promised: Vec<usize> = world.nominations.rows().take(MAX_PROMISES).collect();
         for row in promised {
             if verdicts.get(row).is_some_and(|it| it.refusal().is_some())
                 && let Some(verdict) = self.with_nominated(profile, world, key, row)

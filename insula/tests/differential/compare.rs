@@ -1,8 +1,6 @@
 //! Where two answers differ, in words.
 
-use serde_json::Value;
-
-use crate::answer::Answer;
+use crate::{answer::Answer, harness::json};
 
 /// One line for each place where `ours` is not as `theirs`.
 pub(crate) fn differences(theirs: &Answer, ours: &Answer) -> Vec<String> {
@@ -16,29 +14,6 @@ pub(crate) fn differences(theirs: &Answer, ours: &Answer) -> Vec<String> {
     if theirs.warnings != ours.warnings {
         found.push(format!("warnings: {:?}, not {:?}", ours.warnings, theirs.warnings));
     }
-    values("", &theirs.body, &ours.body, &mut found);
+    json::differences("", &theirs.body, &ours.body, &mut found);
     found
-}
-
-fn values(at: &str, theirs: &Value, ours: &Value, found: &mut Vec<String>) {
-    match (theirs, ours) {
-        (Value::Object(theirs), Value::Object(ours)) => {
-            for (name, value) in theirs {
-                match ours.get(name) {
-                    Some(other) => values(&format!("{at}.{name}"), value, other, found),
-                    None => found.push(format!("{at}.{name}: nothing, not {value}")),
-                }
-            }
-            for (name, value) in ours.iter().filter(|(name, _)| !theirs.contains_key(*name)) {
-                found.push(format!("{at}.{name}: {value}, not nothing"));
-            }
-        }
-        (Value::Array(theirs), Value::Array(ours)) if theirs.len() == ours.len() => {
-            for (index, (theirs, ours)) in theirs.iter().zip(ours).enumerate() {
-                values(&format!("{at}[{index}]"), theirs, ours, found);
-            }
-        }
-        _ if theirs != ours => found.push(format!("{at}: {ours}, not {theirs}")),
-        _ => (),
-    }
 }

@@ -66,28 +66,6 @@ impl Drop for Manager {
     }
 }
 
-/// Where two objects differ: paths, with what is there.
-fn compare(path: &str, ours: &Value, theirs: &Value, out: &mut Vec<String>) {
-    match (ours, theirs) {
-        (Value::Object(one), Value::Object(other)) => {
-            let keys: std::collections::BTreeSet<&String> =
-                one.keys().chain(other.keys()).collect();
-            for key in keys {
-                let at =
-                    |it: &serde_json::Map<String, Value>| it.get(key).cloned().unwrap_or_default();
-                compare(&format!("{path}.{key}"), &at(one), &at(other), out);
-            }
-        }
-        (Value::Array(one), Value::Array(other)) if one.len() == other.len() => {
-            for (n, (one, other)) in one.iter().zip(other).enumerate() {
-                compare(&format!("{path}[{n}]"), one, other, out);
-            }
-        }
-        _ if ours == theirs => (),
-        _ => out.push(format!("{path}: {ours}, not {theirs}")),
-    }
-}
-
 /// Differences that are meant: the beginning of a place, and why.
 const MEANT: [(&str, &str); 3] = [
     (".EndpointSlice default/db-drawn0.metadata.annotations", "trigger times are not written yet"),
@@ -117,7 +95,7 @@ fn the_objects_are_those_that_upstreams_controllers_make() {
     let recorded = fs::read_to_string(recording()).unwrap();
     let recorded: BTreeMap<String, Value> = serde_json::from_str(&recorded).unwrap();
     let mut differences = Vec::new();
-    compare("", &json!(found), &json!(recorded), &mut differences);
+    harness::json::differences("", &json!(recorded), &json!(found), &mut differences);
     differences.retain(|it| !MEANT.iter().any(|(place, _)| it.starts_with(place)));
     assert!(differences.is_empty(), "{}", differences.join("\n"));
 }
