@@ -238,6 +238,59 @@ pub struct SlotFenceStatus {
     pub newest: u64,
 }
 
+/// Binds pods of a partition, in one step.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodBindingsSpec {
+    /// At most [`MAX_POD_BINDINGS`], of tenants that live on the partition.
+    #[serde(default)]
+    pub bindings: Vec<PodBinding>,
+}
+
+/// Most bindings of one request.
+pub const MAX_POD_BINDINGS: usize = 512;
+
+/// Where a pod goes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodBinding {
+    #[serde(default)]
+    pub tenant: String,
+    #[serde(default)]
+    pub namespace: String,
+    #[serde(default)]
+    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+    #[serde(default)]
+    pub node: String,
+    /// `TASK=EPOCH`: it is bound only while the partition keeps this epoch for the task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence: Option<String>,
+}
+
+/// What came of bindings.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodBindingsStatus {
+    /// As many as there were bindings, and in their order.
+    #[serde(default)]
+    pub results: Vec<PodBindingResult>,
+}
+
+/// What came of a binding: what the answer to a single one would have said.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodBindingResult {
+    /// As of HTTP: 201 if the pod was bound, 421 if its tenant does not live on the partition.
+    #[serde(default)]
+    pub code: u16,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
 #[cfg(test)]
 mod tests {
     use serde::de::DeserializeOwned;
@@ -268,6 +321,8 @@ mod tests {
                 "[string]" => json!(["text"]),
                 "->io.insula.v1.PartitionEtcd" => full("PartitionEtcd"),
                 "[->io.insula.v1.SlotClaim]" => json!([full("SlotClaim")]),
+                "[->io.insula.v1.PodBinding]" => json!([full("PodBinding")]),
+                "[->io.insula.v1.PodBindingResult]" => json!([full("PodBindingResult")]),
                 other => panic!("{kind}.{field} is {other:?}"),
             };
             fields.insert((*field).to_owned(), value);
@@ -297,6 +352,8 @@ mod tests {
         check::<SlotTableSpec>("SlotTableSpec", |_| ());
         check::<SlotFenceSpec>("SlotFenceSpec", |_| ());
         check::<SlotFenceStatus>("SlotFenceStatus", |_| ());
+        check::<PodBindingsSpec>("PodBindingsSpec", |_| ());
+        check::<PodBindingsStatus>("PodBindingsStatus", |_| ());
     }
 
     #[test]

@@ -73,6 +73,8 @@ pub trait Observer: fmt::Debug + Send + Sync + 'static {
     fn scheduled(&self, took: Duration);
     /// So many pods look for a node.
     fn waiting(&self, n_pods: usize);
+    /// One request was made that is to bind so many pods.
+    fn asked_to_bind(&self, n_pods: usize);
 }
 
 /// Observes nothing.
@@ -83,6 +85,7 @@ impl Observer for Unobserved {
     fn decided(&self, _found: bool, _took: Duration) {}
     fn scheduled(&self, _took: Duration) {}
     fn waiting(&self, _n_pods: usize) {}
+    fn asked_to_bind(&self, _n_pods: usize) {}
 }
 
 /// What the scheduler must be told.
@@ -158,7 +161,15 @@ async fn schedule(
         claims_changed: informers.claims_changed.clone(),
     };
     let evictor = Evictor::new(client.clone(), events.clone(), bindings.clone(), results.clone());
-    let binder = Binder::new(client, events, bindings.clone(), results, volumes);
+    let binder = Binder::start(
+        client,
+        events,
+        bindings.clone(),
+        results,
+        volumes,
+        config.observer.clone(),
+        (&tasks, &supplies),
+    );
     let backoff = Backoff { first: config.initial_backoff, longest: config.max_backoff };
     let scheduler = Scheduler::new(
         Core::new(config.profiles),
