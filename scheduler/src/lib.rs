@@ -8,7 +8,8 @@
 //! # Invariants
 //!
 //! * A pod is bound only to a node on which, by all that is known and decided, it fits.
-//! * Tenants take turns: one tenant's flood of pods delays another's one pod by one decision.
+//! * Tenants take turns, the more the less they have: one tenant's flood of pods delays another's
+//!   first pod by one decision.
 //!
 //! # What is deliberately absent
 //!
@@ -40,6 +41,7 @@ mod requests;
 mod scheduler;
 mod storage;
 mod tally;
+mod usage;
 mod workloads;
 mod world;
 

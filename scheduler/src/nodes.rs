@@ -37,6 +37,8 @@ pub(crate) struct Column {
     pub(crate) name: Arc<str>,
     pub(crate) allocatable: Vec<i64>,
     pub(crate) held: Vec<i64>,
+    /// What all nodes that are there offer.
+    pub(crate) total: i64,
 }
 
 impl Column {
@@ -116,7 +118,7 @@ impl Nodes {
         let name: Arc<str> = name.into();
         let empty = vec![0; self.names.len()];
         self.resources.insert(name.clone(), self.columns.len());
-        self.columns.push(Column { name, allocatable: empty.clone(), held: empty });
+        self.columns.push(Column { name, allocatable: empty.clone(), held: empty, total: 0 });
         self.version += 1;
     }
 
@@ -207,6 +209,7 @@ impl Nodes {
                 .map_or(0, |quantity| amount(&column.name, quantity));
             changed.grew |= column.allocatable[row] < offer;
             shrank |= offer < column.allocatable[row];
+            column.total = column.total.saturating_add(offer - column.allocatable[row]);
             column.allocatable[row] = offer;
         }
         let no_labels = BTreeMap::new();
@@ -261,6 +264,7 @@ impl Nodes {
         self.is_there[row] = false;
         self.n_there -= 1;
         for column in &mut self.columns {
+            column.total -= column.allocatable[row];
             column.allocatable[row] = 0;
         }
         self.labels.set(row, &BTreeMap::new());

@@ -118,6 +118,7 @@ impl Scheduler {
             }
             if SWEEP_EVERY < self.swept.elapsed() {
                 self.core.sweep();
+                self.queue.sweep();
                 self.swept = Instant::now();
             }
             let alarm = self.queue.next_alarm();
@@ -271,7 +272,9 @@ impl Scheduler {
         let mut n_decided = 0;
         while n_decided < BATCH {
             let now = Instant::now();
-            let Some((key, waiting)) = self.queue.take(now) else { break };
+            let world = &self.core.world;
+            let next = self.queue.take(now, |tenant| world.cost_of_turn(tenant));
+            let Some((key, waiting)) = next else { break };
             n_decided += 1;
             // Gone since; its key is dirty, and will be looked at.
             let known = self.informers.pods.get(&key);
