@@ -17,6 +17,8 @@ pub const TENANTS: &str = "tenants";
 pub const PARTITIONS: &str = "partitions";
 /// The resource that serves replicas of the controllers.
 pub const CONTROLLER_INSTANCES: &str = "controllerinstances";
+/// Plural of the replicas of the scheduler.
+pub const SCHEDULER_INSTANCES: &str = "schedulerinstances";
 /// The resource that serves tables of who cares for which slots.
 pub const SLOT_TABLES: &str = "slottables";
 
@@ -155,10 +157,10 @@ pub struct PartitionStatus {
     pub epoch: Option<i64>,
 }
 
-/// What a replica of the controllers is.
+/// What a replica of the controllers, or of the scheduler, is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ControllerInstanceSpec {
+pub struct InstanceSpec {
     /// The machine on which it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
@@ -166,10 +168,10 @@ pub struct ControllerInstanceSpec {
     pub version: Option<String>,
 }
 
-/// How a replica of the controllers is.
+/// How a replica of the controllers, or of the scheduler, is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ControllerInstanceStatus {
+pub struct InstanceStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<InstancePhase>,
     /// How many slots it cares for.
@@ -345,10 +347,12 @@ mod tests {
         check::<TenantStatus>("TenantStatus", |it| it["phase"] = json!("Active"));
         check::<PartitionSpec>("PartitionSpec", |_| ());
         check::<PartitionStatus>("PartitionStatus", |_| ());
-        check::<ControllerInstanceSpec>("ControllerInstanceSpec", |_| ());
-        check::<ControllerInstanceStatus>("ControllerInstanceStatus", |it| {
+        check::<InstanceSpec>("ControllerInstanceSpec", |_| ());
+        check::<InstanceStatus>("ControllerInstanceStatus", |it| {
             it["phase"] = json!("Leaving");
         });
+        check::<InstanceSpec>("SchedulerInstanceSpec", |_| ());
+        check::<InstanceStatus>("SchedulerInstanceStatus", |it| it["phase"] = json!("Lost"));
         check::<SlotTableSpec>("SlotTableSpec", |_| ());
         check::<SlotFenceSpec>("SlotFenceSpec", |_| ());
         check::<SlotFenceStatus>("SlotFenceStatus", |_| ());

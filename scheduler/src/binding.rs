@@ -14,13 +14,16 @@ use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub(crate) use self::volumes::Volumes;
 use self::{
     batches::Batches,
     volumes::bind_volumes,
     writer::{Ready, Writer},
 };
+pub(crate) use self::{batches::offers, volumes::Volumes};
 use crate::{Observer, storage::Work};
+
+/// What may be written goes on until this is dropped.
+pub(crate) use insula_membership::Permit;
 
 /// What came of a binding, or of making room.
 #[derive(Debug)]
@@ -50,6 +53,16 @@ pub(crate) struct Order {
     pub(crate) work: Work,
     /// How long volumes may take.
     pub(crate) timeout: Duration,
+    pub(crate) way: Way,
+}
+
+/// How a pod comes to its node.
+#[derive(Debug)]
+pub(crate) enum Way {
+    /// By being bound.
+    Bind(Permit),
+    /// By being nominated for it: the replica whose node it is binds it.
+    HandOver(Permit),
 }
 
 /// Writes bindings: many by one request where the server takes them so, else each by its own.
@@ -85,10 +98,15 @@ impl Binder {
         Self { writer, batches, volumes }
     }
 
+    /// Takes back that a pod was nominated, as nobody has bound it.
+    pub(crate) fn take_back(&self, pod: Arc<Tenanted<Pod>>) {
+        self.writer.take_back(pod);
+    }
+
     /// Binds a pod; the result arrives in `results`.
     pub(crate) fn bind(&self, order: Order) {
-        let Order { pod, node, work, timeout } = order;
-        let ready = Ready { pod, node };
+        let Order { pod, node, work, timeout, way } = order;
+        let ready = Ready { pod, node, way };
         if work.is_empty() {
             return hand_on(&self.writer, &self.batches, ready);
         }
@@ -107,6 +125,9 @@ impl Binder {
 }
 
 fn hand_on(writer: &Arc<Writer>, batches: &OnceLock<Batches>, ready: Ready) {
+    if let Way::HandOver(_) = ready.way {
+        return writer.hand_over(ready);
+    }
     let left = match batches.get() {
         Some(batches) => batches.take(ready),
         None => Err(ready),

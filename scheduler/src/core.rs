@@ -9,8 +9,10 @@ use crate::{
     framework::{Event, Hint, Prepared},
     ledger::Held,
     outlook::{Decision, Outlook},
+    passes::Passes,
     pod::{Shape, Shapes, node_of},
     profile::Profile,
+    storage::Work,
     world::World,
 };
 
@@ -118,6 +120,29 @@ impl Core {
             self.drop_outlooks();
         }
         decision
+    }
+
+    /// Whether a pod can go to this row now, and what is to be written before that.
+    pub(crate) fn will_do(
+        &mut self,
+        key: &ObjectKey,
+        shape: &Arc<Shape>,
+        row: usize,
+    ) -> Option<Work> {
+        let profile = self.profiles.iter().find(|it| it.name == shape.scheduler)?;
+        let world = &mut self.world;
+        if !world.nodes.is_there(row) {
+            return None;
+        }
+        let nominated = world.nominations.before(row, key, shape);
+        nominated.iter().for_each(|it| world.add(row, it, 1));
+        let mut passes = Passes::prepare(profile, world, shape);
+        let with_them = passes.refusal().is_none() && passes.check(world, row).is_feasible();
+        nominated.iter().for_each(|it| world.add(row, it, -1));
+        let mut passes = Passes::prepare(profile, world, shape);
+        let fits =
+            with_them && passes.refusal().is_none() && passes.check(world, row).is_feasible();
+        fits.then(|| passes.work(world, row))
     }
 
     /// Drops the half of the outlooks that was not used lately.

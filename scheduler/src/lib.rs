@@ -13,7 +13,7 @@
 //!
 //! # What is deliberately absent
 //!
-//! Device claims, gangs of pods, and several replicas that share the nodes.
+//! Device claims and gangs of pods.
 
 mod best;
 mod binding;
@@ -36,9 +36,13 @@ mod pod;
 mod preempting;
 mod profile;
 mod queue;
+mod replica;
 mod reporting;
 mod requests;
 mod scheduler;
+mod shares;
+#[cfg(test)]
+mod sim;
 mod storage;
 mod tally;
 mod usage;
@@ -57,8 +61,10 @@ use self::{
     informers::Informers,
     preempting::Evictor,
     queue::{Backoff, Queue},
+    replica::Copies,
     reporting::Reporter,
     scheduler::{DRAIN, Scheduler},
+    shares::Shares,
 };
 pub use self::{
     config::{ConfigError, Configuration},
@@ -98,6 +104,9 @@ pub struct Config {
     /// How long a pod waits after it found no node: after the first time, and at most.
     pub initial_backoff: Duration,
     pub max_backoff: Duration,
+    /// The host on which this is a replica among others, with which it shares the work, if the
+    /// server knows of replicas. Without one it is the only one, and does all of it.
+    pub host: Option<String>,
     /// Learns of every decision.
     pub observer: Arc<dyn Observer>,
 }
@@ -118,6 +127,7 @@ impl Default for Config {
             profiles: vec![Profile::default()],
             initial_backoff: backoff.first,
             max_backoff: backoff.longest,
+            host: None,
             observer: Arc::new(Unobserved),
         }
     }
@@ -163,9 +173,10 @@ async fn schedule(
         claims_changed: informers.claims_changed.clone(),
     };
     let evictor = Evictor::new(client.clone(), events.clone(), bindings.clone(), results.clone());
+    let replica_client = client.clone();
     let binder = Binder::start(
         client,
-        events,
+        events.clone(),
         bindings.clone(),
         results,
         volumes,
@@ -173,9 +184,24 @@ async fn schedule(
         (&tasks, &supplies),
     );
     let backoff = Backoff { first: config.initial_backoff, longest: config.max_backoff };
+    let membership = match &config.host {
+        Some(host) => shutdown
+            .run_until_cancelled(replica::join(host, &replica_client, &events))
+            .await
+            .flatten(),
+        None => None,
+    };
+    let shares = Shares::of(membership.as_ref().map(|it| it.held().clone()));
+    let replica = membership.map(|membership| {
+        let work = Copies { informers: informers.clone(), changed: changed.clone() };
+        let leaving = shutdown.clone();
+        let running = membership.run(Arc::new(work), tasks.clone(), leaving, supplies.clone());
+        tasks.spawn(running)
+    });
     let scheduler = Scheduler::new(
         Core::new(config.profiles),
         Queue::new(backoff),
+        shares,
         informers,
         changed,
         binder,
@@ -187,6 +213,12 @@ async fn schedule(
     bindings.close();
     if tokio::time::timeout(DRAIN, bindings.wait()).await.is_err() {
         tracing::warn!("some bindings did not end in time");
+    }
+    // What it held is given away once nothing is bound there any more.
+    if let Some(replica) = replica
+        && let Err(error) = replica.await
+    {
+        tracing::error!(%error, "what this replica held was not given away");
     }
     supplies.cancel();
     tasks.close();

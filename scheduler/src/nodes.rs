@@ -47,6 +47,10 @@ impl Column {
     }
 }
 
+/// So much better is a node that others need not be asked about: a tenth of what one score can
+/// say of it.
+const HEAD_START: i64 = 10;
+
 /// Resources that always have a column, in the order of their columns.
 const ALWAYS: [&str; 4] = [CPU, MEMORY, EPHEMERAL_STORAGE, PODS];
 
@@ -68,6 +72,8 @@ pub(crate) struct Nodes {
     pub(crate) taints: Vec<usize>,
     pub(crate) taint_sets: Vec<Vec<Taint>>,
     pub(crate) ports: Vec<Vec<HostPort>>,
+    /// Nodes of this replica's own share, if there are others.
+    preferred: Vec<bool>,
     pub(crate) labels: Labels,
     pub(crate) images: Images,
     pub(crate) changes: Changes,
@@ -103,6 +109,7 @@ impl Nodes {
             taints: Vec::new(),
             taint_sets: vec![Vec::new()],
             ports: Vec::new(),
+            preferred: Vec::new(),
             labels: Labels::default(),
             images: Images::default(),
             changes: Changes::default(),
@@ -245,6 +252,7 @@ impl Nodes {
             self.unschedulable.push(false);
             self.taints.push(0);
             self.ports.push(Vec::new());
+            self.preferred.push(false);
             for column in &mut self.columns {
                 column.allocatable.push(0);
                 column.held.push(0);
@@ -272,6 +280,19 @@ impl Nodes {
         self.unschedulable[row] = false;
         self.taints[row] = 0;
         self.changes.node(row);
+    }
+
+    /// Whether a node is one of those that others need not be asked about.
+    pub(crate) fn prefer(&mut self, row: usize, is_preferred: bool) {
+        if self.preferred[row] != is_preferred {
+            self.preferred[row] = is_preferred;
+            self.changes.node(row);
+        }
+    }
+
+    /// What a row's score begins with.
+    pub(crate) fn head_start(&self, row: usize) -> i64 {
+        if self.preferred[row] { HEAD_START } else { 0 }
     }
 
     /// Gives a row free whose node is gone and on which nothing is held any more.

@@ -185,6 +185,14 @@ impl Queue {
         Some((key, waiting))
     }
 
+    /// Forgets the pods that `stays` does not choose.
+    pub(crate) fn retain(&mut self, stays: impl Fn(&ObjectKey) -> bool) {
+        let gone: Vec<_> = self.pods.keys().filter(|key| !stays(key)).cloned().collect();
+        for key in gone {
+            self.remove(&key);
+        }
+    }
+
     /// Puts back a pod that found no node, because these filters refused all.
     pub(crate) fn stuck(
         &mut self,

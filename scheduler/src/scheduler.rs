@@ -4,7 +4,12 @@
 //! network. Informers tell it which keys are worth a look, bindings run beside it and tell it
 //! their results.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Bound,
+    sync::Arc,
+    time::Duration,
+};
 
 use insula_client::{ObjectKey, Tenanted, chain};
 use k8s_openapi::api::core::v1::Pod;
@@ -16,17 +21,18 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Observer,
-    binding::{Binder, Done, NotBound, Order},
+    binding::{Binder, Done, NotBound, Order, Permit, Way},
     core::{Core, started},
     framework::Event,
     informers::{Informers, Source},
     ledger::Held,
     outlook::{Decision, Failure, Promise},
-    pod::{Candidate, is_finished, node_of, scheduler_of},
+    pod::{Candidate, Shape, is_finished, node_of, scheduler_of},
     preempting::{Evictor, Victim},
     queue::{Queue, Waiting},
     reporting::{GATED, Nominated, Report, Reporter, UNSCHEDULABLE},
-    storage::Assumed,
+    shares::Shares,
+    storage::{Assumed, Work},
 };
 
 /// Decisions between two looks at what else there is to do.
@@ -34,12 +40,21 @@ const BATCH: usize = 64;
 /// How often what nobody needs any more is forgotten.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
+/// For so long a pod waits for the replica whose node it was given to.
+const HANDED_OVER: Duration = Duration::from_secs(5);
+/// Pods of others that are looked at between two looks at what else there is to do.
+const GUESTS: usize = 64;
+
 /// A pod whose binding is being written.
 #[derive(Debug)]
 struct InFlight {
-    /// As it was in the queue.
-    waiting: Waiting,
+    uid: String,
+    shape: Arc<Shape>,
+    /// As it was in the queue; none of a pod that another replica decided on.
+    waiting: Option<Waiting>,
     assumed: Assumed,
+    /// Until when another replica may take to bind it.
+    handed_over: Option<Instant>,
 }
 
 /// All that the loop owns.
@@ -49,8 +64,15 @@ pub(crate) struct Scheduler {
     informers: Informers,
     changed: Arc<Notify>,
     queue: Queue,
+    shares: Shares,
     events: Vec<Event>,
     in_flight: HashMap<ObjectKey, InFlight>,
+    /// When pods that were handed over are taken back.
+    handed_over: BTreeSet<(Instant, ObjectKey)>,
+    /// Pods that other replicas decided to have here.
+    guests: BTreeMap<ObjectKey, Candidate>,
+    /// The one that was looked at last.
+    last_guest: Option<ObjectKey>,
     binder: Binder,
     evictor: Evictor,
     reporter: Reporter,
@@ -63,6 +85,7 @@ impl Scheduler {
     pub(crate) fn new(
         core: Core,
         queue: Queue,
+        shares: Shares,
         informers: Informers,
         changed: Arc<Notify>,
         binder: Binder,
@@ -75,8 +98,12 @@ impl Scheduler {
             informers,
             changed,
             queue,
+            shares,
             events: Vec::new(),
             in_flight: HashMap::new(),
+            handed_over: BTreeSet::new(),
+            guests: BTreeMap::new(),
+            last_guest: None,
             binder,
             evictor,
             reporter,
@@ -101,12 +128,15 @@ impl Scheduler {
             tracing::info!(scheduler = %profile.name, ?filters, ?scores, "running");
         }
         loop {
+            self.adopt();
             // Claims that a binding waited for are known before its result is.
             self.look();
             while let Ok(done) = results.try_recv() {
                 self.done(done);
             }
             self.wake_hopeful();
+            self.take_back_late();
+            self.bind_guests();
             let n_decided = self.decide_some();
             self.observer.waiting(self.queue.len());
             if shutdown.is_cancelled() {
@@ -121,7 +151,8 @@ impl Scheduler {
                 self.queue.sweep();
                 self.swept = Instant::now();
             }
-            let alarm = self.queue.next_alarm();
+            let late = self.handed_over.first().map(|(at, _)| *at);
+            let alarm = self.queue.next_alarm().into_iter().chain(late).min();
             let alarm = async {
                 match alarm {
                     Some(alarm) => tokio::time::sleep_until(alarm).await,
@@ -139,6 +170,15 @@ impl Scheduler {
                     }
                 }
             }
+        }
+    }
+
+    /// Goes by what this replica has now. What it has more is looked at before the next decision.
+    fn adopt(&mut self) {
+        if self.shares.adopt() {
+            let shares = &self.shares;
+            self.queue.retain(|key| shares.decides_for(&key.tenant));
+            self.informers.look_at_all();
         }
     }
 
@@ -188,6 +228,10 @@ impl Scheduler {
         match self.informers.nodes.get(key) {
             Some(node) => {
                 let (row, changed) = self.core.world.put_node(&key.name, &node);
+                if self.shares.is_shared() {
+                    let has_it = self.shares.has_node(&key.name);
+                    self.core.world.nodes.prefer(row, has_it);
+                }
                 self.events.push(Event::Node { row, changed });
             }
             None => self.core.world.remove_node(&key.name),
@@ -197,13 +241,16 @@ impl Scheduler {
     fn look_at_pod(&mut self, key: &ObjectKey) {
         let Some(pod) = self.informers.pods.get(key).filter(|pod| !is_finished(pod)) else {
             self.queue.remove(key);
+            self.guests.remove(key);
             self.core.world.nominations.set(key, None);
             self.release(key);
             return;
         };
         if let Some(node) = node_of(&pod) {
             self.queue.remove(key);
+            self.guests.remove(key);
             self.core.world.nominations.set(key, None);
+            self.arrived(key);
             let shape = self.core.shapes.of(&pod);
             let row = self.core.world.nodes.row_for(node);
             let held = Held {
@@ -235,10 +282,15 @@ impl Scheduler {
         }
         if self.core.profile(scheduler_of(&pod)).is_none() || pod.is_deleting() {
             self.queue.remove(key);
+            self.guests.remove(key);
             self.core.world.nominations.set(key, None);
             return;
         }
         let candidate = Candidate::of(&pod, &mut self.core.shapes);
+        if !self.shares.decides_for(&key.tenant) {
+            return self.look_at_guest(key, &pod, candidate);
+        }
+        self.guests.remove(key);
         let is_known = self.queue.get(key).is_some_and(|known| *known.candidate == candidate);
         if !is_known {
             self.nominate_as_told(key, &pod, &candidate);
@@ -250,6 +302,124 @@ impl Scheduler {
         }
         if !is_known {
             self.queue.put(key, candidate, Instant::now());
+        }
+    }
+
+    /// A pod that another replica decides on: it may be one for a node of this one.
+    fn look_at_guest(&mut self, key: &ObjectKey, pod: &Pod, candidate: Candidate) {
+        self.queue.remove(key);
+        let world = &mut self.core.world;
+        let told = pod.status.as_ref().and_then(|it| it.nominated_node_name.as_deref());
+        let row = told.and_then(|name| world.nodes.row(name));
+        world.nominations.set(key, row.map(|row| (row, candidate.shape.clone())));
+        if row.is_some() && !candidate.is_gated {
+            self.guests.insert(key.clone(), candidate);
+        } else {
+            self.guests.remove(key);
+        }
+    }
+
+    /// Binds pods that other replicas decided to have on nodes of this one, as far as they fit.
+    fn bind_guests(&mut self) {
+        if self.guests.is_empty() {
+            return;
+        }
+        let after = match self.last_guest.take() {
+            Some(last) => (Bound::Excluded(last), Bound::Unbounded),
+            None => (Bound::Unbounded, Bound::Unbounded),
+        };
+        let some: Vec<_> =
+            self.guests.range(after).take(GUESTS).map(|(key, _)| key.clone()).collect();
+        if some.len() == GUESTS {
+            self.last_guest = some.last().cloned();
+            // There are more.
+            self.changed.notify_one();
+        }
+        for key in some {
+            self.bind_guest(&key);
+        }
+    }
+
+    fn bind_guest(&mut self, key: &ObjectKey) {
+        let Some(candidate) = self.guests.get(key) else { return };
+        let Some(row) = self.core.world.nominations.of(key) else { return };
+        if self.in_flight.contains_key(key) || self.core.world.held(key).is_some() {
+            return;
+        }
+        let node = self.core.world.nodes.name_of(row);
+        let pod = self.informers.pods.get(key).filter(|pod| pod.uid() == candidate.uid);
+        let (Some(pod), Some(permit)) = (pod, self.shares.begin_on(&node)) else { return };
+        let (shape, uid) = (candidate.shape.clone(), candidate.uid.clone());
+        // Whoever decided has bound its volumes before; this replica may have yet to hear of it.
+        let work = self.core.will_do(key, &shape, row).filter(Work::is_empty);
+        let Some(work) = work else { return };
+        self.guests.remove(key);
+        self.assume(key, &uid, &shape, row);
+        let assumed = Assumed::default();
+        let in_flight = InFlight { uid, shape, waiting: None, assumed, handed_over: None };
+        self.in_flight.insert(key.clone(), in_flight);
+        let (timeout, way) = (Duration::ZERO, Way::Bind(permit));
+        self.binder.bind(Order { pod, node, work, timeout, way });
+    }
+
+    /// Takes for granted that a pod is on a row, until it is known.
+    fn assume(&mut self, key: &ObjectKey, uid: &str, shape: &Arc<Shape>, row: usize) {
+        let held = Held {
+            uid: uid.into(),
+            shape: shape.clone(),
+            row,
+            started: i64::MAX,
+            is_assumed: true,
+        };
+        self.core.world.hold(key, held);
+        self.core.world.nominations.set(key, None);
+        self.note(Event::PodHere { pod: shape.clone() });
+    }
+
+    /// A pod has its node. If another replica was to bind it, that was what was waited for.
+    fn arrived(&mut self, key: &ObjectKey) {
+        let Some(until) = self.in_flight.get(key).and_then(|it| it.handed_over) else { return };
+        self.handed_over.remove(&(until, key.clone()));
+        if let Some(in_flight) = self.in_flight.remove(key) {
+            self.unreserve(&in_flight);
+            if let Some(waiting) = in_flight.waiting {
+                self.observer.scheduled(waiting.since.elapsed());
+            }
+        }
+    }
+
+    fn unreserve(&mut self, in_flight: &InFlight) {
+        let profile = self.core.profile(&in_flight.shape.scheduler).cloned();
+        if let Some(reserve) = profile.and_then(|it| it.reserve) {
+            reserve.unreserve(&mut self.core.world, &in_flight.assumed);
+        }
+    }
+
+    /// Decides anew on pods that nobody has bound for too long.
+    fn take_back_late(&mut self) {
+        let now = Instant::now();
+        while let Some((until, key)) = self.handed_over.first().cloned() {
+            if now < until {
+                return;
+            }
+            self.handed_over.remove(&(until, key.clone()));
+            let Some(in_flight) = self.in_flight.remove(&key) else { continue };
+            self.unreserve(&in_flight);
+            let known = self.informers.pods.get(&key).filter(|pod| pod.uid() == in_flight.uid);
+            self.let_go(&key, &in_flight.uid);
+            let waits = known.filter(|pod| node_of(pod).is_none() && !pod.is_deleting());
+            if let (Some(pod), Some(waiting)) = (waits, in_flight.waiting) {
+                tracing::info!(pod = %key, "was not bound by the replica whose node it was given");
+                self.binder.take_back(pod);
+                self.queue.retry(&key, waiting, now);
+            }
+        }
+    }
+
+    /// Takes back an assumption. What the server told meanwhile stands.
+    fn let_go(&mut self, key: &ObjectKey, uid: &str) {
+        if self.core.world.held(key).is_some_and(|it| it.is_assumed && *it.uid == *uid) {
+            self.release(key);
         }
     }
 
@@ -276,6 +446,8 @@ impl Scheduler {
             let next = self.queue.take(now, |tenant| world.cost_of_turn(tenant));
             let Some((key, waiting)) = next else { break };
             n_decided += 1;
+            // Somebody else's by now.
+            let Some(permit) = self.shares.begin_for(&key.tenant) else { continue };
             // Gone since; its key is dirty, and will be looked at.
             let known = self.informers.pods.get(&key);
             let Some(pod) = known.filter(|pod| pod.uid() == waiting.candidate.uid) else {
@@ -284,8 +456,10 @@ impl Scheduler {
             let decision = self.core.decide(&key, &waiting.candidate.shape);
             self.observer.decided(matches!(decision, Decision::Take { .. }), now.elapsed());
             match decision {
-                Decision::Take { row, work } => self.take(key, waiting, pod, row, work),
-                Decision::None(failure) => self.fail(&key, waiting, pod, failure, now),
+                Decision::Take { row, work } => self.take(key, waiting, pod, (row, work), permit),
+                Decision::None(failure) => {
+                    self.fail(&key, waiting, pod, failure, (now, permit));
+                }
             }
         }
         n_decided
@@ -296,28 +470,28 @@ impl Scheduler {
         key: ObjectKey,
         waiting: Waiting,
         pod: Arc<Tenanted<Pod>>,
-        row: usize,
-        work: crate::storage::Work,
+        (row, work): (usize, Work),
+        permit: Permit,
     ) {
         let shape = waiting.candidate.shape.clone();
+        let uid = waiting.candidate.uid.clone();
         let node = self.core.world.nodes.name_of(row);
         let profile = self.core.profile(&shape.scheduler).cloned();
         let reserve = profile.as_ref().and_then(|it| it.reserve.as_ref());
         let assumed = reserve.map(|it| it.reserve(&mut self.core.world, &work, row));
         let timeout = profile.as_ref().map_or(Duration::ZERO, |it| it.bind_timeout);
-        let held = Held {
-            uid: waiting.candidate.uid.as_str().into(),
-            shape: shape.clone(),
-            row,
-            started: i64::MAX,
-            is_assumed: true,
-        };
-        self.core.world.hold(&key, held);
-        self.core.world.nominations.set(&key, None);
-        self.note(Event::PodHere { pod: shape });
+        self.assume(&key, &uid, &shape, row);
         let assumed = assumed.unwrap_or_default();
-        self.in_flight.insert(key, InFlight { waiting, assumed });
-        self.binder.bind(Order { pod, node, work, timeout });
+        let (way, handed_over) = match self.shares.begin_on(&node) {
+            Some(permit) => (Way::Bind(permit), None),
+            None => (Way::HandOver(permit), Some(Instant::now() + timeout + HANDED_OVER)),
+        };
+        if let Some(until) = handed_over {
+            self.handed_over.insert((until, key.clone()));
+        }
+        let waiting = Some(waiting);
+        self.in_flight.insert(key, InFlight { uid, shape, waiting, assumed, handed_over });
+        self.binder.bind(Order { pod, node, work, timeout, way });
     }
 
     fn fail(
@@ -326,7 +500,7 @@ impl Scheduler {
         waiting: Waiting,
         pod: Arc<Tenanted<Pod>>,
         failure: Failure,
-        now: Instant,
+        (now, permit): (Instant, Permit),
     ) {
         tracing::debug!(pod = %key, message = %failure.message, "no node");
         let shape = waiting.candidate.shape.clone();
@@ -350,7 +524,7 @@ impl Scheduler {
                     let held = self.core.world.held(key)?;
                     Some(Victim { key: key.clone(), uid: held.uid.clone() })
                 });
-                self.evictor.evict(&pod, &node, victims.collect());
+                self.evictor.evict(&pod, &node, victims.collect(), permit);
                 nominated = Nominated::On(node);
             }
         }
@@ -369,18 +543,19 @@ impl Scheduler {
             }
             return;
         }
-        let is_same = |it: &InFlight| it.waiting.candidate.uid == uid;
-        if !self.in_flight.get(&key).is_some_and(is_same) {
+        if !self.in_flight.get(&key).is_some_and(|it| it.uid == uid) {
             return;
         }
-        let Some(InFlight { waiting, assumed }) = self.in_flight.remove(&key) else { return };
-        let profile = self.core.profile(&waiting.candidate.shape.scheduler).cloned();
-        if let Some(reserve) = profile.and_then(|it| it.reserve) {
-            reserve.unreserve(&mut self.core.world, &assumed);
+        let Some(in_flight) = self.in_flight.remove(&key) else { return };
+        if let Some(until) = in_flight.handed_over {
+            self.handed_over.remove(&(until, key.clone()));
         }
+        self.unreserve(&in_flight);
         let error = match result {
             Ok(()) => {
-                self.observer.scheduled(waiting.since.elapsed());
+                if let Some(waiting) = in_flight.waiting {
+                    self.observer.scheduled(waiting.since.elapsed());
+                }
                 return;
             }
             Err(error) => error,
@@ -389,6 +564,10 @@ impl Scheduler {
         match &error {
             NotBound::Api(error) if error.is_not_found() => {
                 tracing::debug!(pod = %key, error = chain(error), "gone before it was bound");
+            }
+            NotBound::Api(error) if error.is_superseded() => {
+                tracing::info!(pod = %key, "somebody else's to bind by now");
+                self.shares.refused();
             }
             NotBound::Volumes(why) => {
                 tracing::info!(pod = %key, why, "volumes not bound");
@@ -402,10 +581,12 @@ impl Scheduler {
             }
             other => tracing::warn!(pod = %key, error = chain(other), "not bound"),
         }
-        // What the server told meanwhile stands; only an assumption is taken back.
-        if self.core.world.held(&key).is_some_and(|it| it.is_assumed && *it.uid == *uid) {
-            self.release(&key);
-        }
+        self.let_go(&key, &uid);
+        let Some(waiting) = in_flight.waiting else {
+            // Whoever decided on it decides again.
+            self.informers.dirty.add((Source::Pod, key));
+            return;
+        };
         let waits = |pod: &Arc<Tenanted<Pod>>| node_of(pod).is_none() && !pod.is_deleting();
         if known.is_some_and(|pod| waits(&pod)) && self.queue.get(&key).is_none() {
             self.queue.retry(&key, waiting, Instant::now());

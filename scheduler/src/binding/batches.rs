@@ -36,7 +36,7 @@ impl Batches {
         shutdown: &CancellationToken,
     ) -> Option<Self> {
         loop {
-            match is_offered(writer.client()).await {
+            match offers(writer.client(), "partitions/bindings").await {
                 Ok(true) => break,
                 Ok(false) => return None,
                 Err(error) => {
@@ -78,11 +78,12 @@ impl Batches {
     }
 }
 
-async fn is_offered(client: &Client) -> Result<bool, Error> {
+/// Whether the server has this resource of ours.
+pub(crate) async fn offers(client: &Client, resource: &str) -> Result<bool, Error> {
     match client.document(GROUP).await {
         Ok(list) => {
             let mut resources = list["resources"].as_array().into_iter().flatten();
-            Ok(resources.any(|it| it["name"] == "partitions/bindings"))
+            Ok(resources.any(|it| it["name"] == resource))
         }
         Err(error) if error.is_not_found() || error.is_forbidden() => Ok(false),
         Err(error) => Err(error),

@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use insula_api::kinds::{PodBinding, PodBindingResult, PodBindingsSpec, PodBindingsStatus};
 use insula_client::{
-    Backoff, Client, Error, EventRecorder, EventType, Kind, Partition, Tenanted, chain,
+    Backoff, Client, Error, EventRecorder, EventType, Kind, Partition, Patch, Tenanted, chain,
+    fence::Fence,
 };
 use k8s_openapi::{
     api::core::v1::{Binding, Node, ObjectReference, Pod},
@@ -15,7 +16,7 @@ use serde_json::json;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
 
-use super::{Done, NotBound};
+use super::{Done, NotBound, Way};
 use crate::{Observer, pod::node_of};
 
 /// Requests for single bindings at the same time.
@@ -30,6 +31,15 @@ const MISDIRECTED: u16 = 421;
 pub(crate) struct Ready {
     pub(crate) pod: Arc<Tenanted<Pod>>,
     pub(crate) node: Arc<str>,
+    pub(crate) way: Way,
+}
+
+impl Ready {
+    fn fence(&self) -> Option<&Fence> {
+        match &self.way {
+            Way::Bind(permit) | Way::HandOver(permit) => permit.fence.as_ref(),
+        }
+    }
 }
 
 /// Writes bindings and tells what came of them.
@@ -70,8 +80,42 @@ impl Writer {
             // A closed semaphore does not occur: nobody closes it.
             let _place = writer.places.acquire().await;
             writer.observer.asked_to_bind(1);
-            let result = bind(&writer.client, &ready.pod, &ready.node).await;
+            let bound = bind(&writer.client, &ready.pod, &ready.node);
+            let result = match ready.fence() {
+                Some(fence) => fence.clone().around(bound).await,
+                None => bound.await,
+            };
             writer.done(&ready, result.map_err(NotBound::Api));
+        });
+    }
+
+    /// Nominates a pod for a node of another replica, which binds it. Only what goes wrong is
+    /// told: what comes of it the pod says.
+    pub(super) fn hand_over(self: &Arc<Self>, ready: Ready) {
+        let writer = self.clone();
+        self.tasks.spawn(async move {
+            // A closed semaphore does not occur: nobody closes it.
+            let _place = writer.places.acquire().await;
+            let nominated = nominate(&writer.client, &ready.pod, Some(&ready.node));
+            let result = match ready.fence() {
+                Some(fence) => fence.clone().around(nominated).await,
+                None => nominated.await,
+            };
+            if let Err(error) = result {
+                writer.done(&ready, Err(NotBound::Api(error)));
+            }
+        });
+    }
+
+    /// Takes back what [`Writer::hand_over`] wrote.
+    pub(super) fn take_back(self: &Arc<Self>, pod: Arc<Tenanted<Pod>>) {
+        let writer = self.clone();
+        self.tasks.spawn(async move {
+            let _place = writer.places.acquire().await;
+            if let Err(error) = nominate(&writer.client, &pod, None).await {
+                // It went, or is bound; what it is nominated for means nothing any more.
+                tracing::debug!(pod = %pod.key(), error = chain(&error), "not taken back");
+            }
         });
     }
 
@@ -114,7 +158,7 @@ impl Writer {
             name: it.pod.name().to_owned(),
             uid: Some(it.pod.uid().to_owned()),
             node: it.node.to_string(),
-            fence: None,
+            fence: it.fence().map(|it| it.text().to_owned()),
         };
         let spec = PodBindingsSpec { bindings: all.iter().map(binding).collect() };
         let request = json!({
@@ -139,6 +183,14 @@ impl Writer {
             tracing::debug!("the scheduler ended before a binding");
         }
     }
+}
+
+async fn nominate(client: &Client, pod: &Tenanted<Pod>, node: Option<&str>) -> Result<(), Error> {
+    let pods = client.tenant(&pod.tenant).namespaced::<Pod>(pod.namespace());
+    let patch = Patch::Merge(json!({
+        "metadata": {"uid": pod.uid()}, "status": {"nominatedNodeName": node},
+    }));
+    pods.patch_status(pod.name(), &patch).await.map(drop)
 }
 
 /// What the answer to a single binding would have been.
