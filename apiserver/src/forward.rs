@@ -127,7 +127,10 @@ impl Server {
     ) -> Option<Place> {
         let peers = self.peers.as_ref()?;
         let place = match target {
-            Target::Resource(path) if subresources::is_in_partition(path) => {
+            // Nobody else may, wherever it is.
+            Target::Resource(path)
+                if subresources::is_in_partition(path) && caller.tenant().is_system() =>
+            {
                 self.partitions.place_of(&path.name)?
             }
             _ => self.partitions.place(&self.shard_of(target, whose, caller)?),

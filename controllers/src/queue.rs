@@ -19,7 +19,7 @@ use std::{
 
 use insula_api::names::TenantName;
 use insula_client::{Backoff, ObjectKey};
-use insula_membership::{Ownership, Permit};
+use insula_membership::Ownership;
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
@@ -291,7 +291,7 @@ impl<K: Key> State<K> {
 
 #[cfg(test)]
 mod tests {
-    use insula_membership::Sole;
+    use insula_membership::{Permit, Sole};
 
     use super::*;
 

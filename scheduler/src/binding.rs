@@ -113,7 +113,7 @@ impl Binder {
         let (writer, batches) = (self.writer.clone(), self.batches.clone());
         let volumes = self.volumes.clone();
         self.writer.tasks().spawn(async move {
-            let all = bind_volumes(writer.client(), volumes, &work, &ready.node);
+            let all = Box::pin(bind_volumes(writer.client(), volumes, &work, &ready.node));
             let late = || NotBound::Volumes("context deadline exceeded".to_owned());
             let bound = tokio::time::timeout(timeout, all).await;
             match bound.unwrap_or_else(|_| Err(late())) {

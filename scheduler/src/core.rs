@@ -122,27 +122,17 @@ impl Core {
         decision
     }
 
-    /// Whether a pod can go to this row now, and what is to be written before that.
-    pub(crate) fn will_do(
-        &mut self,
-        key: &ObjectKey,
-        shape: &Arc<Shape>,
-        row: usize,
-    ) -> Option<Work> {
+    /// Whether a pod can go to this row now, and what is to be written before that. Others that are
+    /// nominated for the row are left no room: two that wait for each other would both wait for
+    /// ever, and this is asked where the room is given away.
+    pub(crate) fn will_do(&mut self, shape: &Arc<Shape>, row: usize) -> Option<Work> {
         let profile = self.profiles.iter().find(|it| it.name == shape.scheduler)?;
-        let world = &mut self.world;
-        if !world.nodes.is_there(row) {
+        if !self.world.nodes.is_there(row) {
             return None;
         }
-        let nominated = world.nominations.before(row, key, shape);
-        nominated.iter().for_each(|it| world.add(row, it, 1));
-        let mut passes = Passes::prepare(profile, world, shape);
-        let with_them = passes.refusal().is_none() && passes.check(world, row).is_feasible();
-        nominated.iter().for_each(|it| world.add(row, it, -1));
-        let mut passes = Passes::prepare(profile, world, shape);
-        let fits =
-            with_them && passes.refusal().is_none() && passes.check(world, row).is_feasible();
-        fits.then(|| passes.work(world, row))
+        let mut passes = Passes::prepare(profile, &mut self.world, shape);
+        let fits = passes.refusal().is_none() && passes.check(&self.world, row).is_feasible();
+        fits.then(|| passes.work(&self.world, row))
     }
 
     /// Drops the half of the outlooks that was not used lately.

@@ -11,6 +11,8 @@
 //!   grow.
 //! * Whatever changes a row is in [`Nodes::changes`].
 
+mod preferred;
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
@@ -46,10 +48,6 @@ impl Column {
         self.allocatable[row].saturating_sub(self.held[row])
     }
 }
-
-/// So much better is a node that others need not be asked about: a tenth of what one score can
-/// say of it.
-const HEAD_START: i64 = 10;
 
 /// Resources that always have a column, in the order of their columns.
 const ALWAYS: [&str; 4] = [CPU, MEMORY, EPHEMERAL_STORAGE, PODS];
@@ -280,19 +278,6 @@ impl Nodes {
         self.unschedulable[row] = false;
         self.taints[row] = 0;
         self.changes.node(row);
-    }
-
-    /// Whether a node is one of those that others need not be asked about.
-    pub(crate) fn prefer(&mut self, row: usize, is_preferred: bool) {
-        if self.preferred[row] != is_preferred {
-            self.preferred[row] = is_preferred;
-            self.changes.node(row);
-        }
-    }
-
-    /// What a row's score begins with.
-    pub(crate) fn head_start(&self, row: usize) -> i64 {
-        if self.preferred[row] { HEAD_START } else { 0 }
     }
 
     /// Gives a row free whose node is gone and on which nothing is held any more.

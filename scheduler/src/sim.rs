@@ -339,7 +339,7 @@ impl Sim {
                 .world
                 .nodes
                 .row(&node_name(node))
-                .filter(|row| replica.core.will_do(&key, &shape, *row).is_some()),
+                .filter(|row| replica.core.will_do(&shape, *row).is_some()),
             None if is_ours => match replica.core.decide(&key, &shape) {
                 Decision::Take { row, .. } => Some(row),
                 Decision::None(_) => None,

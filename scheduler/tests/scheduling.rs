@@ -6,18 +6,14 @@ mod scheduled;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use insula_api::names::TenantName;
-use insula_client::{DeleteOptions, ListOptions, Patch, Tenant, Tenanted};
+use insula_client::{DeleteOptions, Patch};
 use insula_scheduler::{Config, Configuration};
 use k8s_openapi::api::{
-    core::v1::{
-        Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ServiceAccount,
-    },
+    core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod},
     scheduling::v1::PriorityClass,
     storage::v1::StorageClass,
 };
 use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
 
 use self::scheduled::{Scheduled, named, node_of};
 

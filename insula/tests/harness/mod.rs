@@ -10,6 +10,7 @@
 pub(crate) mod etcd;
 pub(crate) mod extension;
 pub(crate) mod issuer;
+pub(crate) mod replicas;
 pub(crate) mod servers;
 pub(crate) mod socket;
 pub(crate) mod webhook;

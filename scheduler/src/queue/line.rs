@@ -79,6 +79,7 @@ impl Line {
         self.places.retain(|_, it| it.is_in_line || now < it.passed);
     }
 
+    #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.order.is_empty()
     }
