@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 
-use insula_api::selector::{Selector, SelectorError};
+use insula_api::selector::Selector;
+pub(crate) use insula_client::compile;
 use insula_client::{Kind, Object, Tenanted};
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -64,18 +65,6 @@ pub(crate) fn controller_reference<K: Kind>(owner: &Tenanted<K>) -> OwnerReferen
         controller: Some(true),
         block_owner_deletion: Some(true),
     }
-}
-
-/// A label selector of a spec, ready to match.
-pub(crate) fn compile(selector: &LabelSelector) -> Result<Selector, SelectorError> {
-    let labels = selector.match_labels.iter().flatten();
-    let expressions = selector.match_expressions.iter().flatten();
-    Selector::from_parts(
-        labels.map(|(key, value)| (key.as_str(), value.as_str())),
-        expressions.map(|it| {
-            (it.key.as_str(), it.operator.as_str(), it.values.as_deref().unwrap_or_default())
-        }),
-    )
 }
 
 /// Like [`compile`], with an error that names the object.

@@ -69,8 +69,8 @@ impl Sealing {
         if !lacking.is_empty() {
             let keys: Vec<&str> = lacking.keys().map(String::as_str).collect();
             let why = format!(
-                "what is stored is sealed with keys that {} does not have: {} ({} tenants' data \
-                 keys)",
+                "what is stored is sealed with keys that {} does not have: {} ({} of the tenants' \
+                 data keys)",
                 self.place(),
                 keys.join(", "),
                 lacking.values().sum::<u64>()

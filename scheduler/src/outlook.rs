@@ -136,6 +136,15 @@ impl Outlook {
         for (row, verdict) in blocked {
             verdicts[row] = verdict;
         }
+        // What is said of a node takes into account who was promised room there.
+        let promised: Vec<usize> = world.nominations.rows().collect();
+        for row in promised {
+            if verdicts.get(row).is_some_and(|it| it.refusal().is_some())
+                && let Some(verdict) = self.with_nominated(profile, world, key, row)
+            {
+                verdicts[row] = verdict;
+            }
+        }
         let (told, refused_by) = self.passes.told(verdicts.iter().copied());
         let message = format!("0/{} nodes are available: {told}.", world.nodes.len());
         self.fail(profile, world, key, message, refused_by, &verdicts, tie)
@@ -270,6 +279,22 @@ impl Outlook {
         blocked: &mut Vec<(usize, Verdict)>,
         verdicts: &mut Vec<Verdict>,
     ) -> Option<usize> {
+        let (rows, totals) = self.rate(profile, world, key, blocked, verdicts);
+        let highest = totals.iter().copied().max()?;
+        let n_best = totals.iter().filter(|it| **it == highest).count();
+        let mut best = rows.iter().zip(&totals).filter(|(_, total)| **total == highest);
+        best.nth(tie % n_best).map(|(row, _)| *row)
+    }
+
+    /// The rows that are left when all has been gone over, with their scores.
+    fn rate(
+        &mut self,
+        profile: &Profile,
+        world: &mut World,
+        key: &ObjectKey,
+        blocked: &mut Vec<(usize, Verdict)>,
+        verdicts: &mut Vec<Verdict>,
+    ) -> (Vec<usize>, Vec<i64>) {
         verdicts.clone_from(&self.verdicts);
         if !world.nominations.is_empty() {
             let rows: Vec<usize> = world.nominations.rows().collect();
@@ -296,10 +321,20 @@ impl Outlook {
                 }
             }
         }
-        let highest = totals.iter().copied().max()?;
-        let n_best = totals.iter().filter(|it| **it == highest).count();
-        let mut best = rows.iter().zip(&totals).filter(|(_, total)| **total == highest);
-        best.nth(tie % n_best).map(|(row, _)| *row)
+        (rows, totals)
+    }
+
+    /// The scores of all nodes that will do, after a decision.
+    #[cfg(test)]
+    pub(crate) fn totals(
+        &mut self,
+        profile: &Profile,
+        world: &mut World,
+        key: &ObjectKey,
+    ) -> Vec<(String, i64)> {
+        let (rows, totals) = self.rate(profile, world, key, &mut Vec::new(), &mut Vec::new());
+        let names = rows.iter().map(|row| world.nodes.name(*row).to_owned());
+        names.zip(totals).collect()
     }
 
     #[expect(clippy::too_many_arguments, reason = "all of them are what was found")]

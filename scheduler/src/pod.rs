@@ -189,7 +189,9 @@ impl Shape {
             claims: claims(pod.name(), spec),
             images: containers
                 .clone()
-                .filter_map(|it| Some(normalized(it.image.as_ref()?)))
+                .filter_map(|it| it.image.as_ref())
+                .chain(spec.volumes.iter().flatten().filter_map(mounted_image))
+                .map(|image| normalized(image))
                 .collect(),
             n_containers: containers.count(),
             controller: controller.map(|it| (it.kind.as_str().into(), it.name.as_str().into())),
@@ -291,15 +293,12 @@ impl Spread {
 
 /// A label selector of a spec, ready to match. The API server lets none pass that is none.
 pub(crate) fn compile(selector: &LabelSelector) -> Option<Selector> {
-    let labels = selector.match_labels.iter().flatten();
-    let expressions = selector.match_expressions.iter().flatten();
-    Selector::from_parts(
-        labels.map(|(key, value)| (key.as_str(), value.as_str())),
-        expressions.map(|it| {
-            (it.key.as_str(), it.operator.as_str(), it.values.as_deref().unwrap_or_default())
-        }),
-    )
-    .ok()
+    insula_client::compile(selector).ok()
+}
+
+/// The image that a volume is made of.
+fn mounted_image(volume: &Volume) -> Option<&String> {
+    volume.image.as_ref()?.reference.as_ref()
 }
 
 /// The claims that a pod mounts.

@@ -42,20 +42,10 @@ impl Requests {
     /// The sum over containers, or what the initialisation before them takes at its peak if that
     /// is more; with the overhead of the runtime.
     pub(crate) fn of(spec: &PodSpec) -> Self {
-        let mut asked = total(spec, &of_container);
-        let supposed = total(spec, &supposed_of_container);
-        let whole_pod = spec.resources.as_ref().and_then(|it| it.requests.as_ref());
-        for (name, quantity) in whole_pod.into_iter().flatten() {
-            asked.insert(name.clone(), amount(name, quantity));
-        }
-        for (name, quantity) in spec.overhead.iter().flatten() {
-            add(&mut asked, name, amount(name, quantity));
-        }
+        let mut asked = of_pod(spec, &of_container);
+        let supposed = of_pod(spec, &supposed_of_container);
         asked.insert(PODS.to_owned(), 1);
-        let supposed_of = |name: &str| {
-            let asked = asked.get(name).copied().unwrap_or(0);
-            asked.max(supposed.get(name).copied().unwrap_or(0))
-        };
+        let supposed_of = |name: &str| supposed.get(name).copied().unwrap_or(0);
         Self {
             supposed_cpu: supposed_of(CPU),
             supposed_memory: supposed_of(MEMORY),
@@ -66,6 +56,19 @@ impl Requests {
                 .collect(),
         }
     }
+}
+
+/// What the containers take, replaced where the pod as a whole says, and the runtime's overhead.
+fn of_pod(spec: &PodSpec, of: &dyn Fn(&Container) -> Amounts) -> Amounts {
+    let mut amounts = total(spec, of);
+    let whole = spec.resources.as_ref().and_then(|it| it.requests.as_ref());
+    for (name, quantity) in whole.into_iter().flatten() {
+        amounts.insert(name.clone(), amount(name, quantity));
+    }
+    for (name, quantity) in spec.overhead.iter().flatten() {
+        add(&mut amounts, name, amount(name, quantity));
+    }
+    amounts
 }
 
 /// A sidecar is an init container that goes on running beside the containers.

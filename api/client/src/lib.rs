@@ -31,6 +31,7 @@ pub mod metrics;
 mod object;
 mod options;
 mod path;
+mod selectors;
 mod tenanted;
 mod watch;
 
@@ -47,6 +48,7 @@ pub use self::{
     options::{
         DeleteOptions, ListOptions, Patch, PatchOptions, Propagation, WatchOptions, WriteOptions,
     },
+    selectors::compile,
     tenanted::Tenanted,
     watch::{Watch, WatchEvent},
 };

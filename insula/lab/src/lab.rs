@@ -237,6 +237,14 @@ impl Lab {
         process::enter(&self.namespace(host))
     }
 
+    /// Runs `work` in a thread that is on a host, and waits for it. Panics if `work` does.
+    pub fn on<T: Send>(&self, host: &str, work: impl FnOnce() -> T + Send) -> Result<T> {
+        std::thread::scope(|scope| {
+            let worker = scope.spawn(|| self.enter(host).map(|()| work()));
+            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
     /// A command that runs on a host.
     pub fn command(&self, host: &str, program: &str) -> Result<Command> {
         let file = self.file();

@@ -37,15 +37,7 @@ fn up(text: &str) -> Up {
 
 /// Runs `work` in a thread that is on a host.
 fn on<T: Send>(lab: &Lab, host: &str, work: impl FnOnce() -> T + Send) -> T {
-    thread::scope(|scope| {
-        scope
-            .spawn(|| {
-                lab.enter(host).unwrap();
-                work()
-            })
-            .join()
-            .unwrap()
-    })
+    lab.on(host, work).unwrap()
 }
 
 fn reaches(lab: &Lab, from: &str, to: &str, port: u16) -> bool {

@@ -68,21 +68,13 @@ hosts:
 
     /// Runs `work` where clients are.
     pub(crate) fn run<T: Send>(&self, work: impl AsyncFnOnce(&Self) -> T + Send) -> T {
-        let namespace = Path::new("/run/netns").join(self.lab.namespace(CLIENT));
-        assert!(namespace.exists());
-        thread::scope(|scope| {
-            let worker = scope.spawn(|| {
+        self.lab
+            .on(CLIENT, || {
                 // One thread: what is asked for first is asked first, and all of it is in there.
-                self.lab.enter(CLIENT).unwrap();
-                let runtime =
-                    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                runtime.block_on(work(self))
-            });
-            match worker.join() {
-                Ok(done) => done,
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        })
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                runtime.unwrap().block_on(work(self))
+            })
+            .unwrap()
     }
 
     /// A platform administrator's client of one server, whose requests go there alone.

@@ -58,19 +58,13 @@ hosts:
 
     /// Runs `work` where the client is.
     pub(crate) fn run<T: Send>(&self, work: impl AsyncFnOnce(&Self) -> T + Send) -> T {
-        thread::scope(|scope| {
-            let worker = scope.spawn(|| {
-                // One thread, so that all of it is in there.
-                self.lab.enter(CLIENT).unwrap();
-                let runtime =
-                    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                runtime.block_on(work(self))
-            });
-            match worker.join() {
-                Ok(done) => done,
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        })
+        self.lab
+            .on(CLIENT, || {
+                // One thread: what is asked for first is asked first, and all of it is in there.
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                runtime.unwrap().block_on(work(self))
+            })
+            .unwrap()
     }
 
     /// The platform's administrator.

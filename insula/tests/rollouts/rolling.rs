@@ -1,7 +1,7 @@
 //! The run: what is made, what is changed, what must come of it.
 
 use std::{
-    fmt::Display,
+    fmt::{Debug, Display},
     str::FromStr,
     time::{Duration, Instant},
 };
@@ -31,8 +31,8 @@ pub(crate) struct Size {
     seed: u64,
 }
 
-fn variable<T: FromStr>(name: &str, default: T) -> T {
-    std::env::var(name).ok().and_then(|it| it.parse().ok()).unwrap_or(default)
+fn variable<T: FromStr<Err: Debug>>(name: &str, default: T) -> T {
+    std::env::var(name).map_or(default, |it| it.parse().unwrap())
 }
 
 impl Size {

@@ -1,5 +1,6 @@
 mod model;
 mod random;
+mod upstream;
 
 use insula_api::names::TenantName;
 use k8s_openapi::api::core::v1::Node;

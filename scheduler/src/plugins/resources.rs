@@ -174,7 +174,8 @@ impl Pass for Fits {
             };
             if free < asked.amount {
                 why |= 1 << n.min(N_REASONS - 1);
-                if offered < asked.amount {
+                // As upstream, where a node that takes no pods at all is not told apart.
+                if offered < asked.amount && asked.name != PODS {
                     why |= TOO_SMALL;
                 }
             }
@@ -249,15 +250,21 @@ impl Usage {
         weighed.iter().filter_map(usage).collect()
     }
 
-    /// What would be used, and what there is.
-    fn on(&self, nodes: &Nodes, row: usize) -> (i64, i64) {
+    /// What is used, and what there is.
+    fn held(&self, nodes: &Nodes, row: usize) -> (i64, i64) {
         let column = nodes.column(self.column);
         let held = match self.kind {
             Kind::SupposedCpu => nodes.supposed_cpu[row],
             Kind::SupposedMemory => nodes.supposed_memory[row],
             Kind::Held => column.held[row],
         };
-        (held.saturating_add(self.asked), column.allocatable[row])
+        (held, column.allocatable[row])
+    }
+
+    /// What would be used, and what there is.
+    fn on(&self, nodes: &Nodes, row: usize) -> (i64, i64) {
+        let (held, offered) = self.held(nodes, row);
+        (held.saturating_add(self.asked), offered)
     }
 }
 
@@ -343,28 +350,36 @@ impl Rate for Balance {
     }
 
     fn rate(&self, world: &World, row: usize) -> i64 {
-        let shares = || {
-            let offered = self.0.iter().map(|it| it.on(&world.nodes, row));
-            offered
-                .filter(|(_, offered)| *offered != 0)
-                .map(|(used, offered)| (used as f64 / offered as f64).min(1.0))
-        };
-        let (n, sum) = shares().fold((0_u32, 0.0), |(n, sum), share| (n + 1, sum + share));
-        let deviation = match n {
-            0 | 1 => 0.0,
-            2 => {
-                let mut both = shares();
-                let (one, other) = (both.next().unwrap_or(0.0), both.next().unwrap_or(0.0));
-                ((one - other) / 2.0).abs()
-            }
-            _ => {
-                let mean = sum / f64::from(n);
-                let squares: f64 = shares().map(|it| (it - mean) * (it - mean)).sum();
-                (squares / f64::from(n)).sqrt()
-            }
-        };
-        ((1.0 - deviation) * MAX_SCORE as f64) as i64
+        let usages = || self.0.iter();
+        let with = evenness(|| usages().map(|it| it.on(&world.nodes, row)));
+        let without = evenness(|| usages().map(|it| it.held(&world.nodes, row)));
+        // What counts is what the pod changes; both are between 50 and 100.
+        MAX_SCORE / 2 + (MAX_SCORE / 2 + with - without) / 2
     }
+}
+
+/// 100 if the same share of all resources is used, less the further apart the shares are. Of each
+/// resource `usages` says how much is used and how much there is.
+fn evenness<I: Iterator<Item = (i64, i64)>>(usages: impl Fn() -> I) -> i64 {
+    let shares = || {
+        let offered = usages().filter(|(_, offered)| *offered != 0);
+        offered.map(|(used, offered)| (used as f64 / offered as f64).min(1.0))
+    };
+    let (n, sum) = shares().fold((0_u32, 0.0), |(n, sum), share| (n + 1, sum + share));
+    let deviation = match n {
+        0 | 1 => 0.0,
+        2 => {
+            let mut both = shares();
+            let (one, other) = (both.next().unwrap_or(0.0), both.next().unwrap_or(0.0));
+            ((one - other) / 2.0).abs()
+        }
+        _ => {
+            let mean = sum / f64::from(n);
+            let squares: f64 = shares().map(|it| (it - mean) * (it - mean)).sum();
+            (squares / f64::from(n)).sqrt()
+        }
+    };
+    ((1.0 - deviation) * MAX_SCORE as f64) as i64
 }
 
 fn percent(part: i64, whole: i64) -> i64 {

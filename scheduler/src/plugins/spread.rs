@@ -89,7 +89,9 @@ impl PodTopologySpread {
         let keys: Vec<Arc<str>> = if needs_all_keys { keys.into_iter().collect() } else { vec![] };
         let (tallies, nodes) = world.tallies_mut(&pod.tenant);
         let constraint = |it: &Spread| {
-            let group = Group::in_namespace(&pod.namespace, it.selector.clone());
+            // As upstream: a selector of everything counts nothing.
+            let counted = it.selector.clone().filter(|it| !it.requirements().is_empty());
+            let group = Group::in_namespace(&pod.namespace, counted);
             let own = it.selector.as_ref().is_some_and(|it: &Selector| it.matches(&pod.labels));
             let rule = Rule {
                 topology_key: it.topology_key.clone(),

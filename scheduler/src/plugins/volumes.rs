@@ -76,8 +76,8 @@ impl Pass for Alone {
 
     fn reasons(&self, _why: u32) -> Vec<Cow<'static, str>> {
         vec![Cow::Borrowed(
-            "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod \
-             access mode",
+            "node(s) unavailable due to PersistentVolumeClaim with ReadWriteOncePod access mode \
+             already in-use by another pod",
         )]
     }
 
@@ -364,12 +364,8 @@ impl Bindings {
     fn plan(&self, world: &World, row: usize) -> Option<Work> {
         let mut work = Work::default();
         for it in &self.unbound {
-            if let Some(selected) = &it.selected {
-                if **selected != *world.nodes.name(row) {
-                    return None;
-                }
-                work.provision.push(it.claim.clone());
-                continue;
+            if it.selected.as_ref().is_some_and(|it| **it != *world.nodes.name(row)) {
+                return None;
             }
             let is_free = |(key, terms): &&(ObjectKey, Option<Vec<Term>>)| {
                 !work.bind.iter().any(|(taken, _)| taken == key)
@@ -412,7 +408,7 @@ impl Pass for Bindings {
 
     fn reasons(&self, why: u32) -> Vec<Cow<'static, str>> {
         let all = [
-            (ELSEWHERE, "node(s) had volume node affinity conflict"),
+            (ELSEWHERE, "node(s) didn't match PersistentVolume's node affinity"),
             (NONE_FREE, "node(s) didn't find available persistent volumes to bind"),
             (
                 NOT_THERE,

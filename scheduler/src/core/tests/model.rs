@@ -27,27 +27,26 @@ fn selects(selector: Option<&LabelSelector>, labels: &BTreeMap<String, String>) 
     let Some(selector) = selector else { return false };
     selector.match_labels.iter().flatten().all(|(key, value)| labels.get(key) == Some(value))
         && selector.match_expressions.iter().flatten().all(|it| {
-            let has = it.values.iter().flatten().any(|value| labels.get(&it.key) == Some(value));
-            match it.operator.as_str() {
-                "In" => has,
-                "NotIn" => !has,
-                "Exists" => labels.contains_key(&it.key),
-                _ => !labels.contains_key(&it.key),
-            }
+            holds(labels, &it.key, &it.operator, it.values.as_deref().unwrap_or_default())
         })
+}
+
+fn holds(labels: &BTreeMap<String, String>, key: &str, operator: &str, values: &[String]) -> bool {
+    let has = values.iter().any(|value| labels.get(key) == Some(value));
+    match operator {
+        "In" => has,
+        "NotIn" => !has,
+        "Exists" => labels.contains_key(key),
+        _ => !labels.contains_key(key),
+    }
 }
 
 fn meets(term: &NodeSelectorTerm, node: &Node) -> bool {
     let labels = labels(&node.metadata);
-    term.match_expressions.iter().flatten().all(|it| {
-        let has = it.values.iter().flatten().any(|value| labels.get(&it.key) == Some(value));
-        match it.operator.as_str() {
-            "In" => has,
-            "NotIn" => !has,
-            "Exists" => labels.contains_key(&it.key),
-            _ => !labels.contains_key(&it.key),
-        }
-    })
+    term.match_expressions
+        .iter()
+        .flatten()
+        .all(|it| holds(&labels, &it.key, &it.operator, it.values.as_deref().unwrap_or_default()))
 }
 
 fn meets_required(pod: &Pod, node: &Node) -> bool {
@@ -347,9 +346,14 @@ impl Cluster {
             let (used, offered) = (self.used(name, pod), offers(node));
             let left = |used: i64, offered: i64| (offered - used) * 100 / offered;
             least.push((left(used.0, offered.0) + left(used.1, offered.1)) / 2);
-            let share = |used: i64, offered: i64| used as f64 / offered as f64;
-            let apart = (share(used.0, offered.0) - share(used.1, offered.1)) / 2.0;
-            balanced.push(((1.0 - apart.abs()) * 100.0) as i64);
+            let share = |used: i64, offered: i64| (used as f64 / offered as f64).min(1.0);
+            let even = |used: (i64, i64)| {
+                let apart = (share(used.0, offered.0) - share(used.1, offered.1)) / 2.0;
+                ((1.0 - apart.abs()) * 100.0) as i64
+            };
+            let asked = requests(pod);
+            let before = (used.0 - asked.0, used.1 - asked.1);
+            balanced.push(50 + (50 + even(used) - even(before)) / 2);
         }
         add(1, least);
         add(1, balanced);

@@ -4,14 +4,14 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{model::Cluster, *};
 
-fn pick<'a, T: ?Sized>(rng: &mut StdRng, all: &[&'a T]) -> &'a T {
+pub(super) fn pick<'a, T: ?Sized>(rng: &mut StdRng, all: &[&'a T]) -> &'a T {
     all[rng.random_range(0..all.len())]
 }
 
-const ZONE: &str = "topology.kubernetes.io/zone";
-const HOST: &str = "kubernetes.io/hostname";
+pub(super) const ZONE: &str = "topology.kubernetes.io/zone";
+pub(super) const HOST: &str = "kubernetes.io/hostname";
 
-fn random_node(rng: &mut StdRng, name: &str) -> Node {
+pub(super) fn random_node(rng: &mut StdRng, name: &str) -> Value {
     let mut labels = json!({HOST: name});
     if rng.random_bool(0.9) {
         labels[ZONE] = json!(pick(rng, &["a", "b", "c"]));
@@ -24,7 +24,7 @@ fn random_node(rng: &mut StdRng, name: &str) -> Node {
         let effect = pick(rng, &["NoSchedule", "PreferNoSchedule", "NoExecute"]);
         taints.push(json!({"key": pick(rng, &["x", "y"]), "effect": effect}));
     }
-    serde_json::from_value(json!({
+    json!({
         "metadata": {"name": name, "labels": labels},
         "spec": {"taints": taints},
         "status": {
@@ -35,8 +35,7 @@ fn random_node(rng: &mut StdRng, name: &str) -> Node {
             },
             "conditions": [{"type": "Ready", "status": "True"}],
         },
-    }))
-    .unwrap()
+    })
 }
 
 fn random_term(rng: &mut StdRng) -> Value {
@@ -55,7 +54,7 @@ fn random_term(rng: &mut StdRng) -> Value {
     it
 }
 
-fn random_pod(rng: &mut StdRng, name: &str) -> Tenanted<Pod> {
+pub(super) fn random_pod(rng: &mut StdRng) -> Value {
     let mut it = json!({
         "metadata": {
             "namespace": if rng.random_bool(0.8) { "ns" } else { "other" },
@@ -124,7 +123,7 @@ fn random_pod(rng: &mut StdRng, name: &str) -> Tenanted<Pod> {
             .collect();
         spec["topologySpreadConstraints"] = json!(constraints);
     }
-    super::pod(name, it)
+    it
 }
 
 /// One cluster in which nodes and pods come, change and go, and each pod is decided on both ways.
@@ -134,7 +133,7 @@ fn run(seed: u64) {
     let mut core = Core::new(vec![Profile::default()]);
     for n in 0..rng.random_range(1..7) {
         let name = format!("n{n}");
-        let node = random_node(&mut rng, &name);
+        let node: Node = serde_json::from_value(random_node(&mut rng, &name)).unwrap();
         core.put_node(&name, &node);
         cluster.nodes.insert(name, node);
     }
@@ -150,12 +149,12 @@ fn run(seed: u64) {
             1 => {
                 let names: Vec<String> = cluster.nodes.keys().cloned().collect();
                 let name = names[rng.random_range(0..names.len())].clone();
-                let node = random_node(&mut rng, &name);
+                let node: Node = serde_json::from_value(random_node(&mut rng, &name)).unwrap();
                 core.put_node(&name, &node);
                 cluster.nodes.insert(name, node);
             }
             _ => {
-                let mut pod = random_pod(&mut rng, &name);
+                let mut pod = super::pod(&name, random_pod(&mut rng));
                 let expected = cluster.look(&pod.object);
                 let found = best(&mut core, &pod);
                 let expected = expected.unwrap_or_else(|said| [said].into());
