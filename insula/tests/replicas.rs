@@ -22,7 +22,7 @@ use std::{
 
 use harness::{
     Cloud, Kubectl,
-    replicas::{EVENTUALLY, Replicas},
+    replicas::{EVENTUALLY, Replicas, get},
 };
 use serde_json::{Value, json};
 

@@ -74,7 +74,6 @@ fn until(what: &str, replicas: &Replicas<'_>, is_so: impl Fn() -> bool) {
 }
 
 #[test]
-#[ignore = "room may stay empty for long after replicas are lost, see decision 53"]
 fn schedulers_are_killed_and_paused_while_pods_come() {
     let without = ["--without", "node,controllers,scheduler", "--partitions", "2"];
     let cloud = Cloud::start(false, &without);

@@ -28,6 +28,8 @@ pub(crate) use insula_membership::Permit;
 /// What came of a binding, or of making room.
 #[derive(Debug)]
 pub(crate) struct Done {
+    /// Of the order; 0 if there was none.
+    pub(crate) number: u64,
     pub(crate) key: ObjectKey,
     pub(crate) uid: String,
     pub(crate) result: Result<(), NotBound>,
@@ -47,6 +49,8 @@ pub(crate) enum NotBound {
 /// What is to be written for a pod.
 #[derive(Debug)]
 pub(crate) struct Order {
+    /// Tells orders for the same pod apart.
+    pub(crate) number: u64,
     pub(crate) pod: Arc<Tenanted<Pod>>,
     pub(crate) node: Arc<str>,
     /// Comes first.
@@ -98,15 +102,15 @@ impl Binder {
         Self { writer, batches, volumes }
     }
 
-    /// Takes back that a pod was nominated, as nobody has bound it.
-    pub(crate) fn take_back(&self, pod: Arc<Tenanted<Pod>>) {
-        self.writer.take_back(pod);
+    /// Takes back that a pod was nominated, as nobody has bound it. `permit` is for its tenant.
+    pub(crate) fn take_back(&self, pod: Arc<Tenanted<Pod>>, permit: Permit) {
+        self.writer.take_back(pod, permit);
     }
 
     /// Binds a pod; the result arrives in `results`.
     pub(crate) fn bind(&self, order: Order) {
-        let Order { pod, node, work, timeout, way } = order;
-        let ready = Ready { pod, node, way };
+        let Order { number, pod, node, work, timeout, way } = order;
+        let ready = Ready { number, pod, node, way };
         if work.is_empty() {
             return hand_on(&self.writer, &self.batches, ready);
         }

@@ -73,7 +73,8 @@ impl Evictor {
                 if let Err(error) = ended {
                     tracing::warn!(pod = %victim.key, error = chain(&error), "not preempted");
                     let uid = pod.uid().to_owned();
-                    let done = Done { key: pod.key(), uid, result: Err(NotBound::NoRoom) };
+                    let done =
+                        Done { number: 0, key: pod.key(), uid, result: Err(NotBound::NoRoom) };
                     if results.send(done).is_err() {
                         tracing::debug!("the scheduler ended before a preemption");
                     }

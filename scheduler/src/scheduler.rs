@@ -46,6 +46,8 @@ const HANDED_OVER: Duration = Duration::from_secs(5);
 /// A pod whose binding is being written.
 #[derive(Debug)]
 struct InFlight {
+    /// Its order's.
+    number: u64,
     uid: String,
     shape: Arc<Shape>,
     /// As it was in the queue; none of a pod that another replica decided on.
@@ -65,12 +67,15 @@ pub(crate) struct Scheduler {
     shares: Shares,
     events: Vec<Event>,
     in_flight: HashMap<ObjectKey, InFlight>,
+    n_orders: u64,
     /// When pods that were handed over are taken back.
     handed_over: BTreeSet<(Instant, ObjectKey)>,
     /// Pods that other replicas decided to have here.
     guests: BTreeMap<ObjectKey, Candidate>,
     /// The one that was looked at last.
     last_guest: Option<ObjectKey>,
+    /// How many changes of nodes there had been when the first one was.
+    guests_since: u64,
     binder: Binder,
     evictor: Evictor,
     reporter: Reporter,
@@ -99,9 +104,11 @@ impl Scheduler {
             shares,
             events: Vec::new(),
             in_flight: HashMap::new(),
+            n_orders: 0,
             handed_over: BTreeSet::new(),
             guests: BTreeMap::new(),
             last_guest: None,
+            guests_since: 0,
             binder,
             evictor,
             reporter,
@@ -140,7 +147,8 @@ impl Scheduler {
             if shutdown.is_cancelled() {
                 return;
             }
-            if n_decided == BATCH {
+            // What was decided may have given hope to those who were stuck by then.
+            if n_decided == BATCH || (!self.events.is_empty() && !self.queue.has_no_stuck()) {
                 tokio::task::yield_now().await;
                 continue;
             }
@@ -176,6 +184,7 @@ impl Scheduler {
         if self.shares.adopt() {
             let shares = &self.shares;
             self.queue.retain(|key| shares.decides_for(&key.tenant));
+            self.give_up_what_moved();
             self.informers.look_at_all();
         }
     }
@@ -239,18 +248,18 @@ impl Scheduler {
     fn look_at_pod(&mut self, key: &ObjectKey) {
         let Some(pod) = self.informers.pods.get(key).filter(|pod| !is_finished(pod)) else {
             self.queue.remove(key);
-            self.forget_guest(key);
-            self.core.world.nominations.set(key, None);
+            self.guests.remove(key);
+            self.nominate(key, None);
             self.release(key);
             return;
         };
         if let Some(node) = node_of(&pod) {
             self.queue.remove(key);
-            self.forget_guest(key);
-            self.core.world.nominations.set(key, None);
+            self.guests.remove(key);
             self.arrived(key);
             let shape = self.core.shapes.of(&pod);
             let row = self.core.world.nodes.row_for(node);
+            self.fulfil(key, row);
             let held = Held {
                 uid: pod.uid().into(),
                 shape: shape.clone(),
@@ -280,8 +289,8 @@ impl Scheduler {
         }
         if self.core.profile(scheduler_of(&pod)).is_none() || pod.is_deleting() {
             self.queue.remove(key);
-            self.forget_guest(key);
-            self.core.world.nominations.set(key, None);
+            self.guests.remove(key);
+            self.nominate(key, None);
             return;
         }
         let candidate = Candidate::of(&pod, &mut self.core.shapes);
@@ -313,8 +322,27 @@ impl Scheduler {
             is_assumed: true,
         };
         self.core.world.hold(key, held);
-        self.core.world.nominations.set(key, None);
+        self.fulfil(key, row);
         self.note(Event::PodHere { pod: shape.clone() });
+    }
+
+    /// Promises a pod room on a row, or none. Others may hope for what it was promised before.
+    fn nominate(&mut self, key: &ObjectKey, promised: Option<(usize, Arc<Shape>)>) {
+        let row = promised.as_ref().map(|(row, _)| *row);
+        if let Some((before, shape)) = self.core.world.nominations.set(key, promised)
+            && row != Some(before)
+        {
+            self.note(Event::PodGone { pod: shape });
+        }
+    }
+
+    /// A pod is on a row. If it was promised room elsewhere, others may hope for that.
+    fn fulfil(&mut self, key: &ObjectKey, row: usize) {
+        if let Some((promised, shape)) = self.core.world.nominations.set(key, None)
+            && promised != row
+        {
+            self.note(Event::PodGone { pod: shape });
+        }
     }
 
     fn unreserve(&mut self, in_flight: &InFlight) {
@@ -337,7 +365,7 @@ impl Scheduler {
         let told = pod.status.as_ref().and_then(|it| it.nominated_node_name.as_deref());
         let told = told.and_then(|name| world.nodes.row(name));
         let row = world.nominations.of(key).or(told);
-        world.nominations.set(key, row.map(|row| (row, candidate.shape.clone())));
+        self.nominate(key, row.map(|row| (row, candidate.shape.clone())));
     }
 
     fn release(&mut self, key: &ObjectKey) {
@@ -354,8 +382,11 @@ impl Scheduler {
             let next = self.queue.take(now, |tenant| world.cost_of_turn(tenant));
             let Some((key, waiting)) = next else { break };
             n_decided += 1;
-            // Somebody else's by now.
-            let Some(permit) = self.shares.begin_for(&key.tenant) else { continue };
+            let Some(permit) = self.shares.begin_for(&key.tenant) else {
+                // Somebody else's by now, and perhaps one to be bound here all the same.
+                self.informers.dirty.add((Source::Pod, key));
+                continue;
+            };
             // Gone since; its key is dirty, and will be looked at.
             let known = self.informers.pods.get(&key);
             let Some(pod) = known.filter(|pod| pod.uid() == waiting.candidate.uid) else {
@@ -392,14 +423,33 @@ impl Scheduler {
         let assumed = assumed.unwrap_or_default();
         let (way, handed_over) = match self.shares.begin_on(&node) {
             Some(permit) => (Way::Bind(permit), None),
-            None => (Way::HandOver(permit), Some(Instant::now() + timeout + HANDED_OVER)),
+            None => {
+                // Only what has to be done before takes that long.
+                let before = if work.is_empty() { Duration::ZERO } else { timeout };
+                (Way::HandOver(permit), Some(Instant::now() + before + HANDED_OVER))
+            }
         };
         if let Some(until) = handed_over {
             self.handed_over.insert((until, key.clone()));
         }
         let waiting = Some(waiting);
-        self.in_flight.insert(key, InFlight { uid, shape, waiting, assumed, handed_over });
-        self.binder.bind(Order { pod, node, work, timeout, way });
+        let number =
+            self.begin(key, InFlight { number: 0, uid, shape, waiting, assumed, handed_over });
+        self.binder.bind(Order { number, pod, node, work, timeout, way });
+    }
+
+    /// Notes what is written for a pod; returns the number of its order.
+    fn begin(&mut self, key: ObjectKey, in_flight: InFlight) -> u64 {
+        self.n_orders += 1;
+        let number = self.n_orders;
+        // One of the same name that is gone may still have had something.
+        if let Some(gone) = self.in_flight.insert(key.clone(), InFlight { number, ..in_flight }) {
+            if let Some(until) = gone.handed_over {
+                self.handed_over.remove(&(until, key));
+            }
+            self.unreserve(&gone);
+        }
+        number
     }
 
     fn fail(
@@ -417,16 +467,16 @@ impl Scheduler {
         match failure.promise {
             None => (),
             Some(Promise::Nothing) => {
-                self.core.world.nominations.set(key, None);
+                self.nominate(key, None);
                 nominated = Nominated::Nowhere;
             }
             Some(Promise::Here { row, victims }) => {
                 // Who was promised this room before and matters less has to look again.
                 for other in self.core.world.nominations.behind(row, &shape) {
-                    self.core.world.nominations.set(&other, None);
+                    self.nominate(&other, None);
                     self.queue.hurry(&other, now);
                 }
-                self.core.world.nominations.set(key, Some((row, shape)));
+                self.nominate(key, Some((row, shape)));
                 let node = self.core.world.nodes.name_of(row);
                 let victims = victims.iter().filter_map(|key| {
                     let held = self.core.world.held(key)?;
@@ -442,16 +492,17 @@ impl Scheduler {
 
     /// A binding, or the ending of others for a pod, came to an end.
     fn done(&mut self, done: Done) {
-        let Done { key, uid, result } = done;
+        let Done { number, key, uid, result } = done;
         if let Err(NotBound::NoRoom) = result {
             // Looks again, and perhaps elsewhere; unless it found room all the same.
             if self.queue.get(&key).is_some_and(|it| it.candidate.uid == uid) {
-                self.core.world.nominations.set(&key, None);
+                self.nominate(&key, None);
                 self.queue.hurry(&key, Instant::now());
             }
             return;
         }
-        if !self.in_flight.get(&key).is_some_and(|it| it.uid == uid) {
+        // What came of an order that was given up says nothing of the one after it.
+        if self.in_flight.get(&key).is_none_or(|it| it.number != number) {
             return;
         }
         let Some(in_flight) = self.in_flight.remove(&key) else { return };
@@ -490,9 +541,14 @@ impl Scheduler {
             other => tracing::warn!(pod = %key, error = chain(other), "not bound"),
         }
         self.let_go(&key, &uid);
-        let Some(waiting) = in_flight.waiting else {
-            // Whoever decided on it decides again.
-            self.informers.dirty.add((Source::Pod, key));
+        let is_guest = in_flight.waiting.is_none();
+        let decides = self.shares.decides_for(&key.tenant);
+        let Some(waiting) = in_flight.waiting.filter(|_| decides) else {
+            // Whoever decides on it now decides again, and says so; if that is this replica, now.
+            // One that was bound for others is not asked for again before they say so.
+            if decides || !is_guest {
+                self.informers.dirty.add((Source::Pod, key));
+            }
             return;
         };
         let waits = |pod: &Arc<Tenanted<Pod>>| node_of(pod).is_none() && !pod.is_deleting();

@@ -352,3 +352,27 @@ profiles:
     it.until_on("acme", "packed", &fuller).await;
     it.cloud.end().await;
 }
+
+/// Room that was promised to a pod is anybody's when it does not come any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_is_promised_any_more_is_given_to_who_waits() {
+    let it = Scheduled::without_scheduler(&["acme"]).await;
+    it.node("n1", "1").await;
+    // It keeps its promise while it has a gate.
+    it.pod_with("acme", "promised", "1", |pod| {
+        pod["spec"]["schedulingGates"] = json!([{"name": "example.com/wait"}]);
+    })
+    .await;
+    let pods = it.cloud.client.tenant(&named("acme")).namespaced::<Pod>("default");
+    let promise = Patch::Merge(json!({"status": {"nominatedNodeName": "n1"}}));
+    pods.patch_status("promised", &promise).await.unwrap();
+    it.run_scheduler();
+    it.pod("acme", "waits", "1").await;
+    let message = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are \
+                   available: 1 No preemption victims found for incoming pod.";
+    it.until_waits("acme", "waits", "Unschedulable", message).await;
+    let now = DeleteOptions::default().grace_period(0);
+    pods.delete("promised", &now).await.unwrap();
+    it.until_on("acme", "waits", "n1").await;
+    it.cloud.end().await;
+}

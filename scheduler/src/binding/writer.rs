@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
 
-use super::{Done, NotBound, Way};
+use super::{Done, NotBound, Permit, Way};
 use crate::{Observer, pod::node_of};
 
 /// Requests for single bindings at the same time.
@@ -29,6 +29,7 @@ const MISDIRECTED: u16 = 421;
 /// A pod that can be bound at once.
 #[derive(Debug)]
 pub(crate) struct Ready {
+    pub(crate) number: u64,
     pub(crate) pod: Arc<Tenanted<Pod>>,
     pub(crate) node: Arc<str>,
     pub(crate) way: Way,
@@ -81,10 +82,7 @@ impl Writer {
             let _place = writer.places.acquire().await;
             writer.observer.asked_to_bind(1);
             let bound = bind(&writer.client, &ready.pod, &ready.node);
-            let result = match ready.fence() {
-                Some(fence) => fence.clone().around(bound).await,
-                None => bound.await,
-            };
+            let result = fenced(ready.fence(), bound).await;
             writer.done(&ready, result.map_err(NotBound::Api));
         });
     }
@@ -97,10 +95,7 @@ impl Writer {
             // A closed semaphore does not occur: nobody closes it.
             let _place = writer.places.acquire().await;
             let nominated = nominate(&writer.client, &ready.pod, Some(&ready.node));
-            let result = match ready.fence() {
-                Some(fence) => fence.clone().around(nominated).await,
-                None => nominated.await,
-            };
+            let result = fenced(ready.fence(), nominated).await;
             if let Err(error) = result {
                 writer.done(&ready, Err(NotBound::Api(error)));
             }
@@ -108,11 +103,12 @@ impl Writer {
     }
 
     /// Takes back what [`Writer::hand_over`] wrote.
-    pub(super) fn take_back(self: &Arc<Self>, pod: Arc<Tenanted<Pod>>) {
+    pub(super) fn take_back(self: &Arc<Self>, pod: Arc<Tenanted<Pod>>, permit: Permit) {
         let writer = self.clone();
         self.tasks.spawn(async move {
             let _place = writer.places.acquire().await;
-            if let Err(error) = nominate(&writer.client, &pod, None).await {
+            let nominated = nominate(&writer.client, &pod, None);
+            if let Err(error) = fenced(permit.fence.as_ref(), nominated).await {
                 // It went, or is bound; what it is nominated for means nothing any more.
                 tracing::debug!(pod = %pod.key(), error = chain(&error), "not taken back");
             }
@@ -172,16 +168,24 @@ impl Writer {
 
     /// Tells what came of a binding.
     pub(super) fn done(&self, ready: &Ready, result: Result<(), NotBound>) {
-        let Ready { pod, node, .. } = ready;
+        let Ready { number, pod, node, .. } = ready;
         if result.is_ok() {
             let (namespace, name) = (pod.namespace(), pod.name());
             let message = format!("Successfully assigned {namespace}/{name} to {node}");
             self.events.record(pod, EventType::Normal, "Scheduled", message);
         }
-        let done = Done { key: pod.key(), uid: pod.uid().to_owned(), result };
+        let (key, uid) = (pod.key(), pod.uid().to_owned());
+        let done = Done { number: *number, key, uid, result };
         if self.results.send(done).is_err() {
             tracing::debug!("the scheduler ended before a binding");
         }
+    }
+}
+
+async fn fenced<T>(fence: Option<&Fence>, write: impl Future<Output = T>) -> T {
+    match fence {
+        Some(fence) => fence.clone().around(write).await,
+        None => write.await,
     }
 }
 

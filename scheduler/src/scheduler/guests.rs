@@ -13,7 +13,8 @@ use tokio::time::Instant;
 use super::{InFlight, Scheduler};
 use crate::{
     binding::{Order, Way},
-    framework::Event,
+    informers::Source,
+    ledger::Held,
     pod::{Candidate, node_of},
     storage::{Assumed, Work},
 };
@@ -25,14 +26,9 @@ impl Scheduler {
     /// A pod that another replica decides on: it may be one for a node of this one.
     pub(super) fn look_at_guest(&mut self, key: &ObjectKey, pod: &Pod, candidate: Candidate) {
         self.queue.remove(key);
-        let world = &mut self.core.world;
         let told = pod.status.as_ref().and_then(|it| it.nominated_node_name.as_deref());
-        let row = told.and_then(|name| world.nodes.row(name));
-        let has_moved = world.nominations.of(key) != row;
-        world.nominations.set(key, row.map(|row| (row, candidate.shape.clone())));
-        if has_moved {
-            self.forget_guest(key);
-        }
+        let row = told.and_then(|name| self.core.world.nodes.row(name));
+        self.nominate(key, row.map(|row| (row, candidate.shape.clone())));
         if row.is_some() && !candidate.is_gated {
             self.guests.insert(key.clone(), candidate);
         } else {
@@ -40,17 +36,14 @@ impl Scheduler {
         }
     }
 
-    /// A pod of others is not to come here any more: the room that was kept for it is free.
-    pub(super) fn forget_guest(&mut self, key: &ObjectKey) {
-        if let Some(guest) = self.guests.remove(key) {
-            self.note(Event::PodGone { pod: guest.shape });
-        }
-    }
-
     /// Binds pods that other replicas decided to have on nodes of this one, as far as they fit.
     pub(super) fn bind_guests(&mut self) {
         if self.guests.is_empty() {
             return;
+        }
+        let is_first = self.last_guest.is_none();
+        if is_first {
+            self.guests_since = self.core.world.nodes.changes.end();
         }
         let after = match self.last_guest.take() {
             Some(last) => (Bound::Excluded(last), Bound::Unbounded),
@@ -60,11 +53,14 @@ impl Scheduler {
             self.guests.range(after).take(GUESTS).map(|(key, _)| key.clone()).collect();
         if some.len() == GUESTS {
             self.last_guest = some.last().cloned();
-            // There are more.
-            self.changed.notify_one();
         }
         for key in some {
             self.bind_guest(&key);
+        }
+        // There are more, or nodes changed after the first of them were looked at.
+        let has_changed = self.guests_since != self.core.world.nodes.changes.end();
+        if self.last_guest.is_some() || (!is_first && has_changed) {
+            self.changed.notify_one();
         }
     }
 
@@ -84,10 +80,11 @@ impl Scheduler {
         self.guests.remove(key);
         self.assume(key, &uid, &shape, row);
         let assumed = Assumed::default();
-        let in_flight = InFlight { uid, shape, waiting: None, assumed, handed_over: None };
-        self.in_flight.insert(key.clone(), in_flight);
+        let waiting = None;
+        let in_flight = InFlight { number: 0, uid, shape, waiting, assumed, handed_over: None };
+        let number = self.begin(key.clone(), in_flight);
         let (timeout, way) = (Duration::ZERO, Way::Bind(permit));
-        self.binder.bind(Order { pod, node, work, timeout, way });
+        self.binder.bind(Order { number, pod, node, work, timeout, way });
     }
 
     /// A pod has its node. If another replica was to bind it, that was what was waited for.
@@ -109,17 +106,41 @@ impl Scheduler {
             if now < until {
                 return;
             }
-            self.handed_over.remove(&(until, key.clone()));
-            let Some(in_flight) = self.in_flight.remove(&key) else { continue };
-            self.unreserve(&in_flight);
+            let Some(in_flight) = self.give_up(until, &key) else { continue };
             let known = self.informers.pods.get(&key).filter(|pod| pod.uid() == in_flight.uid);
-            self.let_go(&key, &in_flight.uid);
             let waits = known.filter(|pod| node_of(pod).is_none() && !pod.is_deleting());
-            if let (Some(pod), Some(waiting)) = (waits, in_flight.waiting) {
-                tracing::info!(pod = %key, "was not bound by the replica whose node it was given");
-                self.binder.take_back(pod);
-                self.queue.retry(&key, waiting, now);
-            }
+            let (Some(pod), Some(waiting)) = (waits, in_flight.waiting) else { continue };
+            let Some(permit) = self.shares.begin_for(&key.tenant) else {
+                self.informers.dirty.add((Source::Pod, key));
+                continue;
+            };
+            tracing::info!(pod = %key, "was not bound by the replica whose node it was given");
+            self.binder.take_back(pod, permit);
+            self.queue.retry(&key, waiting, now);
         }
+    }
+
+    /// What others have or give away has changed: waits no longer for pods of tenants that others
+    /// decide for now, and for none to be bound on a node that is this replica's own now. All pods
+    /// have to be looked at again.
+    pub(super) fn give_up_what_moved(&mut self) {
+        let (shares, world) = (&self.shares, &self.core.world);
+        let moved = |key: &ObjectKey| {
+            let is_here = |held: &Held| shares.has_node(world.nodes.name(held.row));
+            !shares.decides_for(&key.tenant) || world.held(key).is_some_and(is_here)
+        };
+        let all = self.handed_over.iter().filter(|(_, key)| moved(key));
+        for (until, key) in all.cloned().collect::<Vec<_>>() {
+            self.give_up(until, &key);
+        }
+    }
+
+    /// Does not wait any longer for a pod that was handed over.
+    fn give_up(&mut self, until: Instant, key: &ObjectKey) -> Option<InFlight> {
+        self.handed_over.remove(&(until, key.clone()));
+        let in_flight = self.in_flight.remove(key)?;
+        self.unreserve(&in_flight);
+        self.let_go(key, &in_flight.uid);
+        Some(in_flight)
     }
 }
