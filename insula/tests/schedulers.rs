@@ -95,7 +95,7 @@ fn schedulers_are_killed_and_paused_while_pods_come() {
             });
             feed(&admin, &tenant.to_string());
             // As the controllers would, of which there are none.
-            let user = cloud.user(&name, "dev", "system:masters");
+            let user = cloud.user(&name, "dev", &format!("{name}-admins"));
             for (kind, namespace) in [("Namespace", None), ("ServiceAccount", Some("default"))] {
                 let object = json!({
                     "apiVersion": "v1", "kind": kind,
