@@ -10,7 +10,7 @@ use insula_client::ObjectKey;
 use k8s_openapi::api::core::v1::Pod;
 use tokio::time::Instant;
 
-use super::{InFlight, Scheduler};
+use super::{Scheduler, orders::InFlight};
 use crate::{
     binding::{Order, Way},
     informers::Source,
