@@ -186,7 +186,8 @@ fn replicas_come_and_go_under_load() {
     let mut n_tries = 0;
     while refused(&admin) == 0 {
         n_tries += 1;
-        assert!(n_tries <= 6, "nothing was refused\n{}", replicas.logs());
+        // Only what was under way when it fell asleep is, which is chance.
+        assert!(n_tries <= 20, "nothing was refused\n{}", replicas.logs());
         let at = n_tries % replicas.running.len();
         replicas.signal(at, "-STOP");
         replicas.until_shared(&admin, 2);
