@@ -17,6 +17,8 @@ pub const TENANTS: &str = "tenants";
 pub const PARTITIONS: &str = "partitions";
 /// The resource that serves replicas of the controllers.
 pub const CONTROLLER_INSTANCES: &str = "controllerinstances";
+/// Plural of the replicas of the scheduler.
+pub const SCHEDULER_INSTANCES: &str = "schedulerinstances";
 /// The resource that serves tables of who cares for which slots.
 pub const SLOT_TABLES: &str = "slottables";
 
@@ -155,10 +157,10 @@ pub struct PartitionStatus {
     pub epoch: Option<i64>,
 }
 
-/// What a replica of the controllers is.
+/// What a replica of the controllers, or of the scheduler, is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ControllerInstanceSpec {
+pub struct InstanceSpec {
     /// The machine on which it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
@@ -166,10 +168,10 @@ pub struct ControllerInstanceSpec {
     pub version: Option<String>,
 }
 
-/// How a replica of the controllers is.
+/// How a replica of the controllers, or of the scheduler, is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ControllerInstanceStatus {
+pub struct InstanceStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<InstancePhase>,
     /// How many slots it cares for.
@@ -238,6 +240,59 @@ pub struct SlotFenceStatus {
     pub newest: u64,
 }
 
+/// Binds pods of a partition, in one step.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodBindingsSpec {
+    /// At most [`MAX_POD_BINDINGS`], of tenants that live on the partition.
+    #[serde(default)]
+    pub bindings: Vec<PodBinding>,
+}
+
+/// Most bindings of one request.
+pub const MAX_POD_BINDINGS: usize = 512;
+
+/// Where a pod goes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodBinding {
+    #[serde(default)]
+    pub tenant: String,
+    #[serde(default)]
+    pub namespace: String,
+    #[serde(default)]
+    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+    #[serde(default)]
+    pub node: String,
+    /// `TASK=EPOCH`: it is bound only while the partition keeps this epoch for the task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence: Option<String>,
+}
+
+/// What came of bindings.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodBindingsStatus {
+    /// As many as there were bindings, and in their order.
+    #[serde(default)]
+    pub results: Vec<PodBindingResult>,
+}
+
+/// What came of a binding: what the answer to a single one would have said.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodBindingResult {
+    /// As of HTTP: 201 if the pod was bound, 421 if its tenant does not live on the partition.
+    #[serde(default)]
+    pub code: u16,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
 #[cfg(test)]
 mod tests {
     use serde::de::DeserializeOwned;
@@ -268,6 +323,8 @@ mod tests {
                 "[string]" => json!(["text"]),
                 "->io.insula.v1.PartitionEtcd" => full("PartitionEtcd"),
                 "[->io.insula.v1.SlotClaim]" => json!([full("SlotClaim")]),
+                "[->io.insula.v1.PodBinding]" => json!([full("PodBinding")]),
+                "[->io.insula.v1.PodBindingResult]" => json!([full("PodBindingResult")]),
                 other => panic!("{kind}.{field} is {other:?}"),
             };
             fields.insert((*field).to_owned(), value);
@@ -290,13 +347,17 @@ mod tests {
         check::<TenantStatus>("TenantStatus", |it| it["phase"] = json!("Active"));
         check::<PartitionSpec>("PartitionSpec", |_| ());
         check::<PartitionStatus>("PartitionStatus", |_| ());
-        check::<ControllerInstanceSpec>("ControllerInstanceSpec", |_| ());
-        check::<ControllerInstanceStatus>("ControllerInstanceStatus", |it| {
+        check::<InstanceSpec>("ControllerInstanceSpec", |_| ());
+        check::<InstanceStatus>("ControllerInstanceStatus", |it| {
             it["phase"] = json!("Leaving");
         });
+        check::<InstanceSpec>("SchedulerInstanceSpec", |_| ());
+        check::<InstanceStatus>("SchedulerInstanceStatus", |it| it["phase"] = json!("Lost"));
         check::<SlotTableSpec>("SlotTableSpec", |_| ());
         check::<SlotFenceSpec>("SlotFenceSpec", |_| ());
         check::<SlotFenceStatus>("SlotFenceStatus", |_| ());
+        check::<PodBindingsSpec>("PodBindingsSpec", |_| ());
+        check::<PodBindingsStatus>("PodBindingsStatus", |_| ());
     }
 
     #[test]

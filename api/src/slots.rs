@@ -30,6 +30,11 @@ impl Block {
         Self(slot_of(name) / SLOTS_OF_BLOCK)
     }
 
+    /// The block that a node falls into, by its name.
+    pub fn of_node(name: &str) -> Self {
+        Self::of_tenant(name)
+    }
+
     /// All of them, in order.
     pub fn all() -> impl Iterator<Item = Self> {
         (0..BLOCKS).map(Self)

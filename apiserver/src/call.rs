@@ -22,6 +22,7 @@ use crate::{
     registry::{Served, Whose},
     remarks::Remarks,
     request::{Encoding, FieldValidation, Query, body_encoding},
+    write::Together,
 };
 
 /// See the module.
@@ -39,6 +40,8 @@ pub(crate) struct Call {
     pub until: tokio::time::Instant,
     /// In which epoch it writes, if it writes for a task that changes hands.
     pub epoch: Option<Epoch>,
+    /// With whose writes its own goes together, if with any.
+    pub together: Option<Arc<Together>>,
     /// What is said beside the answer.
     pub remarks: Arc<Remarks>,
 }

@@ -27,17 +27,19 @@ pub(crate) fn asked(headers: &HeaderMap, caller: &Identity) -> Result<Option<Epo
         let why = format!("header {HEADER} is the platform's");
         return Err(ApiError::forbidden("", "", "", &why));
     }
-    let read = || {
-        let (task, number) = value.to_str().ok()?.split_once('=')?;
-        let number = number.parse().ok()?;
-        let is_name = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'-');
-        let valid = (1..=MAX_TASK).contains(&task.len()) && task.bytes().all(is_name);
-        valid.then(|| Epoch { task: task.into(), number })
-    };
-    let epoch = read().ok_or_else(|| {
+    let epoch = value.to_str().ok().and_then(read).ok_or_else(|| {
         ApiError::bad_request(format!("header {HEADER} is not of the form TASK=EPOCH"))
     })?;
     Ok(Some(epoch))
+}
+
+/// Reads `TASK=EPOCH`.
+pub(crate) fn read(text: &str) -> Option<Epoch> {
+    let (task, number) = text.split_once('=')?;
+    let number = number.parse().ok()?;
+    let is_name = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'-');
+    let valid = (1..=MAX_TASK).contains(&task.len()) && task.bytes().all(is_name);
+    valid.then(|| Epoch { task: task.into(), number })
 }
 
 #[cfg(test)]

@@ -66,6 +66,11 @@ impl ApiError {
         self
     }
 
+    /// Nothing was done, as it is not here.
+    pub(crate) fn misdirected(message: String) -> Self {
+        Self::new(StatusCode::MISDIRECTED_REQUEST, "Misdirected", message)
+    }
+
     /// What is said among servers is nobody else's business.
     pub(crate) fn only_for_servers() -> Self {
         let message = "forbidden: only servers of this cluster may do this";

@@ -45,7 +45,7 @@ use crate::{
     peers::{SendError, dns_name},
     registry::{self, Whose},
     request::Query,
-    websocket,
+    subresources, websocket,
 };
 
 /// How long another server may take to begin its answer; a little more than it allows itself.
@@ -92,12 +92,7 @@ impl Patience {
 
 impl Server {
     /// What decides which server answers a request; `None`: whichever gets it.
-    pub(crate) fn shard_of(
-        &self,
-        target: &Target,
-        whose: &Whose,
-        caller: &Caller,
-    ) -> Option<ShardKey> {
+    fn shard_of(&self, target: &Target, whose: &Whose, caller: &Caller) -> Option<ShardKey> {
         match target {
             // Discovery and the like is judged by the rules of the caller's tenant. What the
             // platform asks is about this very server.
@@ -124,9 +119,22 @@ impl Server {
     }
 
     /// Where a request has to go, if it is not here.
-    pub(crate) fn elsewhere(&self, key: &ShardKey) -> Option<Place> {
+    pub(crate) fn elsewhere(
+        &self,
+        target: &Target,
+        whose: &Whose,
+        caller: &Caller,
+    ) -> Option<Place> {
         let peers = self.peers.as_ref()?;
-        let place = self.partitions.place(key);
+        let place = match target {
+            // Nobody else may, wherever it is.
+            Target::Resource(path)
+                if subresources::is_in_partition(path) && caller.tenant().is_system() =>
+            {
+                self.partitions.place_of(&path.name)?
+            }
+            _ => self.partitions.place(&self.shard_of(target, whose, caller)?),
+        };
         let others = place.servers.iter().any(|server| server.name != peers.own());
         (!place.local && others).then_some(place)
     }

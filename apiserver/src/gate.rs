@@ -128,10 +128,7 @@ impl Server {
         }
         check_outsider(&caller, &whose, line.method, &place)?;
         let is_here = matches!(&place, Place::Other(path) if is_public(path));
-        if !is_here
-            && let Some(key) = self.shard_of(&place, &whose, &caller)
-            && let Some(place) = self.elsewhere(&key)
-        {
+        if !is_here && let Some(place) = self.elsewhere(&place, &whose, &caller) {
             return Ok(match is_forwarded {
                 true => Admitted::Misdirected,
                 false => Admitted::Elsewhere { caller: Box::new(caller), place },
@@ -299,6 +296,7 @@ impl Server {
             accept: Accept::JSON,
             headers: headers.clone(),
             epoch,
+            together: None,
             until: tokio::time::Instant::now() + patience,
             remarks: std::sync::Arc::new(Remarks::new(self.audit.is_some())),
         };

@@ -418,6 +418,10 @@ impl Server {
                 let status = subresources::bind(self, call, body).await?;
                 Ok(answer::status(StatusCode::CREATED, &status, call.accept))
             }
+            ("bindings", "POST") => {
+                let bindings = subresources::bind_all(self, call, body).await?;
+                answer::made(call, StatusCode::CREATED, &bindings)
+            }
             ("eviction", "POST") => {
                 let status = subresources::evict(self, call, body).await?;
                 Ok(answer::value(StatusCode::CREATED, &status, false))

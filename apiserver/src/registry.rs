@@ -272,7 +272,7 @@ impl Served {
         match (&*self.resource.group, &*self.resource.name) {
             ("" | "events.k8s.io", "events") => Durability::Relaxed,
             ("coordination.k8s.io", "leases") if namespace == NODE_LEASES => Durability::Relaxed,
-            ("insula.io", "controllerinstances") => Durability::Relaxed,
+            ("insula.io", "controllerinstances" | "schedulerinstances") => Durability::Relaxed,
             _ => Durability::Durable,
         }
     }

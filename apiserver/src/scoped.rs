@@ -43,6 +43,10 @@ impl Store for Scoped {
         self.store.write(write)
     }
 
+    fn write_all(&self, writes: Vec<Write>) -> BoxFuture<'_, Vec<Result<Committed, StoreError>>> {
+        self.store.write_all(writes)
+    }
+
     fn watch(&self, collection: &Collection, after: Revision) -> Result<Watcher, StoreError> {
         self.store.watch(collection, after)?.scoped(self.key.clone())
     }

@@ -1,6 +1,7 @@
 //! Paths below an object that are not simply a part of it: an action, or another form of it.
 
 mod binding;
+mod bindings;
 mod conditions;
 mod eviction;
 mod fence;
@@ -20,6 +21,7 @@ use crate::{
 
 pub(crate) use self::{
     binding::{bind, bind_named},
+    bindings::{bind_all, is_in_partition},
     eviction::evict,
     fence::fence,
     reviews::{review, user_info},

@@ -5,13 +5,17 @@
 
 mod change;
 mod create;
+mod together;
 
 use insula_api::object;
 use insula_partition::{snapshot::Entry, store::ReadAt};
 use serde_json::{Value, json};
 
-pub(crate) use self::change::{Changed, change, is_finished};
 use self::create::create_value;
+pub(crate) use self::{
+    change::{Changed, change, is_finished},
+    together::Together,
+};
 use crate::{
     Server,
     call::Call,

@@ -7,7 +7,9 @@ use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
-use crate::queue::{Key, Ownership, Permit, Queue};
+use insula_membership::{Ownership, Permit};
+
+use crate::queue::{Key, Queue};
 
 /// When to look at a key again if nothing happens to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -201,7 +203,7 @@ mod tests {
     use insula_client::ObjectKey;
 
     use super::*;
-    use crate::queue::Sole;
+    use insula_membership::Sole;
 
     /// Fails, then panics, then asks to be called once more, then is content.
     #[derive(Default)]

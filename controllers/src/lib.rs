@@ -23,8 +23,8 @@
 //! | `quota` | what is used of resource quotas |
 //! | `service_network` | networks of services, while their addresses are used |
 //!
-//! `everything` is what those that are about objects of all kinds follow; `membership` shares the
-//! tenants among replicas.
+//! `everything` is what those that are about objects of all kinds follow; `insula_membership` shares
+//! the tenants among replicas.
 //!
 //! # Invariants
 //!
@@ -37,6 +37,7 @@ mod bootstrap_tokens;
 mod certificates;
 mod claim;
 mod controller;
+mod copies;
 mod cronjob;
 mod daemonset;
 mod deployment;
@@ -47,7 +48,6 @@ mod expectations;
 mod gc;
 mod informers;
 mod job;
-mod membership;
 pub mod metrics;
 mod namespace;
 mod node_ipam;
@@ -79,7 +79,9 @@ mod written;
 use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
-use insula_client::{Client, ClientError, EventRecorder};
+use insula_client::{Client, ClientError, ControllerInstance, EventRecorder};
+use insula_membership::Membership;
+pub use insula_membership::{Ownership, Permit, Sole};
 use ipnet::IpNet;
 use k8s_openapi::api::{apps::v1::ReplicaSet, core::v1::ReplicationController};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -89,6 +91,7 @@ use self::{
     bootstrap_tokens::{BootstrapSigner, TokenCleaner},
     certificates::Certificates,
     controller::Controller,
+    copies::Copies,
     cronjob::CronJobs,
     daemonset::DaemonSets,
     deployment::Deployments,
@@ -98,7 +101,6 @@ use self::{
     gc::GarbageCollector,
     informers::Informers,
     job::{Jobs, Strays},
-    membership::{Copies, Membership},
     namespace::Namespaces,
     node_ipam::NodeAddresses,
     node_lifecycle::NodeLifecycle,
@@ -123,7 +125,6 @@ pub use self::{
     certificates::{SignError, Signer},
     controller::{Observer, Unobserved},
     node_ipam::PoolError,
-    queue::{Ownership, Permit, Sole},
 };
 
 /// How long reconciles that have begun may take to end after shutdown.
@@ -203,9 +204,12 @@ async fn run_all(config: Config, client: Client, shutdown: CancellationToken) ->
 
     let running = TaskTracker::new();
     let replica_client = named(&client, "replica")?;
-    let replica = config.host.as_ref().map(|host| Membership::new(host, &replica_client, &events));
-    let ownership = match &replica {
-        Some(replica) => replica.ownership(),
+    let replica = config
+        .host
+        .as_ref()
+        .map(|host| Membership::<ControllerInstance>::new(host, &replica_client, &events));
+    let ownership: Arc<dyn Ownership> = match &replica {
+        Some(replica) => replica.held().clone(),
         None => Arc::new(Sole),
     };
     let start = Starter {
@@ -276,7 +280,7 @@ async fn run_all(config: Config, client: Client, shutdown: CancellationToken) ->
     everything.start();
     let membership = replica.map(|replica| {
         let copies = Copies { informers: informers.clone(), everything: everything.clone() };
-        replica.run(copies, tasks.clone(), shutdown.clone(), supplies.clone())
+        replica.run(Arc::new(copies), tasks.clone(), shutdown.clone(), supplies.clone())
     });
     // It waits for the reconciles itself before it gives away what they are about.
     let membership = membership.map(|it| tasks.spawn(it));

@@ -18,11 +18,12 @@ use std::{
 };
 
 use insula_api::names::TenantName;
-use insula_client::{Backoff, ObjectKey, fence::Fence};
+use insula_client::{Backoff, ObjectKey};
+use insula_membership::Ownership;
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
-use crate::{membership::UnderWay, metrics::Counts};
+use crate::metrics::Counts;
 
 /// The delay after a key's first failure, and the longest.
 const FIRST_RETRY: Duration = Duration::from_millis(10);
@@ -39,42 +40,6 @@ impl Key for ObjectKey {
     fn tenant(&self) -> &TenantName {
         &self.tenant
     }
-}
-
-/// Says which tenants' objects this replica reconciles.
-pub trait Ownership: fmt::Debug + Send + Sync + 'static {
-    fn owns(&self, tenant: &TenantName) -> bool;
-
-    /// Begins a reconcile for a tenant, unless it is no longer this replica's. It is under way
-    /// until the permit is dropped.
-    fn begin(&self, tenant: &TenantName) -> Option<Permit>;
-
-    /// A write was refused because it is no longer this replica's to make.
-    fn refused(&self);
-}
-
-/// A reconcile may go on, and in which epoch it writes.
-#[derive(Debug, Default)]
-pub struct Permit {
-    pub(crate) fence: Option<Fence>,
-    /// Tells, when it is dropped, that it is over.
-    pub(crate) _under_way: Option<UnderWay>,
-}
-
-/// The only replica: it owns all.
-#[derive(Debug, Clone, Copy)]
-pub struct Sole;
-
-impl Ownership for Sole {
-    fn owns(&self, _tenant: &TenantName) -> bool {
-        true
-    }
-
-    fn begin(&self, _tenant: &TenantName) -> Option<Permit> {
-        Some(Permit::default())
-    }
-
-    fn refused(&self) {}
 }
 
 /// Keys waiting for a reconcile. Cheap to clone; clones share the keys.
@@ -326,6 +291,8 @@ impl<K: Key> State<K> {
 
 #[cfg(test)]
 mod tests {
+    use insula_membership::{Permit, Sole};
+
     use super::*;
 
     fn key(text: &str) -> ObjectKey {

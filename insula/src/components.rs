@@ -40,8 +40,9 @@ pub(crate) fn controllers(options: &cli::Controllers) -> Result<()> {
 pub(crate) fn scheduler(options: &cli::Scheduler) -> Result<()> {
     run_until_signalled(|shutdown: CancellationToken| async move {
         let client = Client::from_kubeconfig(&options.kubeconfig, "insula-scheduler").await?;
-        Ok(insula_scheduler::run(scheduler_config(options.config.as_deref())?, client, shutdown)
-            .await?)
+        let mut config = scheduler_config(options.config.as_deref())?;
+        config.host = Some(up::host_name());
+        Ok(insula_scheduler::run(config, client, shutdown).await?)
     })
 }
 

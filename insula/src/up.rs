@@ -239,7 +239,8 @@ impl Parts<'_> {
         }
         if !without(self.options, "scheduler") {
             let client = self.client("system:kube-scheduler", MASTERS)?;
-            let config = scheduler_config(self.options.scheduler_config.as_deref())?;
+            let mut config = scheduler_config(self.options.scheduler_config.as_deref())?;
+            config.host = Some(host_name());
             let stop = stop.clone();
             run(
                 "scheduler",

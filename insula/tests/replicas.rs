@@ -10,9 +10,8 @@ mod harness;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     io::{BufRead as _, BufReader},
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -21,126 +20,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use harness::{Cloud, Kubectl};
+use harness::{
+    Cloud, Kubectl,
+    replicas::{EVENTUALLY, Replicas, get},
+};
 use serde_json::{Value, json};
 
-/// How long the world may take to become as expected, on a machine that does much else.
-const EVENTUALLY: Duration = Duration::from_secs(90);
-const SLOTS: i64 = 16_384;
 const TENANTS: usize = 10;
 const DEPLOYMENTS: usize = 2;
 const PODS: usize = 3;
-
-/// Replicas as processes, and what they log.
-struct Replicas<'a> {
-    cloud: &'a Cloud,
-    user: Kubectl,
-    running: Vec<Child>,
-    n_started: usize,
-}
-
-impl<'a> Replicas<'a> {
-    fn new(cloud: &'a Cloud) -> Self {
-        let user = cloud.user("system", "system:kube-controller-manager", "system:masters");
-        Self { cloud, user, running: Vec::new(), n_started: 0 }
-    }
-
-    fn start(&mut self) {
-        self.n_started += 1;
-        let log = fs::File::create(self.cloud.path(&format!("replica-{}.log", self.n_started)));
-        let child = harness::insula()
-            .args(["controllers", "--kubeconfig"])
-            .arg(self.user.kubeconfig())
-            .arg("--root-ca")
-            .arg(self.cloud.path("ca.crt"))
-            .stdout(Stdio::null())
-            .stderr(log.unwrap())
-            .spawn();
-        self.running.push(child.unwrap());
-    }
-
-    fn signal(&self, at: usize, signal: &str) {
-        let id = self.running[at].id().to_string();
-        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
-    }
-
-    fn kill(&mut self, at: usize) {
-        let mut child = self.running.remove(at);
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-
-    /// Ends one by SIGTERM.
-    fn stop(&mut self, at: usize) {
-        self.signal(at, "-TERM");
-        let status = self.running.remove(at).wait().unwrap();
-        assert!(status.success(), "{status}");
-    }
-
-    fn logs(&self) -> String {
-        let log = |n| fs::read_to_string(self.cloud.path(&format!("replica-{n}.log")));
-        let text = |n| format!("--- replica {n}\n{}", log(n).unwrap_or_default());
-        (1..=self.n_started).map(text).collect()
-    }
-}
-
-impl Drop for Replicas<'_> {
-    fn drop(&mut self) {
-        for child in &mut self.running {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        if thread::panicking() {
-            let logs = self.logs();
-            let lines: Vec<&str> = logs.lines().collect();
-            eprintln!("{}", lines[lines.len().saturating_sub(120)..].join("\n"));
-        }
-    }
-}
-
-fn get(user: &Kubectl, args: &[&str]) -> Value {
-    let args = [&["get"], args, &["-o", "json"]].concat();
-    serde_json::from_str(&user.ok(&args)).unwrap()
-}
-
-/// Phase and slots of each replica, by name.
-fn instances(admin: &Kubectl) -> BTreeMap<String, (String, i64)> {
-    let list = get(admin, &["controllerinstances"]);
-    let items = list["items"].as_array().unwrap().iter();
-    let one = |it: &Value| {
-        let status = &it["status"];
-        let phase = status["phase"].as_str().unwrap_or_default().to_owned();
-        let name = it["metadata"]["name"].as_str().unwrap().to_owned();
-        (name, (phase, status["slots"].as_i64().unwrap_or(0)))
-    };
-    items.map(one).collect()
-}
-
-/// Waits until so many replicas live and share all slots; returns how long that took.
-#[track_caller]
-fn until_shared(admin: &Kubectl, n_replicas: usize, replicas: &Replicas<'_>) -> Duration {
-    let begin = Instant::now();
-    loop {
-        let all = instances(admin);
-        let active: Vec<i64> =
-            all.values().filter(|(phase, _)| phase == "Active").map(|(_, slots)| *slots).collect();
-        if active.len() == n_replicas
-            && active.iter().sum::<i64>() == SLOTS
-            && active.iter().all(|slots| *slots != 0)
-        {
-            return begin.elapsed();
-        }
-        assert!(begin.elapsed() < EVENTUALLY, "{all:?}\n{}", replicas.logs());
-        thread::sleep(Duration::from_millis(100));
-    }
-}
-
-/// Who holds slots, as the table says.
-fn holders(admin: &Kubectl) -> BTreeSet<String> {
-    let table = get(admin, &["slottable", "controllers"]);
-    let claims = table["spec"]["claims"].as_array().cloned().unwrap_or_default();
-    claims.iter().map(|claim| claim["holder"].as_str().unwrap().to_owned()).collect()
-}
 
 /// What a watch of all pods of all tenants has told so far.
 #[derive(Default)]
@@ -267,7 +155,7 @@ fn replicas_come_and_go_under_load() {
     for _ in 0..3 {
         replicas.start();
     }
-    until_shared(&admin, 3, &replicas);
+    replicas.until_shared(&admin, 3);
     let table = admin.ok(&["get", "controllerinstances"]);
     assert!(table.starts_with("NAME ") && table.contains("SLOTS"), "{table}");
     assert_eq!(table.lines().filter(|line| line.contains("Active")).count(), 3, "{table}");
@@ -298,40 +186,41 @@ fn replicas_come_and_go_under_load() {
     let mut n_tries = 0;
     while refused(&admin) == 0 {
         n_tries += 1;
-        assert!(n_tries <= 6, "nothing was refused\n{}", replicas.logs());
+        // Only what was under way when it fell asleep is, which is chance.
+        assert!(n_tries <= 20, "nothing was refused\n{}", replicas.logs());
         let at = n_tries % replicas.running.len();
         replicas.signal(at, "-STOP");
-        until_shared(&admin, 2, &replicas);
+        replicas.until_shared(&admin, 2);
         assert!(admin.ok(&["get", "controllerinstances"]).contains("Lost"));
         thread::sleep(Duration::from_secs(2));
         replicas.signal(at, "-CONT");
-        until_shared(&admin, 3, &replicas);
+        replicas.until_shared(&admin, 3);
     }
     eprintln!("{} writes of a paused replica were refused", refused(&admin));
 
     // One crashes: what it held is taken over.
     let begin = Instant::now();
     replicas.kill(0);
-    until_shared(&admin, 2, &replicas);
+    replicas.until_shared(&admin, 2);
     let crash = begin.elapsed();
     // One leaves in good order, as each does in a rolling restart; another one comes.
     let begin = Instant::now();
     replicas.stop(0);
     let ended = begin.elapsed();
-    until_shared(&admin, 1, &replicas);
+    replicas.until_shared(&admin, 1);
     let leave = begin.elapsed();
     eprintln!("a crash was made up for after {crash:?}; leaving took {ended:?}, in all {leave:?}");
     assert!(crash < Duration::from_secs(30), "{crash:?}");
     assert!(leave < Duration::from_secs(20), "{leave:?}");
     replicas.start();
     replicas.start();
-    until_shared(&admin, 3, &replicas);
+    replicas.until_shared(&admin, 3);
     for _ in 0..3 {
         replicas.stop(0);
         replicas.start();
-        until_shared(&admin, 3, &replicas);
+        replicas.until_shared(&admin, 3);
     }
-    assert_eq!(holders(&admin).len(), 3);
+    assert_eq!(replicas.holders(&admin).len(), 3);
 
     stop.store(true, Ordering::Relaxed);
     let n_deleted = loading.join().unwrap();
@@ -358,6 +247,6 @@ fn replicas_come_and_go_under_load() {
     while !replicas.running.is_empty() {
         replicas.stop(0);
     }
-    assert!(holders(&admin).is_empty());
+    assert!(replicas.holders(&admin).is_empty());
     assert!(n_deleted != 0);
 }

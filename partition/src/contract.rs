@@ -35,7 +35,7 @@ macro_rules! contract_tests {
             collections_are_those_with_values, stats_count, a_shut_down_store_says_so,
             raised_revisions_stay_above, fences_hold_what_moves, limits_are_kept,
             limits_are_of_bytes_kinds_and_namespaces, many_at_the_limit,
-            epochs_refuse_who_was_replaced,
+            epochs_refuse_who_was_replaced, several_are_judged_each_by_itself,
         );
     };
     ($open:path; $($test:ident,)*) => {
@@ -640,4 +640,37 @@ pub(crate) async fn epochs_refuse_who_was_replaced(store: Arc<dyn Store>) {
     assert_eq!(epochs::raise(&*store, &[of("t.1", 1)]).await.unwrap(), [of("t.1", 2)]);
     refused(by(1, "c", Expect::Anything), 2).await;
     put(&*store, "c", "1").await;
+}
+
+pub(crate) async fn several_are_judged_each_by_itself(store: Arc<dyn Store>) {
+    let there = put(&*store, "there", "1").await;
+    epochs::raise(&*store, &[Epoch { task: "t".into(), number: 2 }]).await.unwrap();
+    let by = |number, key: &str| Write {
+        epoch: Some(Epoch { task: "t".into(), number }),
+        ..write(key, Expect::Absent, value("2"))
+    };
+    let writes = vec![
+        by(2, "a"),
+        by(1, "late"),
+        write("there", Expect::Absent, value("2")),
+        write("there", Expect::At(there.revision), value("3")),
+        write("b", Expect::Present, Change::Delete),
+        by(2, "c"),
+    ];
+    let done = store.write_all(writes).await;
+    let told: Vec<_> = done
+        .iter()
+        .map(|it| match it {
+            Ok(_) => "done",
+            Err(StoreError::Conflict { .. }) => "conflict",
+            Err(StoreError::Superseded { .. }) => "superseded",
+            Err(other) => panic!("{other}"),
+        })
+        .collect();
+    assert_eq!(told, ["done", "superseded", "conflict", "done", "conflict", "done"]);
+    let revisions: Vec<_> = done.iter().flatten().map(|it| it.revision).collect();
+    assert!(revisions.iter().all(|it| there.revision < *it));
+    let found = latest(&*store).await;
+    assert_eq!(found.keys().collect::<Vec<_>>(), ["a", "c", "there"]);
+    assert_eq!(store.write_all(Vec::new()).await.len(), 0);
 }

@@ -151,6 +151,11 @@ impl Partitions {
         self.shared.view.load().place(key)
     }
 
+    /// Who answers for the partition of that name now, if there is one.
+    pub fn place_of(&self, name: &str) -> Option<Place> {
+        self.shared.view.load().place_of(name)
+    }
+
     /// The partition that `key` lives on, with its name.
     pub fn store_for(&self, key: &ShardKey) -> (String, Arc<dyn Store>) {
         let place = self.place(key);

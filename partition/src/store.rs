@@ -21,7 +21,7 @@
 use std::{borrow::Borrow, collections::BTreeSet, fmt, sync::Arc};
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, join_all};
 use insula_api::quota::amounts::Amounts;
 
 use crate::{
@@ -217,6 +217,13 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// On [`StoreError::Unavailable`] the write may or may not have happened.
     fn write(&self, write: Write) -> BoxFuture<'_, Result<Committed, StoreError>>;
+
+    /// Does several guarded writes, each judged by itself and in this order as far as they go
+    /// together: one that is refused does not keep the others from being done. Where the backend
+    /// can, they are one step of the partition; the outcomes are in the order of the writes.
+    fn write_all(&self, writes: Vec<Write>) -> BoxFuture<'_, Vec<Result<Committed, StoreError>>> {
+        Box::pin(join_all(writes.into_iter().map(|write| self.write(write))))
+    }
 
     /// Follows a collection: all changes with a revision strictly above `after`.
     ///

@@ -1,32 +1,35 @@
 //! Writing down where a pod goes.
 
-use std::{sync::Arc, time::Duration};
+mod batches;
+mod volumes;
+mod writer;
 
-use insula_client::{
-    Client, Error, EventRecorder, EventType, Informer, Kind, ObjectKey, Patch, Tenanted,
-};
-use k8s_openapi::{
-    api::core::v1::{Binding, Node, ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod},
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Status},
-};
-use serde_json::json;
-use tokio::{
-    sync::{Semaphore, mpsc, watch},
-    time::Instant,
-};
-use tokio_util::task::TaskTracker;
-
-use crate::{
-    pod::node_of,
-    storage::{SELECTED_NODE, Work},
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
 };
 
-/// Requests at the same time.
-const PARALLEL_BINDINGS: usize = 64;
+use insula_client::{Client, Error, EventRecorder, ObjectKey, Tenanted};
+use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::mpsc;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::{
+    batches::Batches,
+    volumes::bind_volumes,
+    writer::{Ready, Writer},
+};
+pub(crate) use self::{batches::offers, volumes::Volumes};
+use crate::{Observer, storage::Work};
+
+/// What may be written goes on until this is dropped.
+pub(crate) use insula_membership::Permit;
 
 /// What came of a binding, or of making room.
 #[derive(Debug)]
 pub(crate) struct Done {
+    /// Of the order; 0 if there was none.
+    pub(crate) number: u64,
     pub(crate) key: ObjectKey,
     pub(crate) uid: String,
     pub(crate) result: Result<(), NotBound>,
@@ -46,184 +49,94 @@ pub(crate) enum NotBound {
 /// What is to be written for a pod.
 #[derive(Debug)]
 pub(crate) struct Order {
+    /// Tells orders for the same pod apart.
+    pub(crate) number: u64,
     pub(crate) pod: Arc<Tenanted<Pod>>,
     pub(crate) node: Arc<str>,
     /// Comes first.
     pub(crate) work: Work,
     /// How long volumes may take.
     pub(crate) timeout: Duration,
+    pub(crate) way: Way,
 }
 
-/// Claims and volumes as they are, for those who wait for them.
-#[derive(Debug, Clone)]
-pub(crate) struct Volumes {
-    pub(crate) claims: Informer<PersistentVolumeClaim>,
-    pub(crate) volumes: Informer<PersistentVolume>,
-    /// Ticks whenever a claim changes.
-    pub(crate) claims_changed: watch::Receiver<u64>,
+/// How a pod comes to its node.
+#[derive(Debug)]
+pub(crate) enum Way {
+    /// By being bound.
+    Bind(Permit),
+    /// By being nominated for it: the replica whose node it is binds it.
+    HandOver(Permit),
 }
 
-/// Writes bindings, each in a task of its own.
+/// Writes bindings: many by one request where the server takes them so, else each by its own.
 #[derive(Debug)]
 pub(crate) struct Binder {
-    client: Client,
-    events: EventRecorder,
-    tasks: TaskTracker,
-    results: mpsc::UnboundedSender<Done>,
+    writer: Arc<Writer>,
+    batches: Arc<OnceLock<Batches>>,
     volumes: Volumes,
-    places: Arc<Semaphore>,
 }
 
 impl Binder {
-    pub(crate) fn new(
+    /// Writes in `bindings`. What it follows itself is followed until `supplies`.
+    pub(crate) fn start(
         client: Client,
         events: EventRecorder,
-        tasks: TaskTracker,
+        bindings: TaskTracker,
         results: mpsc::UnboundedSender<Done>,
         volumes: Volumes,
+        observer: Arc<dyn Observer>,
+        (tasks, supplies): (&TaskTracker, &CancellationToken),
     ) -> Self {
-        let places = Arc::new(Semaphore::new(PARALLEL_BINDINGS));
-        Self { client, events, tasks, results, volumes, places }
+        let writer = Arc::new(Writer::new(client, events, bindings, results, observer));
+        let batches = Arc::new(OnceLock::new());
+        let (found, finder) = (batches.clone(), writer.clone());
+        let (followers, until) = (tasks.clone(), supplies.clone());
+        let find = async move {
+            if let Some(it) = Batches::find(finder, &followers, &until).await {
+                // Nobody else sets it.
+                let _ = found.set(it);
+            }
+        };
+        tasks.spawn(supplies.clone().run_until_cancelled_owned(find));
+        Self { writer, batches, volumes }
+    }
+
+    /// Takes back that a pod was nominated, as nobody has bound it. `permit` is for its tenant.
+    pub(crate) fn take_back(&self, pod: Arc<Tenanted<Pod>>, permit: Permit) {
+        self.writer.take_back(pod, permit);
     }
 
     /// Binds a pod; the result arrives in `results`.
     pub(crate) fn bind(&self, order: Order) {
-        let (client, events) = (self.client.clone(), self.events.clone());
-        let (results, places) = (self.results.clone(), self.places.clone());
-        let volumes = (!order.work.is_empty()).then(|| self.volumes.clone());
-        self.tasks.spawn(async move {
-            let Order { pod, node, work, timeout } = order;
-            let prepared = match volumes {
-                Some(volumes) => {
-                    let all = bind_volumes(&client, volumes, &work, &node);
-                    let late = || NotBound::Volumes("context deadline exceeded".to_owned());
-                    // Boxed: few pods need it, and all would carry its state.
-                    tokio::time::timeout(timeout, Box::pin(all))
-                        .await
-                        .unwrap_or_else(|_| Err(late()))
-                }
-                None => Ok(()),
-            };
-            // A closed semaphore does not occur: nobody closes it.
-            let _place = places.acquire_owned().await;
-            let result = match prepared {
-                Ok(()) => bind(&client, &pod, &node).await.map_err(NotBound::Api),
-                Err(error) => Err(error),
-            };
-            if result.is_ok() {
-                let (namespace, name) = (pod.namespace(), pod.name());
-                let message = format!("Successfully assigned {namespace}/{name} to {node}");
-                events.record(&pod, EventType::Normal, "Scheduled", message);
-            }
-            let done = Done { key: pod.key(), uid: pod.uid().to_owned(), result };
-            if results.send(done).is_err() {
-                tracing::debug!("the scheduler ended before a binding");
+        let Order { number, pod, node, work, timeout, way } = order;
+        let ready = Ready { number, pod, node, way };
+        if work.is_empty() {
+            return hand_on(&self.writer, &self.batches, ready);
+        }
+        let (writer, batches) = (self.writer.clone(), self.batches.clone());
+        let volumes = self.volumes.clone();
+        self.writer.tasks().spawn(async move {
+            let all = Box::pin(bind_volumes(writer.client(), volumes, &work, &ready.node));
+            let late = || NotBound::Volumes("context deadline exceeded".to_owned());
+            let bound = tokio::time::timeout(timeout, all).await;
+            match bound.unwrap_or_else(|_| Err(late())) {
+                Ok(()) => hand_on(&writer, &batches, ready),
+                Err(error) => writer.done(&ready, Err(error)),
             }
         });
     }
 }
 
-/// Has volumes bound and made, and waits until all claims have theirs.
-async fn bind_volumes(
-    client: &Client,
-    mut known: Volumes,
-    work: &Work,
-    node: &str,
-) -> Result<(), NotBound> {
-    for (volume, claim) in &work.bind {
-        let (Some(live), Some(claim)) = (known.volumes.get(volume), known.claims.get(claim)) else {
-            return Err(NotBound::Volumes("a volume or claim is gone".to_owned()));
-        };
-        let patch = Patch::Merge(json!({
-            "metadata": {
-                "resourceVersion": live.resource_version(),
-                "annotations": {"pv.kubernetes.io/bound-by-controller": "yes"},
-            },
-            "spec": {"claimRef": {
-                "apiVersion": "v1", "kind": "PersistentVolumeClaim",
-                "namespace": claim.namespace(), "name": claim.name(), "uid": claim.uid(),
-                "resourceVersion": claim.resource_version(),
-            }},
-        }));
-        let volumes = client.tenant(&volume.tenant).api::<PersistentVolume>();
-        volumes.patch(&volume.name, &patch).await?;
+fn hand_on(writer: &Arc<Writer>, batches: &OnceLock<Batches>, ready: Ready) {
+    if let Way::HandOver(_) = ready.way {
+        return writer.hand_over(ready);
     }
-    for claim in &work.provision {
-        let patch = Patch::Merge(json!({"metadata": {"annotations": {SELECTED_NODE: node}}}));
-        let claims =
-            client.tenant(&claim.tenant).namespaced::<PersistentVolumeClaim>(&claim.namespace);
-        claims.patch(&claim.name, &patch).await?;
-    }
-    let all: Vec<&ObjectKey> =
-        work.bind.iter().map(|(_, claim)| claim).chain(&work.provision).collect();
-    // When the copy may still be older than what was just written.
-    let written = Instant::now();
-    loop {
-        known.claims_changed.mark_unchanged();
-        let mut all_bound = true;
-        for key in &all {
-            let Some(claim) = known.claims.get(key).filter(|it| !it.is_deleting()) else {
-                return Err(NotBound::Volumes(format!(
-                    "persistentvolumeclaim \"{}\" is gone",
-                    key.name
-                )));
-            };
-            let spec = claim.spec.as_ref();
-            let phase = claim.status.as_ref().and_then(|it| it.phase.as_deref());
-            let has_volume =
-                spec.and_then(|it| it.volume_name.as_deref()).is_some_and(|it| !it.is_empty());
-            all_bound &= has_volume && phase == Some("Bound");
-            let annotations = claim.metadata.annotations.as_ref();
-            let is_selected = annotations.is_some_and(|it| it.contains_key(SELECTED_NODE));
-            // Whoever was to make the volume could not, and wants another node.
-            let grace = Duration::from_secs(5);
-            if !has_volume
-                && !is_selected
-                && work.provision.contains(key)
-                && grace < written.elapsed()
-            {
-                return Err(NotBound::Volumes(format!(
-                    "provisioning failed for PVC \"{}\"",
-                    key.name
-                )));
-            }
-        }
-        if all_bound {
-            return Ok(());
-        }
-        // Looks from time to time also if nothing changes, for the grace above.
-        let changed = known.claims_changed.changed();
-        let _ = tokio::time::timeout(Duration::from_secs(5), changed).await;
-    }
-}
-
-async fn bind(client: &Client, pod: &Tenanted<Pod>, node: &str) -> Result<(), Error> {
-    let pods = client.tenant(&pod.tenant).namespaced::<Pod>(pod.namespace());
-    let binding = Binding {
-        metadata: ObjectMeta {
-            name: Some(pod.name().to_owned()),
-            namespace: Some(pod.namespace().to_owned()),
-            uid: Some(pod.uid().to_owned()),
-            ..ObjectMeta::default()
-        },
-        target: ObjectReference {
-            kind: Some(Node::resource().kind.into_owned()),
-            name: Some(node.to_owned()),
-            ..ObjectReference::default()
-        },
+    let left = match batches.get() {
+        Some(batches) => batches.take(ready),
+        None => Err(ready),
     };
-    let answer: Result<Status, Error> =
-        pods.create_subresource(pod.name(), "binding", &binding).await;
-    match answer {
-        Ok(_) => Ok(()),
-        // The binding may have been written all the same; assuming otherwise would let another
-        // pod have its place.
-        Err(error) if error.is_ambiguous() || error.is_conflict() => {
-            match pods.get_opt(pod.name()).await? {
-                Some(live) if live.uid() == pod.uid() && node_of(&live) == Some(node) => Ok(()),
-                _ => Err(error),
-            }
-        }
-        Err(error) => Err(error),
+    if let Err(ready) = left {
+        writer.one(ready);
     }
 }

@@ -9,8 +9,10 @@ use crate::{
     framework::{Event, Hint, Prepared},
     ledger::Held,
     outlook::{Decision, Outlook},
+    passes::Passes,
     pod::{Shape, Shapes, node_of},
     profile::Profile,
+    storage::Work,
     world::World,
 };
 
@@ -118,6 +120,19 @@ impl Core {
             self.drop_outlooks();
         }
         decision
+    }
+
+    /// Whether a pod can go to this row now, and what is to be written before that. Others that are
+    /// nominated for the row are left no room: two that wait for each other would both wait for
+    /// ever, and this is asked where the room is given away.
+    pub(crate) fn will_do(&mut self, shape: &Arc<Shape>, row: usize) -> Option<Work> {
+        let profile = self.profiles.iter().find(|it| it.name == shape.scheduler)?;
+        if !self.world.nodes.is_there(row) {
+            return None;
+        }
+        let mut passes = Passes::prepare(profile, &mut self.world, shape);
+        let fits = passes.refusal().is_none() && passes.check(&self.world, row).is_feasible();
+        fits.then(|| passes.work(&self.world, row))
     }
 
     /// Drops the half of the outlooks that was not used lately.

@@ -41,7 +41,7 @@ pub(crate) enum Source {
 }
 
 /// Local copies of all that matters.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Informers {
     pub(crate) pods: Informer<Pod>,
     pub(crate) nodes: Informer<Node>,
@@ -152,6 +152,28 @@ impl Informers {
             self.replication_controllers.synced(),
         );
         a && b && c && d && e && f && g && h && i && j && k && l
+    }
+
+    /// Waits until they show all that was written before the call, as far as it decides about room
+    /// on nodes; `false` if they never will.
+    pub(crate) async fn caught_up(&self) -> bool {
+        let (a, b, c, d) = futures::join!(
+            self.pods.caught_up(),
+            self.nodes.caught_up(),
+            self.claims.caught_up(),
+            self.volumes.caught_up(),
+        );
+        a && b && c && d
+    }
+
+    /// Has all nodes and pods looked at again.
+    pub(crate) fn look_at_all(&self) {
+        for node in self.nodes.list() {
+            self.dirty.add((Source::Node, node.key()));
+        }
+        for pod in self.pods.list() {
+            self.dirty.add((Source::Pod, pod.key()));
+        }
     }
 
     /// Shows a change in the world, of whatever is neither a node nor a pod. Returns what those

@@ -8,11 +8,12 @@
 //! # Invariants
 //!
 //! * A pod is bound only to a node on which, by all that is known and decided, it fits.
-//! * Tenants take turns: one tenant's flood of pods delays another's one pod by one decision.
+//! * Tenants take turns, the more the less they have: one tenant's flood of pods delays another's
+//!   first pod by one decision.
 //!
 //! # What is deliberately absent
 //!
-//! Device claims, gangs of pods, and several replicas that share the nodes.
+//! Device claims and gangs of pods.
 
 mod best;
 mod binding;
@@ -35,11 +36,16 @@ mod pod;
 mod preempting;
 mod profile;
 mod queue;
+mod replica;
 mod reporting;
 mod requests;
 mod scheduler;
+mod shares;
+#[cfg(test)]
+mod sim;
 mod storage;
 mod tally;
+mod usage;
 mod workloads;
 mod world;
 
@@ -55,8 +61,10 @@ use self::{
     informers::Informers,
     preempting::Evictor,
     queue::{Backoff, Queue},
+    replica::Copies,
     reporting::Reporter,
     scheduler::{DRAIN, Scheduler},
+    shares::Shares,
 };
 pub use self::{
     config::{ConfigError, Configuration},
@@ -73,6 +81,8 @@ pub trait Observer: fmt::Debug + Send + Sync + 'static {
     fn scheduled(&self, took: Duration);
     /// So many pods look for a node.
     fn waiting(&self, n_pods: usize);
+    /// One request was made that is to bind so many pods.
+    fn asked_to_bind(&self, n_pods: usize);
 }
 
 /// Observes nothing.
@@ -83,6 +93,7 @@ impl Observer for Unobserved {
     fn decided(&self, _found: bool, _took: Duration) {}
     fn scheduled(&self, _took: Duration) {}
     fn waiting(&self, _n_pods: usize) {}
+    fn asked_to_bind(&self, _n_pods: usize) {}
 }
 
 /// What the scheduler must be told.
@@ -93,6 +104,9 @@ pub struct Config {
     /// How long a pod waits after it found no node: after the first time, and at most.
     pub initial_backoff: Duration,
     pub max_backoff: Duration,
+    /// The host on which this is a replica among others, with which it shares the work, if the
+    /// server knows of replicas. Without one it is the only one, and does all of it.
+    pub host: Option<String>,
     /// Learns of every decision.
     pub observer: Arc<dyn Observer>,
 }
@@ -113,6 +127,7 @@ impl Default for Config {
             profiles: vec![Profile::default()],
             initial_backoff: backoff.first,
             max_backoff: backoff.longest,
+            host: None,
             observer: Arc::new(Unobserved),
         }
     }
@@ -158,11 +173,35 @@ async fn schedule(
         claims_changed: informers.claims_changed.clone(),
     };
     let evictor = Evictor::new(client.clone(), events.clone(), bindings.clone(), results.clone());
-    let binder = Binder::new(client, events, bindings.clone(), results, volumes);
+    let replica_client = client.clone();
+    let binder = Binder::start(
+        client,
+        events.clone(),
+        bindings.clone(),
+        results,
+        volumes,
+        config.observer.clone(),
+        (&tasks, &supplies),
+    );
     let backoff = Backoff { first: config.initial_backoff, longest: config.max_backoff };
+    let membership = match &config.host {
+        Some(host) => shutdown
+            .run_until_cancelled(replica::join(host, &replica_client, &events))
+            .await
+            .flatten(),
+        None => None,
+    };
+    let shares = Shares::of(membership.as_ref().map(|it| it.held().clone()));
+    let replica = membership.map(|membership| {
+        let work = Copies { informers: informers.clone(), changed: changed.clone() };
+        let leaving = shutdown.clone();
+        let running = membership.run(Arc::new(work), tasks.clone(), leaving, supplies.clone());
+        tasks.spawn(running)
+    });
     let scheduler = Scheduler::new(
         Core::new(config.profiles),
         Queue::new(backoff),
+        shares,
         informers,
         changed,
         binder,
@@ -174,6 +213,12 @@ async fn schedule(
     bindings.close();
     if tokio::time::timeout(DRAIN, bindings.wait()).await.is_err() {
         tracing::warn!("some bindings did not end in time");
+    }
+    // What it held is given away once nothing is bound there any more.
+    if let Some(replica) = replica
+        && let Err(error) = replica.await
+    {
+        tracing::error!(%error, "what this replica held was not given away");
     }
     supplies.cancel();
     tasks.close();

@@ -11,6 +11,8 @@
 //!   grow.
 //! * Whatever changes a row is in [`Nodes::changes`].
 
+mod preferred;
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
@@ -37,6 +39,8 @@ pub(crate) struct Column {
     pub(crate) name: Arc<str>,
     pub(crate) allocatable: Vec<i64>,
     pub(crate) held: Vec<i64>,
+    /// What all nodes that are there offer.
+    pub(crate) total: i64,
 }
 
 impl Column {
@@ -66,6 +70,8 @@ pub(crate) struct Nodes {
     pub(crate) taints: Vec<usize>,
     pub(crate) taint_sets: Vec<Vec<Taint>>,
     pub(crate) ports: Vec<Vec<HostPort>>,
+    /// Nodes of this replica's own share, if there are others.
+    preferred: Vec<bool>,
     pub(crate) labels: Labels,
     pub(crate) images: Images,
     pub(crate) changes: Changes,
@@ -101,6 +107,7 @@ impl Nodes {
             taints: Vec::new(),
             taint_sets: vec![Vec::new()],
             ports: Vec::new(),
+            preferred: Vec::new(),
             labels: Labels::default(),
             images: Images::default(),
             changes: Changes::default(),
@@ -116,7 +123,7 @@ impl Nodes {
         let name: Arc<str> = name.into();
         let empty = vec![0; self.names.len()];
         self.resources.insert(name.clone(), self.columns.len());
-        self.columns.push(Column { name, allocatable: empty.clone(), held: empty });
+        self.columns.push(Column { name, allocatable: empty.clone(), held: empty, total: 0 });
         self.version += 1;
     }
 
@@ -207,6 +214,7 @@ impl Nodes {
                 .map_or(0, |quantity| amount(&column.name, quantity));
             changed.grew |= column.allocatable[row] < offer;
             shrank |= offer < column.allocatable[row];
+            column.total = column.total.saturating_add(offer - column.allocatable[row]);
             column.allocatable[row] = offer;
         }
         let no_labels = BTreeMap::new();
@@ -242,6 +250,7 @@ impl Nodes {
             self.unschedulable.push(false);
             self.taints.push(0);
             self.ports.push(Vec::new());
+            self.preferred.push(false);
             for column in &mut self.columns {
                 column.allocatable.push(0);
                 column.held.push(0);
@@ -261,6 +270,7 @@ impl Nodes {
         self.is_there[row] = false;
         self.n_there -= 1;
         for column in &mut self.columns {
+            column.total -= column.allocatable[row];
             column.allocatable[row] = 0;
         }
         self.labels.set(row, &BTreeMap::new());

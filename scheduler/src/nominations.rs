@@ -15,16 +15,23 @@ pub(crate) struct Nominations {
 }
 
 impl Nominations {
-    /// Notes which row a pod is nominated for, if any.
-    pub(crate) fn set(&mut self, key: &ObjectKey, nominated: Option<(usize, Arc<Shape>)>) {
+    /// Notes which row a pod is nominated for, if any. Returns for which it was, and as what.
+    pub(crate) fn set(
+        &mut self,
+        key: &ObjectKey,
+        nominated: Option<(usize, Arc<Shape>)>,
+    ) -> Option<(usize, Arc<Shape>)> {
         if nominated.is_none() && !self.by_pod.contains_key(key) {
-            return;
+            return None;
         }
         self.version += 1;
+        let mut before = None;
         if let Some(row) = self.by_pod.remove(key)
             && let Some(pods) = self.by_row.get_mut(&row)
         {
-            pods.retain(|(it, _)| it != key);
+            if let Some(place) = pods.iter().position(|(it, _)| it == key) {
+                before = Some((row, pods.remove(place).1));
+            }
             if pods.is_empty() {
                 self.by_row.remove(&row);
             }
@@ -33,6 +40,7 @@ impl Nominations {
             self.by_pod.insert(key.clone(), row);
             self.by_row.entry(row).or_default().push((key.clone(), shape));
         }
+        before
     }
 
     /// Grows with every change.

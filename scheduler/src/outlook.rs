@@ -215,7 +215,7 @@ impl Outlook {
         self.verdicts[row] = verdict;
         if verdict.is_feasible() {
             let rated = self.of_rows.iter().map(|(weight, it)| weight * it.rate(world, row));
-            self.scores[row] = rated.sum();
+            self.scores[row] = rated.sum::<i64>() + world.nodes.head_start(row);
         }
         if let Some(best) = &mut self.best {
             best.set(row, verdict.is_feasible().then_some(self.scores[row]));

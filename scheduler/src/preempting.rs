@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    binding::{Done, NotBound},
+    binding::{Done, NotBound, Permit},
     pod::scheduler_of,
 };
 
@@ -48,18 +48,33 @@ impl Evictor {
     }
 
     /// Ends `victims` on `node` so that `pod` has room. Only what goes wrong arrives in `results`.
-    pub(crate) fn evict(&self, pod: &Arc<Tenanted<Pod>>, node: &Arc<str>, victims: Vec<Victim>) {
+    /// `permit` is for the pod's tenant.
+    pub(crate) fn evict(
+        &self,
+        pod: &Arc<Tenanted<Pod>>,
+        node: &Arc<str>,
+        victims: Vec<Victim>,
+        permit: Permit,
+    ) {
+        let permit = Arc::new(permit);
         for victim in victims {
+            let permit = permit.clone();
             let (client, events) = (self.client.clone(), self.events.clone());
             let (results, places) = (self.results.clone(), self.places.clone());
             let (pod, node) = (pod.clone(), node.clone());
             self.tasks.spawn(async move {
                 // A closed semaphore does not occur: nobody closes it.
                 let _place = places.acquire_owned().await;
-                if let Err(error) = end(&client, &events, &pod, &node, &victim).await {
+                let ended = end(&client, &events, &pod, &node, &victim);
+                let ended = match permit.fence.clone() {
+                    Some(fence) => fence.around(ended).await,
+                    None => ended.await,
+                };
+                if let Err(error) = ended {
                     tracing::warn!(pod = %victim.key, error = chain(&error), "not preempted");
                     let uid = pod.uid().to_owned();
-                    let done = Done { key: pod.key(), uid, result: Err(NotBound::NoRoom) };
+                    let done =
+                        Done { number: 0, key: pod.key(), uid, result: Err(NotBound::NoRoom) };
                     if results.send(done).is_err() {
                         tracing::debug!("the scheduler ended before a preemption");
                     }

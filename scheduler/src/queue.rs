@@ -6,12 +6,15 @@
 //!
 //! # Invariants
 //!
-//! * Tenants take turns; within a tenant higher priority goes first, then whoever came first.
+//! * Tenants take turns, the more the less they have ([`line`]); within a tenant higher priority
+//!   goes first, then whoever came first.
 //! * A stuck pod becomes active, or backs off, on the first happening that could help it, and in
 //!   any case after [`STUCK_LIMIT`].
 
+mod line;
+
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -20,6 +23,8 @@ use insula_api::names::TenantName;
 use insula_client::ObjectKey;
 use tokio::time::Instant;
 
+use self::line::Line;
+pub(crate) use self::line::TURN;
 use crate::pod::{Candidate, Shape};
 
 /// How long pods wait after they found nothing: after the first time, and at most.
@@ -86,7 +91,7 @@ pub(crate) struct Queue {
     stuck: HashMap<u64, Group>,
     pods: HashMap<ObjectKey, (Waiting, Place)>,
     active: HashMap<TenantName, BTreeSet<(Rank, ObjectKey)>>,
-    turns: VecDeque<TenantName>,
+    line: Line,
     /// Pods that are to look again by then: those that back off, and stuck ones at their limit.
     alarms: BTreeSet<(Instant, ObjectKey)>,
     n_ranked: u64,
@@ -125,7 +130,7 @@ impl Queue {
                     pods.remove(&(rank, key.clone()));
                     if pods.is_empty() {
                         self.active.remove(&key.tenant);
-                        self.turns.retain(|tenant| *tenant != key.tenant);
+                        self.line.leave(&key.tenant);
                     }
                 }
             }
@@ -156,24 +161,36 @@ impl Queue {
         self.pods.insert(key.clone(), (waiting, Place::Active(rank)));
         let pods = self.active.entry(key.tenant.clone()).or_default();
         if pods.is_empty() {
-            self.turns.push_back(key.tenant.clone());
+            self.line.enter(&key.tenant);
         }
         pods.insert((rank, key.clone()));
     }
 
-    /// Takes the pod whose turn it is out of the queue.
-    pub(crate) fn take(&mut self, now: Instant) -> Option<(ObjectKey, Waiting)> {
+    /// Takes the pod whose turn it is out of the queue. `cost` is what a turn of a tenant costs:
+    /// [`TURN`] if it has nothing, more if it has much.
+    pub(crate) fn take(
+        &mut self,
+        now: Instant,
+        cost: impl FnOnce(&TenantName) -> u64,
+    ) -> Option<(ObjectKey, Waiting)> {
         self.wake(now);
-        let tenant = self.turns.pop_front()?;
+        let tenant = self.line.next(cost)?;
         let pods = self.active.get_mut(&tenant)?;
         let (_, key) = pods.pop_first()?;
         if pods.is_empty() {
             self.active.remove(&tenant);
-        } else {
-            self.turns.push_back(tenant);
+            self.line.leave(&tenant);
         }
         let (waiting, _) = self.pods.remove(&key)?;
         Some((key, waiting))
+    }
+
+    /// Forgets the pods that `stays` does not choose.
+    pub(crate) fn retain(&mut self, stays: impl Fn(&ObjectKey) -> bool) {
+        let gone: Vec<_> = self.pods.keys().filter(|key| !stays(key)).cloned().collect();
+        for key in gone {
+            self.remove(&key);
+        }
     }
 
     /// Puts back a pod that found no node, because these filters refused all.
@@ -266,6 +283,11 @@ impl Queue {
         self.alarms.first().map(|(until, _)| *until)
     }
 
+    /// Forgets what nobody needs any more.
+    pub(crate) fn sweep(&mut self) {
+        self.line.sweep();
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.pods.len()
     }
@@ -293,11 +315,11 @@ mod tests {
     }
 
     fn take(queue: &mut Queue, now: Instant) -> Option<String> {
-        queue.take(now).map(|(key, _)| format!("{}/{}", key.tenant, key.name))
+        queue.take(now, |_| TURN).map(|(key, _)| format!("{}/{}", key.tenant, key.name))
     }
 
     fn take_stuck(queue: &mut Queue, refused_by: u128, now: Instant) {
-        let (key, waiting) = queue.take(now).unwrap();
+        let (key, waiting) = queue.take(now, |_| TURN).unwrap();
         queue.stuck(&key, waiting, refused_by, now);
     }
 
@@ -312,6 +334,35 @@ mod tests {
         }
         let order: Vec<_> = std::iter::from_fn(|| take(&mut queue, now)).collect();
         assert_eq!(order, ["a/2", "b/1", "a/3", "b/2", "a/1"]);
+    }
+
+    /// A hundred thousand pods of one tenant wait; another's first is next all the same, also if
+    /// that tenant has more already.
+    #[test]
+    fn a_flood_of_one_tenant_is_not_before_anothers_first_pod() {
+        let now = Instant::now();
+        let mut queue = Queue::default();
+        let shared = with_priority(1000);
+        for n in 0..100_000 {
+            queue.put(&key(&format!("flood/{n}")), shared.clone(), now);
+        }
+        let cost =
+            |tenant: &TenantName| if tenant.as_str() == "has-much" { 9 * TURN } else { TURN };
+        for n_before in [0, 1, 500] {
+            for _ in 0..n_before {
+                assert_eq!(queue.take(now, cost).unwrap().0.tenant.as_str(), "flood");
+            }
+            for tenant in ["has-none", "has-much"] {
+                queue.put(&key(&format!("{tenant}/{n_before}")), with_priority(-5), now);
+            }
+            let next: Vec<_> = (0..3).map(|_| queue.take(now, cost).unwrap().0).collect();
+            let others = next.iter().filter(|it| it.tenant.as_str() != "flood").count();
+            assert_eq!(others, 2, "{next:?}");
+            // What a turn cost is paid before the next one.
+            for _ in 0..20 {
+                queue.take(now, cost);
+            }
+        }
     }
 
     #[test]
@@ -376,14 +427,14 @@ mod tests {
         for name in ["a/active", "a/off", "a/stuck"] {
             queue.put(&key(name), with_priority(0), now);
         }
-        let (stuck, waiting) = queue.take(now).unwrap();
+        let (stuck, waiting) = queue.take(now, |_| TURN).unwrap();
         queue.stuck(&stuck, waiting, 1, now);
-        let (off, waiting) = queue.take(now).unwrap();
+        let (off, waiting) = queue.take(now, |_| TURN).unwrap();
         queue.retry(&off, waiting, now);
         for name in ["a/active", "a/off", "a/stuck"] {
             assert!(queue.remove(&key(name)).is_some());
         }
         assert!(queue.alarms.is_empty() && queue.stuck.is_empty());
-        assert!(queue.turns.is_empty() && queue.active.is_empty());
+        assert!(queue.line.is_empty() && queue.active.is_empty());
     }
 }

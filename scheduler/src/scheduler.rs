@@ -4,9 +4,16 @@
 //! network. Informers tell it which keys are worth a look, bindings run beside it and tell it
 //! their results.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+mod guests;
+mod orders;
 
-use insula_client::{ObjectKey, Tenanted, chain};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use insula_client::{ObjectKey, Tenanted};
 use k8s_openapi::api::core::v1::Pod;
 use tokio::{
     sync::{Notify, mpsc},
@@ -14,33 +21,26 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::orders::InFlight;
 use crate::{
     Observer,
-    binding::{Binder, Done, NotBound, Order},
+    binding::{Binder, Done, Permit},
     core::{Core, started},
     framework::Event,
     informers::{Informers, Source},
     ledger::Held,
     outlook::{Decision, Failure, Promise},
-    pod::{Candidate, is_finished, node_of, scheduler_of},
+    pod::{Candidate, Shape, is_finished, node_of, scheduler_of},
     preempting::{Evictor, Victim},
     queue::{Queue, Waiting},
     reporting::{GATED, Nominated, Report, Reporter, UNSCHEDULABLE},
-    storage::Assumed,
+    shares::Shares,
 };
 
 /// Decisions between two looks at what else there is to do.
 const BATCH: usize = 64;
 /// How often what nobody needs any more is forgotten.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
-
-/// A pod whose binding is being written.
-#[derive(Debug)]
-struct InFlight {
-    /// As it was in the queue.
-    waiting: Waiting,
-    assumed: Assumed,
-}
 
 /// All that the loop owns.
 #[derive(Debug)]
@@ -49,8 +49,18 @@ pub(crate) struct Scheduler {
     informers: Informers,
     changed: Arc<Notify>,
     queue: Queue,
+    shares: Shares,
     events: Vec<Event>,
     in_flight: HashMap<ObjectKey, InFlight>,
+    n_orders: u64,
+    /// When pods that were handed over are taken back.
+    handed_over: BTreeSet<(Instant, ObjectKey)>,
+    /// Pods that other replicas decided to have here.
+    guests: BTreeMap<ObjectKey, Candidate>,
+    /// The one that was looked at last.
+    last_guest: Option<ObjectKey>,
+    /// How many changes of nodes there had been when the first one was.
+    guests_since: u64,
     binder: Binder,
     evictor: Evictor,
     reporter: Reporter,
@@ -63,6 +73,7 @@ impl Scheduler {
     pub(crate) fn new(
         core: Core,
         queue: Queue,
+        shares: Shares,
         informers: Informers,
         changed: Arc<Notify>,
         binder: Binder,
@@ -75,8 +86,14 @@ impl Scheduler {
             informers,
             changed,
             queue,
+            shares,
             events: Vec::new(),
             in_flight: HashMap::new(),
+            n_orders: 0,
+            handed_over: BTreeSet::new(),
+            guests: BTreeMap::new(),
+            last_guest: None,
+            guests_since: 0,
             binder,
             evictor,
             reporter,
@@ -101,26 +118,32 @@ impl Scheduler {
             tracing::info!(scheduler = %profile.name, ?filters, ?scores, "running");
         }
         loop {
+            self.adopt();
             // Claims that a binding waited for are known before its result is.
             self.look();
             while let Ok(done) = results.try_recv() {
                 self.done(done);
             }
             self.wake_hopeful();
+            self.take_back_late();
+            self.bind_guests();
             let n_decided = self.decide_some();
             self.observer.waiting(self.queue.len());
             if shutdown.is_cancelled() {
                 return;
             }
-            if n_decided == BATCH {
+            // What was decided may have given hope to those who were stuck by then.
+            if n_decided == BATCH || (!self.events.is_empty() && !self.queue.has_no_stuck()) {
                 tokio::task::yield_now().await;
                 continue;
             }
             if SWEEP_EVERY < self.swept.elapsed() {
                 self.core.sweep();
+                self.queue.sweep();
                 self.swept = Instant::now();
             }
-            let alarm = self.queue.next_alarm();
+            let late = self.handed_over.first().map(|(at, _)| *at);
+            let alarm = self.queue.next_alarm().into_iter().chain(late).min();
             let alarm = async {
                 match alarm {
                     Some(alarm) => tokio::time::sleep_until(alarm).await,
@@ -138,6 +161,16 @@ impl Scheduler {
                     }
                 }
             }
+        }
+    }
+
+    /// Goes by what this replica has now. What it has more is looked at before the next decision.
+    fn adopt(&mut self) {
+        if self.shares.adopt() {
+            let shares = &self.shares;
+            self.queue.retain(|key| shares.decides_for(&key.tenant));
+            self.give_up_what_moved();
+            self.informers.look_at_all();
         }
     }
 
@@ -187,6 +220,10 @@ impl Scheduler {
         match self.informers.nodes.get(key) {
             Some(node) => {
                 let (row, changed) = self.core.world.put_node(&key.name, &node);
+                if self.shares.is_shared() {
+                    let has_it = self.shares.has_node(&key.name);
+                    self.core.world.nodes.prefer(row, has_it);
+                }
                 self.events.push(Event::Node { row, changed });
             }
             None => self.core.world.remove_node(&key.name),
@@ -196,15 +233,18 @@ impl Scheduler {
     fn look_at_pod(&mut self, key: &ObjectKey) {
         let Some(pod) = self.informers.pods.get(key).filter(|pod| !is_finished(pod)) else {
             self.queue.remove(key);
-            self.core.world.nominations.set(key, None);
+            self.guests.remove(key);
+            self.nominate(key, None);
             self.release(key);
             return;
         };
         if let Some(node) = node_of(&pod) {
             self.queue.remove(key);
-            self.core.world.nominations.set(key, None);
+            self.guests.remove(key);
+            self.arrived(key);
             let shape = self.core.shapes.of(&pod);
             let row = self.core.world.nodes.row_for(node);
+            self.fulfil(key, row);
             let held = Held {
                 uid: pod.uid().into(),
                 shape: shape.clone(),
@@ -234,10 +274,15 @@ impl Scheduler {
         }
         if self.core.profile(scheduler_of(&pod)).is_none() || pod.is_deleting() {
             self.queue.remove(key);
-            self.core.world.nominations.set(key, None);
+            self.guests.remove(key);
+            self.nominate(key, None);
             return;
         }
         let candidate = Candidate::of(&pod, &mut self.core.shapes);
+        if !self.shares.decides_for(&key.tenant) {
+            return self.look_at_guest(key, &pod, candidate);
+        }
+        self.guests.remove(key);
         let is_known = self.queue.get(key).is_some_and(|known| *known.candidate == candidate);
         if !is_known {
             self.nominate_as_told(key, &pod, &candidate);
@@ -252,13 +297,32 @@ impl Scheduler {
         }
     }
 
+    /// Promises a pod room on a row, or none. Others may hope for what it was promised before.
+    fn nominate(&mut self, key: &ObjectKey, promised: Option<(usize, Arc<Shape>)>) {
+        let row = promised.as_ref().map(|(row, _)| *row);
+        if let Some((before, shape)) = self.core.world.nominations.set(key, promised)
+            && row != Some(before)
+        {
+            self.note(Event::PodGone { pod: shape });
+        }
+    }
+
+    /// A pod is on a row. If it was promised room elsewhere, others may hope for that.
+    fn fulfil(&mut self, key: &ObjectKey, row: usize) {
+        if let Some((promised, shape)) = self.core.world.nominations.set(key, None)
+            && promised != row
+        {
+            self.note(Event::PodGone { pod: shape });
+        }
+    }
+
     /// Takes over what an earlier scheduler promised a pod, or what is known under another shape.
     fn nominate_as_told(&mut self, key: &ObjectKey, pod: &Pod, candidate: &Candidate) {
         let world = &mut self.core.world;
         let told = pod.status.as_ref().and_then(|it| it.nominated_node_name.as_deref());
         let told = told.and_then(|name| world.nodes.row(name));
         let row = world.nominations.of(key).or(told);
-        world.nominations.set(key, row.map(|row| (row, candidate.shape.clone())));
+        self.nominate(key, row.map(|row| (row, candidate.shape.clone())));
     }
 
     fn release(&mut self, key: &ObjectKey) {
@@ -271,8 +335,15 @@ impl Scheduler {
         let mut n_decided = 0;
         while n_decided < BATCH {
             let now = Instant::now();
-            let Some((key, waiting)) = self.queue.take(now) else { break };
+            let world = &self.core.world;
+            let next = self.queue.take(now, |tenant| world.cost_of_turn(tenant));
+            let Some((key, waiting)) = next else { break };
             n_decided += 1;
+            let Some(permit) = self.shares.begin_for(&key.tenant) else {
+                // Somebody else's by now, and perhaps one to be bound here all the same.
+                self.informers.dirty.add((Source::Pod, key));
+                continue;
+            };
             // Gone since; its key is dirty, and will be looked at.
             let known = self.informers.pods.get(&key);
             let Some(pod) = known.filter(|pod| pod.uid() == waiting.candidate.uid) else {
@@ -281,40 +352,13 @@ impl Scheduler {
             let decision = self.core.decide(&key, &waiting.candidate.shape);
             self.observer.decided(matches!(decision, Decision::Take { .. }), now.elapsed());
             match decision {
-                Decision::Take { row, work } => self.take(key, waiting, pod, row, work),
-                Decision::None(failure) => self.fail(&key, waiting, pod, failure, now),
+                Decision::Take { row, work } => self.take(key, waiting, pod, (row, work), permit),
+                Decision::None(failure) => {
+                    self.fail(&key, waiting, pod, failure, (now, permit));
+                }
             }
         }
         n_decided
-    }
-
-    fn take(
-        &mut self,
-        key: ObjectKey,
-        waiting: Waiting,
-        pod: Arc<Tenanted<Pod>>,
-        row: usize,
-        work: crate::storage::Work,
-    ) {
-        let shape = waiting.candidate.shape.clone();
-        let node = self.core.world.nodes.name_of(row);
-        let profile = self.core.profile(&shape.scheduler).cloned();
-        let reserve = profile.as_ref().and_then(|it| it.reserve.as_ref());
-        let assumed = reserve.map(|it| it.reserve(&mut self.core.world, &work, row));
-        let timeout = profile.as_ref().map_or(Duration::ZERO, |it| it.bind_timeout);
-        let held = Held {
-            uid: waiting.candidate.uid.as_str().into(),
-            shape: shape.clone(),
-            row,
-            started: i64::MAX,
-            is_assumed: true,
-        };
-        self.core.world.hold(&key, held);
-        self.core.world.nominations.set(&key, None);
-        self.note(Event::PodHere { pod: shape });
-        let assumed = assumed.unwrap_or_default();
-        self.in_flight.insert(key, InFlight { waiting, assumed });
-        self.binder.bind(Order { pod, node, work, timeout });
     }
 
     fn fail(
@@ -323,7 +367,7 @@ impl Scheduler {
         waiting: Waiting,
         pod: Arc<Tenanted<Pod>>,
         failure: Failure,
-        now: Instant,
+        (now, permit): (Instant, Permit),
     ) {
         tracing::debug!(pod = %key, message = %failure.message, "no node");
         let shape = waiting.candidate.shape.clone();
@@ -332,81 +376,27 @@ impl Scheduler {
         match failure.promise {
             None => (),
             Some(Promise::Nothing) => {
-                self.core.world.nominations.set(key, None);
+                self.nominate(key, None);
                 nominated = Nominated::Nowhere;
             }
             Some(Promise::Here { row, victims }) => {
                 // Who was promised this room before and matters less has to look again.
                 for other in self.core.world.nominations.behind(row, &shape) {
-                    self.core.world.nominations.set(&other, None);
+                    self.nominate(&other, None);
                     self.queue.hurry(&other, now);
                 }
-                self.core.world.nominations.set(key, Some((row, shape)));
+                self.nominate(key, Some((row, shape)));
                 let node = self.core.world.nodes.name_of(row);
                 let victims = victims.iter().filter_map(|key| {
                     let held = self.core.world.held(key)?;
                     Some(Victim { key: key.clone(), uid: held.uid.clone() })
                 });
-                self.evictor.evict(&pod, &node, victims.collect());
+                self.evictor.evict(&pod, &node, victims.collect(), permit);
                 nominated = Nominated::On(node);
             }
         }
         let message = failure.message;
         self.reporter.report(Report { pod, reason: UNSCHEDULABLE, message, nominated });
-    }
-
-    /// A binding, or the ending of others for a pod, came to an end.
-    fn done(&mut self, done: Done) {
-        let Done { key, uid, result } = done;
-        if let Err(NotBound::NoRoom) = result {
-            // Looks again, and perhaps elsewhere; unless it found room all the same.
-            if self.queue.get(&key).is_some_and(|it| it.candidate.uid == uid) {
-                self.core.world.nominations.set(&key, None);
-                self.queue.hurry(&key, Instant::now());
-            }
-            return;
-        }
-        let is_same = |it: &InFlight| it.waiting.candidate.uid == uid;
-        if !self.in_flight.get(&key).is_some_and(is_same) {
-            return;
-        }
-        let Some(InFlight { waiting, assumed }) = self.in_flight.remove(&key) else { return };
-        let profile = self.core.profile(&waiting.candidate.shape.scheduler).cloned();
-        if let Some(reserve) = profile.and_then(|it| it.reserve) {
-            reserve.unreserve(&mut self.core.world, &assumed);
-        }
-        let error = match result {
-            Ok(()) => {
-                self.observer.scheduled(waiting.since.elapsed());
-                return;
-            }
-            Err(error) => error,
-        };
-        let known = self.informers.pods.get(&key).filter(|pod| pod.uid() == uid);
-        match &error {
-            NotBound::Api(error) if error.is_not_found() => {
-                tracing::debug!(pod = %key, error = chain(error), "gone before it was bound");
-            }
-            NotBound::Volumes(why) => {
-                tracing::info!(pod = %key, why, "volumes not bound");
-                if let Some(pod) = known.clone() {
-                    let message =
-                        format!("running PreBind plugin \"VolumeBinding\": binding volumes: {why}");
-                    let (message, nominated) = (message.into(), Nominated::AsItIs);
-                    let reason = crate::reporting::SCHEDULER_ERROR;
-                    self.reporter.report(Report { pod, reason, message, nominated });
-                }
-            }
-            other => tracing::warn!(pod = %key, error = chain(other), "not bound"),
-        }
-        // What the server told meanwhile stands; only an assumption is taken back.
-        if self.core.world.held(&key).is_some_and(|it| it.is_assumed && *it.uid == *uid) {
-            self.release(&key);
-        }
-        let waits = |pod: &Arc<Tenanted<Pod>>| node_of(pod).is_none() && !pod.is_deleting();
-        if known.is_some_and(|pod| waits(&pod)) && self.queue.get(&key).is_none() {
-            self.queue.retry(&key, waiting, Instant::now());
-        }
     }
 }
 

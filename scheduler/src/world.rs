@@ -19,8 +19,10 @@ use crate::{
     nodes::{Changed, Nodes},
     nominations::Nominations,
     pod::Shape,
+    queue::TURN,
     storage::Storage,
     tally::Tallies,
+    usage::Usage,
     workloads::Workloads,
 };
 
@@ -34,8 +36,8 @@ pub(crate) struct World {
     pub(crate) budgets: Budgets,
     pub(crate) nominations: Nominations,
     pub(crate) workloads: Workloads,
-    /// How many pods of each priority each tenant has on nodes.
-    priorities: HashMap<TenantName, BTreeMap<i32, usize>>,
+    /// Of tenants that have anything.
+    usage: HashMap<TenantName, Usage>,
     none: Tallies,
 }
 
@@ -49,7 +51,7 @@ impl World {
             budgets: Budgets::default(),
             nominations: Nominations::default(),
             workloads: Workloads::default(),
-            priorities: HashMap::new(),
+            usage: HashMap::new(),
             none: Tallies::default(),
         }
     }
@@ -137,8 +139,9 @@ impl World {
         }
         let before = self.release(key);
         self.add(held.row, &held.shape, 1);
-        let tenant = entry(&mut self.priorities, &held.shape.tenant);
-        *tenant.entry(held.shape.priority).or_default() += 1;
+        let usage = entry(&mut self.usage, &held.shape.tenant);
+        *usage.priorities.entry(held.shape.priority).or_default() += 1;
+        usage.add(&held.shape.requests, 1);
         self.ledger.put(key, held);
         before
     }
@@ -147,15 +150,16 @@ impl World {
     pub(crate) fn release(&mut self, key: &ObjectKey) -> Option<Held> {
         let held = self.ledger.take(key)?;
         self.add(held.row, &held.shape, -1);
-        if let Some(tenant) = self.priorities.get_mut(&held.shape.tenant) {
-            if let Some(n_pods) = tenant.get_mut(&held.shape.priority) {
+        if let Some(usage) = self.usage.get_mut(&held.shape.tenant) {
+            usage.add(&held.shape.requests, -1);
+            if let Some(n_pods) = usage.priorities.get_mut(&held.shape.priority) {
                 *n_pods -= 1;
                 if *n_pods == 0 {
-                    tenant.remove(&held.shape.priority);
+                    usage.priorities.remove(&held.shape.priority);
                 }
             }
-            if tenant.is_empty() {
-                self.priorities.remove(&held.shape.tenant);
+            if usage.priorities.is_empty() {
+                self.usage.remove(&held.shape.tenant);
             }
         }
         self.forget_row(held.row);
@@ -176,13 +180,18 @@ impl World {
 
     /// Whether any node has a pod that `shape` may have ended.
     pub(crate) fn has_victims_for(&self, shape: &Shape) -> bool {
-        let lower = |tenant: &BTreeMap<i32, usize>| {
-            tenant.first_key_value().is_some_and(|(lowest, _)| *lowest < shape.priority)
+        let lower = |usage: &Usage| {
+            usage.priorities.first_key_value().is_some_and(|(lowest, _)| *lowest < shape.priority)
         };
         if shape.tenant == TenantName::system() {
-            return self.priorities.values().any(lower);
+            return self.usage.values().any(lower);
         }
-        self.priorities.get(&shape.tenant).is_some_and(lower)
+        self.usage.get(&shape.tenant).is_some_and(lower)
+    }
+
+    /// What a tenant's turn costs it, for what it has.
+    pub(crate) fn cost_of_turn(&self, tenant: &TenantName) -> u64 {
+        self.usage.get(tenant).map_or(TURN, |usage| usage.cost_of_turn(&self.nodes))
     }
 
     /// Forgets what nobody needs any more.

@@ -2,157 +2,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a failure fails the test")]
 
-#[path = "../../controllers/tests/cloud/mod.rs"]
-mod cloud;
+mod scheduled;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use insula_api::names::TenantName;
-use insula_client::{DeleteOptions, ListOptions, Patch, Tenant, Tenanted};
+use insula_client::{DeleteOptions, Patch};
 use insula_scheduler::{Config, Configuration};
 use k8s_openapi::api::{
-    core::v1::{
-        Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ServiceAccount,
-    },
+    core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod},
     scheduling::v1::PriorityClass,
     storage::v1::StorageClass,
 };
 use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
 
-use self::cloud::Cloud;
-
-/// A cloud with a scheduler, tenants, and nothing that makes pods run.
-struct Scheduled {
-    cloud: Cloud,
-    scheduler: CancellationToken,
-}
-
-impl Scheduled {
-    async fn start(tenants: &[&str]) -> Self {
-        let cloud = Cloud::start(2).await;
-        for tenant in tenants {
-            prepare(&cloud, tenant).await;
-        }
-        let it = Self { scheduler: cloud.shutdown.child_token(), cloud };
-        it.run_scheduler();
-        it
-    }
-
-    fn run_scheduler(&self) {
-        self.run_scheduler_as(Config::default());
-    }
-
-    fn run_scheduler_as(&self, config: Config) {
-        let client = self.cloud.client.clone();
-        let running = insula_scheduler::run(config, client, self.scheduler.clone());
-        self.cloud.tasks.spawn(running);
-    }
-
-    async fn node(&self, name: &str, cpu: &str) {
-        self.node_in(name, cpu, "here").await;
-    }
-
-    async fn node_in(&self, name: &str, cpu: &str, zone: &str) {
-        let node = json!({"metadata": {"name": name, "labels": {
-            "kubernetes.io/hostname": name, "topology.kubernetes.io/zone": zone,
-        }}});
-        let nodes = self.cloud.client.system().api::<Node>();
-        nodes.create(&serde_json::from_value(node).unwrap()).await.unwrap();
-        let status = json!({"status": {
-            "allocatable": {"cpu": cpu, "memory": "64Gi", "pods": "500"},
-            "capacity": {"cpu": cpu, "memory": "64Gi", "pods": "500"},
-            "conditions": [{"type": "Ready", "status": "True"}],
-        }});
-        nodes.patch_status(name, &Patch::Merge(status)).await.unwrap();
-        // As the controller of nodes does when they are ready.
-        let untaint = Patch::Merge(json!({"spec": {"taints": null}}));
-        nodes.patch(name, &untaint).await.unwrap();
-    }
-
-    async fn pod(&self, tenant: &str, name: &str, cpu: &str) -> Tenanted<Pod> {
-        self.pod_with(tenant, name, cpu, |_| ()).await
-    }
-
-    async fn pod_with(
-        &self,
-        tenant: &str,
-        name: &str,
-        cpu: &str,
-        change: impl FnOnce(&mut Value),
-    ) -> Tenanted<Pod> {
-        let mut pod = json!({
-            "metadata": {"name": name},
-            "spec": {"containers": [
-                {"name": "c", "image": "i", "resources": {"requests": {"cpu": cpu}}},
-            ]},
-        });
-        change(&mut pod);
-        self.cloud.create::<Pod>(&named(tenant), "default", pod).await
-    }
-
-    async fn get(&self, tenant: &str, name: &str) -> Tenanted<Pod> {
-        let scope = self.cloud.client.tenant(&named(tenant));
-        scope.namespaced::<Pod>("default").get(name).await.unwrap()
-    }
-
-    async fn until_on(&self, tenant: &str, name: &str, node: &str) {
-        let what = format!("{tenant}/{name} is on {node}");
-        self.cloud.until(&what, async || node_of(&self.get(tenant, name).await) == node).await;
-    }
-
-    /// Reason and message of the pod's condition that it found no node.
-    async fn until_waits(&self, tenant: &str, name: &str, reason: &str, message: &str) {
-        let what = format!("{tenant}/{name} waits: {reason}: {message}");
-        self.cloud
-            .until(&what, async || {
-                let status = self.get(tenant, name).await.object.status.unwrap_or_default();
-                status.conditions.unwrap_or_default().iter().any(|it| {
-                    it.type_ == "PodScheduled"
-                        && it.status == "False"
-                        && it.reason.as_deref() == Some(reason)
-                        && it.message.as_deref() == Some(message)
-                })
-            })
-            .await;
-    }
-
-    async fn until_event(&self, tenant: &str, reason: &str, message: &str) {
-        self.cloud
-            .until(&format!("{reason}: {message}"), async || {
-                let events = self.cloud.list::<Event>(&named(tenant), "default").await;
-                events.iter().any(|it| {
-                    it.reason.as_deref() == Some(reason) && it.message.as_deref() == Some(message)
-                })
-            })
-            .await;
-    }
-
-    async fn all_pods(&self) -> Vec<Tenanted<Pod>> {
-        let pods = self.cloud.client.all().collection::<Pod>();
-        pods.list_all(&ListOptions::default()).await.unwrap()
-    }
-}
-
-fn named(tenant: &str) -> TenantName {
-    TenantName::parse(tenant).unwrap()
-}
-
-fn node_of(pod: &Tenanted<Pod>) -> &str {
-    pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default()
-}
-
-/// What the controllers would do for a new tenant.
-async fn prepare(cloud: &Cloud, tenant: &str) {
-    let mut it = Tenant::default();
-    it.metadata.name = Some(tenant.to_owned());
-    cloud.client.system().api::<Tenant>().create(&it).await.unwrap();
-    let mut namespace = Namespace::default();
-    namespace.metadata.name = Some("default".to_owned());
-    cloud.client.tenant(&named(tenant)).api::<Namespace>().create(&namespace).await.unwrap();
-    let account = json!({"metadata": {"name": "default"}});
-    cloud.create::<ServiceAccount>(&named(tenant), "default", account).await;
-}
+use self::scheduled::{Scheduled, named, node_of};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_of_all_tenants_get_nodes_and_are_told() {
@@ -487,5 +350,29 @@ profiles:
     let fuller = node_of(&it.get("acme", "third").await).to_owned();
     it.pod_with("acme", "packed", "1", |pod| pod["spec"]["schedulerName"] = json!("packing")).await;
     it.until_on("acme", "packed", &fuller).await;
+    it.cloud.end().await;
+}
+
+/// Room that was promised to a pod is anybody's when it does not come any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_is_promised_any_more_is_given_to_who_waits() {
+    let it = Scheduled::without_scheduler(&["acme"]).await;
+    it.node("n1", "1").await;
+    // It keeps its promise while it has a gate.
+    it.pod_with("acme", "promised", "1", |pod| {
+        pod["spec"]["schedulingGates"] = json!([{"name": "example.com/wait"}]);
+    })
+    .await;
+    let pods = it.cloud.client.tenant(&named("acme")).namespaced::<Pod>("default");
+    let promise = Patch::Merge(json!({"status": {"nominatedNodeName": "n1"}}));
+    pods.patch_status("promised", &promise).await.unwrap();
+    it.run_scheduler();
+    it.pod("acme", "waits", "1").await;
+    let message = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are \
+                   available: 1 No preemption victims found for incoming pod.";
+    it.until_waits("acme", "waits", "Unschedulable", message).await;
+    let now = DeleteOptions::default().grace_period(0);
+    pods.delete("promised", &now).await.unwrap();
+    it.until_on("acme", "waits", "n1").await;
     it.cloud.end().await;
 }

@@ -43,6 +43,12 @@ impl Fence {
         CURRENT.scope(self, work).await
     }
 
+    /// As it is written where several writes share a request: `TASK=EPOCH`.
+    pub fn text(&self) -> &str {
+        // It was made of a text.
+        self.header.to_str().unwrap_or_default()
+    }
+
     pub(crate) fn header(&self) -> &HeaderValue {
         &self.header
     }

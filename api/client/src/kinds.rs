@@ -80,7 +80,13 @@ own_kind! {
 own_kind! {
     /// A replica of the controllers. An object of the fleet: it lives in tenant `system`.
     ControllerInstance, kinds::CONTROLLER_INSTANCES, ClusterResourceScope,
-    kinds::ControllerInstanceSpec, kinds::ControllerInstanceStatus
+    kinds::InstanceSpec, kinds::InstanceStatus
+}
+
+own_kind! {
+    /// A replica of the scheduler. An object of the fleet: it lives in tenant `system`.
+    SchedulerInstance, kinds::SCHEDULER_INSTANCES, ClusterResourceScope,
+    kinds::InstanceSpec, kinds::InstanceStatus
 }
 
 /// What has no status of its own.

@@ -47,7 +47,7 @@ pub use self::{
     error::{Error, Retry, chain},
     events::{EventRecorder, EventType},
     informer::{Change, IndexId, Informer, InformerBuilder},
-    kinds::{ControllerInstance, NoStatus, Partition, SlotTable, Tenant},
+    kinds::{ControllerInstance, NoStatus, Partition, SchedulerInstance, SlotTable, Tenant},
     object::{Kind, Object, ObjectKey, PartialObject, ResourceRef, newer_version},
     options::{
         DeleteOptions, ListOptions, Patch, PatchOptions, Propagation, WatchOptions, WriteOptions,

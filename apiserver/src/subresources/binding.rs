@@ -1,7 +1,10 @@
 //! `binding`: the one way a pod comes to its node.
 
+use std::time::Duration;
+
 use insula_api::{object, schema::Gvk};
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use super::conditions;
 use crate::{
@@ -12,11 +15,28 @@ use crate::{
     write::{self, Changed},
 };
 
+/// How long a tenant's own admission may take where other bindings wait for the same answer.
+const PATIENCE: Duration = Duration::from_millis(500);
+
 /// Binds a pod to a node.
 pub(crate) async fn bind(server: &Server, call: &Call, body: &[u8]) -> Result<Value> {
-    let kind = Gvk::new("", "v1", "Binding");
-    let (mut binding, _) = call.decode(&kind, body)?;
-    super::admit(server, call, kind, &mut binding).await?;
+    let (binding, _) = call.decode(&kind(), body)?;
+    bind_as(server, call, binding).await?;
+    Ok(super::success())
+}
+
+fn kind() -> Gvk {
+    Gvk::new("", "v1", "Binding")
+}
+
+/// Binds the pod of the call as `binding`, which was decoded, says.
+pub(super) async fn bind_as(server: &Server, call: &Call, mut binding: Value) -> Result<()> {
+    let admitted = super::admit(server, call, kind(), &mut binding);
+    match &call.together {
+        // Others wait for the same answer; whoever has to be asked first is bound alone.
+        Some(_) => timeout(PATIENCE, admitted).await.unwrap_or_else(|_| Err(ApiError::late()))?,
+        None => admitted.await?,
+    }
     let node = object::text(&binding, &["target", "name"]).to_owned();
     let kind = object::text(&binding, &["target", "kind"]);
     if node.is_empty() || !(kind.is_empty() || kind == "Node") {
@@ -85,12 +105,12 @@ pub(crate) async fn bind(server: &Server, call: &Call, body: &[u8]) -> Result<Va
         Ok(Ok(Changed::new(pod, true).admitted()))
     })
     .await?;
-    Ok(super::success())
+    Ok(())
 }
 
 /// Binds the pod that a binding names, by the old path that does not name it.
 pub(crate) async fn bind_named(server: &Server, call: &Call, body: &[u8]) -> Result<Value> {
-    let (binding, _) = call.decode(&Gvk::new("", "v1", "Binding"), body)?;
+    let (binding, _) = call.decode(&kind(), body)?;
     let of_pod = call.about(server, "", "pods", object::name(&binding), "binding")?;
     bind(server, &of_pod, body).await
 }

@@ -270,7 +270,11 @@ async fn put_changed(
         within: server.within(call).await?,
         epoch: call.epoch.clone(),
     };
-    match store.write(write).await {
+    let outcome = match &call.together {
+        Some(together) => together.write(write).await,
+        None => store.write(write).await,
+    };
+    match outcome {
         Ok(committed) => {
             if let Some(leaving) = leaving {
                 leaving.end(server, call, Some(true)).await;

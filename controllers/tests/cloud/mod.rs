@@ -20,6 +20,7 @@ use insula_controllers::Config;
 use insula_partition::partitions::{Partitions, PartitionsConfig, StoreConfig};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// How long anything may take to come true. The machine may be busy with other tests.
@@ -67,6 +68,21 @@ impl Backend {
     }
 }
 
+fn client_of(backend: &Backend, open: Option<watch::Receiver<bool>>) -> Client {
+    let server = backend.server.clone();
+    let service = tower::service_fn(move |request: http::Request<_>| {
+        let (server, open) = (server.clone(), open.clone());
+        let identity = Identity::new(TenantName::system(), "test", &[MASTERS]);
+        async move {
+            if let Some(mut open) = open {
+                open.wait_for(|open| *open).await.unwrap();
+            }
+            Ok::<_, Infallible>(server.handle_trusted(request, identity).await)
+        }
+    });
+    Client::in_process(service, "test").unwrap()
+}
+
 /// A cloud, and what ends with it.
 pub(crate) struct Cloud {
     pub(crate) client: Client,
@@ -86,15 +102,14 @@ impl Cloud {
             .try_init();
         let directory = tempfile::tempdir().unwrap();
         let backend = Backend::start(directory.path(), n_partitions).await;
-        let server = backend.server.clone();
-        let service = tower::service_fn(move |request: http::Request<_>| {
-            let server = server.clone();
-            let identity = Identity::new(TenantName::system(), "test", &[MASTERS]);
-            async move { Ok::<_, Infallible>(server.handle_trusted(request, identity).await) }
-        });
-        let client = Client::in_process(service, "test").unwrap();
+        let client = client_of(&backend, None);
         let shutdown = CancellationToken::new();
         Self { client, shutdown, tasks: TaskTracker::new(), backend, _directory: directory }
+    }
+
+    /// A client whose requests arrive only while `open` says so; until then they wait.
+    pub(crate) fn client_behind(&self, open: watch::Receiver<bool>) -> Client {
+        client_of(&self.backend, Some(open))
     }
 
     /// Storage, API server, controllers, and pods that run at once.

@@ -11,6 +11,7 @@ pub(crate) mod etcd;
 pub(crate) mod extension;
 pub(crate) mod issuer;
 pub(crate) mod json;
+pub(crate) mod replicas;
 pub(crate) mod servers;
 pub(crate) mod socket;
 pub(crate) mod webhook;

@@ -7,7 +7,10 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures::{FutureExt, future::BoxFuture};
+use futures::{
+    FutureExt,
+    future::{BoxFuture, join_all},
+};
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
     time::{Instant, timeout, timeout_at},
@@ -95,13 +98,27 @@ impl EmbeddedStore {
     /// A write that another server hands over because this one leads.
     pub(super) async fn write_here(&self, write: Write) -> Result<Committed, Refusal> {
         check_limits(&write)?;
-        let size = match &write.change {
-            Change::Put(value) => value.len(),
-            Change::Delete => 0,
-        };
-        let kib = 1 + size.div_ceil(1024).min(QUEUE_KIB - 1) as u32;
-        let _room = self.room.acquire_many(kib).await.map_err(|_| shut_down())?;
+        let _room = self.room.acquire_many(kib(&write)).await.map_err(|_| shut_down())?;
         self.ask(|reply| Request::Write(write, reply)).await
+    }
+
+    /// As [`EmbeddedStore::write_here`], for several that passed [`check_limits`], as one request.
+    async fn write_all_here(&self, writes: &[Write]) -> Vec<Result<Committed, Refusal>> {
+        let kib = writes.iter().map(kib).fold(0, u32::saturating_add).min(QUEUE_KIB as u32);
+        let Ok(_room) = self.room.acquire_many(kib).await else {
+            return writes.iter().map(|_| Err(shut_down().into())).collect();
+        };
+        let (asked, outcomes): (Vec<_>, Vec<_>) = writes
+            .iter()
+            .map(|write| {
+                let (reply, outcome) = oneshot::channel();
+                ((write.clone(), reply), outcome)
+            })
+            .unzip();
+        // If it cannot be sent, nobody is left to reply.
+        drop(self.requests.send(Request::WriteAll(asked)).await);
+        let heard = |it: Result<_, _>| it.unwrap_or_else(|_| Err(self.ended().into()));
+        join_all(outcomes).await.into_iter().map(heard).collect()
     }
 
     pub(super) async fn compact_here(&self, revision: Revision) -> Result<(), Refusal> {
@@ -261,6 +278,15 @@ impl EmbeddedStore {
     }
 }
 
+/// What a write takes of the room for those under way.
+fn kib(write: &Write) -> u32 {
+    let size = match &write.change {
+        Change::Put(value) => value.len(),
+        Change::Delete => 0,
+    };
+    1 + size.div_ceil(1024).min(QUEUE_KIB - 1) as u32
+}
+
 impl Store for EmbeddedStore {
     fn read<'a>(
         &'a self,
@@ -299,6 +325,26 @@ impl Store for EmbeddedStore {
                 drop(self.state.reach(committed.revision, PATIENCE).await);
             }
             Ok(committed)
+        }
+        .boxed()
+    }
+
+    fn write_all(&self, writes: Vec<Write>) -> BoxFuture<'_, Vec<Result<Committed, StoreError>>> {
+        async move {
+            let fit = writes.iter().all(|write| check_limits(write).is_ok());
+            if !fit || !self.standing.borrow().leads {
+                // Each is refused, or handed over, for itself; who leads puts them together.
+                return join_all(writes.into_iter().map(|write| self.write(write))).await;
+            }
+            let done = self.write_all_here(&writes).await;
+            let done = writes.into_iter().zip(done).map(|(write, done)| async move {
+                match done {
+                    Ok(committed) => Ok(committed),
+                    Err(Refusal::Failed(error)) => Err(error),
+                    Err(Refusal::NotLeader) => self.write(write).await,
+                }
+            });
+            join_all(done).await
         }
         .boxed()
     }

@@ -57,6 +57,8 @@ const TICK_ALONE: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(crate) enum Request {
     Write(Write, ReplyTo<Committed>),
+    /// Goes into one entry, as far as it fits.
+    WriteAll(Vec<(Write, ReplyTo<Committed>)>),
     Compact(Revision, ReplyTo<()>),
     Raise(Revision, ReplyTo<()>),
     Checkpoint(oneshot::Sender<Result<(), StoreError>>),
@@ -196,6 +198,15 @@ impl Writer {
                 Request::Write(write, reply) => {
                     batch.write(&write);
                     replies.push(Reply::Write(reply));
+                }
+                Request::WriteAll(writes) => {
+                    for (write, reply) in writes {
+                        if self.options.batch_bytes <= batch.bytes() {
+                            self.propose(std::mem::take(&mut batch), std::mem::take(&mut replies));
+                        }
+                        batch.write(&write);
+                        replies.push(Reply::Write(reply));
+                    }
                 }
                 Request::Compact(revision, reply) => {
                     batch.compact(revision);
@@ -443,6 +454,7 @@ impl Drop for PanicGuard {
 fn room_for(inbox: &[Request]) -> usize {
     let sizes = inbox.iter().map(|request| match request {
         Request::Write(write, _) => Batch::size_of(write),
+        Request::WriteAll(writes) => writes.iter().map(|(write, _)| Batch::size_of(write)).sum(),
         _ => 0,
     });
     sizes.sum()

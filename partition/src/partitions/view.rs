@@ -76,10 +76,16 @@ impl View {
 
     pub(super) fn place(&self, key: &ShardKey) -> Place {
         let name = self.map.owner(key);
-        let (held, servers) = match self.held.get(name) {
-            Some((held, servers)) => (held.clone(), servers.clone()),
-            None => (absent(name, None), Arc::default()),
-        };
+        self.place_of(name).unwrap_or_else(|| self.placed(absent(name, None), Arc::default()))
+    }
+
+    /// The partition of that name, if the map has it.
+    pub(super) fn place_of(&self, name: &str) -> Option<Place> {
+        let (held, servers) = self.held.get(name)?;
+        Some(self.placed(held.clone(), servers.clone()))
+    }
+
+    fn placed(&self, held: Held, servers: Arc<[ServerInfo]>) -> Place {
         let Held { name, store, local } = held;
         Place { partition: name, store, local, servers, epoch: self.map.epoch() }
     }

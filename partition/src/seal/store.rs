@@ -10,7 +10,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{FutureExt as _, future::BoxFuture};
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, join_all},
+};
 use parking_lot::Mutex;
 
 use super::{
@@ -160,6 +163,14 @@ impl Store for SealingStore {
                 self.sealed(write, text).boxed()
             }
             _ => self.inner.write(write),
+        }
+    }
+
+    fn write_all(&self, writes: Vec<Write>) -> BoxFuture<'_, Vec<Result<Committed, StoreError>>> {
+        let settings = self.vault.settings();
+        match writes.iter().any(|write| settings.seals(&write.collection)) {
+            true => join_all(writes.into_iter().map(|write| self.write(write))).boxed(),
+            false => self.inner.write_all(writes),
         }
     }
 

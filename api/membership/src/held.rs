@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicU64, Ordering},
 };
 
 use insula_api::{
@@ -13,11 +13,11 @@ use insula_client::fence::Fence;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
-use crate::queue::{Ownership, Permit};
+use crate::ownership::{Ownership, Permit};
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct HeldBlocks {
+pub struct HeldBlocks {
     /// The name of the table, for the names of tasks.
     table: &'static str,
     blocks: Vec<Arc<HeldBlock>>,
@@ -27,8 +27,8 @@ pub(crate) struct HeldBlocks {
 #[derive(Debug)]
 struct HeldBlock {
     block: Block,
-    /// As `state` says; asked for each change of each object.
-    is_served: AtomicBool,
+    /// In which it is served, as `state` says; 0 if it is not. Asked for each change of each object.
+    epoch: AtomicU64,
     state: Mutex<State>,
     drained: mpsc::UnboundedSender<Block>,
 }
@@ -54,6 +54,11 @@ impl Drop for UnderWay {
 }
 
 impl HeldBlock {
+    fn permit(self: &Arc<Self>, state: &mut State, fence: Fence) -> Permit {
+        state.under_way += 1;
+        Permit { fence: Some(fence), _under_way: Some(UnderWay(self.clone())) }
+    }
+
     /// Tells once when nothing is under way any more.
     fn tell(&self, state: &mut State) {
         if state.is_draining && state.under_way == 0 {
@@ -70,7 +75,7 @@ impl HeldBlocks {
         let (drained, receiver) = mpsc::unbounded_channel();
         let made = |block| HeldBlock {
             block,
-            is_served: AtomicBool::new(false),
+            epoch: AtomicU64::new(0),
             state: Mutex::default(),
             drained: drained.clone(),
         };
@@ -93,14 +98,15 @@ impl HeldBlocks {
         let mut state = it.state.lock();
         state.fence = Fence::new(&block.task(self.table), epoch);
         state.is_draining = false;
-        it.is_served.store(state.fence.is_some(), Ordering::Release);
+        let epoch = if state.fence.is_some() { epoch } else { 0 };
+        it.epoch.store(epoch, Ordering::Release);
     }
 
     /// Lets none begin any more.
     pub(super) fn stop(&self, block: Block) {
         let it = self.block(block);
         it.state.lock().fence = None;
-        it.is_served.store(false, Ordering::Release);
+        it.epoch.store(0, Ordering::Release);
     }
 
     /// As [`HeldBlocks::stop`], and tells when what has begun is over.
@@ -112,6 +118,22 @@ impl HeldBlocks {
         it.tell(&mut state);
     }
 
+    /// In which epoch a block is served; 0 if it is not.
+    pub fn epoch(&self, block: Block) -> u64 {
+        self.block(block).epoch.load(Ordering::Acquire)
+    }
+
+    /// Begins some work for a block, if it is served in exactly this epoch.
+    pub fn begin_in(&self, block: Block, epoch: u64) -> Option<Permit> {
+        let it = self.block(block);
+        let mut state = it.state.lock();
+        if it.epoch.load(Ordering::Acquire) != epoch {
+            return None;
+        }
+        let fence = state.fence.clone()?;
+        Some(it.permit(&mut state, fence))
+    }
+
     /// Waits until some write was refused.
     pub(super) async fn was_refused(&self) {
         self.refused.notified().await;
@@ -120,15 +142,14 @@ impl HeldBlocks {
 
 impl Ownership for HeldBlocks {
     fn owns(&self, tenant: &TenantName) -> bool {
-        self.of(tenant).is_served.load(Ordering::Acquire)
+        self.of(tenant).epoch.load(Ordering::Acquire) != 0
     }
 
     fn begin(&self, tenant: &TenantName) -> Option<Permit> {
         let it = self.of(tenant);
         let mut state = it.state.lock();
         let fence = state.fence.clone()?;
-        state.under_way += 1;
-        Some(Permit { fence: Some(fence), _under_way: Some(UnderWay(it.clone())) })
+        Some(it.permit(&mut state, fence))
     }
 
     fn refused(&self) {
@@ -159,6 +180,9 @@ mod tests {
         held.serve(block, 4);
         held.drain(block);
         assert_eq!(drained.try_recv(), Ok(block), "nothing was under way");
+        assert!(held.begin_in(block, 4).is_none() && held.epoch(block) == 0);
+        held.serve(block, 5);
+        assert!(held.begin_in(block, 4).is_none() && held.begin_in(block, 5).is_some());
         assert!(drained.try_recv().is_err());
     }
 }

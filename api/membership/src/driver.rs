@@ -2,14 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures::future::BoxFuture;
 use insula_api::{
-    kinds::{ControllerInstanceSpec, InstancePhase, SlotFenceStatus},
+    kinds::{InstancePhase, InstanceSpec, InstanceStatus, SlotFenceStatus},
     names::TenantName,
     slots::{self, BLOCKS, Block},
 };
 use insula_client::{
     Api, Client, ControllerInstance, DeleteOptions, Error, EventRecorder, EventType, Informer,
-    ObjectKey, Patch, SlotTable, Tenanted, chain,
+    Kind, ObjectKey, Patch, SchedulerInstance, SlotTable, Tenanted, chain,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
@@ -20,19 +21,55 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{
+use crate::{
     core::{Action, Core, Fenced, Seen, Wrote},
     held::HeldBlocks,
     table::Table,
 };
-use crate::{
-    everything::Everything, informers::Informers, metrics::Membership as Counts, objects,
-    queue::Ownership,
-};
 
-/// The table of the controllers.
-const TABLE: &str = "controllers";
-/// How often a replica shows that it lives. It is lost after [`super::core::MISSED`] of these.
+/// What replicas of one kind of process are as objects.
+pub trait Instance: Kind {
+    /// The name of their table.
+    const TABLE: &'static str;
+
+    /// One as it is made; its name comes later.
+    fn made(spec: InstanceSpec) -> Self;
+    fn status(&self) -> Option<&InstanceStatus>;
+}
+
+macro_rules! instance {
+    ($kind:ident, $table:literal) => {
+        impl Instance for $kind {
+            const TABLE: &'static str = $table;
+
+            fn made(spec: InstanceSpec) -> Self {
+                Self { spec, ..Self::default() }
+            }
+
+            fn status(&self) -> Option<&InstanceStatus> {
+                self.status.as_ref()
+            }
+        }
+    };
+}
+
+instance!(ControllerInstance, "controllers");
+instance!(SchedulerInstance, "schedulers");
+
+/// What a replica does with what it holds.
+pub trait Work: Send + Sync + 'static {
+    /// Waits until local copies show all that was written before the call; `false` if they never
+    /// will.
+    fn caught_up(&self) -> BoxFuture<'_, bool>;
+
+    /// These are served from now on.
+    fn begins(&self, blocks: &[Block]);
+
+    /// So many slots are held now.
+    fn holds(&self, n_slots: usize);
+}
+
+/// How often a replica shows that it lives. It is lost after [`crate::core::MISSED`] of these.
 const BEAT: Duration = Duration::from_millis(750);
 /// How long one request may take: whoever waits longer is as good as gone.
 const REQUEST: Duration = Duration::from_secs(10);
@@ -45,13 +82,14 @@ const LEAVE: Duration = Duration::from_secs(15);
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct Membership {
+pub struct Membership<K> {
     name: Arc<str>,
     host: String,
     client: Client,
     events: EventRecorder,
     held: Arc<HeldBlocks>,
     drained: mpsc::UnboundedReceiver<Block>,
+    kind: std::marker::PhantomData<fn() -> K>,
 }
 
 /// What came of what was begun.
@@ -61,45 +99,39 @@ enum Outcome {
     Fenced(Vec<(Block, u64)>, Fenced),
 }
 
-/// What the replica has of the cloud.
-#[derive(Debug, Clone)]
-pub(crate) struct Copies {
-    pub(crate) informers: Informers,
-    pub(crate) everything: Everything,
-}
-
-impl Membership {
+impl<K: Instance> Membership<K> {
     /// A replica on `host` that holds nothing yet. `client` is for its own objects.
-    pub(crate) fn new(host: &str, client: &Client, events: &EventRecorder) -> Self {
-        let (held, drained) = HeldBlocks::new(TABLE);
+    pub fn new(host: &str, client: &Client, events: &EventRecorder) -> Self {
+        let (held, drained) = HeldBlocks::new(K::TABLE);
         let host = host.to_owned();
         Self {
-            name: objects::generated_name(&format!("{}-", object_name(&host))).into(),
+            name: format!("{}-{}", object_name(&host), five_letters()).into(),
             host,
             client: client.with_timeout(REQUEST),
             events: events.named("slot-ownership"),
             held,
             drained,
+            kind: std::marker::PhantomData,
         }
     }
 
-    /// What the queues ask.
-    pub(crate) fn ownership(&self) -> Arc<dyn Ownership> {
-        self.held.clone()
+    /// What it serves, for those who work.
+    pub fn held(&self) -> &Arc<HeldBlocks> {
+        &self.held
     }
 
     /// Runs until `leaving`, and then until it has given away what it had.
-    pub(crate) async fn run(
+    pub async fn run(
         self,
-        copies: Copies,
+        work: Arc<dyn Work>,
         tasks: TaskTracker,
         leaving: CancellationToken,
         supplies: CancellationToken,
     ) {
         let Some(()) = leaving.run_until_cancelled(self.join()).await else { return };
         let changed = Arc::new(Notify::new());
-        let members = Informer::builder(self.client.system().api::<ControllerInstance>())
-            .start(&tasks, supplies.clone());
+        let members =
+            Informer::builder(self.client.system().api::<K>()).start(&tasks, supplies.clone());
         let tables = Informer::builder(self.client.system().api::<SlotTable>())
             .start(&tasks, supplies.clone());
         let wake = changed.clone();
@@ -113,9 +145,9 @@ impl Membership {
         }
         let (sender, outcomes) = mpsc::unbounded_channel();
         let core = Core::new(self.name.clone(), usize::from(BLOCKS));
-        let work = Work {
+        let driver = Driver {
             core,
-            copies,
+            work,
             members,
             tables,
             changed,
@@ -125,10 +157,10 @@ impl Membership {
             n_renewing: 0,
             membership: self,
         };
-        work.run(outcomes, leaving).await;
+        driver.run(outcomes, leaving).await;
     }
 
-    fn instances(&self) -> Api<ControllerInstance> {
+    fn instances(&self) -> Api<K> {
         self.client.system().api()
     }
 
@@ -151,7 +183,7 @@ impl Membership {
 
     async fn try_join(&self) -> Result<(), Error> {
         let table = SlotTable {
-            metadata: ObjectMeta { name: Some(TABLE.into()), ..ObjectMeta::default() },
+            metadata: ObjectMeta { name: Some(K::TABLE.into()), ..ObjectMeta::default() },
             ..SlotTable::default()
         };
         there(self.instances().create(&self.instance()).await)?;
@@ -159,15 +191,13 @@ impl Membership {
     }
 
     /// The replica's object as it is made.
-    fn instance(&self) -> ControllerInstance {
-        ControllerInstance {
-            metadata: ObjectMeta { name: Some(self.name.to_string()), ..ObjectMeta::default() },
-            spec: ControllerInstanceSpec {
-                host: Some(self.host.clone()),
-                version: Some(env!("CARGO_PKG_VERSION").to_owned()),
-            },
-            status: None,
-        }
+    fn instance(&self) -> K {
+        let mut it = K::made(InstanceSpec {
+            host: Some(self.host.clone()),
+            version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        });
+        it.meta_mut().name = Some(self.name.to_string());
+        it
     }
 
     /// Takes the replica's object away.
@@ -196,13 +226,20 @@ fn object_name(host: &str) -> String {
     };
     let name: String = host.chars().take(48).map(letter).collect();
     let name = name.trim_matches('-');
-    if name.is_empty() { "controllers".to_owned() } else { name.to_owned() }
+    if name.is_empty() { "replica".to_owned() } else { name.to_owned() }
 }
 
-struct Work {
+/// What no other replica of the host is called.
+fn five_letters() -> String {
+    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    let letter = |_| char::from(ALPHABET[rand::random_range(0..ALPHABET.len())]);
+    (0..5).map(letter).collect()
+}
+
+struct Driver<K> {
     core: Core,
-    copies: Copies,
-    members: Informer<ControllerInstance>,
+    work: Arc<dyn Work>,
+    members: Informer<K>,
     tables: Informer<SlotTable>,
     changed: Arc<Notify>,
     sender: mpsc::UnboundedSender<Outcome>,
@@ -210,10 +247,10 @@ struct Work {
     renewals: i64,
     /// Renewals that are under way.
     n_renewing: usize,
-    membership: Membership,
+    membership: Membership<K>,
 }
 
-impl Work {
+impl<K: Instance> Driver<K> {
     async fn run(
         mut self,
         mut outcomes: mpsc::UnboundedReceiver<Outcome>,
@@ -245,7 +282,7 @@ impl Work {
             for action in self.core.plan() {
                 self.act(action);
             }
-            Counts::held(slots::n_slots(self.core.n_held()));
+            self.work.holds(slots::n_slots(self.core.n_held()));
             if self.core.has_left() {
                 break;
             }
@@ -268,18 +305,19 @@ impl Work {
 
     /// Tells the core what the copies show.
     fn look(&mut self) {
-        let seen = |it: &Arc<Tenanted<ControllerInstance>>| {
-            let status = it.status.clone().unwrap_or_default();
+        let seen = |it: &Arc<Tenanted<K>>| {
+            let status = it.object.status();
+            let phase = status.and_then(|it| it.phase);
             Seen {
                 name: it.name().into(),
-                renewals: status.renewals.unwrap_or(0),
-                is_leaving: status.phase == Some(InstancePhase::Leaving),
-                is_lost: status.phase == Some(InstancePhase::Lost),
+                renewals: status.and_then(|it| it.renewals).unwrap_or(0),
+                is_leaving: phase == Some(InstancePhase::Leaving),
+                is_lost: phase == Some(InstancePhase::Lost),
             }
         };
         let members: Vec<_> = self.members.list().iter().map(seen).collect();
         self.core.members(&members);
-        if let Some(table) = self.tables.list().iter().find(|it| it.name() == TABLE) {
+        if let Some(table) = self.tables.list().iter().find(|it| it.name() == K::TABLE) {
             match read(table) {
                 Some(table) => self.core.table(table),
                 None => tracing::error!("the table of slots cannot be read"),
@@ -336,7 +374,6 @@ impl Work {
                     held.serve(*block, *epoch);
                 }
                 let n_slots = slots::n_slots(blocks.len());
-                Counts::taken(n_slots);
                 tracing::info!(slots = n_slots, "cares for more");
                 self.tell(
                     &self.membership.name,
@@ -344,10 +381,8 @@ impl Work {
                     "SlotsTaken",
                     &format!("Cares for {n_slots} more slots"),
                 );
-                let taken = |block: Block| blocks.iter().any(|(it, _)| *it == block);
-                let which = |key: &ObjectKey| taken(Block::of_tenant(key.tenant.as_str()));
-                self.copies.informers.retell(&which);
-                self.copies.everything.retell(&which);
+                let blocks: Vec<_> = blocks.into_iter().map(|(block, _)| block).collect();
+                self.work.begins(&blocks);
             }
             Action::Drain(blocks) => blocks.into_iter().for_each(|block| held.drain(block)),
             Action::Drop(blocks) => {
@@ -388,7 +423,7 @@ impl Work {
         let (api, sender) = (self.membership.tables(), self.sender.clone());
         self.tasks.spawn(async move {
             let metadata = ObjectMeta {
-                name: Some(TABLE.into()),
+                name: Some(K::TABLE.into()),
                 resource_version: Some(table.version.to_string()),
                 ..ObjectMeta::default()
             };
@@ -408,12 +443,12 @@ impl Work {
 
     fn fence(&self, blocks: Vec<(Block, u64)>) {
         let (api, sender) = (self.membership.tables(), self.sender.clone());
-        let (name, informers) = (self.membership.name.clone(), self.copies.informers.clone());
+        let (name, work) = (self.membership.name.clone(), self.work.clone());
         self.tasks.spawn(async move {
-            let mut outcome = fence(&api, &name).await;
+            let mut outcome = fence(&api, K::TABLE, &name).await;
             if outcome == Fenced::Everywhere
                 && !blocks.is_empty()
-                && !timeout(CATCH_UP, informers.caught_up()).await.unwrap_or(false)
+                && !timeout(CATCH_UP, work.caught_up()).await.unwrap_or(false)
             {
                 tracing::warn!("the local copies did not catch up in time");
                 outcome = Fenced::Failed;
@@ -436,12 +471,12 @@ struct SlotFence {
 }
 
 /// Has all that `name` has claimed fenced.
-async fn fence(api: &Api<SlotTable>, name: &str) -> Fenced {
+async fn fence(api: &Api<SlotTable>, table: &str, name: &str) -> Fenced {
     let request = json!({
         "apiVersion": insula_api::kinds::API_VERSION, "kind": "SlotFence", "metadata": {},
         "spec": {"holder": name},
     });
-    let asked = api.create_subresource::<_, SlotFence>(TABLE, "fence", &request);
+    let asked = api.create_subresource::<_, SlotFence>(table, "fence", &request);
     match asked.await.map(|it| it.status) {
         Ok(SlotFenceStatus { newest, .. }) if newest != 0 => Fenced::Behind(newest),
         Ok(status) if status.unreached.is_empty() => Fenced::Everywhere,

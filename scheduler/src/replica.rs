@@ -1,0 +1,53 @@
+//! One scheduler among others.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::{FutureExt as _, future::BoxFuture};
+use insula_api::{kinds::SCHEDULER_INSTANCES, slots::Block};
+use insula_client::{Client, EventRecorder, SchedulerInstance, chain};
+use insula_membership::{Membership, Work};
+use tokio::sync::Notify;
+
+use crate::{binding::offers, informers::Informers};
+
+/// How long to wait before a server that did not answer is asked again.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// A replica on `host`; `None` if the server knows of no replicas, and so there is only one.
+pub(crate) async fn join(
+    host: &str,
+    client: &Client,
+    events: &EventRecorder,
+) -> Option<Membership<SchedulerInstance>> {
+    loop {
+        match offers(client, SCHEDULER_INSTANCES).await {
+            Ok(true) => return Some(Membership::new(host, client, events)),
+            Ok(false) => return None,
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "cannot join the replicas yet");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// What a replica has of the cloud.
+#[derive(Debug)]
+pub(crate) struct Copies {
+    pub(crate) informers: Informers,
+    /// Wakes the loop.
+    pub(crate) changed: Arc<Notify>,
+}
+
+impl Work for Copies {
+    fn caught_up(&self) -> BoxFuture<'_, bool> {
+        self.informers.caught_up().boxed()
+    }
+
+    fn begins(&self, _blocks: &[Block]) {
+        // The loop sees itself what it has, and when.
+        self.changed.notify_one();
+    }
+
+    fn holds(&self, _n_slots: usize) {}
+}
