@@ -14,6 +14,7 @@ mod backup;
 pub mod body;
 mod bootstrap;
 mod call;
+mod classes;
 mod compress;
 mod custom;
 mod delete;
@@ -216,6 +217,7 @@ impl Server {
         server.bootstrap().await?;
         server.tasks.spawn(tenants::follow(server.clone()));
         server.tasks.spawn(tenants::beginning::follow(server.clone()));
+        server.tasks.spawn(classes::copies::follow(server.clone()));
         server.tasks.spawn(custom::look_after(server.clone()));
         server.tasks.spawn(quota::usage::look_after(server.clone()));
         server.tasks.spawn(aggregation::available::look_after(server.clone()));

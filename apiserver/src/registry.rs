@@ -20,6 +20,7 @@ use insula_partition::{
 
 use crate::{
     aggregation,
+    classes::{self, seen::Seen},
     custom::compiled::Custom,
     metrics::{self, Names},
     request::ListOptions,
@@ -290,10 +291,13 @@ impl Served {
         }
         let key = self.shard_key(tenant, namespace, name);
         let place = partitions.place(&key);
-        let store = Scoped::new(place.store, key);
-        let store: Arc<dyn Store> = match aggregation::holds_services(self) {
-            true => Arc::new(aggregation::Overlay::new(partitions, tenant, store)),
-            false => Arc::new(store),
+        let kept = Scoped::new(place.store.clone(), key);
+        let store: Arc<dyn Store> = if aggregation::holds_services(self) {
+            Arc::new(aggregation::Overlay::new(partitions, tenant, kept))
+        } else if classes::are(self) && !tenant.is_system() {
+            Arc::new(Seen::new(tenant, kept, place.store))
+        } else {
+            Arc::new(kept)
         };
         (place.partition, store)
     }

@@ -43,6 +43,14 @@ impl Snapshot {
         Self { revision, entries, collection, fences: Fences::none() }
     }
 
+    /// The same view with `others` where it has nothing of their keys. Costs what they are.
+    pub fn with(mut self, others: impl IntoIterator<Item = (Arc<str>, Entry)>) -> Self {
+        for (key, entry) in others {
+            self.entries.entry(key).or_insert(entry);
+        }
+        self
+    }
+
     /// The revision of the whole partition this view stands for; at least that of every entry.
     pub fn revision(&self) -> Revision {
         self.revision

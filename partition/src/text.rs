@@ -159,7 +159,7 @@ impl Text {
     }
 
     /// Whether it is sealed.
-    pub(crate) fn is_sealed(&self) -> bool {
+    pub fn is_sealed(&self) -> bool {
         matches!(self.0, Form::Costly(Costly::Sealed(_)))
     }
 

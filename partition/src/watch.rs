@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use tokio::sync::watch::error::RecvError;
+
 use crate::{
     fences::Fences,
     map::ShardKey,
@@ -55,6 +57,8 @@ pub trait Feed: Send + Sync {
 pub struct Watcher {
     feed: Arc<dyn Feed>,
     wakeups: tokio::sync::watch::Receiver<u64>,
+    /// Of another collection whose changes the feed has too.
+    others: Option<tokio::sync::watch::Receiver<u64>>,
     after: Revision,
     /// All there was at the last wake-up has been handed over.
     is_caught_up: bool,
@@ -75,12 +79,24 @@ impl Watcher {
     /// Starts strictly after `after`. Does not look at the ring yet.
     pub fn new(feed: Arc<dyn Feed>, after: Revision) -> Self {
         let wakeups = feed.wakeups();
-        Self { feed, wakeups, after, is_caught_up: false, shard: None }
+        Self { feed, wakeups, others: None, after, is_caught_up: false, shard: None }
     }
 
     /// Has `wrap` stand between the watcher and what it waits on. Call it before anything is read.
     pub fn through(mut self, wrap: impl FnOnce(Arc<dyn Feed>) -> Arc<dyn Feed>) -> Self {
         self.feed = wrap(self.feed);
+        self
+    }
+
+    /// Follows a second collection of the same partition too. `wrap` makes one feed of both, in
+    /// the order of revisions. Call it before anything is read.
+    pub fn together(
+        mut self,
+        other: Self,
+        wrap: impl FnOnce(Arc<dyn Feed>, Arc<dyn Feed>) -> Arc<dyn Feed>,
+    ) -> Self {
+        self.feed = wrap(self.feed, other.feed);
+        self.others = Some(other.wakeups);
         self
     }
 
@@ -102,7 +118,7 @@ impl Watcher {
     /// The next changes, at least one. Cancel safe: a dropped call loses nothing.
     pub async fn next(&mut self) -> Result<Vec<Arc<Event>>, StoreError> {
         loop {
-            if self.is_caught_up && self.wakeups.changed().await.is_err() {
+            if self.is_caught_up && self.woken().await.is_err() {
                 return Err(StoreError::Unavailable {
                     reason: "the partition was shut down".into(),
                     source: None,
@@ -111,6 +127,9 @@ impl Watcher {
             self.is_caught_up = false;
             // Mark before looking: a change between the look and the wait wakes us at once.
             self.wakeups.mark_unchanged();
+            if let Some(others) = &mut self.others {
+                others.mark_unchanged();
+            }
             let (events, complete) = self.feed.changes(self.after, BATCH)?;
             // After looking: what ends the watch now may be older than these changes.
             self.feed.fences().check_watch(self.shard.as_ref(), self.after)?;
@@ -121,6 +140,17 @@ impl Watcher {
             }
             // Woken by others, it does not fall behind history.
             self.after = self.after.max(complete);
+        }
+    }
+
+    /// Waits for news of what is followed.
+    async fn woken(&mut self) -> Result<(), RecvError> {
+        match &mut self.others {
+            None => self.wakeups.changed().await,
+            Some(others) => tokio::select! {
+                woken = self.wakeups.changed() => woken,
+                woken = others.changed() => woken,
+            },
         }
     }
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::Admission;
 use crate::{
-    Server,
+    Server, classes,
     error::{ApiError, Result},
     registry::{self, Served},
 };
@@ -80,7 +80,7 @@ impl Admission<'_> {
     }
 
     /// All classes: the tenant's own, and those of the platform that it does not have itself.
-    pub(super) async fn classes(&self, group: &str, resource: &str) -> Result<Vec<Arc<Value>>> {
+    async fn classes(&self, group: &str, resource: &str) -> Result<Vec<Arc<Value>>> {
         let mut classes = self.all(group, resource, "").await?;
         if !self.tenant()?.is_system() {
             let served = self.served(group, resource)?;
@@ -94,6 +94,26 @@ impl Admission<'_> {
             }
         }
         Ok(classes)
+    }
+
+    /// Whether a class that the tenant sees is its own.
+    pub(super) fn is_own(&self, class: &Value) -> bool {
+        self.tenant().is_ok_and(TenantName::is_system) || !classes::is_platforms(class)
+    }
+
+    /// The classes that are defaults: the tenant's own, or the platform's if it has none.
+    pub(super) async fn defaults(
+        &self,
+        group: &str,
+        resource: &str,
+        is_default: impl Fn(&Value) -> bool,
+    ) -> Result<Vec<Arc<Value>>> {
+        let mut defaults = self.classes(group, resource).await?;
+        defaults.retain(|it| is_default(it));
+        if defaults.iter().any(|it| self.is_own(it)) {
+            defaults.retain(|it| self.is_own(it));
+        }
+        Ok(defaults)
     }
 
     /// All objects of the tenant, or of one of its namespaces.

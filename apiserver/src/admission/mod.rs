@@ -36,7 +36,7 @@ use self::{hooks::Hooks, policies::Policies, rules::compiled::Compiled};
 use crate::{
     Server, aggregation, bootstrap,
     call::Call,
-    custom,
+    classes, custom,
     error::{ApiError, Result},
 };
 
@@ -170,6 +170,13 @@ static CHAIN: &[Plugin] = &[
         about: About::These(&[("apiextensions.k8s.io", "customresourcedefinitions", "")]),
         mutate: Mutate::Nothing,
         validate: Validate::Later(plugins::shared::definition),
+    },
+    Plugin {
+        name: "SharedClasses",
+        operations: &[Operation::Update, Operation::Delete],
+        about: About::These(&classes::KINDS),
+        mutate: Mutate::Nothing,
+        validate: Validate::Now(plugins::shared::class),
     },
     Plugin {
         name: "RoleEscalation",

@@ -64,19 +64,21 @@ fn class_named<'k>(known: &Known<'k>, name: &str) -> Option<&'k Tenanted<Storage
     known.classes.iter().map(|it| &**it).find(|it| it.name() == name)
 }
 
-/// Of several default classes the one that was created last counts, then the first by name.
+/// Of several default classes the tenant's own count before the platform's, then the one that was
+/// created last, then the first by name.
 fn default_class<'k>(known: &Known<'k>) -> Option<&'k Tenanted<StorageClass>> {
     let is_default = |it: &&Tenanted<StorageClass>| {
         DEFAULTS.iter().any(|key| annotation(&it.object, key) == Some("true"))
     };
     let created =
         |it: &Tenanted<StorageClass>| it.metadata.creation_timestamp.as_ref().map(|time| time.0);
-    known
-        .classes
-        .iter()
-        .map(|it| &**it)
-        .filter(is_default)
-        .min_by(|one, two| created(two).cmp(&created(one)).then_with(|| one.name().cmp(two.name())))
+    known.classes.iter().map(|it| &**it).filter(is_default).min_by(|one, two| {
+        let is_platforms = |it: &Tenanted<StorageClass>| it.tenant.is_system();
+        is_platforms(one)
+            .cmp(&is_platforms(two))
+            .then_with(|| created(two).cmp(&created(one)))
+            .then_with(|| one.name().cmp(two.name()))
+    })
 }
 
 /// Decides about a claim. `volumes` are all of its tenant, by name.

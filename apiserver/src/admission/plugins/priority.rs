@@ -97,23 +97,26 @@ async fn class_of(admission: &Admission<'_>, pod: &Value) -> Result<Class> {
     })
 }
 
-/// The tenant's class for pods that name none: of several the lowest.
+/// The class for pods that name none: of several the lowest.
 async fn default_class(admission: &Admission<'_>) -> Result<Option<Class>> {
-    let all = admission.all(GROUP, "priorityclasses", "").await?;
-    let defaults = all.iter().filter(|it| it.get("globalDefault") == Some(&Value::Bool(true)));
-    Ok(defaults.map(|it| Class::of(it)).min_by_key(|it| it.value))
+    let defaults = admission.defaults(GROUP, "priorityclasses", is_default).await?;
+    Ok(defaults.iter().map(|it| Class::of(it)).min_by_key(|it| it.value))
 }
 
-/// There is one default class at most.
+fn is_default(class: &Value) -> bool {
+    class.get("globalDefault") == Some(&Value::Bool(true))
+}
+
+/// A tenant has one default class at most.
 pub(in crate::admission) fn validate_class<'a>(
     admission: &'a Admission<'a>,
     it: Option<&'a Value>,
 ) -> BoxFuture<'a, Result<()>> {
     async move {
-        let Some(it) = it.filter(|it| it.get("globalDefault") == Some(&Value::Bool(true))) else {
-            return Ok(());
-        };
-        match default_class(admission).await? {
+        let Some(it) = it.filter(|it| is_default(it)) else { return Ok(()) };
+        let defaults = admission.all(GROUP, "priorityclasses", "").await?;
+        let own = defaults.iter().filter(|it| is_default(it) && admission.is_own(it));
+        match own.map(|it| Class::of(it)).min_by_key(|it| it.value) {
             Some(other)
                 if admission.operation == Operation::Create || other.name != object::name(it) =>
             {

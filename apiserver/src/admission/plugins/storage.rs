@@ -48,9 +48,9 @@ pub(in crate::admission) fn default_class<'a>(
             return Ok(());
         }
         let is_default =
-            |it: &&Value| DEFAULTS.iter().any(|key| annotation(it, key) == Some("true"));
-        let classes = admission.classes(GROUP, "storageclasses").await?;
-        if let Some(class) = newest(classes.iter().map(Arc::as_ref).filter(is_default)) {
+            |it: &Value| DEFAULTS.iter().any(|key| annotation(it, key) == Some("true"));
+        let defaults = admission.defaults(GROUP, "storageclasses", is_default).await?;
+        if let Some(class) = newest(defaults.iter().map(Arc::as_ref)) {
             claim["spec"]["storageClassName"] = object::name(class).into();
         }
         Ok(())
