@@ -13,11 +13,11 @@ use crate::{
     Server,
     admission::{self, Admission},
     call::Call,
-    classes, custom,
+    custom,
     error::{ApiError, Result},
     read,
     request::ListOptions,
-    services, strategy, write,
+    services, shown, strategy, write,
 };
 
 /// `metav1.DeleteOptions`, from the body or the query.
@@ -425,11 +425,11 @@ pub(crate) async fn delete_collection(
     let places = call.served.places(&server.partitions, &call.whose, &namespace, &list);
     let page = read::list(server, &call.served, &places, &call.whose, &namespace, &list).await?;
     let mut items = Vec::with_capacity(page.entries.len());
-    let are_classes = classes::are(&call.served) && !call.tenant()?.is_system();
+    let may_be_shown = shown::is_of_these(&call.served) && !call.tenant()?.is_system();
     for (key, entry) in &page.entries {
         // What the platform shows is not meant by who deletes all that it has.
         let it: Value = serde_json::from_slice(&entry.value.glance()).unwrap_or_default();
-        if are_classes && classes::is_platforms(&it) {
+        if may_be_shown && shown::is_platforms(&it) {
             continue;
         }
         let mut parts = key.splitn(3, '/').skip(1);

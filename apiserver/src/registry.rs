@@ -20,11 +20,11 @@ use insula_partition::{
 
 use crate::{
     aggregation,
-    classes::{self, seen::Seen},
     custom::compiled::Custom,
     metrics::{self, Names},
     request::ListOptions,
     scoped::Scoped,
+    shown::{self, seen::Seen},
     views::{Kind, View},
 };
 
@@ -294,12 +294,19 @@ impl Served {
         let kept = Scoped::new(place.store.clone(), key);
         let store: Arc<dyn Store> = if aggregation::holds_services(self) {
             Arc::new(aggregation::Overlay::new(partitions, tenant, kept))
-        } else if classes::are(self) && !tenant.is_system() {
+        } else if shown::is_of_these(self) && !tenant.is_system() {
             Arc::new(Seen::new(tenant, kept, place.store))
         } else {
             Arc::new(kept)
         };
         (place.partition, store)
+    }
+
+    /// Where a tenant has objects of its own, without what the platform shows it.
+    pub(crate) fn own(&self, partitions: &Partitions, tenant: &TenantName) -> Arc<dyn Store> {
+        let key = self.shard_key(tenant, "", "");
+        let place = partitions.place(&key);
+        Arc::new(Scoped::new(place.store, key))
     }
 
     /// The partitions of a list, in a stable order.

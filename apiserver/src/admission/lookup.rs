@@ -8,9 +8,10 @@ use serde_json::Value;
 
 use super::Admission;
 use crate::{
-    Server, classes,
+    Server,
     error::{ApiError, Result},
     registry::{self, Served},
+    shown,
 };
 
 impl Server {
@@ -98,7 +99,7 @@ impl Admission<'_> {
 
     /// Whether a class that the tenant sees is its own.
     pub(super) fn is_own(&self, class: &Value) -> bool {
-        self.tenant().is_ok_and(TenantName::is_system) || !classes::is_platforms(class)
+        self.tenant().is_ok_and(TenantName::is_system) || !shown::is_platforms(class)
     }
 
     /// The classes that are defaults: the tenant's own, or the platform's if it has none.

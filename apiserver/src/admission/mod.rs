@@ -36,8 +36,9 @@ use self::{hooks::Hooks, policies::Policies, rules::compiled::Compiled};
 use crate::{
     Server, aggregation, bootstrap,
     call::Call,
-    classes, custom,
+    custom,
     error::{ApiError, Result},
+    shown,
 };
 
 /// What a plugin is about.
@@ -172,11 +173,11 @@ static CHAIN: &[Plugin] = &[
         validate: Validate::Later(plugins::shared::definition),
     },
     Plugin {
-        name: "SharedClasses",
+        name: "SharedByPlatform",
         operations: &[Operation::Update, Operation::Delete],
-        about: About::These(&classes::KINDS),
+        about: About::These(&shown::KINDS),
         mutate: Mutate::Nothing,
-        validate: Validate::Now(plugins::shared::class),
+        validate: Validate::Now(plugins::shared::keep),
     },
     Plugin {
         name: "RoleEscalation",

@@ -32,7 +32,7 @@ pub(crate) fn begin(it: &mut Value) {
 /// Goes on with all definitions of `tenant` that are being deleted. False if one is not gone yet.
 pub(super) async fn clean(server: &Server, tenant: &TenantName) -> Result<bool> {
     let served = definitions(server)?;
-    let (_, store) = served.place(&server.partitions, tenant, "", "");
+    let store = served.own(&server.partitions, tenant);
     let prefix = format!("{tenant}//");
     let snapshot = store.read(&served.collection, ReadAt::Latest).await?;
     let mut done = true;

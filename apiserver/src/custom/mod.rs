@@ -162,7 +162,7 @@ impl Customs {
         at: ReadAt,
     ) -> Result<(Arc<OfTenant>, Revision)> {
         let definitions = definitions(server)?;
-        let (_, store) = definitions.place(&server.partitions, tenant, "", "");
+        let store = definitions.own(&server.partitions, tenant);
         let snapshot = store.read(&definitions.collection, at).await?;
         let revision = snapshot.revision();
         let known = self.tenants.get(tenant);

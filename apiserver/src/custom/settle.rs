@@ -90,7 +90,7 @@ impl Claim {
 /// Decides on all definitions of `tenant` that wait.
 pub(crate) async fn settle(server: &Server, tenant: &TenantName) -> Result<()> {
     let served = definitions(server)?;
-    let (_, store) = served.place(&server.partitions, tenant, "", "");
+    let store = served.own(&server.partitions, tenant);
     for _ in 0..ROUNDS {
         let snapshot = store.read(&served.collection, ReadAt::Latest).await?;
         let claims = claims(&snapshot, tenant)?;

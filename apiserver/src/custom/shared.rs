@@ -107,6 +107,11 @@ pub(super) fn is_meant_for_all(it: &Value) -> bool {
         .any(|(key, value)| labels.and_then(|all| all.get(key)).is_some_and(|it| it == value))
 }
 
+/// Whether tenants are served a definition of the platform, once it is established.
+pub(crate) fn is_for_all(it: &Value) -> bool {
+    is_meant_for_all(it) && object::text(it, &["spec", "conversion", "strategy"]) != "Webhook"
+}
+
 /// Deletes the objects of a shared definition in all tenants, or has their deletion begin. Returns
 /// how many are left.
 pub(super) async fn remove(server: &Server, name: &str, collection: &Collection) -> Result<usize> {

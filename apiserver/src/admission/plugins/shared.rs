@@ -23,11 +23,11 @@ pub(in crate::admission) fn definition<'a>(
     .boxed()
 }
 
-/// Refuses a tenant's change of a class that is the platform's.
-pub(in crate::admission) fn class(admission: &Admission<'_>, it: Option<&Value>) -> Result<()> {
+/// Refuses a tenant's change of what the platform shows it.
+pub(in crate::admission) fn keep(admission: &Admission<'_>, it: Option<&Value>) -> Result<()> {
     if admission.old.is_none_or(|old| admission.is_own(old)) {
         return Ok(());
     }
-    let why = "it is a class of the platform, you see it but cannot change it";
+    let why = "it is the platform's, you see it but cannot change it";
     Err(admission.forbidden(it.or(admission.old), why))
 }

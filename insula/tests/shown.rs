@@ -1,4 +1,4 @@
-//! Classes of the platform, as tenants on several partitions see them through kubectl.
+//! What the platform shows, as tenants on several partitions see them through kubectl.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
@@ -62,7 +62,7 @@ impl Drop for Watch {
 }
 
 #[test]
-fn tenants_see_the_platforms_classes_beside_their_own() {
+fn tenants_see_what_the_platform_shows_beside_their_own() {
     let mut cloud = Cloud::without_node();
     let (acme, globex) = cloud.tenants();
     let admin = cloud.admin();
@@ -105,7 +105,7 @@ fn tenants_see_the_platforms_classes_beside_their_own() {
     assert_eq!(rest["items"][0]["metadata"]["name"], "slow");
 
     // It is not theirs to change, and its name is taken.
-    let told = "it is a class of the platform, you see it but cannot change it";
+    let told = "it is the platform's, you see it but cannot change it";
     for args in [
         &["delete", "storageclass", "fast"][..],
         &["label", "storageclass", "fast", "a=b"],
@@ -154,6 +154,37 @@ fn tenants_see_the_platforms_classes_beside_their_own() {
         create(user, &claim);
         let given = ["get", "pvc", &format!("of-{class}"), "-o=jsonpath={.spec.storageClassName}"];
         assert_eq!(user.ok(&given), class);
+    }
+
+    // A definition that is shared is seen as such.
+    let definition = json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "widgets.example.com", "labels": {"insula.io/shared": "true"}},
+        "spec": {
+            "group": "example.com", "scope": "Namespaced",
+            "names": {"plural": "widgets", "kind": "Widget"},
+            "versions": [{
+                "name": "v1", "served": true, "storage": true,
+                "schema": {"openAPIV3Schema": {"type": "object"}},
+            }],
+        },
+    });
+    create(&admin, &definition);
+    let crds = ["get", "crd", "-o=jsonpath={.items[*].metadata.name}"];
+    for user in [&acme, &globex] {
+        user.until(&crds, |names| names == "widgets.example.com");
+        let wait = ["wait", "--for=condition=Established", "crd/widgets.example.com"];
+        user.ok(&[&wait[..], &["--timeout=60s"]].concat());
+        let widget = json!({
+            "apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "w"},
+        });
+        create(user, &widget);
+        let said = user.fails(&["delete", "crd", "widgets.example.com"]);
+        assert!(said.contains(told), "{said}");
+    }
+    admin.ok(&["delete", "crd", "widgets.example.com", "--timeout=60s"]);
+    for user in [&acme, &globex] {
+        user.until(&crds, str::is_empty);
     }
 
     // A crash, and a move to the other partition, change nothing of it.

@@ -1,4 +1,4 @@
-//! A partition's classes of one kind as a tenant sees them: its own, and the platform's.
+//! A partition's objects of one kind as a tenant sees them: its own, and the platform's.
 //!
 //! It is a [`Store`], so the handlers of every other resource serve it.
 
