@@ -70,9 +70,14 @@ async fn a_shared_definition_is_every_tenants() {
     assert_eq!(code, 403, "{said}");
     assert!(said["message"].as_str().unwrap().contains("you cannot overwrite it"), "{said}");
     let uri = format!("{DEFINITIONS}/widgets.example.com");
-    for method in [Method::DELETE, Method::GET] {
-        assert_eq!(world.says(&acme, method, &uri, &Value::Null).await.0, 404);
-    }
+    until(&world, &acme, &uri, 200).await;
+    let (code, said) = world.says(&acme, Method::DELETE, &uri, &Value::Null).await;
+    assert_eq!(code, 403, "{said}");
+    assert!(said["message"].as_str().unwrap().contains("it is the platform's"), "{said}");
+    assert_eq!(
+        world.says(&globex, Method::GET, &uri, &Value::Null).await.1["metadata"]["tenant"],
+        "globex"
+    );
     // Labels of a tenant share nothing.
     let mut mine = definition("mine");
     mine["metadata"]["name"] = "gears.example.org".into();
@@ -89,6 +94,7 @@ async fn a_shared_definition_is_every_tenants() {
     let label = |value: Value| json!({"metadata": {"labels": {"insula.io/shared": value}}});
     assert_eq!(world.root(Method::PATCH, &uri, &label(Value::Null)).await.0, 200);
     until(&world, &acme, WIDGETS, 404).await;
+    until(&world, &acme, &uri, 404).await;
     assert_eq!(world.root(Method::PATCH, &uri, &label("true".into())).await.0, 200);
     until(&world, &acme, &format!("{WIDGETS}/w"), 200).await;
 
