@@ -8,6 +8,7 @@ pub mod error;
 pub mod field;
 pub mod internal;
 pub mod kinds;
+pub mod lines;
 pub mod names;
 pub mod object;
 pub mod path;

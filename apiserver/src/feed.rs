@@ -19,7 +19,7 @@
 //! # Invariants
 //!
 //! * It carries nothing that its caller could not watch or write one by one: the rules and the node
-//!   authorizer are asked for each node before anything is read.
+//!   authorizer are asked for each node before anything is read, and again every half a minute.
 //! * A feed has no task of its own, as a watch has none: whoever reads its body drives it.
 
 mod beats;
@@ -64,7 +64,10 @@ const PATH: &str = "/insula/nodefeed";
 const LINES: &str = "application/x-ndjson";
 /// Nodes of one feed, at most.
 const NODES: usize = 10_000;
-/// How often a bookmark is told where all is quiet.
+/// Nodes asked about before others get their turn.
+const TOGETHER: usize = 256;
+/// How often a bookmark is told where all is quiet, and whether its caller may have the feed is
+/// asked again.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(30);
 /// Size from which what waits is sent, in bytes.
 const CHUNK: usize = 64 * 1024;
@@ -86,7 +89,7 @@ pub(crate) async fn serve(
         return Err(ApiError::bad_request("a feed begins with {\"open\":{\"nodes\":[..]}}"));
     };
     check(server, identity, &open.nodes).await?;
-    let feed = Feed::start(server.clone(), open).await?;
+    let feed = Feed::start(server.clone(), identity.clone(), open).await?;
     let mut response = Response::new(penned(|pen| feed.run(pen, saying)));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(LINES));
@@ -95,8 +98,12 @@ pub(crate) async fn serve(
 }
 
 /// Refuses who could not watch the pods of these nodes, or renew their leases.
-async fn check(server: &Server, identity: &Identity, nodes: &[String]) -> Result<()> {
-    if nodes.is_empty() || NODES < nodes.len() {
+async fn check<'a, N>(server: &Server, identity: &Identity, nodes: N) -> Result<()>
+where
+    N: IntoIterator<Item = &'a String, IntoIter: ExactSizeIterator>,
+{
+    let nodes = nodes.into_iter();
+    if nodes.len() == 0 || NODES < nodes.len() {
         let why = format!("a feed is of 1 to {NODES} nodes, not of {}", nodes.len());
         return Err(ApiError::bad_request(why));
     }
@@ -115,8 +122,14 @@ async fn check(server: &Server, identity: &Identity, nodes: &[String]) -> Result
         false => Err(gate::denied(identity, &it)),
     };
     let system = Whose::One(TenantName::system());
+    let post =
+        Attributes { verb: "post".to_owned(), path: PATH.to_owned(), ..Attributes::default() };
+    judge(&system, post).await?;
     judge(&Whose::All, of("watch", "", "pods", "", "")).await?;
-    for node in nodes {
+    for (count, node) in nodes.enumerate() {
+        if count % TOGETHER == TOGETHER - 1 {
+            tokio::task::yield_now().await;
+        }
         let lease = of("update", "coordination.k8s.io", "leases", beats::NAMESPACE, node);
         if let Some(own) = identity.node().filter(|own| own != node) {
             let mut error = gate::denied(identity, &lease);
@@ -139,6 +152,7 @@ enum Of {
 /// One feed.
 struct Feed {
     server: Arc<Server>,
+    identity: Identity,
     nodes: HashSet<String>,
     /// Keys of the Node objects.
     keys: HashSet<String>,
@@ -151,7 +165,7 @@ struct Feed {
 }
 
 impl Feed {
-    async fn start(server: Arc<Server>, open: Open) -> Result<Self> {
+    async fn start(server: Arc<Server>, identity: Identity, open: Open) -> Result<Self> {
         let served = |resource| {
             let found = server.registry.any_version("", resource);
             found.cloned().ok_or_else(ApiError::unknown_resource)
@@ -172,6 +186,7 @@ impl Feed {
             initial: Vec::new(),
             at: from.clone().unwrap_or_else(|| Vector(Vec::new())),
             server,
+            identity,
         };
         if from.is_none() {
             for name in names {
@@ -287,6 +302,7 @@ impl Feed {
                     frame(&mut out, Encoding::Json, "BEAT", object.as_bytes());
                 }
                 () = clock.as_mut() => {
+                    check(&self.server, &self.identity, &self.nodes).await?;
                     self.advance(&mut watchers)?;
                     self.mark(&mut out);
                     clock.as_mut().reset(Instant::now() + BOOKMARK_EVERY);

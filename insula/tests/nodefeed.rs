@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, convert::Infallible, path::Path, time::Duration
 use bytes::Bytes;
 use harness::{Cloud, Kubectl, texts};
 use http_body_util::channel::{Channel, Sender};
-use insula_client::{Client, Download, Error, Lines};
+use insula_client::{Client, Error, Follow};
 use serde_json::{Value, json};
 
 const PATH: &str = "/insula/nodefeed";
@@ -32,26 +32,31 @@ fn pod(name: &str, node: &str) -> Value {
 /// One end of a feed.
 struct Feed {
     say: Sender<Bytes>,
-    heard: Download,
-    lines: Lines,
+    heard: Follow,
 }
 
 impl Feed {
     async fn open(kubeconfig: &Path, open: Value) -> Result<Self, Error> {
-        let client = Client::multiplexed(kubeconfig, "test").await.unwrap();
+        let client = Client::from_kubeconfig(kubeconfig, "test").await.unwrap();
         let (mut say, body) = Channel::<Bytes, Infallible>::new(4);
         say.send_data(format!("{open}\n").into()).await.unwrap();
         let heard = client.converse(PATH, body).await?;
-        Ok(Self { say, heard, lines: Lines::default() })
+        Ok(Self { say, heard })
     }
 
     async fn next(&mut self) -> Option<Value> {
+        let line = tokio::time::timeout(WITHIN, self.heard.next()).await.unwrap();
+        Some(serde_json::from_slice(&line.unwrap()?).unwrap())
+    }
+
+    /// The error that it ends with, which nothing follows.
+    async fn end(mut self) -> Value {
         loop {
-            if let Some(line) = self.lines.pop() {
-                return Some(serde_json::from_slice(&line).unwrap());
+            let it = self.next().await.unwrap();
+            if it["type"] == "ERROR" {
+                assert!(self.next().await.is_none());
+                return it["object"].clone();
             }
-            let piece = tokio::time::timeout(WITHIN, self.heard.next()).await.unwrap();
-            self.lines.push(&piece.unwrap()?).unwrap();
         }
     }
 
@@ -213,12 +218,38 @@ async fn nobody_gets_what_is_not_theirs() {
     let mut feed = Feed::open(admin.kubeconfig(), of(&["n1"])).await.unwrap();
     feed.told(1).await;
     feed.say.send_data(Bytes::from_static(b"{\"open\":{\"nodes\":[\"n2\"]}}\n")).await.unwrap();
-    let it = loop {
-        let it = feed.next().await.unwrap();
-        if it["type"] == "ERROR" {
-            break it;
-        }
-    };
-    assert_eq!(it["object"]["message"], "the feed is open already");
-    assert!(feed.next().await.is_none());
+    assert_eq!(feed.end().await["message"], "the feed is open already");
+}
+
+#[tokio::test]
+async fn a_feed_ends_with_the_permission() {
+    let (cloud, acme, _) = cloud();
+    let admin = cloud.admin();
+    // At home, where nodes are, and in all tenants, where pods are.
+    for (name, tenants) in [("home", "system"), ("crew", "*")] {
+        create(
+            &admin,
+            &json!({
+                "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+                "metadata": {"name": name, "annotations": {"insula.io/tenants": tenants}},
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+                "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "crew"}],
+            }),
+        );
+    }
+    let crew = cloud.user("system", "crew", "crews");
+    let open = json!({"open": {"nodes": ["n1"]}});
+    let mut feed = Feed::open(crew.kubeconfig(), open).await.unwrap();
+    feed.told(1).await;
+    admin.ok(&["delete", "clusterrolebinding", "crew"]);
+    let ended = feed.end().await;
+    assert_eq!(ended["code"], 403, "{ended}");
+    let why = ended["message"].as_str().unwrap();
+    assert!(why.contains("User \"crew\" cannot watch resource \"pods\""), "{why}");
+    // Others' go on.
+    create(&acme, &pod("a", "n1"));
+    let agent = cloud.user("system", "system:node:n1", "system:nodes");
+    let mut feed =
+        Feed::open(agent.kubeconfig(), json!({"open": {"nodes": ["n1"]}})).await.unwrap();
+    assert!(feed.told(2).await.0.contains("ADDED Pod acme a"));
 }

@@ -38,95 +38,100 @@ pub(crate) async fn drive<F, R>(
 {
     let begun = Instant::now();
     let end = pace.duration.map(|it| begun + it);
+    let turns = Turns { pace, begun, end, stop, each: Arc::new(each) };
     match pace.rate {
-        Some(rate) => open(rate, pace, begun, end, recorder, stop, each).await,
-        None => closed(pace, end, stop, each).await,
+        Some(rate) => turns.at_rate(rate, recorder).await,
+        None => turns.one_by_one().await,
     }
 }
 
-async fn open<F, R>(
-    rate: f64,
+/// Requests that follow each other.
+struct Turns<'a, F> {
     pace: Pace,
     begun: Instant,
     end: Option<Instant>,
-    recorder: &Arc<Recorder>,
-    stop: &CancellationToken,
-    each: F,
-) where
-    F: Fn(u64, Instant) -> R + Send + Sync + 'static,
-    R: Future<Output = bool> + Send + 'static,
-{
-    let places = usize::try_from(pace.max_in_flight).unwrap_or(usize::MAX);
-    let places = Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS)));
-    let under_way = TaskTracker::new();
-    // Behind because the target took too long, not because we were late.
-    let mut is_held = false;
-    for turn in 0..pace.count.unwrap_or(u64::MAX) {
-        #[allow(clippy::cast_precision_loss, reason = "turns are far below 2^53")]
-        let intended = begun + Duration::from_secs_f64(turn as f64 / rate);
-        if end.is_some_and(|end| end <= intended) || stop.is_cancelled() {
-            break;
-        }
-        if Instant::now() < intended {
-            is_held = false;
-            tokio::select! {
-                () = tokio::time::sleep_until(intended.into()) => (),
-                () = stop.cancelled() => break,
-            }
-        }
-        if !is_held {
-            recorder.own.began(Instant::now().saturating_duration_since(intended));
-        }
-        let place = match places.clone().try_acquire_owned() {
-            Ok(place) => place,
-            Err(_) => {
-                is_held = true;
-                recorder.own.held_back();
-                tokio::select! {
-                    place = places.clone().acquire_owned() => match place {
-                        Ok(place) => place,
-                        Err(_) => break,
-                    },
-                    () = stop.cancelled() => break,
-                }
-            }
-        };
-        let (request, stop) = (each(turn, intended), stop.clone());
-        under_way.spawn(async move {
-            // Who stops is told nothing of what was under way.
-            let _ = stop.run_until_cancelled(request).await;
-            drop(place);
-        });
-    }
-    under_way.close();
-    under_way.wait().await;
+    stop: &'a CancellationToken,
+    each: Arc<F>,
 }
 
-async fn closed<F, R>(pace: Pace, end: Option<Instant>, stop: &CancellationToken, each: F)
+impl<F, R> Turns<'_, F>
 where
     F: Fn(u64, Instant) -> R + Send + Sync + 'static,
     R: Future<Output = bool> + Send + 'static,
 {
-    let (turns, each) = (Arc::new(AtomicU64::new(0)), Arc::new(each));
-    let count = pace.count.unwrap_or(u64::MAX);
-    let workers = TaskTracker::new();
-    for _ in 0..pace.concurrency.unwrap_or(CONCURRENCY).min(count) {
-        let (turns, each, stop) = (turns.clone(), each.clone(), stop.clone());
-        workers.spawn(async move {
-            let work = async {
-                loop {
-                    let (turn, now) = (turns.fetch_add(1, Ordering::Relaxed), Instant::now());
-                    if count <= turn || end.is_some_and(|end| end <= now) {
-                        return;
-                    }
-                    if !each(turn, now).await {
-                        tokio::time::sleep(AFTER_FAILURE).await;
+    /// An open loop.
+    async fn at_rate(self, rate: f64, recorder: &Arc<Recorder>) {
+        let Self { pace, begun, end, stop, each } = self;
+        let places = usize::try_from(pace.max_in_flight).unwrap_or(usize::MAX);
+        let places = Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS)));
+        let under_way = TaskTracker::new();
+        // Behind because the target took too long, not because we were late.
+        let mut is_held = false;
+        for turn in 0..pace.count.unwrap_or(u64::MAX) {
+            #[allow(clippy::cast_precision_loss, reason = "turns are far below 2^53")]
+            let intended = begun + Duration::from_secs_f64(turn as f64 / rate);
+            if end.is_some_and(|end| end <= intended) || stop.is_cancelled() {
+                break;
+            }
+            if Instant::now() < intended {
+                is_held = false;
+                tokio::select! {
+                    () = tokio::time::sleep_until(intended.into()) => (),
+                    () = stop.cancelled() => break,
+                }
+            }
+            if !is_held {
+                recorder.own.began(Instant::now().saturating_duration_since(intended));
+            }
+            let place = match places.clone().try_acquire_owned() {
+                Ok(place) => place,
+                Err(_) => {
+                    is_held = true;
+                    recorder.own.held_back();
+                    tokio::select! {
+                        place = places.clone().acquire_owned() => match place {
+                            Ok(place) => place,
+                            Err(_) => break,
+                        },
+                        () = stop.cancelled() => break,
                     }
                 }
             };
-            let _ = stop.run_until_cancelled(work).await;
-        });
+            let (request, stop) = (each(turn, intended), stop.clone());
+            under_way.spawn(async move {
+                // Who stops is told nothing of what was under way.
+                let _ = stop.run_until_cancelled(request).await;
+                drop(place);
+            });
+        }
+        under_way.close();
+        under_way.wait().await;
     }
-    workers.close();
-    workers.wait().await;
+
+    /// A closed loop.
+    async fn one_by_one(self) {
+        let Self { pace, end, stop, each, .. } = self;
+        let turns = Arc::new(AtomicU64::new(0));
+        let count = pace.count.unwrap_or(u64::MAX);
+        let workers = TaskTracker::new();
+        for _ in 0..pace.concurrency.unwrap_or(CONCURRENCY).min(count) {
+            let (turns, each, stop) = (turns.clone(), each.clone(), stop.clone());
+            workers.spawn(async move {
+                let work = async {
+                    loop {
+                        let (turn, now) = (turns.fetch_add(1, Ordering::Relaxed), Instant::now());
+                        if count <= turn || end.is_some_and(|end| end <= now) {
+                            return;
+                        }
+                        if !each(turn, now).await {
+                            tokio::time::sleep(AFTER_FAILURE).await;
+                        }
+                    }
+                };
+                let _ = stop.run_until_cancelled(work).await;
+            });
+        }
+        workers.close();
+        workers.wait().await;
+    }
 }

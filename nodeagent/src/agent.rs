@@ -9,13 +9,13 @@
 use std::{os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
-use insula_client::{Client, EventRecorder, Informer, chain};
-use k8s_openapi::api::core::v1::Pod;
+use insula_client::{Client, EventRecorder, chain};
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     NodeConfig, NodeError,
+    assigned::{Assigned, NodeNews},
     cluster::ApiCluster,
     cri::{RuntimeClient, RuntimeError},
     machine::Machine,
@@ -112,12 +112,14 @@ impl NodeAgent {
             shutdown.clone(),
         );
         let (runtime_state, states) = watch::channel(RuntimeState::default());
+        let (news, news_heard) = watch::channel(NodeNews::default());
         let registration = Registration::new(
             config.clone(),
             client.clone(),
             runtime.clone(),
             machine.clone(),
             runtime_state,
+            news_heard,
         );
         tasks.spawn(Box::pin(registration.run(shutdown.clone())));
 
@@ -133,14 +135,22 @@ impl NodeAgent {
             machine,
         });
         let pods = Pods::new(node.clone(), tasks.clone(), shutdown.clone());
-        let informer = follow_pods(&node, &client, &pods, tasks, shutdown);
-        let synced = informer.clone();
-        let is_synced = move || synced.has_synced();
+        let assigned = Assigned {
+            name: node.config.node_name.clone(),
+            client,
+            pods: pods.clone(),
+            news: Arc::new(news),
+            tasks: tasks.clone(),
+            shutdown: shutdown.clone(),
+        };
+        let synced = assigned.start();
+        let has_synced = synced.clone();
+        let is_synced = move || *has_synced.borrow();
         tasks.spawn(relist::run(node.clone(), pods.clone(), is_synced, shutdown.clone()));
         tasks.spawn(rotation::run(node.clone(), shutdown.clone()));
         let server = Server::new(node, pods);
         tasks.spawn(server.run(listener, tls, tasks.clone(), shutdown.clone()));
-        tasks.spawn(signal_ready(informer, states, ready, shutdown.clone()));
+        tasks.spawn(signal_ready(synced, states, ready, shutdown.clone()));
         shutdown.cancelled().await;
         Ok(())
     }
@@ -193,49 +203,16 @@ async fn read_resolver() -> Resolver {
     }
 }
 
-/// Follows the pods of all tenants that are assigned to this node.
-fn follow_pods(
-    node: &Node,
-    client: &Client,
-    pods: &Pods,
-    tasks: &TaskTracker,
-    shutdown: &CancellationToken,
-) -> Informer<Pod> {
-    let selector = format!("spec.nodeName={}", node.config.node_name);
-    let informer = Informer::<Pod>::builder(client.all().collection::<Pod>())
-        .field_selector(selector)
-        .start(tasks, shutdown.clone());
-    let pods = pods.clone();
-    informer.on_change(move |change| {
-        let old_uid = change.old.map(|it| it.uid());
-        match change.new {
-            Some(new) => {
-                // Another pod may have taken the name between two looks.
-                if let Some(old) = old_uid.filter(|it| *it != new.uid()) {
-                    pods.remove(old);
-                }
-                pods.set(new.clone());
-            }
-            None => {
-                if let Some(old) = old_uid {
-                    pods.remove(old);
-                }
-            }
-        }
-    });
-    informer
-}
-
 /// Ready is the node when it is registered as such and knows its pods; not any more when the
 /// runtime goes away.
 async fn signal_ready(
-    informer: Informer<Pod>,
+    mut synced: watch::Receiver<bool>,
     mut states: watch::Receiver<RuntimeState>,
     ready: watch::Sender<bool>,
     shutdown: CancellationToken,
 ) {
     let follow = async {
-        if !informer.synced().await {
+        if synced.wait_for(|it| *it).await.is_err() {
             return;
         }
         loop {

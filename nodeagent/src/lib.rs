@@ -1,7 +1,7 @@
 //! Pods on this node: CRI runtimes, volumes, logs, exec.
 //!
 //! ```text
-//! API ── informer ──> Pods ──> Worker (one per pod) ──> plan ──> runtime (CRI)
+//! API ── node feed ─> Pods ──> Worker (one per pod) ──> plan ──> runtime (CRI)
 //!                       ^            │                              │
 //!                       └── relist <─┼──────────────────────────────┘
 //!                                    └──> status, events ──> API
@@ -15,11 +15,13 @@
 //! * Nothing of a pod is removed before the API has been heard in full.
 
 mod agent;
+mod assigned;
 mod cgroup;
 mod cluster;
 mod config;
 mod cri;
 mod error;
+pub mod feed;
 pub mod hollow;
 mod leftovers;
 mod logs;

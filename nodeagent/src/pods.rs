@@ -120,6 +120,11 @@ impl Pods {
         }
     }
 
+    /// The uids of all pods here.
+    pub(crate) fn uids(&self) -> Vec<Arc<str>> {
+        self.shared.entries.lock().keys().cloned().collect()
+    }
+
     /// The runtime has news of this pod. Returns whether there is a worker to care.
     pub(crate) fn wake(&self, uid: &str) -> bool {
         let entries = self.shared.entries.lock();

@@ -8,7 +8,7 @@ pub(crate) mod status;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use insula_client::{Api, Client, Error, Patch, Tenanted, chain};
+use insula_client::{Api, Client, Error, Patch, Tenanted, chain, newer_version};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use self::{conditions::Observation, status::Seen};
 use crate::{
     NodeConfig,
+    assigned::NodeNews,
     cri::RuntimeClient,
     machine::{self, Machine, Room},
 };
@@ -39,6 +40,8 @@ pub const WRITE_PERIOD: Duration = Duration::from_secs(300);
 /// How often a node says that it lives.
 pub const LEASE_PERIOD: Duration = Duration::from_secs(10);
 const LEASE_SECONDS: i32 = 40;
+/// How late a heartbeat of the feed may be before the lease is written without it.
+const LATE: Duration = Duration::from_secs(5);
 /// Where nodes have their leases.
 pub const LEASE_NAMESPACE: &str = "kube-node-lease";
 const RETRY: Duration = Duration::from_secs(1);
@@ -60,6 +63,8 @@ pub(crate) struct Registration {
     runtime: RuntimeClient,
     machine: Machine,
     state: watch::Sender<RuntimeState>,
+    /// What the node feed tells, where there is one.
+    news: watch::Receiver<NodeNews>,
 }
 
 impl Registration {
@@ -69,8 +74,9 @@ impl Registration {
         runtime: RuntimeClient,
         machine: Machine,
         state: watch::Sender<RuntimeState>,
+        news: watch::Receiver<NodeNews>,
     ) -> Self {
-        Self { config, client, runtime, machine, state }
+        Self { config, client, runtime, machine, state, news }
     }
 
     /// Runs until `shutdown`.
@@ -91,6 +97,7 @@ impl Registration {
 
     async fn keep_status(&self, on_registered: &Notify) {
         let mut registered: Option<Tenanted<Node>> = None;
+        let mut n_removals = 0;
         let mut written_at = Instant::now();
         loop {
             let node = match registered.take() {
@@ -129,7 +136,41 @@ impl Registration {
                     }
                 }
             }
-            tokio::time::sleep(if is_ready { LOOK_PERIOD } else { LOOK_PERIOD_UNREADY }).await;
+            registered = self.rest(registered, is_ready, &mut n_removals).await;
+        }
+    }
+
+    /// Waits until it is time to look again: sooner if the feed tells of something that others
+    /// have made of the node. Returns what is known of it then.
+    async fn rest(
+        &self,
+        known: Option<Tenanted<Node>>,
+        is_ready: bool,
+        n_removals: &mut u32,
+    ) -> Option<Tenanted<Node>> {
+        let mut news = self.news.clone();
+        tokio::time::sleep(LOOK_PERIOD_UNREADY).await;
+        let is_newer = |node: &Tenanted<Node>| {
+            known.as_ref().is_none_or(|known| {
+                let versions = (node.resource_version(), known.resource_version());
+                newer_version(versions.0, versions.1).is_some_and(|it| it.is_gt())
+            })
+        };
+        if is_ready {
+            let left = LOOK_PERIOD - LOOK_PERIOD_UNREADY;
+            let is_news = |it: &NodeNews| {
+                it.n_removals != *n_removals || it.node.as_ref().is_some_and(|it| is_newer(it))
+            };
+            // Where there is no feed this waits all the time.
+            let _ = tokio::time::timeout(left, wait_for(&mut news, is_news)).await;
+        }
+        let news = news.borrow();
+        if std::mem::replace(n_removals, news.n_removals) != news.n_removals {
+            return None;
+        }
+        match news.node.as_ref().filter(|it| is_newer(it)) {
+            Some(node) => Some(Tenanted::clone(node)),
+            None => known,
         }
     }
 
@@ -227,6 +268,13 @@ impl Registration {
     async fn keep_lease(&self) {
         let mut lease = None;
         loop {
+            // Heartbeats ride on the feed as long as it carries them.
+            let beaten = self.news.borrow().beaten.map(|it| it + LEASE_PERIOD + LATE);
+            if let Some(until) = beaten.filter(|it| Instant::now() < *it) {
+                lease = None;
+                tokio::time::sleep_until(until).await;
+                continue;
+            }
             match self.renew(lease.take()).await {
                 Ok(renewed) => {
                     lease = Some(renewed);
@@ -260,6 +308,13 @@ impl Registration {
         let node = self.nodes().get(name).await?;
         let lease = lease(name, node.uid(), Timestamp::now());
         leases.create(&lease).await
+    }
+}
+
+/// Waits until `is_news`; for ever, if there will be none.
+async fn wait_for(news: &mut watch::Receiver<NodeNews>, is_news: impl Fn(&NodeNews) -> bool) {
+    if news.wait_for(|it| is_news(it)).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

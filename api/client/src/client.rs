@@ -1,6 +1,6 @@
 //! The connection: where the API server is, who asks, and how one request is sent.
 
-use std::{convert::Infallible, fmt, marker::PhantomData, path::Path, time::Duration};
+use std::{convert::Infallible, fmt, marker::PhantomData, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -17,11 +17,12 @@ use tokio::time::Instant;
 use tower::{BoxError, Service, ServiceBuilder};
 
 use crate::{
-    Api, Collection, Discovery, Error, Kind, Object, ResourceRef,
+    Api, Collection, Discovery, Error, Follow, Kind, Object, ResourceRef,
     fence::{self, Fence},
     metrics,
-    multiplexed::{Link, Said},
+    multiplexed::Link,
     path,
+    said::{Said, Sent, as_sent},
 };
 
 /// No request but a watch takes longer: a little more than the server's own limit of 30 s for
@@ -61,15 +62,28 @@ pub enum ClientError {
 /// Speaks to the API server as one user. Cheap to clone; clones share connections.
 #[derive(Clone)]
 pub struct Client {
-    inner: kube::Client,
+    ways: Arc<Ways>,
     user_agent: HeaderValue,
     timeout: Duration,
     has_tenants: bool,
 }
 
+/// How requests are sent.
+struct Ways {
+    usual: kube::Client,
+    /// By which both sides can talk at once.
+    both_ways: kube::Client,
+}
+
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client").field("user_agent", &self.user_agent).finish_non_exhaustive()
+    }
+}
+
+impl Ways {
+    fn one(client: kube::Client) -> Self {
+        Self { both_ways: client.clone(), usual: client }
     }
 }
 
@@ -79,10 +93,12 @@ impl Client {
     /// A tenant prefix in its `server:` is dropped: this client names the tenant per request.
     pub async fn from_kubeconfig(path: &Path, user_agent: &str) -> Result<Self, ClientError> {
         let user_agent = parse_user_agent(user_agent)?;
-        let inner = ClientBuilder::try_from(read_config(path).await?)
+        let config = read_config(path).await?;
+        let both_ways = multiplexed(&config)?;
+        let usual = ClientBuilder::try_from(config)
             .map_err(|source| ClientError::Connection(Box::new(source)))?
             .build();
-        Ok(Self::new(inner, user_agent))
+        Ok(Self::new(Ways { usual, both_ways }, user_agent))
     }
 
     /// The same with all requests on one connection, by HTTP/2: for who has many under way.
@@ -90,17 +106,7 @@ impl Client {
     /// Every call makes a connection of its own, which is made again when it has ended.
     pub async fn multiplexed(path: &Path, user_agent: &str) -> Result<Self, ClientError> {
         let user_agent = parse_user_agent(user_agent)?;
-        let config = read_config(path).await?;
-        let connection = |source| ClientError::Connection(Box::new(source));
-        let link = Link::new(&config)
-            .map_err(|source| ClientError::Connection(Box::new(kube::Error::Service(source))))?;
-        let stack = ServiceBuilder::new()
-            .layer(config.base_uri_layer())
-            .option_layer(config.auth_layer().map_err(connection)?)
-            .layer(config.extra_headers_layer().map_err(connection)?)
-            .map_err(BoxError::from)
-            .service(link);
-        Ok(Self::new(kube::Client::new(stack, "default"), user_agent))
+        Ok(Self::new(Ways::one(multiplexed(&read_config(path).await?)?), user_agent))
     }
 
     /// The same client for a Kubernetes without tenants: request paths do not name one, and all
@@ -114,8 +120,8 @@ impl Client {
         self.has_tenants
     }
 
-    fn new(inner: kube::Client, user_agent: HeaderValue) -> Self {
-        Self { inner, user_agent, timeout: DEFAULT_TIMEOUT, has_tenants: true }
+    fn new(ways: Ways, user_agent: HeaderValue) -> Self {
+        Self { ways: Arc::new(ways), user_agent, timeout: DEFAULT_TIMEOUT, has_tenants: true }
     }
 
     /// Hands requests to `service`, an API server in this process. Must be called inside a tokio
@@ -124,14 +130,15 @@ impl Client {
     /// The service decides whose requests these are.
     pub fn in_process<S, B>(service: S, user_agent: &str) -> Result<Self, ClientError>
     where
-        S: Service<Request<Body>, Response = Response<B>> + Send + 'static,
+        S: Service<Request<Sent>, Response = Response<B>> + Send + 'static,
         S::Future: Send + 'static,
         S::Error: Into<BoxError>,
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
         let user_agent = parse_user_agent(user_agent)?;
-        Ok(Self::new(kube::Client::new(service, "default"), user_agent))
+        let service = ServiceBuilder::new().map_request(as_sent).service(service);
+        Ok(Self::new(Ways::one(kube::Client::new(service, "default")), user_agent))
     }
 
     /// The same client under another name, for example one per controller.
@@ -170,17 +177,17 @@ impl Client {
         Ok(Download { body: checked(response, &request).await?.into_body(), request })
     }
 
-    /// Talks both ways: the answer begins while what is said goes on.
+    /// Talks both ways, in lines: the answer begins while what is said goes on.
     ///
-    /// For clients made by [`Client::multiplexed`]; others say nothing.
-    pub async fn converse<B>(&self, path: &str, said: B) -> Result<Download, Error>
+    /// All conversations of a client share a connection, which speaks HTTP/2.
+    pub async fn converse<B>(&self, path: &str, said: B) -> Result<Follow, Error>
     where
         B: http_body::Body<Data = Bytes, Error = Infallible> + Send + 'static,
     {
         let request = describe(&Method::POST, path);
         let said = Some(Said::new(said));
         let response = self.send_with(&Method::POST, path, LINES, None, said).await?;
-        Ok(Download { body: checked(response, &request).await?.into_body(), request })
+        Ok(Follow::new(checked(response, &request).await?.into_body(), request))
     }
 
     /// Reads the document at `path`, which is no resource.
@@ -278,20 +285,37 @@ impl Client {
             }
             None => Body::empty(),
         };
+        let mut client = &self.ways.usual;
         if let Some(said) = said {
             request = request.header(header::CONTENT_TYPE, LINES).extension(said);
+            client = &self.ways.both_ways;
         }
         let request = request
             .body(content)
             .map_err(|source| Error::Request { request: describe(method, uri), source })?;
         let begun = Instant::now();
-        let answer = self.inner.send(request).await;
+        let answer = client.send(request).await;
         metrics::sent(method, answer.as_ref().ok().map(Response::status), begun.elapsed());
         answer.map_err(|source| Error::Transport {
             request: describe(method, uri),
             source: Box::new(source),
         })
     }
+}
+
+/// All requests on one connection, which is made with the first of them.
+fn multiplexed(config: &Config) -> Result<kube::Client, ClientError> {
+    let connection = |source| ClientError::Connection(Box::new(source));
+    let link = Link::new(config)
+        .map_err(|source| ClientError::Connection(Box::new(kube::Error::Service(source))))?;
+    let stack = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer().map_err(connection)?)
+        .layer(config.extra_headers_layer().map_err(connection)?)
+        .map_err(BoxError::from)
+        .map_request(as_sent)
+        .service(link);
+    Ok(kube::Client::new(stack, "default"))
 }
 
 /// What the current context of a kubeconfig says, without the tenant.

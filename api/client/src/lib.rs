@@ -35,6 +35,7 @@ mod object;
 mod options;
 mod path;
 mod raw;
+mod said;
 mod selectors;
 mod tenanted;
 mod watch;
@@ -53,7 +54,8 @@ pub use self::{
         DeleteOptions, ListOptions, Patch, PatchOptions, Propagation, WatchOptions, WriteOptions,
     },
     raw::{Answer, Content, Follow},
+    said::Sent,
     selectors::compile,
     tenanted::Tenanted,
-    watch::{Lines, TooLong, Watch, WatchEvent},
+    watch::{Watch, WatchEvent},
 };

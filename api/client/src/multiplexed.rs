@@ -4,30 +4,26 @@
 //! way. Who has thousands of them under way, as load tests have, wants them on few.
 
 use std::{
-    convert::Infallible,
     future::Future,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
 use http::{Request, Response, Uri};
-use http_body_util::{BodyExt as _, combinators::UnsyncBoxBody};
 use hyper::{
     body::Incoming,
     client::conn::http2::{Builder, SendRequest},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use kube::{
-    client::{Body, ConfigExt as _},
-    config::Config,
-};
+use kube::{client::ConfigExt as _, config::Config};
 use parking_lot::Mutex;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tower::{BoxError, Service};
+
+use crate::said::Sent;
 
 /// What the server may send unasked, on one stream and on all.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -54,24 +50,6 @@ enum LinkError {
         #[source]
         source: std::io::Error,
     },
-}
-
-/// The body of a request on its way.
-type Sent = UnsyncBoxBody<Bytes, BoxError>;
-
-/// A body that comes bit by bit, beside a request that has none: the libraries below have no place
-/// for it. Sent once.
-#[derive(Clone)]
-pub(crate) struct Said(Arc<Mutex<Option<Sent>>>);
-
-impl Said {
-    pub(crate) fn new<B>(body: B) -> Self
-    where
-        B: http_body::Body<Data = Bytes, Error = Infallible> + Send + 'static,
-    {
-        let body = body.map_err(|never| match never {}).boxed_unsync();
-        Self(Arc::new(Mutex::new(Some(body))))
-    }
 }
 
 /// The connection. Clones share it.
@@ -152,7 +130,7 @@ impl Inner {
     }
 }
 
-impl Service<Request<Body>> for Link {
+impl Service<Request<Sent>> for Link {
     type Response = Response<Incoming>;
     type Error = BoxError;
     type Future = Pin<Box<dyn Future<Output = Result<Response<Incoming>, BoxError>> + Send>>;
@@ -161,15 +139,11 @@ impl Service<Request<Body>> for Link {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, request: Request<Sent>) -> Self::Future {
         let inner = self.0.clone();
         Box::pin(async move {
             let mut sender = inner.sender().await?;
             sender.ready().await?;
-            let (head, body) = request.into_parts();
-            let said = head.extensions.get::<Said>().and_then(|it| it.0.lock().take());
-            let body = said.unwrap_or_else(|| body.map_err(Into::into).boxed_unsync());
-            let request = Request::from_parts(head, body);
             Ok(sender.send_request(request).await?)
         })
     }

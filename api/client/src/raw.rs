@@ -6,12 +6,13 @@
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use http_body_util::BodyExt as _;
+use insula_api::lines::Lines;
 use kube::client::Body;
 
 use crate::{
     Client, Error,
     client::{checked, describe, failure, read},
-    watch::{Lines, MAX_EVENT},
+    watch::MAX_EVENT,
 };
 
 const JSON: &str = "application/json";
@@ -76,7 +77,7 @@ pub struct Follow {
 
 impl Follow {
     pub(crate) fn new(body: Body, request: String) -> Self {
-        Self { body, lines: Lines::default(), request }
+        Self { body, lines: Lines::new(MAX_EVENT), request }
     }
 
     /// What was asked for.
@@ -84,14 +85,11 @@ impl Follow {
         &self.request
     }
 
-    /// The next line that is not empty; `None` at the end. Dropping the returned future loses
+    /// The next line that is not blank; `None` at the end. Dropping the returned future loses
     /// nothing.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
         loop {
             if let Some(line) = self.lines.pop() {
-                if line.iter().all(u8::is_ascii_whitespace) {
-                    continue;
-                }
                 return Ok(Some(line));
             }
             let broken =

@@ -2,7 +2,6 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use bytes::{Buf, Bytes, BytesMut};
 use http::Method;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
 use serde::Deserialize;
@@ -96,75 +95,5 @@ impl<K: Object> Watch<K> {
             }
             other => Err(decode(serde::de::Error::custom(format!("unknown event type {other:?}")))),
         }
-    }
-}
-
-/// Cuts bytes into lines.
-#[derive(Debug, Default)]
-pub struct Lines {
-    buffer: BytesMut,
-    /// How much of the buffer is known to hold no line end.
-    n_searched: usize,
-}
-
-/// A line is longer than any event.
-#[derive(Debug, thiserror::Error)]
-#[error("a watch event is longer than {MAX_EVENT} bytes")]
-pub struct TooLong;
-
-impl Lines {
-    /// Adds what comes next.
-    pub fn push(&mut self, data: &[u8]) -> Result<(), TooLong> {
-        if self.buffer.len() + data.len() > MAX_EVENT {
-            return Err(TooLong);
-        }
-        self.buffer.extend_from_slice(data);
-        Ok(())
-    }
-
-    /// The next whole line, without its end.
-    pub fn pop(&mut self) -> Option<Bytes> {
-        let unsearched = self.buffer.get(self.n_searched..)?;
-        match unsearched.iter().position(|&byte| byte == b'\n') {
-            Some(at) => {
-                let line = self.buffer.split_to(self.n_searched + at).freeze();
-                self.buffer.advance(1);
-                self.n_searched = 0;
-                Some(line)
-            }
-            None => {
-                self.n_searched = self.buffer.len();
-                None
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_survive_any_cut() {
-        let text = b"one\ntwo\n\nthree\n";
-        for size in 1..=text.len() {
-            let mut lines = Lines::default();
-            let mut found = Vec::new();
-            for chunk in text.chunks(size) {
-                lines.push(chunk).unwrap();
-                while let Some(line) = lines.pop() {
-                    found.push(String::from_utf8(line.to_vec()).unwrap());
-                }
-            }
-            assert_eq!(found, ["one", "two", "", "three"], "cut every {size} bytes");
-        }
-    }
-
-    #[test]
-    fn an_endless_line_is_refused() {
-        let mut lines = Lines::default();
-        lines.push(&vec![b'x'; MAX_EVENT]).unwrap();
-        assert!(lines.pop().is_none());
-        assert!(lines.push(b"x").is_err());
     }
 }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use bytes::{Buf as _, BytesMut};
 use http_body_util::BodyExt as _;
+use insula_api::lines::Lines;
 use serde::Deserialize;
 
 use crate::{
@@ -43,14 +43,12 @@ fn nothing<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Re
 /// All that is said.
 pub(super) struct Saying {
     body: Body,
-    buffer: BytesMut,
-    /// How much of it is known to hold no end of a line.
-    searched: usize,
+    lines: Lines,
 }
 
 impl Saying {
     pub(super) fn new(body: Body) -> Self {
-        Self { body, buffer: BytesMut::new(), searched: 0 }
+        Self { body, lines: Lines::new(LONGEST) }
     }
 
     /// The first thing, which does not take for ever.
@@ -62,27 +60,17 @@ impl Saying {
     /// The next thing; `None` at the end. Cancel safe.
     pub(super) async fn next(&mut self) -> Result<Option<Said>> {
         loop {
-            if let Some(at) = memchr::memchr(b'\n', &self.buffer[self.searched..]) {
-                let line = self.buffer.split_to(self.searched + at);
-                self.buffer.advance(1);
-                self.searched = 0;
-                if line.trim_ascii().is_empty() {
-                    continue;
-                }
+            if let Some(line) = self.lines.pop() {
                 let said = serde_json::from_slice(&line);
                 return said.map(Some).map_err(|error| {
                     ApiError::bad_request(format!("this cannot be said on a feed: {error}"))
                 });
             }
-            self.searched = self.buffer.len();
             let Some(frame) = self.body.frame().await else { return Ok(None) };
             // Who hangs up in the middle of it has said enough.
             let Ok(frame) = frame else { return Ok(None) };
             let Ok(data) = frame.into_data() else { continue };
-            if LONGEST < self.buffer.len() + data.len() {
-                return Err(ApiError::too_large(LONGEST));
-            }
-            self.buffer.extend_from_slice(&data);
+            self.lines.push(&data).map_err(|_| ApiError::too_large(LONGEST))?;
         }
     }
 }

@@ -14,15 +14,9 @@ use std::{
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use insula_api::names::TenantName;
 use insula_client::{Client, DeleteOptions, Error, Patch, Tenanted, chain};
-use insula_nodeagent::hollow::{
-    self, LEASE_NAMESPACE, LEASE_PERIOD, STATUS_PERIOD, node_status, status_patch,
-};
+use insula_nodeagent::hollow::{LEASE_PERIOD, STATUS_PERIOD, status_patch};
 use jiff::Timestamp;
-use k8s_openapi::api::{
-    coordination::v1::Lease,
-    core::v1::{Node, Pod},
-};
-use serde_json::json;
+use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod};
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
     time::Instant,
@@ -31,12 +25,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 use crate::{
-    Shared,
-    feed::Feed,
-    kubelet,
+    Shared, feed, kubelet,
     life::{Life, Millis, Stage, Step, plan},
     options::{Mode, node_address, pod_address},
     pods::HollowPods,
+    requests::{Registered, register, renew, tell},
 };
 
 /// Requests of one crew under way at once.
@@ -76,12 +69,6 @@ enum Done {
     Told(u32, Result<(), Error>),
     Written { uid: Uuid, life: Box<Life>, outcome: Result<(), Error> },
     Removed { uid: Uuid, outcome: Result<(), Error> },
-}
-
-/// What is known of a node that the server has.
-#[derive(Debug)]
-pub(crate) struct Registered {
-    uid: Box<str>,
 }
 
 /// One node.
@@ -426,13 +413,10 @@ impl Crew {
         self.shared.counters.registered.fetch_add(1, Relaxed);
         match self.shared.options.mode {
             Mode::Feed if self.nodes.iter().all(|it| it.is_followed) => {
-                let feed = Feed {
-                    shared: self.shared.clone(),
-                    client: self.client.clone(),
-                    numbers: self.numbers.clone(),
-                    told: self.told.clone(),
-                };
-                self.tasks.spawn(self.shutdown.clone().run_until_cancelled_owned(feed.run()));
+                let (shared, client) = (self.shared.clone(), self.client.clone());
+                let (numbers, told) = (self.numbers.clone(), self.told.clone());
+                let following = feed::follow(shared, client, numbers, told);
+                self.tasks.spawn(self.shutdown.clone().run_until_cancelled_owned(following));
             }
             // Opened when all of them are there.
             Mode::Feed => {}
@@ -483,62 +467,4 @@ impl Crew {
 fn status_period() -> Millis {
     let period = STATUS_PERIOD.as_millis() as Millis;
     rand::random_range(period * 9 / 10..period)
-}
-
-/// Makes a node, or finds the one there is.
-pub(crate) async fn register(
-    shared: &Shared,
-    client: &Client,
-    number: u32,
-) -> Result<Registered, Error> {
-    let nodes = client.system().api::<Node>();
-    let name = shared.name(number);
-    let (labels, capacity) = (shared.labels(number), &shared.options.capacity);
-    let now = Timestamp::now();
-    let node = hollow::node(&name, node_address(number), &labels, capacity, now);
-    let node = match nodes.create(&node).await {
-        Err(error) if error.is_already_exists() => {
-            // From an earlier run: it lives again.
-            let status = json!({"status": node.status});
-            nodes.patch_status(&name, &Patch::Strategic(status)).await?
-        }
-        other => other?,
-    };
-    Ok(Registered { uid: node.uid().into() })
-}
-
-/// Tells that a node is well.
-async fn tell(shared: &Shared, client: &Client, number: u32) -> Result<(), Error> {
-    let name = shared.name(number);
-    let capacity = &shared.options.capacity;
-    let status = node_status(&name, node_address(number), capacity, Timestamp::now());
-    let mut conditions = json!(status.conditions);
-    // Since when they are so has not changed.
-    for condition in conditions.as_array_mut().into_iter().flatten() {
-        condition.as_object_mut().map(|it| it.remove("lastTransitionTime"));
-    }
-    let patch = Patch::Strategic(json!({"status": {"conditions": conditions}}));
-    client.system().api::<Node>().patch_status(&name, &patch).await.map(drop)
-}
-
-/// Renews the lease of a node whose last version is known, or finds or makes it.
-async fn renew(
-    shared: &Shared,
-    client: &Client,
-    number: u32,
-    uid: &str,
-    version: &str,
-) -> Result<Lease, Error> {
-    let leases = client.system().namespaced::<Lease>(LEASE_NAMESPACE);
-    let name = shared.name(number);
-    let mut lease = hollow::lease(&name, uid, Timestamp::now());
-    let mut version = version.to_owned();
-    if version.is_empty() {
-        match leases.get_opt(&name).await? {
-            None => return leases.create(&lease).await.map(|it| it.object),
-            Some(found) => version = found.resource_version().to_owned(),
-        }
-    }
-    lease.metadata.resource_version = Some(version);
-    leases.update(&lease).await.map(|it| it.object)
 }

@@ -26,6 +26,7 @@ pub mod metrics;
 mod options;
 mod pods;
 mod remove;
+mod requests;
 
 use std::sync::Arc;
 
@@ -95,7 +96,7 @@ impl HollowNodes {
         let this = Self { shared: shared.clone(), clients, tasks, shutdown };
         let mut crews = this.crews();
         if let (Some(crew), Some(client)) = (crews.first_mut(), this.clients.first()) {
-            let registered = crew::register(&shared, client, 0).await;
+            let registered = requests::register(&shared, client, 0).await;
             let node = registered
                 .map_err(|source| HollowError::Register { name: shared.name(0), source })?;
             crew.is_registered(0, node);

@@ -138,6 +138,11 @@ impl Shared {
         format!("{}{number}", self.options.prefix)
     }
 
+    /// The number of the node of that name.
+    pub(crate) fn number(&self, name: &str) -> Option<u32> {
+        name.strip_prefix(&*self.options.prefix)?.parse().ok()
+    }
+
     pub(crate) fn labels(&self, number: u32) -> Vec<(String, String)> {
         let mut labels = self.options.labels.clone();
         let zones = &self.options.zones;

@@ -3,6 +3,17 @@
 //! A file is read in two goes: variables first, which `--set` and `--small` may change, then all
 //! of it with their values put in.
 
+/// Defines parts of a scenario as they may be written, and no other way.
+macro_rules! written {
+    ($($(#[$attribute:meta])* pub struct $name:ident { $($fields:tt)* })*) => {$(
+        #[derive(Debug, Clone, serde::Deserialize)]
+        #[cfg_attr(test, derive(schemars::JsonSchema))]
+        #[serde(rename_all = "camelCase", deny_unknown_fields)]
+        $(#[$attribute])*
+        pub struct $name { $($fields)* }
+    )*};
+}
+
 mod check;
 mod shipped;
 mod steps;
@@ -43,36 +54,33 @@ pub enum ScenarioError {
     TooLong { file: String },
 }
 
-/// A load test.
-#[derive(Debug, Clone, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Scenario {
-    pub name: String,
-    /// What it is for.
-    #[serde(default)]
-    pub description: String,
-    /// Numbers and times that have names: `$NAME` stands for them.
-    #[serde(default)]
-    pub variables: BTreeMap<String, Variable>,
-    /// Groups of tenants that are made for the run; one of a single tenant by default. On an API
-    /// without tenants a namespace takes the place of each.
-    #[serde(default)]
-    pub tenants: Vec<Group>,
-    /// Namespaces in each tenant; 1 by default.
-    #[serde(default)]
-    pub namespaces: Option<Count>,
-    /// Hollow nodes that are there during the run.
-    #[serde(default)]
-    pub nodes: Option<Nodes>,
-    /// Objects to make, by name.
-    #[serde(default)]
-    pub templates: BTreeMap<String, Value>,
-    pub steps: Vec<Step>,
-    /// What has to be measured for the run to pass.
-    #[serde(default)]
-    #[cfg_attr(test, schemars(with = "Vec<Threshold>"))]
-    pub thresholds: Vec<serde_saphyr::Spanned<Threshold>>,
+written! {
+    /// A load test.
+    pub struct Scenario {
+        pub name: String,
+        /// What it is for.
+        #[serde(default)]
+        pub description: String,
+        /// Numbers and times that have names: `$NAME` stands for them.
+        #[serde(default)]
+        pub variables: BTreeMap<String, Variable>,
+        /// Groups of tenants that are made for the run; one of a single tenant by default. On an API
+        /// without tenants a namespace takes the place of each.
+        #[serde(default)]
+        pub tenants: Vec<Group>,
+        /// Namespaces in each tenant; 1 by default.
+        pub namespaces: Option<Count>,
+        /// Hollow nodes that are there during the run.
+        pub nodes: Option<Nodes>,
+        /// Objects to make, by name.
+        #[serde(default)]
+        pub templates: BTreeMap<String, Value>,
+        pub steps: Vec<Step>,
+        /// What has to be measured for the run to pass.
+        #[serde(default)]
+        #[cfg_attr(test, schemars(with = "Vec<Threshold>"))]
+        pub thresholds: Vec<serde_saphyr::Spanned<Threshold>>,
+    }
 }
 
 /// What `$NAME` stands for.
@@ -85,34 +93,26 @@ pub struct Variable {
     pub small: Value,
 }
 
-/// Tenants that are treated alike.
-#[derive(Debug, Clone, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Group {
-    /// What steps call it.
-    #[cfg_attr(test, schemars(with = "String"))]
-    pub name: Name,
-    /// How many are made.
-    #[serde(default)]
-    pub count: Option<Count>,
-    /// Tenants that are there already, in place of a number; the run makes namespaces in them.
-    #[serde(default)]
-    pub names: Vec<String>,
-}
+written! {
+    /// Tenants that are treated alike.
+    pub struct Group {
+        /// What steps call it.
+        pub name: Name,
+        /// How many are made.
+        pub count: Option<Count>,
+        /// Tenants that are there already, in place of a number; the run makes namespaces in them.
+        #[serde(default)]
+        pub names: Vec<String>,
+    }
 
-/// Hollow nodes: what behaves as node agents do, without machines.
-#[derive(Debug, Clone, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Nodes {
-    pub count: Count,
-    /// Pods that each of them takes; 110 by default.
-    #[serde(default)]
-    pub pods: Option<Count>,
-    /// How long a pod takes from being bound to being ready; no time by default.
-    #[serde(default)]
-    pub start_delay: Option<Span>,
+    /// Hollow nodes: what behaves as node agents do, without machines.
+    pub struct Nodes {
+        pub count: Count,
+        /// Pods that each of them takes; 110 by default.
+        pub pods: Option<Count>,
+        /// How long a pod takes from being bound to being ready; no time by default.
+        pub start_delay: Option<Span>,
+    }
 }
 
 /// What of a file is read first.

@@ -7,7 +7,32 @@ use serde_saphyr::Spanned;
 use super::values::{Count, Number, Span};
 
 /// A name with the place where it is written. A schema shows it as the name.
-pub type Name = Spanned<String>;
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Name(Spanned<String>);
+
+impl std::ops::Deref for Name {
+    type Target = Spanned<String>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+impl schemars::JsonSchema for Name {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        String::schema_name()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        String::json_schema(generator)
+    }
+}
 
 /// One step. The next one begins when it has ended, or at once if it is in the background.
 #[derive(Debug, Clone, Deserialize)]
@@ -73,41 +98,30 @@ pub struct Work<'a> {
 /// Defines the steps that make requests: what all of them have, and what each has of its own.
 macro_rules! work {
     ($($(#[$doc:meta])* $step:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* })*) => {$(
+        written! {
         $(#[$doc])*
-        #[derive(Debug, Clone, Deserialize)]
-        #[cfg_attr(test, derive(schemars::JsonSchema))]
-        #[serde(rename_all = "camelCase", deny_unknown_fields)]
         pub struct $step {
             $($(#[$field_doc])* pub $field: $type,)*
             /// Which template's objects.
-            #[cfg_attr(test, schemars(with = "String"))]
             pub template: Name,
             /// What the step is called in reports; by default what it does.
-            #[serde(default)]
-            #[cfg_attr(test, schemars(with = "Option<String>"))]
             pub name: Option<Name>,
             /// Which tenants' objects: the name of a group, all by default.
-            #[serde(default)]
-            #[cfg_attr(test, schemars(with = "Option<String>"))]
             pub tenants: Option<Name>,
             /// Requests a second, begun on time whether or not others have been answered.
-            #[serde(default)]
             pub rate: Option<Number>,
             /// Requests at the same time, each begun when another has been answered; 8 by default.
-            #[serde(default)]
             pub concurrency: Option<Count>,
             /// With a rate, how many may be under way at once; 2000 by default.
-            #[serde(default)]
             pub max_in_flight: Option<Count>,
             /// How many requests in all.
-            #[serde(default)]
             pub count: Option<Count>,
             /// For how long.
-            #[serde(default)]
             pub duration: Option<Span>,
             /// Go on beside the next steps; without count and duration, until they have ended.
             #[serde(default)]
             pub background: bool,
+        }
         }
 
         impl $step {
@@ -141,19 +155,15 @@ work! {
         #[serde(default)]
         scope: Scope,
         /// At most so many in an answer; no limit by default.
-        #[serde(default)]
         limit: Option<Count>,
         /// Only objects with these labels: `app=web`.
-        #[serde(default)]
         label_selector: Option<String>,
         /// Only objects with these fields: `spec.nodeName=n1`.
-        #[serde(default)]
         field_selector: Option<String>,
     }
     /// See [`Step::Patch`].
     Patch {
         /// What is merged into the object; by default an annotation that differs each time.
-        #[serde(default)]
         patch: Option<Value>,
     }
     /// See [`Step::Scale`].
@@ -164,13 +174,11 @@ work! {
     /// See [`Step::Delete`].
     Delete {
         /// Seconds that pods have to end; what they ask for themselves by default.
-        #[serde(default)]
         grace_period_seconds: Option<Count>,
     }
     /// See [`Step::Churn`].
     Churn {
         /// Seconds that pods have to end; what they ask for themselves by default.
-        #[serde(default)]
         grace_period_seconds: Option<Count>,
     }
     /// See [`Step::Flood`].
@@ -213,43 +221,31 @@ pub struct Mix {
     pub delete: u32,
 }
 
-/// See [`Step::Watch`].
-#[derive(Debug, Clone, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Watch {
-    /// Which template's objects.
-    #[cfg_attr(test, schemars(with = "String"))]
-    pub template: Name,
-    /// How many watches in each namespace, in each tenant, or of the whole cluster.
-    pub count: Count,
-    /// What each watch is about.
-    #[serde(default)]
-    pub scope: Scope,
-    #[serde(default)]
-    #[cfg_attr(test, schemars(with = "Option<String>"))]
-    pub name: Option<Name>,
-    /// Which tenants': the name of a group, all by default.
-    #[serde(default)]
-    #[cfg_attr(test, schemars(with = "Option<String>"))]
-    pub tenants: Option<Name>,
-}
+written! {
+    /// See [`Step::Watch`].
+    pub struct Watch {
+        /// Which template's objects.
+        pub template: Name,
+        /// How many watches in each namespace, in each tenant, or of the whole cluster.
+        pub count: Count,
+        /// What each watch is about.
+        #[serde(default)]
+        pub scope: Scope,
+        pub name: Option<Name>,
+        /// Which tenants': the name of a group, all by default.
+        pub tenants: Option<Name>,
+    }
 
-/// See [`Step::WaitFor`].
-#[derive(Debug, Clone, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct WaitFor {
-    /// What is waited for.
-    pub pods: PodState,
-    /// How many pods; all that have been created by default.
-    #[serde(default)]
-    pub count: Option<Count>,
-    /// The scenario fails if it takes longer.
-    pub timeout: Span,
-    #[serde(default)]
-    #[cfg_attr(test, schemars(with = "Option<String>"))]
-    pub name: Option<Name>,
+    /// See [`Step::WaitFor`].
+    pub struct WaitFor {
+        /// What is waited for.
+        pub pods: PodState,
+        /// How many pods; all that have been created by default.
+        pub count: Option<Count>,
+        /// The scenario fails if it takes longer.
+        pub timeout: Span,
+        pub name: Option<Name>,
+    }
 }
 
 /// How far a pod has got, as watches tell.
@@ -265,59 +261,37 @@ pub enum PodState {
     Gone,
 }
 
-/// See [`Step::Pause`].
-#[derive(Debug, Clone, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Pause {
-    pub duration: Span,
-    #[serde(default)]
-    #[cfg_attr(test, schemars(with = "Option<String>"))]
-    pub name: Option<Name>,
-}
+written! {
+    /// See [`Step::Pause`].
+    pub struct Pause {
+        pub duration: Span,
+        pub name: Option<Name>,
+    }
 
-/// See [`Step::Kill`].
-#[derive(Debug, Clone, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Kill {
-    /// What the operator called it: `--command NAME=COMMAND` or `--process NAME=PID`.
-    #[cfg_attr(test, schemars(with = "String"))]
-    pub target: Name,
-    #[serde(default)]
-    #[cfg_attr(test, schemars(with = "Option<String>"))]
-    pub name: Option<Name>,
-}
+    /// See [`Step::Kill`].
+    pub struct Kill {
+        /// What the operator called it: `--command NAME=COMMAND` or `--process NAME=PID`.
+        pub target: Name,
+        pub name: Option<Name>,
+    }
 
-/// See [`Step::MoveTenant`].
-#[derive(Debug, Clone, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct MoveTenant {
-    /// Which tenants: the name of a group, all by default. One after the other.
-    #[serde(default)]
-    #[cfg_attr(test, schemars(with = "Option<String>"))]
-    pub tenants: Option<Name>,
-    /// To which partition; by default the one after that where the tenant is.
-    #[serde(default)]
-    pub partition: Option<String>,
-    /// The scenario fails if one takes longer.
-    pub timeout: Span,
-    #[serde(default)]
-    #[cfg_attr(test, schemars(with = "Option<String>"))]
-    pub name: Option<Name>,
-}
+    /// See [`Step::MoveTenant`].
+    pub struct MoveTenant {
+        /// Which tenants: the name of a group, all by default. One after the other.
+        pub tenants: Option<Name>,
+        /// To which partition; by default the one after that where the tenant is.
+        pub partition: Option<String>,
+        /// The scenario fails if one takes longer.
+        pub timeout: Span,
+        pub name: Option<Name>,
+    }
 
-/// See [`Step::Storm`].
-#[derive(Debug, Clone, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Storm {
-    /// The scenario fails if it takes longer until all are back.
-    pub timeout: Span,
-    #[serde(default)]
-    #[cfg_attr(test, schemars(with = "Option<String>"))]
-    pub name: Option<Name>,
+    /// See [`Step::Storm`].
+    pub struct Storm {
+        /// The scenario fails if it takes longer until all are back.
+        pub timeout: Span,
+        pub name: Option<Name>,
+    }
 }
 
 impl Step {

@@ -62,106 +62,72 @@ fn ninety_nine() -> Number {
     Number(99.0)
 }
 
-/// See [`Threshold::Latency`].
-#[derive(Debug, Clone, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Latency {
-    /// Of which step; of all by default.
-    #[serde(default)]
-    #[cfg_attr(test, schemars(with = "Option<String>"))]
-    pub step: Option<Name>,
-    /// Of which verb; of each by default.
-    #[serde(default)]
-    pub verb: Option<String>,
-    /// 99 by default.
-    #[serde(default = "ninety_nine")]
-    pub percentile: Number,
-    pub at_most: Span,
-}
+written! {
+    /// See [`Threshold::Latency`].
+    pub struct Latency {
+        /// Of which step; of all by default.
+        pub step: Option<Name>,
+        /// Of which verb; of each by default.
+        pub verb: Option<String>,
+        /// 99 by default.
+        #[serde(default = "ninety_nine")]
+        pub percentile: Number,
+        pub at_most: Span,
+    }
 
-/// See [`Threshold::Errors`].
-#[derive(Debug, Clone, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Errors {
-    /// Of which step; of all by default.
-    #[serde(default)]
-    #[cfg_attr(test, schemars(with = "Option<String>"))]
-    pub step: Option<Name>,
-    /// How many.
-    #[serde(default)]
-    pub at_most: Option<Count>,
-    /// Which share of all requests, as `1%`.
-    #[serde(default)]
-    pub at_most_share: Option<Number>,
-}
+    /// See [`Threshold::Errors`].
+    pub struct Errors {
+        /// Of which step; of all by default.
+        pub step: Option<Name>,
+        /// How many.
+        pub at_most: Option<Count>,
+        /// Which share of all requests, as `1%`.
+        pub at_most_share: Option<Number>,
+    }
 
-/// See [`Threshold::Throughput`].
-#[derive(Debug, Clone, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Throughput {
-    #[cfg_attr(test, schemars(with = "String"))]
-    pub step: Name,
-    pub at_least: Number,
-}
+    /// See [`Threshold::Throughput`].
+    pub struct Throughput {
+        pub step: Name,
+        pub at_least: Number,
+    }
 
-/// See [`Threshold::Outage`].
-#[derive(Debug, Clone, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Outage {
-    #[cfg_attr(test, schemars(with = "String"))]
-    pub step: Name,
-    pub at_most: Span,
-}
+    /// See [`Threshold::Outage`].
+    pub struct Outage {
+        pub step: Name,
+        pub at_most: Span,
+    }
 
-/// See [`Threshold::WatchLag`].
-#[derive(Debug, Clone, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct WatchLag {
-    #[serde(default = "ninety_nine")]
-    pub percentile: Number,
-    pub at_most: Span,
-}
+    /// See [`Threshold::WatchLag`].
+    pub struct WatchLag {
+        #[serde(default = "ninety_nine")]
+        pub percentile: Number,
+        pub at_most: Span,
+    }
 
-/// See [`Threshold::PodStartup`].
-#[derive(Debug, Clone, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct PodStartup {
-    /// From being asked for until here.
-    pub until: PodState,
-    #[serde(default = "ninety_nine")]
-    pub percentile: Number,
-    pub at_most: Span,
-}
+    /// See [`Threshold::PodStartup`].
+    pub struct PodStartup {
+        /// From being asked for until here.
+        pub until: PodState,
+        #[serde(default = "ninety_nine")]
+        pub percentile: Number,
+        pub at_most: Span,
+    }
 
-/// See [`Threshold::Memory`].
-#[derive(Debug, Clone, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Memory {
-    /// As named by `--process NAME=PID`, or `target` for what the target's own metrics say.
-    #[cfg_attr(test, schemars(with = "String"))]
-    pub process: Name,
-    pub at_most: Bytes,
-}
+    /// See [`Threshold::Memory`].
+    pub struct Memory {
+        /// As named by `--process NAME=PID`, or `target` for what the target's own metrics say.
+        pub process: Name,
+        pub at_most: Bytes,
+    }
 
-/// See [`Threshold::Ratio`].
-#[derive(Debug, Clone, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Ratio {
-    #[cfg_attr(test, schemars(with = "String"))]
-    pub of: Name,
-    #[cfg_attr(test, schemars(with = "String"))]
-    pub to: Name,
-    #[serde(default = "ninety_nine")]
-    pub percentile: Number,
-    pub at_most: Number,
+    /// See [`Threshold::Ratio`].
+    pub struct Ratio {
+        pub of: Name,
+        pub to: Name,
+        #[serde(default = "ninety_nine")]
+        pub percentile: Number,
+        pub at_most: Number,
+    }
 }
 
 impl Threshold {

@@ -16,8 +16,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
-use insula_client::Client;
-use kube::client::Body;
+use insula_client::{Client, Sent};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -89,7 +88,7 @@ impl Fake {
     }
 }
 
-impl tower::Service<Request<Body>> for Fake {
+impl tower::Service<Request<Sent>> for Fake {
     type Response = Response<AnswerBody>;
     type Error = Infallible;
     type Future =
@@ -99,13 +98,13 @@ impl tower::Service<Request<Body>> for Fake {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, request: Request<Sent>) -> Self::Future {
         let (parts, body) = request.into_parts();
         let header = |name: &str| {
             parts.headers.get(name).map(|it| it.to_str().unwrap().to_owned()).unwrap_or_default()
         };
         // Bodies that the client sends are there at once.
-        let body = futures::FutureExt::now_or_never(body.collect_bytes()).unwrap().unwrap();
+        let body = futures::FutureExt::now_or_never(body.collect()).unwrap().unwrap().to_bytes();
         let mut state = self.state.lock().unwrap();
         state.asked.push(Asked {
             method: parts.method.to_string(),
