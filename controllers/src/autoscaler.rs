@@ -8,9 +8,11 @@ mod behavior;
 mod metrics;
 mod proposals;
 mod replicas;
+mod shared;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use insula_api::selector::Selector;
 use insula_client::{
     Client, EventRecorder, EventType, ListOptions, ObjectKey, ResourceRef, Tenanted, WriteOptions,
     chain,
@@ -34,6 +36,7 @@ use self::{
     behavior::{Behavior, History},
     metrics::Metrics,
     proposals::{Failure, Proposal, Seen},
+    shared::Selected,
 };
 use crate::{
     controller::{Controller, Next, ReconcileError},
@@ -59,6 +62,7 @@ pub(crate) struct Autoscalers {
     /// How often each is looked at.
     every: Duration,
     history: Mutex<HashMap<ObjectKey, History>>,
+    selected: Selected,
 }
 
 /// What is to be said of an autoscaler when a pass ends.
@@ -120,7 +124,8 @@ impl Autoscalers {
         every: Duration,
     ) -> Self {
         let events = events.named("horizontal-pod-autoscaler");
-        Self { client, informers, everything, events, every, history: Mutex::default() }
+        let (history, selected) = (Mutex::default(), Selected::default());
+        Self { client, informers, everything, events, every, history, selected }
     }
 
     fn warn(&self, it: &Autoscaler, reason: &str, message: &str) {
@@ -156,6 +161,42 @@ impl Autoscalers {
         })
     }
 
+    /// The pods of what is scaled, if no other autoscaler has to do with them. Says in the report,
+    /// and in events, what is wrong.
+    async fn own_pods(
+        &self,
+        it: &Autoscaler,
+        selector: &str,
+        report: &mut Report,
+    ) -> Result<Vec<Tenanted<Pod>>, String> {
+        let mut refuse = |reason: &str, why: String| {
+            self.warn(it, reason, &why);
+            report.condition("ScalingActive", false, reason, why.clone());
+            Err(why)
+        };
+        let parsed = match Selector::parse(selector) {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                let why = format!(
+                    "couldn't convert selector into a corresponding internal selector object: {error}"
+                );
+                return refuse("InvalidSelector", why);
+            }
+        };
+        let key = it.key();
+        self.selected.put(key.clone(), parsed);
+        let pods = self.pods(it, selector).await?;
+        let sharing = self.selected.selecting(&key, &pods);
+        if 1 < sharing.len() {
+            let named = sharing.iter().map(|it| format!("{}/{}", it.namespace, it.name));
+            let named = named.collect::<Vec<_>>().join(" ");
+            let why =
+                format!("pods by selector {selector} are controlled by multiple HPAs: [{named}]");
+            return refuse("AmbiguousSelector", why);
+        }
+        Ok(pods)
+    }
+
     /// What the metrics ask for. Says in the report, and in events, what is wrong with them.
     async fn wanted(
         &self,
@@ -174,7 +215,7 @@ impl Autoscalers {
             return Err(why.to_owned());
         };
         let wanted = scale.spec.as_ref().and_then(|it| it.replicas).unwrap_or(0);
-        let pods = self.pods(it, selector).await?;
+        let pods = self.own_pods(it, selector, report).await?;
         let seen = Seen {
             metrics: Metrics { client: &self.client, everything: &self.everything, of: it },
             behavior,
@@ -368,6 +409,7 @@ impl Controller for Autoscalers {
         self.informers.autoscalers.on_change(move |change| {
             let Some(new) = change.new else {
                 it.history.lock().remove(change.key);
+                it.selected.forget(change.key);
                 return;
             };
             // What is said here in its status asks for nothing.

@@ -13,14 +13,17 @@ use crate::queue::{Key, Queue};
 
 /// When to look at a key again if nothing happens to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Next {
+pub enum Next {
+    /// When something that the controller watches asks for it.
     WhenChanged,
+    /// Then at the latest.
     After(Duration),
 }
 
 /// Why a reconcile did not reach its end. The key is tried again.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ReconcileError {
+pub enum ReconcileError {
+    /// A conflict, or that an object is gone, is nothing that anybody is told of.
     #[error("a request failed")]
     Request(#[from] insula_client::Error),
     /// The object is not what the API server should have let pass.
@@ -56,11 +59,12 @@ impl ReconcileError {
 ///
 /// A reconcile gets a key and nothing else: after a restart, or in another replica, nobody could
 /// tell it what changed. It may be run any number of times.
-pub(crate) trait Controller: Send + Sync + 'static {
+pub trait Controller: Send + Sync + 'static {
     /// As upstream names it in events and user agents.
     const NAME: &'static str;
     /// Reconciles at the same time.
     const WORKERS: usize = 8;
+    /// What it reconciles, by name.
     type Key: Key;
 
     /// Registers with the informers whatever must lead to a reconcile.
@@ -69,6 +73,7 @@ pub(crate) trait Controller: Send + Sync + 'static {
     /// Waits until all that a reconcile reads is there. `false` if that will never be.
     fn synced(&self) -> impl Future<Output = bool> + Send;
 
+    /// Brings what `key` names to what it asks for. Never runs twice at once for one key.
     fn reconcile(
         &self,
         key: &Self::Key,
@@ -91,7 +96,7 @@ impl Observer for Unobserved {
 }
 
 /// Runs `controller` until `shutdown`; then lets the reconciles that have begun end.
-pub(crate) async fn run<C: Controller>(
+pub async fn run<C: Controller>(
     controller: Arc<C>,
     ownership: Arc<dyn Ownership>,
     observer: Arc<dyn Observer>,

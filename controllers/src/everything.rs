@@ -26,6 +26,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 const REFRESH: Duration = Duration::from_secs(30);
 /// Most tenants whose own resources are kept in mind.
 const MAX_TENANTS: usize = 256;
+/// How many objects of a resource lie ready to be looked at. Who follows them keeps what it needs.
+const N_PLAIN: usize = 32;
 /// The version by which custom resources of all tenants are asked for: each may have others.
 const ANY_VERSION: &str = "all";
 
@@ -350,6 +352,7 @@ impl Everything {
                 object.metadata.annotations = None;
                 object.metadata.managed_fields = None;
             })
+            .pack_beyond(N_PLAIN)
             .start(&self.shared.tasks, stop)
     }
 

@@ -82,11 +82,11 @@ impl GarbageCollector {
             look.extend(graph.remove(old.uid()));
         }
         if let Some(new) = change.new {
-            look.extend(graph.put(Node::new(resource, new)));
+            look.extend(graph.put(Node::new(resource, change.key, new)));
         }
         for uid in look {
             if let Some(node) = graph.get(&uid) {
-                queue.add(Suspect { tenant: node.key.tenant.clone(), uid: uid.into() });
+                queue.add(Suspect { tenant: node.key.tenant.clone(), uid });
             }
         }
     }
@@ -115,7 +115,7 @@ impl GarbageCollector {
     /// The object as it is on the server, if it is still the same.
     async fn live(&self, node: &Node) -> Result<Option<Tenanted<PartialObject>>, ReconcileError> {
         let live = self.api_of(node).await?.get_opt(&node.key.name).await?;
-        Ok(live.filter(|it| it.uid() == node.uid))
+        Ok(live.filter(|it| it.uid() == &*node.uid))
     }
 
     /// An object that waits for those it owns: lets it go, or sees to them.
@@ -130,7 +130,7 @@ impl GarbageCollector {
                 {
                     queue.add(Suspect {
                         tenant: dependent.key.tenant.clone(),
-                        uid: dependent.uid.as_str().into(),
+                        uid: dependent.uid.clone(),
                     });
                 }
             }
@@ -146,7 +146,7 @@ impl GarbageCollector {
         let dependents: Vec<Node> = self.graph.lock().dependents(&node.uid).cloned().collect();
         for dependent in &dependents {
             if let Some(live) = self.live(dependent).await? {
-                self.drop_owners(dependent, &live, std::slice::from_ref(&node.uid)).await?;
+                self.drop_owners(dependent, &live, &[node.uid.to_string()]).await?;
             }
         }
         self.remove_finalizer(node, ORPHAN).await?;
@@ -237,7 +237,9 @@ impl GarbageCollector {
         let found = api.get_opt(&owner.name).await?;
         Ok(match found.filter(|it| it.uid() == owner.uid) {
             None => OwnerState::Unknown,
-            Some(live) if Node::new(&Arc::new(resource), &live).waits_for_dependents => {
+            Some(live)
+                if Node::new(&Arc::new(resource), &live.key(), &live).waits_for_dependents =>
+            {
                 OwnerState::Waiting
             }
             Some(_) => OwnerState::Solid,

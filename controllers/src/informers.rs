@@ -45,6 +45,10 @@ const ANY_TENANT: &str = "*";
 /// The namespace of tenant `system` with the leases of nodes.
 const NODE_LEASES: &str = "kube-node-lease";
 
+/// How many objects of a resource lie ready to be looked at; the others lie packed. A replica works
+/// on few at a time, and of most tenants' it is never asked.
+const N_PLAIN: usize = 512;
+
 /// A local copy whose objects can be found by the one that manages them.
 #[derive(Debug, Clone)]
 pub(crate) struct Owned<K: Object> {
@@ -53,17 +57,13 @@ pub(crate) struct Owned<K: Object> {
 }
 
 impl<K: Kind> Owned<K> {
-    fn start(
-        mut builder: InformerBuilder<K>,
-        tasks: &TaskTracker,
-        shutdown: &CancellationToken,
-    ) -> Self {
+    fn start(mut builder: InformerBuilder<K>, starts: &Starts<'_>) -> Self {
         let by_controller =
             builder.index(|object: &Tenanted<K>| match controller_uid(&object.object) {
                 Some(uid) => vec![uid.to_owned()],
                 None => vec![orphans_of(&object.tenant, object.namespace())],
             });
-        Self { informer: builder.start(tasks, shutdown.clone()), by_controller }
+        Self { informer: starts.of(builder), by_controller }
     }
 
     /// The objects that `owner` manages.
@@ -175,26 +175,21 @@ impl Informers {
         });
         let starts = Starts { client, tasks, shutdown };
         Self {
-            tenants: Informer::builder(client.system().api::<Tenant>())
-                .start(tasks, shutdown.clone()),
+            tenants: starts.of(Informer::builder(client.system().api::<Tenant>())),
             namespaces: starts.all(),
             accounts: starts.all(),
-            token_secrets: Informer::builder(client.all().collection::<Secret>())
+            token_secrets: starts.of(Informer::builder(client.all().collection::<Secret>())
                 .field_selector("type=kubernetes.io/service-account-token")
-                .trim(crate::token_secrets::trim)
-                .start(tasks, shutdown.clone()),
-            bootstrap_tokens: Informer::builder(client.all().collection::<Secret>())
+                .trim(crate::token_secrets::trim)),
+            bootstrap_tokens: starts.of(Informer::builder(client.all().collection::<Secret>())
                 .field_selector("type=bootstrap.kubernetes.io/token")
-                .trim(crate::bootstrap_tokens::trim)
-                .start(tasks, shutdown.clone()),
-            cluster_infos: Informer::builder(client.all().collection::<ConfigMap>())
-                .field_selector(format!("metadata.name={PUBLISHED}"))
-                .start(tasks, shutdown.clone()),
-            root_cas: Informer::builder(client.all().collection::<ConfigMap>())
+                .trim(crate::bootstrap_tokens::trim)),
+            cluster_infos: starts.of(Informer::builder(client.all().collection::<ConfigMap>())
+                .field_selector(format!("metadata.name={PUBLISHED}"))),
+            root_cas: starts.of(Informer::builder(client.all().collection::<ConfigMap>())
                 .field_selector(format!("metadata.name={ROOT_CA}"))
-                .trim(crate::root_ca::trim)
-                .start(tasks, shutdown.clone()),
-            pods: Owned::start(pods, tasks, shutdown),
+                .trim(crate::root_ca::trim)),
+            pods: Owned::start(pods, &starts),
             pods_by_node,
             replica_sets: starts.owned(),
             replication_controllers: starts.owned(),
@@ -207,14 +202,17 @@ impl Informers {
             budgets: starts.all(),
             slices: starts.all(),
             endpoints: starts.all(),
-            nodes: Informer::builder(client.system().api::<Node>()).start(tasks, shutdown.clone()),
-            node_leases: Informer::builder(client.system().namespaced::<Lease>(NODE_LEASES))
-                .trim(trim_lease)
+            // Whole sets of them are looked at all the time.
+            nodes: Informer::builder(client.system().api::<Node>())
+                .trim(trim_node)
                 .start(tasks, shutdown.clone()),
+            node_leases: starts
+                .of(Informer::builder(client.system().namespaced::<Lease>(NODE_LEASES))
+                    .trim(trim_lease)),
             deployments: starts.all(),
-            claims: claims.start(tasks, shutdown.clone()),
+            claims: starts.of(claims),
             unbound_claims,
-            volumes: volumes.start(tasks, shutdown.clone()),
+            volumes: starts.of(volumes),
             volumes_by_claim,
             storage_classes: starts.all(),
             resource_claims: starts.owned(),
@@ -333,13 +331,25 @@ struct Starts<'a> {
 
 impl Starts<'_> {
     fn all<K: Kind>(&self) -> Informer<K> {
-        Informer::builder(self.client.all().collection::<K>())
-            .start(self.tasks, self.shutdown.clone())
+        self.of(Informer::builder(self.client.all().collection::<K>()))
+    }
+
+    fn of<K: Object>(&self, builder: InformerBuilder<K>) -> Informer<K> {
+        builder.pack_beyond(N_PLAIN).start(self.tasks, self.shutdown.clone())
     }
 
     fn owned<K: Kind>(&self) -> Owned<K> {
         let builder = Informer::builder(self.client.all().collection::<K>());
-        Owned::start(builder, self.tasks, self.shutdown)
+        Owned::start(builder, self)
+    }
+}
+
+/// Nobody here asks for what a node has lying around.
+fn trim_node(node: &mut Node) {
+    if let Some(status) = &mut node.status {
+        status.images = None;
+        status.volumes_in_use = None;
+        status.volumes_attached = None;
     }
 }
 

@@ -45,6 +45,7 @@ mod disruption;
 mod ephemeral_volume;
 mod everything;
 mod expectations;
+pub mod framework;
 mod gc;
 mod informers;
 mod job;

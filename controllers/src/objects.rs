@@ -145,16 +145,21 @@ pub(crate) fn is_pod_active(pod: &Tenanted<Pod>) -> bool {
 
 fn ready_condition(pod: &Pod) -> Option<&PodCondition> {
     let conditions = pod.status.as_ref()?.conditions.as_ref()?;
-    conditions.iter().find(|it| it.type_ == "Ready" && it.status == "True")
+    conditions.iter().find(|it| it.type_ == "Ready")
 }
 
 pub(crate) fn is_pod_ready(pod: &Pod) -> bool {
-    ready_condition(pod).is_some()
+    ready_condition(pod).is_some_and(|it| it.status == "True")
+}
+
+/// When a pod became ready, or ceased to be.
+pub(crate) fn readiness_since(pod: &Pod) -> Option<Timestamp> {
+    ready_condition(pod)?.last_transition_time.as_ref().map(|time| time.0)
 }
 
 /// Since when a pod is ready.
 pub(crate) fn pod_ready_since(pod: &Pod) -> Option<Timestamp> {
-    ready_condition(pod)?.last_transition_time.as_ref().map(|time| time.0)
+    readiness_since(pod).filter(|_| is_pod_ready(pod))
 }
 
 /// Whether a pod has been ready for as long as its controller asks.

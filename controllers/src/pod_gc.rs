@@ -144,12 +144,31 @@ impl Controller for PodCollector {
     }
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Next, ReconcileError> {
-        let pods = self.informers.pods.informer.in_tenant(&key.tenant);
-        if pods.is_empty() {
+        let (mut is_any, mut named, mut pods) = (false, BTreeSet::new(), Vec::new());
+        let all = &self.informers.pods.informer;
+        all.each_in_tenant(&key.tenant, |pod| {
+            is_any = true;
+            if let Some(node) = node_of(pod)
+                && !named.contains(node)
+            {
+                named.insert(node.to_owned());
+            }
+            if pod.is_deleting() || is_pod_finished(pod) {
+                pods.push(pod.clone());
+            }
+        });
+        if !is_any {
             return Ok(Next::WhenChanged);
         }
-        let named = pods.iter().filter_map(|pod| node_of(pod)).map(str::to_owned);
-        let gone = self.gone(named.collect()).await?;
+        let gone = self.gone(named).await?;
+        if !gone.is_empty() {
+            all.each_in_tenant(&key.tenant, |pod| {
+                let is_new = !pod.is_deleting() && !is_pod_finished(pod);
+                if is_new && node_of(pod).is_some_and(|node| gone.contains(node)) {
+                    pods.push(pod.clone());
+                }
+            });
+        }
         for pod in &pods {
             let of_node = node_of(pod);
             if pod.is_deleting() && of_node.is_some_and(|name| self.is_out_of_service(name)) {

@@ -30,9 +30,8 @@ const FIRST_RETRY: Duration = Duration::from_millis(10);
 const LAST_RETRY: Duration = Duration::from_secs(120);
 
 /// Names what a controller reconciles.
-pub(crate) trait Key:
-    Clone + Eq + Ord + Hash + fmt::Display + fmt::Debug + Send + Sync + 'static
-{
+pub trait Key: Clone + Eq + Ord + Hash + fmt::Display + fmt::Debug + Send + Sync + 'static {
+    /// In whose turn it is reconciled, and whose replica does it.
     fn tenant(&self) -> &TenantName;
 }
 
@@ -44,7 +43,7 @@ impl Key for ObjectKey {
 
 /// Keys waiting for a reconcile. Cheap to clone; clones share the keys.
 #[derive(Debug)]
-pub(crate) struct Queue<K> {
+pub struct Queue<K> {
     shared: Arc<Shared<K>>,
 }
 
@@ -113,7 +112,7 @@ impl<K: Key> Queue<K> {
     }
 
     /// Asks for a reconcile of `key`.
-    pub(crate) fn add(&self, key: K) {
+    pub fn add(&self, key: K) {
         if self.shared.ownership.owns(key.tenant()) {
             self.shared.state.lock().add(key);
             self.shared.changed.notify_one();
@@ -121,7 +120,7 @@ impl<K: Key> Queue<K> {
     }
 
     /// Asks for a reconcile of `key` after `delay`, unless one is due earlier.
-    pub(crate) fn add_after(&self, key: K, delay: Duration) {
+    pub fn add_after(&self, key: K, delay: Duration) {
         if delay.is_zero() {
             return self.add(key);
         }

@@ -6,6 +6,8 @@ mod mirrored;
 mod ports;
 mod slices;
 mod split;
+mod topology;
+mod trigger;
 mod writer;
 
 use std::{collections::BTreeMap, sync::Arc};

@@ -13,7 +13,7 @@ use std::{
 };
 
 use insula_api::names::TenantName;
-use insula_client::{Kind, Patch, ResourceRef, Tenanted};
+use insula_client::{DeleteOptions, Kind, Patch, ResourceRef, Tenanted};
 use insula_controllers::Config;
 use k8s_openapi::api::{
     apps::v1::Deployment,
@@ -406,5 +406,21 @@ async fn workloads_follow_what_is_measured() {
                     from external metrics API: ";
     assert!(message.starts_with(expected), "{message}");
     it.until_replicas(3).await;
+
+    // Another autoscaler of the same pods: neither does anything until one of them goes.
+    let other = json!({
+        "metadata": {"name": "other"},
+        "spec": {"scaleTargetRef": target("web"), "minReplicas": 1, "maxReplicas": 3},
+    });
+    it.cloud.create::<HorizontalPodAutoscaler>(&it.acme, "default", other).await;
+    let (status, message) = it.until_condition("ScalingActive", "AmbiguousSelector").await;
+    assert_eq!(status, "False");
+    let expected = "pods by selector app=web are controlled by multiple HPAs: \
+                    [default/other default/web]";
+    assert_eq!(message, expected);
+    it.until_told("AmbiguousSelector", expected).await;
+    let api = it.cloud.client.tenant(&it.acme).namespaced::<HorizontalPodAutoscaler>("default");
+    api.delete("other", &DeleteOptions::default()).await.unwrap();
+    it.until_condition("ScalingActive", "FailedGetExternalMetric").await;
     it.cloud.end().await;
 }

@@ -2,7 +2,8 @@
 //!
 //! Recording never blocks and never fails: events wait in a bounded queue, and one task writes
 //! them. Repeats of an event raise the `count` of the first. One object cannot flood: after a
-//! burst its events are admitted slowly, as upstream does.
+//! burst its events are admitted slowly, as upstream does. An event is written by the epoch in which
+//! it was recorded: who was replaced says nothing any more.
 
 use std::{collections::HashMap, fmt, hash::Hash, sync::Arc, time::Duration};
 
@@ -16,7 +17,7 @@ use serde_json::json;
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{Client, Kind, Patch, Tenanted, chain};
+use crate::{Client, Kind, Patch, Tenanted, chain, fence::Fence};
 
 /// Events waiting to be written.
 const MAX_WAITING: usize = 4096;
@@ -58,6 +59,8 @@ pub struct EventRecorder {
 struct Occurrence {
     tenant: TenantName,
     event: Event,
+    /// By which it may be written, if that is limited.
+    fence: Option<Fence>,
 }
 
 impl EventRecorder {
@@ -105,7 +108,7 @@ impl EventRecorder {
         message: String,
     ) {
         let event = self.build(about, event_type, reason, message, Timestamp::now());
-        let occurrence = Occurrence { tenant: tenant.clone(), event };
+        let occurrence = Occurrence { tenant: tenant.clone(), event, fence: Fence::current() };
         if let Err(error) = self.queue.try_send(occurrence) {
             tracing::warn!(component = %self.component, reason, %error, "event dropped");
         }
@@ -186,14 +189,14 @@ impl Writer {
                 occurrence = waiting.recv() => occurrence,
             };
             match occurrence {
-                Some(occurrence) => self.write(occurrence).await,
+                Some(occurrence) => self.write_fenced(occurrence).await,
                 None => return,
             }
         }
         waiting.close();
         let drain = async {
             while let Some(occurrence) = waiting.recv().await {
-                self.write(occurrence).await;
+                self.write_fenced(occurrence).await;
             }
         };
         if tokio::time::timeout(DRAIN, drain).await.is_err() {
@@ -201,8 +204,17 @@ impl Writer {
         }
     }
 
+    async fn write_fenced(&mut self, mut occurrence: Occurrence) {
+        let fence = occurrence.fence.take();
+        let write = Box::pin(self.write(occurrence));
+        match fence {
+            Some(fence) => fence.around(write).await,
+            None => write.await,
+        }
+    }
+
     async fn write(&mut self, occurrence: Occurrence) {
-        let Occurrence { tenant, event } = occurrence;
+        let Occurrence { tenant, event, .. } = occurrence;
         let identity = Identity::of(&tenant, &event);
         let verdict = self.memory.admit(identity.clone(), Instant::now());
         let namespace = event.metadata.namespace.clone().unwrap_or_default();

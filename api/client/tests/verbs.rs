@@ -9,7 +9,7 @@ use std::time::Duration;
 use insula_api::names::TenantName;
 use insula_client::{
     Api, DeleteOptions, Deleted, Error, EventRecorder, EventType, ListOptions, PartialObject,
-    Patch, PatchOptions, Propagation, WriteOptions,
+    Patch, PatchOptions, Propagation, WriteOptions, fence::Fence,
 };
 use k8s_openapi::api::core::v1::ConfigMap;
 use serde_json::{Value, json};
@@ -157,4 +157,24 @@ async fn repeated_events_are_counted() {
     assert_eq!((asked[2].method.as_str(), &asked[2].body["count"]), ("PATCH", &json!(2)));
     assert_eq!(asked[3].body["count"], 3);
     assert_eq!(asked[4].method, "POST", "the counted event had expired");
+}
+
+#[tokio::test]
+async fn events_are_written_in_the_epoch_in_which_they_were_recorded() {
+    let fake = Fake::default();
+    fake.answer(200, config_map("a", "ua", "3"));
+    let about = config_maps(&fake).get("a").await.unwrap();
+    let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
+    let recorder = EventRecorder::start(fake.client(), "tester", "", &tasks, shutdown.clone());
+    let event = json!({
+        "metadata": {"tenant": "acme", "namespace": "ns", "name": "a.1"}, "involvedObject": {},
+    });
+    fake.answer(201, event.clone());
+    fake.answer(201, event);
+    let fence = Fence::new("controllers.17", 4).unwrap();
+    fence.around(async { recorder.record(&about, EventType::Normal, "One", "fenced") }).await;
+    recorder.record(&about, EventType::Normal, "Two", "by nobody's leave");
+    let asked = fake.wait_asked(3).await;
+    assert_eq!((asked[1].fence.as_str(), asked[2].fence.as_str()), ("controllers.17=4", ""));
+    shutdown.cancel();
 }

@@ -1,7 +1,8 @@
 //! Who owns whom: the ownership graph of all objects of all tenants, by uid.
 //!
 //! The graph is fed by events and says which objects a change makes worth a look. It decides
-//! nothing: what it does not know may still exist.
+//! nothing: what it does not know may still exist. All objects of all tenants are in it, so nothing
+//! lies in it twice: uids are shared, and so are the owners that siblings have.
 //!
 //! # Invariants
 //!
@@ -27,22 +28,26 @@ pub(super) const ORPHAN: &str = "orphan";
 pub(super) struct Node {
     pub(super) resource: Arc<ResourceRef>,
     pub(super) key: ObjectKey,
-    pub(super) uid: String,
-    pub(super) owners: Vec<OwnerReference>,
+    pub(super) uid: Arc<str>,
+    pub(super) owners: Arc<[OwnerReference]>,
     pub(super) is_deleting: bool,
     pub(super) waits_for_dependents: bool,
     pub(super) orphans_dependents: bool,
 }
 
 impl Node {
-    pub(super) fn new(resource: &Arc<ResourceRef>, object: &Tenanted<PartialObject>) -> Self {
+    pub(super) fn new(
+        resource: &Arc<ResourceRef>,
+        key: &ObjectKey,
+        object: &Tenanted<PartialObject>,
+    ) -> Self {
         let has = |name: &str| object.metadata.finalizers.iter().flatten().any(|it| it == name);
         let is_deleting = object.is_deleting();
         Self {
             resource: resource.clone(),
-            key: object.key(),
-            uid: object.uid().to_owned(),
-            owners: object.metadata.owner_references.clone().unwrap_or_default(),
+            key: key.clone(),
+            uid: object.uid().into(),
+            owners: object.metadata.owner_references.as_deref().unwrap_or_default().into(),
             is_deleting,
             waits_for_dependents: is_deleting && has(FOREGROUND),
             orphans_dependents: is_deleting && has(ORPHAN),
@@ -74,8 +79,8 @@ pub(super) enum OwnerState {
 
 #[derive(Debug, Default)]
 pub(super) struct Graph {
-    nodes: HashMap<String, Node>,
-    dependents: HashMap<String, BTreeSet<String>>,
+    nodes: HashMap<Arc<str>, Node>,
+    dependents: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
 }
 
 impl Graph {
@@ -105,16 +110,24 @@ impl Graph {
     }
 
     /// Notes an object as it is now; returns the uids that are worth a look.
-    pub(super) fn put(&mut self, node: Node) -> Vec<String> {
+    pub(super) fn put(&mut self, mut node: Node) -> Vec<Arc<str>> {
+        if let Some(known) = self.nodes.get(&node.uid) {
+            node.uid = known.uid.clone();
+        }
+        if let Some(sibling) = self.sibling(&node) {
+            node.owners = sibling.owners.clone();
+        }
         let uid = node.uid.clone();
         let old = self.nodes.insert(uid.clone(), node.clone());
-        let old_owners = old.as_ref().map(|it| it.owners.as_slice()).unwrap_or_default();
+        let old_owners = old.as_ref().map(|it| &*it.owners).unwrap_or_default();
         let mut look = Vec::new();
         for owner in old_owners.iter().filter(|it| !names(&node.owners, &it.uid)) {
             self.unlink(&owner.uid, &uid);
         }
-        for owner in &node.owners {
-            self.dependents.entry(owner.uid.clone()).or_default().insert(uid.clone());
+        for owner in &*node.owners {
+            let known = self.nodes.get(&*owner.uid).map(|it| it.uid.clone());
+            let owner = known.unwrap_or_else(|| owner.uid.as_str().into());
+            self.dependents.entry(owner).or_default().insert(uid.clone());
         }
         // An owner may be waiting for just this: that nothing blocks it any more.
         for owner in old_owners {
@@ -124,7 +137,7 @@ impl Graph {
             }
         }
         let began = |now: bool, was: fn(&Node) -> bool| now && !old.as_ref().is_some_and(was);
-        let owners_changed = old.is_none() || old_owners != node.owners.as_slice();
+        let owners_changed = old.is_none() || old_owners != &*node.owners;
         if began(node.waits_for_dependents, |it| it.waits_for_dependents)
             || began(node.orphans_dependents, |it| it.orphans_dependents)
             || (owners_changed && self.is_questionable(&node))
@@ -135,11 +148,11 @@ impl Graph {
     }
 
     /// Notes that an object is gone; returns the uids that are worth a look.
-    pub(super) fn remove(&mut self, uid: &str) -> Vec<String> {
+    pub(super) fn remove(&mut self, uid: &str) -> Vec<Arc<str>> {
         let Some(node) = self.nodes.remove(uid) else { return Vec::new() };
-        let mut look: Vec<String> =
+        let mut look: Vec<Arc<str>> =
             self.dependents.get(uid).into_iter().flatten().cloned().collect();
-        for owner in &node.owners {
+        for owner in &*node.owners {
             self.unlink(&owner.uid, uid);
             look.extend(self.if_waiting(&owner.uid));
         }
@@ -152,7 +165,14 @@ impl Graph {
         node.owners.iter().any(|owner| state(owner) != OwnerState::Solid)
     }
 
-    fn if_waiting(&self, owner: &str) -> Option<String> {
+    /// One that has the same owners.
+    fn sibling(&self, node: &Node) -> Option<&Node> {
+        let first = node.owners.first()?;
+        let sibling = self.dependents.get(&*first.uid)?.first()?;
+        self.nodes.get(sibling).filter(|it| it.owners == node.owners)
+    }
+
+    fn if_waiting(&self, owner: &str) -> Option<Arc<str>> {
         self.nodes.get(owner).filter(|it| it.waits_for_dependents).map(|it| it.uid.clone())
     }
 
@@ -200,7 +220,7 @@ mod tests {
         Node {
             resource: Arc::new(resource),
             key: key(place, uid),
-            uid: uid.to_owned(),
+            uid: uid.into(),
             owners: owners.split_whitespace().map(owner).collect(),
             is_deleting: false,
             waits_for_dependents: false,
@@ -214,12 +234,16 @@ mod tests {
 
     const NS: &str = "acme/ns";
 
+    fn shown(uids: Vec<Arc<str>>) -> Vec<String> {
+        uids.iter().map(|it| it.to_string()).collect()
+    }
+
     #[test]
     fn dependents_are_looked_at_when_their_owner_goes() {
         let mut graph = Graph::default();
         assert!(graph.put(node(NS, "owner", "")).is_empty());
         assert!(graph.put(node(NS, "a", "owner")).is_empty(), "its owner is there");
-        assert_eq!(graph.remove("owner"), ["a"]);
+        assert_eq!(shown(graph.remove("owner")), ["a"]);
         assert!(graph.remove("a").is_empty());
         assert!(graph.dependents.is_empty() && graph.nodes.is_empty());
     }
@@ -227,7 +251,7 @@ mod tests {
     #[test]
     fn an_object_with_an_unknown_owner_is_looked_at() {
         let mut graph = Graph::default();
-        assert_eq!(graph.put(node(NS, "a", "owner")), ["a"]);
+        assert_eq!(shown(graph.put(node(NS, "a", "owner"))), ["a"]);
         assert!(graph.put(node(NS, "a", "owner")).is_empty(), "once");
         assert!(graph.put(node(NS, "owner", "")).is_empty());
         assert!(!graph.is_questionable(&node(NS, "a", "owner")));
@@ -243,7 +267,7 @@ mod tests {
         assert_eq!(state("elsewhere"), OwnerState::Unknown);
         assert_eq!(state("foreign"), OwnerState::Unknown);
         assert_eq!(state("cluster"), OwnerState::Solid);
-        assert_eq!(graph.put(node(NS, "a", "foreign cluster")), ["a"]);
+        assert_eq!(shown(graph.put(node(NS, "a", "foreign cluster"))), ["a"]);
         assert_eq!(graph.dependents("foreign").count(), 0);
         assert_eq!(graph.dependents("cluster").count(), 1);
     }
@@ -254,12 +278,24 @@ mod tests {
         graph.put(node(NS, "owner", ""));
         graph.put(node(NS, "a", "owner!"));
         graph.put(node(NS, "b", "owner!"));
-        assert_eq!(graph.put(waiting(NS, "owner")), ["owner"]);
+        assert_eq!(shown(graph.put(waiting(NS, "owner"))), ["owner"]);
         assert!(graph.put(waiting(NS, "owner")).is_empty());
         assert_eq!(graph.owner_state(&key(NS, "a"), "owner"), OwnerState::Waiting);
-        assert_eq!(graph.remove("a"), ["owner"]);
-        assert_eq!(graph.put(node(NS, "b", "owner")), ["owner", "b"], "b no longer blocks");
+        assert_eq!(shown(graph.remove("a")), ["owner"]);
+        assert_eq!(shown(graph.put(node(NS, "b", "owner"))), ["owner", "b"], "b no longer blocks");
         assert_eq!(graph.dependents("owner").filter(|it| it.blocks("owner")).count(), 0);
+    }
+
+    #[test]
+    fn siblings_share_their_owners() {
+        let mut graph = Graph::default();
+        graph.put(node(NS, "owner", ""));
+        for it in ["a", "b"] {
+            graph.put(node(NS, it, "owner"));
+        }
+        assert!(Arc::ptr_eq(&graph.nodes["a"].owners, &graph.nodes["b"].owners));
+        graph.put(node(NS, "b", "owner other"));
+        assert_eq!((graph.nodes["a"].owners.len(), graph.nodes["b"].owners.len()), (1, 2));
     }
 
     #[test]
@@ -270,6 +306,6 @@ mod tests {
         graph.put(node(NS, "a", "x"));
         graph.put(node(NS, "a", "y"));
         assert!(graph.remove("x").is_empty());
-        assert_eq!(graph.remove("y"), ["a"]);
+        assert_eq!(shown(graph.remove("y")), ["a"]);
     }
 }

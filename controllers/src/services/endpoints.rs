@@ -1,6 +1,9 @@
 //! Keeps the Endpoints of services that have a selector, for clients that know no slices.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use insula_client::{Client, DeleteOptions, ObjectKey, Tenanted};
 use k8s_openapi::{
@@ -8,7 +11,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
-use super::{addresses, hostname, labels_for, pod_changed, pods_of, ports, reference_to};
+use super::{addresses, hostname, labels_for, pod_changed, pods_of, ports, reference_to, trigger};
 use crate::{
     controller::{Controller, Next, ReconcileError},
     informers::Informers,
@@ -97,6 +100,19 @@ fn subsets(
     (subsets.into_values().collect(), is_cut)
 }
 
+/// Which pods are told of, by uid, and whether as ready.
+fn told(endpoints: &Endpoints) -> HashMap<String, bool> {
+    let of = |them: &Option<Vec<EndpointAddress>>, ready: bool| {
+        let uid = |it: &EndpointAddress| Some((it.target_ref.as_ref()?.uid.clone()?, ready));
+        them.iter().flatten().filter_map(uid).collect::<Vec<_>>()
+    };
+    let subsets = endpoints.subsets.iter().flatten();
+    subsets
+        .flat_map(|it| [of(&it.addresses, true), of(&it.not_ready_addresses, false)])
+        .flatten()
+        .collect()
+}
+
 impl Controller for EndpointsOfServices {
     const NAME: &'static str = "endpoint-controller";
     type Key = ObjectKey;
@@ -146,7 +162,9 @@ impl Controller for EndpointsOfServices {
             false => annotations.iter_mut().for_each(|it| drop(it.remove(OVER_CAPACITY))),
         }
         let annotations = annotations.filter(|it| !it.is_empty());
-        let wanted = Endpoints {
+        let told = known.as_deref().map(|it| told(it));
+        let since = trigger::since(&service, &pods, told.as_ref());
+        let mut wanted = Endpoints {
             metadata: ObjectMeta {
                 name: Some(service.name().to_owned()),
                 namespace: Some(service.namespace().to_owned()),
@@ -158,6 +176,7 @@ impl Controller for EndpointsOfServices {
         };
         let api = self.client.tenant(&key.tenant).namespaced::<Endpoints>(&key.namespace);
         let Some(known) = known else {
+            trigger::note(&mut wanted.metadata, since);
             return match api.create(&wanted).await {
                 Ok(_) => Ok(Next::WhenChanged),
                 Err(error) if error.is_namespace_terminating() => Ok(Next::WhenChanged),
@@ -172,6 +191,7 @@ impl Controller for EndpointsOfServices {
             let mut new = known.object.clone();
             new.metadata.labels = wanted.metadata.labels;
             new.metadata.annotations = wanted.metadata.annotations;
+            trigger::note(&mut new.metadata, since);
             new.subsets = wanted.subsets;
             api.update(&new).await?;
         }

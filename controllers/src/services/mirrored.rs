@@ -27,10 +27,8 @@ const OWN: &str = "endpointslicemirroring-controller.k8s.io";
 const SKIPPED: &str = "endpointslice.kubernetes.io/skip-mirror";
 const LEADER: &str = "control-plane.alpha.kubernetes.io/leader";
 /// What of the annotations is about the Endpoints themselves.
-const NOT_MIRRORED: [&str; 2] = [
-    "endpoints.kubernetes.io/last-change-trigger-time",
-    "kubectl.kubernetes.io/last-applied-configuration",
-];
+const NOT_MIRRORED: [&str; 2] =
+    [super::trigger::TRIGGER_TIME, "kubectl.kubernetes.io/last-applied-configuration"];
 /// Most addresses of one subset that are mirrored, and so of a slice.
 const MOST: usize = 1000;
 

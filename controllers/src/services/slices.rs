@@ -1,20 +1,26 @@
 //! Keeps the EndpointSlices of services that have a selector.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
-use insula_client::{Client, EventRecorder, EventType, ObjectKey, Tenanted, chain};
+use insula_client::{Change, Client, EventRecorder, EventType, ObjectKey, Tenanted, chain};
 use k8s_openapi::{
     api::{
-        core::v1::{Pod, Service},
-        discovery::v1::{Endpoint, EndpointConditions, EndpointPort},
+        core::v1::{Node, Pod, Service},
+        discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
+use parking_lot::Mutex;
 
 use super::{
     MANAGED_BY, SERVICE_NAME, addresses, hints, hostname, labels_for, pod_changed, pods_of, ports,
     reference_to,
     split::{Changes, Common, Group, split},
+    topology::{self, Served, Shares},
+    trigger,
     writer::SliceWriter,
 };
 use crate::{
@@ -35,12 +41,78 @@ pub(crate) struct Slices {
     informers: Informers,
     events: EventRecorder,
     writer: SliceWriter,
+    /// What zones have of all nodes; `None` until somebody asks.
+    shares: Mutex<Option<Arc<Shares>>>,
+    /// Services whose endpoints are shared among zones. They are looked at when nodes change.
+    shared: Mutex<BTreeSet<ObjectKey>>,
 }
 
 impl Slices {
     pub(crate) fn new(client: Client, informers: Informers, events: &EventRecorder) -> Self {
         let events = events.named("endpoint-slice-controller");
-        Self { informers, events, writer: SliceWriter::new(client) }
+        Self {
+            informers,
+            events,
+            writer: SliceWriter::new(client),
+            shares: Mutex::default(),
+            shared: Mutex::default(),
+        }
+    }
+
+    /// A node counts for more or for less.
+    fn node_changed(&self, change: &Change<'_, Node>, queue: &Queue<ObjectKey>) {
+        let (old, new) = (change.old.map(|it| &it.object), change.new.map(|it| &it.object));
+        if topology::is_changed(old, new) {
+            *self.shares.lock() = None;
+            self.shared.lock().iter().for_each(|service| queue.add(service.clone()));
+        }
+    }
+
+    fn shares(&self) -> Arc<Shares> {
+        if let Some(known) = &*self.shares.lock() {
+            return known.clone();
+        }
+        let nodes = self.informers.nodes.list();
+        let found = Arc::new(topology::shares(nodes.iter().map(|it| &it.object)));
+        // A node that has changed meanwhile asks for it again.
+        *self.shares.lock() = Some(found.clone());
+        found
+    }
+
+    /// Shares endpoints of one family among zones if the service asks for it, and says so.
+    fn share(
+        &self,
+        service: &Tenanted<Service>,
+        family: &str,
+        groups: &mut [Group],
+        served: &Served,
+    ) {
+        let key = service.key();
+        let say = |type_, reason, message: &str| {
+            let message = format!("{message}, addressType: {family}");
+            self.events.record(service, type_, reason, message);
+        };
+        if !topology::is_asked(service) {
+            if self.shared.lock().remove(&key) {
+                let message = "Topology Aware Hints has been disabled";
+                say(EventType::Warning, "TopologyAwareHintsDisabled", message);
+            }
+            return;
+        }
+        let endpoints = groups.iter_mut().flat_map(|it| &mut it.endpoints).collect();
+        match topology::share(endpoints, served, &self.shares()) {
+            Ok(()) => {
+                if self.shared.lock().insert(key) {
+                    let message = "Topology Aware Hints has been enabled";
+                    say(EventType::Normal, "TopologyAwareHintsEnabled", message);
+                }
+            }
+            Err(refused) => {
+                self.shared.lock().remove(&key);
+                groups.iter_mut().flat_map(|it| &mut it.endpoints).for_each(|it| it.hints = None);
+                say(EventType::Warning, "TopologyAwareHintsDisabled", &refused.to_string());
+            }
+        }
     }
 
     fn zone_of(&self, node: &str) -> Option<String> {
@@ -74,7 +146,8 @@ impl Slices {
             target_ref: Some(reference_to(pod)),
             ..Endpoint::default()
         };
-        let hints = service.spec.as_ref().and_then(|spec| hints::of(spec, &endpoint));
+        let spec = service.spec.as_ref().filter(|_| !topology::is_asked(service));
+        let hints = spec.and_then(|spec| hints::of(spec, &endpoint));
         Endpoint { hints, ..endpoint }
     }
 
@@ -106,6 +179,16 @@ impl Slices {
     }
 }
 
+/// Which pods are told of, by uid, and whether as ready.
+fn told(slices: &[Arc<Tenanted<EndpointSlice>>]) -> HashMap<String, bool> {
+    let endpoints = slices.iter().flat_map(|it| it.endpoints.iter().flatten());
+    let told = |it: &Endpoint| {
+        let is_ready = it.conditions.as_ref().is_some_and(|it| it.serving == Some(true));
+        Some((it.target_ref.as_ref()?.uid.clone()?, is_ready))
+    };
+    endpoints.filter_map(told).collect()
+}
+
 fn family_of(address: &str) -> &'static str {
     if address.contains(':') { "IPv6" } else { "IPv4" }
 }
@@ -119,6 +202,7 @@ impl Controller for Slices {
         self.informers.services.on_change(move |change| {
             if let Some(old) = change.old.filter(|_| change.new.is_none()) {
                 it.writer.forget(old.uid());
+                it.shared.lock().remove(change.key);
             }
             keys.add(change.key.clone());
         });
@@ -126,6 +210,8 @@ impl Controller for Slices {
         self.informers.pods.informer.on_change(move |change| {
             pod_changed(&it.informers.services, change, &keys);
         });
+        let (it, keys) = (self.clone(), queue.clone());
+        self.informers.nodes.on_change(move |change| it.node_changed(change, &keys));
         let (it, keys) = (self.clone(), queue.clone());
         self.informers.slices.on_change(move |change| {
             let Some(slice) = change.latest() else { return };
@@ -166,6 +252,8 @@ impl Controller for Slices {
         let labels = labels_for(&service, &[(SERVICE_NAME, service.name()), (MANAGED_BY, OWN)]);
         let families = service.spec.as_ref().and_then(|spec| spec.ip_families.clone());
         let families = families.unwrap_or_else(|| vec!["IPv4".to_owned()]);
+        let told = (!known.is_empty()).then(|| told(&known));
+        let since = trigger::since(&service, &pods, told.as_ref());
         let mut changes = Changes::default();
         for family in &families {
             let (of_family, others) =
@@ -182,8 +270,15 @@ impl Controller for Slices {
                 address_type: family.clone(),
                 longest: LONGEST,
             };
-            split(&common, self.groups(&service, &pods, family), of_family, &mut changes);
+            let mut groups = self.groups(&service, &pods, family);
+            let before = of_family
+                .iter()
+                .flat_map(|it: &Arc<Tenanted<EndpointSlice>>| it.endpoints.iter().flatten());
+            self.share(&service, family, &mut groups, &topology::served(before));
+            split(&common, groups, of_family, &mut changes);
         }
+        let written = changes.create.iter_mut().chain(&mut changes.update);
+        written.for_each(|slice| trigger::note(&mut slice.metadata, since));
         changes.delete.extend(known);
         if let Err(error) = self.writer.write(key, service.uid(), changes).await {
             if !error.is_conflict() && !error.is_namespace_terminating() {

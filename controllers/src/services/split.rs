@@ -34,7 +34,7 @@ pub(super) struct Common {
 }
 
 /// What tells an endpoint from others: whom it is of, and where.
-fn identity(it: &Endpoint) -> (String, String) {
+pub(super) fn identity(it: &Endpoint) -> (String, String) {
     let of = it.target_ref.as_ref().and_then(|of| of.uid.clone()).unwrap_or_default();
     (of, it.addresses.first().cloned().unwrap_or_default())
 }

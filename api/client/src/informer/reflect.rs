@@ -379,9 +379,9 @@ impl<K: Object> Reflector<K> {
     fn put(&self, key: &ObjectKey, object: Tenanted<K>) {
         let object = self.trimmed(object);
         let handlers = self.shared.handlers.lock();
-        let old = self.shared.store.write().put(key, object.clone(), self.round);
+        let (key, old) = self.shared.store.write().put(key, object.clone(), self.round);
         for handler in handlers.iter() {
-            handler(&Change { key, old: old.as_ref(), new: Some(&object) });
+            handler(&Change { key: &key, old: old.as_ref(), new: Some(&object) });
         }
     }
 

@@ -1,12 +1,17 @@
 //! The objects of an informer, by key and by index.
+//!
+//! A bounded number of them are plain, the ones that were looked at lately; the others lie packed.
+//! What neighbours have alike of their keys they share: there are many objects in a namespace.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 
 use insula_api::names::TenantName;
+use parking_lot::Mutex;
 
+use super::packed::{Packer, Slot};
 use crate::{Object, ObjectKey, Tenanted};
 
 /// Names an index of one informer.
@@ -18,32 +23,58 @@ pub(super) type IndexFn<K> = Box<dyn Fn(&Tenanted<K>) -> Vec<String> + Send + Sy
 pub(super) struct Store<K> {
     objects: BTreeMap<ObjectKey, Kept<K>>,
     indexes: Vec<Index<K>>,
+    packer: Packer,
+    /// How many objects may be plain.
+    n_plain: usize,
+    /// Those that are, in the order in which they are asked to pack themselves. Some may be gone.
+    plain: Mutex<VecDeque<ObjectKey>>,
 }
 
 struct Kept<K> {
-    object: Arc<Tenanted<K>>,
+    slot: Mutex<Slot<K>>,
     /// The list in which the object was seen last, or during which it changed.
     seen: u64,
 }
 
 struct Index<K> {
     values: IndexFn<K>,
-    keys: HashMap<String, BTreeSet<ObjectKey>>,
+    filed: BTreeSet<Filed>,
+}
+
+/// One object under one value. Without an object: before all of that value.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Filed {
+    value: Arc<str>,
+    key: Option<ObjectKey>,
 }
 
 impl<K: Object> Store<K> {
-    pub(super) fn new(indexes: Vec<IndexFn<K>>) -> Self {
+    /// `n_plain` is how many objects may be plain at a time.
+    pub(super) fn new(indexes: Vec<IndexFn<K>>, n_plain: usize) -> Self {
         let indexes =
-            indexes.into_iter().map(|values| Index { values, keys: HashMap::new() }).collect();
-        Self { objects: BTreeMap::new(), indexes }
+            indexes.into_iter().map(|values| Index { values, filed: BTreeSet::new() }).collect();
+        Self {
+            objects: BTreeMap::new(),
+            indexes,
+            packer: Packer::default(),
+            n_plain,
+            plain: Mutex::default(),
+        }
     }
 
-    pub(super) fn get(&self, key: &ObjectKey) -> Option<&Arc<Tenanted<K>>> {
-        self.objects.get(key).map(|kept| &kept.object)
+    pub(super) fn get(&self, key: &ObjectKey) -> Option<Arc<Tenanted<K>>> {
+        let (key, kept) = self.objects.get_key_value(key)?;
+        self.look(key, kept)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Tenanted<K>>> {
-        self.objects.values().map(|kept| &kept.object)
+    /// As [`Self::get`], by who looks at it once: it stays in the form that it has.
+    pub(super) fn peek(&self, key: &ObjectKey) -> Option<Arc<Tenanted<K>>> {
+        let kept = self.objects.get(key)?;
+        kept.slot.lock().peek(&key.tenant)
+    }
+
+    pub(super) fn keys(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.objects.keys()
     }
 
     pub(super) fn len(&self) -> usize {
@@ -58,7 +89,7 @@ impl<K: Object> Store<K> {
         self.objects
             .range(ObjectKey::new(tenant, namespace, "")..)
             .take_while(|(key, _)| key.tenant == *tenant && &*key.namespace == namespace)
-            .map(|(_, kept)| kept.object.clone())
+            .filter_map(|(key, kept)| self.look(key, kept))
             .collect()
     }
 
@@ -66,56 +97,105 @@ impl<K: Object> Store<K> {
         self.objects
             .range(ObjectKey::new(tenant, "", "")..)
             .take_while(|(key, _)| key.tenant == *tenant)
-            .map(|(_, kept)| kept.object.clone())
+            .filter_map(|(key, kept)| self.look(key, kept))
             .collect()
     }
 
-    pub(super) fn indexed(&self, index: IndexId, value: &str) -> Vec<Arc<Tenanted<K>>> {
-        let keys = self.indexes.get(index.0).and_then(|index| index.keys.get(value));
-        keys.into_iter().flatten().filter_map(|key| self.get(key)).cloned().collect()
+    pub(super) fn keys_in_tenant(&self, tenant: &TenantName) -> Vec<ObjectKey> {
+        let from = self.objects.range(ObjectKey::new(tenant, "", "")..);
+        from.map(|(key, _)| key).take_while(|key| key.tenant == *tenant).cloned().collect()
     }
 
-    /// Puts an object in place; returns the one it replaces.
+    pub(super) fn indexed(&self, index: IndexId, value: &str) -> Vec<Arc<Tenanted<K>>> {
+        let filed = self.indexes.get(index.0).into_iter().flat_map(|index| index.under(value));
+        filed.filter_map(|key| self.get(key)).collect()
+    }
+
+    fn look(&self, key: &ObjectKey, kept: &Kept<K>) -> Option<Arc<Tenanted<K>>> {
+        let (object, was_plain) = {
+            let mut slot = kept.slot.lock();
+            let was_plain = slot.is_plain();
+            (slot.look(&key.tenant), was_plain)
+        };
+        if !was_plain {
+            self.has_become_plain(key);
+        }
+        object
+    }
+
+    fn has_become_plain(&self, key: &ObjectKey) {
+        if self.n_plain == usize::MAX {
+            return;
+        }
+        self.plain.lock().push_back(key.clone());
+        loop {
+            let next = {
+                let mut plain = self.plain.lock();
+                if plain.len() <= self.n_plain {
+                    return;
+                }
+                plain.pop_front()
+            };
+            let Some(next) = next else { return };
+            let Some(kept) = self.objects.get(&next) else { continue };
+            if !kept.slot.lock().put_away(&self.packer) {
+                self.plain.lock().push_back(next);
+            }
+        }
+    }
+
+    /// Puts an object in place; returns the key as it lies here, and the object it replaces.
     pub(super) fn put(
         &mut self,
         key: &ObjectKey,
         object: Arc<Tenanted<K>>,
         seen: u64,
-    ) -> Option<Arc<Tenanted<K>>> {
-        let old = match self.objects.entry(key.clone()) {
-            Entry::Vacant(place) => {
-                place.insert(Kept { object: object.clone(), seen });
-                None
-            }
-            Entry::Occupied(mut place) => {
-                let kept = place.get_mut();
-                kept.seen = seen;
-                Some(std::mem::replace(&mut kept.object, object.clone()))
-            }
+    ) -> (ObjectKey, Option<Arc<Tenanted<K>>>) {
+        let (key, old) = match self.objects.get_key_value(key) {
+            Some((known, kept)) => (known.clone(), Some(kept.slot.lock().peek(&known.tenant))),
+            None => (self.shared(key), None),
         };
         for index in &mut self.indexes {
             let new_values = (index.values)(&object);
-            if let Some(old) = &old {
+            if let Some(Some(old)) = &old {
                 let old_values = (index.values)(old);
                 if old_values == new_values {
                     continue;
                 }
-                index.remove(key, &old_values);
+                index.remove(&key, &old_values);
             }
-            for value in new_values {
-                index.keys.entry(value).or_default().insert(key.clone());
+            new_values.iter().for_each(|value| index.put(value, &key));
+        }
+        let kept = Kept { slot: Mutex::new(Slot::new(object)), seen };
+        let replaced = self.objects.insert(key.clone(), kept);
+        if !replaced.is_some_and(|it| it.slot.into_inner().is_plain()) {
+            self.has_become_plain(&key);
+        }
+        (key, old.flatten())
+    }
+
+    /// `key` with what it has in common with the one before it.
+    fn shared(&self, key: &ObjectKey) -> ObjectKey {
+        let mut shared = key.clone();
+        if let Some((before, _)) = self.objects.range(..key).next_back()
+            && before.tenant == key.tenant
+        {
+            shared.tenant = before.tenant.clone();
+            if before.namespace == key.namespace {
+                shared.namespace = before.namespace.clone();
             }
         }
-        old
+        shared
     }
 
     pub(super) fn remove(&mut self, key: &ObjectKey) -> Option<Arc<Tenanted<K>>> {
         let kept = self.objects.remove(key)?;
+        let object = kept.slot.into_inner().peek(&key.tenant)?;
         for index in &mut self.indexes {
-            let values = (index.values)(&kept.object);
+            let values = (index.values)(&object);
             index.remove(key, &values);
         }
-        Some(kept.object)
+        Some(object)
     }
 
     /// Notes that a list showed an object unchanged.
@@ -133,14 +213,23 @@ impl<K: Object> Store<K> {
 }
 
 impl<K> Index<K> {
+    fn under(&self, value: &str) -> impl Iterator<Item = &ObjectKey> {
+        let first = Filed { value: value.into(), key: None };
+        let value = first.value.clone();
+        let filed = self.filed.range(first..).take_while(move |it| it.value == value);
+        filed.filter_map(|it| it.key.as_ref())
+    }
+
+    fn put(&mut self, value: &str, key: &ObjectKey) {
+        let first = Filed { value: value.into(), key: None };
+        let near = self.filed.range(&first..).next().filter(|it| it.value == first.value);
+        let value = near.map_or_else(|| first.value.clone(), |it| it.value.clone());
+        self.filed.insert(Filed { value, key: Some(key.clone()) });
+    }
+
     fn remove(&mut self, key: &ObjectKey, values: &[String]) {
         for value in values {
-            if let Some(keys) = self.keys.get_mut(value) {
-                keys.remove(key);
-                if keys.is_empty() {
-                    self.keys.remove(value);
-                }
-            }
+            self.filed.remove(&Filed { value: value.as_str().into(), key: Some(key.clone()) });
         }
     }
 }
@@ -165,9 +254,12 @@ mod tests {
     }
 
     fn store() -> Store<ConfigMap> {
-        Store::new(vec![Box::new(|object| {
-            object.metadata.labels.iter().flatten().map(|(_, value)| value.clone()).collect()
-        })])
+        Store::new(
+            vec![Box::new(|object| {
+                object.metadata.labels.iter().flatten().map(|(_, value)| value.clone()).collect()
+            })],
+            2,
+        )
     }
 
     fn names(objects: &[Arc<Tenanted<ConfigMap>>]) -> Vec<&str> {
@@ -201,8 +293,37 @@ mod tests {
         assert_eq!(names(&store.indexed(IndexId(0), "blue")), ["1"]);
         store.remove(&key);
         assert!(store.indexed(IndexId(0), "blue").is_empty());
-        assert!(store.indexes[0].keys.is_empty(), "empty entries are dropped");
+        assert!(store.indexes[0].filed.is_empty(), "nothing is left behind");
         assert!(store.indexed(IndexId(9), "blue").is_empty());
+    }
+
+    #[test]
+    fn no_more_than_allowed_are_plain_and_all_can_be_had() {
+        let mut store = store();
+        for n in 0..10 {
+            let object = object("a", "n", &n.to_string(), "red");
+            store.put(&object.key(), object, 1);
+        }
+        let n_plain = |store: &Store<ConfigMap>| {
+            store.objects.values().filter(|it| it.slot.lock().is_plain()).count()
+        };
+        let tenant = TenantName::parse("a").unwrap();
+        assert_eq!(n_plain(&store), 2);
+        assert_eq!(store.in_namespace(&tenant, "n").len(), 10);
+        assert_eq!(store.indexed(IndexId(0), "red").len(), 10);
+        assert_eq!(n_plain(&store), 2);
+        let five = object("a", "n", "5", "red");
+        assert_eq!(store.peek(&five.key()), Some(five.clone()));
+        let (_, old) = store.put(&five.key(), object("a", "n", "5", "blue"), 1);
+        assert_eq!(old, Some(five.clone()));
+        assert_eq!(store.indexed(IndexId(0), "red").len(), 9);
+        let blue = store.get(&five.key()).unwrap();
+        assert_eq!(blue.metadata.labels.as_ref().unwrap()["colour"], "blue");
+        assert_eq!(n_plain(&store), 2);
+        for n in 0..10 {
+            assert!(store.remove(&object("a", "n", &n.to_string(), "red").key()).is_some());
+        }
+        assert_eq!((store.len(), store.indexes[0].filed.len()), (0, 0));
     }
 
     #[test]

@@ -30,6 +30,7 @@ pub(crate) struct Asked {
     pub(crate) accept: String,
     pub(crate) user_agent: String,
     pub(crate) content_type: String,
+    pub(crate) fence: String,
     pub(crate) body: Value,
 }
 
@@ -112,6 +113,7 @@ impl tower::Service<Request<Sent>> for Fake {
             accept: header("accept"),
             user_agent: header("user-agent"),
             content_type: header("content-type"),
+            fence: header("insula-fence"),
             body: serde_json::from_slice(&body).unwrap_or_default(),
         });
         match state.script.pop_front() {
