@@ -98,9 +98,11 @@ pub fn built_in() -> &'static [Resource] {
     &RESOURCES
 }
 
-/// Alpha and beta versions are off by default, as upstream.
-fn is_served(version: &str) -> bool {
-    !version.contains("alpha") && !version.contains("beta")
+/// Alpha and beta versions are off by default, as upstream; but for groups of pods, which our
+/// scheduler goes by.
+fn is_served(group: &str, version: &str) -> bool {
+    let is_stable = !version.contains("alpha") && !version.contains("beta");
+    is_stable || (group, version) == ("scheduling.k8s.io", "v1alpha2")
 }
 
 fn scope(group: &str, name: &str) -> Scope {
@@ -143,7 +145,7 @@ fn parse() -> Vec<Resource> {
             verbs,
         ] = columns;
         let (group, version) = group_version.split_once('/').unwrap_or(("", group_version));
-        if !is_served(version) {
+        if !is_served(group, version) {
             continue;
         }
         let Some((name, sub)) = path.split_once('/') else {

@@ -14,12 +14,12 @@ use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub(crate) use self::volumes::Volumes;
 use self::{
     batches::Batches,
     volumes::bind_volumes,
     writer::{Ready, Writer},
 };
-pub(crate) use self::{batches::offers, volumes::Volumes};
 use crate::{Observer, storage::Work};
 
 /// What may be written goes on until this is dropped.

@@ -155,10 +155,13 @@ fn seconds(at: &str, given: Option<i64>, default: Duration) -> Result<Duration, 
 
 fn made(at: &str, name: &str, profile: FileProfile) -> Result<Profile, ConfigError> {
     let args = args::read(at, profile.plugin_config)?;
-    let Chosen { filters, scores, preempts, binds_volumes } = profile.plugins.chosen(at)?;
+    let Chosen { filters, scores, preempts, binds_volumes, schedules_gangs } =
+        profile.plugins.chosen(at)?;
     let default = Profile::default();
     Ok(Profile {
         name: name.into(),
+        gates: if schedules_gangs { default.gates } else { Vec::new() },
+        permits: if schedules_gangs { default.permits } else { Vec::new() },
         filters: filters.iter().filter_map(|name| args.filter(name)).collect(),
         scores: scores
             .iter()

@@ -1,10 +1,13 @@
 //! The part that decides, without clock or network.
 
+mod groups;
+
 use std::{collections::HashMap, sync::Arc};
 
 use insula_client::{ObjectKey, Tenanted};
 use k8s_openapi::api::core::v1::{Node, Pod};
 
+pub(crate) use self::groups::{Found, GroupDecision, Member, Outcome};
 use crate::{
     framework::{Event, Hint, Prepared},
     ledger::Held,

@@ -6,12 +6,14 @@
 //!
 //! | upstream | here |
 //! |---|---|
+//! | PreEnqueue | [`PreEnqueue::why_not`] |
 //! | PreFilter | [`Filter::only_on`], [`Filter::prepare`] |
 //! | Filter | [`Pass::check`], [`Pass::go_over`] |
 //! | PostFilter | [`PostFilter::make_room`] |
 //! | PreScore | [`Score::prepare`] |
 //! | Score, NormalizeScore | [`Rate::rate`], [`Rate::go_over`] |
 //! | Reserve, Unreserve | [`Reserve::reserve`], [`Reserve::unreserve`] |
+//! | Permit | [`Permit::permit`] |
 //! | PreBind | [`Pass::work`]: what is to be written before the pod is bound |
 //! | EventsToRegister, QueueingHintFn | [`Filter::may_help`] |
 //!
@@ -19,7 +21,7 @@
 //! [`World::version`] says that it is void; so it must not remember anything that can change
 //! without that.
 
-use std::{borrow::Cow, collections::BTreeSet, fmt::Debug, sync::Arc};
+use std::{borrow::Cow, collections::BTreeSet, fmt::Debug, sync::Arc, time::Duration};
 
 use insula_client::ObjectKey;
 
@@ -194,6 +196,31 @@ pub(crate) trait Reserve: Debug + Send + Sync {
 
     /// Gives it back: the pod was not bound.
     fn unreserve(&self, world: &mut World, assumed: &Assumed);
+}
+
+/// Something that keeps pods from looking for a node at all.
+pub(crate) trait PreEnqueue: Debug + Send + Sync {
+    /// Why pods of this shape are not to look yet, if they are not.
+    fn why_not(&self, world: &World, pod: &Shape) -> Option<Cow<'static, str>>;
+}
+
+/// Something that has a say after a pod has its place, and before it is bound.
+pub(crate) trait Permit: Debug + Send + Sync {
+    /// Whether a pod that has a place in the ledger may be bound.
+    fn permit(&self, world: &World, pod: &Shape) -> Permitted;
+}
+
+/// What came of [`Permit::permit`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Permitted {
+    Yes,
+    /// Not before at least so many more pods have places.
+    Wait {
+        why: &'static str,
+        n_missing: usize,
+        /// When places that were found are given back all the same.
+        timeout: Duration,
+    },
 }
 
 /// What an event means to pods that a filter refused.

@@ -11,6 +11,7 @@ use k8s_openapi::api::{
         ReplicationControllerSpec, Service, ServiceSpec,
     },
     policy::v1::PodDisruptionBudget,
+    scheduling::v1alpha2::PodGroup,
     storage::v1::{CSINode, StorageClass},
 };
 use tokio::sync::{Notify, watch};
@@ -19,6 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     dirty::Dirty,
     framework::Event,
+    gangs::Policy,
     pod::{compile, trim},
     world::World,
 };
@@ -32,6 +34,7 @@ pub(crate) enum Source {
     Volume,
     Claim,
     Budget,
+    PodGroup,
     Service,
     ReplicaSet,
     StatefulSet,
@@ -51,6 +54,8 @@ pub(crate) struct Informers {
     classes: Informer<StorageClass>,
     drivers: Informer<CSINode>,
     budgets: Informer<PodDisruptionBudget>,
+    /// If the server has them.
+    pub(crate) groups: Option<Informer<PodGroup>>,
     services: Informer<Service>,
     replica_sets: Informer<ReplicaSet>,
     stateful_sets: Informer<StatefulSet>,
@@ -63,6 +68,7 @@ pub(crate) struct Informers {
 impl Informers {
     pub(crate) fn start(
         client: &Client,
+        has_groups: bool,
         changed: &Arc<Notify>,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
@@ -101,6 +107,7 @@ impl Informers {
             volumes: follow!(PersistentVolume, Source::Volume),
             classes: follow!(StorageClass, Source::Class),
             budgets: follow!(PodDisruptionBudget, Source::Budget),
+            groups: has_groups.then(|| follow!(PodGroup, Source::PodGroup)),
             // Of these only selectors matter.
             services: follow!(Service, Source::Service, |it: &mut Service| {
                 let selector = it.spec.take().and_then(|it| it.selector);
@@ -151,7 +158,11 @@ impl Informers {
             self.stateful_sets.synced(),
             self.replication_controllers.synced(),
         );
-        a && b && c && d && e && f && g && h && i && j && k && l
+        let groups = match &self.groups {
+            Some(groups) => groups.synced().await,
+            None => true,
+        };
+        a && b && c && d && e && f && g && h && i && j && k && l && groups
     }
 
     /// Waits until they show all that was written before the call, as far as it decides about room
@@ -210,6 +221,11 @@ impl Informers {
             }
             Source::Budget => {
                 world.budgets.put(key, self.budgets.get(key).as_deref());
+                None
+            }
+            Source::PodGroup => {
+                let group = self.groups.as_ref().and_then(|it| it.get(key));
+                world.gangs.set_policy(key, group.map(|it| Policy::of(&it)));
                 None
             }
             Source::Service => {

@@ -13,7 +13,7 @@
 //!
 //! # What is deliberately absent
 //!
-//! Device claims and gangs of pods.
+//! Device claims.
 
 mod best;
 mod binding;
@@ -23,12 +23,15 @@ mod config;
 mod core;
 mod dirty;
 mod framework;
+mod gangs;
+mod grouping;
 mod images;
 mod informers;
 mod labels;
 mod ledger;
 mod nodes;
 mod nominations;
+mod offers;
 mod outlook;
 mod passes;
 mod plugins;
@@ -58,6 +61,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     binding::{Binder, Volumes},
+    grouping::Grouping,
     informers::Informers,
     preempting::Evictor,
     queue::{Backoff, Queue},
@@ -163,7 +167,9 @@ async fn schedule(
     let supplies = CancellationToken::new();
     let events = EventRecorder::start(client.clone(), &name, "", &tasks, supplies.clone());
     let changed = Arc::new(Notify::new());
-    let informers = Informers::start(&client, &changed, &tasks, &supplies);
+    let asked = offers::offers(&client, offers::GROUPS, "podgroups");
+    let Some(has_groups) = shutdown.run_until_cancelled(asked).await else { return Ok(()) };
+    let informers = Informers::start(&client, has_groups, &changed, &tasks, &supplies);
     let reporter = Reporter::start(client.clone(), events.clone(), &tasks, supplies.clone());
     let (results, done) = mpsc::unbounded_channel();
     let bindings = TaskTracker::new();
@@ -172,6 +178,7 @@ async fn schedule(
         volumes: informers.volumes.clone(),
         claims_changed: informers.claims_changed.clone(),
     };
+    let grouping = Grouping::new(client.clone(), bindings.clone());
     let evictor = Evictor::new(client.clone(), events.clone(), bindings.clone(), results.clone());
     let replica_client = client.clone();
     let binder = Binder::start(
@@ -207,6 +214,7 @@ async fn schedule(
         binder,
         evictor,
         reporter,
+        grouping,
         config.observer,
     );
     scheduler.run(done, shutdown).await;

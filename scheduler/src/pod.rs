@@ -25,7 +25,7 @@ use k8s_openapi::{
 };
 
 pub(crate) use self::shapes::Shapes;
-use crate::{images::normalized, requests::Requests};
+use crate::{gangs::GroupName, images::normalized, requests::Requests};
 
 /// The scheduler that pods get that name none.
 pub const DEFAULT_SCHEDULER: &str = "default-scheduler";
@@ -118,6 +118,8 @@ pub(crate) struct Shape {
     pub(crate) claims: Vec<Claim>,
     pub(crate) images: Vec<String>,
     pub(crate) n_containers: usize,
+    /// The group that it asks to be scheduled with.
+    pub(crate) group: Option<GroupName>,
     /// Name and uid of its controller, by kind: what default spreading goes by.
     pub(crate) controller: Option<(Arc<str>, Arc<str>)>,
 }
@@ -194,6 +196,7 @@ impl Shape {
                 .map(|image| normalized(image))
                 .collect(),
             n_containers: containers.count(),
+            group: GroupName::of(pod),
             controller: controller.map(|it| (it.kind.as_str().into(), it.name.as_str().into())),
             labels,
             namespace,

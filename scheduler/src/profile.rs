@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    framework::{Filter, PostFilter, Reserve, Score},
+    framework::{Filter, Permit, PostFilter, PreEnqueue, Reserve, Score},
     plugins::{self, BalancedAllocation, DefaultPreemption, cpu_and_memory},
     pod::DEFAULT_SCHEDULER,
 };
@@ -13,11 +13,13 @@ use crate::{
 pub struct Profile {
     /// The `schedulerName` of the pods that are scheduled this way.
     pub(crate) name: Arc<str>,
+    pub(crate) gates: Vec<Arc<dyn PreEnqueue>>,
     pub(crate) filters: Vec<Arc<dyn Filter>>,
     /// With their weights.
     pub(crate) scores: Vec<(i64, Arc<dyn Score>)>,
     pub(crate) post_filter: Option<Arc<dyn PostFilter>>,
     pub(crate) reserve: Option<Arc<dyn Reserve>>,
+    pub(crate) permits: Vec<Arc<dyn Permit>>,
     /// How long volumes may take to be bound.
     pub(crate) bind_timeout: Duration,
 }
@@ -37,6 +39,7 @@ impl Default for Profile {
         let balanced = Arc::new(BalancedAllocation { weighed: cpu_and_memory() });
         Self {
             name: DEFAULT_SCHEDULER.into(),
+            gates: vec![Arc::new(plugins::GangScheduling)],
             filters: vec![
                 Arc::new(plugins::NodeUnschedulable),
                 Arc::new(plugins::NodeName),
@@ -62,6 +65,7 @@ impl Default for Profile {
             ],
             post_filter: Some(Arc::new(DefaultPreemption::default())),
             reserve: Some(volumes),
+            permits: vec![Arc::new(plugins::GangScheduling)],
             bind_timeout: BIND_TIMEOUT,
         }
     }

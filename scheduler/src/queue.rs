@@ -104,21 +104,37 @@ impl Queue {
 
     /// Notes a pod, new or changed. A change makes it look at once.
     pub(crate) fn put(&mut self, key: &ObjectKey, candidate: Candidate, now: Instant) {
-        let known = self.remove(key);
-        let waiting = Waiting {
-            candidate: Arc::new(candidate),
-            n_attempts: 0,
-            since: known.map_or(now, |it| it.since),
-        };
-        if waiting.candidate.is_gated {
-            self.pods.insert(key.clone(), (waiting, Place::Gated));
-        } else {
-            self.activate(key, waiting);
-        }
+        self.hold_back(key, candidate, now);
+        self.admit(key);
     }
 
     pub(crate) fn get(&self, key: &ObjectKey) -> Option<&Waiting> {
         self.pods.get(key).map(|(waiting, _)| waiting)
+    }
+
+    /// Notes a pod that is not to look before [`Queue::admit`].
+    pub(crate) fn hold_back(&mut self, key: &ObjectKey, candidate: Candidate, now: Instant) {
+        let since = self.remove(key).map_or(now, |it| it.since);
+        let waiting = Waiting { candidate: Arc::new(candidate), n_attempts: 0, since };
+        self.pods.insert(key.clone(), (waiting, Place::Gated));
+    }
+
+    /// Lets a pod look that was held back, unless it asked for it itself.
+    pub(crate) fn admit(&mut self, key: &ObjectKey) {
+        if let Some((waiting, Place::Gated)) = self.pods.get(key)
+            && !waiting.candidate.is_gated
+            && let Some((waiting, _)) = self.pods.remove(key)
+        {
+            self.activate(key, waiting);
+        }
+    }
+
+    /// Takes a pod out of the queue before its turn, unless it is not to look.
+    pub(crate) fn pull(&mut self, key: &ObjectKey) -> Option<Waiting> {
+        match self.pods.get(key)? {
+            (_, Place::Gated) => None,
+            _ => self.remove(key),
+        }
     }
 
     /// Forgets a pod.

@@ -1,17 +1,17 @@
 //! One scheduler among others.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use futures::{FutureExt as _, future::BoxFuture};
 use insula_api::{kinds::SCHEDULER_INSTANCES, slots::Block};
-use insula_client::{Client, EventRecorder, SchedulerInstance, chain};
+use insula_client::{Client, EventRecorder, SchedulerInstance};
 use insula_membership::{Membership, Work};
 use tokio::sync::Notify;
 
-use crate::{binding::offers, informers::Informers};
-
-/// How long to wait before a server that did not answer is asked again.
-const PAUSE: Duration = Duration::from_secs(1);
+use crate::{
+    informers::Informers,
+    offers::{OURS, offers},
+};
 
 /// A replica on `host`; `None` if the server knows of no replicas, and so there is only one.
 pub(crate) async fn join(
@@ -19,16 +19,8 @@ pub(crate) async fn join(
     client: &Client,
     events: &EventRecorder,
 ) -> Option<Membership<SchedulerInstance>> {
-    loop {
-        match offers(client, SCHEDULER_INSTANCES).await {
-            Ok(true) => return Some(Membership::new(host, client, events)),
-            Ok(false) => return None,
-            Err(error) => {
-                tracing::warn!(error = chain(&error), "cannot join the replicas yet");
-                tokio::time::sleep(PAUSE).await;
-            }
-        }
-    }
+    let has_replicas = offers(client, OURS, SCHEDULER_INSTANCES).await;
+    has_replicas.then(|| Membership::new(host, client, events))
 }
 
 /// What a replica has of the cloud.

@@ -4,6 +4,7 @@
 //! network. Informers tell it which keys are worth a look, bindings run beside it and tell it
 //! their results.
 
+mod groups;
 mod guests;
 mod orders;
 
@@ -27,6 +28,8 @@ use crate::{
     binding::{Binder, Done, Permit},
     core::{Core, started},
     framework::Event,
+    gangs::GroupKey,
+    grouping::Grouping,
     informers::{Informers, Source},
     ledger::Held,
     outlook::{Decision, Failure, Promise},
@@ -64,6 +67,7 @@ pub(crate) struct Scheduler {
     binder: Binder,
     evictor: Evictor,
     reporter: Reporter,
+    grouping: Grouping,
     observer: Arc<dyn Observer>,
     swept: Instant,
 }
@@ -79,6 +83,7 @@ impl Scheduler {
         binder: Binder,
         evictor: Evictor,
         reporter: Reporter,
+        grouping: Grouping,
         observer: Arc<dyn Observer>,
     ) -> Self {
         Self {
@@ -97,6 +102,7 @@ impl Scheduler {
             binder,
             evictor,
             reporter,
+            grouping,
             observer,
             swept: Instant::now(),
         }
@@ -133,7 +139,7 @@ impl Scheduler {
                 return;
             }
             // What was decided may have given hope to those who were stuck by then.
-            if n_decided == BATCH || (!self.events.is_empty() && !self.queue.has_no_stuck()) {
+            if BATCH <= n_decided || (!self.events.is_empty() && !self.queue.has_no_stuck()) {
                 tokio::task::yield_now().await;
                 continue;
             }
@@ -182,6 +188,11 @@ impl Scheduler {
             match source {
                 Source::Node => self.look_at_node(&key),
                 Source::Pod => self.look_at_pod(&key),
+                Source::PodGroup => {
+                    let event = self.informers.show(&mut self.core.world, source, &key);
+                    self.events.extend(event);
+                    self.admit(&GroupKey { key, has_object: true });
+                }
                 other => {
                     let event = self.informers.show(&mut self.core.world, other, &key);
                     self.events.extend(event);
@@ -232,15 +243,13 @@ impl Scheduler {
 
     fn look_at_pod(&mut self, key: &ObjectKey) {
         let Some(pod) = self.informers.pods.get(key).filter(|pod| !is_finished(pod)) else {
-            self.queue.remove(key);
-            self.guests.remove(key);
+            self.looks_no_more(key);
             self.nominate(key, None);
             self.release(key);
             return;
         };
         if let Some(node) = node_of(&pod) {
-            self.queue.remove(key);
-            self.guests.remove(key);
+            self.looks_no_more(key);
             self.arrived(key);
             let shape = self.core.shapes.of(&pod);
             let row = self.core.world.nodes.row_for(node);
@@ -273,8 +282,7 @@ impl Scheduler {
             self.release(key);
         }
         if self.core.profile(scheduler_of(&pod)).is_none() || pod.is_deleting() {
-            self.queue.remove(key);
-            self.guests.remove(key);
+            self.looks_no_more(key);
             self.nominate(key, None);
             return;
         }
@@ -290,11 +298,25 @@ impl Scheduler {
         if candidate.is_gated {
             let message = "Scheduling is blocked due to non-empty scheduling gates".into();
             let nominated = Nominated::AsItIs;
+            let pod = pod.clone();
             self.reporter.report(Report { pod, reason: GATED, message, nominated });
         }
         if !is_known {
-            self.queue.put(key, candidate, Instant::now());
+            self.enqueue(key, candidate, &pod);
         }
+    }
+
+    /// A pod looks for no node any more, for now or for ever.
+    fn looks_no_more(&mut self, key: &ObjectKey) {
+        self.queue.remove(key);
+        self.guests.remove(key);
+        self.core.world.gangs.forget(key);
+    }
+
+    /// Has a pod look again whose node could not be written down.
+    fn retry(&mut self, key: &ObjectKey, waiting: Waiting, now: Instant) {
+        self.core.world.gangs.wait(key, &waiting.candidate.shape);
+        self.queue.retry(key, waiting, now);
     }
 
     /// Promises a pod room on a row, or none. Others may hope for what it was promised before.
@@ -338,6 +360,10 @@ impl Scheduler {
             let world = &self.core.world;
             let next = self.queue.take(now, |tenant| world.cost_of_turn(tenant));
             let Some((key, waiting)) = next else { break };
+            if let Some(group) = self.core.group_to_decide(&waiting.candidate.shape) {
+                n_decided += self.decide_together((key, waiting), &group, now).max(1);
+                continue;
+            }
             n_decided += 1;
             let Some(permit) = self.shares.begin_for(&key.tenant) else {
                 // Somebody else's by now, and perhaps one to be bound here all the same.

@@ -15,6 +15,7 @@ use k8s_openapi::api::core::v1::Node;
 
 use crate::{
     budgets::Budgets,
+    gangs::Gangs,
     ledger::{Held, Ledger},
     nodes::{Changed, Nodes},
     nominations::Nominations,
@@ -36,6 +37,7 @@ pub(crate) struct World {
     pub(crate) budgets: Budgets,
     pub(crate) nominations: Nominations,
     pub(crate) workloads: Workloads,
+    pub(crate) gangs: Gangs,
     /// Of tenants that have anything.
     usage: HashMap<TenantName, Usage>,
     none: Tallies,
@@ -51,6 +53,7 @@ impl World {
             budgets: Budgets::default(),
             nominations: Nominations::default(),
             workloads: Workloads::default(),
+            gangs: Gangs::default(),
             usage: HashMap::new(),
             none: Tallies::default(),
         }
@@ -139,6 +142,8 @@ impl World {
         }
         let before = self.release(key);
         self.add(held.row, &held.shape, 1);
+        self.gangs.place(&held.shape, 1);
+        self.gangs.forget(key);
         let usage = entry(&mut self.usage, &held.shape.tenant);
         *usage.priorities.entry(held.shape.priority).or_default() += 1;
         usage.add(&held.shape.requests, 1);
@@ -150,6 +155,7 @@ impl World {
     pub(crate) fn release(&mut self, key: &ObjectKey) -> Option<Held> {
         let held = self.ledger.take(key)?;
         self.add(held.row, &held.shape, -1);
+        self.gangs.place(&held.shape, -1);
         if let Some(usage) = self.usage.get_mut(&held.shape.tenant) {
             usage.add(&held.shape.requests, -1);
             if let Some(n_pods) = usage.priorities.get_mut(&held.shape.priority) {

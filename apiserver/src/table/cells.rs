@@ -109,6 +109,22 @@ fn is_true(object: &Value, kind: &str) -> bool {
     condition(object, kind).is_some_and(|it| text(it, "status") == "True")
 }
 
+/// How the pods of a group are scheduled.
+pub(super) fn pod_group_policy(object: &Value) -> Value {
+    let policy = object.pointer("/spec/schedulingPolicy/gang");
+    if policy.is_some_and(|it| !it.is_null()) { "Gang".into() } else { "Basic".into() }
+}
+
+/// What has become of a group of pods.
+pub(super) fn pod_group_status(object: &Value) -> Value {
+    match (condition(object, "DisruptionTarget"), condition(object, "PodGroupScheduled")) {
+        (Some(it), _) => text(it, "reason").into(),
+        (None, Some(it)) if text(it, "status") == "True" => "Scheduled".into(),
+        (None, Some(_)) => "Unschedulable".into(),
+        (None, None) => "Pending".into(),
+    }
+}
+
 pub(super) fn job_status(object: &Value) -> Value {
     let found = [
         ("Complete", "Complete"),

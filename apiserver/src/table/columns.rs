@@ -46,6 +46,8 @@ const FUNCTIONS: &[(&str, Function)] = &[
     ("job_completions", cells::job_completions),
     ("job_duration", cells::job_duration),
     ("job_status", cells::job_status),
+    ("pod_group_policy", cells::pod_group_policy),
+    ("pod_group_status", cells::pod_group_status),
     ("job_template_containers", more::job_template_containers),
     ("job_template_images", more::job_template_images),
     ("job_template_selector", more::job_template_selector),

@@ -12,9 +12,48 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("api.core.v1.NodeSelector", node_selector),
     ("api.core.v1.NodeSelectorRequirement", node_requirement),
     ("api.core.v1.PodAffinityTerm", affinity_term),
+    ("api.core.v1.PodSchedulingGroup", scheduling_group),
     ("api.core.v1.Toleration", toleration),
     ("api.core.v1.TopologySpreadConstraint", spread),
+    ("api.scheduling.v1alpha2.PodGroupSchedulingPolicy", group_policy),
+    ("api.scheduling.v1alpha2.PodGroupSpec", only_what_is_honoured),
+    ("api.scheduling.v1alpha2.PodGroupTemplate", only_what_is_honoured),
 ];
+
+/// Which group of pods a pod is of.
+fn scheduling_group(it: &mut At<'_>) {
+    if !it.has("podGroupName") {
+        let why = "must specify one of: `podGroupName`";
+        return it.invalid("podGroupName", &serde_json::Value::Null, why);
+    }
+    let name = it.text("podGroupName").to_owned();
+    for why in Format::Subdomain.check(&name) {
+        it.invalid("podGroupName", &name.as_str().into(), &why);
+    }
+}
+
+/// How the pods of a group are scheduled: in one way.
+fn group_policy(it: &mut At<'_>) {
+    match (it.has("basic"), it.has("gang")) {
+        (false, false) => it.invalid("", &"".into(), "must specify one of: `basic`, `gang`"),
+        (true, true) => {
+            let why = "must specify exactly one of: `basic`, `gang`";
+            it.invalid("", &"{`basic`, `gang`}".into(), why);
+        }
+        _ => (),
+    }
+}
+
+/// What nothing would come of is refused: where upstream's gates are closed, and ours too.
+fn only_what_is_honoured(it: &mut At<'_>) {
+    let is_set = it.get("schedulingConstraints").is_some_and(|it| !it.is_null());
+    if is_set {
+        it.forbidden("schedulingConstraints", "");
+    }
+    if !it.list("resourceClaims").is_empty() {
+        it.forbidden("resourceClaims", "");
+    }
+}
 
 fn toleration(it: &mut At<'_>) {
     let text = |field: &str| it.text(field).to_owned();

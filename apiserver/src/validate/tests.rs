@@ -393,6 +393,38 @@ fn others_are_checked() {
         json!({"metadata": {"name": "system-mine"}, "value": 1}),
         &["metadata.name: Forbidden: priority class names with 'system-' prefix are reserved"],
     );
+    let group = ("scheduling.k8s.io", "v1alpha2", "podgroups");
+    let policy = |policy: Value| json!({"metadata": {"name": "g", "namespace": "n"}, "spec": {"schedulingPolicy": policy}});
+    check(
+        group,
+        policy(json!({})),
+        &["spec.schedulingPolicy: Invalid value: \"\": must specify one of: `basic`, `gang`"],
+    );
+    check(
+        group,
+        policy(json!({"gang": {"minCount": 0}})),
+        &[
+            "spec.schedulingPolicy.gang.minCount: Invalid value: 0: must be greater than or equal to 1",
+        ],
+    );
+    check(
+        group,
+        policy(json!({"gang": {"minCount": 2}, "basic": {}})),
+        &[
+            "spec.schedulingPolicy: Invalid value: \"{`basic`, `gang`}\": must specify exactly one of: `basic`, `gang`",
+        ],
+    );
+    check(
+        ("scheduling.k8s.io", "v1alpha2", "workloads"),
+        json!({"metadata": {"name": "w", "namespace": "n"}, "spec": {"podGroupTemplates": [
+            {"name": "a", "schedulingPolicy": {"basic": {}}},
+            {"name": "a", "schedulingPolicy": {"basic": {}}, "schedulingConstraints": {"topology": [{"key": "rack"}]}},
+        ]}}),
+        &[
+            "spec.podGroupTemplates[1]: Duplicate value: \"a\"",
+            "spec.podGroupTemplates[1].schedulingConstraints: Forbidden: ",
+        ],
+    );
     check(
         ("rbac.authorization.k8s.io", "v1", "rolebindings"),
         json!({"metadata": {"name": "b"}, "roleRef": {"kind": "Mole", "name": ""}}),

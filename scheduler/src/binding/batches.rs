@@ -3,23 +3,19 @@
 //! Nothing is waited for: a request carries what has come while the ones before were under way.
 //! So one pod is bound at once, and of many in a hurry hundreds go by one request.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc};
 
 use insula_api::{kinds::MAX_POD_BINDINGS, names::TenantName};
-use insula_client::{Client, Error, Informer, ObjectKey, Tenant, chain};
+use insula_client::{Informer, ObjectKey, Tenant};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::writer::{Ready, Writer};
+use crate::offers::{OURS, offers};
 
 /// Requests for a partition at the same time.
 const PER_PARTITION: usize = 2;
-/// How long to wait before a server that did not answer is asked again what it offers.
-const PAUSE: Duration = Duration::from_secs(1);
-/// Where the server lists what it offers.
-const GROUP: &str = "/apis/insula.io/v1";
-
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Batches {
@@ -35,15 +31,8 @@ impl Batches {
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
     ) -> Option<Self> {
-        loop {
-            match offers(writer.client(), "partitions/bindings").await {
-                Ok(true) => break,
-                Ok(false) => return None,
-                Err(error) => {
-                    tracing::debug!(error = chain(&error), "what is offered is not known yet");
-                    tokio::time::sleep(PAUSE).await;
-                }
-            }
+        if !offers(writer.client(), OURS, "partitions/bindings").await {
+            return None;
         }
         let tenants = writer.client().system().api::<Tenant>();
         let tenants = Informer::builder(tenants)
@@ -75,18 +64,6 @@ impl Batches {
         });
         // Its end is there as long as this.
         line.send(ready).map_err(|error| error.0)
-    }
-}
-
-/// Whether the server has this resource of ours.
-pub(crate) async fn offers(client: &Client, resource: &str) -> Result<bool, Error> {
-    match client.document(GROUP).await {
-        Ok(list) => {
-            let mut resources = list["resources"].as_array().into_iter().flatten();
-            Ok(resources.any(|it| it["name"] == resource))
-        }
-        Err(error) if error.is_not_found() || error.is_forbidden() => Ok(false),
-        Err(error) => Err(error),
     }
 }
 

@@ -18,7 +18,7 @@ const fn known(name: &'static str, filters: bool, weight: i64) -> Known {
 
 /// Upstream's plugins that there are, in the order of its default profile. Those that do neither
 /// filter nor score are part of the scheduler itself.
-const ALL: [Known; 19] = [
+const ALL: [Known; 20] = [
     known("SchedulingGates", false, 0),
     known("PrioritySort", false, 0),
     known("NodeUnschedulable", true, 0),
@@ -38,7 +38,9 @@ const ALL: [Known; 19] = [
     known("ImageLocality", false, 1),
     known("DefaultBinder", false, 0),
     known("DynamicResources", false, 0),
+    known(GANGS, false, 0),
 ];
+const GANGS: &str = "GangScheduling";
 const PREEMPTION: &str = "DefaultPreemption";
 /// Without these there would be no scheduling, or it would not be fair.
 const NEEDED: [&str; 3] = ["PrioritySort", "DefaultBinder", "SchedulingGates"];
@@ -102,6 +104,7 @@ pub(super) struct Chosen {
     pub(super) scores: Vec<(&'static str, i64)>,
     pub(super) preempts: bool,
     pub(super) binds_volumes: bool,
+    pub(super) schedules_gangs: bool,
 }
 
 fn find(at: &str, name: &str) -> Result<&'static Known, ConfigError> {
@@ -138,6 +141,7 @@ impl Plugins {
         let post = at_point(&at_post, &self.post_filter, &everywhere, |it| it.name == PREEMPTION)?;
         let filters: Vec<&'static str> = filters.into_iter().map(|(it, _)| it.name).collect();
         Ok(Chosen {
+            schedules_gangs: everywhere.iter().any(|(it, _)| it.name == GANGS),
             binds_volumes: filters.contains(&"VolumeBinding"),
             preempts: !post.is_empty(),
             scores: scores.into_iter().map(|(it, weight)| (it.name, weight)).collect(),

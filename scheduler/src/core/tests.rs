@@ -1,3 +1,4 @@
+mod gangs;
 mod model;
 mod random;
 mod upstream;

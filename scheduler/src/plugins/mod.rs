@@ -1,5 +1,6 @@
 //! Upstream's plugins.
 
+mod gang;
 mod inter_pod;
 mod nodes;
 mod preemption;
@@ -8,6 +9,7 @@ mod spread;
 mod volumes;
 
 pub(crate) use self::{
+    gang::GangScheduling,
     inter_pod::InterPodAffinity,
     nodes::{
         ImageLocality, NodeAffinity, NodeName, NodeSelection, NodeUnschedulable, TaintToleration,

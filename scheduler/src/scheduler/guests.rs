@@ -26,6 +26,7 @@ impl Scheduler {
     /// A pod that another replica decides on: it may be one for a node of this one.
     pub(super) fn look_at_guest(&mut self, key: &ObjectKey, pod: &Pod, candidate: Candidate) {
         self.queue.remove(key);
+        self.core.world.gangs.forget(key);
         let told = pod.status.as_ref().and_then(|it| it.nominated_node_name.as_deref());
         let row = told.and_then(|name| self.core.world.nodes.row(name));
         self.nominate(key, row.map(|row| (row, candidate.shape.clone())));
@@ -116,7 +117,7 @@ impl Scheduler {
             };
             tracing::info!(pod = %key, "was not bound by the replica whose node it was given");
             self.binder.take_back(pod, permit);
-            self.queue.retry(&key, waiting, now);
+            self.retry(&key, waiting, now);
         }
     }
 

@@ -151,7 +151,7 @@ impl Scheduler {
         };
         let waits = |pod: &Arc<Tenanted<Pod>>| node_of(pod).is_none() && !pod.is_deleting();
         if known.is_some_and(|pod| waits(&pod)) && self.queue.get(&key).is_none() {
-            self.queue.retry(&key, waiting, Instant::now());
+            self.retry(&key, waiting, Instant::now());
         }
     }
 

@@ -1,0 +1,177 @@
+//! Pods of a group of which all are scheduled, or none.
+//!
+//! When it is the turn of one of them, all that have no place yet are decided on together. What
+//! keeps one of them from a place is told of it; the others are told what they wait for.
+
+use std::sync::Arc;
+
+use insula_client::{ObjectKey, Tenanted};
+use k8s_openapi::api::core::v1::Pod;
+use tokio::time::Instant;
+
+use super::Scheduler;
+use crate::{
+    binding::Permit,
+    core::{Found, GroupDecision, Member, Outcome},
+    gangs::GroupKey,
+    grouping::{SCHEDULED, Verdict},
+    outlook::{Failure, Promise},
+    pod::Candidate,
+    queue::Waiting,
+    reporting::{Nominated, Report, UNSCHEDULABLE},
+};
+
+/// What upstream says of a group that does not fit, before it says why.
+const TOO_FEW: &str = "pod group is unschedulable";
+const WAITS_FOR_VICTIMS: &str =
+    "pod group is unschedulable, pod group is waiting for preemption to complete";
+
+/// A pod that is decided on with others.
+struct Asked {
+    waiting: Waiting,
+    pod: Arc<Tenanted<Pod>>,
+    permit: Permit,
+}
+
+impl Scheduler {
+    /// Notes a pod that looks for a node, and keeps it from looking as long as something else has
+    /// to come first.
+    pub(super) fn enqueue(
+        &mut self,
+        key: &ObjectKey,
+        candidate: Candidate,
+        pod: &Arc<Tenanted<Pod>>,
+    ) {
+        let shape = candidate.shape.clone();
+        let waited = self.core.why_not_yet(&shape).is_some();
+        self.core.world.gangs.wait(key, &shape);
+        let now = Instant::now();
+        match self.core.why_not_yet(&shape) {
+            Some(why) if !candidate.is_gated => {
+                self.queue.hold_back(key, candidate, now);
+                let (pod, nominated) = (pod.clone(), Nominated::AsItIs);
+                let message = (*why).into();
+                self.reporter.report(Report { pod, reason: UNSCHEDULABLE, message, nominated });
+            }
+            Some(_) => self.queue.hold_back(key, candidate, now),
+            None => {
+                self.queue.put(key, candidate, now);
+                if waited && let Some(group) = GroupKey::of(&shape) {
+                    self.admit(&group);
+                }
+            }
+        }
+    }
+
+    /// Lets the pods of a group look that were held back, if nothing has to come first any more.
+    pub(super) fn admit(&mut self, group: &GroupKey) {
+        for key in self.core.world.gangs.waiting(group) {
+            let Some(waiting) = self.queue.get(&key) else { continue };
+            if self.core.why_not_yet(&waiting.candidate.shape).is_none() {
+                self.queue.admit(&key);
+            }
+        }
+    }
+
+    /// Decides on a pod together with all others of its group that have no place.
+    pub(super) fn decide_together(
+        &mut self,
+        first: (ObjectKey, Waiting),
+        group: &GroupKey,
+        now: Instant,
+    ) -> usize {
+        let mut all = vec![first];
+        for key in self.core.world.gangs.waiting(group) {
+            if let Some(waiting) = self.queue.pull(&key) {
+                all.push((key, waiting));
+            }
+        }
+        all.sort_by_key(|(key, it)| {
+            (-i64::from(it.candidate.shape.priority), it.since, key.clone())
+        });
+        let mut members = Vec::new();
+        let mut asked = Vec::new();
+        for (key, waiting) in all {
+            let Some(permit) = self.shares.begin_for(&key.tenant) else {
+                self.informers.dirty.add((crate::informers::Source::Pod, key));
+                continue;
+            };
+            let known = self.informers.pods.get(&key);
+            let Some(pod) = known.filter(|pod| pod.uid() == waiting.candidate.uid) else {
+                // Gone since; its key is dirty, and will be looked at.
+                continue;
+            };
+            let uid = waiting.candidate.uid.as_str().into();
+            members.push(Member { key, uid, shape: waiting.candidate.shape.clone() });
+            asked.push(Asked { waiting, pod, permit });
+        }
+        let decision = self.core.decide_group(&members);
+        self.observer.decided(decision.outcome == Outcome::Fits, now.elapsed());
+        self.tell_of(group, decision.outcome);
+        let n_members = members.len();
+        self.go_by(decision, members, asked, now);
+        n_members
+    }
+
+    /// Does what was decided.
+    fn go_by(
+        &mut self,
+        decision: GroupDecision,
+        members: Vec<Member>,
+        asked: Vec<Asked>,
+        now: Instant,
+    ) {
+        let GroupDecision { found, outcome } = decision;
+        // Whatever helps one of them helps all.
+        let refused_by = found.iter().fold(0, |all, it| match it {
+            Found::None(it) | Found::PlaceAfter { failure: it, .. } => all | it.refused_by,
+            Found::Place { .. } | Found::Unasked => all,
+        });
+        let without = |message: &str, promise: Option<Promise>| {
+            let message = message.into();
+            Failure { message, refused_by, promise }
+        };
+        for ((member, asked), found) in members.into_iter().zip(asked).zip(found) {
+            let Asked { waiting, pod, permit } = asked;
+            let key = member.key;
+            let failure = match (found, outcome) {
+                (Found::Place { row, work }, Outcome::Fits) => {
+                    self.take(key, waiting, pod, (row, work), permit);
+                    continue;
+                }
+                (Found::None(failure), _) => Failure { refused_by, ..failure },
+                (Found::PlaceAfter { row, victims, failure }, Outcome::FitsAfterPreemption) => {
+                    let promise = Some(Promise::Here { row, victims });
+                    Failure { refused_by, promise, ..failure }
+                }
+                (Found::Place { row, .. }, Outcome::FitsAfterPreemption) => {
+                    let promise = Promise::Here { row, victims: Vec::new() };
+                    without(WAITS_FOR_VICTIMS, Some(promise))
+                }
+                (_, Outcome::TooFew(why)) => {
+                    without(&format!("{TOO_FEW}, {why}"), Some(Promise::Nothing))
+                }
+                (_, Outcome::Fits | Outcome::FitsAfterPreemption) => {
+                    without(TOO_FEW, Some(Promise::Nothing))
+                }
+            };
+            self.fail(&key, waiting, pod, failure, (now, permit));
+        }
+    }
+
+    /// Writes down what came of a group, if it has an object to write that on.
+    fn tell_of(&self, group: &GroupKey, outcome: Outcome) {
+        let groups = self.informers.groups.as_ref().filter(|_| group.has_object);
+        let Some(object) = groups.and_then(|it| it.get(&group.key)) else { return };
+        let verdict = match outcome {
+            Outcome::Fits => Verdict { is_scheduled: true, reason: SCHEDULED, message: "" },
+            Outcome::FitsAfterPreemption => {
+                Verdict { is_scheduled: false, reason: UNSCHEDULABLE, message: WAITS_FOR_VICTIMS }
+            }
+            Outcome::TooFew(_) => {
+                Verdict { is_scheduled: false, reason: UNSCHEDULABLE, message: TOO_FEW }
+            }
+        };
+        self.grouping.tell(object, verdict);
+    }
+}
