@@ -18,9 +18,9 @@ use k8s_openapi::api::{
     coordination::v1::{Lease, LeaseSpec},
     core::v1::{
         ConfigMap, Container, ContainerState, ContainerStateTerminated, ContainerStatus, Endpoints,
-        EphemeralVolumeSource, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
-        PodCondition, PodSpec, PodStatus, ReplicationController, ResourceQuota, Secret, Service,
-        ServiceAccount, Volume,
+        EphemeralVolumeSource, Namespace, Node, NodeStatus, PersistentVolume,
+        PersistentVolumeClaim, Pod, PodCondition, PodSpec, PodStatus, ReplicationController,
+        ResourceQuota, Secret, Service, ServiceAccount, Volume,
     },
     discovery::v1::EndpointSlice,
     networking::v1::ServiceCIDR,
@@ -207,7 +207,11 @@ impl Informers {
             budgets: starts.all(),
             slices: starts.all(),
             endpoints: starts.all(),
-            nodes: Informer::builder(client.system().api::<Node>()).start(tasks, shutdown.clone()),
+            nodes: Informer::builder(client.system().api::<Node>())
+                .trim(trim_node)
+                // Each daemon set looks at all of them, whenever one changes.
+                .whole()
+                .start(tasks, shutdown.clone()),
             node_leases: Informer::builder(client.system().namespaced::<Lease>(NODE_LEASES))
                 .trim(trim_lease)
                 .start(tasks, shutdown.clone()),
@@ -340,6 +344,14 @@ impl Starts<'_> {
     fn owned<K: Kind>(&self) -> Owned<K> {
         let builder = Informer::builder(self.client.all().collection::<K>());
         Owned::start(builder, self.tasks, self.shutdown)
+    }
+}
+
+/// Keeps of a node how it is labelled, tainted and how it is. What it has, and which images, does
+/// not matter here.
+fn trim_node(node: &mut Node) {
+    if let Some(old) = node.status.take() {
+        node.status = Some(NodeStatus { conditions: old.conditions, ..NodeStatus::default() });
     }
 }
 

@@ -7,8 +7,8 @@ use insula_client::{Client, Informer, Kind, ObjectKey};
 use k8s_openapi::api::{
     apps::v1::{ReplicaSet, ReplicaSetSpec, StatefulSet, StatefulSetSpec},
     core::v1::{
-        Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController,
-        ReplicationControllerSpec, Service, ServiceSpec,
+        Namespace, Node, NodeCondition, NodeStatus, PersistentVolume, PersistentVolumeClaim, Pod,
+        ReplicationController, ReplicationControllerSpec, Service, ServiceSpec,
     },
     policy::v1::PodDisruptionBudget,
     storage::v1::{CSINode, StorageClass},
@@ -22,6 +22,21 @@ use crate::{
     pod::{compile, trim},
     world::World,
 };
+
+/// Keeps of a node what decisions depend on. What it says of its health changes often and is long.
+fn trim_node(node: &mut Node) {
+    if let Some(old) = node.status.take() {
+        let ready = |it: &NodeCondition| it.type_ == "Ready";
+        let conditions = old.conditions.map(|them| them.into_iter().filter(ready).collect());
+        node.status = Some(NodeStatus {
+            capacity: old.capacity.filter(|_| old.allocatable.is_none()),
+            allocatable: old.allocatable,
+            images: old.images,
+            conditions,
+            ..NodeStatus::default()
+        });
+    }
+}
 
 /// What kind of object changed. In the order in which changes are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -88,7 +103,8 @@ impl Informers {
             .trim(trim)
             .start(tasks, shutdown.clone());
         let system = client.system();
-        let nodes = Informer::builder(system.api::<Node>()).start(tasks, shutdown.clone());
+        let nodes =
+            Informer::builder(system.api::<Node>()).trim(trim_node).start(tasks, shutdown.clone());
         let drivers = Informer::builder(system.api::<CSINode>()).start(tasks, shutdown.clone());
         let claims: Informer<PersistentVolumeClaim> = follow!(PersistentVolumeClaim, Source::Claim);
         let (ticks, claims_changed) = watch::channel(0_u64);
@@ -168,11 +184,8 @@ impl Informers {
 
     /// Has all nodes and pods looked at again.
     pub(crate) fn look_at_all(&self) {
-        for node in self.nodes.list() {
-            self.dirty.add((Source::Node, node.key()));
-        }
-        for pod in self.pods.list() {
-            self.dirty.add((Source::Pod, pod.key()));
+        for (source, keys) in [(Source::Node, self.nodes.keys()), (Source::Pod, self.pods.keys())] {
+            keys.into_iter().for_each(|key| self.dirty.add((source, key)));
         }
     }
 
