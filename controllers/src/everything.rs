@@ -390,9 +390,8 @@ fn keep(
         if !stays {
             it.stop.cancel();
             let resource = Arc::new(resource.clone());
-            for key in it.informer.keys() {
-                let Some(object) = it.informer.get(&key) else { continue };
-                let change = Change { key: &key, old: Some(&object), new: None };
+            for object in it.informer.list() {
+                let change = Change { key: &object.key(), old: Some(&object), new: None };
                 handlers.iter().for_each(|handler| handler(&resource, &change));
             }
         }

@@ -209,8 +209,6 @@ impl Informers {
             endpoints: starts.all(),
             nodes: Informer::builder(client.system().api::<Node>())
                 .trim(trim_node)
-                // Each daemon set looks at all of them, whenever one changes.
-                .whole()
                 .start(tasks, shutdown.clone()),
             node_leases: Informer::builder(client.system().namespaced::<Lease>(NODE_LEASES))
                 .trim(trim_lease)

@@ -209,7 +209,7 @@ impl NodeLifecycle {
                 memory.heard.values_mut().for_each(|at| *at = Instant::now());
             }
             if let Some(queue) = self.queue.get() {
-                self.informers.nodes.keys().into_iter().for_each(|key| queue.add(key));
+                self.informers.nodes.list().iter().for_each(|node| queue.add(node.key()));
             }
         }
         all_are_down

@@ -184,8 +184,11 @@ impl Informers {
 
     /// Has all nodes and pods looked at again.
     pub(crate) fn look_at_all(&self) {
-        for (source, keys) in [(Source::Node, self.nodes.keys()), (Source::Pod, self.pods.keys())] {
-            keys.into_iter().for_each(|key| self.dirty.add((source, key)));
+        for node in self.nodes.list() {
+            self.dirty.add((Source::Node, node.key()));
+        }
+        for pod in self.pods.list() {
+            self.dirty.add((Source::Pod, pod.key()));
         }
     }
 

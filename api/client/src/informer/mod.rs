@@ -45,9 +45,6 @@ impl<K> Change<'_, K> {
     }
 }
 
-/// Objects that are kept whole, unless somebody wants it otherwise.
-const WHOLE: usize = 2_048;
-
 type Handler<K> = Box<dyn Fn(&Change<'_, K>) + Send + Sync>;
 type Trim<K> = Box<dyn Fn(&mut K) + Send + Sync>;
 
@@ -90,7 +87,6 @@ impl<K: Object> Informer<K> {
             indexes: Vec::new(),
             trim: None,
             idle_limit: reflect::IDLE_LIMIT,
-            whole: Some(WHOLE),
         }
     }
 
@@ -119,8 +115,9 @@ impl<K: Object> Informer<K> {
     /// Tells every handler once more of the objects that `which` chooses, as if they were new.
     pub fn retell(&self, which: impl Fn(&ObjectKey) -> bool) {
         let handlers = self.shared.handlers.lock();
-        for key in self.keys().into_iter().filter(|key| which(key)) {
-            if let Some(object) = self.get(&key) {
+        for object in self.list() {
+            let key = object.key();
+            if which(&key) {
                 let change = Change { key: &key, old: None, new: Some(&object) };
                 handlers.iter().for_each(|handler| handler(&change));
             }
@@ -128,18 +125,12 @@ impl<K: Object> Informer<K> {
     }
 
     pub fn get(&self, key: &ObjectKey) -> Option<Arc<Tenanted<K>>> {
-        self.shared.store.read().get(key)
+        self.shared.store.read().get(key).cloned()
     }
 
-    /// All objects, by key. Of a large collection that is a lot of work: see
-    /// [`InformerBuilder::whole`].
+    /// All objects, by key.
     pub fn list(&self) -> Vec<Arc<Tenanted<K>>> {
-        self.shared.store.read().iter().collect()
-    }
-
-    /// The keys of all objects.
-    pub fn keys(&self) -> Vec<ObjectKey> {
-        self.shared.store.read().keys().cloned().collect()
+        self.shared.store.read().iter().cloned().collect()
     }
 
     /// The objects of one namespace, by name. With an empty namespace: a tenant's objects that
@@ -172,10 +163,8 @@ impl<K: Object> Informer<K> {
     /// this function.
     pub fn on_change(&self, handler: impl Fn(&Change<'_, K>) + Send + Sync + 'static) {
         let mut handlers = self.shared.handlers.lock();
-        for key in self.keys() {
-            if let Some(object) = self.get(&key) {
-                handler(&Change { key: &key, old: None, new: Some(&object) });
-            }
+        for object in self.list() {
+            handler(&Change { key: &object.key(), old: None, new: Some(&object) });
         }
         handlers.push(Box::new(handler));
     }
@@ -189,7 +178,6 @@ pub struct InformerBuilder<K> {
     indexes: Vec<IndexFn<K>>,
     trim: Option<Trim<K>>,
     idle_limit: Duration,
-    whole: Option<usize>,
 }
 
 impl<K: Object> fmt::Debug for InformerBuilder<K> {
@@ -230,15 +218,6 @@ impl<K: Object> InformerBuilder<K> {
         self
     }
 
-    /// Keeps all objects whole, which costs memory: for who reads many of them again and again.
-    ///
-    /// Else only those are that changed last; others are packed, and made anew whenever they are
-    /// read, which takes some microseconds each.
-    pub fn whole(mut self) -> Self {
-        self.whole = None;
-        self
-    }
-
     /// After how long without an event, bookmarks included, a watch counts as dead.
     pub fn idle_limit(mut self, limit: Duration) -> Self {
         self.idle_limit = limit;
@@ -249,7 +228,7 @@ impl<K: Object> InformerBuilder<K> {
     pub fn start(self, tasks: &TaskTracker, shutdown: CancellationToken) -> Informer<K> {
         let (synced, _) = watch::channel(false);
         let shared = Arc::new(Shared {
-            store: RwLock::new(Store::new(self.indexes, self.whole)),
+            store: RwLock::new(Store::new(self.indexes)),
             handlers: Mutex::new(Vec::new()),
             synced,
             asked: watch::channel(0).0,
