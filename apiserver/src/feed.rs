@@ -124,8 +124,8 @@ where
     let system = Whose::One(TenantName::system());
     let post =
         Attributes { verb: "post".to_owned(), path: PATH.to_owned(), ..Attributes::default() };
-    judge(&system, post).await?;
     judge(&Whose::All, of("watch", "", "pods", "", "")).await?;
+    judge(&system, post).await?;
     for (count, node) in nodes.enumerate() {
         if count % TOGETHER == TOGETHER - 1 {
             tokio::task::yield_now().await;

@@ -18,9 +18,9 @@ use k8s_openapi::api::{
     coordination::v1::{Lease, LeaseSpec},
     core::v1::{
         ConfigMap, Container, ContainerState, ContainerStateTerminated, ContainerStatus, Endpoints,
-        EphemeralVolumeSource, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
-        PodCondition, PodSpec, PodStatus, ReplicationController, ResourceQuota, Secret, Service,
-        ServiceAccount, Volume,
+        EphemeralVolumeSource, Namespace, Node, NodeStatus, PersistentVolume,
+        PersistentVolumeClaim, Pod, PodCondition, PodSpec, PodStatus, ReplicationController,
+        ResourceQuota, Secret, Service, ServiceAccount, Volume,
     },
     discovery::v1::EndpointSlice,
     networking::v1::ServiceCIDR,
@@ -350,6 +350,14 @@ fn trim_node(node: &mut Node) {
         status.images = None;
         status.volumes_in_use = None;
         status.volumes_attached = None;
+    }
+}
+
+/// Keeps of a node how it is labelled, tainted and how it is. What it has, and which images, does
+/// not matter here.
+fn trim_node(node: &mut Node) {
+    if let Some(old) = node.status.take() {
+        node.status = Some(NodeStatus { conditions: old.conditions, ..NodeStatus::default() });
     }
 }
 

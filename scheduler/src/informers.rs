@@ -7,8 +7,8 @@ use insula_client::{Client, Informer, Kind, ObjectKey};
 use k8s_openapi::api::{
     apps::v1::{ReplicaSet, ReplicaSetSpec, StatefulSet, StatefulSetSpec},
     core::v1::{
-        Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController,
-        ReplicationControllerSpec, Service, ServiceSpec,
+        Namespace, Node, NodeCondition, NodeStatus, PersistentVolume, PersistentVolumeClaim, Pod,
+        ReplicationController, ReplicationControllerSpec, Service, ServiceSpec,
     },
     policy::v1::PodDisruptionBudget,
     scheduling::v1alpha2::PodGroup,
@@ -24,6 +24,21 @@ use crate::{
     pod::{compile, trim},
     world::World,
 };
+
+/// Keeps of a node what decisions depend on. What it says of its health changes often and is long.
+fn trim_node(node: &mut Node) {
+    if let Some(old) = node.status.take() {
+        let ready = |it: &NodeCondition| it.type_ == "Ready";
+        let conditions = old.conditions.map(|them| them.into_iter().filter(ready).collect());
+        node.status = Some(NodeStatus {
+            capacity: old.capacity.filter(|_| old.allocatable.is_none()),
+            allocatable: old.allocatable,
+            images: old.images,
+            conditions,
+            ..NodeStatus::default()
+        });
+    }
+}
 
 /// What kind of object changed. In the order in which changes are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -94,7 +109,8 @@ impl Informers {
             .trim(trim)
             .start(tasks, shutdown.clone());
         let system = client.system();
-        let nodes = Informer::builder(system.api::<Node>()).start(tasks, shutdown.clone());
+        let nodes =
+            Informer::builder(system.api::<Node>()).trim(trim_node).start(tasks, shutdown.clone());
         let drivers = Informer::builder(system.api::<CSINode>()).start(tasks, shutdown.clone());
         let claims: Informer<PersistentVolumeClaim> = follow!(PersistentVolumeClaim, Source::Claim);
         let (ticks, claims_changed) = watch::channel(0_u64);

@@ -42,6 +42,11 @@ impl Api {
         Self { server, _dir: dir }
     }
 
+    /// A server that the caller has made, whose data lie in `dir`.
+    pub(crate) fn on(server: Arc<Server>, dir: tempfile::TempDir) -> Self {
+        Self { server, _dir: dir }
+    }
+
     /// Sends a request as the platform's superuser.
     pub(crate) async fn ask(
         &self,
