@@ -25,7 +25,7 @@ use k8s_openapi::api::{
     discovery::v1::EndpointSlice,
     networking::v1::ServiceCIDR,
     policy::v1::PodDisruptionBudget,
-    resource::v1::{ResourceClaim, ResourceClaimTemplate},
+    resource::v1::{Device, ResourceClaim, ResourceClaimTemplate, ResourceSlice},
     storage::v1::{StorageClass, VolumeAttributesClass},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -33,6 +33,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     bootstrap_tokens::PUBLISHED,
     objects::{annotation, controller_uid},
+    services::SERVICE_NAME,
     volume_binder::BIND_COMPLETED,
 };
 
@@ -124,6 +125,7 @@ pub(crate) struct Informers {
     pub(crate) cron_jobs: Informer<CronJob>,
     pub(crate) services: Informer<Service>,
     pub(crate) slices: Informer<EndpointSlice>,
+    slices_by_service: IndexId,
     pub(crate) endpoints: Informer<Endpoints>,
     /// The fleet's.
     pub(crate) nodes: Informer<Node>,
@@ -137,6 +139,10 @@ pub(crate) struct Informers {
     volumes_by_claim: IndexId,
     pub(crate) storage_classes: Informer<StorageClass>,
     pub(crate) resource_claims: Owned<ResourceClaim>,
+    claims_by_pool: IndexId,
+    /// The fleet's. Only devices that are tainted, and of them nothing else.
+    pub(crate) resource_slices: Informer<ResourceSlice>,
+    slices_by_pool: IndexId,
     pub(crate) resource_claim_templates: Informer<ResourceClaimTemplate>,
     pub(crate) volume_classes: Informer<VolumeAttributesClass>,
     pub(crate) autoscalers: Informer<HorizontalPodAutoscaler>,
@@ -173,6 +179,24 @@ impl Informers {
             });
             key.iter().map(ObjectKey::to_string).collect()
         });
+        let mut endpoint_slices = Informer::builder(client.all().collection::<EndpointSlice>());
+        let slices_by_service = endpoint_slices.index(|slice| {
+            let labels = slice.metadata.labels.as_ref();
+            let service = labels.and_then(|labels| labels.get(SERVICE_NAME));
+            let key = |name| ObjectKey::new(&slice.tenant, slice.namespace(), name).to_string();
+            service.map(|name| key(name)).into_iter().collect()
+        });
+        let mut resource_claims = Informer::builder(client.all().collection::<ResourceClaim>());
+        let claims_by_pool = resource_claims.index(|claim| {
+            let status = claim.status.as_ref();
+            let Some(given) = status.and_then(|it| it.allocation.as_ref()) else {
+                return Vec::new();
+            };
+            let given = given.devices.iter().filter_map(|it| it.results.as_ref()).flatten();
+            given.map(|it| pool_of(&it.driver, &it.pool)).collect()
+        });
+        let mut slices = Informer::builder(client.system().api::<ResourceSlice>()).trim(trim_slice);
+        let slices_by_pool = slices.index(|it| vec![pool_of(&it.spec.driver, &it.spec.pool.name)]);
         let starts = Starts { client, tasks, shutdown };
         Self {
             tenants: starts.of(Informer::builder(client.system().api::<Tenant>())),
@@ -200,7 +224,8 @@ impl Informers {
             cron_jobs: starts.all(),
             services: starts.all(),
             budgets: starts.all(),
-            slices: starts.all(),
+            slices: starts.of(endpoint_slices),
+            slices_by_service,
             endpoints: starts.all(),
             // Whole sets of them are looked at all the time.
             nodes: Informer::builder(client.system().api::<Node>())
@@ -215,7 +240,10 @@ impl Informers {
             volumes: starts.of(volumes),
             volumes_by_claim,
             storage_classes: starts.all(),
-            resource_claims: starts.owned(),
+            resource_claims: Owned::start(resource_claims, &starts),
+            claims_by_pool,
+            resource_slices: starts.of(slices),
+            slices_by_pool,
             resource_claim_templates: starts.all(),
             volume_classes: starts.all(),
             autoscalers: starts.all(),
@@ -226,7 +254,7 @@ impl Informers {
     }
 
     /// All of them.
-    fn each(&self) -> [&dyn LocalCopy; 32] {
+    fn each(&self) -> [&dyn LocalCopy; 33] {
         [
             &self.tenants,
             &self.namespaces,
@@ -254,6 +282,7 @@ impl Informers {
             &self.volumes,
             &self.storage_classes,
             &self.resource_claims.informer,
+            &self.resource_slices,
             &self.resource_claim_templates,
             &self.volume_classes,
             &self.autoscalers,
@@ -300,10 +329,33 @@ impl Informers {
         classes
     }
 
+    /// The slices that say whose they are, and name this service.
+    pub(crate) fn slices_of_service(
+        &self,
+        service: &ObjectKey,
+    ) -> Vec<Arc<Tenanted<EndpointSlice>>> {
+        self.slices.indexed(self.slices_by_service, &service.to_string())
+    }
+
+    /// The claims that were given devices of a pool.
+    pub(crate) fn claims_from(&self, pool: &str) -> Vec<Arc<Tenanted<ResourceClaim>>> {
+        self.resource_claims.informer.indexed(self.claims_by_pool, pool)
+    }
+
+    /// The slices of a pool of devices.
+    pub(crate) fn slices_of(&self, pool: &str) -> Vec<Arc<Tenanted<ResourceSlice>>> {
+        self.resource_slices.indexed(self.slices_by_pool, pool)
+    }
+
     /// The pods of all tenants that are bound to a node.
     pub(crate) fn pods_on(&self, node: &str) -> Vec<Arc<Tenanted<Pod>>> {
         self.pods.informer.indexed(self.pods_by_node, node)
     }
+}
+
+/// How a pool of devices is called among all drivers'.
+pub(crate) fn pool_of(driver: &str, pool: &str) -> String {
+    format!("{driver}/{pool}")
 }
 
 /// A local copy, whatever it is of.
@@ -344,21 +396,22 @@ impl Starts<'_> {
     }
 }
 
-/// Nobody here asks for what a node has lying around.
+/// Keeps of a node how it is labelled, tainted and how it is, and how large.
 fn trim_node(node: &mut Node) {
-    if let Some(status) = &mut node.status {
-        status.images = None;
-        status.volumes_in_use = None;
-        status.volumes_attached = None;
+    if let Some(NodeStatus { conditions, allocatable, .. }) = node.status.take() {
+        node.status = Some(NodeStatus { conditions, allocatable, ..NodeStatus::default() });
     }
 }
 
-/// Keeps of a node how it is labelled, tainted and how it is. What it has, and which images, does
-/// not matter here.
-fn trim_node(node: &mut Node) {
-    if let Some(old) = node.status.take() {
-        node.status = Some(NodeStatus { conditions: old.conditions, ..NodeStatus::default() });
+/// Only what is tainted matters, and that it is.
+fn trim_slice(slice: &mut ResourceSlice) {
+    for device in slice.spec.devices.iter_mut().flatten() {
+        let (name, taints) = (std::mem::take(&mut device.name), device.taints.take());
+        *device = Device { name, taints, ..Device::default() };
     }
+    slice.spec.devices.iter_mut().for_each(|it| it.retain(|device| device.taints.is_some()));
+    slice.spec.shared_counters = None;
+    slice.spec.node_selector = None;
 }
 
 fn trim_lease(lease: &mut Lease) {

@@ -17,6 +17,7 @@
 //! | `bootstrap_tokens` | tokens to join with, and what they vouch for |
 //! | `certificates` | certificate requests: signs and forgets them |
 //! | `volume_binder`, `volume_expander`, `ephemeral_volume` | claims and volumes, for one another |
+//! | `device_taints` | pods that use devices with taints |
 //! | `resource_claims` | claims of devices: those of pods, and those that nobody uses |
 //! | `protection` | claims, volumes and their classes, while they are used |
 //! | `gc` | owners and what they own |
@@ -41,6 +42,7 @@ mod copies;
 mod cronjob;
 mod daemonset;
 mod deployment;
+mod device_taints;
 mod disruption;
 mod ephemeral_volume;
 mod everything;
@@ -96,6 +98,7 @@ use self::{
     cronjob::CronJobs,
     daemonset::DaemonSets,
     deployment::Deployments,
+    device_taints::DeviceTaints,
     disruption::Disruption,
     ephemeral_volume::EphemeralVolumes,
     everything::Everything,
@@ -257,6 +260,7 @@ async fn run_all(config: Config, client: Client, shutdown: CancellationToken) ->
     )?;
     start.start(|_| addresses)?;
     start.start(|client| TaintEviction::new(client, informers.clone(), &events))?;
+    start.start(|client| DeviceTaints::new(client, informers.clone(), &events))?;
     start.start(|client| PodCollector::new(client, informers.clone()))?;
     start.start(|client| Protection::new(client, informers.claims.clone(), informers.clone()))?;
     start.start(|client| Protection::new(client, informers.volumes.clone(), informers.clone()))?;

@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use futures::future::join_all;
 use insula_client::{
-    Change, Client, DeleteOptions, Error, EventRecorder, EventType, Kind, Tenanted, chain,
+    Change, Client, DeleteOptions, Error, EventRecorder, EventType, Kind, Patch, Tenanted, chain,
 };
 use k8s_openapi::{
     api::core::v1::{Pod, PodTemplateSpec},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
+use serde_json::{Value, json};
 
 use crate::{
     expectations::Expectations,
@@ -172,5 +173,26 @@ pub(crate) fn pod_from<K: Kind>(
         },
         spec: template.spec.clone(),
         status: None,
+    }
+}
+
+/// Has a pod go in good order, and says in its status why. One that has gone already is fine.
+pub(crate) async fn disrupt(
+    client: &Client,
+    pod: &Tenanted<Pod>,
+    why: &Value,
+) -> Result<(), Error> {
+    let patch = json!({"metadata": {"uid": pod.uid()}, "status": {"conditions": [why]}});
+    let api = client.tenant(&pod.tenant).namespaced::<Pod>(pod.namespace());
+    let gone = |error: &Error| error.is_not_found() || error.is_conflict();
+    match api.patch_status(pod.name(), &Patch::Strategic(patch)).await {
+        Ok(_) => (),
+        Err(error) if gone(&error) => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    match api.delete(pod.name(), &DeleteOptions::default().only_uid(pod.uid())).await {
+        Ok(_) => Ok(()),
+        Err(error) if gone(&error) => Ok(()),
+        Err(error) => Err(error),
     }
 }

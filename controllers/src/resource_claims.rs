@@ -42,13 +42,14 @@ fn is_over(pod: &Tenanted<Pod>) -> bool {
     is_pod_finished(pod) || pod.is_deleting() && node_of(pod).is_none()
 }
 
-fn asked_by(pod: &Pod) -> impl Iterator<Item = &PodResourceClaim> {
+/// The claims that a pod asks for.
+pub(crate) fn asked_by(pod: &Pod) -> impl Iterator<Item = &PodResourceClaim> {
     pod.spec.iter().filter_map(|spec| spec.resource_claims.as_ref()).flatten()
 }
 
 /// How a pod's claim is called.
 #[derive(Debug, PartialEq, Eq)]
-enum Called<'p> {
+pub(crate) enum Called<'p> {
     /// It names one that is others'.
     ByName(&'p str),
     /// One was made for it.
@@ -59,7 +60,7 @@ enum Called<'p> {
     NotNeeded,
 }
 
-fn called<'p>(pod: &'p Pod, asked: &'p PodResourceClaim) -> Called<'p> {
+pub(crate) fn called<'p>(pod: &'p Pod, asked: &'p PodResourceClaim) -> Called<'p> {
     if let Some(name) = &asked.resource_claim_name {
         return Called::ByName(name);
     }

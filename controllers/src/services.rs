@@ -13,7 +13,10 @@ mod writer;
 use std::{collections::BTreeMap, sync::Arc};
 
 use insula_client::{Change, Informer, ObjectKey, Tenanted};
-use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service, ServiceSpec};
+use k8s_openapi::api::{
+    core::v1::{ObjectReference, Pod, Service, ServiceSpec},
+    discovery::v1::EndpointSlice,
+};
 
 pub(crate) use self::{endpoints::EndpointsOfServices, mirrored::MirroredSlices, slices::Slices};
 use crate::{
@@ -23,7 +26,7 @@ use crate::{
 };
 
 /// On slices: whose they are, and who keeps them.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
+pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 /// On what belongs to a service that has no address of its own.
 const HEADLESS: &str = "service.kubernetes.io/headless";
@@ -51,6 +54,21 @@ fn is_labelled(pod: &Pod, selector: &BTreeMap<String, String>) -> bool {
 fn addresses(pod: &Pod) -> impl Iterator<Item = &str> {
     let ips = pod.status.as_ref().and_then(|status| status.pod_ips.as_ref());
     ips.into_iter().flatten().map(|it| it.ip.as_str()).filter(|it| !it.is_empty())
+}
+
+/// The slices of a service that `keeper` keeps.
+fn slices_of(
+    informers: &Informers,
+    service: &ObjectKey,
+    keeper: &str,
+) -> Vec<Arc<Tenanted<EndpointSlice>>> {
+    let mut slices = informers.slices_of_service(service);
+    let is_kept = |slice: &EndpointSlice| {
+        let labels = slice.metadata.labels.as_ref();
+        labels.and_then(|labels| labels.get(MANAGED_BY)).is_some_and(|it| it == keeper)
+    };
+    slices.retain(|it| is_kept(it) && !it.is_deleting());
+    slices
 }
 
 /// A pod as what an address belongs to.

@@ -5,18 +5,16 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use insula_api::names::TenantName;
-use insula_client::{
-    Change, Client, DeleteOptions, Error, EventRecorder, EventType, ObjectKey, Patch, Tenanted,
-};
+use insula_client::{Change, Client, Error, EventRecorder, EventType, ObjectKey, Tenanted};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use parking_lot::Mutex;
-use serde_json::json;
 
 use crate::{
     controller::{Controller, Next, ReconcileError},
     informers::Informers,
     objects::disruption,
+    pod_control::disrupt,
     queue::Queue,
     taints::{Stay, no_execute, stay},
 };
@@ -84,19 +82,7 @@ impl TaintEviction {
         self.events.record(pod, EventType::Normal, "TaintManagerEviction", message);
         let why =
             disruption("DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint");
-        let patch = json!({"metadata": {"uid": pod.uid()}, "status": {"conditions": [why]}});
-        let api = self.client.tenant(&pod.tenant).namespaced::<Pod>(pod.namespace());
-        let gone = |error: &Error| error.is_not_found() || error.is_conflict();
-        match api.patch_status(pod.name(), &Patch::Strategic(patch)).await {
-            Ok(_) => (),
-            Err(error) if gone(&error) => return Ok(()),
-            Err(error) => return Err(error),
-        }
-        match api.delete(pod.name(), &DeleteOptions::default().only_uid(pod.uid())).await {
-            Ok(_) => Ok(()),
-            Err(error) if gone(&error) => Ok(()),
-            Err(error) => Err(error),
-        }
+        disrupt(&self.client, pod, &why).await
     }
 }
 

@@ -6,13 +6,13 @@ use insula_client::{Client, EventRecorder, EventType, ObjectKey, Tenanted, chain
 use k8s_openapi::{
     api::{
         core::v1::{EndpointAddress, EndpointSubset, Endpoints, Service},
-        discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
+        discovery::v1::{Endpoint, EndpointConditions, EndpointPort},
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
 use super::{
-    MANAGED_BY, SERVICE_NAME,
+    MANAGED_BY, SERVICE_NAME, slices_of,
     split::{Changes, Common, Group, split},
     writer::SliceWriter,
 };
@@ -122,18 +122,6 @@ impl MirroredSlices {
         Self { informers, events, writer: SliceWriter::new(client) }
     }
 
-    fn slices_of(&self, key: &ObjectKey) -> Vec<Arc<Tenanted<EndpointSlice>>> {
-        let mut slices = self.informers.slices.in_namespace(&key.tenant, &key.namespace);
-        slices.retain(|it| {
-            let labels = it.metadata.labels.as_ref();
-            let has = |label: &str, value: &str| {
-                labels.and_then(|labels| labels.get(label)).is_some_and(|it| it == value)
-            };
-            has(SERVICE_NAME, &key.name) && has(MANAGED_BY, OWN) && !it.is_deleting()
-        });
-        slices
-    }
-
     fn tell(&self, endpoints: &Tenanted<Endpoints>, mirrored: &Mirrored) {
         let Mirrored { n_invalid, n_skipped, .. } = mirrored;
         if 0 < *n_invalid {
@@ -162,7 +150,7 @@ impl MirroredSlices {
         annotations.retain(|name, _| !NOT_MIRRORED.contains(&name.as_str()));
         let mut found = mirrored(endpoints.subsets.as_deref().unwrap_or_default());
         self.tell(endpoints, &found);
-        let mut known = self.slices_of(key);
+        let mut known = slices_of(&self.informers, key, OWN);
         let mut changes = Changes::default();
         for (family, groups) in std::mem::take(&mut found.groups) {
             let (of_family, others) = known.into_iter().partition(|it| it.address_type == family);
@@ -226,7 +214,8 @@ impl Controller for MirroredSlices {
         let endpoints = self.informers.endpoints.get(key);
         let endpoints = endpoints.filter(|it| is_by_hand && is_mirrored(it) && !it.is_deleting());
         let Some(endpoints) = endpoints else {
-            let changes = Changes { delete: self.slices_of(key), ..Changes::default() };
+            let changes =
+                Changes { delete: slices_of(&self.informers, key, OWN), ..Changes::default() };
             self.writer.write(key, "", changes).await?;
             return Ok(Next::WhenChanged);
         };

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 
 use super::{
     MANAGED_BY, SERVICE_NAME, addresses, hints, hostname, labels_for, pod_changed, pods_of, ports,
-    reference_to,
+    reference_to, slices_of,
     split::{Changes, Common, Group, split},
     topology::{self, Served, Shares},
     trigger,
@@ -241,14 +241,7 @@ impl Controller for Slices {
             return Ok(Next::WhenChanged);
         }
         let Some(pods) = pods_of(&self.informers, &service) else { return Ok(Next::WhenChanged) };
-        let mut known = self.informers.slices.in_namespace(&service.tenant, service.namespace());
-        known.retain(|slice| {
-            let labels = slice.metadata.labels.as_ref();
-            let has = |key: &str, value: &str| {
-                labels.and_then(|labels| labels.get(key)).is_some_and(|it| it == value)
-            };
-            has(SERVICE_NAME, service.name()) && has(MANAGED_BY, OWN) && !slice.is_deleting()
-        });
+        let mut known = slices_of(&self.informers, key, OWN);
         let labels = labels_for(&service, &[(SERVICE_NAME, service.name()), (MANAGED_BY, OWN)]);
         let families = service.spec.as_ref().and_then(|spec| spec.ip_families.clone());
         let families = families.unwrap_or_else(|| vec!["IPv4".to_owned()]);
