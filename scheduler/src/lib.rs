@@ -42,6 +42,7 @@ mod queue;
 mod replica;
 mod reporting;
 mod requests;
+mod reservations;
 mod scheduler;
 mod shares;
 #[cfg(test)]

@@ -25,7 +25,7 @@ use k8s_openapi::{
 };
 
 pub(crate) use self::shapes::Shapes;
-use crate::{gangs::GroupName, images::normalized, requests::Requests};
+use crate::{gangs::GroupName, images::normalized, requests::Requests, reservations::CONDITION};
 
 /// The scheduler that pods get that name none.
 pub const DEFAULT_SCHEDULER: &str = "default-scheduler";
@@ -384,7 +384,10 @@ pub(crate) fn trim(pod: &mut Pod) {
     }
     if let Some(status) = &mut pod.status {
         let conditions = status.conditions.take().unwrap_or_default();
-        let kept = conditions.into_iter().filter(|it| it.type_ == "PodScheduled").collect();
+        let kept = conditions
+            .into_iter()
+            .filter(|it| it.type_ == "PodScheduled" || it.type_ == CONDITION)
+            .collect();
         *status = k8s_openapi::api::core::v1::PodStatus {
             phase: status.phase.take(),
             conditions: Some(kept),
