@@ -38,6 +38,7 @@ mod plugins;
 mod pod;
 mod preempting;
 mod profile;
+mod qos;
 mod queue;
 mod replica;
 mod reporting;

@@ -6,7 +6,7 @@ mod scheduled;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use insula_client::{DeleteOptions, Patch};
+use insula_client::{DeleteOptions, Patch, PatchOptions};
 use insula_scheduler::{Config, Configuration};
 use k8s_openapi::api::{
     core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod},
@@ -156,6 +156,37 @@ async fn a_new_scheduler_goes_on_where_the_old_one_was() {
     let message = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are \
                    available: 1 No preemption victims found for incoming pod.";
     it.until_waits("acme", "two", "Unschedulable", message).await;
+    it.cloud.end().await;
+}
+
+/// A pod that shrinks holds what it had until its node says that it has less.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_resized_pod_has_counts_until_it_is_given_back() {
+    let it = Scheduled::start(&["acme"]).await;
+    it.node("n1", "2").await;
+    it.pod("acme", "large", "2").await;
+    it.until_on("acme", "large", "n1").await;
+    let pods = it.cloud.client.tenant(&named("acme")).namespaced::<Pod>("default");
+    let has = async |cpu: &str| {
+        let status = json!({"status": {"containerStatuses": [{
+            "name": "c", "image": "i", "imageID": "i", "ready": true, "restartCount": 0,
+            "allocatedResources": {"cpu": cpu}, "resources": {"requests": {"cpu": cpu}},
+        }]}});
+        pods.patch_status("large", &Patch::Strategic(status)).await.unwrap();
+    };
+    has("2").await;
+    let smaller = json!({"spec": {"containers": [
+        {"name": "c", "resources": {"requests": {"cpu": "1"}}},
+    ]}});
+    let resize = PatchOptions::default();
+    let smaller = Patch::Strategic(smaller);
+    pods.patch_with("large", Some("resize"), &smaller, &resize).await.unwrap();
+    it.pod("acme", "other", "1").await;
+    let message = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are \
+                   available: 1 No preemption victims found for incoming pod.";
+    it.until_waits("acme", "other", "Unschedulable", message).await;
+    has("1").await;
+    it.until_on("acme", "other", "n1").await;
     it.cloud.end().await;
 }
 

@@ -154,6 +154,9 @@ struct SpreadArgs {
 struct PreemptionArgs {
     min_candidate_nodes_percentage: Option<i64>,
     min_candidate_nodes_absolute: Option<i64>,
+    /// Our own.
+    #[serde(default, rename = "honorQOS")]
+    honor_qos: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -224,6 +227,7 @@ pub(super) fn read(at: &str, configs: Vec<PluginConfig>) -> Result<Args, ConfigE
                 it.preemption = Arc::new(DefaultPreemption {
                     min_candidates_percentage: usize::try_from(percentage).unwrap_or(10),
                     min_candidates: usize::try_from(number).unwrap_or(100),
+                    honors_qos: args.honor_qos,
                 });
             }
             "VolumeBinding" => {

@@ -405,6 +405,28 @@ fn bind_with(core: &mut Core, name: &str, node: &str, cpu: &str, priority: i32) 
     bind(core, name, node, it);
 }
 
+/// Of pods of one priority the class of service decides, if it is to; else who has run longest stays.
+#[test]
+fn the_lower_class_ends_first_if_it_is_to_count() {
+    for (honors_qos, expected) in [(false, "guaranteed"), (true, "burstable")] {
+        let mut core = core(vec![("a", node("2", "4Gi", |_| ()))]);
+        let post_filter = crate::plugins::DefaultPreemption { honors_qos, ..Default::default() };
+        core.profiles[0].post_filter = Some(Arc::new(post_filter));
+        for (name, started) in
+            [("burstable", "2026-01-01T00:00:00Z"), ("guaranteed", "2026-01-02T00:00:00Z")]
+        {
+            let mut it = asking("1", "1Mi");
+            if name == "guaranteed" {
+                let resources = &mut it["spec"]["containers"][0]["resources"];
+                resources["limits"] = resources["requests"].clone();
+            }
+            it["status"] = json!({"startTime": started});
+            bind(&mut core, name, "a", it);
+        }
+        assert_eq!(preempt(&mut core, 5, "1"), ("a".to_owned(), vec![expected.to_owned()]));
+    }
+}
+
 #[test]
 fn the_fewest_and_least_important_pods_end() {
     let two = || core(vec![("a", node("4", "4Gi", |_| ())), ("b", node("4", "4Gi", |_| ()))]);
