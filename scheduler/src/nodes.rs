@@ -11,6 +11,7 @@
 //!   grow.
 //! * Whatever changes a row is in [`Nodes::changes`].
 
+mod load;
 mod preferred;
 
 use std::{
@@ -20,6 +21,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::{Node, Taint};
 
+use self::load::Measured;
 use crate::{
     changes::Changes,
     images::Images,
@@ -65,6 +67,7 @@ pub(crate) struct Nodes {
     /// CPU and memory as scores see them: with guesses for pods that do not say.
     pub(crate) supposed_cpu: Vec<i64>,
     pub(crate) supposed_memory: Vec<i64>,
+    measured: Vec<Option<Measured>>,
     pub(crate) unschedulable: Vec<bool>,
     /// Which of `taint_sets` a row has. Many nodes share few sets.
     pub(crate) taints: Vec<usize>,
@@ -103,6 +106,7 @@ impl Nodes {
             resources: HashMap::new(),
             supposed_cpu: Vec::new(),
             supposed_memory: Vec::new(),
+            measured: Vec::new(),
             unschedulable: Vec::new(),
             taints: Vec::new(),
             taint_sets: vec![Vec::new()],
@@ -247,6 +251,7 @@ impl Nodes {
             self.is_there.push(false);
             self.supposed_cpu.push(0);
             self.supposed_memory.push(0);
+            self.measured.push(None);
             self.unschedulable.push(false);
             self.taints.push(0);
             self.ports.push(Vec::new());
@@ -276,6 +281,7 @@ impl Nodes {
         self.labels.set(row, &BTreeMap::new());
         self.images.set(row, &[]);
         self.unschedulable[row] = false;
+        self.measured[row] = None;
         self.taints[row] = 0;
         self.changes.node(row);
     }

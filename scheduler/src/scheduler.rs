@@ -141,6 +141,7 @@ impl Scheduler {
             self.adopt();
             // Claims that a binding waited for are known before its result is.
             self.look();
+            self.measure();
             while let Ok(done) = results.try_recv() {
                 self.done(done);
             }
@@ -214,6 +215,18 @@ impl Scheduler {
                     self.events.extend(event);
                 }
             }
+        }
+    }
+
+    /// Notes what nodes use, if that was measured again. Nobody is refused for it, so nobody who
+    /// waits has to hear of it.
+    fn measure(&mut self) {
+        let Some(usages) = self.informers.measurements.take() else { return };
+        let nodes = &mut self.core.world.nodes;
+        let usages: HashMap<String, _> = usages.into_iter().collect();
+        for row in nodes.rows().collect::<Vec<_>>() {
+            let usage = usages.get(nodes.name(row)).copied();
+            nodes.measure(row, usage);
         }
     }
 

@@ -11,9 +11,9 @@ use crate::{
     framework::{Filter, PostFilter, Score},
     plugins::{
         BalancedAllocation, DefaultPreemption, DefaultSpread, ImageLocality, InterPodAffinity,
-        NodeAffinity, NodeName, NodePorts, NodeResourcesFit, NodeUnschedulable, NodeVolumeLimits,
-        PodTopologySpread, Strategy, TaintToleration, VolumeBinding, VolumeRestrictions,
-        VolumeZone, Weighed, cpu_and_memory,
+        LoadAware, NodeAffinity, NodeName, NodePorts, NodeResourcesFit, NodeUnschedulable,
+        NodeVolumeLimits, PodTopologySpread, Strategy, TaintToleration, VolumeBinding,
+        VolumeRestrictions, VolumeZone, Weighed, cpu_and_memory,
     },
     profile::BIND_TIMEOUT,
 };
@@ -58,6 +58,7 @@ impl Args {
             "InterPodAffinity" => self.pods.clone(),
             "NodeResourcesBalancedAllocation" => self.balanced.clone(),
             "ImageLocality" => Arc::new(ImageLocality),
+            LoadAware::NAME => Arc::new(LoadAware),
             _ => return None,
         })
     }

@@ -405,6 +405,29 @@ fn bind_with(core: &mut Core, name: &str, node: &str, cpu: &str, priority: i32) 
     bind(core, name, node, it);
 }
 
+/// What is measured counts, and what came since, whatever was asked for before.
+#[test]
+fn nodes_that_use_less_are_preferred_if_that_is_to_count() {
+    use crate::measured::Usage;
+    let all = ["busy", "idle"].map(|name| (name, node("10", "10Gi", |_| ())));
+    let mut core = core(all.into());
+    bind(&mut core, "large", "idle", asking("4", "4Gi"));
+    check(&mut core, asking("1", "1Gi"), "busy");
+    core.profiles[0].scores.push((5, Arc::new(crate::plugins::LoadAware)));
+    core.outlooks.clear();
+    let row = |core: &Core, name: &str| core.world.nodes.row(name).unwrap();
+    let (busy, idle) = (row(&core, "busy"), row(&core, "idle"));
+    let usage = |cpu| Some(Usage { cpu, memory: 1 << 30 });
+    core.world.nodes.measure(busy, usage(9000));
+    core.world.nodes.measure(idle, usage(100));
+    check(&mut core, asking("1", "1Gi"), "idle");
+    for n in 0..5 {
+        bind(&mut core, &format!("p{n}"), "idle", asking("1", "1Mi"));
+    }
+    core.world.nodes.measure(busy, usage(1000));
+    check(&mut core, asking("1", "1Gi"), "busy");
+}
+
 /// Of pods of one priority the class of service decides, if it is to; else who has run longest stays.
 #[test]
 fn the_lower_class_ends_first_if_it_is_to_count() {
