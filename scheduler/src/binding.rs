@@ -67,6 +67,14 @@ pub(crate) enum Way {
     Bind(Permit),
     /// By being nominated for it: the replica whose node it is binds it.
     HandOver(Permit),
+    /// By being nominated for it, and by whose node it is keeping room; not yet bound.
+    Ask(Permit),
+    /// The room on the node is kept.
+    Reserve(Permit),
+    /// The pod that room is kept for may be bound.
+    Confirm(Permit),
+    /// The room that was asked for is not wanted any more.
+    GiveBack(Permit),
 }
 
 /// Writes bindings: many by one request where the server takes them so, else each by its own.
@@ -129,8 +137,12 @@ impl Binder {
 }
 
 fn hand_on(writer: &Arc<Writer>, batches: &OnceLock<Batches>, ready: Ready) {
-    if let Way::HandOver(_) = ready.way {
-        return writer.hand_over(ready);
+    match ready.way {
+        Way::Bind(_) => (),
+        Way::HandOver(_) => return writer.hand_over(ready),
+        Way::Ask(_) | Way::Reserve(_) | Way::Confirm(_) | Way::GiveBack(_) => {
+            return writer.mark(ready);
+        }
     }
     let left = match batches.get() {
         Some(batches) => batches.take(ready),

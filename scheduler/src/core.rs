@@ -138,6 +138,24 @@ impl Core {
         fits.then(|| passes.work(&self.world, row))
     }
 
+    /// Whether a pod would still fit where it is held, if it were not there yet.
+    pub(crate) fn fits_where_it_is(&mut self, key: &ObjectKey) -> bool {
+        let Some(held) = self.world.release(key) else { return false };
+        let fits = self.will_do(&held.shape, held.row).is_some();
+        self.world.hold(key, held);
+        fits
+    }
+
+    /// What is to be written before a pod of a shape is bound to a row.
+    pub(crate) fn work_on(&mut self, shape: &Shape, row: usize) -> Work {
+        let profile = self.profiles.iter().find(|it| it.name == shape.scheduler);
+        let passes = profile.map(|it| Passes::prepare(it, &mut self.world, shape));
+        passes.map_or_else(Work::default, |mut passes| {
+            passes.begin(&self.world);
+            passes.work(&self.world, row)
+        })
+    }
+
     /// Drops the half of the outlooks that was not used lately.
     fn drop_outlooks(&mut self) {
         let mut used: Vec<u64> = self.outlooks.values().map(|(used, _)| *used).collect();

@@ -11,12 +11,17 @@
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,
+    time::Duration,
 };
 
 use insula_client::{ObjectKey, Tenanted};
 use k8s_openapi::api::{core::v1::Pod, scheduling::v1alpha2::PodGroup};
 
 use crate::pod::Shape;
+
+/// For so long places are kept for a group whose other places are not certain yet. They were all
+/// found at once, so what is waited for is only the word of other replicas.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Names the group of a pod that has no object for it.
 const NAME_LABEL: &str = "pod-group.scheduling.sigs.k8s.io/name";

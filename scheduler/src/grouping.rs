@@ -9,6 +9,8 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
+use crate::reporting::UNSCHEDULABLE;
+
 /// Requests at the same time.
 const PARALLEL: usize = 16;
 /// How often a server is asked that does not answer. What is not written is after the next attempt.
@@ -16,17 +18,28 @@ const ATTEMPTS: usize = 5;
 
 const CONDITION: &str = "PodGroupScheduled";
 /// Enough pods of the group have places.
-pub(crate) const SCHEDULED: &str = "Scheduled";
+const SCHEDULED: &str = "Scheduled";
 
 /// What came of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Verdict {
-    pub(crate) is_scheduled: bool,
-    pub(crate) reason: &'static str,
-    pub(crate) message: &'static str,
+    is_scheduled: bool,
+    reason: &'static str,
+    message: &'static str,
 }
 
+/// What upstream says of a group that does not fit.
+pub(crate) const TOO_FEW: &str = "pod group is unschedulable";
+
 impl Verdict {
+    pub(crate) fn scheduled() -> Self {
+        Self { is_scheduled: true, reason: SCHEDULED, message: "" }
+    }
+
+    pub(crate) fn unschedulable(message: &'static str) -> Self {
+        Self { is_scheduled: false, reason: UNSCHEDULABLE, message }
+    }
+
     fn status(&self) -> &'static str {
         if self.is_scheduled { "True" } else { "False" }
     }

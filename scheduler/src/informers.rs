@@ -21,6 +21,7 @@ use crate::{
     dirty::Dirty,
     framework::Event,
     gangs::Policy,
+    measured::Measurements,
     pod::{compile, trim},
     world::World,
 };
@@ -75,6 +76,8 @@ pub(crate) struct Informers {
     replica_sets: Informer<ReplicaSet>,
     stateful_sets: Informer<StatefulSet>,
     replication_controllers: Informer<ReplicationController>,
+    /// What nodes use, if that matters.
+    pub(crate) measurements: Measurements,
     pub(crate) dirty: Arc<Dirty<(Source, ObjectKey)>>,
     /// Ticks whenever a claim changes.
     pub(crate) claims_changed: watch::Receiver<u64>,
@@ -151,6 +154,7 @@ impl Informers {
                 }
             ),
             claims,
+            measurements: Measurements::default(),
             dirty,
             claims_changed,
         }

@@ -29,6 +29,7 @@ mod images;
 mod informers;
 mod labels;
 mod ledger;
+mod measured;
 mod nodes;
 mod nominations;
 mod offers;
@@ -38,10 +39,12 @@ mod plugins;
 mod pod;
 mod preempting;
 mod profile;
+mod qos;
 mod queue;
 mod replica;
 mod reporting;
 mod requests;
+mod reservations;
 mod scheduler;
 mod shares;
 #[cfg(test)]
@@ -170,6 +173,10 @@ async fn schedule(
     let asked = offers::offers(&client, offers::GROUPS, "podgroups");
     let Some(has_groups) = shutdown.run_until_cancelled(asked).await else { return Ok(()) };
     let informers = Informers::start(&client, has_groups, &changed, &tasks, &supplies);
+    if config.profiles.iter().any(Profile::looks_at_load) {
+        let measurements = informers.measurements.clone();
+        tasks.spawn(measurements.follow(client.clone(), changed.clone(), supplies.clone()));
+    }
     let reporter = Reporter::start(client.clone(), events.clone(), &tasks, supplies.clone());
     let (results, done) = mpsc::unbounded_channel();
     let bindings = TaskTracker::new();

@@ -11,7 +11,9 @@
 //!   grow.
 //! * Whatever changes a row is in [`Nodes::changes`].
 
+mod load;
 mod preferred;
+mod taints;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -20,6 +22,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::{Node, Taint};
 
+use self::{load::Measured, taints::taints_of};
 use crate::{
     changes::Changes,
     images::Images,
@@ -27,11 +30,6 @@ use crate::{
     pod::HostPort,
     requests::{CPU, EPHEMERAL_STORAGE, MEMORY, PODS, Requests, amount},
 };
-
-/// Taint of a node whose agent says it is not ready.
-const NOT_READY: &str = "node.kubernetes.io/not-ready";
-/// Taint of a node whose agent says nothing.
-const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 
 /// One resource of all nodes.
 #[derive(Debug)]
@@ -65,6 +63,7 @@ pub(crate) struct Nodes {
     /// CPU and memory as scores see them: with guesses for pods that do not say.
     pub(crate) supposed_cpu: Vec<i64>,
     pub(crate) supposed_memory: Vec<i64>,
+    measured: Vec<Option<Measured>>,
     pub(crate) unschedulable: Vec<bool>,
     /// Which of `taint_sets` a row has. Many nodes share few sets.
     pub(crate) taints: Vec<usize>,
@@ -103,6 +102,7 @@ impl Nodes {
             resources: HashMap::new(),
             supposed_cpu: Vec::new(),
             supposed_memory: Vec::new(),
+            measured: Vec::new(),
             unschedulable: Vec::new(),
             taints: Vec::new(),
             taint_sets: vec![Vec::new()],
@@ -247,6 +247,7 @@ impl Nodes {
             self.is_there.push(false);
             self.supposed_cpu.push(0);
             self.supposed_memory.push(0);
+            self.measured.push(None);
             self.unschedulable.push(false);
             self.taints.push(0);
             self.ports.push(Vec::new());
@@ -276,6 +277,7 @@ impl Nodes {
         self.labels.set(row, &BTreeMap::new());
         self.images.set(row, &[]);
         self.unschedulable[row] = false;
+        self.measured[row] = None;
         self.taints[row] = 0;
         self.changes.node(row);
     }
@@ -348,38 +350,6 @@ impl Nodes {
             }
         }
     }
-}
-
-/// A node's taints that keep pods away, with those that its state amounts to.
-fn taints_of(node: &Node) -> Vec<Taint> {
-    let taints = node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
-    let mut taints: Vec<Taint> = taints
-        .into_iter()
-        .map(|taint| Taint {
-            time_added: None,
-            value: taint.value.filter(|it| !it.is_empty()),
-            ..taint
-        })
-        .collect();
-    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
-    let ready = conditions.into_iter().flatten().find(|it| it.type_ == "Ready");
-    let state = match ready.map(|it| it.status.as_str()) {
-        Some("True") => None,
-        Some("Unknown") => Some(UNREACHABLE),
-        // A node that says nothing of itself yet is not ready either.
-        Some(_) | None => Some(NOT_READY),
-    };
-    if let Some(key) = state
-        && !taints.iter().any(|taint| taint.key == key && taint.effect == "NoSchedule")
-    {
-        taints.push(Taint {
-            key: key.to_owned(),
-            effect: "NoSchedule".to_owned(),
-            ..Taint::default()
-        });
-    }
-    taints.sort_by(|a, b| (&a.key, &a.effect, &a.value).cmp(&(&b.key, &b.effect, &b.value)));
-    taints
 }
 
 #[cfg(test)]
@@ -462,21 +432,6 @@ mod tests {
         nodes.clear_held(row);
         nodes.hold(row, &requests(1), &[]);
         assert_eq!(nodes.resource("example.com/gpu").unwrap().free(row), 1);
-    }
-
-    #[test]
-    fn a_node_that_is_not_ready_is_tainted() {
-        let keys = |status: &str| -> Vec<String> {
-            let it = node(json!({
-                "spec": {"taints": [{"key": "a", "effect": "NoExecute"}]},
-                "status": {"conditions": [{"type": "Ready", "status": status}]},
-            }));
-            taints_of(&it).into_iter().map(|taint| taint.key).collect()
-        };
-        assert_eq!(keys("True"), ["a"]);
-        assert_eq!(keys("False"), ["a", NOT_READY]);
-        assert_eq!(keys("Unknown"), ["a", UNREACHABLE]);
-        assert_eq!(taints_of(&Node::default()).len(), 1);
     }
 
     #[test]

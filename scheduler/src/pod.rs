@@ -18,14 +18,20 @@ use insula_api::{
 use insula_client::Tenanted;
 use k8s_openapi::{
     api::core::v1::{
-        Container, EphemeralVolumeSource, NodeSelectorTerm, Pod, PodAffinityTerm, PodSpec,
-        PreferredSchedulingTerm, Toleration, TopologySpreadConstraint, Volume,
+        Container, ContainerStatus, EphemeralVolumeSource, NodeSelectorTerm, Pod, PodAffinityTerm,
+        PodSpec, PreferredSchedulingTerm, Toleration, TopologySpreadConstraint, Volume,
     },
     apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
 
 pub(crate) use self::shapes::Shapes;
-use crate::{gangs::GroupName, images::normalized, requests::Requests};
+use crate::{
+    gangs::GroupName,
+    images::normalized,
+    qos::Qos,
+    requests::{RESIZE_PENDING, Requests, is_being_resized},
+    reservations::CONDITION,
+};
 
 /// The scheduler that pods get that name none.
 pub const DEFAULT_SCHEDULER: &str = "default-scheduler";
@@ -103,6 +109,7 @@ pub(crate) struct Shape {
     /// It is being deleted.
     pub(crate) is_ending: bool,
     pub(crate) requests: Requests,
+    pub(crate) qos: Qos,
     pub(crate) ports: Vec<HostPort>,
     pub(crate) tolerations: Vec<Toleration>,
     /// Labels that the node must have.
@@ -165,7 +172,8 @@ impl Shape {
             priority: spec.priority.unwrap_or(0),
             preempts: spec.preemption_policy.as_deref() != Some("Never"),
             is_ending: pod.is_deleting(),
-            requests: Requests::of(spec),
+            requests: Requests::of(spec, pod.status.as_ref()),
+            qos: Qos::of(spec),
             ports: host_ports(spec),
             tolerations: spec.tolerations.clone().unwrap_or_default(),
             node_labels: spec.node_selector.clone().unwrap_or_default().into_iter().collect(),
@@ -382,14 +390,31 @@ pub(crate) fn trim(pod: &mut Pod) {
     if let Some(owners) = &mut pod.metadata.owner_references {
         owners.retain(|it| it.controller == Some(true));
     }
+    let spec = pod.spec.as_ref();
     if let Some(status) = &mut pod.status {
+        // Few pods are being resized; of the others all is in the spec.
+        let is_resized = spec.is_some_and(|spec| is_being_resized(spec, status));
+        let given = |all: Option<Vec<ContainerStatus>>| {
+            let all = all.filter(|_| is_resized)?.into_iter().map(|it| ContainerStatus {
+                name: it.name,
+                resources: it.resources,
+                allocated_resources: it.allocated_resources,
+                ..ContainerStatus::default()
+            });
+            Some(all.collect())
+        };
         let conditions = status.conditions.take().unwrap_or_default();
-        let kept = conditions.into_iter().filter(|it| it.type_ == "PodScheduled").collect();
+        let of_note = ["PodScheduled", CONDITION, RESIZE_PENDING];
+        let kept = conditions.into_iter().filter(|it| of_note.contains(&&*it.type_)).collect();
         *status = k8s_openapi::api::core::v1::PodStatus {
             phase: status.phase.take(),
             conditions: Some(kept),
             nominated_node_name: status.nominated_node_name.take(),
             start_time: status.start_time.take(),
+            container_statuses: given(status.container_statuses.take()),
+            init_container_statuses: given(status.init_container_statuses.take()),
+            resources: status.resources.take(),
+            allocated_resources: status.allocated_resources.take(),
             ..Default::default()
         };
     }

@@ -72,6 +72,11 @@ impl Default for Profile {
 }
 
 impl Profile {
+    /// Whether it matters what nodes really use.
+    pub(crate) fn looks_at_load(&self) -> bool {
+        self.scores.iter().any(|(_, it)| it.name() == plugins::LoadAware::NAME)
+    }
+
     /// The filters with their places, in the order in which they are asked.
     pub(crate) fn filters(&self) -> impl Iterator<Item = (u8, &Arc<dyn Filter>)> {
         // There are as many filters as plugins in the registry, at most.

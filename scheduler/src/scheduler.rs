@@ -6,7 +6,9 @@
 
 mod groups;
 mod guests;
+mod kept;
 mod orders;
+mod rooms;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -22,7 +24,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::orders::InFlight;
+use self::{kept::Kept, orders::InFlight, rooms::Round};
 use crate::{
     Observer,
     binding::{Binder, Done, Permit},
@@ -58,6 +60,14 @@ pub(crate) struct Scheduler {
     n_orders: u64,
     /// When pods that were handed over are taken back.
     handed_over: BTreeSet<(Instant, ObjectKey)>,
+    /// Groups that room is asked for.
+    rounds: HashMap<GroupKey, Round>,
+    /// Those of them of which a pod has changed.
+    unsettled: BTreeSet<GroupKey>,
+    /// Groups of which pods hold room that is given back, and how many.
+    returning: HashMap<GroupKey, usize>,
+    /// Room on nodes of this replica, for pods of groups that others decide on.
+    kept: HashMap<ObjectKey, Kept>,
     /// Pods that other replicas decided to have here.
     guests: BTreeMap<ObjectKey, Candidate>,
     /// The one that was looked at last.
@@ -96,6 +106,10 @@ impl Scheduler {
             in_flight: HashMap::new(),
             n_orders: 0,
             handed_over: BTreeSet::new(),
+            rounds: HashMap::new(),
+            unsettled: BTreeSet::new(),
+            returning: HashMap::new(),
+            kept: HashMap::new(),
             guests: BTreeMap::new(),
             last_guest: None,
             guests_since: 0,
@@ -127,11 +141,13 @@ impl Scheduler {
             self.adopt();
             // Claims that a binding waited for are known before its result is.
             self.look();
+            self.measure();
             while let Ok(done) = results.try_recv() {
                 self.done(done);
             }
             self.wake_hopeful();
             self.take_back_late();
+            self.settle();
             self.bind_guests();
             let n_decided = self.decide_some();
             self.observer.waiting(self.queue.len());
@@ -149,7 +165,8 @@ impl Scheduler {
                 self.swept = Instant::now();
             }
             let late = self.handed_over.first().map(|(at, _)| *at);
-            let alarm = self.queue.next_alarm().into_iter().chain(late).min();
+            let others = late.into_iter().chain(self.next_timeout());
+            let alarm = self.queue.next_alarm().into_iter().chain(others).min();
             let alarm = async {
                 match alarm {
                     Some(alarm) => tokio::time::sleep_until(alarm).await,
@@ -201,6 +218,18 @@ impl Scheduler {
         }
     }
 
+    /// Notes what nodes use, if that was measured again. Nobody is refused for it, so nobody who
+    /// waits has to hear of it.
+    fn measure(&mut self) {
+        let Some(usages) = self.informers.measurements.take() else { return };
+        let nodes = &mut self.core.world.nodes;
+        let usages: HashMap<String, _> = usages.into_iter().collect();
+        for row in nodes.rows().collect::<Vec<_>>() {
+            let usage = usages.get(nodes.name(row)).copied();
+            nodes.measure(row, usage);
+        }
+    }
+
     /// Has stuck pods look again that may hope for something from what happened.
     fn wake_hopeful(&mut self) {
         let events = std::mem::take(&mut self.events);
@@ -244,6 +273,7 @@ impl Scheduler {
     fn look_at_pod(&mut self, key: &ObjectKey) {
         let Some(pod) = self.informers.pods.get(key).filter(|pod| !is_finished(pod)) else {
             self.looks_no_more(key);
+            self.drop_room(key);
             self.nominate(key, None);
             self.release(key);
             return;
@@ -274,11 +304,16 @@ impl Scheduler {
             }
             return;
         }
+        if self.look_at_kept(key, &pod) {
+            return;
+        }
         if let Some(held) = self.core.world.held(key) {
-            if *held.uid == *pod.uid() {
-                // Being bound: the server has not told yet.
-                return;
+            let has_room = self.in_flight.get(key).is_some_and(|it| it.room.is_some());
+            if *held.uid == *pod.uid() && !(has_room && pod.is_deleting()) {
+                // Being bound: the server has not told yet. Or room is asked for.
+                return self.look_at_room(key, &pod);
             }
+            self.drop_room(key);
             self.release(key);
         }
         if self.core.profile(scheduler_of(&pod)).is_none() || pod.is_deleting() {
@@ -301,7 +336,7 @@ impl Scheduler {
             let pod = pod.clone();
             self.reporter.report(Report { pod, reason: GATED, message, nominated });
         }
-        if !is_known {
+        if !is_known && !self.take_over_room(key, &pod, &candidate) {
             self.enqueue(key, candidate, &pod);
         }
     }
@@ -360,7 +395,7 @@ impl Scheduler {
             let world = &self.core.world;
             let next = self.queue.take(now, |tenant| world.cost_of_turn(tenant));
             let Some((key, waiting)) = next else { break };
-            if let Some(group) = self.core.group_to_decide(&waiting.candidate.shape) {
+            if let Some(group) = self.group_to_decide(&waiting.candidate.shape) {
                 n_decided += self.decide_together((key, waiting), &group, now).max(1);
                 continue;
             }

@@ -172,3 +172,95 @@ async fn many_pods_are_bound_by_few_requests() {
     assert!(requests <= 100, "{requests} requests for 200 pods");
     it.cloud.end().await;
 }
+
+/// Pods of a group, and how many of them have nodes, or room that is kept for them.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+struct Gang {
+    bound: usize,
+    kept: usize,
+}
+
+/// Groups by tenant and name, as they are at one moment.
+async fn gangs(it: &Scheduled) -> BTreeMap<String, Gang> {
+    let mut all: BTreeMap<String, Gang> = BTreeMap::new();
+    for pod in it.all_pods().await {
+        let group = pod.metadata.labels.as_ref().and_then(|it| it.get(GROUP)).cloned();
+        let gang = all.entry(format!("{}/{}", pod.tenant, group.unwrap())).or_default();
+        let status = pod.status.as_ref();
+        let conditions = status.and_then(|it| it.conditions.as_ref());
+        let mut conditions = conditions.into_iter().flatten();
+        let is_kept =
+            conditions.any(|it| it.type_ == "insula.io/RoomReserved" && it.status == "True");
+        if !node_of(&pod).is_empty() {
+            gang.bound += 1;
+        } else if is_kept {
+            gang.kept += 1;
+        }
+    }
+    all
+}
+
+const GROUP: &str = "pod-group.scheduling.sigs.k8s.io/name";
+const PER_GANG: usize = 4;
+
+/// Room for half of the groups, on nodes of three replicas of which one is lost and one only
+/// thought to be: no pod of a group is bound before all have nodes, or room that is kept.
+#[tokio::test(flavor = "multi_thread")]
+async fn groups_are_bound_whole_by_several_replicas() {
+    const N_GANGS: usize = 3;
+    let it = Scheduled::without_scheduler(&TENANTS).await;
+    for n in 0..9 {
+        it.node(&format!("n{n}"), "4").await;
+    }
+    let replicas = ["r0", "r1", "r2"].map(|host| start(&it, host));
+    it.cloud.until("all slots are shared by three", async || slots(&it).await.len() == 3).await;
+
+    let make = async |tenant: &str| {
+        for gang in 0..N_GANGS {
+            for n in 0..PER_GANG {
+                it.pod_with(tenant, &format!("g{gang}-{n}"), "1", |pod| {
+                    pod["metadata"]["labels"] = serde_json::json!({
+                        GROUP: format!("g{gang}"),
+                        "pod-group.scheduling.sigs.k8s.io/min-available": PER_GANG.to_string(),
+                    });
+                })
+                .await;
+            }
+        }
+    };
+    let make_all = async {
+        let [a, b, c, d, e, f] = TENANTS;
+        tokio::join!(make(a), make(b), make(c), make(d), make(e), make(f));
+    };
+    // At each moment, whoever has begun to be bound is certain to be bound whole.
+    let is_whole = async || {
+        let gangs = gangs(&it).await;
+        let torn = gangs.iter().find(|(_, it)| 0 < it.bound && it.bound + it.kept < PER_GANG);
+        assert_eq!(torn, None, "part of a group is bound");
+        gangs
+    };
+    let n_whole = async || is_whole().await.values().filter(|it| it.bound == PER_GANG).count();
+    let trouble = async {
+        it.cloud.until("a group is bound", async || 1 <= n_whole().await).await;
+        replicas[1].open.send_replace(false);
+        it.cloud.until("two more are", async || 3 <= n_whole().await).await;
+        replicas[2].open.send_replace(false);
+        it.cloud
+            .until("one has all slots", async || {
+                is_whole().await;
+                slots(&it).await == BTreeMap::from([("r0".to_owned(), 16_384)])
+            })
+            .await;
+        replicas[1].open.send_replace(true);
+    };
+    tokio::join!(make_all, trouble);
+    it.cloud.until("nine groups are bound", async || n_whole().await == 9).await;
+    for (node, n_pods) in on_nodes(&it).await {
+        assert!(node.is_empty() || n_pods <= 4, "{n_pods} on {node}");
+    }
+    assert!(is_whole().await.values().all(|it| it.bound == PER_GANG || it.bound == 0));
+    let bound = replicas.each_ref().map(|it| it.counts.bindings.load(Ordering::Relaxed));
+    assert!(1 < bound.iter().filter(|n| 0 < **n).count(), "others took part: {bound:?}");
+    replicas[2].open.send_replace(true);
+    it.cloud.end().await;
+}

@@ -6,13 +6,19 @@ mod scheduled;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use insula_client::{DeleteOptions, Patch};
+use insula_client::{DeleteOptions, Patch, PatchOptions};
 use insula_scheduler::{Config, Configuration};
-use k8s_openapi::api::{
-    core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod},
-    scheduling::v1::PriorityClass,
-    storage::v1::StorageClass,
+use k8s_openapi::{
+    ClusterResourceScope, Metadata, Resource,
+    api::{
+        core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod},
+        scheduling::v1::PriorityClass,
+        storage::v1::StorageClass,
+    },
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use self::scheduled::{Scheduled, named, node_of};
@@ -156,6 +162,124 @@ async fn a_new_scheduler_goes_on_where_the_old_one_was() {
     let message = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are \
                    available: 1 No preemption victims found for incoming pod.";
     it.until_waits("acme", "two", "Unschedulable", message).await;
+    it.cloud.end().await;
+}
+
+/// A pod that shrinks holds what it had until its node says that it has less.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_resized_pod_has_counts_until_it_is_given_back() {
+    let it = Scheduled::start(&["acme"]).await;
+    it.node("n1", "2").await;
+    it.pod("acme", "large", "2").await;
+    it.until_on("acme", "large", "n1").await;
+    let pods = it.cloud.client.tenant(&named("acme")).namespaced::<Pod>("default");
+    let has = async |cpu: &str| {
+        let status = json!({"status": {"containerStatuses": [{
+            "name": "c", "image": "i", "imageID": "i", "ready": true, "restartCount": 0,
+            "allocatedResources": {"cpu": cpu}, "resources": {"requests": {"cpu": cpu}},
+        }]}});
+        pods.patch_status("large", &Patch::Strategic(status)).await.unwrap();
+    };
+    has("2").await;
+    let smaller = json!({"spec": {"containers": [
+        {"name": "c", "resources": {"requests": {"cpu": "1"}}},
+    ]}});
+    let resize = PatchOptions::default();
+    let smaller = Patch::Strategic(smaller);
+    pods.patch_with("large", Some("resize"), &smaller, &resize).await.unwrap();
+    it.pod("acme", "other", "1").await;
+    let message = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are \
+                   available: 1 No preemption victims found for incoming pod.";
+    it.until_waits("acme", "other", "Unschedulable", message).await;
+    has("1").await;
+    it.until_on("acme", "other", "n1").await;
+    it.cloud.end().await;
+}
+
+/// What a metrics server says of a node.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeMetrics {
+    api_version: String,
+    kind: String,
+    metadata: ObjectMeta,
+    usage: BTreeMap<String, String>,
+}
+
+impl Resource for NodeMetrics {
+    const API_VERSION: &'static str = "metrics.k8s.io/v1beta1";
+    const GROUP: &'static str = "metrics.k8s.io";
+    const KIND: &'static str = "NodeMetrics";
+    const VERSION: &'static str = "v1beta1";
+    const URL_PATH_SEGMENT: &'static str = "nodes";
+    type Scope = ClusterResourceScope;
+}
+
+impl Metadata for NodeMetrics {
+    type Ty = ObjectMeta;
+    fn metadata(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+    fn metadata_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+/// What nodes use is read where Kubernetes has it: here from objects in place of a metrics server.
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_use_less_are_preferred_if_that_is_to_count() {
+    let it = Scheduled::without_scheduler(&["acme"]).await;
+    for name in ["busy", "idle"] {
+        it.node(name, "10").await;
+    }
+    let system = it.cloud.client.system();
+    let kind = json!({
+        "metadata": {
+            "name": "nodes.metrics.k8s.io",
+            "annotations": {"api-approved.kubernetes.io": "unapproved, for a test"},
+        },
+        "spec": {
+            "group": "metrics.k8s.io", "scope": "Cluster",
+            "names": {
+                "plural": "nodes", "singular": "node", "kind": "NodeMetrics",
+                "listKind": "NodeMetricsList",
+            },
+            "versions": [{"name": "v1beta1", "served": true, "storage": true, "schema": {
+                "openAPIV3Schema": {
+                    "type": "object", "x-kubernetes-preserve-unknown-fields": true,
+                },
+            }}],
+        },
+    });
+    let kinds = system.api::<CustomResourceDefinition>();
+    kinds.create(&serde_json::from_value(kind).unwrap()).await.unwrap();
+    let metrics = system.api::<NodeMetrics>();
+    for (name, cpu) in [("busy", "9"), ("idle", "100m")] {
+        let usage = json!({
+            "apiVersion": "metrics.k8s.io/v1beta1", "kind": "NodeMetrics",
+            "metadata": {"name": name}, "usage": {"cpu": cpu, "memory": "1Gi"},
+        });
+        let usage: NodeMetrics = serde_json::from_value(usage).unwrap();
+        it.cloud.until("it is measured", async || metrics.create(&usage).await.is_ok()).await;
+    }
+    // By what pods ask for the other one would be better.
+    it.pod_with("acme", "large", "4", |pod| pod["spec"]["nodeName"] = json!("idle")).await;
+    let text = "apiVersion: kubescheduler.config.k8s.io/v1
+kind: KubeSchedulerConfiguration
+profiles: [{plugins: {score: {enabled: [{name: LoadAware, weight: 10}]}}}]";
+    it.run_scheduler_as(Config::of(Configuration::parse(text).unwrap()));
+    // The first may be decided on before anything is measured.
+    it.pod("acme", "first", "10m").await;
+    it.cloud
+        .until("pods go where less is used", async || {
+            let name = format!("p{}", it.all_pods().await.len());
+            it.pod("acme", &name, "10m").await;
+            it.cloud
+                .until("it has a node", async || !node_of(&it.get("acme", &name).await).is_empty())
+                .await;
+            node_of(&it.get("acme", &name).await) == "idle"
+        })
+        .await;
     it.cloud.end().await;
 }
 

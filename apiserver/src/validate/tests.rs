@@ -421,7 +421,7 @@ fn others_are_checked() {
             {"name": "a", "schedulingPolicy": {"basic": {}}, "schedulingConstraints": {"topology": [{"key": "rack"}]}},
         ]}}),
         &[
-            "spec.podGroupTemplates[1]: Duplicate value: \"a\"",
+            "spec.podGroupTemplates[1].name: Duplicate value: \"a\"",
             "spec.podGroupTemplates[1].schedulingConstraints: Forbidden: ",
         ],
     );

@@ -7,6 +7,7 @@ use insula_client::{
     Backoff, Client, Error, EventRecorder, EventType, Kind, Partition, Patch, Tenanted, chain,
     fence::Fence,
 };
+use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{Binding, Node, ObjectReference, Pod},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Status},
@@ -17,7 +18,11 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
 
 use super::{Done, NotBound, Permit, Way};
-use crate::{Observer, pod::node_of};
+use crate::{
+    Observer,
+    pod::node_of,
+    reservations::{Mark, given_back},
+};
 
 /// Requests for single bindings at the same time.
 const PARALLEL: usize = 64;
@@ -38,7 +43,12 @@ pub(crate) struct Ready {
 impl Ready {
     fn fence(&self) -> Option<&Fence> {
         match &self.way {
-            Way::Bind(permit) | Way::HandOver(permit) => permit.fence.as_ref(),
+            Way::Bind(permit)
+            | Way::HandOver(permit)
+            | Way::Ask(permit)
+            | Way::Reserve(permit)
+            | Way::Confirm(permit)
+            | Way::GiveBack(permit) => permit.fence.as_ref(),
         }
     }
 }
@@ -97,6 +107,20 @@ impl Writer {
             let nominated = nominate(&writer.client, &ready.pod, Some(&ready.node));
             let result = fenced(ready.fence(), nominated).await;
             if let Err(error) = result {
+                writer.done(&ready, Err(NotBound::Api(error)));
+            }
+        });
+    }
+
+    /// Writes what holds of a pod's room. Only what goes wrong is told, when it is certain that it
+    /// was not written; else the pod says it.
+    pub(super) fn mark(self: &Arc<Self>, ready: Ready) {
+        let writer = self.clone();
+        self.tasks.spawn(async move {
+            // A closed semaphore does not occur: nobody closes it.
+            let _place = writer.places.acquire().await;
+            let marked = mark(&writer.client, &ready);
+            if let Err(error) = fenced(ready.fence(), marked).await {
                 writer.done(&ready, Err(NotBound::Api(error)));
             }
         });
@@ -195,6 +219,40 @@ async fn nominate(client: &Client, pod: &Tenanted<Pod>, node: Option<&str>) -> R
         "metadata": {"uid": pod.uid()}, "status": {"nominatedNodeName": node},
     }));
     pods.patch_status(pod.name(), &patch).await.map(drop)
+}
+
+/// Writes what holds of a pod's room. Does not return before it is certain whether it is written.
+async fn mark(client: &Client, ready: &Ready) -> Result<(), Error> {
+    let (pod, node) = (&ready.pod, &*ready.node);
+    let pods = client.tenant(&pod.tenant).namespaced::<Pod>(pod.namespace());
+    let now = Timestamp::now();
+    let now = Timestamp::from_second(now.as_second()).unwrap_or(now).to_string();
+    let mut metadata = json!({"uid": pod.uid()});
+    let status = match ready.way {
+        Way::Bind(_) | Way::HandOver(_) => return Ok(()),
+        Way::Ask(_) => {
+            let condition = Mark::Asked.condition(node, &now);
+            json!({"nominatedNodeName": node, "conditions": [condition]})
+        }
+        Way::Reserve(_) => {
+            // Nothing is reserved that is not asked for any more.
+            metadata["resourceVersion"] = json!(pod.resource_version());
+            json!({"conditions": [Mark::Reserved.condition(node, &now)]})
+        }
+        Way::Confirm(_) => json!({"conditions": [Mark::Confirmed.condition(node, &now)]}),
+        Way::GiveBack(_) => {
+            json!({"nominatedNodeName": null, "conditions": [given_back(&now)]})
+        }
+    };
+    let patch = Patch::Strategic(json!({"metadata": metadata, "status": status}));
+    let mut pause = Backoff::new(Duration::from_millis(100), Duration::from_secs(3));
+    loop {
+        match pods.patch_status(pod.name(), &patch).await {
+            Err(error) if error.is_ambiguous() => tokio::time::sleep(pause.next_delay()).await,
+            // The first of several may have been the one that was written: the pod says it.
+            other => return other.map(drop),
+        }
+    }
 }
 
 /// What the answer to a single binding would have been.

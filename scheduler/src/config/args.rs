@@ -11,9 +11,9 @@ use crate::{
     framework::{Filter, PostFilter, Score},
     plugins::{
         BalancedAllocation, DefaultPreemption, DefaultSpread, ImageLocality, InterPodAffinity,
-        NodeAffinity, NodeName, NodePorts, NodeResourcesFit, NodeUnschedulable, NodeVolumeLimits,
-        PodTopologySpread, Strategy, TaintToleration, VolumeBinding, VolumeRestrictions,
-        VolumeZone, Weighed, cpu_and_memory,
+        LoadAware, NodeAffinity, NodeName, NodePorts, NodeResourcesFit, NodeUnschedulable,
+        NodeVolumeLimits, PodTopologySpread, Strategy, TaintToleration, VolumeBinding,
+        VolumeRestrictions, VolumeZone, Weighed, cpu_and_memory,
     },
     profile::BIND_TIMEOUT,
 };
@@ -58,6 +58,7 @@ impl Args {
             "InterPodAffinity" => self.pods.clone(),
             "NodeResourcesBalancedAllocation" => self.balanced.clone(),
             "ImageLocality" => Arc::new(ImageLocality),
+            LoadAware::NAME => Arc::new(LoadAware),
             _ => return None,
         })
     }
@@ -154,6 +155,9 @@ struct SpreadArgs {
 struct PreemptionArgs {
     min_candidate_nodes_percentage: Option<i64>,
     min_candidate_nodes_absolute: Option<i64>,
+    /// Our own.
+    #[serde(default, rename = "honorQOS")]
+    honor_qos: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -224,6 +228,7 @@ pub(super) fn read(at: &str, configs: Vec<PluginConfig>) -> Result<Args, ConfigE
                 it.preemption = Arc::new(DefaultPreemption {
                     min_candidates_percentage: usize::try_from(percentage).unwrap_or(10),
                     min_candidates: usize::try_from(number).unwrap_or(100),
+                    honors_qos: args.honor_qos,
                 });
             }
             "VolumeBinding" => {

@@ -4,21 +4,29 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::ConfigError;
+use crate::plugins::LoadAware;
 
 /// A plugin, the points at which it takes part, and what its score counts for.
 struct Known {
     name: &'static str,
     filters: bool,
     weight: i64,
+    /// Whether it takes part without being named.
+    is_on: bool,
 }
 
 const fn known(name: &'static str, filters: bool, weight: i64) -> Known {
-    Known { name, filters, weight }
+    Known { name, filters, weight, is_on: true }
 }
 
-/// Upstream's plugins that there are, in the order of its default profile. Those that do neither
+/// A score of our own, which upstream's default profile does not have.
+const fn additional(name: &'static str, weight: i64) -> Known {
+    Known { name, filters: false, weight, is_on: false }
+}
+
+/// Upstream's plugins that there are, in the order of its default profile, and ours. Those that do neither
 /// filter nor score are part of the scheduler itself.
-const ALL: [Known; 20] = [
+const ALL: [Known; 21] = [
     known("SchedulingGates", false, 0),
     known("PrioritySort", false, 0),
     known("NodeUnschedulable", true, 0),
@@ -39,6 +47,7 @@ const ALL: [Known; 20] = [
     known("DefaultBinder", false, 0),
     known("DynamicResources", false, 0),
     known(GANGS, false, 0),
+    additional(LoadAware::NAME, 1),
 ];
 const GANGS: &str = "GangScheduling";
 const PREEMPTION: &str = "DefaultPreemption";
@@ -160,7 +169,7 @@ impl Plugins {
             }
         }
         let mut all = Vec::new();
-        for it in ALL.iter().filter(|it| !set.disables(it.name)) {
+        for it in ALL.iter().filter(|it| it.is_on && !set.disables(it.name)) {
             let given = set.enabled.iter().find(|named| named.name == it.name);
             all.push((it, weight(at, it, given)?));
         }

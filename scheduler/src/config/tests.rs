@@ -69,6 +69,16 @@ profiles:
 }
 
 #[test]
+fn what_upstream_does_not_have_is_off_until_it_is_named() {
+    let it = Configuration::parse(&file("")).unwrap();
+    assert!(!it.profiles[0].looks_at_load());
+    let named = "profiles: [{plugins: {score: {enabled: [{name: LoadAware, weight: 5}]}}}]";
+    let it = Configuration::parse(&file(named)).unwrap();
+    assert!(it.profiles[0].looks_at_load());
+    assert!(names(&it.profiles[0]).1.contains(&(5, "LoadAware")));
+}
+
+#[test]
 fn bad_configuration_is_refused_with_its_place() {
     let error = Configuration::parse("kind: Pod\napiVersion: v1\n").unwrap_err().to_string();
     assert!(error.contains("expected kubescheduler.config.k8s.io/v1"), "{error}");

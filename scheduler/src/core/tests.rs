@@ -405,6 +405,51 @@ fn bind_with(core: &mut Core, name: &str, node: &str, cpu: &str, priority: i32) 
     bind(core, name, node, it);
 }
 
+/// What is measured counts, and what came since, whatever was asked for before.
+#[test]
+fn nodes_that_use_less_are_preferred_if_that_is_to_count() {
+    use crate::measured::Usage;
+    let all = ["busy", "idle"].map(|name| (name, node("10", "10Gi", |_| ())));
+    let mut core = core(all.into());
+    bind(&mut core, "large", "idle", asking("4", "4Gi"));
+    check(&mut core, asking("1", "1Gi"), "busy");
+    core.profiles[0].scores.push((5, Arc::new(crate::plugins::LoadAware)));
+    core.outlooks.clear();
+    let row = |core: &Core, name: &str| core.world.nodes.row(name).unwrap();
+    let (busy, idle) = (row(&core, "busy"), row(&core, "idle"));
+    let usage = |cpu| Some(Usage { cpu, memory: 1 << 30 });
+    core.world.nodes.measure(busy, usage(9000));
+    core.world.nodes.measure(idle, usage(100));
+    check(&mut core, asking("1", "1Gi"), "idle");
+    for n in 0..5 {
+        bind(&mut core, &format!("p{n}"), "idle", asking("1", "1Mi"));
+    }
+    core.world.nodes.measure(busy, usage(1000));
+    check(&mut core, asking("1", "1Gi"), "busy");
+}
+
+/// Of pods of one priority the class of service decides, if it is to; else who has run longest stays.
+#[test]
+fn the_lower_class_ends_first_if_it_is_to_count() {
+    for (honors_qos, expected) in [(false, "guaranteed"), (true, "burstable")] {
+        let mut core = core(vec![("a", node("2", "4Gi", |_| ()))]);
+        let post_filter = crate::plugins::DefaultPreemption { honors_qos, ..Default::default() };
+        core.profiles[0].post_filter = Some(Arc::new(post_filter));
+        for (name, started) in
+            [("burstable", "2026-01-01T00:00:00Z"), ("guaranteed", "2026-01-02T00:00:00Z")]
+        {
+            let mut it = asking("1", "1Mi");
+            if name == "guaranteed" {
+                let resources = &mut it["spec"]["containers"][0]["resources"];
+                resources["limits"] = resources["requests"].clone();
+            }
+            it["status"] = json!({"startTime": started});
+            bind(&mut core, name, "a", it);
+        }
+        assert_eq!(preempt(&mut core, 5, "1"), ("a".to_owned(), vec![expected.to_owned()]));
+    }
+}
+
 #[test]
 fn the_fewest_and_least_important_pods_end() {
     let two = || core(vec![("a", node("4", "4Gi", |_| ())), ("b", node("4", "4Gi", |_| ()))]);

@@ -1,17 +1,13 @@
 //! All pods of a group, or none.
 
-use std::{borrow::Cow, time::Duration};
+use std::borrow::Cow;
 
 use crate::{
     framework::{Permit, Permitted, PreEnqueue},
-    gangs::Policy,
+    gangs::{Policy, TIMEOUT},
     pod::Shape,
     world::World,
 };
-
-/// For so long places are kept for a group whose other places are not certain yet. They were all
-/// found at once, so what is waited for is only the word of other replicas.
-const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// See the [module](self).
 #[derive(Debug, Clone, Copy)]

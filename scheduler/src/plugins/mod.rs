@@ -2,6 +2,7 @@
 
 mod gang;
 mod inter_pod;
+mod load;
 mod nodes;
 mod preemption;
 mod resources;
@@ -11,6 +12,7 @@ mod volumes;
 pub(crate) use self::{
     gang::GangScheduling,
     inter_pod::InterPodAffinity,
+    load::LoadAware,
     nodes::{
         ImageLocality, NodeAffinity, NodeName, NodeSelection, NodeUnschedulable, TaintToleration,
         keeps_away,

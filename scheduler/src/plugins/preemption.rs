@@ -12,6 +12,7 @@ use crate::{
     framework::{PostFilter, Room, Verdict},
     passes::{Passes, listed},
     pod::Shape,
+    qos::Qos,
     world::World,
 };
 
@@ -25,11 +26,14 @@ pub(crate) struct DefaultPreemption {
     /// come into question a share in percent, and a number.
     pub(crate) min_candidates_percentage: usize,
     pub(crate) min_candidates: usize,
+    /// Of pods that matter the same those of a lower class of service end first. Upstream does not
+    /// look at it.
+    pub(crate) honors_qos: bool,
 }
 
 impl Default for DefaultPreemption {
     fn default() -> Self {
-        Self { min_candidates_percentage: 10, min_candidates: 100 }
+        Self { min_candidates_percentage: 10, min_candidates: 100, honors_qos: false }
     }
 }
 
@@ -48,6 +52,8 @@ struct Candidate {
     /// The most important first.
     victims: Vec<Victim>,
     n_violations: usize,
+    /// The highest class among them, if that counts.
+    qos: Option<Qos>,
 }
 
 impl Candidate {
@@ -61,6 +67,7 @@ impl Candidate {
             self.n_violations,
             highest,
             self.victims.iter().map(offset).sum::<i64>(),
+            self.qos,
             self.victims.len(),
             // The one that has run the shortest time.
             Reverse(earliest),
@@ -111,7 +118,7 @@ impl PostFilter for DefaultPreemption {
                 .min(rows.len());
             let first = tie % rows.len().max(1);
             for row in rows[first..].iter().chain(&rows[..first]) {
-                match candidate(world, key, pod, *row, passes) {
+                match self.candidate(world, (key, pod), *row, passes) {
                     Ok(it) => candidates.push(it),
                     Err(why) => {
                         for reason in why {
@@ -137,53 +144,62 @@ impl PostFilter for DefaultPreemption {
     }
 }
 
-/// The fewest and least important pods of a row that have to end for `pod` to be there; or why
-/// their ending would not help.
-fn candidate(
-    world: &mut World,
-    key: &ObjectKey,
-    pod: &Arc<Shape>,
-    row: usize,
-    passes: &mut Passes,
-) -> Result<Candidate, Vec<Cow<'static, str>>> {
-    let lower = world.pods_on(row).filter(|(_, it)| may_end(pod, &it.shape));
-    let mut lower: Vec<Victim> = lower
-        .map(|(key, it)| Victim { key: key.clone(), shape: it.shape.clone(), started: it.started })
-        .collect();
-    if lower.is_empty() {
-        return Err(vec![Cow::Borrowed(NO_VICTIMS)]);
-    }
-    let by_importance = |it: &Victim| (Reverse(it.shape.priority), it.started, it.key.clone());
-    lower.sort_by_cached_key(by_importance);
-    let nominated = world.nominations.before(row, key, pod);
-    nominated.iter().for_each(|it| world.add(row, it, 1));
-    lower.iter().for_each(|it| world.add(row, &it.shape, -1));
-    let verdict = passes.check(world, row);
-    let mut victims = Vec::new();
-    let mut n_violations = 0;
-    if verdict.is_feasible() {
-        let named: Vec<_> = lower.iter().map(|it| (it.key.clone(), it.shape.clone())).collect();
-        let is_violation = world.budgets.violated(&named);
-        let (protected, others): (Vec<usize>, Vec<usize>) =
-            (0..lower.len()).partition(|n| is_violation[*n]);
-        // Those that a budget protects are spared first.
-        for n in protected.into_iter().chain(others) {
-            let it = &lower[n];
-            world.add(row, &it.shape, 1);
-            if !passes.check(world, row).is_feasible() {
-                world.add(row, &it.shape, -1);
-                n_violations += usize::from(is_violation[n]);
-                victims.push(it.clone());
-            }
+impl DefaultPreemption {
+    /// The fewest and least important pods of a row that have to end for `pod` to be there; or why
+    /// their ending would not help.
+    fn candidate(
+        &self,
+        world: &mut World,
+        (key, pod): (&ObjectKey, &Arc<Shape>),
+        row: usize,
+        passes: &mut Passes,
+    ) -> Result<Candidate, Vec<Cow<'static, str>>> {
+        let lower = world.pods_on(row).filter(|(_, it)| may_end(pod, &it.shape));
+        let mut lower: Vec<Victim> = lower
+            .map(|(key, it)| Victim {
+                key: key.clone(),
+                shape: it.shape.clone(),
+                started: it.started,
+            })
+            .collect();
+        if lower.is_empty() {
+            return Err(vec![Cow::Borrowed(NO_VICTIMS)]);
         }
-        victims.iter().for_each(|it| world.add(row, &it.shape, 1));
-        victims.sort_by_cached_key(by_importance);
-    } else {
-        lower.iter().for_each(|it| world.add(row, &it.shape, 1));
+        let qos = |it: &Victim| self.honors_qos.then_some(it.shape.qos);
+        let by_importance =
+            |it: &Victim| (Reverse((it.shape.priority, qos(it))), it.started, it.key.clone());
+        lower.sort_by_cached_key(by_importance);
+        let nominated = world.nominations.before(row, key, pod);
+        nominated.iter().for_each(|it| world.add(row, it, 1));
+        lower.iter().for_each(|it| world.add(row, &it.shape, -1));
+        let verdict = passes.check(world, row);
+        let mut victims = Vec::new();
+        let mut n_violations = 0;
+        if verdict.is_feasible() {
+            let named: Vec<_> = lower.iter().map(|it| (it.key.clone(), it.shape.clone())).collect();
+            let is_violation = world.budgets.violated(&named);
+            let (protected, others): (Vec<usize>, Vec<usize>) =
+                (0..lower.len()).partition(|n| is_violation[*n]);
+            // Those that a budget protects are spared first.
+            for n in protected.into_iter().chain(others) {
+                let it = &lower[n];
+                world.add(row, &it.shape, 1);
+                if !passes.check(world, row).is_feasible() {
+                    world.add(row, &it.shape, -1);
+                    n_violations += usize::from(is_violation[n]);
+                    victims.push(it.clone());
+                }
+            }
+            victims.iter().for_each(|it| world.add(row, &it.shape, 1));
+            victims.sort_by_cached_key(by_importance);
+        } else {
+            lower.iter().for_each(|it| world.add(row, &it.shape, 1));
+        }
+        nominated.iter().for_each(|it| world.add(row, it, -1));
+        if !verdict.is_feasible() {
+            return Err(passes.reasons(verdict));
+        }
+        let qos = victims.iter().filter_map(qos).max();
+        Ok(Candidate { row, victims, n_violations, qos })
     }
-    nominated.iter().for_each(|it| world.add(row, it, -1));
-    if !verdict.is_feasible() {
-        return Err(passes.reasons(verdict));
-    }
-    Ok(Candidate { row, victims, n_violations })
 }

@@ -14,15 +14,14 @@ use crate::{
     binding::Permit,
     core::{Found, GroupDecision, Member, Outcome},
     gangs::GroupKey,
-    grouping::{SCHEDULED, Verdict},
+    grouping::{TOO_FEW, Verdict},
     outlook::{Failure, Promise},
-    pod::Candidate,
+    pod::{Candidate, Shape},
     queue::Waiting,
     reporting::{Nominated, Report, UNSCHEDULABLE},
 };
 
-/// What upstream says of a group that does not fit, before it says why.
-const TOO_FEW: &str = "pod group is unschedulable";
+/// What it says of one that fits when others have ended.
 const WAITS_FOR_VICTIMS: &str =
     "pod group is unschedulable, pod group is waiting for preemption to complete";
 
@@ -73,6 +72,13 @@ impl Scheduler {
         }
     }
 
+    /// The group with which a pod has to be decided on, if not by itself.
+    pub(super) fn group_to_decide(&self, shape: &Shape) -> Option<GroupKey> {
+        let is_asking =
+            || GroupKey::of(shape).filter(|it| self.is_asking_for(it) || self.is_giving_back(it));
+        self.core.group_to_decide(shape).or_else(is_asking)
+    }
+
     /// Decides on a pod together with all others of its group that have no place.
     pub(super) fn decide_together(
         &mut self,
@@ -80,6 +86,11 @@ impl Scheduler {
         group: &GroupKey,
         now: Instant,
     ) -> usize {
+        if self.is_giving_back(group) {
+            let (key, waiting) = first;
+            self.retry(&key, waiting, now);
+            return 1;
+        }
         let mut all = vec![first];
         for key in self.core.world.gangs.waiting(group) {
             if let Some(waiting) = self.queue.pull(&key) {
@@ -107,15 +118,24 @@ impl Scheduler {
         }
         let decision = self.core.decide_group(&members);
         self.observer.decided(decision.outcome == Outcome::Fits, now.elapsed());
-        self.tell_of(group, decision.outcome);
+        match decision.outcome {
+            // That is certain when room is reserved, wherever it is.
+            Outcome::Fits if self.shares.is_shared() => (),
+            Outcome::Fits => self.tell_of(group, Verdict::scheduled()),
+            Outcome::FitsAfterPreemption => {
+                self.tell_of(group, Verdict::unschedulable(WAITS_FOR_VICTIMS));
+            }
+            Outcome::TooFew(_) => self.tell_of(group, Verdict::unschedulable(TOO_FEW)),
+        }
         let n_members = members.len();
-        self.go_by(decision, members, asked, now);
+        self.go_by(group, decision, members, asked, now);
         n_members
     }
 
     /// Does what was decided.
     fn go_by(
         &mut self,
+        group: &GroupKey,
         decision: GroupDecision,
         members: Vec<Member>,
         asked: Vec<Asked>,
@@ -136,7 +156,12 @@ impl Scheduler {
             let key = member.key;
             let failure = match (found, outcome) {
                 (Found::Place { row, work }, Outcome::Fits) => {
-                    self.take(key, waiting, pod, (row, work), permit);
+                    let place = (row, work);
+                    if self.shares.is_shared() {
+                        self.ask_for_room((key, waiting), pod, place, permit, group.clone());
+                    } else {
+                        self.take(key, waiting, pod, place, permit);
+                    }
                     continue;
                 }
                 (Found::None(failure), _) => Failure { refused_by, ..failure },
@@ -160,18 +185,9 @@ impl Scheduler {
     }
 
     /// Writes down what came of a group, if it has an object to write that on.
-    fn tell_of(&self, group: &GroupKey, outcome: Outcome) {
+    pub(super) fn tell_of(&self, group: &GroupKey, verdict: Verdict) {
         let groups = self.informers.groups.as_ref().filter(|_| group.has_object);
         let Some(object) = groups.and_then(|it| it.get(&group.key)) else { return };
-        let verdict = match outcome {
-            Outcome::Fits => Verdict { is_scheduled: true, reason: SCHEDULED, message: "" },
-            Outcome::FitsAfterPreemption => {
-                Verdict { is_scheduled: false, reason: UNSCHEDULABLE, message: WAITS_FOR_VICTIMS }
-            }
-            Outcome::TooFew(_) => {
-                Verdict { is_scheduled: false, reason: UNSCHEDULABLE, message: TOO_FEW }
-            }
-        };
         self.grouping.tell(object, verdict);
     }
 }

@@ -16,6 +16,7 @@ use crate::{
     informers::Source,
     ledger::Held,
     pod::{Candidate, node_of},
+    reservations::Mark,
     storage::{Assumed, Work},
 };
 
@@ -30,6 +31,10 @@ impl Scheduler {
         let told = pod.status.as_ref().and_then(|it| it.nominated_node_name.as_deref());
         let row = told.and_then(|name| self.core.world.nodes.row(name));
         self.nominate(key, row.map(|row| (row, candidate.shape.clone())));
+        let mark = told.and_then(|node| Mark::of(pod, node));
+        if let (Some(row), Some(mark @ (Mark::Reserved | Mark::Confirmed))) = (row, mark) {
+            return self.keep_room(key, &candidate, mark, row);
+        }
         if row.is_some() && !candidate.is_gated {
             self.guests.insert(key.clone(), candidate);
         } else {
@@ -74,6 +79,11 @@ impl Scheduler {
         let node = self.core.world.nodes.name_of(row);
         let pod = self.informers.pods.get(key).filter(|pod| pod.uid() == candidate.uid);
         let (Some(pod), Some(permit)) = (pod, self.shares.begin_on(&node)) else { return };
+        if let Some(mark) = Mark::of(&pod, &node) {
+            drop(permit);
+            let candidate = candidate.clone();
+            return self.keep_room(key, &candidate, mark, row);
+        }
         let (shape, uid) = (candidate.shape.clone(), candidate.uid.clone());
         // Whoever decided has bound its volumes before; this replica may have yet to hear of it.
         let work = self.core.will_do(&shape, row).filter(Work::is_empty);
@@ -82,7 +92,8 @@ impl Scheduler {
         self.assume(key, &uid, &shape, row);
         let assumed = Assumed::default();
         let waiting = None;
-        let in_flight = InFlight { number: 0, uid, shape, waiting, assumed, handed_over: None };
+        let (handed_over, room) = (None, None);
+        let in_flight = InFlight { number: 0, uid, shape, waiting, assumed, handed_over, room };
         let number = self.begin(key.clone(), in_flight);
         let (timeout, way) = (Duration::ZERO, Way::Bind(permit));
         self.binder.bind(Order { number, pod, node, work, timeout, way });
@@ -90,9 +101,13 @@ impl Scheduler {
 
     /// A pod has its node. If another replica was to bind it, that was what was waited for.
     pub(super) fn arrived(&mut self, key: &ObjectKey) {
-        let Some(until) = self.in_flight.get(key).and_then(|it| it.handed_over) else { return };
-        self.handed_over.remove(&(until, key.clone()));
+        self.kept.remove(key);
+        let is_awaited = |it: &InFlight| it.handed_over.is_some() || it.room.is_some();
+        if !self.in_flight.get(key).is_some_and(is_awaited) {
+            return;
+        }
         if let Some(in_flight) = self.in_flight.remove(key) {
+            self.leave_round(key, &in_flight);
             self.unreserve(&in_flight);
             if let Some(waiting) = in_flight.waiting {
                 self.observer.scheduled(waiting.since.elapsed());
@@ -106,6 +121,11 @@ impl Scheduler {
         while let Some((until, key)) = self.handed_over.first().cloned() {
             if now < until {
                 return;
+            }
+            if self.in_flight.get(&key).is_some_and(|it| it.room.is_some()) {
+                self.handed_over.remove(&(until, key.clone()));
+                self.give_back(&key);
+                continue;
             }
             let Some(in_flight) = self.give_up(until, &key) else { continue };
             let known = self.informers.pods.get(&key).filter(|pod| pod.uid() == in_flight.uid);
@@ -134,12 +154,19 @@ impl Scheduler {
         for (until, key) in all.cloned().collect::<Vec<_>>() {
             self.give_up(until, &key);
         }
+        let has_room = self.in_flight.iter().filter(|(_, it)| it.room.is_some());
+        let idle = has_room.filter(|(_, it)| it.room.as_ref().is_some_and(|it| !it.is_binding));
+        let moved = idle.filter(|(key, _)| !self.shares.decides_for(&key.tenant));
+        for key in moved.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
+            self.hand_on_room(&key);
+        }
     }
 
     /// Does not wait any longer for a pod that was handed over.
     fn give_up(&mut self, until: Instant, key: &ObjectKey) -> Option<InFlight> {
         self.handed_over.remove(&(until, key.clone()));
         let in_flight = self.in_flight.remove(key)?;
+        self.leave_round(key, &in_flight);
         self.unreserve(&in_flight);
         self.let_go(key, &in_flight.uid);
         Some(in_flight)

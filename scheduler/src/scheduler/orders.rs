@@ -10,7 +10,7 @@ use insula_client::{ObjectKey, Tenanted, chain};
 use k8s_openapi::api::core::v1::Pod;
 use tokio::time::Instant;
 
-use super::Scheduler;
+use super::{Scheduler, rooms::Room};
 use crate::{
     binding::{Done, NotBound, Order, Permit, Way},
     framework::Event,
@@ -37,6 +37,8 @@ pub(super) struct InFlight {
     pub(super) assumed: Assumed,
     /// Until when another replica may take to bind it.
     pub(super) handed_over: Option<Instant>,
+    /// What it was asked to be reserved first, for a pod of a group.
+    pub(super) room: Option<Room>,
 }
 
 impl Scheduler {
@@ -69,15 +71,21 @@ impl Scheduler {
             self.handed_over.insert((until, key.clone()));
         }
         let waiting = Some(waiting);
-        let number =
-            self.begin(key, InFlight { number: 0, uid, shape, waiting, assumed, handed_over });
+        let in_flight =
+            InFlight { number: 0, uid, shape, waiting, assumed, handed_over, room: None };
+        let number = self.begin(key, in_flight);
         self.binder.bind(Order { number, pod, node, work, timeout, way });
+    }
+
+    /// The number of another order.
+    pub(super) fn next_order(&mut self) -> u64 {
+        self.n_orders += 1;
+        self.n_orders
     }
 
     /// Notes what is written for a pod; returns the number of its order.
     pub(super) fn begin(&mut self, key: ObjectKey, in_flight: InFlight) -> u64 {
-        self.n_orders += 1;
-        let number = self.n_orders;
+        let number = self.next_order();
         // One of the same name that is gone may still have had something.
         if let Some(gone) = self.in_flight.insert(key.clone(), InFlight { number, ..in_flight }) {
             if let Some(until) = gone.handed_over {
@@ -99,9 +107,17 @@ impl Scheduler {
             }
             return;
         }
+        if self.done_for_kept((number, &key), &result) {
+            return;
+        }
         // What came of an order that was given up says nothing of the one after it.
         if self.in_flight.get(&key).is_none_or(|it| it.number != number) {
             return;
+        }
+        if let Err(error) = &result
+            && self.in_flight.get(&key).is_some_and(|it| it.room.is_some())
+        {
+            return self.not_written(&key, error);
         }
         let Some(in_flight) = self.in_flight.remove(&key) else { return };
         if let Some(until) = in_flight.handed_over {
