@@ -94,7 +94,8 @@ async fn listed(all: &Counters) -> Result<(BTreeMap<String, Version>, String), E
 }
 
 /// Lists and watches all counters of all tenants until told to stop, each time at the next of
-/// `clients`; gives what was seen. In the end the watch itself has told of all that a list shows.
+/// `clients`; gives what was seen. In the end the watch itself has told of all that a list shows,
+/// and has come to an end of its own once, and gone on: faults may come faster than that.
 pub(crate) async fn watch(clients: Vec<Client>, stop: CancellationToken) -> Vec<Note> {
     let all: Vec<Counters> =
         clients.iter().map(|client| client.all().collection::<ConfigMap>()).collect();
@@ -104,7 +105,9 @@ pub(crate) async fn watch(clients: Vec<Client>, stop: CancellationToken) -> Vec<
         if stop.is_cancelled() {
             // Nobody counts any more.
             let since = stopped.get_or_insert_with(tokio::time::Instant::now);
-            if let Ok((objects, _)) = listed(all).await
+            let lasted = [Note::Bookmark, Note::Resumed].iter().all(|it| seen.notes.contains(it));
+            if lasted
+                && let Ok((objects, _)) = listed(all).await
                 && objects == seen.live
             {
                 return seen.notes;

@@ -137,7 +137,10 @@ impl<'a> Rounds<'a> {
                     count(|it| *it == chain::Note::Bookmark),
                     count(|it| *it == chain::Note::Resumed),
                 );
-                assert!(0 < events && 0 < bookmarks && 0 < resumed, "nothing was watched");
+                assert!(
+                    0 < events && 0 < bookmarks && 0 < resumed,
+                    "{events} events, {bookmarks} bookmarks, resumed {resumed} times"
+                );
                 match chain::check(&notes, false) {
                     Ok(end) => ends.push(end),
                     Err(broken) => {

@@ -328,11 +328,14 @@ impl Crew {
                     Done::Removed { uid, outcome }
                 });
             }
-            Step::To(stage, code) => {
+            step @ (Step::To(..) | Step::Tell) => {
                 let mut life = Box::new(pod.life.clone());
-                life.enter(stage, code, now);
+                if let Step::To(stage, code) = step {
+                    life.enter(stage, code, now);
+                }
+                life.tell();
                 let node = node_address(pod.node);
-                let old = pod.life.status(&pod.shape, &text, node);
+                let old = pod.life.as_told().status(&pod.shape, &text, node);
                 let new = life.status(&pod.shape, &text, node);
                 pod.is_busy = true;
                 self.begin(async move {

@@ -90,7 +90,9 @@ pub(crate) struct Life {
     /// How often its containers were started again.
     pub(crate) attempt: u16,
     pub(crate) code: u8,
+    /// Of the specification that was heard last, and of the one that the status was written for.
     pub(crate) generation: u32,
+    pub(crate) told: u32,
     pub(crate) scheduled: Millis,
     pub(crate) accepted: Millis,
     pub(crate) started: Millis,
@@ -111,6 +113,8 @@ pub(crate) enum Step {
     Until(Millis),
     /// Write that it has come so far, and with what code its containers ended.
     To(Stage, u8),
+    /// Write that its specification was seen.
+    Tell,
     /// Have the API forget it.
     Remove,
 }
@@ -145,6 +149,7 @@ impl Life {
             attempt: main.and_then(|it| u16::try_from(it.restart_count).ok()).unwrap_or_default(),
             code: ended.and_then(|it| u8::try_from(it.exit_code).ok()).unwrap_or_default(),
             generation: generation(pod),
+            told: status.observed_generation.map_or_else(|| generation(pod), in_few_bits),
             scheduled: since("PodScheduled").unwrap_or(now),
             accepted,
             started,
@@ -170,6 +175,16 @@ impl Life {
             self.deletion = Some(Deletion { heard, grace: seconds.saturating_mul(1000) });
         }
         before != (self.stage, self.deletion, self.generation)
+    }
+
+    /// It was written down as it is now.
+    pub(crate) fn tell(&mut self) {
+        self.told = self.generation;
+    }
+
+    /// As it was written down last.
+    pub(crate) fn as_told(&self) -> Self {
+        Self { generation: self.told, ..self.clone() }
     }
 
     /// It has come to `stage`.
@@ -251,6 +266,16 @@ impl Life {
 
 /// What comes next in a life.
 pub(crate) fn plan(life: &Life, shape: &Shape, now: Millis) -> Step {
+    match next(life, shape, now) {
+        // What ends says so soon enough.
+        Step::Rest | Step::Until(_) if life.told != life.generation && life.deletion.is_none() => {
+            Step::Tell
+        }
+        step => step,
+    }
+}
+
+fn next(life: &Life, shape: &Shape, now: Millis) -> Step {
     let Shape { behaviour, restarts, .. } = shape;
     let place = u64::from(life.place);
     let reach = |from: Millis, after: std::time::Duration, then: Step| {
@@ -332,7 +357,11 @@ pub(crate) fn trimmed(spec: &PodSpec) -> PodSpec {
 }
 
 fn generation(pod: &Pod) -> u32 {
-    pod.metadata.generation.and_then(|it| u32::try_from(it).ok()).unwrap_or_default()
+    pod.metadata.generation.map_or(0, in_few_bits)
+}
+
+fn in_few_bits(generation: i64) -> u32 {
+    u32::try_from(generation).unwrap_or_default()
 }
 
 fn millis(time: Option<&Time>) -> Option<Millis> {

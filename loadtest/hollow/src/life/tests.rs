@@ -1,4 +1,4 @@
-use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::{api::core::v1::Container, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use serde_json::{Value, json};
 
 use super::*;
@@ -39,6 +39,10 @@ fn steps(life: &mut Life, shape: &Shape, most: usize) -> Vec<(Millis, Step)> {
             step @ Step::To(stage, code) => {
                 life.enter(stage, code, now);
                 done.push((now, step));
+            }
+            Step::Tell => {
+                life.tell();
+                done.push((now, Step::Tell));
             }
             Step::Remove => {
                 done.push((now, Step::Remove));
@@ -132,6 +136,24 @@ fn who_is_deleted_ends_and_goes() {
     for stage in [Stage::New, Accepted, Failing, Ended] {
         assert_eq!(of(stage, exact(), 30_000), [(0, Step::Remove)], "{stage:?}");
     }
+}
+
+#[test]
+fn a_specification_that_was_seen_is_told_of() {
+    let shape = shape("Always", exact());
+    let of = |generation| {
+        let metadata = ObjectMeta { generation: Some(generation), ..ObjectMeta::default() };
+        Pod { metadata, ..Pod::default() }
+    };
+    let mut life = Life::of(&of(1), 0, Ipv4Addr::LOCALHOST, 0);
+    assert_eq!(steps(&mut life, &shape, 9), [(0, To(Accepted, 0)), (100, To(Ready, 0))]);
+    let seen = |life: &Life| life.status(&shape, "u", Ipv4Addr::LOCALHOST).observed_generation;
+    assert_eq!(seen(&life), Some(1));
+    assert!(life.hear(&of(2), 200));
+    assert_eq!((seen(&life.as_told()), seen(&life)), (Some(1), Some(2)));
+    assert_eq!(steps(&mut life, &shape, 9), [(0, Step::Tell)]);
+    assert!(!life.hear(&of(2), 300));
+    assert_eq!(steps(&mut life, &shape, 9), []);
 }
 
 fn condition<'a>(status: &'a Value, kind: &str) -> &'a str {
