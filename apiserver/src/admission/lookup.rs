@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use insula_api::{names::TenantName, object, resources::Scope};
-use insula_partition::{snapshot::Snapshot, store::ReadAt};
+use insula_partition::{
+    snapshot::Snapshot,
+    store::{ReadAt, Store},
+};
 use serde_json::Value;
 
 use super::Admission;
@@ -37,12 +40,21 @@ impl Server {
     ) -> Result<Option<Arc<Value>>> {
         let system = TenantName::system();
         let tenant = if served.resource.scope == Scope::Fleet { &system } else { tenant };
-        let key = registry::key(tenant, namespace, name);
         let (_, store) = served.place(&self.partitions, tenant, namespace, name);
-        let mut found = store.read(&served.collection, ReadAt::Any).await?.get(&key).cloned();
+        self.glance_in(&*store, served, &registry::key(tenant, namespace, name)).await
+    }
+
+    /// As [`Server::glance`], of what `store` has under `key`.
+    async fn glance_in(
+        &self,
+        store: &dyn Store,
+        served: &Served,
+        key: &str,
+    ) -> Result<Option<Arc<Value>>> {
+        let mut found = store.read(&served.collection, ReadAt::Any).await?.get(key).cloned();
         if found.is_none() {
             // It may have been made by another server a moment ago.
-            found = store.read(&served.collection, ReadAt::Latest).await?.get(&key).cloned();
+            found = store.read(&served.collection, ReadAt::Latest).await?.get(key).cloned();
         }
         found.map(|it| self.parsed.of(&it.value).map_err(ApiError::internal)).transpose()
     }
@@ -73,16 +85,21 @@ impl Admission<'_> {
         resource: &str,
         name: &str,
     ) -> Result<Option<Arc<Value>>> {
-        let own = self.find(group, resource, "", name).await?;
-        if own.is_some() || self.tenant()?.is_system() {
+        let (served, tenant) = (self.served(group, resource)?, self.tenant()?);
+        let own = served.own(&self.server.partitions, tenant);
+        let key = registry::key(tenant, "", name);
+        let own = self.server.glance_in(&*own, served, &key).await?;
+        if own.is_some() || tenant.is_system() {
             return Ok(own);
         }
-        self.server.glance(self.served(group, resource)?, &TenantName::system(), "", name).await
+        // Not the copy that the tenant is shown, which follows a moment later.
+        self.server.glance(served, &TenantName::system(), "", name).await
     }
 
     /// All classes: the tenant's own, and those of the platform that it does not have itself.
     async fn classes(&self, group: &str, resource: &str) -> Result<Vec<Arc<Value>>> {
         let mut classes = self.all(group, resource, "").await?;
+        classes.retain(|it| self.is_own(it));
         if !self.tenant()?.is_system() {
             let served = self.served(group, resource)?;
             let system = TenantName::system();
