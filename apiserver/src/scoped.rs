@@ -7,9 +7,7 @@ use futures::{FutureExt as _, future::BoxFuture};
 use insula_partition::{
     map::ShardKey,
     snapshot::Snapshot,
-    store::{
-        Collection, Committed, ReadAt, Revision, Store, StoreError, StoreStats, Tenants, Write,
-    },
+    store::{Collection, Committed, ReadAt, Revision, Store, StoreError, Write},
     watch::Watcher,
 };
 
@@ -25,7 +23,11 @@ impl Scoped {
     }
 }
 
-impl Store for Scoped {
+impl insula_partition::layer::Layer for Scoped {
+    fn below(&self) -> &dyn Store {
+        &*self.store
+    }
+
     fn read<'a>(
         &'a self,
         collection: &'a Collection,
@@ -39,43 +41,11 @@ impl Store for Scoped {
         .boxed()
     }
 
-    fn write(&self, write: Write) -> BoxFuture<'_, Result<Committed, StoreError>> {
-        self.store.write(write)
-    }
-
     fn write_all(&self, writes: Vec<Write>) -> BoxFuture<'_, Vec<Result<Committed, StoreError>>> {
         self.store.write_all(writes)
     }
 
     fn watch(&self, collection: &Collection, after: Revision) -> Result<Watcher, StoreError> {
         self.store.watch(collection, after)?.scoped(self.key.clone())
-    }
-
-    fn progress(&self) -> Revision {
-        self.store.progress()
-    }
-
-    fn compact(&self, revision: Revision) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.store.compact(revision)
-    }
-
-    fn raise(&self, revision: Revision) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.store.raise(revision)
-    }
-
-    fn collections(&self) -> BoxFuture<'_, Result<Vec<Collection>, StoreError>> {
-        self.store.collections()
-    }
-
-    fn tenants(&self) -> Option<&dyn Tenants> {
-        self.store.tenants()
-    }
-
-    fn stats(&self) -> StoreStats {
-        self.store.stats()
-    }
-
-    fn shutdown(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.store.shutdown()
     }
 }

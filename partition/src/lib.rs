@@ -49,6 +49,7 @@ pub mod error;
 pub mod etcd;
 pub mod fences;
 pub mod group;
+pub mod layer;
 mod limits;
 pub mod map;
 pub mod metrics;

@@ -14,10 +14,7 @@ use insula_partition::{
     map::ShardKey,
     partitions::Partitions,
     snapshot::{Entry, Snapshot},
-    store::{
-        Change, Collection, Committed, Expect, ReadAt, Revision, Store, StoreError, StoreStats,
-        Tenants, Write,
-    },
+    store::{Change, Collection, Committed, Expect, ReadAt, Revision, Store, StoreError, Write},
     value,
     watch::{Event, Feed, Watcher},
 };
@@ -162,7 +159,11 @@ impl Feed for Changes {
     }
 }
 
-impl Store for Overlay {
+impl insula_partition::layer::Layer for Overlay {
+    fn below(&self) -> &dyn Store {
+        &self.kept
+    }
+
     fn read<'a>(
         &'a self,
         collection: &'a Collection,
@@ -177,35 +178,7 @@ impl Store for Overlay {
 
     fn watch(&self, collection: &Collection, after: Revision) -> Result<Watcher, StoreError> {
         let locals = self.locals.clone();
-        let watcher = self.kept.watch(collection, after)?;
+        let watcher = self.below().watch(collection, after)?;
         Ok(watcher.through(|kept| Arc::new(Changes { kept, locals })))
-    }
-
-    fn progress(&self) -> Revision {
-        self.kept.progress()
-    }
-
-    fn compact(&self, revision: Revision) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.kept.compact(revision)
-    }
-
-    fn raise(&self, revision: Revision) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.kept.raise(revision)
-    }
-
-    fn collections(&self) -> BoxFuture<'_, Result<Vec<Collection>, StoreError>> {
-        self.kept.collections()
-    }
-
-    fn tenants(&self) -> Option<&dyn Tenants> {
-        self.kept.tenants()
-    }
-
-    fn stats(&self) -> StoreStats {
-        self.kept.stats()
-    }
-
-    fn shutdown(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.kept.shutdown()
     }
 }

@@ -9,10 +9,7 @@ use insula_api::names::TenantName;
 use insula_partition::{
     fences::Fences,
     snapshot::{Entry, Snapshot},
-    store::{
-        Collection, Committed, Expect, ReadAt, Revision, Store, StoreError, StoreStats, Tenants,
-        Write,
-    },
+    store::{Collection, Committed, Expect, ReadAt, Revision, Store, StoreError, Write},
     value,
     watch::{Event, Feed, Watcher},
 };
@@ -153,7 +150,11 @@ impl Feed for Changes {
     }
 }
 
-impl Store for Seen {
+impl insula_partition::layer::Layer for Seen {
+    fn below(&self) -> &dyn Store {
+        &*self.kept
+    }
+
     fn read<'a>(
         &'a self,
         collection: &'a Collection,
@@ -168,7 +169,7 @@ impl Store for Seen {
 
     fn watch(&self, collection: &Collection, after: Revision) -> Result<Watcher, StoreError> {
         let copies = self.store.watch(&super::collection(), after)?;
-        let own = self.kept.watch(collection, after)?;
+        let own = self.below().watch(collection, after)?;
         Ok(own.together(copies, |own, copies| {
             Arc::new(Changes {
                 own,
@@ -179,34 +180,6 @@ impl Store for Seen {
                 tenant: self.tenant.clone(),
             })
         }))
-    }
-
-    fn progress(&self) -> Revision {
-        self.kept.progress()
-    }
-
-    fn compact(&self, revision: Revision) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.kept.compact(revision)
-    }
-
-    fn raise(&self, revision: Revision) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.kept.raise(revision)
-    }
-
-    fn collections(&self) -> BoxFuture<'_, Result<Vec<Collection>, StoreError>> {
-        self.kept.collections()
-    }
-
-    fn tenants(&self) -> Option<&dyn Tenants> {
-        self.kept.tenants()
-    }
-
-    fn stats(&self) -> StoreStats {
-        self.kept.stats()
-    }
-
-    fn shutdown(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.kept.shutdown()
     }
 }
 

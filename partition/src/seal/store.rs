@@ -23,13 +23,8 @@ use super::{
     key::DataKey,
 };
 use crate::{
-    snapshot::Snapshot,
-    store::{
-        Change, Collection, Committed, Expect, ReadAt, Revision, Store, StoreError, StoreStats,
-        Tenants, Write,
-    },
+    store::{Change, Committed, Expect, ReadAt, Revision, Store, StoreError, Write},
     value,
-    watch::Watcher,
 };
 
 /// How often somebody else may be faster.
@@ -141,13 +136,9 @@ pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |it| it.as_secs())
 }
 
-impl Store for SealingStore {
-    fn read<'a>(
-        &'a self,
-        collection: &'a Collection,
-        at: ReadAt,
-    ) -> BoxFuture<'a, Result<Snapshot, StoreError>> {
-        self.inner.read(collection, at)
+impl crate::layer::Layer for SealingStore {
+    fn below(&self) -> &dyn Store {
+        &*self.inner
     }
 
     fn write(&self, write: Write) -> BoxFuture<'_, Result<Committed, StoreError>> {
@@ -169,40 +160,8 @@ impl Store for SealingStore {
     fn write_all(&self, writes: Vec<Write>) -> BoxFuture<'_, Vec<Result<Committed, StoreError>>> {
         let settings = self.vault.settings();
         match writes.iter().any(|write| settings.seals(&write.collection)) {
-            true => join_all(writes.into_iter().map(|write| self.write(write))).boxed(),
+            true => join_all(writes.into_iter().map(|write| Store::write(self, write))).boxed(),
             false => self.inner.write_all(writes),
         }
-    }
-
-    fn watch(&self, collection: &Collection, after: Revision) -> Result<Watcher, StoreError> {
-        self.inner.watch(collection, after)
-    }
-
-    fn progress(&self) -> Revision {
-        self.inner.progress()
-    }
-
-    fn compact(&self, revision: Revision) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.inner.compact(revision)
-    }
-
-    fn raise(&self, revision: Revision) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.inner.raise(revision)
-    }
-
-    fn collections(&self) -> BoxFuture<'_, Result<Vec<Collection>, StoreError>> {
-        self.inner.collections()
-    }
-
-    fn stats(&self) -> StoreStats {
-        self.inner.stats()
-    }
-
-    fn tenants(&self) -> Option<&dyn Tenants> {
-        self.inner.tenants()
-    }
-
-    fn shutdown(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.inner.shutdown()
     }
 }
