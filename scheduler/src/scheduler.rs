@@ -68,6 +68,9 @@ pub(crate) struct Scheduler {
     returning: HashMap<GroupKey, usize>,
     /// Room on nodes of this replica, for pods of groups that others decide on.
     kept: HashMap<ObjectKey, Kept>,
+    /// Pods that ask for room on nodes of this replica. What others say is theirs already counts
+    /// before them, so they are answered only when all that copies show has been looked at.
+    asking: Vec<ObjectKey>,
     /// Pods that other replicas decided to have here.
     guests: BTreeMap<ObjectKey, Candidate>,
     /// The one that was looked at last.
@@ -110,6 +113,7 @@ impl Scheduler {
             unsettled: BTreeSet::new(),
             returning: HashMap::new(),
             kept: HashMap::new(),
+            asking: Vec::new(),
             guests: BTreeMap::new(),
             last_guest: None,
             guests_since: 0,
@@ -149,6 +153,7 @@ impl Scheduler {
             self.take_back_late();
             self.settle();
             self.bind_guests();
+            self.answer_asking();
             let n_decided = self.decide_some();
             self.observer.waiting(self.queue.len());
             if shutdown.is_cancelled() {

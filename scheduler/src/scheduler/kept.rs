@@ -45,14 +45,24 @@ impl Scheduler {
             return false;
         }
         match mark {
-            Mark::Asked if kept.reserving.is_none() => self.reserve_kept(key, pod, node),
+            Mark::Asked if kept.reserving.is_none() => self.asking.push(key.clone()),
             Mark::Confirmed => self.bind_kept(key, pod, node),
             Mark::Asked | Mark::Reserved => (),
         }
         true
     }
 
-    fn reserve_kept(&mut self, key: &ObjectKey, pod: &Tenanted<Pod>, node: Arc<str>) {
+    /// Reserves room that a pod of others asks for, if it still does and there is any.
+    pub(super) fn reserve_kept(&mut self, key: &ObjectKey, pod: Arc<Tenanted<Pod>>) {
+        let is_idle = |it: &&Kept| it.uid == pod.uid() && it.reserving.or(it.binding).is_none();
+        if self.kept.get(key).filter(is_idle).is_none() {
+            return;
+        }
+        let Some(row) = self.core.world.held(key).map(|it| it.row) else { return };
+        let node = self.core.world.nodes.name_of(row);
+        if Mark::of(&pod, &node) != Some(Mark::Asked) {
+            return;
+        }
         let Some(permit) = self.shares.begin_on(&node) else { return };
         if !self.core.fits_where_it_is(key) {
             return self.keep_no_longer(key);
@@ -61,7 +71,7 @@ impl Scheduler {
         if let Some(kept) = self.kept.get_mut(key) {
             kept.reserving = Some(number);
         }
-        self.order(number, Arc::new(pod.clone()), node, Work::default(), Way::Reserve(permit));
+        self.order(number, pod, node, Work::default(), Way::Reserve(permit));
     }
 
     fn bind_kept(&mut self, key: &ObjectKey, pod: &Tenanted<Pod>, node: Arc<str>) {

@@ -136,7 +136,7 @@ impl Scheduler {
         let room = Room::new(group.clone(), (row, work), Some(mark));
         self.hold_room(key, waiting, room);
         if mark == Mark::Asked {
-            self.reserve_own(key, pod, &self.core.world.nodes.name_of(row));
+            self.asking.push(key.clone());
         }
         // Only when all of its pods are known is it known how far the group is.
         self.unsettled.insert(group);
@@ -169,7 +169,7 @@ impl Scheduler {
         let (is_writing, is_confirmed) = (room.is_writing, room.is_confirmed);
         let group = room.group.clone();
         if mark == Some(Mark::Asked) && !is_writing {
-            self.reserve_own(key, pod, &node);
+            self.asking.push(key.clone());
         }
         if is_confirmed && mark == Some(Mark::Reserved) && !is_writing {
             self.confirm(key);
@@ -179,9 +179,28 @@ impl Scheduler {
         }
     }
 
+    /// Reserves what is asked for, as far as there is room.
+    pub(super) fn answer_asking(&mut self) {
+        for key in std::mem::take(&mut self.asking) {
+            let Some(pod) = self.informers.pods.get(&key) else { continue };
+            if self.kept.contains_key(&key) {
+                self.reserve_kept(&key, pod);
+            } else {
+                self.reserve_own(&key, pod);
+            }
+        }
+    }
+
     /// Reserves room for a pod of this replica's own tenants, if the node is its own, too.
-    fn reserve_own(&mut self, key: &ObjectKey, pod: &Tenanted<Pod>, node: &Arc<str>) {
-        let Some(permit) = self.shares.begin_on(node) else { return };
+    fn reserve_own(&mut self, key: &ObjectKey, pod: Arc<Tenanted<Pod>>) {
+        let in_flight = self.in_flight.get(key).filter(|it| it.uid == pod.uid());
+        let Some(room) = in_flight.and_then(|it| it.room.as_ref()) else { return };
+        let node = self.core.world.nodes.name_of(room.row);
+        let is_asked = room.mark == Some(Mark::Asked) && Mark::of(&pod, &node) == room.mark;
+        if !is_asked || room.is_writing || room.is_given_back {
+            return;
+        }
+        let Some(permit) = self.shares.begin_on(&node) else { return };
         // It was found when the node was somebody else's to give away, perhaps.
         if !self.core.fits_where_it_is(key) {
             return;
@@ -191,13 +210,7 @@ impl Scheduler {
         if let Some(room) = &mut in_flight.room {
             room.is_writing = true;
         }
-        self.order(
-            number,
-            Arc::new(pod.clone()),
-            node.clone(),
-            Work::default(),
-            Way::Reserve(permit),
-        );
+        self.order(number, pod, node, Work::default(), Way::Reserve(permit));
     }
 
     pub(super) fn order(

@@ -155,6 +155,11 @@ impl Sim {
             if room.is_binding {
                 continue;
             }
+            // As when blocks change hands: all is looked at anew.
+            if self.without == Without::Looking && Some(Mark::Reserved) <= mark {
+                self.leave(at, pod);
+                continue;
+            }
             let is_ours = has(self, tenant(kept.tenant).as_str());
             let stays = is_ours || has(self, &node_name(room.node));
             if !stays || (mark.is_none() && (room.seen.is_some() || !is_ours)) {
@@ -167,12 +172,16 @@ impl Sim {
         // What pods say is kept is held before anything is given away.
         for (pod, kept) in &all {
             let (Some(mark), Some(node)) = (kept.mark, kept.nominated) else { continue };
-            if kept.node.is_some() || self.replicas[at].gangs.rooms.contains_key(pod) {
+            if kept.node.is_some() {
                 continue;
             }
             let is_ours = has(self, tenant(kept.tenant).as_str());
-            if is_ours || (has(self, &node_name(node)) && Mark::Reserved <= mark) {
+            let is_to_hold = is_ours || (has(self, &node_name(node)) && Mark::Reserved <= mark);
+            if is_to_hold && !self.replicas[at].gangs.rooms.contains_key(pod) {
                 self.hold(at, *pod, kept, node, Some(mark));
+            }
+            if self.without == Without::Looking {
+                self.answer(at, *pod, kept);
             }
         }
         for (pod, kept) in &all {
