@@ -5,7 +5,8 @@
 //! the partition map keeps for it. It runs before the last finalizer goes, so a server that dies
 //! half-way leaves a tenant that still is ending, and once more when the tenant is gone.
 
-use futures::future::join_all;
+use std::sync::Arc;
+
 use insula_api::{kinds::TENANT_FINALIZER, names::TenantName, object};
 use insula_partition::{
     moves::MoveError,
@@ -19,8 +20,8 @@ use crate::{
     registry,
 };
 
-/// Deletes that are under way at once.
-const AT_ONCE: usize = 64;
+/// Keys that go in one step of their partition.
+const AT_ONCE: usize = 512;
 
 /// Whether a change of a Tenant lets it go.
 pub(crate) fn lets_go(new: &Value, old: &Value) -> bool {
@@ -54,15 +55,11 @@ pub(crate) async fn sweep(server: &Server, tenant: &TenantName) -> Result<()> {
     for collection in store.collections().await? {
         let snapshot = store.read(&collection, ReadAt::Latest).await?;
         let keys: Vec<_> = snapshot.range(&prefix, None).map(|(key, _)| key.clone()).collect();
-        // Many share a flush of the disk.
         for keys in keys.chunks(AT_ONCE) {
-            let mut writes = Vec::with_capacity(keys.len());
-            for key in keys {
-                let (collection, key) = (collection.clone(), key.clone());
-                let write = Write::durable(collection, key, Expect::Present, Change::Delete);
-                writes.push(store.write(write));
-            }
-            for done in join_all(writes).await {
+            let delete = |key: &Arc<str>| {
+                Write::durable(collection.clone(), key.clone(), Expect::Present, Change::Delete)
+            };
+            for done in store.write_all(keys.iter().map(delete).collect()).await {
                 match done {
                     Ok(_) => count += 1,
                     // Somebody else was faster.
