@@ -599,6 +599,11 @@ pub(crate) struct TenantCreate {
     /// The partition that it is to live on; the server chooses one by default.
     #[arg(long, value_name = "P")]
     pub(crate) partition: Option<String>,
+    /// What its pods may ask for of the nodes they share with others: `privileged` lets them have
+    /// the whole machine. It is a label of the Tenant, and can be changed.
+    #[arg(long, value_name = "LEVEL", default_value = "baseline",
+          value_parser = ["privileged", "baseline", "restricted"])]
+    pub(crate) pod_security: String,
     /// The data directory of `insula up`.
     #[arg(long, value_name = "DIR", env = "INSULA_DATA_DIR", required_unless_present = "pki")]
     pub(crate) data_dir: Option<PathBuf>,

@@ -85,7 +85,10 @@ async fn make(admin: &Path, name: &TenantName, options: &cli::TenantCreate) -> R
     };
     let wanted = json!({
         "apiVersion": "insula.io/v1", "kind": "Tenant",
-        "metadata": {"name": name.as_str()},
+        "metadata": {
+            "name": name.as_str(),
+            "labels": {"pod-security.kubernetes.io/enforce": options.pod_security},
+        },
         "spec": {"partition": options.partition, "admins": [user]},
     });
     let is_new = match tenants.create(&serde_json::from_value(wanted)?).await {

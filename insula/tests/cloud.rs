@@ -156,6 +156,7 @@ spec:
 fn a_pod_gets_what_its_manifest_says() {
     let cloud = Cloud::with_node();
     let (acme, _) = cloud.tenants();
+    cloud.trust("acme");
     let (_, stderr) = texts(&acme.feed(&["create", "-f", "-"], POD));
     assert_eq!(stderr, "");
     acme.ok(&["wait", "--for=condition=Ready", "pod/full", "--timeout=60s"]);

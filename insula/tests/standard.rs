@@ -144,10 +144,65 @@ fn quotas_are_charged_once() {
     assert_eq!(acme.ok(&["-n", "q", "get", "quota", "cpu", "-o", fields]), "1 1");
 }
 
+/// Tenants share machines: without the platform's word none of their pods gets hold of one.
+#[test]
+fn tenants_keep_to_the_baseline() {
+    let cloud = Cloud::without_node();
+    let (acme, _) = cloud.tenants();
+    let host = |name: &str| {
+        let mut it = pod(name, &json!({}));
+        it["spec"]["volumes"] = json!([{"name": "all", "hostPath": {"path": "/"}}]);
+        it
+    };
+    let violates = "violates PodSecurity \"baseline:latest\": hostPath volumes (volume \"all\")";
+    let refused_for = |it: &Value| {
+        let said = refused(&acme, it);
+        assert!(said.contains(violates), "{said}");
+    };
+    refused_for(&host("a"));
+    // What a tenant says of itself does not count.
+    let label = "pod-security.kubernetes.io/enforce=privileged";
+    acme.ok(&["label", "ns", "default", label]);
+    refused_for(&host("a"));
+    acme.fails(&["label", "tenant", "acme", label]);
+    create(&acme, &pod("plain", &json!({})));
+    // Neither does what comes in by another way.
+    let debugged = ["debug", "plain", "--profile=sysadmin", "--image=a", "--", "true"];
+    let said = acme.fails(&debugged);
+    assert!(said.contains("violates PodSecurity \"baseline:latest\": privileged"), "{said}");
+    let deployment = json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"},
+        "spec": {"replicas": 1, "selector": {"matchLabels": {"a": "b"}},
+                 "template": {"metadata": {"labels": {"a": "b"}}, "spec": host("a")["spec"]}},
+    });
+    let said = create(&acme, &deployment);
+    assert!(said.contains(&format!("Warning: would {}", violates.replacen('s', "", 1))), "{said}");
+    let events =
+        ["get", "events", "-o", "jsonpath={.items[?(@.reason==\"FailedCreate\")].message}"];
+    acme.until(&events, |it| it.contains(violates));
+
+    let admin = cloud.admin();
+    let said = admin.fails(&["label", "tenant", "acme", "pod-security.kubernetes.io/enforce=much"]);
+    assert!(said.contains("must be one of privileged, baseline, restricted"), "{said}");
+    create(&admin, &host("of-the-platform"));
+    cloud.trust("acme");
+    create(&acme, &host("a"));
+    admin.ok(&[
+        "label",
+        "tenant",
+        "acme",
+        "pod-security.kubernetes.io/enforce=restricted",
+        "--overwrite",
+    ]);
+    let said = refused(&acme, &pod("b", &json!({})));
+    assert!(said.contains("violates PodSecurity \"restricted:latest\""), "{said}");
+}
+
 #[test]
 fn namespaces_say_what_pods_may_do() {
     let cloud = Cloud::without_node();
     let (acme, _) = cloud.tenants();
+    cloud.trust("acme");
     let it = pod("a", &json!({"securityContext": {"privileged": true}}));
     create(&acme, &it);
     let said = acme.run(&["label", "ns", "default", "pod-security.kubernetes.io/enforce=baseline"]);

@@ -4,6 +4,7 @@ use futures::{FutureExt as _, future::BoxFuture};
 use insula_api::{names::TenantName, object};
 use serde_json::Value;
 
+use super::pod_security;
 use crate::{
     admission::{Admission, Operation},
     bootstrap,
@@ -36,6 +37,7 @@ pub(in crate::admission) fn check<'a>(
                 Err(admission.forbidden(None, "the platform's own tenant may not be deleted"))
             }
             ("tenants", Some(new)) => {
+                pod_security::check_labels(admission, new)?;
                 bootstrap::check_partition(server, new, old)?;
                 if let Some(old) = old
                     && ending::lets_go(new, old)

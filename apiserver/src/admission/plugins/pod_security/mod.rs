@@ -1,4 +1,5 @@
-//! Pod security: what pods of a namespace may not ask for, by the namespace's labels.
+//! Pod security: what pods may not ask for, by the labels of their namespace, which are the
+//! tenant's, and by those of their tenant, which are the platform's (decision 76).
 
 mod checks;
 mod policy;
@@ -16,6 +17,7 @@ use self::{
 use super::pods::list;
 use crate::{
     admission::{Admission, Operation},
+    bootstrap,
     error::{ApiError, Result},
 };
 
@@ -58,19 +60,31 @@ async fn policy_of(admission: &Admission<'_>) -> Result<Policy> {
     Ok(policy::read(object::metadata(namespace).get("labels")).0)
 }
 
+/// What no pod of the tenant may go beyond.
+async fn floor_of(admission: &Admission<'_>) -> Result<Standard> {
+    let tenant = admission.tenant()?;
+    if tenant.is_system() {
+        return Ok(Standard::NONE);
+    }
+    let found = bootstrap::find_tenant(admission.server, tenant).await?;
+    Ok(policy::floor(found.as_deref().and_then(|it| object::metadata(it).get("labels"))))
+}
+
 async fn of_pod(admission: &Admission<'_>, it: &Value) -> Result<()> {
-    let policy = policy_of(admission).await?;
-    let is_same = |old| !is_significant(it, old);
-    if policy.is_privileged() || admission.old.is_some_and(is_same) {
+    if admission.old.is_some_and(|old| !is_significant(it, old)) {
         return Ok(());
     }
-    evaluate(admission, &policy, &Pod::of(it), Some(it))
+    let (policy, floor) = (policy_of(admission).await?, floor_of(admission).await?);
+    if policy.is_privileged() && floor == Standard::NONE {
+        return Ok(());
+    }
+    evaluate(admission, (&policy, floor), &Pod::of(it), Some(it))
 }
 
 async fn of_template(admission: &Admission<'_>, it: &Value) -> Result<()> {
-    let policy = policy_of(admission).await?;
+    let (policy, floor) = (policy_of(admission).await?, floor_of(admission).await?);
     let is_quiet = |it: Standard| it.level == Level::Privileged;
-    if is_quiet(policy.warn) && is_quiet(policy.audit) {
+    if is_quiet(policy.warn) && is_quiet(policy.audit) && is_quiet(floor) {
         return Ok(());
     }
     let path: &[&str] = match admission.resource().name.as_str() {
@@ -79,15 +93,17 @@ async fn of_template(admission: &Admission<'_>, it: &Value) -> Result<()> {
         _ => &["spec", "template"],
     };
     match object::at(it, path) {
-        Some(template) => evaluate(admission, &policy, &Pod::of(template), None),
+        Some(template) => evaluate(admission, (&policy, floor), &Pod::of(template), None),
         None => Ok(()),
     }
 }
 
-/// Holds a pod against the policy; `enforced` is the pod itself, where it is one.
+/// Holds a pod against the policy of its namespace and what its tenant keeps to; `enforced` is the
+/// pod itself, where it is one. Where not, its template is warned of what its pods will be refused
+/// for.
 fn evaluate(
     admission: &Admission<'_>,
-    policy: &Policy,
+    (policy, floor): (&Policy, Standard),
     pod: &Pod<'_>,
     enforced: Option<&Value>,
 ) -> Result<()> {
@@ -101,17 +117,21 @@ fn evaluate(
     if let Some(it) = enforced {
         let key = "pod-security.kubernetes.io/enforce-policy";
         remarks.annotate(key, || policy.enforce.to_string());
-        let findings = checks::run(policy.enforce, pod);
-        if !findings.is_empty() {
-            let (standard, told) = (policy.enforce, told(&findings));
-            let why = format!("violates PodSecurity \"{standard}\": {told}");
-            return Err(admission.forbidden(Some(it), &why));
+        for standard in [policy.enforce, floor] {
+            let findings = checks::run(standard, pod);
+            if !findings.is_empty() {
+                let why = format!("violates PodSecurity \"{standard}\": {}", told(&findings));
+                return Err(admission.forbidden(Some(it), &why));
+            }
         }
     }
-    let warned = checks::run(policy.warn, pod);
-    if !warned.is_empty() {
-        let (standard, told) = (policy.warn, told(&warned));
-        remarks.warn(format!("would violate PodSecurity \"{standard}\": {told}"));
+    let of_tenant = (enforced.is_none() && floor != policy.warn).then_some(floor);
+    for standard in [policy.warn].into_iter().chain(of_tenant) {
+        let warned = checks::run(standard, pod);
+        if !warned.is_empty() {
+            let told = told(&warned);
+            remarks.warn(format!("would violate PodSecurity \"{standard}\": {told}"));
+        }
     }
     Ok(())
 }
@@ -134,19 +154,25 @@ fn is_significant(new: &Value, old: &Value) -> bool {
     })
 }
 
-async fn of_namespace(admission: &Admission<'_>, it: &Value) -> Result<()> {
-    let (policy, errors) = policy::read(object::metadata(it).get("labels"));
-    let invalid = || {
-        let resource = admission.resource();
-        ApiError::invalid(&resource.group, &resource.kind, object::name(it), &errors)
-    };
-    let Some(old) = admission.old.filter(|_| admission.operation == Operation::Update) else {
-        return if errors.is_empty() { Ok(()) } else { Err(invalid()) };
-    };
-    let (before, old_errors) = policy::read(object::metadata(old).get("labels"));
-    if !errors.is_empty() && errors != old_errors {
-        return Err(invalid());
+/// Refuses labels that mean nothing, unless they were there before.
+pub(in crate::admission) fn check_labels(admission: &Admission<'_>, it: &Value) -> Result<()> {
+    let errors = |it: &Value| policy::read(object::metadata(it).get("labels")).1;
+    let found = errors(it);
+    let before = admission.old.filter(|_| admission.operation == Operation::Update).map(errors);
+    if found.is_empty() || before.as_ref() == Some(&found) {
+        return Ok(());
     }
+    let resource = admission.resource();
+    Err(ApiError::invalid(&resource.group, &resource.kind, object::name(it), &found))
+}
+
+async fn of_namespace(admission: &Admission<'_>, it: &Value) -> Result<()> {
+    check_labels(admission, it)?;
+    let Some(old) = admission.old.filter(|_| admission.operation == Operation::Update) else {
+        return Ok(());
+    };
+    let policy_of = |it: &Value| policy::read(object::metadata(it).get("labels")).0;
+    let (policy, before) = (policy_of(it), policy_of(old));
     let (new, old) = (policy.enforce, before.enforce);
     let is_no_stricter = new.version == old.version && new.level <= old.level;
     if new == old || new.level == Level::Privileged || is_no_stricter {

@@ -37,6 +37,11 @@ pub(super) struct Policy {
     pub warn: Standard,
 }
 
+impl Standard {
+    /// Everything goes.
+    pub(super) const NONE: Self = Self { level: Level::Privileged, version: Version::Latest };
+}
+
 impl fmt::Display for Standard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let level = match self.level {
@@ -88,7 +93,7 @@ pub(super) fn read(labels: Option<&Value>) -> (Policy, Vec<FieldError>) {
         errors.push(FieldError::invalid(path, &text.into(), why));
     };
     let mut read = |mode: &str, otherwise: Level| {
-        let mut standard = Standard { level: Level::Privileged, version: Version::Latest };
+        let mut standard = Standard::NONE;
         let mut is_given = false;
         if let Some(text) = label(mode) {
             let found = level(text);
@@ -121,6 +126,15 @@ pub(super) fn read(labels: Option<&Value>) -> (Policy, Vec<FieldError>) {
     (Policy { enforce, audit, warn }, errors)
 }
 
+/// What a tenant's pods keep to, whatever its namespaces say: what the platform has written on the
+/// tenant, and if that is nothing, the baseline.
+pub(super) fn floor(labels: Option<&Value>) -> Standard {
+    let is_given = labels.and_then(|it| it.get(format!("{PREFIX}enforce"))).is_some();
+    let told = read(labels).0.enforce;
+    let level = if is_given { told.level } else { Level::Baseline };
+    Standard { level, ..told }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -140,6 +154,18 @@ mod tests {
         assert!(errors.is_empty());
         let told = [policy.enforce, policy.audit, policy.warn].map(|it| it.to_string());
         assert_eq!(told, ["baseline:v1.29", "restricted:latest", "baseline:v1.29"]);
+    }
+
+    #[test]
+    fn tenants_keep_to_the_baseline_unless_told() {
+        let floor = |labels: Value| floor(Some(&labels)).to_string();
+        assert_eq!(super::floor(None).to_string(), "baseline:latest");
+        assert_eq!(floor(json!({"a": "b"})), "baseline:latest");
+        let label = "pod-security.kubernetes.io/enforce";
+        assert_eq!(floor(json!({label: "privileged"})), "privileged:latest");
+        let version = "pod-security.kubernetes.io/enforce-version";
+        assert_eq!(floor(json!({label: "restricted", version: "v1.30"})), "restricted:v1.30");
+        assert_eq!(floor(json!({label: "none"})), "restricted:latest");
     }
 
     #[test]
