@@ -19,4 +19,5 @@ pub(crate) mod sandbox;
 pub(crate) mod security;
 pub(crate) mod snapshot;
 pub(crate) mod status;
+pub(crate) mod sysctls;
 pub(crate) mod worker;

@@ -39,6 +39,7 @@ use super::{
     sandbox,
     snapshot::Snapshot,
     status::{Failure, Waiting},
+    sysctls,
 };
 use crate::node::Node;
 
@@ -46,6 +47,10 @@ use crate::node::Node;
 const RESYNC: Duration = Duration::from_secs(60);
 /// How soon after an outage of the runtime to look again.
 const OUTAGE_DELAY: Duration = Duration::from_secs(1);
+
+/// What failed, of a pod as a whole. No container is called so.
+const SANDBOX: &str = "sandbox/";
+const VOLUMES: &str = "volumes/";
 
 /// What the API says about a pod.
 #[derive(Debug, Clone)]
@@ -92,7 +97,7 @@ pub(crate) struct Worker {
     probers: HashMap<String, Prober>,
     pulls: BTreeMap<String, Pull>,
     waiting: BTreeMap<String, Waiting>,
-    /// When to try again what failed: by container, and for the sandbox under the empty name.
+    /// When to try again what failed: by container, [`SANDBOX`], [`VOLUMES`], or image.
     retries: BTreeMap<String, Retry>,
     stopping: HashMap<String, Stopping>,
     volumes: Volumes,
@@ -201,6 +206,7 @@ impl Worker {
         self.forget_what_is_gone(&observed);
         self.keep_probing(&pod, spec, &observed);
         let now = Timestamp::now();
+        self.check_sysctls(&pod, spec);
         self.check_deadline(&pod, now);
         let is_ending = desired.is_ending() || self.failure.is_some() || is_terminal(&pod);
 
@@ -305,7 +311,7 @@ impl Worker {
         spec: &PodSpec,
         attempt: u32,
     ) -> Result<bool, Outage> {
-        if self.is_too_soon("") {
+        if self.is_too_soon(SANDBOX) || self.is_too_soon(VOLUMES) {
             return Ok(false);
         }
         if !self.set_up_volumes(pod, spec, &[]).await {
@@ -332,14 +338,14 @@ impl Worker {
         match made {
             Ok(id) => {
                 tracing::debug!(sandbox = id, attempt, "sandbox runs");
-                self.retries.remove("");
+                self.retries.remove(SANDBOX);
                 Ok(true)
             }
             Err(error) => {
                 tracing::warn!(error, "sandbox not made");
                 let message = format!("Failed to create pod sandbox: {error}");
                 self.event(None, EventType::Warning, "FailedCreatePodSandBox", message);
-                self.try_later("");
+                self.try_later(SANDBOX);
                 Ok(false)
             }
         }
@@ -366,6 +372,19 @@ impl Worker {
         self.probers.retain(|id, _| runs(id));
         self.stopping.retain(|id, it| runs(id) && !it.is_finished());
         self.last_words.retain(|id, _| observed.instances().any(|(_, it)| it.id == *id));
+    }
+
+    /// Whether the pod asks for settings of the kernel that it may not have: then it is none of
+    /// this node's.
+    fn check_sysctls(&mut self, pod: &Pod, spec: &PodSpec) {
+        if self.failure.is_none()
+            && !is_terminal(pod)
+            && let Some(Failure { reason, message }) = sysctls::forbidden(spec)
+        {
+            self.event(None, EventType::Warning, &reason, message.clone());
+            self.failure =
+                Some(Failure { reason, message: format!("Pod was rejected: {message}") });
+        }
     }
 
     /// Whether the pod has used up the time its spec gives it.

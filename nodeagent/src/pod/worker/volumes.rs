@@ -17,7 +17,7 @@ use rand::Rng;
 use tokio::time::Instant;
 use tokio_util::sync::DropGuard;
 
-use super::Worker;
+use super::{VOLUMES, Worker};
 use crate::{
     cluster::Token,
     pod::{
@@ -106,13 +106,13 @@ impl Worker {
                 self.follow_sources(spec);
                 let meta = &pod.metadata;
                 self.volumes.written_from = Some((meta.labels.clone(), meta.annotations.clone()));
-                self.retries.remove("");
+                self.retries.remove(VOLUMES);
                 true
             }
             Err(message) => {
                 tracing::debug!(message, "volumes not set up");
                 self.event(None, EventType::Warning, "FailedMount", message);
-                self.try_later("");
+                self.try_later(VOLUMES);
                 false
             }
         }

@@ -124,6 +124,40 @@ async fn containers_that_end_are_restarted_or_not() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sandbox_that_cannot_be_made_is_tried_ever_less_often() {
+    let lab = Lab::start().await;
+    let with = |sysctl: &str| {
+        json!({
+            "securityContext": {"sysctls": [{"name": sysctl, "value": "no number"}]},
+            "containers": [sleeper("c")],
+        })
+    };
+    let begun = std::time::Instant::now();
+    let odd = lab.create("odd", with("kernel.shm_rmid_forced"));
+    let n_failures = || {
+        let events = lab.cluster.events(odd.uid());
+        events.iter().filter(|it| it.starts_with("FailedCreatePodSandBox")).count()
+    };
+    while n_failures() < 4 {
+        assert!(begun.elapsed().as_secs() < 60, "{:?}", lab.cluster.events(odd.uid()));
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    // At least half of one second, of two and of four.
+    assert!(3500 <= begun.elapsed().as_millis(), "{:?}", begun.elapsed());
+
+    let rejected = lab.create("rejected", with("kernel.msgmax"));
+    let rejected = lab.wait_phase(&rejected, "Failed").await;
+    let status = rejected.status.as_ref().unwrap();
+    assert_eq!(status.reason.as_deref(), Some("SysctlForbidden"));
+    let message = "Pod was rejected: forbidden sysctl: \"kernel.msgmax\" not allowlisted";
+    assert_eq!(status.message.as_deref(), Some(message));
+    for pod in [&odd, &rejected] {
+        lab.cluster.delete_gracefully(pod.uid(), 1);
+        lab.wait_gone(pod).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_keeps_a_pod_from_starting_is_told() {
     let lab = Lab::start().await;
     let reason = |name: &'static str| {
