@@ -14,6 +14,7 @@ use k8s_openapi::{
     api::{
         authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
         core::v1::{ConfigMap, ObjectReference, Pod, Secret, ServiceAccount},
+        node::v1::RuntimeClass,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -46,6 +47,14 @@ pub(crate) trait Cluster: fmt::Debug + Send + Sync + 'static {
         namespace: &'a str,
         name: &'a str,
     ) -> BoxFuture<'a, Result<Option<Secret>, Error>>;
+
+    /// What the runtime is asked for, for pods of a class: the tenant's, or the platform's. `None`
+    /// if there is no such class.
+    fn runtime_handler<'a>(
+        &'a self,
+        tenant: &'a TenantName,
+        class: &'a str,
+    ) -> BoxFuture<'a, Result<Option<String>, Error>>;
 
     /// Calls `changed` whenever one of the named objects is other than it was, until `stop`.
     /// Also calls it once for each object that is there when this begins.
@@ -138,6 +147,17 @@ impl Cluster for ApiCluster {
         Box::pin(async move {
             let api = self.client.tenant(tenant).namespaced::<Secret>(namespace);
             Ok(api.get_opt(name).await?.map(|it| it.object))
+        })
+    }
+
+    fn runtime_handler<'a>(
+        &'a self,
+        tenant: &'a TenantName,
+        class: &'a str,
+    ) -> BoxFuture<'a, Result<Option<String>, Error>> {
+        Box::pin(async move {
+            let classes = self.client.tenant(tenant).api::<RuntimeClass>();
+            Ok(classes.get_opt(class).await?.map(|it| it.object.handler))
         })
     }
 

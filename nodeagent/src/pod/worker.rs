@@ -318,8 +318,12 @@ impl Worker {
             return Ok(false);
         }
         let logs = self.node.config.pod_logs_dir.join(self.key.log_directory());
-        let made = match tokio::fs::create_dir_all(&logs).await {
-            Ok(()) => {
+        let is_ready = match tokio::fs::create_dir_all(&logs).await {
+            Ok(()) => self.runtime_handler(spec).await,
+            Err(error) => Err(format!("cannot make {}: {error}", logs.display())),
+        };
+        let made = match is_ready {
+            Ok(handler) => {
                 let config = sandbox::config(
                     &self.node.config,
                     &self.node.surroundings(),
@@ -327,13 +331,13 @@ impl Worker {
                     spec,
                     attempt,
                 );
-                match self.node.runtime.run_pod_sandbox(config, "").await {
+                match self.node.runtime.run_pod_sandbox(config, &handler).await {
                     Ok(id) => Ok(id),
                     Err(error) if error.is_outage() => return Err(error.into()),
                     Err(error) => Err(error.to_string()),
                 }
             }
-            Err(error) => Err(format!("cannot make {}: {error}", logs.display())),
+            Err(error) => Err(error),
         };
         match made {
             Ok(id) => {
@@ -347,6 +351,20 @@ impl Worker {
                 self.event(None, EventType::Warning, "FailedCreatePodSandBox", message);
                 self.try_later(SANDBOX);
                 Ok(false)
+            }
+        }
+    }
+
+    /// Which of the runtime's ways to run pods is meant; empty for its usual one.
+    async fn runtime_handler(&self, spec: &PodSpec) -> Result<String, String> {
+        let Some(class) = spec.runtime_class_name.as_deref().filter(|it| !it.is_empty()) else {
+            return Ok(String::new());
+        };
+        match self.node.cluster.runtime_handler(&self.key.tenant, class).await {
+            Ok(Some(handler)) => Ok(handler),
+            Ok(None) => Err(format!("RuntimeClass {class:?} not found")),
+            Err(error) => {
+                Err(format!("failed to lookup RuntimeClass {class:?}: {}", chain(&error)))
             }
         }
     }

@@ -36,6 +36,7 @@ struct State {
     pods: BTreeMap<String, Arc<Tenanted<Pod>>>,
     config_maps: HashMap<String, ConfigMap>,
     secrets: HashMap<String, Secret>,
+    runtime_classes: HashMap<String, String>,
     events: Vec<(String, String)>,
     agent: Option<Pods>,
     n_patches: usize,
@@ -106,6 +107,10 @@ impl MemoryCluster {
     pub(crate) fn set_secret(&self, name: &str, data: Value) {
         let object = serde_json::from_value(json!({"metadata": {"name": name}, "data": data}));
         self.state.lock().secrets.insert(name.to_owned(), object.unwrap());
+    }
+
+    pub(crate) fn set_runtime_class(&self, name: &str, handler: &str) {
+        self.state.lock().runtime_classes.insert(name.to_owned(), handler.to_owned());
     }
 
     /// `reason: message` of all that was told about a pod.
@@ -182,6 +187,15 @@ impl Cluster for MemoryCluster {
         name: &'a str,
     ) -> BoxFuture<'a, Result<Option<Secret>, Error>> {
         let found = self.state.lock().secrets.get(name).cloned();
+        Box::pin(async { Ok(found) })
+    }
+
+    fn runtime_handler<'a>(
+        &'a self,
+        _: &'a TenantName,
+        class: &'a str,
+    ) -> BoxFuture<'a, Result<Option<String>, Error>> {
+        let found = self.state.lock().runtime_classes.get(class).cloned();
         Box::pin(async { Ok(found) })
     }
 

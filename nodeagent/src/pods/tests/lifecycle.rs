@@ -158,6 +158,32 @@ async fn a_sandbox_that_cannot_be_made_is_tried_ever_less_often() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn classes_say_how_pods_are_run() {
+    let lab = Lab::start().await;
+    let of = |class: &str| json!({"runtimeClassName": class, "containers": [sleeper("c")]});
+    lab.cluster.set_runtime_class("usual", "runc");
+    lab.cluster.set_runtime_class("other", "nothing-of-this-name");
+    let usual = lab.create("usual", of("usual"));
+    let other = lab.create("other", of("other"));
+    let absent = lab.create("absent", of("absent"));
+    lab.wait(&usual, "ready", is_ready).await;
+    let tells = async |pod: &k8s_openapi::api::core::v1::Pod, what: &str| {
+        let begun = std::time::Instant::now();
+        let uid = pod.metadata.uid.as_deref().unwrap();
+        while !lab.cluster.events(uid).iter().any(|it| it.contains(what)) {
+            assert!(begun.elapsed().as_secs() < 60, "{what}: {:?}", lab.cluster.events(uid));
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tells(&other, "no runtime for \"nothing-of-this-name\" is configured").await;
+    tells(&absent, "Failed to create pod sandbox: RuntimeClass \"absent\" not found").await;
+    for pod in [&usual, &other, &absent] {
+        lab.cluster.delete_gracefully(pod.uid(), 1);
+        lab.wait_gone(pod).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_keeps_a_pod_from_starting_is_told() {
     let lab = Lab::start().await;
     let reason = |name: &'static str| {
