@@ -157,6 +157,10 @@ fn a_pod_gets_what_its_manifest_says() {
     let cloud = Cloud::with_node();
     let (acme, _) = cloud.tenants();
     cloud.trust("acme");
+    let told = ["get", "events", "-o", "jsonpath={.items[*].reason}"];
+    cloud
+        .admin()
+        .until(&told, |it| it.contains("NodeReady") && it.contains("NodeHasNoDiskPressure"));
     let (_, stderr) = texts(&acme.feed(&["create", "-f", "-"], POD));
     assert_eq!(stderr, "");
     acme.ok(&["wait", "--for=condition=Ready", "pod/full", "--timeout=60s"]);

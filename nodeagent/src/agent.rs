@@ -115,7 +115,7 @@ impl NodeAgent {
         let (news, news_heard) = watch::channel(NodeNews::default());
         let registration = Registration::new(
             config.clone(),
-            client.clone(),
+            (client.clone(), events.clone()),
             runtime.clone(),
             machine.clone(),
             runtime_state,

@@ -8,7 +8,9 @@ pub(crate) mod status;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use insula_client::{Api, Client, Error, Patch, Tenanted, chain, newer_version};
+use insula_client::{
+    Api, Client, Error, EventRecorder, EventType, Patch, Tenanted, chain, newer_version,
+};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
@@ -60,6 +62,7 @@ pub(crate) struct RuntimeState {
 pub(crate) struct Registration {
     config: NodeConfig,
     client: Client,
+    events: EventRecorder,
     runtime: RuntimeClient,
     machine: Machine,
     state: watch::Sender<RuntimeState>,
@@ -70,13 +73,13 @@ pub(crate) struct Registration {
 impl Registration {
     pub(crate) fn new(
         config: NodeConfig,
-        client: Client,
+        (client, events): (Client, EventRecorder),
         runtime: RuntimeClient,
         machine: Machine,
         state: watch::Sender<RuntimeState>,
         news: watch::Receiver<NodeNews>,
     ) -> Self {
-        Self { config, client, runtime, machine, state, news }
+        Self { config, client, events, runtime, machine, state, news }
     }
 
     /// Runs until `shutdown`.
@@ -123,10 +126,11 @@ impl Registration {
             } else {
                 let patch = Patch::Strategic(json!({"status": replaced(&status)}));
                 match self.nodes().patch_status(&self.config.node_name, &patch).await {
-                    Ok(node) => {
+                    Ok(written) => {
                         written_at = Instant::now();
                         self.tell(is_ready);
-                        registered = Some(node);
+                        self.record_changes(&written, node.status.as_ref());
+                        registered = Some(written);
                     }
                     // Somebody deleted it. It comes again.
                     Err(error) if error.is_not_found() => continue,
@@ -174,6 +178,15 @@ impl Registration {
         }
     }
 
+    /// Tells users which of the node's conditions are others than they were.
+    fn record_changes(&self, node: &Tenanted<Node>, before: Option<&NodeStatus>) {
+        let name = &self.config.node_name;
+        for reason in node.status.iter().flat_map(|now| conditions::changes(now, before)) {
+            let message = format!("Node {name} status is now: {reason}");
+            self.events.record(node, EventType::Normal, reason, message);
+        }
+    }
+
     fn tell(&self, is_reported_ready: bool) {
         let state = RuntimeState { is_reported_ready };
         let is_new = self.state.send_if_modified(|it| std::mem::replace(it, state) != state);
@@ -203,6 +216,7 @@ impl Registration {
             return match self.nodes().create(&node).await {
                 Ok(node) => {
                     tracing::info!(node = name, "node registered");
+                    self.record_changes(&node, None);
                     Ok(node)
                 }
                 Err(error) if error.is_already_exists() => self.nodes().get(name).await,

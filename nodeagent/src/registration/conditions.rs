@@ -40,6 +40,29 @@ pub(super) fn is_ready(status: &NodeStatus) -> bool {
     status.conditions.iter().flatten().any(|it| it.type_ == "Ready" && it.status == "True")
 }
 
+/// What upstream's agent calls it, by event, when a condition is true, and when it is not.
+const EVENTS: [(&str, &str, &str); 4] = [
+    ("MemoryPressure", "NodeHasInsufficientMemory", "NodeHasSufficientMemory"),
+    ("DiskPressure", "NodeHasDiskPressure", "NodeHasNoDiskPressure"),
+    ("PIDPressure", "NodeHasInsufficientPID", "NodeHasSufficientPID"),
+    ("Ready", "NodeReady", "NodeNotReady"),
+];
+
+/// The reasons of events that tell what is other than before.
+pub(super) fn changes(
+    now: &NodeStatus,
+    before: Option<&NodeStatus>,
+) -> impl Iterator<Item = &'static str> {
+    let of = |status: Option<&NodeStatus>, type_: &str| {
+        let conditions = status.and_then(|it| it.conditions.as_ref());
+        conditions.into_iter().flatten().find(|it| it.type_ == type_).map(|it| it.status == "True")
+    };
+    EVENTS.iter().filter_map(move |(type_, yes, no)| {
+        let is = of(Some(now), type_)?;
+        (of(before, type_) != Some(is)).then_some(if is { *yes } else { *no })
+    })
+}
+
 /// All conditions, those that are unchanged with the time since when they are.
 pub(super) fn conditions(
     seen: &Observation,
@@ -214,5 +237,27 @@ mod tests {
         assert_eq!(after[0].last_transition_time, Some(Time(then)));
         assert_eq!(after[0].last_heartbeat_time, Some(Time(now)));
         assert_eq!(after[4].last_transition_time, Some(Time(now)));
+    }
+
+    #[test]
+    fn what_is_other_than_before_is_told() {
+        let status = |seen: Observation, before: &[NodeCondition]| NodeStatus {
+            conditions: Some(conditions(&seen, before, Timestamp::UNIX_EPOCH)),
+            ..NodeStatus::default()
+        };
+        let told = |now: &NodeStatus, before: Option<&NodeStatus>| {
+            changes(now, before).collect::<Vec<_>>().join(" ")
+        };
+        let first = status(seen(Err("gone".to_owned())), &[]);
+        let all = "NodeHasSufficientMemory NodeHasNoDiskPressure NodeHasSufficientPID NodeNotReady";
+        assert_eq!(told(&first, None), all);
+        let known = first.conditions.clone().unwrap();
+        let ready = status(seen(Ok(runtime(true))), &known);
+        assert_eq!(told(&ready, Some(&first)), "NodeReady");
+        let mut full = seen(Ok(runtime(true)));
+        full.room = Some(Room { bytes: 100, bytes_free: 5, inodes: 100, inodes_free: 50 });
+        let full = status(full, &known);
+        assert_eq!(told(&full, Some(&ready)), "NodeHasDiskPressure");
+        assert_eq!(told(&full, Some(&full)), "");
     }
 }
