@@ -208,6 +208,11 @@ impl Ring {
         }
     }
 
+    /// Changes at or below are gone, of some lanes.
+    pub(crate) fn floor(&self) -> Revision {
+        self.floor
+    }
+
     /// The lowest floor of any lane: nobody can be told of what was before.
     pub(crate) fn lowest_floor(&self) -> Revision {
         self.lanes.iter().map(|it| it.floor).min().unwrap_or(self.floor)
