@@ -74,6 +74,14 @@ impl State {
         })
     }
 
+    /// Has histories let go of what they kept while it was fresh.
+    fn tidy_histories(&self) {
+        let shelves = self.contents.read().shelves.len();
+        for shelf in 0..shelves {
+            while self.contents.write().shelves[shelf].ring.tidy() {}
+        }
+    }
+
     /// Does a part of a sweep. Whether there is more of it.
     pub(super) fn settle(&self, sweep: &mut Sweep) -> bool {
         let part = self.packed(sweep);
@@ -143,6 +151,9 @@ fn run(state: &Weak<State>, ended: &mpsc::Receiver<()>) {
     // Whether it is still wanted after `time`.
     let rest = |time| matches!(ended.recv_timeout(time), Err(RecvTimeoutError::Timeout));
     while rest(PAUSE) {
+        let Some(it) = state.upgrade() else { return };
+        it.tidy_histories();
+        drop(it);
         let mut next = 0;
         while let Some(mut sweep) = state.upgrade().and_then(|it| it.unsettled(next)) {
             next = sweep.shelf + 1;
@@ -180,7 +191,7 @@ mod tests {
     }
 
     fn state(events: usize) -> Arc<State> {
-        State::new(Image::default(), RingLimits { events, bytes: 1 << 20 })
+        State::new(Image::default(), RingLimits { events, bytes: 1 << 20, fresh: Duration::ZERO })
     }
 
     fn put(state: &State, key: &str, value: &str) {
