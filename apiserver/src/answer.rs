@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use insula_partition::text::Text;
 use serde_json::{Value, json};
 
 use crate::{
@@ -109,7 +110,7 @@ pub(crate) fn made(call: &Call, code: StatusCode, it: &Value) -> Result<Response
         (Form::Object, _) => made_as(call.accept, code, it),
         (_, None) => object(call, code, &it.to_string().into()),
         (_, Some(items)) => {
-            let items: Vec<Bytes> = items.iter().map(|it| it.to_string().into()).collect();
+            let items: Vec<Text> = items.iter().map(|it| it.to_string().into()).collect();
             let metadata = it.get("metadata").cloned().unwrap_or_else(|| json!({}));
             let made = shown(call)?.list(&ListMeta(metadata), items.iter())?;
             document(code, made, call.accept)
@@ -136,9 +137,7 @@ pub(crate) fn list(call: &Call, page: &Page) -> Result<Response<Body>> {
     if let Some(remaining) = page.remaining {
         metadata["remainingItemCount"] = remaining.into();
     }
-    // What is packed is unpacked once, however often a list looks at its items.
-    let texts: Vec<_> = page.entries.iter().map(|(_, entry)| entry.value.bytes()).collect();
-    let items = texts.iter().map(|it| &**it);
+    let items = page.entries.iter().map(|(_, entry)| &entry.value);
     document(StatusCode::OK, shown(call)?.list(&ListMeta(metadata), items)?, call.accept)
 }
 

@@ -130,14 +130,13 @@ impl Shown {
         table
     }
 
-    /// A list, in protobuf or JSON.
+    /// A list, in protobuf or JSON. What is packed is unpacked one after the other.
     pub(crate) fn list<'a>(
         &self,
         metadata: &ListMeta,
-        items: impl Iterator<Item = &'a Bytes> + Clone,
+        items: impl Iterator<Item = &'a Text> + Clone,
     ) -> Result<Bytes> {
         let resource = &self.served.resource;
-        let texts = items.clone().map(|it| &**it);
         let (api_version, kind) = match self.accept.form {
             Form::Object => (resource.api_version(), self.served.list_kind()),
             _ => (self.accept.meta.to_owned(), "PartialObjectMetadataList".to_owned()),
@@ -148,7 +147,7 @@ impl Shown {
                 resource.kind
             ))),
             (Form::Table, _) => {
-                let objects = items.map(|it| serde_json::from_slice(it));
+                let objects = items.map(|it| serde_json::from_slice(&it.bytes()));
                 let objects: std::result::Result<Vec<Value>, _> = objects.collect();
                 let objects = objects.map_err(ApiError::internal)?;
                 Ok(self.table(&objects, &metadata.0, true).to_string().into())
@@ -156,15 +155,16 @@ impl Shown {
             (_, Encoding::Protobuf) => {
                 let (id, head) = (self.message_type()?, metadata.0.to_string());
                 let kind = (&*api_version, &*kind);
+                let texts: Vec<_> = items.map(Text::bytes).collect();
+                let texts = texts.iter().map(|it| &***it);
                 let made = proto::list(Schema::built_in(), id, kind, head.as_bytes(), texts);
                 Ok(made.map_err(encoding_failed)?.into())
             }
-            (Form::Object, _) => Ok(join(&kind, &api_version, metadata, texts)),
+            (Form::Object, _) => Ok(join(&kind, &api_version, metadata, items)),
             (Form::PartialMetadataList, _) => {
-                let items: Result<Vec<Bytes>> =
-                    items.map(|it| partial(self.accept.meta, it)).collect();
-                let items = items?;
-                Ok(join(&kind, &api_version, metadata, items.iter().map(|it| &**it)))
+                let partial = |it: &Text| partial(self.accept.meta, &it.bytes()).map(Text::from);
+                let items = items.map(partial).collect::<Result<Vec<Text>>>()?;
+                Ok(join(&kind, &api_version, metadata, items.iter()))
             }
         }
     }
@@ -175,7 +175,7 @@ fn join<'a>(
     kind: &str,
     api_version: &str,
     metadata: &ListMeta,
-    items: impl Iterator<Item = &'a [u8]> + Clone,
+    items: impl Iterator<Item = &'a Text> + Clone,
 ) -> Bytes {
     let size: usize = items.clone().map(|it| it.len() + 1).sum();
     let mut out = Vec::with_capacity(size + 512);
@@ -188,7 +188,7 @@ fn join<'a>(
         if index != 0 {
             out.push(b',');
         }
-        out.extend_from_slice(item);
+        out.extend_from_slice(&item.bytes());
     }
     out.extend_from_slice(b"]}");
     out.into()
@@ -352,10 +352,10 @@ mod tests {
         assert_eq!(error.code, 406);
         let meta = ListMeta(json!({"resourceVersion": "1"}));
         let shown = pods(Form::PartialMetadata, Encoding::Json);
-        assert_eq!(shown.list(&meta, [json.clone()].iter()).unwrap_err().code, 406);
+        assert_eq!(shown.list(&meta, [json.clone().into()].iter()).unwrap_err().code, 406);
         let shown = pods(Form::PartialMetadataList, Encoding::Json);
         assert_eq!(
-            shown.list(&meta, [json].iter()).unwrap(),
+            shown.list(&meta, [json.into()].iter()).unwrap(),
             r#"{"kind":"PartialObjectMetadataList","apiVersion":"meta.k8s.io/v1","metadata":{"resourceVersion":"1"},"items":[{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/v1","metadata":{}}]}"#
         );
     }

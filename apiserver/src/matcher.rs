@@ -28,16 +28,16 @@ pub(crate) struct Matcher {
 }
 
 /// The part of an object that label selectors look at.
-#[derive(Deserialize)]
-struct Labelled {
+#[derive(Debug, Deserialize)]
+pub(crate) struct Labelled {
     #[serde(default)]
-    metadata: Labels,
+    pub(crate) metadata: Labels,
 }
 
-#[derive(Default, Deserialize)]
-struct Labels {
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Labels {
     #[serde(default)]
-    labels: BTreeMap<String, String>,
+    pub(crate) labels: BTreeMap<String, String>,
 }
 
 impl Matcher {

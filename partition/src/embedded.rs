@@ -80,6 +80,7 @@ use crate::{
     peers::Peers,
     ring::RingLimits,
     seal::Vault,
+    state::settle::Settler,
     store::{Store, StoreError},
     wal::{LogCounts, Wal, WalOptions},
 };
@@ -275,6 +276,7 @@ impl Embedded {
                 runtime.block_on(writer.run(inbox, calls));
             })
             .map_err(|error| failed(error.to_string()))?;
+        let settler = Settler::start(&name, &state).map_err(|error| failed(error.to_string()))?;
         let store = Arc::new(EmbeddedStore {
             name: name.clone(),
             state,
@@ -284,6 +286,7 @@ impl Embedded {
             health,
             standing,
             post: self.post.clone(),
+            _settler: settler,
         });
         self.groups.write().insert(name, Group { known, store, plan, thread });
         Ok(())

@@ -61,7 +61,7 @@ use crate::{
     ring::RingLimits,
     seal::{Bunch, Vault},
     snapshot::{Entry, Snapshot},
-    state::{FUTURE_WAIT, State},
+    state::{FUTURE_WAIT, State, settle::Settler},
     store::{
         Change, Collection, Committed, Expect, ReadAt, Revision, Store, StoreError, StoreStats,
         Tenants, Write,
@@ -92,6 +92,7 @@ pub(crate) struct EtcdStore {
     marking: tokio::sync::Mutex<()>,
     turns: Turns,
     tasks: Vec<AbortHandle>,
+    _settler: Settler,
 }
 
 /// The client, which says nothing about itself.
@@ -164,6 +165,13 @@ impl EtcdStore {
             }
         };
         let state = State::with_keys(image, limits, Bunch::new(vault.clone()));
+        let settler = Settler::start(name, &state).map_err(|error| OpenError::Partition {
+            partition: name.into(),
+            source: StoreError::Unavailable {
+                reason: "no thread for its memory".into(),
+                source: Some(error.into()),
+            },
+        })?;
         let clock = Clock::new(offsets, seen);
         let health = Arc::new(Mutex::new(Health::default()));
         let follower = Follower {
@@ -188,6 +196,7 @@ impl EtcdStore {
             marking: tokio::sync::Mutex::new(()),
             turns: Turns::default(),
             tasks: vec![follow, probing],
+            _settler: settler,
         })
     }
 

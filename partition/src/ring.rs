@@ -1,4 +1,5 @@
-//! The recent changes of one collection, bounded by count and by bytes.
+//! The recent changes of one collection, bounded by count and by bytes; by more of both while they
+//! come so fast that a watcher which is a moment late would fall off (decision 68).
 //!
 //! Each lane of shards has its own, and all of them share the bounds: what does not fit pushes out
 //! the oldest of its own lane, if that has more than its part, and else the oldest of the lane that
@@ -9,6 +10,7 @@ use std::{
     cmp::Reverse,
     collections::{BinaryHeap, VecDeque},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -22,13 +24,21 @@ use crate::{
 pub(crate) struct RingLimits {
     pub(crate) events: usize,
     pub(crate) bytes: usize,
+    /// Younger changes are kept up to [`BURST`] times as much. API servers elsewhere try to keep
+    /// 75 s, and clients rely on that.
+    pub(crate) fresh: Duration,
 }
 
 impl Default for RingLimits {
     fn default() -> Self {
-        Self { events: 10_000, bytes: 32 << 20 }
+        Self { events: 10_000, bytes: 32 << 20, fresh: Duration::from_secs(75) }
     }
 }
+
+/// How many times the bounds changes may take while they are fresh.
+const BURST: usize = 8;
+/// What is no longer fresh goes little by little: so many for a change that comes.
+const AT_ONCE: usize = 16;
 
 /// What an event costs beside its key and values.
 const OVERHEAD: usize = 168;
@@ -66,6 +76,8 @@ pub(crate) struct Ring {
     /// Changes at or below are gone, of some lanes.
     floor: Revision,
     limits: RingLimits,
+    /// What ages are counted from.
+    begun: Instant,
 }
 
 /// The changes of a lane.
@@ -81,6 +93,9 @@ struct Track {
 struct Change {
     /// Its number among those of all lanes.
     number: u64,
+    /// When it came, in milliseconds since the ring began.
+    at: u64,
+    weight: usize,
     event: Arc<Event>,
 }
 
@@ -97,7 +112,8 @@ impl Track {
 
 impl Ring {
     pub(crate) fn new(floor: Revision, limits: RingLimits) -> Self {
-        Self { lanes: Box::default(), count: 0, kept: 0, bytes: 0, floor, limits }
+        let begun = Instant::now();
+        Self { lanes: Box::default(), count: 0, kept: 0, bytes: 0, floor, limits, begun }
     }
 
     /// Adds the newest change and lets go of old ones that no longer fit.
@@ -106,20 +122,54 @@ impl Ring {
             let track = || Track { changes: VecDeque::new(), bytes: 0, floor: self.floor };
             self.lanes = (0..LANES).map(|_| track()).collect();
         }
-        let weight = weight(&event);
+        let at = self.now();
         let track = &mut self.lanes[lane.index()];
+        let weight = weight(&event, track.floor);
         track.bytes += weight;
-        track.changes.push_back(Change { number: self.count, event });
+        track.changes.push_back(Change { number: self.count, at, weight, event });
         self.count += 1;
         self.kept += 1;
         self.bytes += weight;
-        while self.limits.events < self.kept || self.limits.bytes < self.bytes {
+        self.shrink(lane, at, AT_ONCE);
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn exceeds(&self, times: usize) -> bool {
+        self.limits.events * times < self.kept || self.limits.bytes * times < self.bytes
+    }
+
+    /// Lets go of what does not fit because of a change in `lane`: at once what is too much for
+    /// fresh changes too, and of the rest no more than `most`.
+    fn shrink(&mut self, lane: Lane, now: u64, most: usize) {
+        let fresh = u64::try_from(self.limits.fresh.as_millis()).unwrap_or(u64::MAX);
+        let burst = if fresh == 0 { 1 } else { BURST };
+        let mut gone = 0;
+        while self.exceeds(1) {
             let at = self.longest(lane);
             let Some(oldest) = self.lanes[at].changes.front() else { break };
+            let is_fresh = now.saturating_sub(oldest.at) < fresh;
+            if !self.exceeds(burst) && (is_fresh || most <= gone) {
+                break;
+            }
             let oldest = oldest.event.revision;
+            gone += 1;
             self.drop_until(at, oldest);
             self.floor = self.floor.max(oldest);
         }
+    }
+
+    /// Lets go of some of what is no longer fresh. Whether there may be more.
+    pub(crate) fn tidy(&mut self) -> bool {
+        const MANY: usize = 512;
+        let before = self.kept;
+        let longest = (0..self.lanes.len()).max_by_key(|at| self.lanes[*at].changes.len());
+        if let Some(longest) = longest.and_then(|it| u8::try_from(it).ok()) {
+            self.shrink(Lane(longest), self.now(), MANY);
+        }
+        MANY <= before - self.kept
     }
 
     /// The lane that has to let go of something because of a change in `lane`.
@@ -208,6 +258,11 @@ impl Ring {
         }
     }
 
+    /// Changes at or below are gone, of some lanes.
+    pub(crate) fn floor(&self) -> Revision {
+        self.floor
+    }
+
     /// The lowest floor of any lane: nobody can be told of what was before.
     pub(crate) fn lowest_floor(&self) -> Revision {
         self.lanes.iter().map(|it| it.floor).min().unwrap_or(self.floor)
@@ -216,7 +271,7 @@ impl Ring {
     fn drop_until(&mut self, lane: usize, revision: Revision) {
         let track = &mut self.lanes[lane];
         while let Some(change) = track.changes.pop_front_if(|it| it.event.revision <= revision) {
-            let weight = weight(&change.event);
+            let weight = change.weight;
             track.bytes -= weight;
             track.floor = track.floor.max(change.event.revision);
             self.kept -= 1;
@@ -235,9 +290,11 @@ fn check(after: Revision, floor: Revision) -> Result<(), StoreError> {
     }
 }
 
-/// An upper bound: values that other events share are counted with each.
-fn weight(event: &Event) -> usize {
-    let previous = event.previous.as_ref().map_or(0, |entry| entry.value.held());
+/// What an event takes where all after `floor` is there too: what was before it is counted with the
+/// change that made it, and again only if that is gone.
+fn weight(event: &Event, floor: Revision) -> usize {
+    let previous = event.previous.as_ref().filter(|it| it.modified <= floor);
+    let previous = previous.map_or(0, |it| it.value.held());
     event.key.len() + event.entry.value.held() + previous + OVERHEAD
 }
 
@@ -280,12 +337,16 @@ mod tests {
 
     #[test]
     fn is_bounded_by_count_and_by_bytes() {
-        let mut ring = Ring::new(Revision(0), RingLimits { events: 3, bytes: 1_000_000 });
+        let mut ring = Ring::new(
+            Revision(0),
+            RingLimits { events: 3, bytes: 1_000_000, fresh: Duration::ZERO },
+        );
         (1..=5).for_each(|revision| ring.push(LANE, event(revision, 1)));
         check(&ring, 2, 10, &[3, 4, 5]);
         assert!(ring.after(Revision(1), 10).is_err());
 
-        let mut ring = Ring::new(Revision(0), RingLimits { events: 100, bytes: 1_000 });
+        let mut ring =
+            Ring::new(Revision(0), RingLimits { events: 100, bytes: 1_000, fresh: Duration::ZERO });
         (1..=5).for_each(|revision| ring.push(LANE, event(revision, 200)));
         check(&ring, 3, 10, &[4, 5]);
         ring.push(LANE, event(6, 5_000));
@@ -294,8 +355,39 @@ mod tests {
     }
 
     #[test]
+    fn what_is_fresh_may_take_more_for_a_while() {
+        let fresh = Duration::from_millis(300);
+        let mut ring = Ring::new(Revision(0), RingLimits { events: 10, bytes: 1 << 20, fresh });
+        (1..=200).for_each(|revision| ring.push(LANE, event(revision, 1)));
+        assert_eq!(ring.kept, 10 * BURST);
+        assert!(ring.after(Revision(120), 1).is_ok() && ring.after(Revision(119), 1).is_err());
+        std::thread::sleep(2 * fresh);
+        // Each that comes lets some go.
+        ring.push(LANE, event(201, 1));
+        assert_eq!(ring.kept, 10 * BURST + 1 - AT_ONCE);
+        while ring.tidy() {}
+        assert_eq!(ring.kept, 10);
+        check(&ring, 198, 10, &[199, 200, 201]);
+    }
+
+    #[test]
+    fn a_text_that_two_changes_share_is_counted_once() {
+        let mut ring = Ring::new(Revision(0), RingLimits::default());
+        let mut previous = None;
+        for revision in 1..=10 {
+            let mut it = Arc::unwrap_or_clone(event(revision, 1000));
+            it.previous = previous.replace(it.entry.clone());
+            ring.push(LANE, Arc::new(it));
+        }
+        assert_eq!(ring.bytes, 10 * (1000 + 1 + OVERHEAD));
+    }
+
+    #[test]
     fn a_flood_in_one_lane_leaves_the_others_their_part() {
-        let mut ring = Ring::new(Revision(0), RingLimits { events: 80, bytes: 1 << 20 });
+        let mut ring = Ring::new(
+            Revision(0),
+            RingLimits { events: 80, bytes: 1 << 20, fresh: Duration::ZERO },
+        );
         let (quiet, noisy) = (Lane(1), Lane(2));
         for revision in 1..=10 {
             ring.push(quiet, event(revision, 1));
@@ -342,7 +434,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_lane_has_what_was_in_it(steps in steps(), limit in 1..4_usize, most in 1..20_usize) {
-            let mut ring = Ring::new(Revision(0), RingLimits { events: most, bytes: 1 << 20 });
+            let mut ring = Ring::new(Revision(0), RingLimits { events: most, bytes: 1 << 20, fresh: Duration::ZERO });
             let mut all: Vec<(u8, u64)> = Vec::new();
             let (mut revision, mut forgotten) = (0, 0);
             for step in steps {

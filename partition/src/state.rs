@@ -12,6 +12,7 @@
 
 mod contents;
 mod roots;
+pub(crate) mod settle;
 mod tally;
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,8 @@
 //! and by each tenant its own. Packed they take a tenth, now and in the history.
 //! LZ4 (block format), because packing is done where all writes of a partition pass.
 //!
-//! What many tenants have alike is packed too, against the value of one of them (`alike.rs`).
+//! What many tenants have alike is packed too, against the value of one of them (`alike.rs`), and
+//! what has lain still for long, against a neighbour ([`crate::state::settle`]).
 //!
 //! What is sealed lies sealed, and is opened for whoever looks at it ([`crate::seal`]). Whatever
 //! puts a value on a disk or on the wire takes it as it is stored, see `Text::stored`.
@@ -21,7 +22,7 @@ pub(crate) use self::alike::Templates;
 use crate::{seal::Shut, store::StoreError};
 
 /// Values from this length on are packed, in bytes.
-const LONG: usize = 16 << 10;
+pub(crate) const LONG: usize = 16 << 10;
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -144,6 +145,19 @@ impl Text {
     /// Whether it lies as what differs from another.
     pub(crate) fn is_alike(&self) -> bool {
         matches!(self.0, Form::Costly(Costly::Alike(_)))
+    }
+
+    /// `value` as what differs from a `template`, if that is less than half of it.
+    pub(crate) fn like(template: &Bytes, value: &Bytes) -> Option<Self> {
+        alike::alike(template, value).map(Self::alike)
+    }
+
+    /// What it lies as a difference from, if it does.
+    pub(crate) fn template(&self) -> Option<&Bytes> {
+        match &self.0 {
+            Form::Costly(Costly::Alike(it)) => Some(&it.template),
+            _ => None,
+        }
     }
 
     /// Where it lies, and how long it is: while somebody holds it, nothing else has the same. Nothing

@@ -26,6 +26,11 @@ use crate::{
     world::World,
 };
 
+/// How many objects of a kind lie as they are, and how many pods; the others lie packed. What is
+/// decided goes by the world, not by these copies: they are looked at when something changes.
+const N_PLAIN: usize = 512;
+const N_PLAIN_PODS: usize = 2048;
+
 /// Keeps of a node what decisions depend on. What it says of its health changes often and is long.
 fn trim_node(node: &mut Node) {
     if let Some(old) = node.status.take() {
@@ -101,6 +106,7 @@ impl Informers {
                 noting(
                     Informer::builder(all.collection::<$kind>())
                         .trim($trim)
+                        .pack_beyond(N_PLAIN)
                         .start(tasks, shutdown.clone()),
                     $source,
                     &dirty,
@@ -110,11 +116,16 @@ impl Informers {
         let pods = Informer::builder(all.collection::<Pod>())
             .field_selector("status.phase!=Succeeded,status.phase!=Failed")
             .trim(trim)
+            .pack_beyond(N_PLAIN_PODS)
             .start(tasks, shutdown.clone());
         let system = client.system();
-        let nodes =
-            Informer::builder(system.api::<Node>()).trim(trim_node).start(tasks, shutdown.clone());
-        let drivers = Informer::builder(system.api::<CSINode>()).start(tasks, shutdown.clone());
+        let nodes = Informer::builder(system.api::<Node>())
+            .trim(trim_node)
+            .pack_beyond(N_PLAIN)
+            .start(tasks, shutdown.clone());
+        let drivers = Informer::builder(system.api::<CSINode>())
+            .pack_beyond(N_PLAIN)
+            .start(tasks, shutdown.clone());
         let claims: Informer<PersistentVolumeClaim> = follow!(PersistentVolumeClaim, Source::Claim);
         let (ticks, claims_changed) = watch::channel(0_u64);
         claims.on_change(move |_| ticks.send_modify(|n| *n += 1));

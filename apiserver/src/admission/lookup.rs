@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use insula_api::{names::TenantName, object, resources::Scope};
 use insula_partition::{
-    snapshot::Snapshot,
+    snapshot::{Entry, Snapshot},
     store::{ReadAt, Store},
 };
 use serde_json::Value;
@@ -13,6 +13,7 @@ use super::Admission;
 use crate::{
     Server,
     error::{ApiError, Result},
+    matcher::Labelled,
     registry::{self, Served},
     shown,
 };
@@ -51,13 +52,19 @@ impl Server {
         served: &Served,
         key: &str,
     ) -> Result<Option<Arc<Value>>> {
-        let mut found = store.read(&served.collection, ReadAt::Any).await?.get(key).cloned();
-        if found.is_none() {
-            // It may have been made by another server a moment ago.
-            found = store.read(&served.collection, ReadAt::Latest).await?.get(key).cloned();
-        }
+        let found = entry_at_hand(store, served, key).await?;
         found.map(|it| self.parsed.of(&it.value).map_err(ApiError::internal)).transpose()
     }
+}
+
+/// What `store` has under `key`.
+async fn entry_at_hand(store: &dyn Store, served: &Served, key: &str) -> Result<Option<Entry>> {
+    let found = store.read(&served.collection, ReadAt::Any).await?.get(key).cloned();
+    if found.is_some() {
+        return Ok(found);
+    }
+    // It may have been made by another server a moment ago.
+    Ok(store.read(&served.collection, ReadAt::Latest).await?.get(key).cloned())
 }
 
 impl Admission<'_> {
@@ -76,6 +83,16 @@ impl Admission<'_> {
     ) -> Result<Option<Arc<Value>>> {
         let served = self.served(group, resource)?;
         self.server.glance(served, self.tenant()?, namespace, name).await
+    }
+
+    /// The labels of a node. Nodes are many, and what is looked up of them is little: they are not
+    /// worth the place of what every write looks up again.
+    pub(super) async fn labels_of_node(&self, name: &str) -> Result<Option<Labelled>> {
+        let (served, system) = (self.served("", "nodes")?, TenantName::system());
+        let (_, store) = served.place(&self.server.partitions, &system, "", name);
+        let found = entry_at_hand(&*store, served, &registry::key(&system, "", name)).await?;
+        let labels = found.map(|it| serde_json::from_slice(&it.value.bytes()));
+        labels.transpose().map_err(ApiError::internal)
     }
 
     /// A class: the tenant's own, or the platform's, which all tenants see.

@@ -27,7 +27,7 @@ use crate::{
     limits::check_limits,
     peers::PeerError,
     snapshot::Snapshot,
-    state::State,
+    state::{State, settle::Settler},
     store::{
         Change, Collection, Committed, ReadAt, Revision, Store, StoreError, StoreStats, Tenants,
         Write,
@@ -65,6 +65,7 @@ pub(crate) struct EmbeddedStore {
     pub(super) health: Health,
     pub(super) standing: watch::Receiver<Arc<Standing>>,
     pub(super) post: Arc<Post>,
+    pub(super) _settler: Settler,
 }
 
 impl EmbeddedStore {

@@ -63,6 +63,8 @@ pub(super) struct Shelf {
     lanes: BTreeMap<Lane, watch::Sender<u64>>,
     /// Lanes that changed since the last wake-up, a bit each.
     touched: u128,
+    /// What changed up to here has been packed if that was worth it, see [`super::settle`].
+    pub(super) settled: Revision,
 }
 
 const _: () = assert!(LANES <= u128::BITS as usize);
@@ -255,6 +257,7 @@ impl Contents {
         self.lost.clear();
         for shelf in &mut self.shelves {
             shelf.entries = OrdMap::new();
+            shelf.settled = Revision(0);
             shelf.ring.forget(self.floor);
         }
         self.fill(image);
@@ -394,6 +397,7 @@ impl Contents {
             changed: watch::Sender::new(0),
             lanes: BTreeMap::new(),
             touched: 0,
+            settled: Revision(0),
         });
         self.index.insert(collection, shelf);
         shelf

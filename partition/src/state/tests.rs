@@ -6,7 +6,7 @@ use super::*;
 use crate::store::Expect;
 
 fn state() -> Arc<State> {
-    State::new(Image::default(), RingLimits { events: 4, bytes: 1 << 20 })
+    State::new(Image::default(), RingLimits { events: 4, bytes: 1 << 20, fresh: Duration::ZERO })
 }
 
 fn put(state: &State, key: &str, value: &str) -> Revision {
@@ -103,7 +103,10 @@ async fn a_revision_that_never_comes_is_in_the_future() {
 
 #[tokio::test]
 async fn pages_of_an_older_revision_are_undone_once() {
-    let state = State::new(Image::default(), RingLimits { events: 4, bytes: 1 << 20 });
+    let state = State::new(
+        Image::default(),
+        RingLimits { events: 4, bytes: 1 << 20, fresh: Duration::ZERO },
+    );
     let first = put(&state, "a", "1");
     put(&state, "a", "2");
     for _ in 0..3 {

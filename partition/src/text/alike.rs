@@ -30,7 +30,7 @@ const MOST_CREDIT: u8 = 16;
 /// A value that another tenant has as well, but for little.
 #[derive(Debug)]
 pub(super) struct Alike {
-    template: Bytes,
+    pub(super) template: Bytes,
     packed: Box<[u8]>,
     /// Of what it was made of.
     pub(super) length: u32,
@@ -136,7 +136,7 @@ fn hash(collection: &str, place: &str) -> u64 {
 }
 
 /// `value` as what differs from `template`, if that is little.
-fn alike(template: &Bytes, value: &Bytes) -> Option<Arc<Alike>> {
+pub(super) fn alike(template: &Bytes, value: &Bytes) -> Option<Arc<Alike>> {
     let length = u32::try_from(value.len()).ok()?;
     let packed = block::compress_with_dict(value, template);
     (packed.len() + size_of::<Alike>() <= value.len() / 2).then(|| {

@@ -40,12 +40,11 @@ pub(in crate::admission) fn label<'a>(
         if node.is_empty() {
             return Ok(());
         }
-        let Some(node) = admission.find("", "nodes", "", node).await? else { return Ok(()) };
-        let labels = object::metadata(&node).get("labels");
+        let Some(node) = admission.labels_of_node(node).await? else { return Ok(()) };
         for key in TOPOLOGY {
-            if let Some(value) = labels.and_then(|it| it.get(key)) {
+            if let Some(value) = node.metadata.labels.get(key) {
                 let own = object::metadata_mut(it).entry("labels").or_insert_with(|| json!({}));
-                own[key] = value.clone();
+                own[key] = value.as_str().into();
             }
         }
         Ok(())
