@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use insula_api::names::TenantName;
 use insula_client::Tenanted;
-use insula_scheduler::{Core, Profile};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use insula_scheduler::{Core, Pod, Profile};
+use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 

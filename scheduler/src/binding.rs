@@ -10,7 +10,6 @@ use std::{
 };
 
 use insula_client::{Client, Error, EventRecorder, ObjectKey, Tenanted};
-use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -20,7 +19,7 @@ use self::{
     volumes::bind_volumes,
     writer::{Ready, Writer},
 };
-use crate::{Observer, storage::Work};
+use crate::{Observer, pod::Pod, storage::Work};
 
 /// What may be written goes on until this is dropped.
 pub(crate) use insula_membership::Permit;

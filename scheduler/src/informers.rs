@@ -7,7 +7,7 @@ use insula_client::{Client, Informer, Kind, ObjectKey};
 use k8s_openapi::api::{
     apps::v1::{ReplicaSet, ReplicaSetSpec, StatefulSet, StatefulSetSpec},
     core::v1::{
-        Namespace, Node, NodeCondition, NodeStatus, PersistentVolume, PersistentVolumeClaim, Pod,
+        Namespace, Node, NodeCondition, NodeStatus, PersistentVolume, PersistentVolumeClaim,
         ReplicationController, ReplicationControllerSpec, Service, ServiceSpec,
     },
     policy::v1::PodDisruptionBudget,
@@ -22,15 +22,16 @@ use crate::{
     framework::Event,
     gangs::Policy,
     measured::Measurements,
-    pod::{compile, trim},
+    nodes::CONDITIONS,
+    pod::{Pod, compile, trim},
     world::World,
 };
 
 /// Keeps of a node what decisions depend on. What it says of its health changes often and is long.
 fn trim_node(node: &mut Node) {
     if let Some(old) = node.status.take() {
-        let ready = |it: &NodeCondition| it.type_ == "Ready";
-        let conditions = old.conditions.map(|them| them.into_iter().filter(ready).collect());
+        let decides = |it: &NodeCondition| it.type_ == "Ready" || CONDITIONS.contains(&&*it.type_);
+        let conditions = old.conditions.map(|them| them.into_iter().filter(decides).collect());
         node.status = Some(NodeStatus {
             capacity: old.capacity.filter(|_| old.allocatable.is_none()),
             allocatable: old.allocatable,

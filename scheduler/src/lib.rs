@@ -76,7 +76,7 @@ use self::{
 pub use self::{
     config::{ConfigError, Configuration},
     core::Core,
-    pod::DEFAULT_SCHEDULER,
+    pod::{DEFAULT_SCHEDULER, Pod},
     profile::Profile,
 };
 

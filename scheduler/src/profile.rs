@@ -43,6 +43,7 @@ impl Default for Profile {
             filters: vec![
                 Arc::new(plugins::NodeUnschedulable),
                 Arc::new(plugins::NodeName),
+                Arc::new(plugins::RuntimeReady),
                 taints.clone(),
                 affinity.clone(),
                 Arc::new(plugins::NodePorts),

@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use insula_client::{Client, EventRecorder, EventType, Patch, Tenanted, chain};
 use jiff::Timestamp;
-use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::pod::Pod;
 
 /// Requests at the same time.
 const PARALLEL_REPORTS: usize = 16;

@@ -17,7 +17,6 @@ use std::{
 };
 
 use insula_client::{ObjectKey, Tenanted};
-use k8s_openapi::api::core::v1::Pod;
 use tokio::{
     sync::{Notify, mpsc},
     time::Instant,
@@ -35,7 +34,7 @@ use crate::{
     informers::{Informers, Source},
     ledger::Held,
     outlook::{Decision, Failure, Promise},
-    pod::{Candidate, Shape, is_finished, node_of, scheduler_of},
+    pod::{Candidate, Pod, Shape, is_finished, node_of, scheduler_of},
     preempting::{Evictor, Victim},
     queue::{Queue, Waiting},
     reporting::{GATED, Nominated, Report, Reporter, UNSCHEDULABLE},

@@ -500,3 +500,72 @@ async fn what_nobody_is_promised_any_more_is_given_to_who_waits() {
     it.until_on("acme", "waits", "n1").await;
     it.cloud.end().await;
 }
+
+/// Nodes say which runtimes they have; machines and containers go where theirs is.
+#[tokio::test(flavor = "multi_thread")]
+async fn machines_wait_for_a_node_that_runs_them() {
+    let it = Scheduled::start(&["acme"]).await;
+    it.node("n1", "8").await;
+    it.node("n2", "8").await;
+    let nodes = it.cloud.client.system().api::<Node>();
+    let say = async |containers: &str, machines: &str| {
+        let status = json!({"status": {"conditions": [
+            {"type": "Ready", "status": "True"},
+            {"type": "ContainerRuntimeReady", "status": containers},
+            {"type": "VmRuntimeReady", "status": machines},
+        ]}});
+        nodes.patch_status("n2", &Patch::Merge(status)).await.unwrap();
+    };
+    say("False", "False").await;
+    let pods = it.cloud.client.tenant(&named("acme")).namespaced::<Pod>("default");
+    // Not as a typed pod: its type does not know machines.
+    let create = async |name: &str| {
+        let machine = Patch::Apply(json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+            "spec": {"virtualMachine": {
+                "name": "vm", "image": "i", "resources": {"limits": {"cpu": "6", "memory": "1Gi"}},
+            }},
+        }));
+        let mut options = PatchOptions::default();
+        options.write.field_manager = Some("test".to_owned());
+        pods.patch_with(name, None, &machine, &options).await.unwrap();
+    };
+    create("m1").await;
+    it.until_waits(
+        "acme",
+        "m1",
+        "Unschedulable",
+        "0/2 nodes are available: 2 node(s) had no ready VM runtime. preemption: 0/2 nodes are \
+         available: 2 Preemption is not helpful for scheduling.",
+    )
+    .await;
+    say("False", "True").await;
+    it.until_on("acme", "m1", "n2").await;
+
+    // What a machine takes counts, and it is no place for containers.
+    create("m2").await;
+    it.until_waits(
+        "acme",
+        "m2",
+        "Unschedulable",
+        "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) had no ready VM runtime. \
+         preemption: 0/2 nodes are available: 1 No preemption victims found for incoming pod, 1 \
+         Preemption is not helpful for scheduling.",
+    )
+    .await;
+    for n in 0..8 {
+        it.pod("acme", &format!("c{n}"), "1").await;
+    }
+    for n in 0..8 {
+        it.until_on("acme", &format!("c{n}"), "n1").await;
+    }
+
+    // Resized in place: it gives back what another one can have.
+    let less = json!({"spec": {"virtualMachine": {"resources": {
+        "requests": {"cpu": "2", "memory": "1Gi"}, "limits": {"cpu": "2", "memory": "1Gi"},
+    }}}});
+    let resize = Patch::Merge(less);
+    pods.patch_with("m1", Some("resize"), &resize, &PatchOptions::default()).await.unwrap();
+    it.until_on("acme", "m2", "n2").await;
+    it.cloud.end().await;
+}

@@ -9,7 +9,7 @@ use insula_client::{
 };
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::{Binding, Node, ObjectReference, Pod},
+    api::core::v1::{Binding, Node, ObjectReference},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Status},
 };
 use serde::Deserialize;
@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 use super::{Done, NotBound, Permit, Way};
 use crate::{
     Observer,
-    pod::node_of,
+    pod::{Pod, node_of},
     reservations::{Mark, given_back},
 };
 

@@ -12,8 +12,8 @@ use crate::{
     plugins::{
         BalancedAllocation, DefaultPreemption, DefaultSpread, ImageLocality, InterPodAffinity,
         LoadAware, NodeAffinity, NodeName, NodePorts, NodeResourcesFit, NodeUnschedulable,
-        NodeVolumeLimits, PodTopologySpread, Strategy, TaintToleration, VolumeBinding,
-        VolumeRestrictions, VolumeZone, Weighed, cpu_and_memory,
+        NodeVolumeLimits, PodTopologySpread, RuntimeReady, Strategy, TaintToleration,
+        VolumeBinding, VolumeRestrictions, VolumeZone, Weighed, cpu_and_memory,
     },
     profile::BIND_TIMEOUT,
 };
@@ -35,6 +35,7 @@ impl Args {
         Some(match name {
             "NodeUnschedulable" => Arc::new(NodeUnschedulable),
             "NodeName" => Arc::new(NodeName),
+            RuntimeReady::NAME => Arc::new(RuntimeReady),
             "TaintToleration" => Arc::new(TaintToleration),
             "NodeAffinity" => self.affinity.clone(),
             "NodePorts" => Arc::new(NodePorts),

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::ConfigError;
-use crate::plugins::LoadAware;
+use crate::plugins::{LoadAware, RuntimeReady};
 
 /// A plugin, the points at which it takes part, and what its score counts for.
 struct Known {
@@ -26,11 +26,12 @@ const fn additional(name: &'static str, weight: i64) -> Known {
 
 /// Upstream's plugins that there are, in the order of its default profile, and ours. Those that do neither
 /// filter nor score are part of the scheduler itself.
-const ALL: [Known; 21] = [
+const ALL: [Known; 22] = [
     known("SchedulingGates", false, 0),
     known("PrioritySort", false, 0),
     known("NodeUnschedulable", true, 0),
     known("NodeName", true, 0),
+    known(RuntimeReady::NAME, true, 0),
     known("TaintToleration", true, 3),
     known("NodeAffinity", true, 2),
     known("NodePorts", true, 0),

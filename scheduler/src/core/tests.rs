@@ -1,4 +1,5 @@
 mod gangs;
+mod machines;
 mod model;
 mod random;
 mod upstream;

@@ -14,8 +14,8 @@ pub(crate) use self::{
     inter_pod::InterPodAffinity,
     load::LoadAware,
     nodes::{
-        ImageLocality, NodeAffinity, NodeName, NodeSelection, NodeUnschedulable, TaintToleration,
-        keeps_away,
+        ImageLocality, NodeAffinity, NodeName, NodeSelection, NodeUnschedulable, RuntimeReady,
+        TaintToleration, keeps_away,
     },
     preemption::DefaultPreemption,
     resources::{

@@ -6,7 +6,6 @@
 use std::sync::Arc;
 
 use insula_client::{ObjectKey, Tenanted};
-use k8s_openapi::api::core::v1::Pod;
 use tokio::time::Instant;
 
 use super::Scheduler;
@@ -16,7 +15,7 @@ use crate::{
     gangs::GroupKey,
     grouping::{TOO_FEW, Verdict},
     outlook::{Failure, Promise},
-    pod::{Candidate, Shape},
+    pod::{Candidate, Pod, Shape},
     queue::Waiting,
     reporting::{Nominated, Report, UNSCHEDULABLE},
 };

@@ -7,7 +7,6 @@
 use std::{sync::Arc, time::Duration};
 
 use insula_client::{ObjectKey, Tenanted, chain};
-use k8s_openapi::api::core::v1::Pod;
 use tokio::time::Instant;
 
 use super::{Scheduler, rooms::Room};
@@ -16,7 +15,7 @@ use crate::{
     framework::Event,
     informers::Source,
     ledger::Held,
-    pod::{Shape, node_of},
+    pod::{Pod, Shape, node_of},
     queue::Waiting,
     reporting::{Nominated, Report},
     storage::{Assumed, Work},
