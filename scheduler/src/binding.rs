@@ -1,6 +1,7 @@
 //! Writing down where a pod goes.
 
 mod batches;
+mod devices;
 mod volumes;
 mod writer;
 
@@ -9,16 +10,17 @@ use std::{
     time::Duration,
 };
 
-use insula_client::{Client, Error, EventRecorder, ObjectKey, Tenanted};
+use insula_client::{Client, Error, EventRecorder, ObjectKey, Tenanted, chain};
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub(crate) use self::volumes::Volumes;
 use self::{
     batches::Batches,
+    devices::give_back,
     volumes::bind_volumes,
     writer::{Ready, Writer},
 };
+pub(crate) use self::{devices::DeviceClaims, volumes::Volumes};
 use crate::{Observer, pod::Pod, storage::Work};
 
 /// What may be written goes on until this is dropped.
@@ -41,6 +43,8 @@ pub(crate) enum NotBound {
     Api(#[from] Error),
     #[error("its volumes were not bound: {0}")]
     Volumes(String),
+    #[error("its claims were not given devices: {0}")]
+    Devices(String),
     #[error("others were not ended for it")]
     NoRoom,
 }
@@ -82,6 +86,7 @@ pub(crate) struct Binder {
     writer: Arc<Writer>,
     batches: Arc<OnceLock<Batches>>,
     volumes: Volumes,
+    devices: DeviceClaims,
 }
 
 impl Binder {
@@ -91,7 +96,7 @@ impl Binder {
         events: EventRecorder,
         bindings: TaskTracker,
         results: mpsc::UnboundedSender<Done>,
-        volumes: Volumes,
+        (volumes, devices): (Volumes, DeviceClaims),
         observer: Arc<dyn Observer>,
         (tasks, supplies): (&TaskTracker, &CancellationToken),
     ) -> Self {
@@ -106,7 +111,7 @@ impl Binder {
             }
         };
         tasks.spawn(supplies.clone().run_until_cancelled_owned(find));
-        Self { writer, batches, volumes }
+        Self { writer, batches, volumes, devices }
     }
 
     /// Takes back that a pod was nominated, as nobody has bound it. `permit` is for its tenant.
@@ -118,18 +123,39 @@ impl Binder {
     pub(crate) fn bind(&self, order: Order) {
         let Order { number, pod, node, work, timeout, way } = order;
         let ready = Ready { number, pod, node, way };
-        if work.is_empty() {
+        // Devices are given away by who binds.
+        let gives_devices = matches!(ready.way, Way::Bind(_)) && !work.devices.is_empty();
+        if work.has_no_volumes() && !gives_devices {
             return hand_on(&self.writer, &self.batches, ready);
         }
         let (writer, batches) = (self.writer.clone(), self.batches.clone());
-        let volumes = self.volumes.clone();
+        let (volumes, devices) = (self.volumes.clone(), self.devices.clone());
         self.writer.tasks().spawn(async move {
-            let all = Box::pin(bind_volumes(writer.client(), volumes, &work, &ready.node));
             let late = || NotBound::Volumes("context deadline exceeded".to_owned());
-            let bound = tokio::time::timeout(timeout, all).await;
-            match bound.unwrap_or_else(|_| Err(late())) {
+            let mut done = Ok(());
+            if !work.has_no_volumes() {
+                let all = Box::pin(bind_volumes(writer.client(), volumes, &work, &ready.node));
+                done = tokio::time::timeout(timeout, all).await.unwrap_or_else(|_| Err(late()));
+            }
+            if done.is_ok() && gives_devices {
+                let fence = ready.fence();
+                let all = devices.give(writer.client(), &work.devices, &ready.pod, fence);
+                done = Box::pin(all).await;
+            }
+            match done {
                 Ok(()) => hand_on(&writer, &batches, ready),
                 Err(error) => writer.done(&ready, Err(error)),
+            }
+        });
+    }
+
+    /// Takes a pod's name off claims of devices: it was not bound.
+    pub(crate) fn give_back_devices(&self, claims: Vec<ObjectKey>, uid: String) {
+        let writer = self.writer.clone();
+        self.writer.tasks().spawn(async move {
+            if let Err(error) = Box::pin(give_back(writer.client(), &claims, &uid)).await {
+                // Who looks after claims does it when the pod is gone, at the latest.
+                tracing::info!(uid, error = chain(&error), "claims are still a pod's");
             }
         });
     }

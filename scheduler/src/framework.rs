@@ -261,6 +261,11 @@ pub(crate) enum Event {
     Storage {
         tenant: Option<insula_api::names::TenantName>,
     },
+    /// A claim of devices is another than before; or, if `None`, devices are free that were not,
+    /// or classes or devices are others.
+    Devices {
+        claim: Option<ObjectKey>,
+    },
     /// Something that selects pods, or labels of a namespace.
     Selection {
         tenant: insula_api::names::TenantName,

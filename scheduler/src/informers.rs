@@ -11,6 +11,7 @@ use k8s_openapi::api::{
         ReplicationController, ReplicationControllerSpec, Service, ServiceSpec,
     },
     policy::v1::PodDisruptionBudget,
+    resource::v1::{DeviceClass, ResourceClaim, ResourceSlice},
     scheduling::v1alpha2::PodGroup,
     storage::v1::{CSINode, StorageClass},
 };
@@ -18,6 +19,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    devices::ClaimChange,
     dirty::Dirty,
     framework::Event,
     gangs::Policy,
@@ -52,12 +54,30 @@ pub(crate) enum Source {
     Claim,
     Budget,
     PodGroup,
+    DeviceClass,
+    DeviceSlice,
+    DeviceClaim,
     Service,
     ReplicaSet,
     StatefulSet,
     ReplicationController,
     Node,
     Pod,
+}
+
+/// What the server has of what not every Kubernetes API has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Offered {
+    pub(crate) groups: bool,
+    pub(crate) devices: bool,
+}
+
+/// Copies of what claims of devices are decided by.
+#[derive(Debug, Clone)]
+pub(crate) struct DeviceCopies {
+    pub(crate) claims: Informer<ResourceClaim>,
+    classes: Informer<DeviceClass>,
+    slices: Informer<ResourceSlice>,
 }
 
 /// Local copies of all that matters.
@@ -73,6 +93,8 @@ pub(crate) struct Informers {
     budgets: Informer<PodDisruptionBudget>,
     /// If the server has them.
     pub(crate) groups: Option<Informer<PodGroup>>,
+    /// If the server has them.
+    pub(crate) devices: Option<DeviceCopies>,
     services: Informer<Service>,
     replica_sets: Informer<ReplicaSet>,
     stateful_sets: Informer<StatefulSet>,
@@ -82,12 +104,14 @@ pub(crate) struct Informers {
     pub(crate) dirty: Arc<Dirty<(Source, ObjectKey)>>,
     /// Ticks whenever a claim changes.
     pub(crate) claims_changed: watch::Receiver<u64>,
+    /// Ticks whenever a claim of devices changes.
+    pub(crate) device_claims_changed: watch::Receiver<u64>,
 }
 
 impl Informers {
     pub(crate) fn start(
         client: &Client,
-        has_groups: bool,
+        offered: Offered,
         changed: &Arc<Notify>,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
@@ -119,6 +143,18 @@ impl Informers {
         let claims: Informer<PersistentVolumeClaim> = follow!(PersistentVolumeClaim, Source::Claim);
         let (ticks, claims_changed) = watch::channel(0_u64);
         claims.on_change(move |_| ticks.send_modify(|n| *n += 1));
+        let (ticks, device_claims_changed) = watch::channel(0_u64);
+        let devices = offered.devices.then(|| {
+            let slices = Informer::builder(system.api::<ResourceSlice>());
+            let slices = slices.start(tasks, shutdown.clone());
+            let claims = follow!(ResourceClaim, Source::DeviceClaim);
+            claims.on_change(move |_| ticks.send_modify(|n| *n += 1));
+            DeviceCopies {
+                claims,
+                classes: follow!(DeviceClass, Source::DeviceClass),
+                slices: noting(slices, Source::DeviceSlice, &dirty),
+            }
+        });
         Self {
             pods: noting(pods, Source::Pod, &dirty),
             nodes: noting(nodes, Source::Node, &dirty),
@@ -127,7 +163,7 @@ impl Informers {
             volumes: follow!(PersistentVolume, Source::Volume),
             classes: follow!(StorageClass, Source::Class),
             budgets: follow!(PodDisruptionBudget, Source::Budget),
-            groups: has_groups.then(|| follow!(PodGroup, Source::PodGroup)),
+            groups: offered.groups.then(|| follow!(PodGroup, Source::PodGroup)),
             // Of these only selectors matter.
             services: follow!(Service, Source::Service, |it: &mut Service| {
                 let selector = it.spec.take().and_then(|it| it.selector);
@@ -158,6 +194,8 @@ impl Informers {
             measurements: Measurements::default(),
             dirty,
             claims_changed,
+            devices,
+            device_claims_changed,
         }
     }
 
@@ -183,7 +221,15 @@ impl Informers {
             Some(groups) => groups.synced().await,
             None => true,
         };
-        a && b && c && d && e && f && g && h && i && j && k && l && groups
+        let devices = match &self.devices {
+            Some(it) => {
+                let (a, b, c) =
+                    futures::join!(it.claims.synced(), it.classes.synced(), it.slices.synced());
+                a && b && c
+            }
+            None => true,
+        };
+        a && b && c && d && e && f && g && h && i && j && k && l && groups && devices
     }
 
     /// Waits until they show all that was written before the call, as far as it decides about room
@@ -195,7 +241,14 @@ impl Informers {
             self.claims.caught_up(),
             self.volumes.caught_up(),
         );
-        a && b && c && d
+        let devices = match &self.devices {
+            Some(it) => {
+                let (a, b) = futures::join!(it.claims.caught_up(), it.slices.caught_up());
+                a && b
+            }
+            None => true,
+        };
+        a && b && c && d && devices
     }
 
     /// Has all nodes and pods looked at again.
@@ -248,6 +301,24 @@ impl Informers {
                 let group = self.groups.as_ref().and_then(|it| it.get(key));
                 world.gangs.set_policy(key, group.map(|it| Policy::of(&it)));
                 None
+            }
+            Source::DeviceClass => {
+                let class = self.devices.as_ref().and_then(|it| it.classes.get(key));
+                let changed = world.devices.put_class(key, class);
+                changed.then_some(Event::Devices { claim: None })
+            }
+            Source::DeviceSlice => {
+                let slice = self.devices.as_ref().and_then(|it| it.slices.get(key));
+                world.devices.put_slice(&key.name, slice.as_deref().map(|it| &it.object));
+                Some(Event::Devices { claim: None })
+            }
+            Source::DeviceClaim => {
+                let claim = self.devices.as_ref().and_then(|it| it.claims.get(key));
+                match world.devices.put_claim(key, claim) {
+                    ClaimChange::Nothing => None,
+                    ClaimChange::Changed => Some(Event::Devices { claim: Some(key.clone()) }),
+                    ClaimChange::Freed => Some(Event::Devices { claim: None }),
+                }
             }
             Source::Service => {
                 let service = self.services.get(key);

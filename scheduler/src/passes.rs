@@ -138,6 +138,7 @@ impl Passes {
             let work = pass.work(world, row);
             all.bind.extend(work.bind);
             all.provision.extend(work.provision);
+            all.devices.extend(work.devices);
         }
         all
     }

@@ -20,7 +20,8 @@ use insula_client::Tenanted;
 use k8s_openapi::{
     api::core::v1::{
         Container, ContainerStatus, EphemeralVolumeSource, NodeSelectorTerm, PodAffinityTerm,
-        PodSpec, PreferredSchedulingTerm, Toleration, TopologySpreadConstraint, Volume,
+        PodResourceClaim, PodSpec, PreferredSchedulingTerm, Toleration, TopologySpreadConstraint,
+        Volume,
     },
     apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
@@ -96,6 +97,48 @@ pub(crate) struct Claim {
     pub(crate) is_ephemeral: bool,
 }
 
+/// The claims of devices that a pod has. No other pod is like it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DeviceClaims {
+    /// The pod's own name and uid.
+    pub(crate) pod: String,
+    pub(crate) uid: String,
+    pub(crate) claims: Vec<DeviceClaim>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DeviceClaim {
+    /// `None` if it has not been made yet, or is not to be.
+    pub(crate) claim: Option<Arc<str>>,
+    /// Made for this pod, from a template.
+    pub(crate) is_of_pod: bool,
+    /// The pod does without it.
+    pub(crate) is_unneeded: bool,
+}
+
+impl DeviceClaims {
+    fn of(pod: &Tenanted<Pod>, spec: &PodSpec) -> Option<Box<Self>> {
+        let wanted = spec.resource_claims.as_ref().filter(|it| !it.is_empty())?;
+        let statuses = pod.status.as_ref().and_then(|it| it.resource_claim_statuses.as_ref());
+        let claim = |it: &PodResourceClaim| {
+            if let Some(name) = &it.resource_claim_name {
+                let claim = Some(name.as_str().into());
+                return DeviceClaim { claim, is_of_pod: false, is_unneeded: false };
+            }
+            let made = statuses.into_iter().flatten().find(|status| status.name == it.name);
+            let claim = made.and_then(|it| it.resource_claim_name.as_deref()).map(Into::into);
+            let is_unneeded = made.is_some() && claim.is_none();
+            DeviceClaim { claim, is_of_pod: true, is_unneeded }
+        };
+        Some(Box::new(Self {
+            pod: pod.name().to_owned(),
+            uid: pod.uid().to_owned(),
+            claims: wanted.iter().map(claim).collect(),
+        }))
+    }
+}
+
 /// The part of a pod that decides where it can run, and what its presence means to others.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Shape {
@@ -125,6 +168,7 @@ pub(crate) struct Shape {
     pub(crate) preferred_pods: Vec<(PodTerm, i64)>,
     pub(crate) spread: Vec<Spread>,
     pub(crate) claims: Vec<Claim>,
+    pub(crate) devices: Option<Box<DeviceClaims>>,
     pub(crate) images: Vec<String>,
     pub(crate) n_containers: usize,
     /// It needs a runtime of virtual machines.
@@ -201,6 +245,7 @@ impl Shape {
                 .map(|it| Spread::of(it, &labels))
                 .collect(),
             claims: claims(pod.name(), spec),
+            devices: DeviceClaims::of(pod, spec),
             images: containers
                 .clone()
                 .filter_map(|it| it.image.as_ref())
@@ -421,6 +466,7 @@ pub(crate) fn trim(pod: &mut Pod) {
             init_container_statuses: given(status.init_container_statuses.take()),
             resources: status.resources.take(),
             allocated_resources: status.allocated_resources.take(),
+            resource_claim_statuses: status.resource_claim_statuses.take(),
             ..Default::default()
         };
     }

@@ -188,6 +188,9 @@ impl Scheduler {
 
     /// Goes by what this replica has now. What it has more is looked at before the next decision.
     fn adopt(&mut self) {
+        if self.core.world.share(self.shares.holders()) {
+            self.events.push(Event::Devices { claim: None });
+        }
         if self.shares.adopt() {
             let shares = &self.shares;
             self.queue.retain(|key| shares.decides_for(&key.tenant));

@@ -15,7 +15,10 @@ use k8s_openapi::api::{
     storage::v1::{CSINode, StorageClass},
 };
 
-use crate::pod::{Shape, compile};
+use crate::{
+    devices::ClaimWork,
+    pod::{Shape, compile},
+};
 
 /// Annotations of claims.
 pub(crate) const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
@@ -74,6 +77,8 @@ impl Class {
 pub(crate) struct Assumed {
     volumes: Vec<ObjectKey>,
     claims: Vec<ObjectKey>,
+    /// Claims of devices.
+    pub(crate) devices: Vec<ObjectKey>,
 }
 
 /// What is to be written before a pod can be bound.
@@ -83,10 +88,17 @@ pub(crate) struct Work {
     pub(crate) bind: Vec<(ObjectKey, ObjectKey)>,
     /// Claims for which a volume is to be made that the node can reach.
     pub(crate) provision: Vec<ObjectKey>,
+    /// What claims of devices are given, and whose they are.
+    pub(crate) devices: Vec<ClaimWork>,
 }
 
 impl Work {
     pub(crate) fn is_empty(&self) -> bool {
+        self.has_no_volumes() && self.devices.is_empty()
+    }
+
+    /// Whether nothing is to be done about volumes.
+    pub(crate) fn has_no_volumes(&self) -> bool {
         self.bind.is_empty() && self.provision.is_empty()
     }
 }
@@ -345,10 +357,11 @@ impl Storage {
         for claim in &work.provision {
             self.assumed_claims.insert(claim.clone(), node.clone());
         }
-        self.note(!work.is_empty());
+        self.note(!work.has_no_volumes());
         Assumed {
             volumes: work.bind.iter().map(|(volume, _)| volume.clone()).collect(),
             claims: work.provision.clone(),
+            devices: Vec::new(),
         }
     }
 

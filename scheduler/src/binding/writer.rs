@@ -41,7 +41,7 @@ pub(crate) struct Ready {
 }
 
 impl Ready {
-    fn fence(&self) -> Option<&Fence> {
+    pub(super) fn fence(&self) -> Option<&Fence> {
         match &self.way {
             Way::Bind(permit)
             | Way::HandOver(permit)

@@ -1,3 +1,4 @@
+mod devices;
 mod gangs;
 mod machines;
 mod model;

@@ -1,15 +1,18 @@
 //! Upstream's plugins.
 
+mod devices;
 mod gang;
 mod inter_pod;
 mod load;
 mod nodes;
 mod preemption;
+mod reserving;
 mod resources;
 mod spread;
 mod volumes;
 
 pub(crate) use self::{
+    devices::DynamicResources,
     gang::GangScheduling,
     inter_pod::InterPodAffinity,
     load::LoadAware,
@@ -18,6 +21,7 @@ pub(crate) use self::{
         TaintToleration, keeps_away,
     },
     preemption::DefaultPreemption,
+    reserving::Reserving,
     resources::{
         BalancedAllocation, NodePorts, NodeResourcesFit, Strategy, Weighed, cpu_and_memory,
     },

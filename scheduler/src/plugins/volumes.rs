@@ -7,10 +7,10 @@ use insula_client::ObjectKey;
 use k8s_openapi::api::core::v1::NodeSelectorRequirement;
 
 use crate::{
-    framework::{Depends, Event, Filter, Hint, Pass, Prepared, Reserve},
+    framework::{Depends, Event, Filter, Hint, Pass, Prepared},
     labels::{ABSENT, Condition, KeyId, Term},
     pod::Shape,
-    storage::{Assumed, Storage, Work, claim_key},
+    storage::{Storage, Work, claim_key},
     world::World,
 };
 
@@ -425,16 +425,5 @@ impl Pass for Bindings {
 
     fn work(&self, world: &World, row: usize) -> Work {
         self.plan(world, row).unwrap_or_default()
-    }
-}
-
-impl Reserve for VolumeBinding {
-    fn reserve(&self, world: &mut World, work: &Work, row: usize) -> Assumed {
-        let node = world.nodes.name_of(row);
-        world.storage.assume(work, &node)
-    }
-
-    fn unreserve(&self, world: &mut World, assumed: &Assumed) {
-        world.storage.settle(assumed);
     }
 }
