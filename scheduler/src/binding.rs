@@ -11,14 +11,15 @@ use std::{
 };
 
 use insula_client::{Client, Error, EventRecorder, ObjectKey, Tenanted, chain};
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     batches::Batches,
-    devices::give_back,
+    devices::{free, give_back},
     volumes::bind_volumes,
-    writer::{Ready, Writer},
+    writer::{Ready, Writer, fenced},
 };
 pub(crate) use self::{devices::DeviceClaims, volumes::Volumes};
 use crate::{Observer, pod::Pod, storage::Work};
@@ -145,6 +146,17 @@ impl Binder {
             match done {
                 Ok(()) => hand_on(&writer, &batches, ready),
                 Err(error) => writer.done(&ready, Err(error)),
+            }
+        });
+    }
+
+    /// Takes the devices of a claim that nobody uses. `permit` is for its tenant.
+    pub(crate) fn free_devices(&self, claim: Arc<Tenanted<ResourceClaim>>, permit: Permit) {
+        let writer = self.writer.clone();
+        self.writer.tasks().spawn(async move {
+            let freed = Box::pin(free(writer.client(), &claim));
+            if let Err(error) = fenced(permit.fence.as_ref(), freed).await {
+                tracing::debug!(claim = %claim.key(), error = chain(&error), "keeps its devices");
             }
         });
     }

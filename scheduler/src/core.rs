@@ -110,6 +110,7 @@ impl Core {
                 message: "no such scheduler".into(),
                 refused_by: 0,
                 promise: None,
+                to_free: None,
             });
         };
         let tie = usize::try_from(self.n_decisions).unwrap_or(0);

@@ -13,7 +13,7 @@ use k8s_openapi::api::{
     policy::v1::PodDisruptionBudget,
     resource::v1::{DeviceClass, ResourceClaim, ResourceSlice},
     scheduling::v1alpha2::PodGroup,
-    storage::v1::{CSINode, StorageClass},
+    storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass},
 };
 use tokio::sync::{Notify, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -50,6 +50,8 @@ pub(crate) enum Source {
     Namespace,
     Class,
     Drivers,
+    Driver,
+    Capacity,
     Volume,
     Claim,
     Budget,
@@ -90,6 +92,8 @@ pub(crate) struct Informers {
     pub(crate) volumes: Informer<PersistentVolume>,
     classes: Informer<StorageClass>,
     drivers: Informer<CSINode>,
+    csi_drivers: Informer<CSIDriver>,
+    capacities: Informer<CSIStorageCapacity>,
     budgets: Informer<PodDisruptionBudget>,
     /// If the server has them.
     pub(crate) groups: Option<Informer<PodGroup>>,
@@ -160,6 +164,8 @@ impl Informers {
             nodes: noting(nodes, Source::Node, &dirty),
             drivers: noting(drivers, Source::Drivers, &dirty),
             namespaces: follow!(Namespace, Source::Namespace),
+            csi_drivers: follow!(CSIDriver, Source::Driver),
+            capacities: follow!(CSIStorageCapacity, Source::Capacity),
             volumes: follow!(PersistentVolume, Source::Volume),
             classes: follow!(StorageClass, Source::Class),
             budgets: follow!(PodDisruptionBudget, Source::Budget),
@@ -217,6 +223,7 @@ impl Informers {
             self.stateful_sets.synced(),
             self.replication_controllers.synced(),
         );
+        let (m, n) = futures::join!(self.csi_drivers.synced(), self.capacities.synced());
         let groups = match &self.groups {
             Some(groups) => groups.synced().await,
             None => true,
@@ -229,7 +236,7 @@ impl Informers {
             }
             None => true,
         };
-        a && b && c && d && e && f && g && h && i && j && k && l && groups && devices
+        a && b && c && d && e && f && g && h && i && j && k && l && m && n && groups && devices
     }
 
     /// Waits until they show all that was written before the call, as far as it decides about room
@@ -264,6 +271,8 @@ impl Informers {
     /// Shows a change in the world, of whatever is neither a node nor a pod. Returns what those
     /// who wait may hope for.
     pub(crate) fn show(&self, world: &mut World, source: Source, key: &ObjectKey) -> Option<Event> {
+        // What is the platform's is every tenant's.
+        let whose = || (key.tenant != TenantName::system()).then(|| key.tenant.clone());
         let selection = || Some(Event::Selection { tenant: key.tenant.clone() });
         match source {
             Source::Node | Source::Pod => None,
@@ -275,15 +284,25 @@ impl Informers {
             }
             Source::Class => {
                 let class = self.classes.get(key);
-                let is_shared = key.tenant == TenantName::system();
                 let changed = world.storage.put_class(key, class.as_deref());
-                changed.then(|| Event::Storage { tenant: (!is_shared).then(|| key.tenant.clone()) })
+                changed.then(|| Event::Storage { tenant: whose() })
             }
             Source::Drivers => {
                 let drivers = self.drivers.get(key);
                 let changed =
                     world.storage.put_limits(&key.name, drivers.as_deref().map(|it| &it.object));
                 changed.then_some(Event::Storage { tenant: None })
+            }
+            Source::Driver => {
+                let driver = self.csi_drivers.get(key);
+                let changed = world.storage.put_driver(key, driver.as_deref().map(|it| &it.object));
+                changed.then(|| Event::Storage { tenant: whose() })
+            }
+            Source::Capacity => {
+                let capacity = self.capacities.get(key);
+                let changed =
+                    world.storage.put_capacity(key, capacity.as_deref().map(|it| &it.object));
+                changed.then(|| Event::Storage { tenant: whose() })
             }
             Source::Volume => {
                 let changed = world.storage.put_volume(key, self.volumes.get(key).as_deref());

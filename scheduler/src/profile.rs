@@ -79,6 +79,11 @@ impl Profile {
         self.scores.iter().any(|(_, it)| it.name() == plugins::LoadAware::NAME)
     }
 
+    /// Whether claims of devices are looked at.
+    pub(crate) fn gives_devices(&self) -> bool {
+        self.filters.iter().any(|it| it.name() == plugins::DynamicResources::NAME)
+    }
+
     /// The filters with their places, in the order in which they are asked.
     pub(crate) fn filters(&self) -> impl Iterator<Item = (u8, &Arc<dyn Filter>)> {
         // There are as many filters as plugins in the registry, at most.

@@ -436,6 +436,11 @@ impl Scheduler {
         let shape = waiting.candidate.shape.clone();
         self.queue.stuck(key, waiting, failure.refused_by, now);
         let mut nominated = Nominated::AsItIs;
+        if let Some(claim) = failure.to_free
+            && let Some(permit) = self.shares.begin_for(&key.tenant)
+        {
+            self.binder.free_devices(claim, permit);
+        }
         match failure.promise {
             None => (),
             Some(Promise::Nothing) => {

@@ -79,7 +79,8 @@ async fn given(it: &Scheduled) -> BTreeMap<String, String> {
 
 async fn until_refused(it: &Scheduled, tenant: &str, name: &str, n_nodes: usize) {
     let message = format!(
-        "0/{n_nodes} nodes are available: {n_nodes} {NONE}. preemption: 0/{n_nodes} nodes are \
+        "0/{n_nodes} nodes are available: {n_nodes} {NONE}. no new claims to deallocate, \
+         preemption: 0/{n_nodes} nodes are \
          available: {n_nodes} Preemption is not helpful for scheduling."
     );
     it.until_waits(tenant, name, "Unschedulable", &message).await;

@@ -152,6 +152,16 @@ async fn protect(
     Ok(written.resource_version().to_owned())
 }
 
+/// Takes the devices of a claim that nobody uses, if it is as it was.
+pub(super) async fn free(client: &Client, claim: &Tenanted<ResourceClaim>) -> Result<(), Error> {
+    let claims = client.tenant(&claim.tenant).namespaced::<ResourceClaim>(claim.namespace());
+    let patch = Patch::Merge(json!({
+        "metadata": {"resourceVersion": claim.resource_version()},
+        "status": {"allocation": null, "reservedFor": null, "devices": null},
+    }));
+    claims.patch_status(claim.name(), &patch).await.map(drop)
+}
+
 /// Takes a pod's name off claims: it was not bound.
 pub(super) async fn give_back(
     client: &Client,

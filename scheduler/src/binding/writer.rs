@@ -206,7 +206,7 @@ impl Writer {
     }
 }
 
-async fn fenced<T>(fence: Option<&Fence>, write: impl Future<Output = T>) -> T {
+pub(super) async fn fenced<T>(fence: Option<&Fence>, write: impl Future<Output = T>) -> T {
     match fence {
         Some(fence) => fence.clone().around(write).await,
         None => write.await,

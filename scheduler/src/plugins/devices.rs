@@ -87,6 +87,10 @@ fn prepare(world: &mut World, pod: &Shape) -> Result<Option<Claims>, String> {
     for claim in found {
         let (namespace, name) = (claim.namespace(), claim.name());
         let is_reserved = is_reserved_for(&claim, &wanted.uid);
+        let others = claim.status.as_ref().and_then(|it| it.reserved_for.as_ref());
+        if others.into_iter().flatten().all(|it| it.uid == wanted.uid) {
+            it.unused.push(claim.clone());
+        }
         let Some(allocation) = allocation_of(&claim) else {
             if let Some(pending) = devices.pending(&claim.key()) {
                 if pod.group.is_none() || pod.group != pending.group {
@@ -162,6 +166,8 @@ struct Claims {
     reached: Vec<Vec<Term>>,
     /// Those of them that are to be noted as the pod's.
     unreserved: Vec<Arc<Tenanted<ResourceClaim>>>,
+    /// Claims that no other pod uses.
+    unused: Vec<Arc<Tenanted<ResourceClaim>>>,
     /// Why a search ended early. What [`Pass::check`] gives is one more than the place here.
     stops: Mutex<Vec<String>>,
 }
@@ -261,6 +267,13 @@ impl Pass for Claims {
 
     fn is_final(&self, _why: u32) -> bool {
         true
+    }
+
+    fn to_free(&self, has: &dyn Fn(u32) -> bool) -> Option<Arc<Tenanted<ResourceClaim>>> {
+        let has_devices = |it: &&Arc<Tenanted<ResourceClaim>>| {
+            allocation_of(it).is_some_and(|it| it.node_selector.is_some())
+        };
+        self.unused.iter().find(has_devices).filter(|_| has(ELSEWHERE)).cloned()
     }
 
     fn work(&self, world: &World, row: usize) -> Work {

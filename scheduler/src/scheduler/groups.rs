@@ -148,7 +148,7 @@ impl Scheduler {
         });
         let without = |message: &str, promise: Option<Promise>| {
             let message = message.into();
-            Failure { message, refused_by, promise }
+            Failure { message, refused_by, promise, to_free: None }
         };
         for ((member, asked), found) in members.into_iter().zip(asked).zip(found) {
             let Asked { waiting, pod, permit } = asked;

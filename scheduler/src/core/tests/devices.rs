@@ -85,7 +85,11 @@ fn given(core: &mut Core, pod: &Tenanted<Pod>) -> String {
             format!("{node}: {}", all.join(" "))
         }
         Decision::None(failure) => {
-            let (said, _) = failure.message.split_once(" preemption:").unwrap_or_default();
+            let (said, _) = failure
+                .message
+                .split_once(" no new claims")
+                .or_else(|| failure.message.split_once(" deallocation"))
+                .unwrap_or_default();
             said.to_owned()
         }
     }
@@ -279,6 +283,11 @@ fn a_claim_that_has_devices_binds_its_pods_to_their_nodes() {
         given(&mut core, &pod),
         "0/2 nodes are available: 1 Insufficient cpu, 1 resourceclaim not available on the node."
     );
+    // Nobody uses it: it is better given other devices.
+    let shape = core.shapes.of(&pod);
+    let Decision::None(failure) = core.decide(&pod.key(), &shape) else { panic!() };
+    assert_eq!(failure.to_free.map(|it| it.name().to_owned()).as_deref(), Some("c"));
+    assert!(failure.message.contains(". deallocation of ResourceClaim completed, preemption: "));
     let one = |n: usize| json!({"resource": "pods", "name": "x", "uid": format!("u{n}")});
     put_claim(&mut core, "c", devices, status((0..256).map(one).collect()));
     assert_eq!(given(&mut core, &pod), "0/2 nodes are available: resourceclaim in use.");
