@@ -12,6 +12,7 @@ pub mod lines;
 pub mod names;
 pub mod object;
 pub mod path;
+pub mod pods;
 pub mod proto;
 pub mod quantity;
 pub mod quota;

@@ -13,9 +13,10 @@ use std::{
 
 use insula_api::{
     names::TenantName,
+    pods::add,
     quantity::Quantity,
     quota::{
-        amounts::{Amounts, add},
+        amounts::Amounts,
         scopes,
         usage::{Kind, Of, is_matching, usage},
     },

@@ -1,5 +1,7 @@
-//! How fast the core of the scheduler decides, without API server: pods per second and bytes per
-//! pod and node, for shapes of pods and numbers of nodes.
+//! How fast the core of the scheduler decides, without API server: pods and processor time for
+//! each, and bytes for each node and pod, for shapes of pods and numbers of nodes.
+//!
+//! In `churn` a pod goes for each that comes, on nodes that are half full.
 //!
 //! `cargo run --release -p insula-scheduler --example throughput -- [SHAPE [NODES [PODS]]]`
 
@@ -9,8 +11,8 @@ use std::time::Duration;
 
 use insula_api::names::TenantName;
 use insula_client::Tenanted;
-use insula_scheduler::{Core, Profile};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use insula_scheduler::{Core, Pod, Profile};
+use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -47,7 +49,7 @@ fn pod(shape: &str, n: usize) -> Tenanted<Pod> {
     let soft = "preferredDuringSchedulingIgnoredDuringExecution";
     let spec: &mut Value = &mut it["spec"];
     match shape {
-        "basic" => (),
+        "basic" | "churn" => (),
         "affinity" => spec["affinity"]["podAffinity"][required] = json!([term(ZONE)]),
         "anti-affinity" => spec["affinity"]["podAntiAffinity"][required] = json!([term(HOST)]),
         "preferred-affinity" => spec["affinity"]["podAffinity"][soft] = preferred(HOST),
@@ -63,19 +65,52 @@ fn pod(shape: &str, n: usize) -> Tenanted<Pod> {
     }
 }
 
+/// Nanoseconds that this thread, the only one, has been on a processor.
+fn processor() -> f64 {
+    let text = std::fs::read_to_string("/proc/self/schedstat").unwrap_or_default();
+    text.split_whitespace().next().and_then(|it| it.parse().ok()).unwrap_or_default()
+}
+
+/// Bytes of memory in use.
+fn memory() -> f64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = text.split_whitespace().nth(1).and_then(|it| it.parse::<f64>().ok());
+    pages.unwrap_or_default() * 4096.0
+}
+
 fn run(shape: &str, n_nodes: usize, n_pods: usize) {
     let mut core = Core::new(vec![Profile::default()]);
+    let empty = memory();
     for n in 0..n_nodes {
         core.put_node(&format!("n{n}"), &node(n));
     }
+    let with_nodes = memory();
     let pods: Vec<_> = (0..n_pods).map(|n| pod(shape, n)).collect();
-    let begun = Instant::now();
-    let n_placed = pods.iter().filter(|pod| core.place(pod).is_ok()).count();
+    // Half of what fits, so that there is something to go.
+    let n_before = if shape == "churn" { n_pods / 2 } else { 0 };
+    let (before, pods) = pods.split_at(n_before);
+    before.iter().for_each(|pod| drop(core.place(pod)));
+    let with_pods = memory();
+    let (begun, worked) = (Instant::now(), processor());
+    let mut n_placed = 0;
+    for (n, pod) in pods.iter().enumerate() {
+        if let Some(gone) = before.get(n) {
+            core.remove_pod(&gone.key());
+        }
+        n_placed += usize::from(core.place(pod).is_ok());
+    }
+    let worked = processor() - worked;
     let took = begun.elapsed().max(Duration::from_nanos(1));
+    let n_decided = pods.len().max(1) as f64;
     println!(
-        "{shape:24} {n_nodes:6} nodes {n_pods:7} pods {n_placed:7} placed {:9.0} pods/s {:8.2} us/pod",
-        n_pods as f64 / took.as_secs_f64(),
-        took.as_secs_f64() * 1e6 / n_pods as f64,
+        "{shape:24} {n_nodes:6} nodes {:7} pods {n_placed:7} placed {:9.0} pods/s {:8.2} us/pod \
+         {:8.2} us of processor {:6.0} B/node {:6.0} B/pod",
+        pods.len(),
+        n_decided / took.as_secs_f64(),
+        took.as_secs_f64() * 1e6 / n_decided,
+        worked / 1e3 / n_decided,
+        (with_nodes - empty).max(0.0) / n_nodes.max(1) as f64,
+        (memory() - with_pods).max(0.0) / n_decided,
     );
 }
 
@@ -89,6 +124,7 @@ fn main() {
     for n_nodes in [1_000, 5_000, 50_000] {
         run("basic", n_nodes, 100 * n_nodes.min(1_000));
         run("unschedulable", n_nodes, 100_000);
+        run("churn", n_nodes, 100 * n_nodes.min(1_000));
     }
     for shape in [
         "affinity",

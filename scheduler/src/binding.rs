@@ -1,6 +1,7 @@
 //! Writing down where a pod goes.
 
 mod batches;
+mod devices;
 mod volumes;
 mod writer;
 
@@ -9,18 +10,19 @@ use std::{
     time::Duration,
 };
 
-use insula_client::{Client, Error, EventRecorder, ObjectKey, Tenanted};
-use k8s_openapi::api::core::v1::Pod;
+use insula_client::{Client, Error, EventRecorder, ObjectKey, Tenanted, chain};
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub(crate) use self::volumes::Volumes;
 use self::{
     batches::Batches,
+    devices::{free, give_back},
     volumes::bind_volumes,
-    writer::{Ready, Writer},
+    writer::{Ready, Writer, fenced},
 };
-use crate::{Observer, storage::Work};
+pub(crate) use self::{devices::DeviceClaims, volumes::Volumes};
+use crate::{Observer, pod::Pod, storage::Work};
 
 /// What may be written goes on until this is dropped.
 pub(crate) use insula_membership::Permit;
@@ -42,6 +44,8 @@ pub(crate) enum NotBound {
     Api(#[from] Error),
     #[error("its volumes were not bound: {0}")]
     Volumes(String),
+    #[error("its claims were not given devices: {0}")]
+    Devices(String),
     #[error("others were not ended for it")]
     NoRoom,
 }
@@ -83,6 +87,7 @@ pub(crate) struct Binder {
     writer: Arc<Writer>,
     batches: Arc<OnceLock<Batches>>,
     volumes: Volumes,
+    devices: DeviceClaims,
 }
 
 impl Binder {
@@ -92,7 +97,7 @@ impl Binder {
         events: EventRecorder,
         bindings: TaskTracker,
         results: mpsc::UnboundedSender<Done>,
-        volumes: Volumes,
+        (volumes, devices): (Volumes, DeviceClaims),
         observer: Arc<dyn Observer>,
         (tasks, supplies): (&TaskTracker, &CancellationToken),
     ) -> Self {
@@ -107,7 +112,7 @@ impl Binder {
             }
         };
         tasks.spawn(supplies.clone().run_until_cancelled_owned(find));
-        Self { writer, batches, volumes }
+        Self { writer, batches, volumes, devices }
     }
 
     /// Takes back that a pod was nominated, as nobody has bound it. `permit` is for its tenant.
@@ -119,18 +124,50 @@ impl Binder {
     pub(crate) fn bind(&self, order: Order) {
         let Order { number, pod, node, work, timeout, way } = order;
         let ready = Ready { number, pod, node, way };
-        if work.is_empty() {
+        // Devices are given away by who binds.
+        let gives_devices = matches!(ready.way, Way::Bind(_)) && !work.devices.is_empty();
+        if work.has_no_volumes() && !gives_devices {
             return hand_on(&self.writer, &self.batches, ready);
         }
         let (writer, batches) = (self.writer.clone(), self.batches.clone());
-        let volumes = self.volumes.clone();
+        let (volumes, devices) = (self.volumes.clone(), self.devices.clone());
         self.writer.tasks().spawn(async move {
-            let all = Box::pin(bind_volumes(writer.client(), volumes, &work, &ready.node));
             let late = || NotBound::Volumes("context deadline exceeded".to_owned());
-            let bound = tokio::time::timeout(timeout, all).await;
-            match bound.unwrap_or_else(|_| Err(late())) {
+            let mut done = Ok(());
+            if !work.has_no_volumes() {
+                let all = Box::pin(bind_volumes(writer.client(), volumes, &work, &ready.node));
+                done = tokio::time::timeout(timeout, all).await.unwrap_or_else(|_| Err(late()));
+            }
+            if done.is_ok() && gives_devices {
+                let fence = ready.fence();
+                let all = devices.give(writer.client(), &work.devices, &ready.pod, fence);
+                done = Box::pin(all).await;
+            }
+            match done {
                 Ok(()) => hand_on(&writer, &batches, ready),
                 Err(error) => writer.done(&ready, Err(error)),
+            }
+        });
+    }
+
+    /// Takes the devices of a claim that nobody uses. `permit` is for its tenant.
+    pub(crate) fn free_devices(&self, claim: Arc<Tenanted<ResourceClaim>>, permit: Permit) {
+        let writer = self.writer.clone();
+        self.writer.tasks().spawn(async move {
+            let freed = Box::pin(free(writer.client(), &claim));
+            if let Err(error) = fenced(permit.fence.as_ref(), freed).await {
+                tracing::debug!(claim = %claim.key(), error = chain(&error), "keeps its devices");
+            }
+        });
+    }
+
+    /// Takes a pod's name off claims of devices: it was not bound.
+    pub(crate) fn give_back_devices(&self, claims: Vec<ObjectKey>, uid: String) {
+        let writer = self.writer.clone();
+        self.writer.tasks().spawn(async move {
+            if let Err(error) = Box::pin(give_back(writer.client(), &claims, &uid)).await {
+                // Who looks after claims does it when the pod is gone, at the latest.
+                tracing::info!(uid, error = chain(&error), "claims are still a pod's");
             }
         });
     }

@@ -155,8 +155,7 @@ fn seconds(at: &str, given: Option<i64>, default: Duration) -> Result<Duration, 
 
 fn made(at: &str, name: &str, profile: FileProfile) -> Result<Profile, ConfigError> {
     let args = args::read(at, profile.plugin_config)?;
-    let Chosen { filters, scores, preempts, binds_volumes, schedules_gangs } =
-        profile.plugins.chosen(at)?;
+    let Chosen { filters, scores, preempts, schedules_gangs } = profile.plugins.chosen(at)?;
     let default = Profile::default();
     Ok(Profile {
         name: name.into(),
@@ -168,7 +167,7 @@ fn made(at: &str, name: &str, profile: FileProfile) -> Result<Profile, ConfigErr
             .filter_map(|(name, weight)| Some((*weight, args.score(name)?)))
             .collect(),
         post_filter: if preempts { Some(args.preemption()) } else { None },
-        reserve: default.reserve.filter(|_| binds_volumes),
+        reserve: default.reserve,
         bind_timeout: args.bind_timeout(),
     })
 }

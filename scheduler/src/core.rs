@@ -5,7 +5,7 @@ mod groups;
 use std::{collections::HashMap, sync::Arc};
 
 use insula_client::{ObjectKey, Tenanted};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Node;
 
 pub(crate) use self::groups::{Found, GroupDecision, Member, Outcome};
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
     ledger::Held,
     outlook::{Decision, Outlook},
     passes::Passes,
-    pod::{Shape, Shapes, node_of},
+    pod::{Pod, Shape, Shapes, node_of},
     profile::Profile,
     storage::Work,
     world::World,
@@ -110,6 +110,7 @@ impl Core {
                 message: "no such scheduler".into(),
                 refused_by: 0,
                 promise: None,
+                to_free: None,
             });
         };
         let tie = usize::try_from(self.n_decisions).unwrap_or(0);

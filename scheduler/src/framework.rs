@@ -23,7 +23,8 @@
 
 use std::{borrow::Cow, collections::BTreeSet, fmt::Debug, sync::Arc, time::Duration};
 
-use insula_client::ObjectKey;
+use insula_client::{ObjectKey, Tenanted};
+use k8s_openapi::api::resource::v1::ResourceClaim;
 
 use crate::{
     nodes::Changed,
@@ -87,6 +88,12 @@ pub(crate) trait Pass: Debug + Send {
 
     /// Whether no ending of other pods could change this.
     fn is_final(&self, why: u32) -> bool;
+
+    /// A claim of devices that is better given others, as no node will do. `has` says whether
+    /// `check` gave something for any.
+    fn to_free(&self, _has: &dyn Fn(u32) -> bool) -> Option<Arc<Tenanted<ResourceClaim>>> {
+        None
+    }
 
     /// What has to be written before a pod can be bound to a row for which `check` gave 0.
     fn work(&self, _world: &World, _row: usize) -> Work {
@@ -260,6 +267,11 @@ pub(crate) enum Event {
     /// A volume, claim or class of a tenant, or a node's drivers. Of all tenants if `None`.
     Storage {
         tenant: Option<insula_api::names::TenantName>,
+    },
+    /// A claim of devices is another than before; or, if `None`, devices are free that were not,
+    /// or classes or devices are others.
+    Devices {
+        claim: Option<ObjectKey>,
     },
     /// Something that selects pods, or labels of a namespace.
     Selection {

@@ -15,9 +15,9 @@ use std::{
 };
 
 use insula_client::{ObjectKey, Tenanted};
-use k8s_openapi::api::{core::v1::Pod, scheduling::v1alpha2::PodGroup};
+use k8s_openapi::api::scheduling::v1alpha2::PodGroup;
 
-use crate::pod::Shape;
+use crate::pod::{Pod, Shape};
 
 /// For so long places are kept for a group whose other places are not certain yet. They were all
 /// found at once, so what is waited for is only the word of other replicas.

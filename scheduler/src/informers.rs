@@ -7,22 +7,25 @@ use insula_client::{Client, Informer, Kind, ObjectKey};
 use k8s_openapi::api::{
     apps::v1::{ReplicaSet, ReplicaSetSpec, StatefulSet, StatefulSetSpec},
     core::v1::{
-        Namespace, Node, NodeCondition, NodeStatus, PersistentVolume, PersistentVolumeClaim, Pod,
+        Namespace, Node, NodeCondition, NodeStatus, PersistentVolume, PersistentVolumeClaim,
         ReplicationController, ReplicationControllerSpec, Service, ServiceSpec,
     },
     policy::v1::PodDisruptionBudget,
+    resource::v1::{DeviceClass, ResourceClaim, ResourceSlice},
     scheduling::v1alpha2::PodGroup,
-    storage::v1::{CSINode, StorageClass},
+    storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass},
 };
 use tokio::sync::{Notify, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    devices::ClaimChange,
     dirty::Dirty,
     framework::Event,
     gangs::Policy,
     measured::Measurements,
-    pod::{compile, trim},
+    nodes::CONDITIONS,
+    pod::{Pod, compile, trim},
     world::World,
 };
 
@@ -34,8 +37,8 @@ const N_PLAIN_PODS: usize = 2048;
 /// Keeps of a node what decisions depend on. What it says of its health changes often and is long.
 fn trim_node(node: &mut Node) {
     if let Some(old) = node.status.take() {
-        let ready = |it: &NodeCondition| it.type_ == "Ready";
-        let conditions = old.conditions.map(|them| them.into_iter().filter(ready).collect());
+        let decides = |it: &NodeCondition| it.type_ == "Ready" || CONDITIONS.contains(&&*it.type_);
+        let conditions = old.conditions.map(|them| them.into_iter().filter(decides).collect());
         node.status = Some(NodeStatus {
             capacity: old.capacity.filter(|_| old.allocatable.is_none()),
             allocatable: old.allocatable,
@@ -52,16 +55,36 @@ pub(crate) enum Source {
     Namespace,
     Class,
     Drivers,
+    Driver,
+    Capacity,
     Volume,
     Claim,
     Budget,
     PodGroup,
+    DeviceClass,
+    DeviceSlice,
+    DeviceClaim,
     Service,
     ReplicaSet,
     StatefulSet,
     ReplicationController,
     Node,
     Pod,
+}
+
+/// What the server has of what not every Kubernetes API has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Offered {
+    pub(crate) groups: bool,
+    pub(crate) devices: bool,
+}
+
+/// Copies of what claims of devices are decided by.
+#[derive(Debug, Clone)]
+pub(crate) struct DeviceCopies {
+    pub(crate) claims: Informer<ResourceClaim>,
+    classes: Informer<DeviceClass>,
+    slices: Informer<ResourceSlice>,
 }
 
 /// Local copies of all that matters.
@@ -74,9 +97,13 @@ pub(crate) struct Informers {
     pub(crate) volumes: Informer<PersistentVolume>,
     classes: Informer<StorageClass>,
     drivers: Informer<CSINode>,
+    csi_drivers: Informer<CSIDriver>,
+    capacities: Informer<CSIStorageCapacity>,
     budgets: Informer<PodDisruptionBudget>,
     /// If the server has them.
     pub(crate) groups: Option<Informer<PodGroup>>,
+    /// If the server has them.
+    pub(crate) devices: Option<DeviceCopies>,
     services: Informer<Service>,
     replica_sets: Informer<ReplicaSet>,
     stateful_sets: Informer<StatefulSet>,
@@ -86,12 +113,14 @@ pub(crate) struct Informers {
     pub(crate) dirty: Arc<Dirty<(Source, ObjectKey)>>,
     /// Ticks whenever a claim changes.
     pub(crate) claims_changed: watch::Receiver<u64>,
+    /// Ticks whenever a claim of devices changes.
+    pub(crate) device_claims_changed: watch::Receiver<u64>,
 }
 
 impl Informers {
     pub(crate) fn start(
         client: &Client,
-        has_groups: bool,
+        offered: Offered,
         changed: &Arc<Notify>,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
@@ -129,15 +158,29 @@ impl Informers {
         let claims: Informer<PersistentVolumeClaim> = follow!(PersistentVolumeClaim, Source::Claim);
         let (ticks, claims_changed) = watch::channel(0_u64);
         claims.on_change(move |_| ticks.send_modify(|n| *n += 1));
+        let (ticks, device_claims_changed) = watch::channel(0_u64);
+        let devices = offered.devices.then(|| {
+            let slices = Informer::builder(system.api::<ResourceSlice>());
+            let slices = slices.start(tasks, shutdown.clone());
+            let claims = follow!(ResourceClaim, Source::DeviceClaim);
+            claims.on_change(move |_| ticks.send_modify(|n| *n += 1));
+            DeviceCopies {
+                claims,
+                classes: follow!(DeviceClass, Source::DeviceClass),
+                slices: noting(slices, Source::DeviceSlice, &dirty),
+            }
+        });
         Self {
             pods: noting(pods, Source::Pod, &dirty),
             nodes: noting(nodes, Source::Node, &dirty),
             drivers: noting(drivers, Source::Drivers, &dirty),
             namespaces: follow!(Namespace, Source::Namespace),
+            csi_drivers: follow!(CSIDriver, Source::Driver),
+            capacities: follow!(CSIStorageCapacity, Source::Capacity),
             volumes: follow!(PersistentVolume, Source::Volume),
             classes: follow!(StorageClass, Source::Class),
             budgets: follow!(PodDisruptionBudget, Source::Budget),
-            groups: has_groups.then(|| follow!(PodGroup, Source::PodGroup)),
+            groups: offered.groups.then(|| follow!(PodGroup, Source::PodGroup)),
             // Of these only selectors matter.
             services: follow!(Service, Source::Service, |it: &mut Service| {
                 let selector = it.spec.take().and_then(|it| it.selector);
@@ -168,6 +211,8 @@ impl Informers {
             measurements: Measurements::default(),
             dirty,
             claims_changed,
+            devices,
+            device_claims_changed,
         }
     }
 
@@ -189,11 +234,20 @@ impl Informers {
             self.stateful_sets.synced(),
             self.replication_controllers.synced(),
         );
+        let (m, n) = futures::join!(self.csi_drivers.synced(), self.capacities.synced());
         let groups = match &self.groups {
             Some(groups) => groups.synced().await,
             None => true,
         };
-        a && b && c && d && e && f && g && h && i && j && k && l && groups
+        let devices = match &self.devices {
+            Some(it) => {
+                let (a, b, c) =
+                    futures::join!(it.claims.synced(), it.classes.synced(), it.slices.synced());
+                a && b && c
+            }
+            None => true,
+        };
+        a && b && c && d && e && f && g && h && i && j && k && l && m && n && groups && devices
     }
 
     /// Waits until they show all that was written before the call, as far as it decides about room
@@ -205,7 +259,14 @@ impl Informers {
             self.claims.caught_up(),
             self.volumes.caught_up(),
         );
-        a && b && c && d
+        let devices = match &self.devices {
+            Some(it) => {
+                let (a, b) = futures::join!(it.claims.caught_up(), it.slices.caught_up());
+                a && b
+            }
+            None => true,
+        };
+        a && b && c && d && devices
     }
 
     /// Has all nodes and pods looked at again.
@@ -221,6 +282,8 @@ impl Informers {
     /// Shows a change in the world, of whatever is neither a node nor a pod. Returns what those
     /// who wait may hope for.
     pub(crate) fn show(&self, world: &mut World, source: Source, key: &ObjectKey) -> Option<Event> {
+        // What is the platform's is every tenant's.
+        let whose = || (key.tenant != TenantName::system()).then(|| key.tenant.clone());
         let selection = || Some(Event::Selection { tenant: key.tenant.clone() });
         match source {
             Source::Node | Source::Pod => None,
@@ -232,15 +295,25 @@ impl Informers {
             }
             Source::Class => {
                 let class = self.classes.get(key);
-                let is_shared = key.tenant == TenantName::system();
                 let changed = world.storage.put_class(key, class.as_deref());
-                changed.then(|| Event::Storage { tenant: (!is_shared).then(|| key.tenant.clone()) })
+                changed.then(|| Event::Storage { tenant: whose() })
             }
             Source::Drivers => {
                 let drivers = self.drivers.get(key);
                 let changed =
                     world.storage.put_limits(&key.name, drivers.as_deref().map(|it| &it.object));
                 changed.then_some(Event::Storage { tenant: None })
+            }
+            Source::Driver => {
+                let driver = self.csi_drivers.get(key);
+                let changed = world.storage.put_driver(key, driver.as_deref().map(|it| &it.object));
+                changed.then(|| Event::Storage { tenant: whose() })
+            }
+            Source::Capacity => {
+                let capacity = self.capacities.get(key);
+                let changed =
+                    world.storage.put_capacity(key, capacity.as_deref().map(|it| &it.object));
+                changed.then(|| Event::Storage { tenant: whose() })
             }
             Source::Volume => {
                 let changed = world.storage.put_volume(key, self.volumes.get(key).as_deref());
@@ -258,6 +331,24 @@ impl Informers {
                 let group = self.groups.as_ref().and_then(|it| it.get(key));
                 world.gangs.set_policy(key, group.map(|it| Policy::of(&it)));
                 None
+            }
+            Source::DeviceClass => {
+                let class = self.devices.as_ref().and_then(|it| it.classes.get(key));
+                let changed = world.devices.put_class(key, class);
+                changed.then_some(Event::Devices { claim: None })
+            }
+            Source::DeviceSlice => {
+                let slice = self.devices.as_ref().and_then(|it| it.slices.get(key));
+                world.devices.put_slice(&key.name, slice.as_deref().map(|it| &it.object));
+                Some(Event::Devices { claim: None })
+            }
+            Source::DeviceClaim => {
+                let claim = self.devices.as_ref().and_then(|it| it.claims.get(key));
+                match world.devices.put_claim(key, claim) {
+                    ClaimChange::Nothing => None,
+                    ClaimChange::Changed => Some(Event::Devices { claim: Some(key.clone()) }),
+                    ClaimChange::Freed => Some(Event::Devices { claim: None }),
+                }
             }
             Source::Service => {
                 let service = self.services.get(key);

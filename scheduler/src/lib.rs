@@ -10,10 +10,6 @@
 //! * A pod is bound only to a node on which, by all that is known and decided, it fits.
 //! * Tenants take turns, the more the less they have: one tenant's flood of pods delays another's
 //!   first pod by one decision.
-//!
-//! # What is deliberately absent
-//!
-//! Device claims.
 
 mod best;
 mod binding;
@@ -21,6 +17,7 @@ mod budgets;
 mod changes;
 mod config;
 mod core;
+mod devices;
 mod dirty;
 mod framework;
 mod gangs;
@@ -63,9 +60,9 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    binding::{Binder, Volumes},
+    binding::{Binder, DeviceClaims, Volumes},
     grouping::Grouping,
-    informers::Informers,
+    informers::{Informers, Offered},
     preempting::Evictor,
     queue::{Backoff, Queue},
     replica::Copies,
@@ -76,7 +73,7 @@ use self::{
 pub use self::{
     config::{ConfigError, Configuration},
     core::Core,
-    pod::DEFAULT_SCHEDULER,
+    pod::{DEFAULT_SCHEDULER, Pod},
     profile::Profile,
 };
 
@@ -172,7 +169,10 @@ async fn schedule(
     let changed = Arc::new(Notify::new());
     let asked = offers::offers(&client, offers::GROUPS, "podgroups");
     let Some(has_groups) = shutdown.run_until_cancelled(asked).await else { return Ok(()) };
-    let informers = Informers::start(&client, has_groups, &changed, &tasks, &supplies);
+    let asked = offers::offers(&client, offers::DEVICES, "resourceclaims");
+    let Some(has_devices) = shutdown.run_until_cancelled(asked).await else { return Ok(()) };
+    let offered = Offered { groups: has_groups, devices: has_devices };
+    let informers = Informers::start(&client, offered, &changed, &tasks, &supplies);
     if config.profiles.iter().any(Profile::looks_at_load) {
         let measurements = informers.measurements.clone();
         tasks.spawn(measurements.follow(client.clone(), changed.clone(), supplies.clone()));
@@ -185,6 +185,10 @@ async fn schedule(
         volumes: informers.volumes.clone(),
         claims_changed: informers.claims_changed.clone(),
     };
+    let device_claims = DeviceClaims {
+        claims: informers.devices.as_ref().map(|it| it.claims.clone()),
+        changed: informers.device_claims_changed.clone(),
+    };
     let grouping = Grouping::new(client.clone(), bindings.clone());
     let evictor = Evictor::new(client.clone(), events.clone(), bindings.clone(), results.clone());
     let replica_client = client.clone();
@@ -193,7 +197,7 @@ async fn schedule(
         events.clone(),
         bindings.clone(),
         results,
-        volumes,
+        (volumes, device_claims),
         config.observer.clone(),
         (&tasks, &supplies),
     );

@@ -13,6 +13,7 @@
 
 mod load;
 mod preferred;
+mod runtimes;
 mod taints;
 
 use std::{
@@ -22,6 +23,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::{Node, Taint};
 
+pub(crate) use self::runtimes::{CONDITIONS, Runtimes};
 use self::{load::Measured, taints::taints_of};
 use crate::{
     changes::Changes,
@@ -65,6 +67,7 @@ pub(crate) struct Nodes {
     pub(crate) supposed_memory: Vec<i64>,
     measured: Vec<Option<Measured>>,
     pub(crate) unschedulable: Vec<bool>,
+    pub(crate) runtimes: Vec<Runtimes>,
     /// Which of `taint_sets` a row has. Many nodes share few sets.
     pub(crate) taints: Vec<usize>,
     pub(crate) taint_sets: Vec<Vec<Taint>>,
@@ -104,6 +107,7 @@ impl Nodes {
             supposed_memory: Vec::new(),
             measured: Vec::new(),
             unschedulable: Vec::new(),
+            runtimes: Vec::new(),
             taints: Vec::new(),
             taint_sets: vec![Vec::new()],
             ports: Vec::new(),
@@ -221,7 +225,11 @@ impl Nodes {
         changed.labels = self.labels.set(row, node.metadata.labels.as_ref().unwrap_or(&no_labels));
         let unschedulable = node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false);
         let taints = self.taint_set(taints_of(node));
-        changed.taints = self.unschedulable[row] != unschedulable || self.taints[row] != taints;
+        let runtimes = Runtimes::of(node);
+        changed.taints = self.unschedulable[row] != unschedulable
+            || self.taints[row] != taints
+            || self.runtimes[row] != runtimes;
+        self.runtimes[row] = runtimes;
         self.unschedulable[row] = unschedulable;
         self.taints[row] = taints;
         let images = status.and_then(|it| it.images.as_deref()).unwrap_or_default();
@@ -249,6 +257,7 @@ impl Nodes {
             self.supposed_memory.push(0);
             self.measured.push(None);
             self.unschedulable.push(false);
+            self.runtimes.push(Runtimes::default());
             self.taints.push(0);
             self.ports.push(Vec::new());
             self.preferred.push(false);
@@ -277,6 +286,7 @@ impl Nodes {
         self.labels.set(row, &BTreeMap::new());
         self.images.set(row, &[]);
         self.unschedulable[row] = false;
+        self.runtimes[row] = Runtimes::default();
         self.measured[row] = None;
         self.taints[row] = 0;
         self.changes.node(row);

@@ -9,6 +9,9 @@ pub(crate) const OURS: &str = "/apis/insula.io/v1";
 /// Where they list groups of pods.
 pub(crate) const GROUPS: &str = "/apis/scheduling.k8s.io/v1alpha2";
 
+/// Where they list claims of devices.
+pub(crate) const DEVICES: &str = "/apis/resource.k8s.io/v1";
+
 /// How long to wait before a server that did not answer is asked again.
 const PAUSE: Duration = Duration::from_secs(1);
 

@@ -7,7 +7,8 @@
 
 use std::sync::Arc;
 
-use insula_client::ObjectKey;
+use insula_client::{ObjectKey, Tenanted};
+use k8s_openapi::api::resource::v1::ResourceClaim;
 
 use crate::{
     best::Best,
@@ -38,6 +39,8 @@ pub(crate) struct Failure {
     pub(crate) refused_by: u128,
     /// What the pod is promised from now on; `None` if that does not change.
     pub(crate) promise: Option<Promise>,
+    /// A claim that would better have other devices, and that nobody uses.
+    pub(crate) to_free: Option<Arc<Tenanted<ResourceClaim>>>,
 }
 
 /// A node on which there will be room.
@@ -114,6 +117,7 @@ impl Outlook {
                 message: "no nodes available to schedule pods".into(),
                 refused_by: u128::MAX,
                 promise: None,
+                to_free: None,
             });
         }
         self.prepare(profile, world);
@@ -352,19 +356,30 @@ impl Outlook {
         verdicts: &[Verdict],
         tie: usize,
     ) -> Decision {
+        let to_free = self.passes.to_free(verdicts);
+        let of_claims = match (&to_free, profile.gives_devices()) {
+            (Some(_), _) => "deallocation of ResourceClaim completed, ",
+            (None, true) => "no new claims to deallocate, ",
+            (None, false) => "",
+        };
         let Some(post_filter) = &profile.post_filter else {
-            let failure = Failure { message: message.into(), refused_by, promise: None };
+            let of_claims = of_claims.trim_end_matches(", ");
+            let message = format!("{message} {of_claims}").trim_end().to_owned();
+            let promise = None;
+            let failure = Failure { message: message.into(), refused_by, promise, to_free };
             self.failure = Some((self.stamp(world), failure.clone()));
             return Decision::None(failure);
         };
         let pod = (key, &self.shape);
         let (message, promise) =
             match post_filter.make_room(world, pod, verdicts, &mut self.passes, tie) {
-                Room::None(why) => (format!("{message} preemption: {why}"), Some(Promise::Nothing)),
-                Room::Wait(why) => (format!("{message} preemption: {why}"), None),
+                Room::None(why) => {
+                    (format!("{message} {of_claims}preemption: {why}"), Some(Promise::Nothing))
+                }
+                Room::Wait(why) => (format!("{message} {of_claims}preemption: {why}"), None),
                 Room::Here { row, victims } => (message, Some(Promise::Here { row, victims })),
             };
-        let failure = Failure { message: message.into(), refused_by, promise };
+        let failure = Failure { message: message.into(), refused_by, promise, to_free };
         if !matches!(failure.promise, Some(Promise::Here { .. }))
             && world.nominations.of(key).is_none()
         {

@@ -3,7 +3,11 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
 };
+
+use insula_client::Tenanted;
+use k8s_openapi::api::resource::v1::ResourceClaim;
 
 use crate::{
     framework::{Depends, Pass, Prepared, Verdict},
@@ -131,6 +135,14 @@ impl Passes {
         self.by(place).is_none_or(|pass| pass.is_final(why))
     }
 
+    /// A claim that is better given other devices, going by these verdicts.
+    pub(crate) fn to_free(&self, verdicts: &[Verdict]) -> Option<Arc<Tenanted<ResourceClaim>>> {
+        self.passes.iter().find_map(|(place, pass)| {
+            let is_it = |it: &Verdict, why: u32| *it == Verdict::refused(*place, why);
+            pass.to_free(&|why| verdicts.iter().any(|it| is_it(it, why)))
+        })
+    }
+
     /// What has to be written before a pod is bound to a feasible row.
     pub(crate) fn work(&self, world: &World, row: usize) -> Work {
         let mut all = Work::default();
@@ -138,6 +150,7 @@ impl Passes {
             let work = pass.work(world, row);
             all.bind.extend(work.bind);
             all.provision.extend(work.provision);
+            all.devices.extend(work.devices);
         }
         all
     }

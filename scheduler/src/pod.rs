@@ -3,6 +3,8 @@
 //! Pods that came from one template differ in nothing but their names. What they have in common
 //! is a [`Shape`], which they share: whatever is found out of one pod of a shape holds for all.
 
+mod devices;
+mod machine;
 mod shapes;
 
 use std::{
@@ -18,13 +20,14 @@ use insula_api::{
 use insula_client::Tenanted;
 use k8s_openapi::{
     api::core::v1::{
-        Container, ContainerStatus, EphemeralVolumeSource, NodeSelectorTerm, Pod, PodAffinityTerm,
+        Container, ContainerStatus, EphemeralVolumeSource, NodeSelectorTerm, PodAffinityTerm,
         PodSpec, PreferredSchedulingTerm, Toleration, TopologySpreadConstraint, Volume,
     },
     apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
 
-pub(crate) use self::shapes::Shapes;
+pub use self::machine::Pod;
+pub(crate) use self::{devices::DeviceClaims, shapes::Shapes};
 use crate::{
     gangs::GroupName,
     images::normalized,
@@ -123,8 +126,11 @@ pub(crate) struct Shape {
     pub(crate) preferred_pods: Vec<(PodTerm, i64)>,
     pub(crate) spread: Vec<Spread>,
     pub(crate) claims: Vec<Claim>,
+    pub(crate) devices: Option<Box<DeviceClaims>>,
     pub(crate) images: Vec<String>,
     pub(crate) n_containers: usize,
+    /// It needs a runtime of virtual machines.
+    pub(crate) is_machine: bool,
     /// The group that it asks to be scheduled with.
     pub(crate) group: Option<GroupName>,
     /// Name and uid of its controller, by kind: what default spreading goes by.
@@ -197,6 +203,7 @@ impl Shape {
                 .map(|it| Spread::of(it, &labels))
                 .collect(),
             claims: claims(pod.name(), spec),
+            devices: DeviceClaims::of(pod, spec),
             images: containers
                 .clone()
                 .filter_map(|it| it.image.as_ref())
@@ -204,6 +211,7 @@ impl Shape {
                 .map(|image| normalized(image))
                 .collect(),
             n_containers: containers.count(),
+            is_machine: pod.is_machine(),
             group: GroupName::of(pod),
             controller: controller.map(|it| (it.kind.as_str().into(), it.name.as_str().into())),
             labels,
@@ -386,6 +394,7 @@ pub(crate) fn is_finished(pod: &Pod) -> bool {
 
 /// Drops what the scheduler never looks at, which is most of a pod.
 pub(crate) fn trim(pod: &mut Pod) {
+    let pod = &mut **pod;
     pod.metadata.annotations = None;
     if let Some(owners) = &mut pod.metadata.owner_references {
         owners.retain(|it| it.controller == Some(true));
@@ -415,6 +424,7 @@ pub(crate) fn trim(pod: &mut Pod) {
             init_container_statuses: given(status.init_container_statuses.take()),
             resources: status.resources.take(),
             allocated_resources: status.allocated_resources.take(),
+            resource_claim_statuses: status.resource_claim_statuses.take(),
             ..Default::default()
         };
     }

@@ -6,14 +6,13 @@ use insula_client::{
     Client, DeleteOptions, Error, EventRecorder, EventType, ObjectKey, Patch, Tenanted, chain,
 };
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
 
 use crate::{
     binding::{Done, NotBound, Permit},
-    pod::scheduler_of,
+    pod::{Pod, scheduler_of},
 };
 
 /// Requests at the same time.

@@ -35,7 +35,6 @@ impl Default for Profile {
         let fit = Arc::new(plugins::NodeResourcesFit::default());
         let spread = Arc::new(plugins::PodTopologySpread::default());
         let pods = Arc::new(plugins::InterPodAffinity::default());
-        let volumes = Arc::new(plugins::VolumeBinding);
         let balanced = Arc::new(BalancedAllocation { weighed: cpu_and_memory() });
         Self {
             name: DEFAULT_SCHEDULER.into(),
@@ -43,16 +42,18 @@ impl Default for Profile {
             filters: vec![
                 Arc::new(plugins::NodeUnschedulable),
                 Arc::new(plugins::NodeName),
+                Arc::new(plugins::RuntimeReady),
                 taints.clone(),
                 affinity.clone(),
                 Arc::new(plugins::NodePorts),
                 fit.clone(),
                 Arc::new(plugins::VolumeRestrictions),
                 Arc::new(plugins::NodeVolumeLimits),
-                volumes.clone(),
+                Arc::new(plugins::VolumeBinding),
                 Arc::new(plugins::VolumeZone),
                 spread.clone(),
                 pods.clone(),
+                Arc::new(plugins::DynamicResources),
             ],
             scores: vec![
                 (3, taints),
@@ -60,11 +61,12 @@ impl Default for Profile {
                 (1, fit),
                 (2, spread),
                 (2, pods),
+                (2, Arc::new(plugins::DynamicResources)),
                 (1, balanced),
                 (1, Arc::new(plugins::ImageLocality)),
             ],
             post_filter: Some(Arc::new(DefaultPreemption::default())),
-            reserve: Some(volumes),
+            reserve: Some(Arc::new(plugins::Reserving)),
             permits: vec![Arc::new(plugins::GangScheduling)],
             bind_timeout: BIND_TIMEOUT,
         }
@@ -75,6 +77,11 @@ impl Profile {
     /// Whether it matters what nodes really use.
     pub(crate) fn looks_at_load(&self) -> bool {
         self.scores.iter().any(|(_, it)| it.name() == plugins::LoadAware::NAME)
+    }
+
+    /// Whether claims of devices are looked at.
+    pub(crate) fn gives_devices(&self) -> bool {
+        self.filters.iter().any(|it| it.name() == plugins::DynamicResources::NAME)
     }
 
     /// The filters with their places, in the order in which they are asked.

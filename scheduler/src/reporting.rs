@@ -7,13 +7,13 @@ use std::{
 
 use insula_client::{Client, EventRecorder, EventType, ObjectKey, Patch, Tenanted, chain};
 use jiff::Timestamp;
-use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::pod::node_of;
+use crate::pod::{Pod, node_of};
 
 /// Requests at the same time.
 const PARALLEL_REPORTS: usize = 16;

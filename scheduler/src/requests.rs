@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use insula_api::quantity::Quantity;
+use insula_api::{
+    pods::{When, raise, together},
+    quantity::Quantity,
+};
 use k8s_openapi::{
     api::core::v1::{Container, ContainerStatus, PodSpec, PodStatus},
     apimachinery::pkg::api::resource::Quantity as WireQuantity,
@@ -85,10 +88,7 @@ impl<'a> Given<'a> {
 
     fn of_both(&self, asked: Amounts, given: &Amounts) -> Amounts {
         let mut both = if self.is_infeasible { Amounts::new() } else { asked };
-        for (name, amount) in given {
-            let highest = both.entry(name.clone()).or_default();
-            *highest = (*amount).max(*highest);
-        }
+        raise(&mut both, given);
         both
     }
 }
@@ -145,7 +145,8 @@ fn of_pod(spec: &PodSpec, given: &Given<'_>, with: &dyn Fn(Amounts) -> Amounts) 
         amounts.insert(name.clone(), counts);
     }
     for (name, quantity) in spec.overhead.iter().flatten() {
-        add(&mut amounts, name, amount(name, quantity));
+        let sum = amounts.entry(name.clone()).or_default();
+        *sum = sum.saturating_add(amount(name, quantity));
     }
     amounts
 }
@@ -156,32 +157,12 @@ fn is_sidecar(container: &Container) -> bool {
 }
 
 fn total(spec: &PodSpec, of: &dyn Fn(&Container, bool) -> Amounts) -> Amounts {
-    let mut running = Amounts::new();
-    for container in &spec.containers {
-        add_all(&mut running, &of(container, true));
-    }
-    // Init containers run one after the other, each beside the sidecars begun before it.
-    let mut sidecars = Amounts::new();
-    let mut peak = Amounts::new();
-    for container in spec.init_containers.iter().flatten() {
-        let mut then = of(container, is_sidecar(container));
-        if is_sidecar(container) {
-            add_all(&mut running, &then);
-            add_all(&mut sidecars, &then);
-            then = sidecars.clone();
-        } else {
-            add_all(&mut then, &sidecars);
-        }
-        for (name, amount) in then {
-            let highest = peak.entry(name).or_default();
-            *highest = amount.max(*highest);
-        }
-    }
-    for (name, amount) in peak {
-        let highest = running.entry(name).or_default();
-        *highest = amount.max(*highest);
-    }
-    running
+    let running = spec.containers.iter().map(|it| (When::Running, of(it, true)));
+    let before = spec.init_containers.iter().flatten().map(|it| match is_sidecar(it) {
+        true => (When::Beside, of(it, true)),
+        false => (When::Before, of(it, false)),
+    });
+    together(running.chain(before))
 }
 
 fn of_container(container: &Container) -> Amounts {
@@ -198,17 +179,6 @@ fn supposed_of_container(mut amounts: Amounts) -> Amounts {
     amounts.entry(CPU.to_owned()).or_insert(SUPPOSED_MILLICORES);
     amounts.entry(MEMORY.to_owned()).or_insert(SUPPOSED_BYTES);
     amounts
-}
-
-fn add(sum: &mut Amounts, name: &str, amount: i64) {
-    let entry = sum.entry(name.to_owned()).or_default();
-    *entry = entry.saturating_add(amount);
-}
-
-fn add_all(sum: &mut Amounts, more: &Amounts) {
-    for (name, amount) in more {
-        add(sum, name, *amount);
-    }
 }
 
 #[cfg(test)]

@@ -17,7 +17,6 @@ use std::{
 };
 
 use insula_client::{ObjectKey, Tenanted};
-use k8s_openapi::api::core::v1::Pod;
 use tokio::{
     sync::{Notify, mpsc},
     time::Instant,
@@ -35,7 +34,7 @@ use crate::{
     informers::{Informers, Source},
     ledger::Held,
     outlook::{Decision, Failure, Promise},
-    pod::{Candidate, Shape, is_finished, node_of, scheduler_of},
+    pod::{Candidate, Pod, Shape, is_finished, node_of, scheduler_of},
     preempting::{Evictor, Victim},
     queue::{Queue, Waiting},
     reporting::{GATED, Nominated, Report, Reporter, UNSCHEDULABLE},
@@ -194,6 +193,9 @@ impl Scheduler {
 
     /// Goes by what this replica has now. What it has more is looked at before the next decision.
     fn adopt(&mut self) {
+        if self.core.world.share(self.shares.holders()) {
+            self.events.push(Event::Devices { claim: None });
+        }
         if self.shares.adopt() {
             let shares = &self.shares;
             self.queue.retain(|key| shares.decides_for(&key.tenant));
@@ -439,6 +441,11 @@ impl Scheduler {
         let shape = waiting.candidate.shape.clone();
         self.queue.stuck(key, waiting, failure.refused_by, now);
         let mut nominated = Nominated::AsItIs;
+        if let Some(claim) = failure.to_free
+            && let Some(permit) = self.shares.begin_for(&key.tenant)
+        {
+            self.binder.free_devices(claim, permit);
+        }
         match failure.promise {
             None => (),
             Some(Promise::Nothing) => {

@@ -15,7 +15,7 @@ use insula_api::{
     names::TenantName,
     slots::{BLOCKS, Block},
 };
-use insula_membership::{HeldBlocks, Ownership as _, Permit};
+use insula_membership::{HeldBlocks, Holders, Ownership as _, Permit};
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -71,6 +71,14 @@ impl Shares {
     /// Whether room on this node is given away here.
     pub(crate) fn has_node(&self, name: &str) -> bool {
         !self.is_shared() || self.epoch(Block::of_node(name)).is_some()
+    }
+
+    /// Who holds what among several replicas; `None` for the only one.
+    pub(crate) fn holders(&self) -> Option<Arc<Holders>> {
+        match self {
+            Self::Sole => None,
+            Self::Shared { held, .. } => Some(held.holders()),
+        }
     }
 
     /// Begins to write for a tenant's pods, unless they are somebody else's by now.

@@ -16,12 +16,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use insula_api::{names::TenantName, slots::Block};
 use insula_client::{ObjectKey, Tenanted};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Node;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use serde_json::json;
 
 use self::gangs::{PER_GANG, Rooms, Word};
-use crate::{core::Core, ledger::Held, outlook::Decision, profile::Profile, reservations::Mark};
+use crate::{
+    core::Core, ledger::Held, outlook::Decision, pod::Pod, profile::Profile, reservations::Mark,
+};
 
 const N_BLOCKS: u16 = 6;
 const N_NODES: usize = 8;

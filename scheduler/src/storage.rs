@@ -10,12 +10,20 @@ use std::{
 
 use insula_api::{names::TenantName, quantity::Quantity, selector::Selector};
 use insula_client::{ObjectKey, Tenanted};
-use k8s_openapi::api::{
-    core::v1::{NodeSelectorTerm, PersistentVolume, PersistentVolumeClaim, TopologySelectorTerm},
-    storage::v1::{CSINode, StorageClass},
+use k8s_openapi::{
+    api::{
+        core::v1::{
+            NodeSelectorTerm, PersistentVolume, PersistentVolumeClaim, TopologySelectorTerm,
+        },
+        storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass},
+    },
+    apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
 
-use crate::pod::{Shape, compile};
+use crate::{
+    devices::ClaimWork,
+    pod::{Shape, compile},
+};
 
 /// Annotations of claims.
 pub(crate) const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
@@ -69,11 +77,23 @@ impl Class {
     }
 }
 
+/// How much a driver can still make of a class, and where.
+#[derive(Debug, Clone, PartialEq)]
+struct Capacity {
+    class: Arc<str>,
+    /// Bytes of the largest volume; none if the driver does not say.
+    largest: Option<i64>,
+    /// Of nodes; none if it cannot be reached by any.
+    nodes: Option<LabelSelector>,
+}
+
 /// What was taken for a pod that is being bound.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Assumed {
     volumes: Vec<ObjectKey>,
     claims: Vec<ObjectKey>,
+    /// Claims of devices.
+    pub(crate) devices: Vec<ObjectKey>,
 }
 
 /// What is to be written before a pod can be bound.
@@ -83,10 +103,17 @@ pub(crate) struct Work {
     pub(crate) bind: Vec<(ObjectKey, ObjectKey)>,
     /// Claims for which a volume is to be made that the node can reach.
     pub(crate) provision: Vec<ObjectKey>,
+    /// What claims of devices are given, and whose they are.
+    pub(crate) devices: Vec<ClaimWork>,
 }
 
 impl Work {
     pub(crate) fn is_empty(&self) -> bool {
+        self.has_no_volumes() && self.devices.is_empty()
+    }
+
+    /// Whether nothing is to be done about volumes.
+    pub(crate) fn has_no_volumes(&self) -> bool {
         self.bind.is_empty() && self.provision.is_empty()
     }
 }
@@ -97,6 +124,9 @@ pub(crate) struct Storage {
     claims: HashMap<ObjectKey, Claimed>,
     volumes: BTreeMap<ObjectKey, Volume>,
     classes: HashMap<ObjectKey, Class>,
+    /// Drivers that say how much they can still make.
+    measured: HashSet<ObjectKey>,
+    capacities: BTreeMap<ObjectKey, Capacity>,
     limits: HashMap<Arc<str>, HashMap<Arc<str>, usize>>,
     /// Claims by the rows on which pods use them, and by how many pods.
     used: HashMap<ObjectKey, HashMap<usize, i64>>,
@@ -228,6 +258,62 @@ impl Storage {
         self.note(changed)
     }
 
+    /// Notes whether a driver says how much it can still make. Returns whether that matters.
+    pub(crate) fn put_driver(&mut self, key: &ObjectKey, driver: Option<&CSIDriver>) -> bool {
+        let is_measured = driver.is_some_and(|it| it.spec.storage_capacity == Some(true));
+        let changed = match is_measured {
+            true => self.measured.insert(key.clone()),
+            false => self.measured.remove(key),
+        };
+        self.note(changed)
+    }
+
+    /// Notes how much a driver can still make (KEP-1472). Returns whether that matters.
+    pub(crate) fn put_capacity(
+        &mut self,
+        key: &ObjectKey,
+        capacity: Option<&CSIStorageCapacity>,
+    ) -> bool {
+        let capacity = capacity.map(|it| Capacity {
+            class: it.storage_class_name.as_str().into(),
+            largest: it
+                .maximum_volume_size
+                .as_ref()
+                .or(it.capacity.as_ref())
+                .and_then(|it| Quantity::parse(&it.0).ok())
+                .map(|it| it.value()),
+            nodes: it.node_topology.clone(),
+        });
+        let is_same = self.capacities.get(key) == capacity.as_ref();
+        match capacity {
+            Some(capacity) => self.capacities.insert(key.clone(), capacity),
+            None => self.capacities.remove(key),
+        };
+        self.note(!is_same)
+    }
+
+    /// The nodes for which a volume for a claim can be made, as far as its size matters; `None` if
+    /// the driver does not say. What the platform says holds for all tenants.
+    pub(crate) fn nodes_with_room(&self, key: &ObjectKey) -> Option<Vec<&LabelSelector>> {
+        let claim = self.claims.get(key).filter(|it| it.bytes != 0)?;
+        let name = claim.class.as_ref()?;
+        let class = self.class(&key.tenant, name)?;
+        let system = TenantName::system();
+        let tenants = [&key.tenant, &system];
+        let driver = |it: &&TenantName| ObjectKey::new(it, "", &class.provisioner);
+        if !tenants.iter().any(|it| self.measured.contains(&driver(it))) {
+            return None;
+        }
+        let all = tenants.into_iter().take(if key.tenant == system { 1 } else { 2 });
+        let all = all.flat_map(|tenant| {
+            let from = self.capacities.range(ObjectKey::new(tenant, "", "")..);
+            from.take_while(move |(it, _)| it.tenant == *tenant).map(|(_, it)| it)
+        });
+        let has_room =
+            |it: &&Capacity| it.class == *name && it.largest.is_some_and(|it| claim.bytes <= it);
+        Some(all.filter(has_room).filter_map(|it| it.nodes.as_ref()).collect())
+    }
+
     /// Notes how many volumes of each driver a node can attach. Returns whether that matters.
     pub(crate) fn put_limits(&mut self, node: &str, drivers: Option<&CSINode>) -> bool {
         let limits = drivers.map(|it| {
@@ -345,10 +431,11 @@ impl Storage {
         for claim in &work.provision {
             self.assumed_claims.insert(claim.clone(), node.clone());
         }
-        self.note(!work.is_empty());
+        self.note(!work.has_no_volumes());
         Assumed {
             volumes: work.bind.iter().map(|(volume, _)| volume.clone()).collect(),
             claims: work.provision.clone(),
+            devices: Vec::new(),
         }
     }
 

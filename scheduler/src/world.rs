@@ -9,12 +9,14 @@ use std::{
     sync::Arc,
 };
 
-use insula_api::names::TenantName;
+use insula_api::{names::TenantName, slots::Block};
 use insula_client::ObjectKey;
+use insula_membership::Holders;
 use k8s_openapi::api::core::v1::Node;
 
 use crate::{
     budgets::Budgets,
+    devices::Devices,
     gangs::Gangs,
     ledger::{Held, Ledger},
     nodes::{Changed, Nodes},
@@ -34,6 +36,9 @@ pub(crate) struct World {
     ledger: Ledger,
     tallies: HashMap<TenantName, Tallies>,
     pub(crate) storage: Storage,
+    pub(crate) devices: Devices,
+    /// Whose nodes are whose, if they are shared among replicas.
+    holders: Option<Arc<Holders>>,
     pub(crate) budgets: Budgets,
     pub(crate) nominations: Nominations,
     pub(crate) workloads: Workloads,
@@ -50,6 +55,8 @@ impl World {
             ledger: Ledger::default(),
             tallies: HashMap::new(),
             storage: Storage::default(),
+            devices: Devices::default(),
+            holders: None,
             budgets: Budgets::default(),
             nominations: Nominations::default(),
             workloads: Workloads::default(),
@@ -184,6 +191,29 @@ impl World {
         self.storage.add(shape, row, n_pods);
     }
 
+    /// Notes who holds what among several replicas. Returns whether that is news.
+    pub(crate) fn share(&mut self, holders: Option<Arc<Holders>>) -> bool {
+        let is_news = self.holders.as_ref().map(Arc::as_ptr) != holders.as_ref().map(Arc::as_ptr);
+        if is_news {
+            self.holders = holders;
+            self.devices.note_change();
+        }
+        is_news
+    }
+
+    /// Whether nodes are shared among replicas.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.holders.is_some()
+    }
+
+    /// Whether a pod on this row can be given devices that several nodes reach: whoever binds it
+    /// must be who gives them away, which is the replica of tenant `system`.
+    pub(crate) fn gives_shared_on(&self, row: usize) -> bool {
+        let of_all = Block::of_tenant(TenantName::system().as_str());
+        let node = || Block::of_node(self.nodes.name(row));
+        self.holders.as_ref().is_none_or(|it| it.are_same(node(), of_all))
+    }
+
     /// Whether any node has a pod that `shape` may have ended.
     pub(crate) fn has_victims_for(&self, shape: &Shape) -> bool {
         let lower = |usage: &Usage| {
@@ -211,7 +241,10 @@ impl World {
     /// What filters and scores have prepared for a shape is void if this changed.
     pub(crate) fn version(&self, shape: &Shape) -> [u64; 6] {
         let (columns, labels) = self.nodes.version();
-        let storage = if shape.claims.is_empty() { 0 } else { self.storage.version() };
+        let of_volumes = if shape.claims.is_empty() { 0 } else { self.storage.version() };
+        let of_devices = if shape.devices.is_none() { 0 } else { self.devices.version() };
+        // Both only grow, so the sum is the same only if both are.
+        let storage = of_volumes + of_devices;
         [
             columns,
             labels,

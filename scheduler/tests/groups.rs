@@ -138,7 +138,8 @@ async fn labels_make_a_group_and_basic_groups_are_none() {
     it.until_on("acme", "basic0", "n1").await;
     it.pod_with("acme", "old1", "500m", labelled).await;
     it.until_waits("acme", "old0", "Unschedulable", UNSCHEDULABLE).await;
-    let message = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are \
+    let message = "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, \
+                   preemption: 0/1 nodes are \
                    available: 1 No preemption victims found for incoming pod.";
     it.until_waits("acme", "old1", "Unschedulable", message).await;
     assert_eq!(n_bound(&it, "old").await, 0);

@@ -67,7 +67,8 @@ async fn a_burst_fills_the_nodes_and_no_more() {
     let waiting: Vec<_> =
         it.all_pods().await.into_iter().filter(|pod| node_of(pod).is_empty()).collect();
     let (tenant, name) = (waiting[0].tenant.as_str(), waiting[0].name());
-    let message = "0/3 nodes are available: 3 Insufficient cpu. preemption: 0/3 nodes are \
+    let message = "0/3 nodes are available: 3 Insufficient cpu. no new claims to deallocate, \
+                   preemption: 0/3 nodes are \
                    available: 3 No preemption victims found for incoming pod.";
     it.until_waits(tenant, name, "Unschedulable", message).await;
 
@@ -99,6 +100,7 @@ async fn pods_wait_for_what_they_need_and_are_told_why() {
     })
     .await;
     let message = "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector. \
+                   no new claims to deallocate, \
                    preemption: 0/1 nodes are available: 1 Preemption is not helpful for \
                    scheduling.";
     it.until_waits("acme", "choosy", "Unschedulable", message).await;
@@ -109,14 +111,16 @@ async fn pods_wait_for_what_they_need_and_are_told_why() {
     it.until_on("acme", "choosy", "n1").await;
 
     it.pod("acme", "large", "1").await;
-    let message = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are \
+    let message = "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, \
+                   preemption: 0/1 nodes are \
                    available: 1 No preemption victims found for incoming pod.";
     it.until_waits("acme", "large", "Unschedulable", message).await;
     let cordon = Patch::Merge(json!({"spec": {"unschedulable": true}}));
     nodes.patch("n1", &cordon).await.unwrap();
     let grown = Patch::Merge(json!({"status": {"allocatable": {"cpu": "3"}}}));
     nodes.patch_status("n1", &grown).await.unwrap();
-    let message = "0/1 nodes are available: 1 node(s) were unschedulable. preemption: 0/1 nodes \
+    let message = "0/1 nodes are available: 1 node(s) were unschedulable. no new claims to deallocate, \
+                   preemption: 0/1 nodes \
                    are available: 1 Preemption is not helpful for scheduling.";
     it.until_waits("acme", "large", "Unschedulable", message).await;
     nodes.patch("n1", &Patch::Merge(json!({"spec": {"unschedulable": null}}))).await.unwrap();
@@ -159,7 +163,8 @@ async fn a_new_scheduler_goes_on_where_the_old_one_was() {
     it.scheduler = it.cloud.shutdown.child_token();
     it.run_scheduler();
     it.until_on("acme", "three", "n1").await;
-    let message = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are \
+    let message = "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, \
+                   preemption: 0/1 nodes are \
                    available: 1 No preemption victims found for incoming pod.";
     it.until_waits("acme", "two", "Unschedulable", message).await;
     it.cloud.end().await;
@@ -188,7 +193,8 @@ async fn what_a_resized_pod_has_counts_until_it_is_given_back() {
     let smaller = Patch::Strategic(smaller);
     pods.patch_with("large", Some("resize"), &smaller, &resize).await.unwrap();
     it.pod("acme", "other", "1").await;
-    let message = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are \
+    let message = "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, \
+                   preemption: 0/1 nodes are \
                    available: 1 No preemption victims found for incoming pod.";
     it.until_waits("acme", "other", "Unschedulable", message).await;
     has("1").await;
@@ -390,7 +396,8 @@ async fn volumes_are_bound_where_the_pod_goes() {
     it.pod_with("acme", "early", "1", uses("data")).await;
     let not_helpful = |n: usize, said: &str| {
         format!(
-            "0/{n} nodes are available: {said}. preemption: 0/{n} nodes are available: {n} \
+            "0/{n} nodes are available: {said}. no new claims to deallocate, \
+             preemption: 0/{n} nodes are available: {n} \
              Preemption is not helpful for scheduling."
         )
     };
@@ -492,11 +499,83 @@ async fn what_nobody_is_promised_any_more_is_given_to_who_waits() {
     pods.patch_status("promised", &promise).await.unwrap();
     it.run_scheduler();
     it.pod("acme", "waits", "1").await;
-    let message = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are \
+    let message = "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, \
+                   preemption: 0/1 nodes are \
                    available: 1 No preemption victims found for incoming pod.";
     it.until_waits("acme", "waits", "Unschedulable", message).await;
     let now = DeleteOptions::default().grace_period(0);
     pods.delete("promised", &now).await.unwrap();
     it.until_on("acme", "waits", "n1").await;
+    it.cloud.end().await;
+}
+
+/// Nodes say which runtimes they have; machines and containers go where theirs is.
+#[tokio::test(flavor = "multi_thread")]
+async fn machines_wait_for_a_node_that_runs_them() {
+    let it = Scheduled::start(&["acme"]).await;
+    it.node("n1", "8").await;
+    it.node("n2", "8").await;
+    let nodes = it.cloud.client.system().api::<Node>();
+    let say = async |containers: &str, machines: &str| {
+        let status = json!({"status": {"conditions": [
+            {"type": "Ready", "status": "True"},
+            {"type": "ContainerRuntimeReady", "status": containers},
+            {"type": "VmRuntimeReady", "status": machines},
+        ]}});
+        nodes.patch_status("n2", &Patch::Merge(status)).await.unwrap();
+    };
+    say("False", "False").await;
+    let pods = it.cloud.client.tenant(&named("acme")).namespaced::<Pod>("default");
+    // Not as a typed pod: its type does not know machines.
+    let create = async |name: &str| {
+        let machine = Patch::Apply(json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+            "spec": {"virtualMachine": {
+                "name": "vm", "image": "i", "resources": {"limits": {"cpu": "6", "memory": "1Gi"}},
+            }},
+        }));
+        let mut options = PatchOptions::default();
+        options.write.field_manager = Some("test".to_owned());
+        pods.patch_with(name, None, &machine, &options).await.unwrap();
+    };
+    create("m1").await;
+    it.until_waits(
+        "acme",
+        "m1",
+        "Unschedulable",
+        "0/2 nodes are available: 2 node(s) had no ready VM runtime. no new claims to deallocate, \
+         preemption: 0/2 nodes are \
+         available: 2 Preemption is not helpful for scheduling.",
+    )
+    .await;
+    say("False", "True").await;
+    it.until_on("acme", "m1", "n2").await;
+
+    // What a machine takes counts, and it is no place for containers.
+    create("m2").await;
+    it.until_waits(
+        "acme",
+        "m2",
+        "Unschedulable",
+        "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) had no ready VM runtime. \
+         no new claims to deallocate, \
+         preemption: 0/2 nodes are available: 1 No preemption victims found for incoming pod, 1 \
+         Preemption is not helpful for scheduling.",
+    )
+    .await;
+    for n in 0..8 {
+        it.pod("acme", &format!("c{n}"), "1").await;
+    }
+    for n in 0..8 {
+        it.until_on("acme", &format!("c{n}"), "n1").await;
+    }
+
+    // Resized in place: it gives back what another one can have.
+    let less = json!({"spec": {"virtualMachine": {"resources": {
+        "requests": {"cpu": "2", "memory": "1Gi"}, "limits": {"cpu": "2", "memory": "1Gi"},
+    }}}});
+    let resize = Patch::Merge(less);
+    pods.patch_with("m1", Some("resize"), &resize, &PatchOptions::default()).await.unwrap();
+    it.until_on("acme", "m2", "n2").await;
     it.cloud.end().await;
 }

@@ -111,6 +111,17 @@ impl Program {
         self.expr.uses(variable)
     }
 
+    /// All texts that are written in it, as they come.
+    pub fn texts(&self) -> Vec<&str> {
+        let mut texts = Vec::new();
+        self.expr.each(&mut |it| {
+            if let ast::Node::Text(text) = &it.node {
+                texts.push(text.as_str());
+            }
+        });
+        texts
+    }
+
     /// What it costs at most, by the sizes that the variables can have.
     pub fn estimate(&self, variables: &[(&str, Decl)]) -> u64 {
         cost::estimate(&self.expr, &self.patterns, variables)

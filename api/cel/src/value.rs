@@ -81,6 +81,11 @@ impl<'a> Value<'a> {
         Self::Text(text.into())
     }
 
+    /// A semantic version, if `text` is one.
+    pub fn semver(text: &str) -> Option<Self> {
+        Semver::parse(text, false).map(|it| Self::Semver(Arc::new(it)))
+    }
+
     pub fn list(items: Vec<Self>) -> Self {
         Self::List(items.into())
     }

@@ -37,6 +37,7 @@ mod path;
 mod raw;
 mod said;
 mod selectors;
+pub mod tap;
 mod tenanted;
 mod watch;
 

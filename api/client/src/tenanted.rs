@@ -1,23 +1,17 @@
 //! An object with its tenant, read from one pass over the JSON.
-//!
-//! `metadata.tenant` is no field of the Kubernetes types, so decoding them would lose it. The
-//! decoder here hands every field on to the type as it comes, and on the way keeps a copy of the
-//! one it wants.
 
-use std::{
-    borrow::Cow,
-    fmt,
-    ops::{Deref, DerefMut},
-};
+use std::ops::{Deref, DerefMut};
 
 use insula_api::names::TenantName;
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
-    de::{self, DeserializeOwned, DeserializeSeed, IntoDeserializer, MapAccess, Visitor},
-    forward_to_deserialize_any,
+    de::{self, DeserializeOwned},
 };
 
-use crate::{Object, ObjectKey};
+use crate::{Object, ObjectKey, tap};
+
+/// Where the tenant is. It is no field of the Kubernetes types, so decoding them would lose it.
+const TENANT: &[&str] = &["metadata", "tenant"];
 
 /// An object and the tenant that owns it.
 ///
@@ -82,9 +76,7 @@ impl<K: Serialize> Serialize for Tenanted<K> {
 
 impl<'de, K: Deserialize<'de>> Deserialize<'de> for Tenanted<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut found = None;
-        let object =
-            K::deserialize(Tap { inner: deserializer, level: Level::Object, found: &mut found })?;
+        let (object, found) = tap::read::<K, String, D>(deserializer, TENANT)?;
         let tenant = found.ok_or_else(|| de::Error::custom("metadata.tenant is missing"))?;
         let tenant = TenantName::parse(&tenant).map_err(de::Error::custom)?;
         Ok(Self { tenant, object })
@@ -105,10 +97,8 @@ impl<K: DeserializeOwned> Tenanted<K> {
     /// What a tenant's extension servers have need not say whose it is, and may not say that it is
     /// anybody else's. The fleet's objects are shown to tenants as what they are.
     fn of(tenant: &TenantName, text: &str) -> Result<Self, serde_json::Error> {
-        let mut found = None;
         let mut inner = serde_json::Deserializer::from_str(text);
-        let tap = Tap { inner: &mut inner, level: Level::Object, found: &mut found };
-        let object = K::deserialize(tap)?;
+        let (object, found) = tap::read::<K, String, _>(&mut inner, TENANT)?;
         inner.end()?;
         match found {
             Some(name) if name == tenant.as_str() => (),
@@ -124,173 +114,6 @@ impl<K: DeserializeOwned> Tenanted<K> {
 
 /// The tenant of the fleet's objects.
 const SYSTEM: &str = "system";
-
-/// Where in the object a map lies.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Level {
-    Object,
-    Metadata,
-}
-
-/// Passes all through and copies `metadata.tenant`. Serves as deserializer, visitor and seed.
-struct Tap<'found, T> {
-    inner: T,
-    level: Level,
-    found: &'found mut Option<String>,
-}
-
-/// Types ask for a map as a struct, a map or anything; every way gets the tap.
-impl<'de, D: Deserializer<'de>> Deserializer<'de> for Tap<'_, D> {
-    type Error = D::Error;
-
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-        self.inner.deserialize_any(Tap { inner: visitor, level: self.level, found: self.found })
-    }
-
-    fn deserialize_struct<V: Visitor<'de>>(
-        self,
-        name: &'static str,
-        fields: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, D::Error> {
-        let visitor = Tap { inner: visitor, level: self.level, found: self.found };
-        self.inner.deserialize_struct(name, fields, visitor)
-    }
-
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-        self.inner.deserialize_option(Tap { inner: visitor, level: self.level, found: self.found })
-    }
-
-    fn deserialize_newtype_struct<V: Visitor<'de>>(
-        self,
-        _name: &'static str,
-        visitor: V,
-    ) -> Result<V::Value, D::Error> {
-        visitor.visit_newtype_struct(self)
-    }
-
-    forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf
-        unit unit_struct seq tuple tuple_struct map enum identifier ignored_any
-    }
-}
-
-impl<'de, V: Visitor<'de>> Visitor<'de> for Tap<'_, V> {
-    type Value = V::Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.inner.expecting(f)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<V::Value, A::Error> {
-        let map = TapMap { inner: map, level: self.level, found: self.found, at_key: AtKey::Other };
-        self.inner.visit_map(map)
-    }
-
-    fn visit_some<D: Deserializer<'de>>(self, inner: D) -> Result<V::Value, D::Error> {
-        self.inner.visit_some(Tap { inner, level: self.level, found: self.found })
-    }
-
-    fn visit_none<E: de::Error>(self) -> Result<V::Value, E> {
-        self.inner.visit_none()
-    }
-
-    fn visit_unit<E: de::Error>(self) -> Result<V::Value, E> {
-        self.inner.visit_unit()
-    }
-}
-
-/// What the value that comes next belongs to.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum AtKey {
-    Metadata,
-    Tenant,
-    Other,
-}
-
-struct TapMap<'found, A> {
-    inner: A,
-    level: Level,
-    found: &'found mut Option<String>,
-    at_key: AtKey,
-}
-
-impl<'de, A: MapAccess<'de>> MapAccess<'de> for TapMap<'_, A> {
-    type Error = A::Error;
-
-    fn next_key_seed<S: DeserializeSeed<'de>>(
-        &mut self,
-        seed: S,
-    ) -> Result<Option<S::Value>, A::Error> {
-        let Some(key) = self.inner.next_key::<Key<'de>>()? else {
-            return Ok(None);
-        };
-        self.at_key = match (self.level, key.0.as_ref()) {
-            (Level::Object, "metadata") => AtKey::Metadata,
-            (Level::Metadata, "tenant") => AtKey::Tenant,
-            _ => AtKey::Other,
-        };
-        match key.0 {
-            Cow::Borrowed(key) => seed.deserialize(de::value::BorrowedStrDeserializer::new(key)),
-            Cow::Owned(key) => seed.deserialize(key.into_deserializer()),
-        }
-        .map(Some)
-    }
-
-    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, A::Error> {
-        match self.at_key {
-            AtKey::Other => self.inner.next_value_seed(seed),
-            AtKey::Metadata => self.inner.next_value_seed(Tap {
-                inner: seed,
-                level: Level::Metadata,
-                found: self.found,
-            }),
-            AtKey::Tenant => {
-                let tenant: String = self.inner.next_value()?;
-                let value = seed.deserialize(tenant.as_str().into_deserializer())?;
-                *self.found = Some(tenant);
-                Ok(value)
-            }
-        }
-    }
-
-    fn size_hint(&self) -> Option<usize> {
-        self.inner.size_hint()
-    }
-}
-
-impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Tap<'_, S> {
-    type Value = S::Value;
-
-    fn deserialize<D: Deserializer<'de>>(self, inner: D) -> Result<S::Value, D::Error> {
-        self.inner.deserialize(Tap { inner, level: self.level, found: self.found })
-    }
-}
-
-/// A key of a map, borrowed from the input where it has no escapes.
-struct Key<'de>(Cow<'de, str>);
-
-impl<'de> Deserialize<'de> for Key<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct KeyVisitor;
-        impl<'de> Visitor<'de> for KeyVisitor {
-            type Value = Key<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a key")
-            }
-            fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Key<'de>, E> {
-                Ok(Key(Cow::Borrowed(text)))
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Key<'de>, E> {
-                Ok(Key(Cow::Owned(text.to_owned())))
-            }
-            fn visit_string<E: de::Error>(self, text: String) -> Result<Key<'de>, E> {
-                Ok(Key(Cow::Owned(text)))
-            }
-        }
-        deserializer.deserialize_identifier(KeyVisitor)
-    }
-}
 
 #[cfg(test)]
 mod tests {

@@ -319,7 +319,10 @@ impl<K: Instance> Driver<K> {
         self.core.members(&members);
         if let Some(table) = self.tables.list().iter().find(|it| it.name() == K::TABLE) {
             match read(table) {
-                Some(table) => self.core.table(table),
+                Some(table) => {
+                    self.membership.held.note(&table);
+                    self.core.table(table);
+                }
                 None => tracing::error!("the table of slots cannot be read"),
             }
         }

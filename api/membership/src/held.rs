@@ -13,7 +13,10 @@ use insula_client::fence::Fence;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
-use crate::ownership::{Ownership, Permit};
+use crate::{
+    ownership::{Ownership, Permit},
+    table::{Holders, Table},
+};
 
 /// See the module.
 #[derive(Debug)]
@@ -22,6 +25,8 @@ pub struct HeldBlocks {
     table: &'static str,
     blocks: Vec<Arc<HeldBlock>>,
     refused: Notify,
+    /// With the version of the table that says so.
+    holders: Mutex<(u64, Arc<Holders>)>,
 }
 
 #[derive(Debug)]
@@ -80,7 +85,10 @@ impl HeldBlocks {
             drained: drained.clone(),
         };
         let blocks = Block::all().map(|block| Arc::new(made(block))).collect();
-        (Arc::new(Self { table, blocks, refused: Notify::new() }), receiver)
+        (
+            Arc::new(Self { table, blocks, refused: Notify::new(), holders: Mutex::default() }),
+            receiver,
+        )
     }
 
     fn block(&self, block: Block) -> &Arc<HeldBlock> {
@@ -116,6 +124,24 @@ impl HeldBlocks {
         let mut state = it.state.lock();
         state.is_draining = true;
         it.tell(&mut state);
+    }
+
+    /// Notes who holds what, if this is news.
+    pub(super) fn note(&self, table: &Table) {
+        let mut known = self.holders.lock();
+        if known.0 < table.version {
+            let holders = table.holders();
+            if *known.1 != holders {
+                known.1 = Arc::new(holders);
+            }
+            known.0 = table.version;
+        }
+    }
+
+    /// Who holds which blocks, other replicas too: the same value until that changes. Nothing may
+    /// rely on it that is not fenced.
+    pub fn holders(&self) -> Arc<Holders> {
+        self.holders.lock().1.clone()
     }
 
     /// In which epoch a block is served; 0 if it is not.

@@ -25,4 +25,5 @@ pub use self::{
     driver::{Instance, Membership, Work},
     held::HeldBlocks,
     ownership::{Ownership, Permit, Sole},
+    table::Holders,
 };

@@ -25,6 +25,32 @@ pub(super) struct Table {
     claims: Vec<Option<Claim>>,
 }
 
+/// Who holds which blocks, as far as this replica has heard.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Holders {
+    by_block: Vec<Option<Arc<str>>>,
+}
+
+impl Holders {
+    /// Of those that are named.
+    pub fn of(holders: impl IntoIterator<Item = (Block, Arc<str>)>) -> Self {
+        let mut by_block = vec![None; usize::from(BLOCKS)];
+        for (block, holder) in holders {
+            if let Some(place) = by_block.get_mut(usize::from(block.number())) {
+                *place = Some(holder);
+            }
+        }
+        Self { by_block }
+    }
+
+    /// Whether both blocks are the same replica's.
+    pub fn are_same(&self, one: Block, other: Block) -> bool {
+        let holder =
+            |it: Block| self.by_block.get(usize::from(it.number())).and_then(Option::as_ref);
+        holder(one).is_some_and(|it| holder(other) == Some(it))
+    }
+}
+
 impl Table {
     /// In which nothing is claimed.
     pub(super) fn empty(version: u64) -> Self {
@@ -39,6 +65,11 @@ impl Table {
         if let Some(place) = self.claims.get_mut(usize::from(block.number())) {
             *place = claim;
         }
+    }
+
+    pub(super) fn holders(&self) -> Holders {
+        let holder = |it: &Option<Claim>| it.as_ref().map(|it| it.holder.clone());
+        Holders { by_block: self.claims.iter().map(holder).collect() }
     }
 
     /// Reads what [`Table::spec`] wrote.

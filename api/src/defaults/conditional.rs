@@ -2,7 +2,10 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::quantity::Quantity;
+use crate::{
+    pods::{MACHINE, parts_in, together},
+    quota::amounts::of_container,
+};
 
 /// Fills in what depends on other fields of a structure.
 pub(super) type Rule = fn(&mut Map<String, Value>);
@@ -137,21 +140,25 @@ fn pod(pod: &mut Map<String, Value>) {
             requests_from_limits(it);
         }
     }
+    if let Some(machine) = spec.get_mut(MACHINE).and_then(Value::as_object_mut) {
+        requests_from_limits(machine);
+    }
     requests_of_pod(spec);
     if spec.get("hostNetwork") == Some(&Value::Bool(true)) {
         host_ports(spec);
     }
 }
 
-/// Where a pod says what all its containers may have together, it asks for what they ask for,
+/// Where a pod says what all its parts may have together, it asks for what they ask for,
 /// else for all that it may have.
 fn requests_of_pod(spec: &mut Map<String, Value>) {
     let limits = spec.get("resources").and_then(|it| it.get("limits")).and_then(Value::as_object);
     let Some(limits) = limits.filter(|it| !it.is_empty()).cloned() else { return };
     let mut wanted: Map<String, Value> = Map::new();
+    let asked = together(parts_in(spec).map(|(when, it)| (when, of_container(it, "requests"))));
     for name in ["cpu", "memory"] {
-        if let Some(sum) = containers_request(spec, name) {
-            wanted.insert(name.into(), sum.into());
+        if let Some(sum) = asked.get(name) {
+            wanted.insert(name.into(), sum.to_string().into());
         }
     }
     for (name, limit) in limits {
@@ -164,37 +171,6 @@ fn requests_of_pod(spec: &mut Map<String, Value>) {
             requests.entry(name).or_insert(value);
         }
     }
-}
-
-/// What the containers of a pod ask for at once at most; `None` if none asks.
-fn containers_request(spec: &Map<String, Value>, name: &str) -> Option<String> {
-    let request = |it: &Value| {
-        let text = it.get("resources")?.get("requests")?.get(name)?.as_str()?;
-        Quantity::parse(text).ok()
-    };
-    let list = |field: &str| spec.get(field).and_then(Value::as_array).into_iter().flatten();
-    let mut sum: Option<Quantity> = None;
-    let add = |sum: Option<Quantity>, one: Quantity| match sum {
-        Some(sum) => Some(sum.saturating_add(one)),
-        None => Some(one),
-    };
-    for it in list("containers").filter_map(request) {
-        sum = add(sum, it);
-    }
-    // One that begins first runs beside those that began before it and go on.
-    let (mut beside, mut most): (Option<Quantity>, Option<Quantity>) = (None, None);
-    for it in list("initContainers") {
-        let Some(asked) = request(it) else { continue };
-        let at_once = if it.get("restartPolicy").is_some_and(|it| *it == "Always") {
-            sum = add(sum, asked);
-            beside = add(beside, asked);
-            beside
-        } else {
-            add(beside, asked)
-        };
-        most = most.max(at_once);
-    }
-    sum.max(most).map(|it| it.to_string())
 }
 
 /// What only jobs get, and no template of jobs.

@@ -1,11 +1,14 @@
-//! What a pod asks for: sums over its containers.
+//! What a pod asks for: sums over its parts.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::list;
-use crate::{object, quantity::Quantity};
+use crate::{
+    object,
+    pods::{parts, together},
+    quantity::Quantity,
+};
 
 /// Amounts by the name of what they are of.
 pub type Amounts = BTreeMap<String, Quantity>;
@@ -18,17 +21,9 @@ pub fn read(map: Option<&Value>) -> Amounts {
         .collect()
 }
 
-/// The `requests` or `limits` of a container.
+/// The `requests` or `limits` of a container, or of a virtual machine.
 pub fn of_container(container: &Value, which: &str) -> Amounts {
     read(object::at(container, &["resources", which]))
-}
-
-/// Adds amounts to others.
-pub fn add(to: &mut Amounts, more: &Amounts) {
-    for (name, amount) in more {
-        let sum = to.get(name).map_or(*amount, |have| have.saturating_add(*amount));
-        to.insert(name.clone(), sum);
-    }
 }
 
 /// Adds amounts to sums that others are taken away from later, so nothing is cut off.
@@ -51,35 +46,10 @@ fn change(sums: &mut Amounts, by: &Amounts, how: impl Fn(Quantity, Quantity) -> 
     sums.retain(|_, sum| !sum.is_zero());
 }
 
-fn raise(to: &mut Amounts, least: &Amounts) {
-    for (name, amount) in least {
-        if to.get(name).is_none_or(|have| have < amount) {
-            to.insert(name.clone(), *amount);
-        }
-    }
-}
-
-/// What a pod's containers have together: those that run at the same time are added, and each
-/// that runs before the others needs no less.
+/// The `requests` or `limits` of all that a pod consists of.
 pub fn of_pod(pod: &Value, which: &str) -> Amounts {
     let spec = &pod["spec"];
-    let mut all = Amounts::new();
-    for it in list(spec, "containers") {
-        add(&mut all, &of_container(it, which));
-    }
-    let (mut sidecars, mut before) = (Amounts::new(), Amounts::new());
-    for it in list(spec, "initContainers") {
-        let mut own = of_container(it, which);
-        if it["restartPolicy"] == "Always" {
-            add(&mut all, &own);
-            add(&mut sidecars, &own);
-            own.clone_from(&sidecars);
-        } else {
-            add(&mut own, &sidecars);
-        }
-        raise(&mut before, &own);
-    }
-    raise(&mut all, &before);
+    let mut all = together(parts(spec).map(|(when, it)| (when, of_container(it, which))));
     // What is said of the pod as a whole counts instead.
     for (name, amount) in read(object::at(spec, &["resources", which])) {
         if matches!(name.as_str(), "cpu" | "memory") {

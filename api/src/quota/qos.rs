@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::quantity::Quantity;
+use crate::{pods::parts, quantity::Quantity};
 
 /// `Guaranteed`, `Burstable` or `BestEffort`, by what of cpu and memory the pod may have.
 pub fn qos_class(pod: &Value) -> &'static str {
@@ -17,14 +17,10 @@ pub fn qos_class(pod: &Value) -> &'static str {
         part("limits").is_some_and(|it| !it.is_empty())
             || part("requests").is_some_and(|it| !it.is_empty())
     };
-    // What a pod says of itself as a whole counts in place of what its containers say.
+    // What a pod says of itself as a whole counts in place of what its parts say.
     let subjects: Vec<&Value> = match says(of_pod) {
         true => vec![of_pod],
-        false => ["containers", "initContainers"]
-            .into_iter()
-            .filter_map(|field| of_pod.get(field)?.as_array())
-            .flatten()
-            .collect(),
+        false => parts(of_pod).map(|(_, it)| it).collect(),
     };
     let (mut any, mut guaranteed) = (false, true);
     for it in subjects {
@@ -58,6 +54,8 @@ mod tests {
         assert_eq!(qos_class(&pod(json!({"requests": {"cpu": "1"}}))), "Burstable");
         let all = json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1000m"}});
         assert_eq!(qos_class(&pod(all.clone())), "Guaranteed");
+        let machine = json!({"spec": {"virtualMachine": {"resources": all.clone()}}});
+        assert_eq!(qos_class(&machine), "Guaranteed");
         let mut whole = pod(json!({"requests": {"cpu": "1"}}));
         whole["spec"]["resources"] = all;
         assert_eq!(qos_class(&whole), "Guaranteed");

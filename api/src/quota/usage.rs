@@ -6,11 +6,12 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 use super::{
-    amounts::{Amounts, add, of_container, of_pod, read},
+    amounts::{Amounts, of_container, of_pod, read},
     list,
 };
 use crate::{
     object,
+    pods::{add, parts},
     quantity::{Format, Quantity},
 };
 
@@ -241,7 +242,7 @@ pub fn missing(of: Of<'_>, it: &Value, restricted: &[&String]) -> Option<String>
         return None;
     }
     let mut lacking: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for container in list(spec, "containers").chain(list(spec, "initContainers")) {
+    for (_, container) in parts(spec) {
         let said =
             of_compute(&of_container(container, "requests"), &of_container(container, "limits"));
         for name in restricted.iter().filter(|it| NEEDED.contains(&it.as_str())) {
@@ -283,6 +284,13 @@ mod tests {
         assert_eq!(
             told(pods, &pod),
             "count/pods=1 cpu=1 limits.cpu=2 pods=1 requests.cpu=1 requests.example.com/gpu=2"
+        );
+        let machine = json!({"spec": {"overhead": {"memory": "64Mi"}, "virtualMachine": {
+            "resources": {"requests": {"cpu": "2", "memory": "1Gi", "hugepages-2Mi": "4Mi"}}}}});
+        assert_eq!(
+            told(pods, &machine),
+            "count/pods=1 cpu=2 hugepages-2Mi=4Mi memory=1088Mi pods=1 requests.cpu=2 \
+             requests.hugepages-2Mi=4Mi requests.memory=1088Mi"
         );
         let mut over = pod.clone();
         over["status"]["phase"] = "Failed".into();

@@ -3,7 +3,7 @@
 //! An object has a main path and parts with paths of their own: its status, and few others. What
 //! a part is not about is taken from the object as it is, whatever was sent.
 
-use insula_api::{object, resources::Resource, time};
+use insula_api::{object, pods::MACHINE, resources::Resource, time};
 use serde_json::{Map, Value, json};
 
 use super::{facts::Kept, restore, restore_metadata};
@@ -194,8 +194,12 @@ fn resize(old: &Value, new: &mut Value) {
         wanted.push((field, merged.collect::<Vec<_>>()));
     }
     let resources = new["spec"].get("resources").cloned();
+    let of_machine = new["spec"].get(MACHINE).and_then(|it| it.get("resources")).cloned();
     only_spec(old, new);
     put(&mut new["spec"], "resources", resources);
+    if let Some(machine) = new["spec"].get_mut(MACHINE) {
+        put(machine, "resources", of_machine);
+    }
     for (field, list) in wanted {
         put(&mut new["spec"], field, Some(list).filter(|it| !it.is_empty()).map(Value::from));
     }
@@ -271,6 +275,12 @@ mod tests {
             json!({"containers": [{"name": "c", "image": "1", "resources": {"requests": {"cpu": "1"}}}]})
         );
         assert_eq!(it["metadata"], old["metadata"]);
+        let machine = |image: &str, cpu: &str| {
+            let resources = json!({"requests": {"cpu": cpu}});
+            json!({"spec": {"virtualMachine": {"image": image, "resources": resources}}})
+        };
+        let it = limited("", "pods", "resize", &machine("1", "1"), &machine("2", "4"));
+        assert_eq!(it["spec"], machine("1", "4")["spec"]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use insula_api::{object, quota::qos::qos_class, schema::TypeId};
+use insula_api::{object, pods::MACHINE, quota::qos::qos_class, schema::TypeId};
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -242,6 +242,9 @@ pub(super) fn resize(old: &Value, new: &Value, errors: &mut Errors) {
             }
             resize_container(had, has, &format!("spec.{field}[{index}].resources"), errors);
         }
+    }
+    if let (Some(had), Some(has)) = (old["spec"].get(MACHINE), new["spec"].get(MACHINE)) {
+        resize_container(had, has, &format!("spec.{MACHINE}.resources"), errors);
     }
 }
 

@@ -9,7 +9,7 @@ use insula_client::{
 };
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::{Binding, Node, ObjectReference, Pod},
+    api::core::v1::{Binding, Node, ObjectReference},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Status},
 };
 use serde::Deserialize;
@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 use super::{Done, NotBound, Permit, Way};
 use crate::{
     Observer,
-    pod::node_of,
+    pod::{Pod, node_of},
     reservations::{Mark, given_back},
 };
 
@@ -41,7 +41,7 @@ pub(crate) struct Ready {
 }
 
 impl Ready {
-    fn fence(&self) -> Option<&Fence> {
+    pub(super) fn fence(&self) -> Option<&Fence> {
         match &self.way {
             Way::Bind(permit)
             | Way::HandOver(permit)
@@ -206,7 +206,7 @@ impl Writer {
     }
 }
 
-async fn fenced<T>(fence: Option<&Fence>, write: impl Future<Output = T>) -> T {
+pub(super) async fn fenced<T>(fence: Option<&Fence>, write: impl Future<Output = T>) -> T {
     match fence {
         Some(fence) => fence.clone().around(write).await,
         None => write.await,

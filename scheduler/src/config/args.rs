@@ -10,10 +10,10 @@ use super::{ConfigError, plugins::PluginConfig};
 use crate::{
     framework::{Filter, PostFilter, Score},
     plugins::{
-        BalancedAllocation, DefaultPreemption, DefaultSpread, ImageLocality, InterPodAffinity,
-        LoadAware, NodeAffinity, NodeName, NodePorts, NodeResourcesFit, NodeUnschedulable,
-        NodeVolumeLimits, PodTopologySpread, Strategy, TaintToleration, VolumeBinding,
-        VolumeRestrictions, VolumeZone, Weighed, cpu_and_memory,
+        BalancedAllocation, DefaultPreemption, DefaultSpread, DynamicResources, ImageLocality,
+        InterPodAffinity, LoadAware, NodeAffinity, NodeName, NodePorts, NodeResourcesFit,
+        NodeUnschedulable, NodeVolumeLimits, PodTopologySpread, RuntimeReady, Strategy,
+        TaintToleration, VolumeBinding, VolumeRestrictions, VolumeZone, Weighed, cpu_and_memory,
     },
     profile::BIND_TIMEOUT,
 };
@@ -35,6 +35,7 @@ impl Args {
         Some(match name {
             "NodeUnschedulable" => Arc::new(NodeUnschedulable),
             "NodeName" => Arc::new(NodeName),
+            RuntimeReady::NAME => Arc::new(RuntimeReady),
             "TaintToleration" => Arc::new(TaintToleration),
             "NodeAffinity" => self.affinity.clone(),
             "NodePorts" => Arc::new(NodePorts),
@@ -45,6 +46,7 @@ impl Args {
             "VolumeZone" => Arc::new(VolumeZone),
             "PodTopologySpread" => self.spread.clone(),
             "InterPodAffinity" => self.pods.clone(),
+            DynamicResources::NAME => Arc::new(DynamicResources),
             _ => return None,
         })
     }
@@ -56,6 +58,7 @@ impl Args {
             "NodeResourcesFit" => self.fit.clone(),
             "PodTopologySpread" => self.spread.clone(),
             "InterPodAffinity" => self.pods.clone(),
+            DynamicResources::NAME => Arc::new(DynamicResources),
             "NodeResourcesBalancedAllocation" => self.balanced.clone(),
             "ImageLocality" => Arc::new(ImageLocality),
             LoadAware::NAME => Arc::new(LoadAware),

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::ConfigError;
-use crate::plugins::LoadAware;
+use crate::plugins::{DynamicResources, LoadAware, RuntimeReady};
 
 /// A plugin, the points at which it takes part, and what its score counts for.
 struct Known {
@@ -26,11 +26,12 @@ const fn additional(name: &'static str, weight: i64) -> Known {
 
 /// Upstream's plugins that there are, in the order of its default profile, and ours. Those that do neither
 /// filter nor score are part of the scheduler itself.
-const ALL: [Known; 21] = [
+const ALL: [Known; 22] = [
     known("SchedulingGates", false, 0),
     known("PrioritySort", false, 0),
     known("NodeUnschedulable", true, 0),
     known("NodeName", true, 0),
+    known(RuntimeReady::NAME, true, 0),
     known("TaintToleration", true, 3),
     known("NodeAffinity", true, 2),
     known("NodePorts", true, 0),
@@ -41,11 +42,11 @@ const ALL: [Known; 21] = [
     known("VolumeZone", true, 0),
     known("PodTopologySpread", true, 2),
     known("InterPodAffinity", true, 2),
+    known(DynamicResources::NAME, true, 2),
     known(PREEMPTION, false, 0),
     known("NodeResourcesBalancedAllocation", false, 1),
     known("ImageLocality", false, 1),
     known("DefaultBinder", false, 0),
-    known("DynamicResources", false, 0),
     known(GANGS, false, 0),
     additional(LoadAware::NAME, 1),
 ];
@@ -112,7 +113,6 @@ pub(super) struct Chosen {
     pub(super) filters: Vec<&'static str>,
     pub(super) scores: Vec<(&'static str, i64)>,
     pub(super) preempts: bool,
-    pub(super) binds_volumes: bool,
     pub(super) schedules_gangs: bool,
 }
 
@@ -151,7 +151,6 @@ impl Plugins {
         let filters: Vec<&'static str> = filters.into_iter().map(|(it, _)| it.name).collect();
         Ok(Chosen {
             schedules_gangs: everywhere.iter().any(|(it, _)| it.name == GANGS),
-            binds_volumes: filters.contains(&"VolumeBinding"),
             preempts: !post.is_empty(),
             scores: scores.into_iter().map(|(it, weight)| (it.name, weight)).collect(),
             filters,

@@ -1,4 +1,7 @@
+mod capacity;
+mod devices;
 mod gangs;
+mod machines;
 mod model;
 mod random;
 mod upstream;
@@ -54,7 +57,7 @@ fn look(core: &mut Core, pod: &Tenanted<Pod>) -> String {
         Decision::Take { row, .. } => core.world.nodes.name(row).to_owned(),
         Decision::None(failure) => {
             let (said, _) =
-                failure.message.split_once(" preemption:").unwrap_or((&failure.message, ""));
+                failure.message.split_once(" no new claims").unwrap_or((&failure.message, ""));
             said.to_owned()
         }
     }
@@ -488,12 +491,14 @@ fn the_fewest_and_least_important_pods_end() {
     bind_with(&mut it, "more", "b", "3", 11);
     assert_eq!(
         ended(&mut it).0,
-        "0/2 nodes are available: 2 Insufficient cpu. preemption: 0/2 nodes are available: 2 No \
+        "0/2 nodes are available: 2 Insufficient cpu. no new claims to deallocate, \
+         preemption: 0/2 nodes are available: 2 No \
          preemption victims found for incoming pod.",
     );
     assert_eq!(
         preempt(&mut it, 20, "5").0,
-        "0/2 nodes are available: 2 Insufficient cpu. preemption: 0/2 nodes are available: 2 \
+        "0/2 nodes are available: 2 Insufficient cpu. no new claims to deallocate, \
+         preemption: 0/2 nodes are available: 2 \
          Preemption is not helpful for scheduling.",
     );
 }

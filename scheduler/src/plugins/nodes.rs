@@ -99,6 +99,55 @@ impl Pass for Cordons {
     }
 }
 
+/// Nodes whose runtime for what a pod is, containers or a virtual machine, is not ready.
+#[derive(Debug)]
+pub(crate) struct RuntimeReady;
+
+impl RuntimeReady {
+    pub(crate) const NAME: &str = "RuntimeReady";
+}
+
+impl Filter for RuntimeReady {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn prepare(&self, _world: &mut World, pod: &Shape) -> Prepared {
+        if pod.is_machine {
+            Prepared::Pass(Box::new(RunsMachines))
+        } else {
+            Prepared::Pass(Box::new(RunsContainers))
+        }
+    }
+
+    fn may_help(&self, _pod: &Shape, event: &Event) -> Hint {
+        let matters = |it: &Changed| it.is_new || it.taints;
+        Hint::node_if(matches!(event, Event::Node { changed, .. } if matters(changed)))
+    }
+}
+
+#[derive(Debug)]
+struct RunsContainers;
+
+impl Pass for RunsContainers {
+    one_final_reason!("node(s) had no ready container runtime");
+
+    fn check(&self, world: &World, row: usize) -> u32 {
+        u32::from(!world.nodes.runtimes[row].containers)
+    }
+}
+
+#[derive(Debug)]
+struct RunsMachines;
+
+impl Pass for RunsMachines {
+    one_final_reason!("node(s) had no ready VM runtime");
+
+    fn check(&self, world: &World, row: usize) -> u32 {
+        u32::from(!world.nodes.runtimes[row].machines)
+    }
+}
+
 /// Taints that pods do not tolerate; and, as a score, those that only ask them to stay away.
 #[derive(Debug)]
 pub(crate) struct TaintToleration;

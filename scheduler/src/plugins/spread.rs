@@ -141,7 +141,7 @@ impl Filter for PodTopologySpread {
                 other.tenant == pod.tenant && other.namespace == pod.namespace
             }
             Event::Selection { tenant } => *tenant == pod.tenant,
-            Event::Storage { .. } => false,
+            Event::Storage { .. } | Event::Devices { .. } => false,
         })
     }
 }

@@ -4,13 +4,15 @@
 use std::{borrow::Cow, collections::HashSet, sync::Arc};
 
 use insula_client::ObjectKey;
-use k8s_openapi::api::core::v1::NodeSelectorRequirement;
+use k8s_openapi::{
+    api::core::v1::NodeSelectorRequirement, apimachinery::pkg::apis::meta::v1::LabelSelector,
+};
 
 use crate::{
-    framework::{Depends, Event, Filter, Hint, Pass, Prepared, Reserve},
-    labels::{ABSENT, Condition, KeyId, Term},
+    framework::{Depends, Event, Filter, Hint, Pass, Prepared},
+    labels::{ABSENT, Condition, KeyId, Labels, Term},
     pod::Shape,
-    storage::{Assumed, Storage, Work, claim_key},
+    storage::{Storage, Work, claim_key},
     world::World,
 };
 
@@ -233,6 +235,7 @@ pub(crate) struct VolumeBinding;
 const ELSEWHERE: u32 = 1;
 const NONE_FREE: u32 = 2;
 const NOT_THERE: u32 = 4;
+const NO_ROOM: u32 = 8;
 
 impl VolumeBinding {
     /// Why no node will do, whichever it is.
@@ -315,6 +318,8 @@ impl Filter for VolumeBinding {
                 });
                 topologies.collect()
             });
+            let room = world.storage.nodes_with_room(&key);
+            let room = room.map(|all| all.into_iter().map(|it| conditions(labels, it)).collect());
             let selected = world.storage.selected_node(&key).map(Into::into);
             let candidates = if selected.is_some() {
                 Vec::new()
@@ -322,7 +327,7 @@ impl Filter for VolumeBinding {
                 let found = world.storage.candidates(&key).into_iter();
                 found.map(|(key, volume)| (key, volume.nodes.as_ref().map(terms))).collect()
             };
-            claims.unbound.push(Unbound { claim: key, selected, candidates, makes });
+            claims.unbound.push(Unbound { claim: key, selected, candidates, makes, room });
         }
         Prepared::Pass(Box::new(claims))
     }
@@ -345,6 +350,25 @@ struct Unbound {
     candidates: Vec<(ObjectKey, Option<Vec<Term>>)>,
     /// A volume could be made where one of these holds, or anywhere if there are none.
     makes: Option<Vec<Vec<Condition>>>,
+    /// It is large enough where one of these holds, if its driver says that.
+    room: Option<Vec<Vec<Condition>>>,
+}
+
+/// What a selector asks of the labels of a node.
+fn conditions(labels: &Labels, selector: &LabelSelector) -> Vec<Condition> {
+    let equal = selector.match_labels.iter().flatten();
+    let equal = equal.map(|(key, value)| NodeSelectorRequirement {
+        key: key.clone(),
+        operator: "In".to_owned(),
+        values: Some(vec![value.clone()]),
+    });
+    let expressions = selector.match_expressions.iter().flatten();
+    let expressions = expressions.map(|it| NodeSelectorRequirement {
+        key: it.key.clone(),
+        operator: it.operator.clone(),
+        values: it.values.clone(),
+    });
+    equal.chain(expressions).map(|it| labels.requirement(&it)).collect()
 }
 
 #[derive(Debug, Default)]
@@ -360,12 +384,13 @@ impl Bindings {
         terms.iter().any(|it| it.matches(&nodes.labels, row, nodes.name(row)))
     }
 
-    /// What to do for the unbound claims if the pod goes to a row; `None` if nothing helps.
-    fn plan(&self, world: &World, row: usize) -> Option<Work> {
+    /// What to do for the unbound claims if the pod goes to a row; the error is why nothing helps.
+    fn plan(&self, world: &World, row: usize) -> Result<Work, u32> {
         let mut work = Work::default();
+        let holds = |all: &Vec<Condition>| all.iter().all(|it| it.holds(&world.nodes.labels, row));
         for it in &self.unbound {
             if it.selected.as_ref().is_some_and(|it| **it != *world.nodes.name(row)) {
-                return None;
+                return Err(NONE_FREE);
             }
             let is_free = |(key, terms): &&(ObjectKey, Option<Vec<Term>>)| {
                 !work.bind.iter().any(|(taken, _)| taken == key)
@@ -375,15 +400,16 @@ impl Bindings {
                 work.bind.push((volume.clone(), it.claim.clone()));
                 continue;
             }
-            let topologies = it.makes.as_ref()?;
-            let holds =
-                |all: &Vec<Condition>| all.iter().all(|it| it.holds(&world.nodes.labels, row));
+            let topologies = it.makes.as_ref().ok_or(NONE_FREE)?;
             if !topologies.is_empty() && !topologies.iter().any(holds) {
-                return None;
+                return Err(NONE_FREE);
+            }
+            if it.room.as_ref().is_some_and(|room| !room.iter().any(holds)) {
+                return Err(NO_ROOM);
             }
             work.provision.push(it.claim.clone());
         }
-        Some(work)
+        Ok(work)
     }
 }
 
@@ -400,16 +426,14 @@ impl Pass for Bindings {
         if !self.bound.iter().all(|terms| Self::is_reached(terms, world, row)) {
             why |= ELSEWHERE;
         }
-        if self.plan(world, row).is_none() {
-            why |= NONE_FREE;
-        }
-        why
+        why | self.plan(world, row).err().unwrap_or(0)
     }
 
     fn reasons(&self, why: u32) -> Vec<Cow<'static, str>> {
         let all = [
             (ELSEWHERE, "node(s) didn't match PersistentVolume's node affinity"),
             (NONE_FREE, "node(s) didn't find available persistent volumes to bind"),
+            (NO_ROOM, "node(s) did not have enough free storage"),
             (
                 NOT_THERE,
                 "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)",
@@ -425,16 +449,5 @@ impl Pass for Bindings {
 
     fn work(&self, world: &World, row: usize) -> Work {
         self.plan(world, row).unwrap_or_default()
-    }
-}
-
-impl Reserve for VolumeBinding {
-    fn reserve(&self, world: &mut World, work: &Work, row: usize) -> Assumed {
-        let node = world.nodes.name_of(row);
-        world.storage.assume(work, &node)
-    }
-
-    fn unreserve(&self, world: &mut World, assumed: &Assumed) {
-        world.storage.settle(assumed);
     }
 }

@@ -7,9 +7,8 @@ use std::{
 };
 
 use insula_client::Tenanted;
-use k8s_openapi::api::core::v1::Pod;
 
-use super::Shape;
+use super::{Pod, Shape};
 
 /// All shapes that some pod has.
 #[derive(Debug, Default)]

@@ -6,7 +6,6 @@
 use std::sync::Arc;
 
 use insula_client::{ObjectKey, Tenanted};
-use k8s_openapi::api::core::v1::Pod;
 use tokio::time::Instant;
 
 use super::Scheduler;
@@ -16,7 +15,7 @@ use crate::{
     gangs::GroupKey,
     grouping::{TOO_FEW, Verdict},
     outlook::{Failure, Promise},
-    pod::{Candidate, Shape},
+    pod::{Candidate, Pod, Shape},
     queue::Waiting,
     reporting::{Nominated, Report, UNSCHEDULABLE},
 };
@@ -149,7 +148,7 @@ impl Scheduler {
         });
         let without = |message: &str, promise: Option<Promise>| {
             let message = message.into();
-            Failure { message, refused_by, promise }
+            Failure { message, refused_by, promise, to_free: None }
         };
         for ((member, asked), found) in members.into_iter().zip(asked).zip(found) {
             let Asked { waiting, pod, permit } = asked;

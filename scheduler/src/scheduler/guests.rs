@@ -17,7 +17,7 @@ use crate::{
     ledger::Held,
     pod::{Candidate, node_of},
     reservations::Mark,
-    storage::{Assumed, Work},
+    storage::Work,
 };
 
 /// Pods of others that are looked at between two looks at what else there is to do.
@@ -86,11 +86,14 @@ impl Scheduler {
         }
         let (shape, uid) = (candidate.shape.clone(), candidate.uid.clone());
         // Whoever decided has bound its volumes before; this replica may have yet to hear of it.
-        let work = self.core.will_do(&shape, row).filter(Work::is_empty);
-        let Some(work) = work else { return };
+        let work = self.core.will_do(&shape, row).filter(Work::has_no_volumes);
+        let Some(mut work) = work else { return };
         self.guests.remove(key);
+        let reserve = self.core.profile(&shape.scheduler).and_then(|it| it.reserve.clone());
+        let assumed = reserve.map(|it| it.reserve(&mut self.core.world, &work, row));
+        let assumed = assumed.unwrap_or_default();
         self.assume(key, &uid, &shape, row);
-        let assumed = Assumed::default();
+        self.permit_shared(&mut work);
         let waiting = None;
         let (handed_over, room) = (None, None);
         let in_flight = InFlight { number: 0, uid, shape, waiting, assumed, handed_over, room };

@@ -4,13 +4,12 @@
 use std::sync::Arc;
 
 use insula_client::{ObjectKey, Tenanted, chain};
-use k8s_openapi::api::core::v1::Pod;
 
 use super::Scheduler;
 use crate::{
     binding::{NotBound, Way},
     informers::Source,
-    pod::Candidate,
+    pod::{Candidate, Pod},
     reservations::Mark,
     storage::Work,
 };

@@ -6,8 +6,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use insula_api::names::TenantName;
 use insula_client::{ObjectKey, Tenanted, chain};
-use k8s_openapi::api::core::v1::Pod;
 use tokio::time::Instant;
 
 use super::{Scheduler, rooms::Room};
@@ -16,7 +16,7 @@ use crate::{
     framework::Event,
     informers::Source,
     ledger::Held,
-    pod::{Shape, node_of},
+    pod::{Pod, Shape, node_of},
     queue::Waiting,
     reporting::{Nominated, Report},
     storage::{Assumed, Work},
@@ -47,7 +47,7 @@ impl Scheduler {
         key: ObjectKey,
         waiting: Waiting,
         pod: Arc<Tenanted<Pod>>,
-        (row, work): (usize, Work),
+        (row, mut work): (usize, Work),
         permit: Permit,
     ) {
         let shape = waiting.candidate.shape.clone();
@@ -63,10 +63,11 @@ impl Scheduler {
             Some(permit) => (Way::Bind(permit), None),
             None => {
                 // Only what has to be done before takes that long.
-                let before = if work.is_empty() { Duration::ZERO } else { timeout };
+                let before = if work.has_no_volumes() { Duration::ZERO } else { timeout };
                 (Way::HandOver(permit), Some(Instant::now() + before + HANDED_OVER))
             }
         };
+        self.permit_shared(&mut work);
         if let Some(until) = handed_over {
             self.handed_over.insert((until, key.clone()));
         }
@@ -75,6 +76,15 @@ impl Scheduler {
             InFlight { number: 0, uid, shape, waiting, assumed, handed_over, room: None };
         let number = self.begin(key, in_flight);
         self.binder.bind(Order { number, pod, node, work, timeout, way });
+    }
+
+    /// Has devices that several nodes reach written only as long as it is this replica that gives
+    /// them away. If it is not any more, nothing can be written.
+    pub(super) fn permit_shared(&self, work: &mut Work) {
+        let shared = work.devices.iter_mut().filter(|it| it.is_shared && self.shares.is_shared());
+        for it in shared {
+            it.permit = self.shares.begin_for(&TenantName::system()).map(Arc::new);
+        }
     }
 
     /// The number of another order.
@@ -124,6 +134,11 @@ impl Scheduler {
             self.handed_over.remove(&(until, key.clone()));
         }
         self.unreserve(&in_flight);
+        let claims = &in_flight.assumed.devices;
+        let is_others = |it: &NotBound| matches!(it, NotBound::Api(it) if it.is_superseded());
+        if result.as_ref().is_err_and(|it| !is_others(it)) && !claims.is_empty() {
+            self.binder.give_back_devices(claims.clone(), uid.clone());
+        }
         let error = match result {
             Ok(()) => {
                 if let Some(waiting) = in_flight.waiting {
@@ -147,6 +162,15 @@ impl Scheduler {
                 if let Some(pod) = known.clone() {
                     let message =
                         format!("running PreBind plugin \"VolumeBinding\": binding volumes: {why}");
+                    let (message, nominated) = (message.into(), Nominated::AsItIs);
+                    let reason = crate::reporting::SCHEDULER_ERROR;
+                    self.reporter.report(Report { pod, reason, message, nominated });
+                }
+            }
+            NotBound::Devices(why) => {
+                tracing::info!(pod = %key, why, "claims not given devices");
+                if let Some(pod) = known.clone() {
+                    let message = format!("running PreBind plugin \"DynamicResources\": {why}");
                     let (message, nominated) = (message.into(), Nominated::AsItIs);
                     let reason = crate::reporting::SCHEDULER_ERROR;
                     self.reporter.report(Report { pod, reason, message, nominated });

@@ -8,7 +8,6 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use insula_client::{ObjectKey, Tenanted, chain};
-use k8s_openapi::api::core::v1::Pod;
 use tokio::time::Instant;
 
 use super::{Scheduler, kept::Kept, orders::InFlight};
@@ -17,7 +16,7 @@ use crate::{
     gangs::{GroupKey, Policy, TIMEOUT},
     grouping::{TOO_FEW, Verdict},
     informers::Source,
-    pod::Candidate,
+    pod::{Candidate, Pod},
     queue::Waiting,
     reporting::{Nominated, Report, UNSCHEDULABLE},
     reservations::{Mark, Next, Progress},

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures::{FutureExt as _, future::BoxFuture};
 use insula_api::{
     object,
+    pods::{MACHINE, parts},
     quantity::Quantity,
     quota::amounts::{Amounts, of_container, of_pod, read},
 };
@@ -49,7 +50,11 @@ pub(in crate::admission) fn fill<'a>(
 
 fn fill_pod(pod: &mut Value, requests: &Amounts, limits: &Amounts) {
     let mut said = Vec::new();
-    for (kind, what) in [("containers", "container"), ("initContainers", "init container")] {
+    for (kind, what) in [
+        ("containers", "container"),
+        (MACHINE, "virtual machine"),
+        ("initContainers", "init container"),
+    ] {
         for_each_container(pod, &[kind], |it| {
             let name = it.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
             for (field, word, defaults) in
@@ -130,7 +135,7 @@ fn of_pods(range: &Value, pod: &Value) -> Vec<String> {
     let mut errors = Vec::new();
     let spec = &pod["spec"];
     for limit in limits(range, "Container") {
-        for it in list(spec, "containers").chain(list(spec, "initContainers")) {
+        for (_, it) in parts(spec) {
             let (requests, limits) = (of_container(it, "requests"), of_container(it, "limits"));
             let asked = Asked { kind: "Container", requests: &requests, limits: &limits };
             asked.check(limit, &mut errors);

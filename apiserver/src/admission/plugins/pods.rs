@@ -24,9 +24,14 @@ pub(super) fn for_each_container(
     mut visit: impl FnMut(&mut Map<String, Value>),
 ) {
     for name in lists {
-        let list = pod.get_mut("spec").and_then(|it| it.get_mut(*name));
-        let list = list.and_then(Value::as_array_mut);
-        list.into_iter().flatten().filter_map(Value::as_object_mut).for_each(&mut visit);
+        match pod.get_mut("spec").and_then(|it| it.get_mut(*name)) {
+            Some(Value::Array(list)) => {
+                list.iter_mut().filter_map(Value::as_object_mut).for_each(&mut visit);
+            }
+            // A virtual machine is in the place of all containers.
+            Some(Value::Object(one)) => visit(one),
+            _ => (),
+        }
     }
 }
 

@@ -10,9 +10,10 @@ use std::collections::BTreeMap;
 use futures::{FutureExt as _, future::BoxFuture};
 use insula_api::{
     object::{self, Stored},
+    pods::add,
     quantity::Quantity,
     quota::{
-        amounts::{Amounts, add, read},
+        amounts::{Amounts, read},
         scopes,
         usage::{Kind, Of, is_matching, missing, usage},
     },

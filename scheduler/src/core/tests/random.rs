@@ -162,7 +162,7 @@ fn run(seed: u64) {
                 // More than one look for the same pod must not change anything.
                 if let Ok(node) = core.place(&pod) {
                     pod.object.spec.as_mut().unwrap().node_name = Some(node.to_string());
-                    cluster.pods.push(pod.object);
+                    cluster.pods.push((*pod.object).clone());
                 }
                 core.sweep();
             }

@@ -92,7 +92,8 @@ fn judge(core: &mut Core, pod: &Tenanted<Pod>) -> String {
         Decision::Take { row, .. } => core.world.nodes.name(row).to_owned(),
         Decision::None(failure) => {
             let Some(Promise::Here { row, victims }) = failure.promise else {
-                return failure.message.to_string();
+                // Where the answers were recorded this was left out.
+                return failure.message.replace(" no new claims to deallocate,", "");
             };
             let mut victims: Vec<&str> = victims.iter().map(|it| &*it.name).collect();
             victims.sort_unstable();
