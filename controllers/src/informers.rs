@@ -1,5 +1,7 @@
 //! The local copies that controllers share: one watch per resource over all tenants.
 
+mod trim;
+
 use std::sync::Arc;
 
 use futures::{
@@ -15,22 +17,22 @@ use k8s_openapi::api::{
     autoscaling::v2::HorizontalPodAutoscaler,
     batch::v1::{CronJob, Job},
     certificates::v1::CertificateSigningRequest,
-    coordination::v1::{Lease, LeaseSpec},
+    coordination::v1::Lease,
     core::v1::{
-        ConfigMap, Container, ContainerState, ContainerStateTerminated, ContainerStatus, Endpoints,
-        EphemeralVolumeSource, Namespace, Node, NodeStatus, PersistentVolume,
-        PersistentVolumeClaim, Pod, PodCondition, PodSpec, PodStatus, ReplicationController,
-        ResourceQuota, Secret, Service, ServiceAccount, Volume,
+        ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+        ReplicationController, ResourceQuota, Secret, Service, ServiceAccount,
     },
     discovery::v1::EndpointSlice,
     networking::v1::ServiceCIDR,
     policy::v1::PodDisruptionBudget,
-    resource::v1::{Device, ResourceClaim, ResourceClaimTemplate, ResourceSlice},
-    storage::v1::{StorageClass, VolumeAttributesClass},
+    resource::v1::{ResourceClaim, ResourceClaimTemplate, ResourceSlice},
+    storage::v1::{CSIDriver, StorageClass, VolumeAttachment, VolumeAttributesClass},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::trim::{trim_lease, trim_node, trim_pod, trim_slice};
 use crate::{
+    attachments::disk::Disk,
     bootstrap_tokens::PUBLISHED,
     objects::{annotation, controller_uid},
     services::SERVICE_NAME,
@@ -113,7 +115,7 @@ pub(crate) struct Informers {
     pub(crate) cluster_infos: Informer<ConfigMap>,
     /// Only those named [`ROOT_CA`].
     pub(crate) root_cas: Informer<ConfigMap>,
-    /// Without most of what is in a pod; see [`trim_pod`].
+    /// Without most of what is in a pod; see [`trim`].
     pub(crate) pods: Owned<Pod>,
     pods_by_node: IndexId,
     pub(crate) replica_sets: Owned<ReplicaSet>,
@@ -149,6 +151,11 @@ pub(crate) struct Informers {
     pub(crate) quotas: Informer<ResourceQuota>,
     pub(crate) networks: Informer<ServiceCIDR>,
     pub(crate) certificate_requests: Informer<CertificateSigningRequest>,
+    pub(crate) drivers: Informer<CSIDriver>,
+    /// The fleet's.
+    pub(crate) attachments: Informer<VolumeAttachment>,
+    attachments_by_node: IndexId,
+    attachments_by_source: IndexId,
 }
 
 impl Informers {
@@ -197,6 +204,9 @@ impl Informers {
         });
         let mut slices = Informer::builder(client.system().api::<ResourceSlice>()).trim(trim_slice);
         let slices_by_pool = slices.index(|it| vec![pool_of(&it.spec.driver, &it.spec.pool.name)]);
+        let mut attachments = Informer::builder(client.system().api::<VolumeAttachment>());
+        let attachments_by_node = attachments.index(|it| vec![it.spec.node_name.clone()]);
+        let attachments_by_source = attachments.index(|it| Disk::sources(&it.spec.source));
         let starts = Starts { client, tasks, shutdown };
         Self {
             tenants: starts.of(Informer::builder(client.system().api::<Tenant>())),
@@ -250,11 +260,15 @@ impl Informers {
             quotas: starts.all(),
             networks: starts.all(),
             certificate_requests: starts.all(),
+            drivers: starts.all(),
+            attachments: starts.of(attachments),
+            attachments_by_node,
+            attachments_by_source,
         }
     }
 
     /// All of them.
-    fn each(&self) -> [&dyn LocalCopy; 33] {
+    fn each(&self) -> [&dyn LocalCopy; 35] {
         [
             &self.tenants,
             &self.namespaces,
@@ -289,6 +303,8 @@ impl Informers {
             &self.quotas,
             &self.networks,
             &self.certificate_requests,
+            &self.drivers,
+            &self.attachments,
         ]
     }
 
@@ -347,6 +363,26 @@ impl Informers {
         self.resource_slices.indexed(self.slices_by_pool, pool)
     }
 
+    /// The attachments of a node.
+    pub(crate) fn attachments_of(&self, node: &str) -> Vec<Arc<Tenanted<VolumeAttachment>>> {
+        self.attachments.indexed(self.attachments_by_node, node)
+    }
+
+    /// The attachments that say they are of a source, as [`Disk::sources`] calls it.
+    pub(crate) fn attachments_from(&self, source: &str) -> Vec<Arc<Tenanted<VolumeAttachment>>> {
+        self.attachments.indexed(self.attachments_by_source, source)
+    }
+
+    /// The driver of a name that a tenant sees: the platform's, or else its own.
+    pub(crate) fn driver(
+        &self,
+        tenant: &TenantName,
+        name: &str,
+    ) -> Option<Arc<Tenanted<CSIDriver>>> {
+        let of = |tenant: &TenantName| self.drivers.get(&ObjectKey::new(tenant, "", name));
+        of(&TenantName::system()).or_else(|| of(tenant))
+    }
+
     /// The pods of all tenants that are bound to a node.
     pub(crate) fn pods_on(&self, node: &str) -> Vec<Arc<Tenanted<Pod>>> {
         self.pods.informer.indexed(self.pods_by_node, node)
@@ -394,97 +430,4 @@ impl Starts<'_> {
         let builder = Informer::builder(self.client.all().collection::<K>());
         Owned::start(builder, self)
     }
-}
-
-/// Keeps of a node how it is labelled, tainted and how it is, and how large.
-fn trim_node(node: &mut Node) {
-    if let Some(NodeStatus { conditions, allocatable, .. }) = node.status.take() {
-        node.status = Some(NodeStatus { conditions, allocatable, ..NodeStatus::default() });
-    }
-}
-
-/// Only what is tainted matters, and that it is.
-fn trim_slice(slice: &mut ResourceSlice) {
-    for device in slice.spec.devices.iter_mut().flatten() {
-        let (name, taints) = (std::mem::take(&mut device.name), device.taints.take());
-        *device = Device { name, taints, ..Device::default() };
-    }
-    slice.spec.devices.iter_mut().for_each(|it| it.retain(|device| device.taints.is_some()));
-    slice.spec.shared_counters = None;
-    slice.spec.node_selector = None;
-}
-
-fn trim_lease(lease: &mut Lease) {
-    let renew_time = lease.spec.take().and_then(|spec| spec.renew_time);
-    lease.spec = Some(LeaseSpec { renew_time, ..LeaseSpec::default() });
-}
-
-/// Keeps of a pod what controllers look at: whose it is, where it is or is meant to be, how it is,
-/// and what it serves. There are more pods than anything else.
-fn trim_pod(pod: &mut Pod) {
-    if let Some(spec) = &mut pod.spec {
-        let old = std::mem::take(spec);
-        let ports = |them: Vec<Container>| -> Vec<Container> {
-            let them = them.into_iter().filter(|it| it.ports.is_some());
-            them.map(|it| Container { name: it.name, ports: it.ports, ..Container::default() })
-                .collect()
-        };
-        let storage = old.volumes.into_iter().flatten().filter_map(trim_volume);
-        *spec = PodSpec {
-            volumes: Some(storage.collect::<Vec<_>>()).filter(|it| !it.is_empty()),
-            resource_claims: old.resource_claims,
-            hostname: old.hostname,
-            subdomain: old.subdomain,
-            containers: ports(old.containers),
-            init_containers: old.init_containers.map(ports).filter(|it| !it.is_empty()),
-            // Of one that has no node yet it says for which it is meant.
-            affinity: old.affinity.filter(|_| old.node_name.is_none()),
-            node_name: old.node_name,
-            ..PodSpec::default()
-        };
-    }
-    if let Some(status) = &mut pod.status {
-        let old = std::mem::take(status);
-        *status = PodStatus {
-            phase: old.phase,
-            reason: old.reason,
-            pod_ips: old.pod_ips,
-            resource_claim_statuses: old.resource_claim_statuses,
-            conditions: old.conditions.map(|them| {
-                let ended = |it| PodCondition { message: None, last_probe_time: None, ..it };
-                them.into_iter().map(ended).collect()
-            }),
-            init_container_statuses: old.init_container_statuses.map(trim_containers),
-            container_statuses: old.container_statuses.map(trim_containers),
-            ..PodStatus::default()
-        };
-    }
-}
-
-/// Of a volume: which claim it is of.
-fn trim_volume(volume: Volume) -> Option<Volume> {
-    let Volume { name, persistent_volume_claim, ephemeral, .. } = volume;
-    let is_claimed = persistent_volume_claim.is_some() || ephemeral.is_some();
-    let ephemeral = ephemeral.map(|_| EphemeralVolumeSource::default());
-    let claimed = Volume { name, persistent_volume_claim, ephemeral, ..Volume::default() };
-    is_claimed.then_some(claimed)
-}
-
-/// Of containers: how often they were restarted, and how they ended.
-fn trim_containers(them: Vec<ContainerStatus>) -> Vec<ContainerStatus> {
-    let trimmed = |it: ContainerStatus| {
-        let ended = it.state.and_then(|state| state.terminated);
-        let ended = ended.map(|it| ContainerStateTerminated {
-            exit_code: it.exit_code,
-            finished_at: it.finished_at,
-            ..ContainerStateTerminated::default()
-        });
-        ContainerStatus {
-            name: it.name,
-            restart_count: it.restart_count,
-            state: ended.map(|it| ContainerState { terminated: Some(it), ..Default::default() }),
-            ..ContainerStatus::default()
-        }
-    };
-    them.into_iter().map(trimmed).collect()
 }

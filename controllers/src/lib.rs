@@ -17,6 +17,7 @@
 //! | `bootstrap_tokens` | tokens to join with, and what they vouch for |
 //! | `certificates` | certificate requests: signs and forgets them |
 //! | `volume_binder`, `volume_expander`, `ephemeral_volume` | claims and volumes, for one another |
+//! | `attachments` | volumes of pods on the nodes that the pods are on |
 //! | `device_taints` | pods that use devices with taints |
 //! | `resource_claims` | claims of devices: those of pods, and those that nobody uses |
 //! | `protection` | claims, volumes and their classes, while they are used |
@@ -33,6 +34,7 @@
 //! * Only keys of tenants that this replica owns are reconciled ([`Ownership`]).
 //! * At shutdown nothing new begins, and what has begun ends.
 
+mod attachments;
 mod autoscaler;
 mod bootstrap_tokens;
 mod certificates;
@@ -90,6 +92,7 @@ use k8s_openapi::api::{apps::v1::ReplicaSet, core::v1::ReplicationController};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
+    attachments::Attachments,
     autoscaler::Autoscalers,
     bootstrap_tokens::{BootstrapSigner, TokenCleaner},
     certificates::Certificates,
@@ -269,6 +272,7 @@ async fn run_all(config: Config, client: Client, shutdown: CancellationToken) ->
     })?;
     start.start(|client| VolumeBinder::new(client, informers.clone(), &events))?;
     start.start(|client| VolumeExpander::new(client, informers.clone(), &events))?;
+    start.start(|client| Attachments::new(client, informers.clone(), &events))?;
     start.start(|client| EphemeralVolumes::new(client, informers.clone(), &events))?;
     start.start(|client| ClaimsOfPods::new(client, informers.clone(), &events))?;
     start.start(|client| UnusedClaims::new(client, informers.clone()))?;

@@ -1,6 +1,9 @@
 //! What a plugin knows of a request, beside the object.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{
+    borrow::Cow,
+    sync::{Arc, OnceLock},
+};
 
 use insula_api::{names::TenantName, object, resources::Resource, schema::Gvk};
 use parking_lot::Mutex;
@@ -77,6 +80,8 @@ pub(crate) struct Admission<'a> {
     pub(super) rounds: Mutex<Rounds>,
     /// What quotas were charged.
     pub(super) receipts: Mutex<Vec<Receipt>>,
+    /// What a user of the platform says of whose a volume's handle is.
+    pub(super) vouched: OnceLock<Option<String>>,
 }
 
 impl<'a> Admission<'a> {
@@ -115,6 +120,7 @@ impl<'a> Admission<'a> {
             namespace_found: OnceCell::new(),
             rounds: Mutex::default(),
             receipts: Mutex::default(),
+            vouched: OnceLock::new(),
         };
         admission.options = admission.default_options();
         if admission.is_namespace() {

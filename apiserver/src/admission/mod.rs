@@ -180,6 +180,13 @@ static CHAIN: &[Plugin] = &[
         validate: Validate::Now(plugins::shared::keep),
     },
     Plugin {
+        name: "VolumeHandles",
+        operations: WRITES,
+        about: About::These(&[("", "persistentvolumes", ""), ("", "persistentvolumes", "status")]),
+        mutate: Mutate::Now(plugins::handles::vouch),
+        validate: Validate::Now(plugins::handles::check),
+    },
+    Plugin {
         name: "RoleEscalation",
         operations: WRITES,
         about: About::Group("rbac.authorization.k8s.io"),

@@ -68,11 +68,15 @@ impl Backend {
     }
 }
 
-fn client_of(backend: &Backend, open: Option<watch::Receiver<bool>>) -> Client {
+/// Whose client is used where nothing else is said.
+fn platform() -> Identity {
+    Identity::new(TenantName::system(), "test", &[MASTERS])
+}
+
+fn client_of(backend: &Backend, identity: Identity, open: Option<watch::Receiver<bool>>) -> Client {
     let server = backend.server.clone();
     let service = tower::service_fn(move |request: http::Request<_>| {
-        let (server, open) = (server.clone(), open.clone());
-        let identity = Identity::new(TenantName::system(), "test", &[MASTERS]);
+        let (server, open, identity) = (server.clone(), open.clone(), identity.clone());
         async move {
             if let Some(mut open) = open {
                 open.wait_for(|open| *open).await.unwrap();
@@ -102,14 +106,19 @@ impl Cloud {
             .try_init();
         let directory = tempfile::tempdir().unwrap();
         let backend = Backend::start(directory.path(), n_partitions).await;
-        let client = client_of(&backend, None);
+        let client = client_of(&backend, platform(), None);
         let shutdown = CancellationToken::new();
         Self { client, shutdown, tasks: TaskTracker::new(), backend, _directory: directory }
     }
 
     /// A client whose requests arrive only while `open` says so; until then they wait.
     pub(crate) fn client_behind(&self, open: watch::Receiver<bool>) -> Client {
-        client_of(&self.backend, Some(open))
+        client_of(&self.backend, platform(), Some(open))
+    }
+
+    /// A client of somebody else.
+    pub(crate) fn client_as(&self, identity: Identity) -> Client {
+        client_of(&self.backend, identity, None)
     }
 
     /// Storage, API server, controllers, and pods that run at once.

@@ -2,6 +2,7 @@
 
 pub(super) mod certificates;
 pub(super) mod escalation;
+pub(super) mod handles;
 pub(super) mod ingress;
 pub(super) mod limits;
 pub(super) mod namespace;
