@@ -67,7 +67,7 @@ cloud() {
     cloud=$begun
     local n
     for n in $(seq 300); do
-        grep -q '^ready' "$data/cloud.out" && return
+        grep -qs '^ready' "$data/cloud.out" && return
         sleep 0.2
     done
     cat "$data/cloud.log"

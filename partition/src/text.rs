@@ -5,7 +5,7 @@
 //! LZ4 (block format), because packing is done where all writes of a partition pass.
 //!
 //! What many tenants have alike is packed too, against the value of one of them (`alike.rs`), and
-//! what has lain still for long, against a neighbour ([`crate::state::settle`]).
+//! what has lain still for long, against a neighbour (`state/settle.rs`).
 //!
 //! What is sealed lies sealed, and is opened for whoever looks at it ([`crate::seal`]). Whatever
 //! puts a value on a disk or on the wire takes it as it is stored, see `Text::stored`.
