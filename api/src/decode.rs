@@ -245,7 +245,7 @@ impl Node<'_, '_, '_> {
 /// What Go's decoder calls a shape.
 fn go_type(schema: &Schema, shape: &Shape) -> String {
     let name = match shape {
-        Shape::String | Shape::Quantity | Shape::IntOrString => "string",
+        Shape::String | Shape::Quantity | Shape::IntOrString | Shape::Duration => "string",
         Shape::Time => "v1.Time",
         Shape::MicroTime => "v1.MicroTime",
         Shape::Bytes => "[]uint8",
@@ -350,7 +350,12 @@ impl<'de> Visitor<'de> for Node<'_, '_, '_> {
             Shape::Quantity => crate::quantity::Quantity::parse(value)
                 .map(|quantity| Value::String(quantity.to_string()))
                 .map_err(|error| E::custom(error.to_string())),
-            Shape::String | Shape::IntOrString | Shape::Any => Ok(Value::String(value.to_owned())),
+            Shape::Duration if time::go_duration(value).is_none() => {
+                Err(E::custom(format!("time: invalid duration {value:?}")))
+            }
+            Shape::String | Shape::IntOrString | Shape::Duration | Shape::Any => {
+                Ok(Value::String(value.to_owned()))
+            }
             _ => Err(self.mismatch("string")),
         }
     }

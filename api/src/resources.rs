@@ -99,17 +99,22 @@ pub fn built_in() -> &'static [Resource] {
 }
 
 /// Alpha and beta versions are off by default, as upstream; but for groups of pods, which our
-/// scheduler goes by.
+/// scheduler goes by, and for what is measured, which is of no other version.
 fn is_served(group: &str, version: &str) -> bool {
     let is_stable = !version.contains("alpha") && !version.contains("beta");
-    is_stable || (group, version) == ("scheduling.k8s.io", "v1alpha2")
+    let is_used = matches!(
+        (group, version),
+        ("scheduling.k8s.io", "v1alpha2") | ("metrics.k8s.io", "v1beta1")
+    );
+    is_stable || is_used
 }
 
 fn scope(group: &str, name: &str) -> Scope {
     match (group, name) {
         ("", "nodes" | "componentstatuses")
         | ("storage.k8s.io", "csinodes" | "volumeattachments")
-        | ("resource.k8s.io", "resourceslices") => Scope::Fleet,
+        | ("resource.k8s.io", "resourceslices")
+        | ("metrics.k8s.io", "nodes") => Scope::Fleet,
         ("insula.io", name) if !matches!(name, "authenticationconfigurations" | "tenantquotas") => {
             Scope::Fleet
         }

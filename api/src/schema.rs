@@ -125,6 +125,8 @@ pub enum Shape {
     Time,
     /// RFC 3339 with microseconds.
     MicroTime,
+    /// A length of time as Go writes it.
+    Duration,
     /// Any JSON object, kept as it is.
     Raw,
     /// Any JSON value, kept as it is.
@@ -215,6 +217,7 @@ fn special(name: &str) -> Option<Shape> {
         "io.k8s.apimachinery.pkg.util.intstr.IntOrString" => Shape::IntOrString,
         "io.k8s.apimachinery.pkg.apis.meta.v1.Time" => Shape::Time,
         "io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime" => Shape::MicroTime,
+        "io.k8s.apimachinery.pkg.apis.meta.v1.Duration" => Shape::Duration,
         "io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1"
         | "io.k8s.apimachinery.pkg.runtime.RawExtension" => Shape::Raw,
         "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSON" => Shape::Any,

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::{
     aggregation::{self, documents::AllDiscovered, local::Priority},
     custom::OfTenant,
+    measured,
     registry::Registry,
 };
 
@@ -49,9 +50,14 @@ impl<'a> Discovery<'a> {
     ) -> Self {
         let mut by_group: BTreeMap<&str, BTreeMap<&str, Version<'a>>> = BTreeMap::new();
         let new = |name| Version { name, resources: Vec::new(), is_elsewhere: false };
-        for served in registry.all().iter().chain(customs.all()) {
+        let stand_ins = registry
+            .stand_ins()
+            .iter()
+            .filter(|it| !customs.has(&it.resource.group, &it.resource.version));
+        for served in registry.all().iter().chain(stand_ins).chain(customs.all()) {
             let resource = &*served.resource;
-            let hidden = resource.scope == Scope::Fleet && resource.name != "nodes";
+            let is_granted = resource.name == "nodes" && resource.group.is_empty();
+            let hidden = resource.scope == Scope::Fleet && !is_granted;
             if platform || !hidden {
                 let versions = by_group.entry(&resource.group).or_default();
                 let version = &*resource.version;
@@ -88,7 +94,8 @@ impl<'a> Discovery<'a> {
     /// Tells in which version the objects of a resource are kept: clients that migrate them look
     /// whether it changes.
     fn storage_hash(&self, resource: &Resource) -> Option<String> {
-        if !resource.is_stored() || resource.name == "componentstatuses" {
+        let is_made = resource.name == "componentstatuses" || resource.group == measured::GROUP;
+        if !resource.is_stored() || is_made {
             return None;
         }
         let kind = resource.gvk();

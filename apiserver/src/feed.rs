@@ -8,8 +8,13 @@
 //! < {"type":"ADDED","object":{"kind":"Pod",...}}        as in a watch; MODIFIED, DELETED
 //! < {"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"p1=13,p2=34"}}}
 //! > {"beat":{}}                                         every ten seconds
-//! < {"type":"BEAT","object":{"renewed":1,"missing":[]}}
+//! < {"type":"BEAT","object":{"renewed":1,"missing":[],"wants":["usage"]}}
+//! > {"usage":{"window":20000,"nodes":[{"name":"n1","cpu":250000000,"memory":1073741824,
+//!     "pods":[["UID",[["main",{"cpu":1000000,"memory":4096}]]]]}]}}
 //! ```
+//!
+//! What an agent measures it says if a beat's answer wants that: older servers do not
+//! ([`crate::measured`]).
 //!
 //! What is told are pods that are bound to the nodes, of all tenants, and the Node objects
 //! themselves. A bookmark follows whatever is told, in the same piece, and the first one the whole
@@ -292,13 +297,15 @@ impl Feed {
                         let nodes = self.nodes.iter().cloned().collect();
                         beating.push(Box::pin(beats::beat(self.server.clone(), nodes)));
                     }
+                    Some(Said::Usage(told)) => self.server.measured.hear(told, &self.nodes),
                     Some(Said::Open(_)) => {
                         return Err(ApiError::bad_request("the feed is open already"));
                     }
                 },
                 Some(beaten) = beating.next() => {
                     let Beaten { renewed, missing } = beaten;
-                    let object = json!({"renewed": renewed, "missing": missing}).to_string();
+                    let object = json!({"renewed": renewed, "missing": missing, "wants": ["usage"]})
+                        .to_string();
                     frame(&mut out, Encoding::Json, "BEAT", object.as_bytes());
                 }
                 () = clock.as_mut() => {

@@ -27,7 +27,7 @@ use crate::{
     gate::{Admitted, Peer},
     granted,
     identity::Identity,
-    node_proxy,
+    measured, node_proxy,
     nonresource::Asked,
     passport::{self, Line},
     payload::Payload,
@@ -360,6 +360,12 @@ impl Server {
     /// Answers a read of an object, or of a list.
     async fn read(&self, call: &Call) -> Result<Response<Body>> {
         let resource = &call.served.resource;
+        if measured::is_of_these(&call.served) {
+            if call.verb == "list" {
+                return answer::list(call, &measured::list(self, call).await?);
+            }
+            return answer::object(call, StatusCode::OK, &measured::get(self, call).await?);
+        }
         if call.verb == "list" {
             let options = ListOptions::parse(&call.query, resource)?;
             let namespace = call.namespace();

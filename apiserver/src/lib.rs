@@ -36,6 +36,7 @@ mod health;
 pub mod identity;
 mod lately;
 mod matcher;
+mod measured;
 mod metrics;
 mod node_proxy;
 mod nonresource;
@@ -155,6 +156,7 @@ pub struct Server {
     pub(crate) frames: frames::Frames,
     pub(crate) metrics: metrics::Metrics,
     pub(crate) held: body::Held,
+    pub(crate) measured: measured::Measured,
     pub(crate) fair: Arc<fair::Fair>,
     pub(crate) tasks: TaskTracker,
     pub(crate) shutdown: CancellationToken,
@@ -204,9 +206,13 @@ impl Server {
             metrics: metrics::Metrics::new(fair.clone()),
             fair: fair.clone(),
             held: body::Held::default(),
+            measured: measured::Measured::default(),
             tasks: TaskTracker::new(),
             shutdown: config.shutdown,
         });
+        if let Some(peers) = &server.peers {
+            peers.tell_measured(server.measured.clone());
+        }
         server.tasks.spawn(fair.look_after(server.shutdown.clone()));
         server.tasks.spawn(server.clone().forget());
         server.tasks.spawn(forward::follow_addresses(server.clone()));

@@ -260,6 +260,7 @@ fn shape_schema(schema: &Schema, shape: &Shape, wanted: &mut Vec<TypeId>) -> Val
         Shape::IntOrString => {
             json!({"format": "int-or-string", "oneOf": [{"type": "integer"}, {"type": "string"}]})
         }
+        Shape::Duration => json!({"type": "string"}),
         Shape::Time | Shape::MicroTime => json!({"type": "string", "format": "date-time"}),
         Shape::Raw => json!({"type": "object"}),
         Shape::Any | Shape::Either(..) => json!({}),

@@ -4,6 +4,7 @@
 //! POST /insula/peer/v1/raft     one stream of frames for ever, nothing comes back
 //! POST /insula/peer/v1/call     a request, an answer
 //! POST /insula/peer/v1/stream   a request, an answer of frames
+//! POST /insula/peer/v1/measured what some nodes and pods use, as far as it was told here
 //! ```
 //!
 //! A frame is its length (u32, big-endian) and its bytes, which are the business of
@@ -35,6 +36,9 @@ pub(crate) const USER: &str = "system:insula-server:";
 
 /// Where servers talk to each other.
 pub(crate) const PREFIX: &str = "/insula/peer/v1/";
+
+/// What asks for what is measured.
+const MEASURED: &str = "measured";
 
 /// Longest frame, and longest body of a call, in bytes.
 pub(crate) const MAX_FRAME: usize = 64 << 20;

@@ -21,6 +21,7 @@ use insula_partition::{
 use crate::{
     aggregation,
     custom::compiled::Custom,
+    measured,
     metrics::{self, Names},
     request::ListOptions,
     scoped::Scoped,
@@ -62,17 +63,24 @@ pub(crate) struct Registry {
     /// In all groups and versions.
     by_name: HashMap<String, Vec<Arc<Served>>>,
     in_order: Vec<Arc<Served>>,
+    /// What is served only where a tenant has nothing of its own in that group version.
+    stand_ins: Vec<Arc<Served>>,
 }
 
 impl Registry {
     /// The built-in resources.
     pub(crate) fn built_in() -> Self {
         let schema = Schema::built_in();
-        let mut registry = Self { by_name: HashMap::new(), in_order: Vec::new() };
+        let mut registry =
+            Self { by_name: HashMap::new(), in_order: Vec::new(), stand_ins: Vec::new() };
         for resource in resources::built_in() {
             let Some(schema_type) = schema.by_kind(&resource.gvk()) else { continue };
             let nature = Nature::BuiltIn(schema_type);
             let served = Arc::new(Served::new(Arc::new(resource.clone()), nature));
+            if resource.group == measured::GROUP {
+                registry.stand_ins.push(served);
+                continue;
+            }
             registry.by_name.entry(resource.name.clone()).or_default().push(served.clone());
             registry.in_order.push(served);
         }
@@ -93,6 +101,11 @@ impl Registry {
     pub(crate) fn any_version(&self, group: &str, name: &str) -> Option<&Arc<Served>> {
         let of_group = self.by_name.get(name)?.iter().filter(|it| it.resource.group == group);
         of_group.min_by_key(|it| it.other.is_some())
+    }
+
+    /// What is served where a tenant has nothing of its own in that group version.
+    pub(crate) fn stand_ins(&self) -> &[Arc<Served>] {
+        &self.stand_ins
     }
 
     /// In discovery order.

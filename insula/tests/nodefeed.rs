@@ -4,16 +4,10 @@
 
 mod harness;
 
-use std::{collections::BTreeSet, convert::Infallible, path::Path, time::Duration};
+use std::collections::BTreeSet;
 
-use bytes::Bytes;
-use harness::{Cloud, Kubectl, texts};
-use http_body_util::channel::{Channel, Sender};
-use insula_client::{Client, Error, Follow};
+use harness::{Cloud, Kubectl, feed::Feed, texts};
 use serde_json::{Value, json};
-
-const PATH: &str = "/insula/nodefeed";
-const WITHIN: Duration = Duration::from_secs(60);
 
 fn create(kubectl: &Kubectl, object: &Value) {
     let out = kubectl.feed(&["create", "-f", "-"], &object.to_string());
@@ -27,61 +21,6 @@ fn pod(name: &str, node: &str) -> Value {
         "metadata": {"name": name, "labels": {"nodeName": "n1"}},
         "spec": {"nodeName": node, "containers": [{"name": "c", "image": "i"}]},
     })
-}
-
-/// One end of a feed.
-struct Feed {
-    say: Sender<Bytes>,
-    heard: Follow,
-}
-
-impl Feed {
-    async fn open(kubeconfig: &Path, open: Value) -> Result<Self, Error> {
-        let client = Client::from_kubeconfig(kubeconfig, "test").await.unwrap();
-        let (mut say, body) = Channel::<Bytes, Infallible>::new(4);
-        say.send_data(format!("{open}\n").into()).await.unwrap();
-        let heard = client.converse(PATH, body).await?;
-        Ok(Self { say, heard })
-    }
-
-    async fn next(&mut self) -> Option<Value> {
-        let line = tokio::time::timeout(WITHIN, self.heard.next()).await.unwrap();
-        Some(serde_json::from_slice(&line.unwrap()?).unwrap())
-    }
-
-    /// The error that it ends with, which nothing follows.
-    async fn end(mut self) -> Value {
-        loop {
-            let it = self.next().await.unwrap();
-            if it["type"] == "ERROR" {
-                assert!(self.next().await.is_none());
-                return it["object"].clone();
-            }
-        }
-    }
-
-    /// What is told until so many things were and a bookmark after them, and what that says.
-    async fn told(&mut self, count: usize) -> (BTreeSet<String>, String) {
-        let mut told = BTreeSet::new();
-        loop {
-            let it = self.next().await.unwrap();
-            let object = &it["object"];
-            let meta = &object["metadata"];
-            let text = |it: &Value| it.as_str().unwrap_or_default().to_owned();
-            if it["type"] == "BOOKMARK" {
-                if count <= told.len() {
-                    return (told, text(&meta["resourceVersion"]));
-                }
-                continue;
-            }
-            // What controllers say of a node is not what this is about.
-            if it["type"] == "MODIFIED" && object["kind"] == "Node" {
-                continue;
-            }
-            let parts = [&it["type"], &object["kind"], &meta["tenant"], &meta["name"]].map(text);
-            told.insert(parts.join(" "));
-        }
-    }
 }
 
 fn set(all: &[&str]) -> BTreeSet<String> {
@@ -171,14 +110,8 @@ async fn heartbeats_renew_leases() {
     let nodes = json!({"open": {"nodes": ["n1", "n2"]}});
     let mut feed = Feed::open(admin.kubeconfig(), nodes).await.unwrap();
     feed.told(2).await;
-    feed.say.send_data(Bytes::from_static(b"{\"beat\":{}}\n")).await.unwrap();
-    let beat = loop {
-        let it = feed.next().await.unwrap();
-        if it["type"] == "BEAT" {
-            break it["object"].clone();
-        }
-    };
-    assert_eq!(beat, json!({"renewed": 1, "missing": ["n2"]}));
+    let beat = feed.beat().await;
+    assert_eq!(beat, json!({"renewed": 1, "missing": ["n2"], "wants": ["usage"]}));
     let lease = admin.ok(&["get", "lease", "n1", "-n", "kube-node-lease", "-o", "json"]);
     let lease: Value = serde_json::from_str(&lease).unwrap();
     assert_eq!(lease["metadata"]["labels"]["mine"], "stays");
@@ -217,7 +150,7 @@ async fn nobody_gets_what_is_not_theirs() {
     // What is wrong later ends the feed with the reason.
     let mut feed = Feed::open(admin.kubeconfig(), of(&["n1"])).await.unwrap();
     feed.told(1).await;
-    feed.say.send_data(Bytes::from_static(b"{\"open\":{\"nodes\":[\"n2\"]}}\n")).await.unwrap();
+    feed.say(&json!({"open": {"nodes": ["n2"]}})).await;
     assert_eq!(feed.end().await["message"], "the feed is open already");
 }
 

@@ -19,6 +19,7 @@ use crate::{
     cluster::ApiCluster,
     cri::{RuntimeClient, RuntimeError},
     machine::Machine,
+    meter::Meter,
     node::Node,
     pod::{dns::Resolver, image::Images},
     pods::Pods,
@@ -135,11 +136,14 @@ impl NodeAgent {
             machine,
         });
         let pods = Pods::new(node.clone(), tasks.clone(), shutdown.clone());
+        let meter = Meter::default();
+        tasks.spawn(meter.clone().run(node.clone(), shutdown.clone()));
         let assigned = Assigned {
             name: node.config.node_name.clone(),
             client,
             pods: pods.clone(),
             news: Arc::new(news),
+            meter: meter.clone(),
             tasks: tasks.clone(),
             shutdown: shutdown.clone(),
         };

@@ -20,6 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     feed::{Cut, NodeFeed, Told},
+    meter::Meter,
     pods::Pods,
 };
 
@@ -40,6 +41,7 @@ pub(crate) struct Assigned {
     pub(crate) client: Client,
     pub(crate) pods: Pods,
     pub(crate) news: Arc<watch::Sender<NodeNews>>,
+    pub(crate) meter: Meter,
     pub(crate) tasks: TaskTracker,
     pub(crate) shutdown: CancellationToken,
 }
@@ -71,7 +73,9 @@ impl Assigned {
     pub(crate) fn start(self) -> watch::Receiver<bool> {
         let (synced, is_synced) = watch::channel(false);
         let name = self.name.clone();
-        let feed = NodeFeed::new(self.client.clone(), move || vec![name.clone()]);
+        let meter = self.meter.clone();
+        let feed = NodeFeed::new(self.client.clone(), move || vec![name.clone()])
+            .telling(Box::new(move || meter.take()));
         let (tasks, shutdown) = (self.tasks.clone(), self.shutdown.clone());
         let synced = Arc::new(synced);
         let mut heard = Heard::Nobody(Vec::new());

@@ -93,9 +93,12 @@ struct Line<'a> {
 }
 
 #[derive(Deserialize)]
-struct Beaten {
+struct Beaten<'a> {
     renewed: u64,
     missing: Vec<String>,
+    /// What else may be said on this feed.
+    #[serde(default, borrow)]
+    wants: Vec<&'a str>,
 }
 
 /// As much of an object as says what it is.
@@ -128,7 +131,15 @@ pub struct NodeFeed<N> {
     beat: Instant,
     /// Since when one waits for its answer.
     unanswered: Option<Instant>,
+    /// Says what the nodes use, whenever that is news.
+    usage: Option<Usage>,
+    /// The server wants to be told that.
+    wants_usage: bool,
 }
+
+/// A document of what nodes use, as feeds have it; `None` if nothing was measured since it was
+/// called last.
+pub type Usage = Box<dyn Fn() -> Option<String> + Send + Sync>;
 
 impl<N> fmt::Debug for NodeFeed<N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -141,7 +152,22 @@ impl<N: Fn() -> Vec<String> + Send + Sync + 'static> NodeFeed<N> {
     pub fn new(client: Client, names: N) -> Self {
         // All nodes at once would be a wave.
         let beat = Instant::now() + LEASE_PERIOD.mul_f64(rand::random());
-        Self { client, names, at: None, seen: HashSet::new(), beat, unanswered: None }
+        Self {
+            client,
+            names,
+            at: None,
+            seen: HashSet::new(),
+            beat,
+            unanswered: None,
+            usage: None,
+            wants_usage: false,
+        }
+    }
+
+    /// Tells the server what `usage` says, with heartbeats, if it wants to be told.
+    pub fn telling(mut self, usage: Usage) -> Self {
+        self.usage = Some(usage);
+        self
     }
 
     /// Follows it; never ends by itself.
@@ -185,6 +211,7 @@ impl<N: Fn() -> Vec<String> + Send + Sync + 'static> NodeFeed<N> {
         let opened = tokio::time::timeout(OPENED_WITHIN, opening).await;
         let mut heard = opened.map_err(|_| Cut::Silent)?.map_err(Cut::Closed)?;
         self.unanswered = None;
+        self.wants_usage = false;
         let mut patience = Instant::now() + HEARD_WITHIN;
         loop {
             tokio::select! {
@@ -197,6 +224,10 @@ impl<N: Fn() -> Vec<String> + Send + Sync + 'static> NodeFeed<N> {
                 () = sleep_until(self.beat) => {
                     self.unanswered.get_or_insert(self.beat);
                     send(&mut say, &json!({"beat": {}})).await?;
+                    let usage = self.usage.as_ref().filter(|_| self.wants_usage);
+                    if let Some(usage) = usage.and_then(|it| it()) {
+                        send(&mut say, &format!("{{\"usage\":{usage}}}")).await?;
+                    }
                     self.beat = (self.beat + LEASE_PERIOD).max(Instant::now());
                 }
             }
@@ -207,7 +238,8 @@ impl<N: Fn() -> Vec<String> + Send + Sync + 'static> NodeFeed<N> {
         let told: Line<'_> = serde_json::from_slice(line)?;
         let text = told.object.get();
         if told.kind == "BEAT" {
-            let Beaten { renewed, missing } = serde_json::from_str(text)?;
+            let Beaten { renewed, missing, wants } = serde_json::from_str(text)?;
+            self.wants_usage = wants.contains(&"usage");
             let after = self.unanswered.take().map(|due| due.elapsed()).unwrap_or_default();
             hear(Told::Beat { renewed, missing, after });
             return Ok(());
@@ -248,7 +280,7 @@ impl<N: Fn() -> Vec<String> + Send + Sync + 'static> NodeFeed<N> {
     }
 }
 
-async fn send(say: &mut Sender<Bytes>, what: &serde_json::Value) -> Result<(), Cut> {
+async fn send(say: &mut Sender<Bytes>, what: &impl fmt::Display) -> Result<(), Cut> {
     let line = format!("{what}\n");
     say.send_data(line.into()).await.map_err(|_| Cut::Broken)
 }

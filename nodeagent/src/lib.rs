@@ -26,6 +26,7 @@ pub mod hollow;
 mod leftovers;
 mod logs;
 mod machine;
+mod meter;
 mod node;
 mod pod;
 mod pods;

@@ -68,6 +68,13 @@ pub(crate) fn memory_available() -> io::Result<i64> {
     memory_field("MemAvailable:")
 }
 
+/// Memory in use that could not be had back at once, in bytes.
+pub(crate) fn memory_used() -> io::Result<u64> {
+    let used = memory_field("MemTotal:")? - memory_field("MemFree:")?;
+    let used = used - memory_field("Inactive(file):")?;
+    Ok(u64::try_from(used).unwrap_or(0))
+}
+
 /// Processes and threads there are, and how many there can be.
 pub(crate) fn processes() -> io::Result<(u64, u64)> {
     let number = |text: &str| text.trim().parse::<u64>().map_err(io::Error::other);

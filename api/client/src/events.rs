@@ -5,7 +5,16 @@
 //! burst its events are admitted slowly, as upstream does. An event is written by the epoch in which
 //! it was recorded: who was replaced says nothing any more.
 
-use std::{collections::HashMap, fmt, hash::Hash, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt,
+    hash::Hash,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use insula_api::names::TenantName;
 use jiff::Timestamp;
@@ -53,6 +62,7 @@ pub struct EventRecorder {
     component: Arc<str>,
     host: Arc<str>,
     queue: mpsc::Sender<Occurrence>,
+    n_dropped: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -78,7 +88,8 @@ impl EventRecorder {
         let (queue, waiting) = mpsc::channel(MAX_WAITING);
         let writer = Writer { client, memory: Memory::default() };
         tasks.spawn(writer.run(waiting, shutdown));
-        Self { component: component.into(), host: host.into(), queue }
+        let n_dropped = Arc::default();
+        Self { component: component.into(), host: host.into(), queue, n_dropped }
     }
 
     /// The same queue under another component's name.
@@ -110,7 +121,11 @@ impl EventRecorder {
         let event = self.build(about, event_type, reason, message, Timestamp::now());
         let occurrence = Occurrence { tenant: tenant.clone(), event, fence: Fence::current() };
         if let Err(error) = self.queue.try_send(occurrence) {
-            tracing::warn!(component = %self.component, reason, %error, "event dropped");
+            // In a burst there are thousands: told when there are twice as many.
+            let n_dropped = self.n_dropped.fetch_add(1, Ordering::Relaxed) + 1;
+            if n_dropped.is_power_of_two() {
+                tracing::warn!(component = %self.component, reason, n_dropped, %error, "events dropped");
+            }
         }
     }
 

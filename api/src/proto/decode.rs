@@ -226,6 +226,21 @@ fn value(
                 .map_err(|_| ProtoError::Malformed("time out of range"))?;
             Value::String(if *shape == Shape::Time { time::seconds(at) } else { time::micros(at) })
         }
+        Shape::Duration => {
+            let mut nanos = 0;
+            for field in Fields::new(bytes) {
+                if let (1, Wire::Varint(value)) = field? {
+                    nanos = value;
+                }
+            }
+            let (seconds, fraction) = (nanos / 1_000_000_000, nanos % 1_000_000_000);
+            match fraction {
+                0 => format!("{seconds}s").into(),
+                _ => {
+                    format!("{seconds}.{}s", format!("{fraction:09}").trim_end_matches('0')).into()
+                }
+            }
+        }
         Shape::Raw | Shape::Any => {
             // RawExtension, FieldsV1 and JSON hold JSON text in their first field.
             let mut raw = &[][..];

@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 
 use super::MAGIC;
 use crate::schema::{Either, Field, Schema, Shape, Type, TypeId};
+use crate::time;
 
 /// Why an object cannot be written in protobuf.
 #[derive(Debug, thiserror::Error)]
@@ -371,6 +372,15 @@ impl<'de> Visitor<'de> for Place<'_, '_> {
                 bytes(writer.out, 3, value.as_bytes());
             }),
             Shape::Time | Shape::MicroTime => return self.time(value),
+            Shape::Duration => {
+                let length =
+                    time::go_duration(value).ok_or_else(|| self.unfit::<E>("no duration"))?;
+                let nanos = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
+                self.nested(|writer| {
+                    tag(writer.out, 1, VARINT);
+                    varint(writer.out, nanos);
+                });
+            }
             _ => return Err(self.unfit("a text")),
         }
         Ok(())

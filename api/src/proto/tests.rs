@@ -295,3 +295,21 @@ fn what_does_not_fit_is_refused() {
         assert!(message(schema, id, json, &mut Vec::new()).is_err(), "{text}");
     }
 }
+
+#[test]
+fn lengths_of_time_are_numbers_of_nanoseconds() {
+    let metrics = json!({
+        "kind": "PodMetrics", "apiVersion": "metrics.k8s.io/v1beta1", "metadata": {"name": "p"},
+        "timestamp": "2026-01-01T00:00:00Z", "window": "20.053s",
+        "containers": [{"name": "c", "usage": {"cpu": "7n"}}],
+    });
+    let schema = Schema::built_in();
+    let id = schema.by_kind(&Gvk::new("metrics.k8s.io", "v1beta1", "PodMetrics")).unwrap();
+    let mut raw = Vec::new();
+    super::encode::message(schema, id, metrics.to_string().as_bytes(), &mut raw).unwrap();
+    // The third field is a message, whose first is 20,053,000,000.
+    let window = [0x1a, 6, 8, 0xc0, 0xfe, 0x81, 0xda, 0x4a];
+    assert!(raw.windows(window.len()).any(|it| it == window), "{raw:x?}");
+    let body = envelope("metrics.k8s.io/v1beta1", "PodMetrics", raw);
+    assert_eq!(decode(schema, &body, None).unwrap().1, metrics);
+}

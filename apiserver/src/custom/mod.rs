@@ -114,6 +114,11 @@ impl OfTenant {
             .find(|it| it.resource.version == version)
     }
 
+    /// Whether there is anything of this group version.
+    pub(crate) fn has(&self, group: &str, version: &str) -> bool {
+        self.all().any(|it| it.resource.group == group && it.resource.version == version)
+    }
+
     /// All resources, in all versions that are served.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Served>> {
         self.installed.values().flat_map(Installed::served)
@@ -360,7 +365,15 @@ impl Server {
         if let Some(served) = self.registry.get(group, version, resource) {
             return Ok(Some(Found::Here(served.clone())));
         }
+        let stand_ins = self.registry.stand_ins().iter().map(|it| (it, &it.resource));
+        let stand_in = stand_ins
+            .filter(|(_, it)| it.group == group && it.version == version && it.name == resource)
+            .map(|(it, _)| Found::Here(it.clone()))
+            .next();
         let Some(tenant) = whose.tenant() else {
+            if stand_in.is_some() {
+                return Ok(stand_in);
+            }
             let all = || Served::of_all(group, version, resource);
             let all = (!self.registry.has_group(group)).then(all).flatten();
             return Ok(all.map(|it| Found::Here(Arc::new(it))));
@@ -368,6 +381,9 @@ impl Server {
         let (customs, apis) = self.own_of(tenant).await?;
         if let Some(api) = apis.remote(group, version) {
             return Ok(Some(Found::Elsewhere(api.clone())));
+        }
+        if let Some(it) = stand_in.filter(|_| !customs.has(group, version)) {
+            return Ok(Some(it));
         }
         let found = customs.get(group, version, resource);
         Ok(found.filter(|_| !self.registry.has_group(group)).cloned().map(Found::Here))

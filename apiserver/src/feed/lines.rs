@@ -9,6 +9,7 @@ use serde::Deserialize;
 use crate::{
     body::Body,
     error::{ApiError, Result},
+    measured::Told,
 };
 
 /// The longest line: the names of as many nodes as a feed may have.
@@ -24,6 +25,8 @@ pub(super) enum Said {
     /// The nodes live.
     #[serde(deserialize_with = "nothing")]
     Beat,
+    /// What the nodes and their pods use.
+    Usage(Told),
 }
 
 #[derive(Debug, PartialEq, Eq, Deserialize)]

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
     sync::{
-        Arc, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -23,13 +23,14 @@ use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
-    MAX_FRAME, PREFIX,
+    MAX_FRAME, MEASURED, PREFIX,
     connection::{Config, Connection, SendError, Way},
     frame,
 };
 use crate::{
     body::{Body, channel, full},
     error::chain,
+    measured::Measured,
     pki::Pair,
     serve::{ServeError, Tls},
 };
@@ -86,6 +87,8 @@ struct Shared {
     tls: Arc<ArcSwap<PeerTls>>,
     peers: RwLock<HashMap<String, Arc<Peer>>>,
     service: RwLock<Option<Weak<dyn PeerService>>>,
+    /// What others may ask of what is measured.
+    measured: OnceLock<Measured>,
     shutdown: CancellationToken,
 }
 
@@ -129,6 +132,7 @@ impl HttpPeers {
             tls: Arc::new(ArcSwap::from_pointee(tls)),
             peers: RwLock::default(),
             service: RwLock::new(None),
+            measured: OnceLock::new(),
             shutdown,
         };
         let peers = Self { shared: Arc::new(shared) };
@@ -186,6 +190,22 @@ impl HttpPeers {
         if let Err(error) = crate::pki::write_private(path, &text) {
             tracing::warn!(error = chain(&error), "where the other servers are is not kept");
         }
+    }
+
+    /// Has others be told of what is measured.
+    pub(crate) fn tell_measured(&self, measured: Measured) {
+        // There is one server with these peers.
+        let _ = self.shared.measured.set(measured);
+    }
+
+    /// What others may ask of what is measured.
+    pub(super) fn measured(&self) -> Option<&Measured> {
+        self.shared.measured.get()
+    }
+
+    /// Asks another server for what is measured; see [`crate::measured::ask`].
+    pub(crate) async fn ask_measured(&self, to: &str, question: Bytes) -> Result<Bytes, PeerError> {
+        self.ask(to, MEASURED, question).await
     }
 
     /// To whom frames and calls of others go.
@@ -335,13 +355,7 @@ impl Peers for HttpPeers {
     }
 
     fn call(&self, to: &str, request: Bytes) -> BoxFuture<'_, Result<Bytes, PeerError>> {
-        let (peers, to) = (self.clone(), to.to_owned());
-        self.here(to.clone(), async move {
-            let response = peers.post(&to, "call", request).await?;
-            let body = Limited::new(response.into_body(), MAX_FRAME).collect().await;
-            let broken = |reason| PeerError::Broken { server: to, reason };
-            body.map(|it| it.to_bytes()).map_err(|error| broken(chain(&*error)))
-        })
+        self.ask(to, "call", request)
     }
 
     fn stream(&self, to: &str, request: Bytes) -> BoxFuture<'_, Result<Pieces, PeerError>> {
@@ -358,6 +372,22 @@ impl Peers for HttpPeers {
 }
 
 impl HttpPeers {
+    /// Asks for one answer.
+    fn ask(
+        &self,
+        to: &str,
+        path: &'static str,
+        request: Bytes,
+    ) -> BoxFuture<'_, Result<Bytes, PeerError>> {
+        let (peers, to) = (self.clone(), to.to_owned());
+        self.here(to.clone(), async move {
+            let response = peers.post(&to, path, request).await?;
+            let body = Limited::new(response.into_body(), MAX_FRAME).collect().await;
+            let broken = |reason| PeerError::Broken { server: to, reason };
+            body.map(|it| it.to_bytes()).map_err(|error| broken(chain(&*error)))
+        })
+    }
+
     /// Does `work` on the runtime of the connections, within the time that a call has. Dropping
     /// the future ends it.
     fn here<T: Send + 'static>(

@@ -5,10 +5,11 @@ use http::{Method, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, Limited, StreamBody};
 
-use super::{HttpPeers, MAX_FRAME, PREFIX, frame};
+use super::{HttpPeers, MAX_FRAME, MEASURED, PREFIX, frame};
 use crate::{
     body::{Body, BodyError, empty, full},
     error::chain,
+    measured::ask::answer,
 };
 
 /// Answers a request for a path under [`PREFIX`] of the server `from`, whose name is proven.
@@ -72,6 +73,16 @@ where
                 Err(reason) => refuse(StatusCode::CONFLICT, &reason),
             }
         }
+        MEASURED => match Limited::new(body, MAX_FRAME).collect().await {
+            Ok(question) => {
+                let known = peers.measured().and_then(|it| answer(it, &question.to_bytes()));
+                match known {
+                    Some(known) => Response::new(full(known)),
+                    None => refuse(StatusCode::BAD_REQUEST, "this cannot be asked"),
+                }
+            }
+            Err(error) => refuse(StatusCode::BAD_REQUEST, &error.to_string()),
+        },
         _ => refuse(StatusCode::NOT_FOUND, "servers do not ask for this"),
     }
 }

@@ -9,6 +9,7 @@
 
 pub(crate) mod etcd;
 pub(crate) mod extension;
+pub(crate) mod feed;
 pub(crate) mod issuer;
 pub(crate) mod json;
 pub(crate) mod replicas;

@@ -213,6 +213,22 @@ impl RuntimeClient {
         Ok(answer.await?.containers)
     }
 
+    /// What containers with these labels have used, if they run.
+    pub(crate) async fn list_container_stats(
+        &self,
+        labels: &[(&str, &str)],
+    ) -> Result<Vec<v1::ContainerStats>, RuntimeError> {
+        let filter =
+            v1::ContainerStatsFilter { label_selector: owned(labels), ..Default::default() };
+        let request = v1::ListContainerStatsRequest { filter: Some(filter) };
+        let answer = self.call(
+            "ListContainerStats",
+            LOOK,
+            Box::pin(async move { self.runtime().list_container_stats(request).await }),
+        );
+        Ok(answer.await?.stats)
+    }
+
     /// All that is known of a container; `None` if there is no such container.
     pub(crate) async fn container_status(
         &self,

@@ -228,7 +228,7 @@ fn of_type(schema: &Schema, id: TypeId, above: &mut Vec<TypeId>) -> Decl {
 
 fn of_shape(schema: &Schema, shape: &Shape, above: &mut Vec<TypeId>) -> Decl {
     Decl::of(match shape {
-        Shape::String | Shape::Quantity => DeclKind::Text,
+        Shape::String | Shape::Quantity | Shape::Duration => DeclKind::Text,
         Shape::Bytes => DeclKind::Bytes,
         Shape::Bool => DeclKind::Bool,
         Shape::Int32 | Shape::Int64 => DeclKind::Int,

@@ -1,0 +1,133 @@
+//! What nodes and pods use, as stock kubectl asks for it: told on node feeds, by real agents too.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+
+mod harness;
+
+use harness::{Cloud, Kubectl, feed::Feed, servers::Servers, texts};
+use serde_json::{Value, json};
+
+fn create(kubectl: &Kubectl, object: &Value) {
+    let out = kubectl.feed(&["create", "-f", "-"], &object.to_string());
+    assert!(out.status.success(), "{:?}", texts(&out));
+}
+
+/// Makes a pod that is never run; returns its uid.
+fn pod(kubectl: &Kubectl, name: &str, node: &str) -> String {
+    let it = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "labels": {"app": name}},
+        "spec": {"nodeName": node, "containers": [{"name": "main", "image": "i"}]},
+    });
+    create(kubectl, &it);
+    kubectl.ok(&["get", "pod", name, "-o", "jsonpath={.metadata.uid}"])
+}
+
+/// What an agent says of its node: a core, a gibibyte, and a quarter of both for each pod.
+fn usage(node: &str, uids: &[&str]) -> Value {
+    let used = json!({"cpu": 250_000_000, "memory": 256 << 20});
+    let pods: Vec<_> = uids.iter().map(|uid| json!([uid, [["main", used]]])).collect();
+    let node = json!({"name": node, "cpu": 1_000_000_000, "memory": 1 << 30, "pods": pods});
+    json!({"usage": {"window": 15_000, "nodes": [node]}})
+}
+
+fn node(admin: &Kubectl, name: &str) {
+    create(admin, &json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}));
+    let room = r#"{"status":{"allocatable":{"cpu":"4","memory":"4Gi"}}}"#;
+    admin.ok(&["patch", "node", name, "--subresource=status", "--type=merge", "-p", room]);
+}
+
+async fn feed(user: &Kubectl, node: &str) -> Feed {
+    let open = json!({"open": {"nodes": [node]}});
+    let mut feed = Feed::open(user.kubeconfig(), open).await.unwrap();
+    feed.told(1).await;
+    assert_eq!(feed.beat().await["wants"], json!(["usage"]));
+    feed
+}
+
+/// Words of a line of a table.
+fn line<'a>(table: &'a str, first: &str) -> Vec<&'a str> {
+    let words = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    words.into_iter().find(|it| it.first() == Some(&first)).unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tenants_see_what_their_own_pods_use() {
+    let cloud = Cloud::start(false, &["--partitions", "2"]);
+    let (admin, (acme, globex)) = (cloud.admin(), cloud.tenants());
+    for name in ["n1", "n2"] {
+        node(&admin, name);
+    }
+    let a = pod(&acme, "a", "n1");
+    let b = pod(&acme, "b", "n1");
+    let g = pod(&globex, "g", "n1");
+    let h = pod(&globex, "h", "n2");
+    let agent = cloud.user("system", "system:node:n1", "system:nodes");
+    let mut feed = feed(&agent, "n1").await;
+    // Of pods on other nodes, and of other nodes, it may say what it likes.
+    feed.say(&usage("n1", &[&a, &g, &h, "nonsense"])).await;
+    feed.say(&usage("n2", &[&h])).await;
+
+    let top = acme.until(&["top", "pod"], |it| !line(it, "a").is_empty());
+    assert_eq!(line(&top, "a"), ["a", "250m", "256Mi"]);
+    assert_eq!(line(&top, "b"), Vec::<&str>::new(), "{b} is not measured");
+    let top = globex.ok(&["top", "pod", "-A", "--containers"]);
+    assert_eq!(line(&top, "default"), ["default", "g", "main", "250m", "256Mi"]);
+    assert!(!top.contains(" h ") && !top.contains(" a "), "{top}");
+    let none = acme.run(&["top", "pod", "-l", "app=b"]);
+    assert!(!texts(&none).0.contains("256Mi"), "{:?}", texts(&none));
+    assert_eq!(line(&acme.ok(&["top", "pod", "-l", "app=a"]), "a")[1], "250m");
+    assert_eq!(line(&acme.ok(&["top", "pod", "a"]), "a")[1], "250m");
+    let missing = acme.run(&["top", "pod", "b"]);
+    assert!(texts(&missing).1.contains("NotFound"), "{:?}", texts(&missing));
+    let path = "/apis/metrics.k8s.io/v1beta1/namespaces/default/pods/a";
+    let raw: Value = serde_json::from_str(&acme.ok(&["get", "--raw", path])).unwrap();
+    assert_eq!((&raw["kind"], &raw["window"]), (&json!("PodMetrics"), &json!("15.000s")));
+    assert_eq!(raw["containers"][0]["usage"], json!({"cpu": "250000000n", "memory": "262144Ki"}));
+
+    // What whole nodes use is the platform's business.
+    let top = admin.ok(&["top", "node"]);
+    assert_eq!(line(&top, "n1"), ["n1", "1000m", "25%", "1024Mi", "25%"]);
+    assert!(line(&top, "n2").iter().all(|it| !it.contains("Mi")), "{top}");
+    let refused = acme.run(&["top", "node"]);
+    assert!(texts(&refused).1.contains("Forbidden"), "{:?}", texts(&refused));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_server_tells_what_another_has_heard() {
+    let mut servers = Servers::new();
+    servers.add("s1", "all", &[]);
+    servers.add("s2", "none", &[]);
+    servers.controllers("s1");
+    servers.tenants("s1");
+    let admin = servers.admin("s1");
+    node(&admin, "n1");
+    let acme = servers.user("s1", "acme", "dev", "acme-admins");
+    acme.until(&["get", "serviceaccount", "default"], |_| true);
+    let uid = pod(&acme, "a", "n1");
+    // Whoever has no partition has feeds all the same.
+    let agent = servers.user("s2", "system", "system:node:n1", "system:nodes");
+    let mut feed = feed(&agent, "n1").await;
+    feed.say(&usage("n1", &[&uid])).await;
+    for server in ["s1", "s2"] {
+        let acme = servers.user(server, "acme", "dev", "acme-admins");
+        let top = acme.until(&["top", "pod"], |it| !line(it, "a").is_empty());
+        assert_eq!(line(&top, "a"), ["a", "250m", "256Mi"], "by {server}");
+        let top = servers.admin(server).ok(&["top", "node"]);
+        assert_eq!(line(&top, "n1")[1], "1000m", "by {server}");
+    }
+}
+
+#[test]
+fn agents_measure_their_nodes() {
+    let cloud = Cloud::with_node();
+    let admin = cloud.admin();
+    let number =
+        |text: &str| -> u64 { text.trim_end_matches(char::is_alphabetic).parse().unwrap() };
+    let of_node = |top: &str| {
+        let line: Vec<_> = top.lines().nth(1)?.split_whitespace().collect();
+        Some((number(line.get(1)?), number(line.get(3)?)))
+    };
+    // Whoever waits for it uses some itself.
+    admin.until(&["top", "node"], |top| of_node(top).is_some_and(|it| 0 < it.0 && 0 < it.1));
+}
