@@ -119,15 +119,23 @@ async fn any_server_tells_what_another_has_heard() {
 }
 
 #[test]
-fn agents_measure_their_nodes() {
+fn agents_measure_their_pods() {
     let cloud = Cloud::with_node();
-    let admin = cloud.admin();
+    let (acme, _) = cloud.tenants();
+    let it = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "busy"},
+        "spec": {"terminationGracePeriodSeconds": 0, "containers": [{
+            "name": "main", "image": "localhost/insula/busybox:1",
+            "command": ["sh", "-c", "while true; do :; done"],
+            "resources": {"limits": {"cpu": "200m"}},
+        }]},
+    });
+    create(&acme, &it);
     let number =
         |text: &str| -> u64 { text.trim_end_matches(char::is_alphabetic).parse().unwrap() };
-    let of_node = |top: &str| {
-        let line: Vec<_> = top.lines().nth(1)?.split_whitespace().collect();
-        Some((number(line.get(1)?), number(line.get(3)?)))
-    };
-    // Whoever waits for it uses some itself.
-    admin.until(&["top", "node"], |top| of_node(top).is_some_and(|it| 0 < it.0 && 0 < it.1));
+    let is_busy = |it: &str| line(it, "busy").get(1).is_some_and(|cpu| 20 <= number(cpu));
+    acme.until(&["top", "pod"], is_busy);
+    let top = cloud.admin().ok(&["top", "node"]);
+    let of_node = line(&top, top.lines().nth(1).unwrap().split_whitespace().next().unwrap());
+    assert!(20 <= number(of_node[1]) && 0 < number(of_node[3]), "{top}");
 }

@@ -47,8 +47,9 @@ impl Meter {
     /// Measures until `shutdown`.
     pub(crate) async fn run(self, node: Arc<Node>, shutdown: CancellationToken) {
         let mut last: Option<(Instant, Reading)> = None;
+        let agent = node.config.agent_id();
         loop {
-            let labels = [(AGENT, &*node.config.node_name)];
+            let labels = [(AGENT, &*agent)];
             let stats = node.runtime.list_container_stats(&labels).await;
             let read = match (stats, machine_cpu(), memory_used()) {
                 (Ok(stats), Ok(cpu), Ok(memory)) => Ok((stats, cpu, memory)),

@@ -344,7 +344,9 @@ impl World {
 /// Whether objects of a kind lie in the store as they are, and do nothing there.
 pub(crate) fn is_planted(resource: &Resource) -> bool {
     let made = ["apiservices", "customresourcedefinitions", "componentstatuses"];
-    resource.is_stored() && resource.group != "insula.io" && !made.contains(&&*resource.name)
+    // Metrics are what agents say of pods that they run, and none run here.
+    let is_ours = ["insula.io", "metrics.k8s.io"].contains(&&*resource.group);
+    resource.is_stored() && !is_ours && !made.contains(&&*resource.name)
 }
 
 /// A built-in resource.
