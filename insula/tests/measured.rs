@@ -118,19 +118,36 @@ async fn any_server_tells_what_another_has_heard() {
     }
 }
 
+/// What keeps a fifth of a core busy.
+fn busy() -> Value {
+    json!({
+        "terminationGracePeriodSeconds": 0,
+        "containers": [{
+            "name": "main", "image": "localhost/insula/busybox:1",
+            "command": ["sh", "-c", "while true; do :; done"],
+            "resources": {"requests": {"cpu": "50m"}, "limits": {"cpu": "200m"}},
+        }],
+    })
+}
+
 #[test]
 fn agents_measure_their_pods() {
     let cloud = Cloud::with_node();
-    let (acme, _) = cloud.tenants();
+    let (acme, globex) = cloud.tenants();
     let it = json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "busy"},
-        "spec": {"terminationGracePeriodSeconds": 0, "containers": [{
-            "name": "main", "image": "localhost/insula/busybox:1",
-            "command": ["sh", "-c", "while true; do :; done"],
-            "resources": {"limits": {"cpu": "200m"}},
-        }]},
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "busy"}, "spec": busy(),
     });
     create(&acme, &it);
+    // Nobody brings a server of metrics: an autoscaler finds what it goes by all the same.
+    let scaled = json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
+        "spec": {
+            "selector": {"matchLabels": {"app": "web"}},
+            "template": {"metadata": {"labels": {"app": "web"}}, "spec": busy()},
+        },
+    });
+    create(&globex, &scaled);
+    globex.ok(&["autoscale", "deployment", "web", "--cpu-percent=40", "--min=1", "--max=2"]);
     let number =
         |text: &str| -> u64 { text.trim_end_matches(char::is_alphabetic).parse().unwrap() };
     let is_busy = |it: &str| line(it, "busy").get(1).is_some_and(|cpu| 20 <= number(cpu));
@@ -138,4 +155,7 @@ fn agents_measure_their_pods() {
     let top = cloud.admin().ok(&["top", "node"]);
     let of_node = line(&top, top.lines().nth(1).unwrap().split_whitespace().next().unwrap());
     assert!(20 <= number(of_node[1]) && 0 < number(of_node[3]), "{top}");
+    globex.until(&["get", "deployment", "web", "-o", "jsonpath={.spec.replicas}"], |it| it == "2");
+    let events = ["get", "events", "-o", "jsonpath={.items[*].reason}"];
+    globex.until(&events, |it| it.contains("SuccessfulRescale"));
 }
