@@ -114,12 +114,13 @@ async fn discovery_tells_of_both() {
         document["components"]["schemas"]["io.k8s.api.autoscaling.v1.HorizontalPodAutoscaler"]
             .is_object()
     );
-    // Nothing that is off by default, but for groups of pods, which the scheduler goes by.
+    // Nothing that is off by default, but for groups of pods, which the scheduler goes by, and
+    // what is measured, which has no later version.
     let groups = api.get("/apis").await;
     let versions = groups["groups"].as_array().unwrap().iter().flat_map(|group| {
         let versions = group["versions"].as_array().unwrap().iter();
         versions.map(|it| it["groupVersion"].as_str().unwrap())
     });
     let early: Vec<_> = versions.filter(|it| it.contains("alpha") || it.contains("beta")).collect();
-    assert_eq!(early, ["scheduling.k8s.io/v1alpha2"]);
+    assert_eq!(early, ["scheduling.k8s.io/v1alpha2", "metrics.k8s.io/v1beta1"]);
 }

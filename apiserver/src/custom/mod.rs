@@ -46,6 +46,7 @@ use crate::{
     custom::compiled::{Compiled, Envelope, Interned},
     error::{ApiError, Result},
     lately::Lately,
+    measured,
     openapi::Document,
     registry::{Served, Whose},
 };
@@ -432,7 +433,9 @@ pub(crate) fn prepare(it: &mut Value) {
 pub(crate) fn check(it: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let mut errors = insula_custom::check::definition(it, old);
     let group = json_object::text(it, &["spec", "group"]);
-    if !group.is_empty() && resources::built_in().iter().any(|it| it.group == group) {
+    // What is measured gives way to a tenant's own.
+    let is_ours = |it: &resources::Resource| it.group == group && group != measured::GROUP;
+    if !group.is_empty() && resources::built_in().iter().any(is_ours) {
         let why = format!("group {group} is one of the built-in groups");
         errors.push(FieldError::forbidden("spec.group", &why));
     }
