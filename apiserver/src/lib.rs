@@ -27,7 +27,6 @@ mod feed;
 mod finishing;
 mod forms;
 mod forward;
-mod frames;
 mod gate;
 mod gather;
 mod granted;
@@ -48,6 +47,7 @@ mod passport;
 mod patch;
 mod payload;
 pub mod peers;
+mod per_event;
 pub mod pki;
 mod providers;
 mod proxy;
@@ -153,7 +153,8 @@ pub struct Server {
     pub(crate) peers: Option<HttpPeers>,
     pub(crate) audit: Option<audit::Audit>,
     pub(crate) forms: forms::Forms,
-    pub(crate) frames: frames::Frames,
+    pub(crate) frames: per_event::Frames,
+    pub(crate) sights: per_event::Sights,
     pub(crate) metrics: metrics::Metrics,
     pub(crate) held: body::Held,
     pub(crate) measured: measured::Measured,
@@ -202,7 +203,8 @@ impl Server {
             peers: config.peers,
             audit: config.audit,
             forms: forms::Forms::default(),
-            frames: frames::Frames::default(),
+            frames: per_event::Frames::default(),
+            sights: per_event::Sights::default(),
             metrics: metrics::Metrics::new(fair.clone()),
             fair: fair.clone(),
             held: body::Held::default(),

@@ -1,8 +1,9 @@
 //! Which objects a list or watch is about: label and field selectors.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap},
-    sync::LazyLock,
+    sync::{LazyLock, OnceLock},
 };
 
 use insula_api::{
@@ -81,29 +82,56 @@ impl Matcher {
     }
 
     pub(crate) fn matches(&self, resource: &Resource, entry: &Entry) -> bool {
-        if self.is_empty() {
-            return true;
+        self.is_empty() || self.fits(resource, &Sight::of(entry))
+    }
+
+    /// Whether what is seen of an object matches.
+    pub(crate) fn fits(&self, resource: &Resource, seen: &Sight) -> bool {
+        if let Some(selector) = &self.labels
+            && !seen.labels().is_some_and(|labels| selector.matches(labels))
+        {
+            return false;
         }
-        let text = entry.value.glance();
-        if let Some(selector) = &self.labels {
-            let Ok(object) = serde_json::from_slice::<Labelled>(&text) else { return false };
-            if !selector.matches(&object.metadata.labels) {
-                return false;
+        let Some(selector) = &self.fields else { return true };
+        let Some(object) = seen.object(&self.needles) else { return false };
+        let field = |name: &str| field_of(resource, object, name);
+        selector.terms.iter().all(|term| (field(&term.field) == term.value) != term.negated)
+    }
+}
+
+/// What selectors look at of one object: nothing is looked for before it is asked for, and nothing
+/// twice.
+#[derive(Debug)]
+pub(crate) struct Sight {
+    entry: Entry,
+    labels: OnceLock<Option<BTreeMap<String, String>>>,
+    object: OnceLock<Option<Value>>,
+}
+
+impl Sight {
+    pub(crate) fn of(entry: &Entry) -> Self {
+        Self { entry: entry.clone(), labels: OnceLock::new(), object: OnceLock::new() }
+    }
+
+    /// Nothing if it is no object.
+    fn labels(&self) -> Option<&BTreeMap<String, String>> {
+        let look = || {
+            let it: Labelled = serde_json::from_slice(&self.entry.value.glance()).ok()?;
+            Some(it.metadata.labels)
+        };
+        self.labels.get_or_init(look).as_ref()
+    }
+
+    /// Nothing if one of `needles` is nowhere in it, or it is no object.
+    fn object(&self, needles: &[Finder<'_>]) -> Option<&Value> {
+        if self.object.get().is_none() {
+            let text = self.entry.value.glance();
+            if needles.iter().any(|needle| needle.find(&text).is_none()) {
+                return None;
             }
+            return self.object.get_or_init(|| object::parse(&text).ok()).as_ref();
         }
-        if let Some(selector) = &self.fields {
-            if self.needles.iter().any(|needle| needle.find(&text).is_none()) {
-                return false;
-            }
-            let Ok(object) = object::parse(&text) else { return false };
-            let values: BTreeMap<&str, String> = selector
-                .terms
-                .iter()
-                .map(|term| (term.field.as_str(), field_of(resource, &object, &term.field)))
-                .collect();
-            return selector.matches(|field| values.get(field).map(String::as_str));
-        }
-        true
+        self.object.get()?.as_ref()
     }
 }
 
@@ -117,17 +145,17 @@ fn json_of(text: &str) -> String {
 }
 
 /// The text of a selectable field, empty if absent.
-fn field_of(resource: &Resource, object: &Value, field: &str) -> String {
-    let Some((paths, absent)) = place_of(resource, field) else { return String::new() };
-    let found = paths.split(',').filter_map(|path| {
+fn field_of<'a>(resource: &Resource, object: &'a Value, field: &str) -> Cow<'a, str> {
+    let Some((paths, absent)) = place_of(resource, field) else { return Cow::default() };
+    let found = paths.split(',').find_map(|path| {
         let value = path.split('.').try_fold(object, |value, part| value.get(part))?;
         match value {
             Value::Null => None,
-            Value::String(text) => (!text.is_empty()).then(|| text.clone()),
-            other => Some(other.to_string()),
+            Value::String(text) => (!text.is_empty()).then_some(Cow::Borrowed(text.as_str())),
+            other => Some(other.to_string().into()),
         }
     });
-    found.into_iter().next().unwrap_or_else(|| absent.to_owned())
+    found.unwrap_or(Cow::Borrowed(absent))
 }
 
 const TABLE: &str = include_str!("../../api/tables/fields.tsv");

@@ -26,9 +26,9 @@ use crate::{
     body::Pen,
     error::{ApiError, Result},
     forms::{self, Shown},
-    frames::Alike,
     granted,
-    matcher::Matcher,
+    matcher::{Matcher, Sight},
+    per_event::Alike,
     read,
     registry::{self, Served, Whose},
     request::{Encoding, ListOptions},
@@ -288,8 +288,14 @@ impl Watch {
             return Ok(());
         }
         let resource = &self.shown.served.resource;
-        let is = !event.deleted && self.matcher.matches(resource, &event.entry);
-        let was = event.previous.as_ref().filter(|it| self.matcher.matches(resource, it));
+        // What most watches ask of an event they all ask: it is looked at once.
+        let seen = match self.matcher.is_empty() {
+            true => None,
+            false => Some(self.server.sights.of(event)?),
+        };
+        let fits = |seen: &Sight| self.matcher.fits(resource, seen);
+        let is = !event.deleted && seen.as_ref().is_none_or(|it| fits(&it[0]));
+        let was = event.previous.as_ref().filter(|_| seen.as_ref().is_none_or(|it| fits(&it[1])));
         let kind = match (was, is) {
             (None, true) => "ADDED",
             (Some(_), true) => "MODIFIED",
