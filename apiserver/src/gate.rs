@@ -57,6 +57,8 @@ pub(crate) struct Peer {
     pub trusted: Option<Identity>,
     /// Where it is.
     pub address: Option<std::net::IpAddr>,
+    /// Who pays for the connection.
+    pub pays: Arc<fair::Payer>,
 }
 
 /// A request that was let in.
@@ -150,6 +152,10 @@ impl Server {
         if !is_here {
             let asks = fair::Asks { method, place: &place, query: &query };
             let passed = self.let_on(&identity, &whose, asks, &mut record.told).await?;
+            // Another server's connection is for the requests of many.
+            if peer.server.is_none() {
+                self.fair.bill(&peer.pays, &passed);
+            }
             record.pass = Some(passed);
         }
         match place {

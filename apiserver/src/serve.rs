@@ -8,6 +8,7 @@ use std::{
     convert::Infallible,
     io,
     net::IpAddr,
+    pin::pin,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -37,6 +38,7 @@ use crate::{
     Server, answer,
     body::{self, Body},
     error::ApiError,
+    fair,
     gate::Peer,
     gather::gather,
     identity::Identity,
@@ -274,6 +276,7 @@ impl Front {
             peer.server = identity.server().map(str::to_owned);
         }
         let is_server = peer.server.is_some();
+        let payer = peer.pays.clone();
         let (front, peer) = (self.clone(), Arc::new(peer));
         let renew = CancellationToken::new();
         let renewed = renew.clone();
@@ -311,17 +314,24 @@ impl Front {
         }
         let (stream, gathering) = gather(link);
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-        let mut connection = std::pin::pin!(connection);
+        let mut connection = pin!(connection);
         let end = if is_server { &self.closed } else { &self.shutdown };
         let mut is_renewed = false;
         let ended = loop {
-            let running = async { connection.as_mut().await.map_err(io::Error::other) };
-            tokio::select! {
-                ended = gathering.drive(running) => break Some(ended),
-                () = end.cancelled() => break None,
-                // What is under way goes on, for as long as it likes.
-                () = renewed.cancelled(), if !is_renewed => is_renewed = true,
+            let ended = {
+                let running = async { connection.as_mut().await.map_err(io::Error::other) };
+                let driven = pin!(gathering.drive(running));
+                tokio::select! {
+                    ended = fair::Connection::new(payer.clone(), driven) => Some(Some(ended)),
+                    () = end.cancelled() => Some(None),
+                    // What is under way goes on, for as long as it likes.
+                    () = renewed.cancelled(), if !is_renewed => None,
+                }
+            };
+            if let Some(ended) = ended {
+                break ended;
             }
+            is_renewed = true;
             connection.as_mut().graceful_shutdown();
         };
         let ended = match ended {

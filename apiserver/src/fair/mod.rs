@@ -6,8 +6,8 @@
 //!   decide, as upstream's would on a server of its own (`flows.rs`, `levels.rs`, `config.rs`). One
 //!   that finds no seat waits in a queue, or is answered 429. Watches and streams hold a seat only
 //!   while they begin, and are counted apart.
-//! * *Whose turn it is*: every poll of a request, and of the body of a watch or a long answer, is a
-//!   turn. A tenant that uses less than an eighth of the machine has its turns at once. One that
+//! * *Whose turn it is*: every poll of a request, of the body of a watch or a long answer, and of
+//!   a connection (`connection.rs`) is a turn. A tenant that uses less than an eighth of the machine has its turns at once. One that
 //!   uses more waits for them in a line with the others that do, by weight (`line.rs`, `turn.rs`).
 //!
 //! The first bounds what a tenant holds, the second what it keeps others from. Superusers of the
@@ -20,6 +20,7 @@
 
 mod account;
 mod config;
+mod connection;
 mod counters;
 mod flows;
 mod levels;
@@ -48,6 +49,7 @@ use self::{
 };
 pub(crate) use self::{
     account::{Account, Counted},
+    connection::{Connection, Payer},
     turn::InTurn,
 };
 use crate::{
@@ -70,8 +72,8 @@ const SENT_ON: u32 = 600;
 const SEAT_BYTES: u32 = 250_000;
 /// Most seats of one request.
 const WIDEST: u32 = 10;
-/// What a request costs beside its turns, in nanoseconds: a connection's part of it.
-const REQUEST: u64 = 15_000;
+/// What a request costs beside its turns and those of its connection, in nanoseconds.
+const REQUEST: u64 = 5_000;
 /// How much of a list is one object, about, in bytes.
 const OBJECT: u32 = 2_500;
 /// A list from so many bytes on keeps a processor for a time that others would notice.
@@ -170,6 +172,13 @@ impl Fair {
     pub(crate) fn turns(&self, pass: Option<&Pass>) -> Option<Turns> {
         let pass = pass.filter(|it| !it.is_exempt)?;
         Some(Turns::new(self.line.clone(), pass.account.clone(), pass.is_long))
+    }
+
+    /// Whoever sent this request pays for the connection it came over.
+    pub(crate) fn bill(&self, payer: &Payer, pass: &Pass) {
+        if let Some(account) = pass.account() {
+            payer.is(&self.line, account);
+        }
     }
 
     /// A body whose pieces are made when it is the turn of whom it is for.

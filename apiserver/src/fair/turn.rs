@@ -17,9 +17,6 @@ use super::{
 };
 use crate::body::{Body, BodyError};
 
-/// What a byte costs that goes to a client, in nanoseconds: encryption, and copies.
-const BYTE: u64 = 1;
-
 /// Somebody who takes turns.
 #[derive(Debug)]
 pub(crate) struct Turns {
@@ -37,8 +34,13 @@ impl Turns {
         Self { line, account, waiter: None, has_yielded: false, is_long }
     }
 
+    /// Whether they are the turns of that tenant.
+    pub(super) fn is_of(&self, account: &Arc<Account>) -> bool {
+        Arc::ptr_eq(&self.account, account)
+    }
+
     /// Does `work` when it is its turn.
-    fn poll<T>(
+    pub(super) fn poll<T>(
         &mut self,
         context: &mut Context<'_>,
         work: impl FnOnce(&mut Context<'_>) -> T,
@@ -154,15 +156,10 @@ impl http_body::Body for Paced {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Self { turns, body } = &mut *self;
-        let polled = match turns.poll(context, |context| Pin::new(body).poll_frame(context)) {
+        match turns.poll(context, |context| Pin::new(body).poll_frame(context)) {
             Poll::Ready(polled) => polled,
-            Poll::Pending => return Poll::Pending,
-        };
-        if let Poll::Ready(Some(Ok(frame))) = &polled {
-            let bytes = frame.data_ref().map_or(0, Bytes::len) as u64;
-            turns.line.charge(&turns.account, bytes.saturating_mul(BYTE));
+            Poll::Pending => Poll::Pending,
         }
-        polled
     }
 
     fn is_end_stream(&self) -> bool {
