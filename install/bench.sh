@@ -4,6 +4,8 @@
 # is kept in $BENCH_DIR (./bench), load tests' reports too.
 #
 # Peers are looked for in $INSULA_PEERS, then in PATH.
+#
+#     install/bench.sh [cores] [beside_controllers] [beside_schedulers] [loads]
 set -uo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -129,6 +131,101 @@ beside_controllers() {
         tee "$OUT/rollouts.txt"
 }
 
+# free_port: one that nobody has at the moment.
+free_port() {
+    local port
+    while port=$((20000 + RANDOM % 12000)); do
+        (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null || break
+    done
+    echo "$port"
+}
+
+# upstream: kube-apiserver on an etcd, and kube-scheduler without limits on what it asks, in $data. With
+# the authority of a cloud of ours, whose kubeconfig so is good for both. Its API server is $cloud, its
+# scheduler $begun.
+upstream() {
+    local pid etcd port
+    cloud node,controllers,scheduler || return 1
+    kill "$cloud" && wait "$cloud" 2>/dev/null
+    running=
+    etcd=http://127.0.0.1:$(free_port)
+    begin etcd "$(peer etcd)" --data-dir "$data/etcd" --listen-client-urls "$etcd" \
+        --advertise-client-urls "$etcd" --listen-peer-urls "http://127.0.0.1:$(free_port)" \
+        --quota-backend-bytes 8000000000
+    openssl req -newkey rsa:2048 -nodes -subj /CN=bench -keyout "$data/server.key" 2>/dev/null |
+        openssl x509 -req -CA "$data/pki/ca.crt" -CAkey "$data/pki/ca.key" -CAcreateserial -days 1 \
+            -extfile <(echo subjectAltName=IP:127.0.0.1) -out "$data/server.crt" 2>/dev/null
+    openssl genrsa -out "$data/tokens.key" 2>/dev/null
+    openssl rsa -in "$data/tokens.key" -pubout -out "$data/tokens.pub" 2>/dev/null
+    port=$(free_port)
+    # Who may do anything costs it less than rules would. It lacks what there is to make accounts.
+    begin kube-apiserver "$(peer kube-apiserver)" --etcd-servers "$etcd" --secure-port "$port" \
+        --bind-address 127.0.0.1 --advertise-address 127.0.0.1 --client-ca-file "$data/pki/ca.crt" \
+        --tls-cert-file "$data/server.crt" --tls-private-key-file "$data/server.key" \
+        --service-account-signing-key-file "$data/tokens.key" \
+        --service-account-key-file "$data/tokens.pub" --service-account-issuer https://bench \
+        --service-cluster-ip-range 10.96.0.0/16 --authorization-mode AlwaysAllow \
+        --max-requests-inflight 3000 --max-mutating-requests-inflight 3000
+    cloud=$begun
+    sed -i "s|https://127.0.0.1:[0-9]*/tenants/system|https://127.0.0.1:$port|" \
+        "$data/admin.kubeconfig"
+    for _ in $(seq 300); do
+        curl -fs --cacert "$data/ca.crt" --cert "$data/pki/admin.crt" --key "$data/pki/admin.key" \
+            "https://127.0.0.1:$port/readyz" >/dev/null && break
+        sleep 0.2
+    done
+    printf '%s\n' 'apiVersion: kubescheduler.config.k8s.io/v1' 'kind: KubeSchedulerConfiguration' \
+        'leaderElection: {leaderElect: false}' \
+        "clientConnection: {kubeconfig: $data/admin.kubeconfig, qps: 100000, burst: 100000}" \
+        >"$data/scheduler.yaml"
+    begin scheduler "$(peer kube-scheduler)" --config "$data/scheduler.yaml" --secure-port 0
+    sleep 5
+}
+
+ours() {
+    cloud node,controllers,scheduler || return 1
+    begin scheduler "$INSULA" scheduler --kubeconfig "$data/admin.kubeconfig"
+    sleep 5
+}
+
+# schedule WHOSE NAME ARGUMENTS..: one shape of pods, on a cloud of its own.
+schedule() (
+    whose=$1 name=$2
+    shift 2
+    say "scheduling $name: $whose"
+    "$whose" || exit 1
+    # Nobody finishes namespaces there; all of it goes with its cloud.
+    "$INSULA" loadtest run scheduling --kubeconfig "$data/admin.kubeconfig" --no-tenants --quiet \
+        --cleanup-timeout 1 "$@" --process "scheduler=$begun" --process "server=$cloud" \
+        --out "$OUT/scheduling-$name-$whose" 2>&1
+    [ $? -le 1 ]
+)
+
+# beside_scheduler NAME ARGUMENTS..: by ours, by kube-scheduler, and compared.
+beside_scheduler() {
+    local name=$1
+    schedule ours "$@" || failed+=("scheduling $name")
+    [ -n "$(peer kube-scheduler)" ] && [ -n "$(peer kube-apiserver)" ] && [ -n "$(peer etcd)" ] || return
+    schedule upstream "$@" || failed+=("scheduling $name by kube-scheduler")
+    "$INSULA" loadtest compare "$OUT/scheduling-$name-ours" "$OUT/scheduling-$name-upstream" |
+        tee "$OUT/scheduling-$name.txt"
+}
+
+# schedulers NODES PODS: all shapes on so many nodes.
+schedulers() {
+    local nodes=$1 pods=$2 shape
+    for shape in basic affinity antiaffinity spread; do
+        beside_scheduler "$shape-$nodes" --set "nodes=$nodes" --set "shape=$shape" \
+            --set "pods=$pods" --set "scheduled=$pods"
+    done
+    beside_scheduler "churn-$nodes" --set "nodes=$nodes" --set "pods=$pods" \
+        --set "scheduled=$pods" --set churned=50
+    beside_scheduler "preemption-$nodes" --set "nodes=$nodes" --set shape=important \
+        --set "pods=$pods" --set "filling=$((4 * nodes))" --set "scheduled=$((4 * nodes + pods))"
+    beside_scheduler "steady-$nodes" --set "nodes=$nodes" --set pods=0 --set steady=500 \
+        --set scheduled=500
+}
+
 {
     date -u +"%Y-%m-%d %H:%M UTC"
     uname -srm
@@ -137,27 +234,45 @@ beside_controllers() {
     peers
 } | tee "$OUT/machine.txt"
 
-with_peer=()
-[ -z "$(peer kube-apiserver)" ] || with_peer=(--peer)
-if [ -n "$FULL" ]; then
-    bench insula-partition bench
-    bench insula-apiserver forward_bench
-    bench insula-apiserver write_bench
-    bench insula api_bench
-    bench insula noise_bench "${with_peer[@]}"
-    bench insula tenant_bench
-    bench insula-scheduler throughput
-else
-    bench insula-partition bench --quick
-    bench insula-apiserver forward_bench 5000
-    bench insula-apiserver write_bench 5000
-    bench insula api_bench --quick
-    bench insula noise_bench --seconds 4 "${with_peer[@]}"
-    bench insula tenant_bench --tenants 2000
-    bench insula-scheduler throughput basic 1000 20000
-fi
-beside_controllers
-loads || failed+=("load tests")
+cores() {
+    local with_peer=()
+    [ -z "$(peer kube-apiserver)" ] || with_peer=(--peer)
+    if [ -n "$FULL" ]; then
+        bench insula-partition bench
+        bench insula-apiserver forward_bench
+        bench insula-apiserver write_bench
+        bench insula api_bench
+        bench insula noise_bench "${with_peer[@]}"
+        bench insula tenant_bench
+        bench insula-scheduler throughput
+    else
+        bench insula-partition bench --quick
+        bench insula-apiserver forward_bench 5000
+        bench insula-apiserver write_bench 5000
+        bench insula api_bench --quick
+        bench insula noise_bench --seconds 4 "${with_peer[@]}"
+        bench insula tenant_bench --tenants 2000
+        bench insula-scheduler throughput basic 1000 20000
+    fi
+}
+
+beside_schedulers() {
+    if [ -n "$FULL" ]; then
+        schedulers 1000 900
+        schedulers 5000 2000
+    else
+        schedulers 50 45
+    fi
+}
+
+[ $# != 0 ] || set -- cores beside_controllers beside_schedulers loads
+for part in "$@"; do
+    case $part in
+    cores | beside_controllers | beside_schedulers) "$part" ;;
+    loads) loads || failed+=("load tests") ;;
+    *) die "there is no part $part; there are: cores, beside_controllers, beside_schedulers, loads" ;;
+    esac
+done
 
 [ ${#failed[@]} = 0 ] || die "not measured: ${failed[*]}"
 say "all is in $OUT"

@@ -245,6 +245,10 @@ impl Run {
             Step::Kill(it) => faults::kill(self, it).await,
             Step::MoveTenant(it) => faults::move_tenants(self, name, it).await,
             Step::Storm(it) => faults::storm(self, name, it).await,
+            Step::Measure(_) => {
+                self.recorder.measure_anew();
+                Ok(0)
+            }
             Step::Pause(it) => {
                 tokio::time::sleep(it.duration.0).await;
                 Ok(0)

@@ -1,7 +1,7 @@
 //! Object templates: JSON that is cut where variables stand, once, and put together per object.
 //!
-//! `{i}` is the object's number, `{name}`, `{namespace}`, `{tenant}` and `{run}` say whose it is,
-//! `{random}` is a number that differs each time, `{fill:N}` are N letters.
+//! `{i}` is the object's number, `{i%N}` what is left of it divided by N, `{name}`, `{namespace}`,
+//! `{tenant}` and `{run}` say whose it is, `{random}` is a number that differs each time, `{fill:N}` are N letters.
 
 use std::fmt::Write as _;
 
@@ -28,6 +28,8 @@ pub(crate) struct Names<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Hole {
     Index,
+    /// Never 0.
+    IndexModulo(u64),
     Name,
     Namespace,
     Tenant,
@@ -45,7 +47,12 @@ impl Hole {
             "tenant" => Self::Tenant,
             "run" => Self::Run,
             "random" => Self::Random,
-            _ => Self::Fill(text.strip_prefix("fill:")?.parse::<usize>().ok()?.min(MOST_FILL)),
+            _ => match text.strip_prefix("i%") {
+                Some(n) => Self::IndexModulo(n.parse().ok().filter(|n| 0 < *n)?),
+                None => {
+                    Self::Fill(text.strip_prefix("fill:")?.parse::<usize>().ok()?.min(MOST_FILL))
+                }
+            },
         })
     }
 }
@@ -106,6 +113,7 @@ impl Template {
             let _ = match hole {
                 None => Ok(()),
                 Some(Hole::Index) => write!(text, "{}", names.index),
+                Some(Hole::IndexModulo(n)) => write!(text, "{}", names.index % n),
                 Some(Hole::Name) => text.write_str(names.name),
                 Some(Hole::Namespace) => text.write_str(names.namespace),
                 Some(Hole::Tenant) => text.write_str(names.tenant),
@@ -132,14 +140,14 @@ mod tests {
 
     #[test]
     fn objects_are_put_together() {
-        let object = json!({"kind": "Deployment", "data": {"a": "{i}-{fill:3}", "b": "{no}{", "c": {}},
+        let object = json!({"kind": "Deployment", "data": {"a": "{i}-{fill:3}-{i%4}{i%0}", "b": "{no}{", "c": {}},
             "spec": {"template": {"metadata": {"labels": {"app": "x-{namespace}"}}}}});
         let template = Template::of_object(&object, "web");
         let names = Names { index: 7, name: "web-7", namespace: "n", tenant: "t", run: "r1" };
         let read: Value = serde_json::from_slice(&template.fill(&names)).unwrap();
         let ours = json!({RUN_LABEL: "r1", TEMPLATE_LABEL: "web"});
         assert_eq!(read["metadata"], json!({"name": "web-7", "labels": ours}));
-        assert_eq!(read["data"], json!({"a": "7-xxx", "b": "{no}{", "c": {}}));
+        assert_eq!(read["data"], json!({"a": "7-xxx-3{i%0}", "b": "{no}{", "c": {}}));
         let mut inner = ours;
         inner["app"] = json!("x-n");
         assert_eq!(read["spec"]["template"]["metadata"]["labels"], inner);

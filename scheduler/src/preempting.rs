@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     binding::{Done, NotBound, Permit},
+    ledger::Uid,
     pod::{Pod, scheduler_of},
 };
 
@@ -22,7 +23,7 @@ const PARALLEL: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Victim {
     pub(crate) key: ObjectKey,
-    pub(crate) uid: Arc<str>,
+    pub(crate) uid: Uid,
 }
 
 /// Ends pods, each in a task of its own.
@@ -92,7 +93,7 @@ async fn end(
 ) -> Result<(), Error> {
     let key = &victim.key;
     let pods = client.tenant(&key.tenant).namespaced::<Pod>(&key.namespace);
-    let Some(live) = pods.get_opt(&key.name).await?.filter(|it| it.uid() == &*victim.uid) else {
+    let Some(live) = pods.get_opt(&key.name).await?.filter(|it| victim.uid == *it.uid()) else {
         return Ok(());
     };
     if live.is_deleting() {

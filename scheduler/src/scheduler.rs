@@ -316,7 +316,7 @@ impl Scheduler {
         }
         if let Some(held) = self.core.world.held(key) {
             let has_room = self.in_flight.get(key).is_some_and(|it| it.room.is_some());
-            if *held.uid == *pod.uid() && !(has_room && pod.is_deleting()) {
+            if held.uid == *pod.uid() && !(has_room && pod.is_deleting()) {
                 // Being bound: the server has not told yet. Or room is asked for.
                 return self.look_at_room(key, &pod);
             }

@@ -18,7 +18,7 @@ use crate::{
     budgets::Budgets,
     devices::Devices,
     gangs::Gangs,
-    ledger::{Held, Ledger},
+    ledger::{Held, Holder, Ledger},
     nodes::{Changed, Nodes},
     nominations::Nominations,
     pod::Shape,
@@ -97,7 +97,7 @@ impl World {
     fn count_resources_anew(&mut self) {
         for row in 0..self.nodes.n_rows() {
             self.nodes.clear_held(row);
-            for (_, held) in self.ledger.on_row(row) {
+            for Holder { held, .. } in self.ledger.on_row(row) {
                 self.nodes.hold(row, &held.shape.requests, &held.shape.ports);
             }
         }
@@ -133,7 +133,7 @@ impl World {
     }
 
     /// The pods that hold something on a row.
-    pub(crate) fn pods_on(&self, row: usize) -> impl Iterator<Item = (&ObjectKey, &Held)> {
+    pub(crate) fn pods_on(&self, row: usize) -> impl Iterator<Item = &Holder> {
         self.ledger.on_row(row)
     }
 

@@ -17,7 +17,7 @@ pub(crate) use self::{
     own::Own,
     processes::{Processes, Watched},
     series::{Counts, Outcome, Series, TIMEOUT, Times, histogram, ms},
-    startup::Startup,
+    startup::{Startup, UNTIL_SCHEDULED},
 };
 pub use self::{
     own::Generator,
@@ -70,6 +70,13 @@ impl Recorder {
     /// All that have been asked for.
     pub(crate) fn all(&self) -> Vec<Arc<Series>> {
         self.series.lock().clone()
+    }
+
+    /// Forgets what pods took and processes used: it was preparation.
+    pub(crate) fn measure_anew(&self) {
+        self.startup.measure_anew();
+        self.processes.measure_anew();
+        self.processes.sample(self.begun.elapsed().as_secs_f64());
     }
 
     /// Ends an interval of so many seconds.

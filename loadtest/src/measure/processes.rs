@@ -66,6 +66,11 @@ impl Processes {
         }
     }
 
+    /// Forgets what they used until now.
+    pub(crate) fn measure_anew(&self) {
+        self.points.lock().clear();
+    }
+
     /// What the target said of itself, as Prometheus reads it.
     pub(crate) fn told(&self, at: f64, metrics: &str) {
         let read = |name: &str| metric(metrics, name);
@@ -115,7 +120,9 @@ impl Processes {
 /// Processor time over all points. A process that began anew counts from nothing.
 fn used(points: &[ProcessPoint]) -> f64 {
     let steps = points.iter().zip(points.iter().skip(1));
-    steps.map(|(one, next)| if one.cpu <= next.cpu { next.cpu - one.cpu } else { next.cpu }).sum()
+    let more =
+        steps.map(|(one, next)| if one.cpu <= next.cpu { next.cpu - one.cpu } else { next.cpu });
+    more.fold(0.0, |sum, it| sum + it)
 }
 
 /// What the target's own metrics are called.

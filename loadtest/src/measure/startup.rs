@@ -16,6 +16,9 @@ use serde::Deserialize;
 use super::series::{histogram, micros};
 use crate::scenario::PodState;
 
+/// What reports call the first phase.
+pub(crate) const UNTIL_SCHEDULED: &str = "asked for to scheduled";
+
 /// Whose pod: tenant, namespace and name.
 type PodKey = (String, String, String);
 
@@ -37,6 +40,24 @@ pub(crate) struct Startup(Mutex<Pods>);
 #[derive(Debug)]
 struct Pods {
     pods: HashMap<PodKey, Pod>,
+    took: Took,
+    n_seen: u64,
+    n_gone: u64,
+    /// How many had got where before what was measured anew.
+    before: Reached,
+}
+
+/// How many pods have got where.
+#[derive(Debug, Default, Clone, Copy)]
+struct Reached {
+    scheduled: u64,
+    running: u64,
+    ready: u64,
+}
+
+/// What pods took, as far as it is measured.
+#[derive(Debug)]
+struct Took {
     /// How long each phase took.
     scheduling: Histogram<u64>,
     starting: Histogram<u64>,
@@ -45,28 +66,45 @@ struct Pods {
     until_scheduled: Histogram<u64>,
     until_running: Histogram<u64>,
     until_ready: Histogram<u64>,
-    n_seen: u64,
-    n_gone: u64,
     first_seen: Option<Instant>,
     last_scheduled: Option<Instant>,
 }
 
-impl Default for Startup {
+impl Default for Took {
     fn default() -> Self {
-        let pods = Pods {
-            pods: HashMap::new(),
+        Self {
             scheduling: histogram(),
             starting: histogram(),
             becoming_ready: histogram(),
             until_scheduled: histogram(),
             until_running: histogram(),
             until_ready: histogram(),
-            n_seen: 0,
-            n_gone: 0,
             first_seen: None,
             last_scheduled: None,
-        };
-        Self(Mutex::new(pods))
+        }
+    }
+}
+
+impl Default for Startup {
+    fn default() -> Self {
+        Self(Mutex::new(Pods {
+            pods: HashMap::new(),
+            took: Took::default(),
+            n_seen: 0,
+            n_gone: 0,
+            before: Reached::default(),
+        }))
+    }
+}
+
+impl Pods {
+    fn reached(&self) -> Reached {
+        let Self { before, took, .. } = self;
+        Reached {
+            scheduled: before.scheduled + took.until_scheduled.len(),
+            running: before.running + took.until_running.len(),
+            ready: before.ready + took.until_ready.len(),
+        }
     }
 }
 
@@ -157,23 +195,31 @@ impl Startup {
         let since = |begin: Option<Instant>| {
             micros(at.saturating_duration_since(begin.unwrap_or(asked))).max(1)
         };
+        let Pods { took, n_seen, .. } = &mut *all;
         if is_new {
-            all.n_seen += 1;
-            all.first_seen.get_or_insert(at);
+            *n_seen += 1;
+            took.first_seen.get_or_insert(at);
         }
         if scheduled {
-            all.scheduling.saturating_record(since(None));
-            all.until_scheduled.saturating_record(since(None));
-            all.last_scheduled = Some(at);
+            took.scheduling.saturating_record(since(None));
+            took.until_scheduled.saturating_record(since(None));
+            took.last_scheduled = Some(at);
         }
         if running {
-            all.starting.saturating_record(since(now.scheduled));
-            all.until_running.saturating_record(since(None));
+            took.starting.saturating_record(since(now.scheduled));
+            took.until_running.saturating_record(since(None));
         }
         if ready {
-            all.becoming_ready.saturating_record(since(now.running));
-            all.until_ready.saturating_record(since(None));
+            took.becoming_ready.saturating_record(since(now.running));
+            took.until_ready.saturating_record(since(None));
         }
+    }
+
+    /// Forgets what pods took until now, but not how far they have got.
+    pub(crate) fn measure_anew(&self) {
+        let mut all = self.0.lock();
+        all.before = all.reached();
+        all.took = Took::default();
     }
 
     /// A watch told that a pod is no more.
@@ -196,9 +242,9 @@ impl Startup {
         let all = self.0.lock();
         match state {
             PodState::Created => all.n_seen,
-            PodState::Scheduled => all.until_scheduled.len(),
-            PodState::Running => all.until_running.len(),
-            PodState::Ready => all.until_ready.len(),
+            PodState::Scheduled => all.reached().scheduled,
+            PodState::Running => all.reached().running,
+            PodState::Ready => all.reached().ready,
             PodState::Gone => all.n_gone,
         }
     }
@@ -218,9 +264,9 @@ impl Startup {
     pub(crate) fn until(&self, state: PodState) -> Histogram<u64> {
         let all = self.0.lock();
         match state {
-            PodState::Scheduled => all.until_scheduled.clone(),
-            PodState::Running => all.until_running.clone(),
-            PodState::Ready => all.until_ready.clone(),
+            PodState::Scheduled => all.took.until_scheduled.clone(),
+            PodState::Running => all.took.until_running.clone(),
+            PodState::Ready => all.took.until_ready.clone(),
             PodState::Created | PodState::Gone => histogram(),
         }
     }
@@ -229,11 +275,11 @@ impl Startup {
     pub(crate) fn phases(&self) -> [(&'static str, Histogram<u64>); 5] {
         let all = self.0.lock();
         [
-            ("asked for to scheduled", all.scheduling.clone()),
-            ("scheduled to running", all.starting.clone()),
-            ("running to ready", all.becoming_ready.clone()),
-            ("asked for to running", all.until_running.clone()),
-            ("asked for to ready", all.until_ready.clone()),
+            (UNTIL_SCHEDULED, all.took.scheduling.clone()),
+            ("scheduled to running", all.took.starting.clone()),
+            ("running to ready", all.took.becoming_ready.clone()),
+            ("asked for to running", all.took.until_running.clone()),
+            ("asked for to ready", all.took.until_ready.clone()),
         ]
     }
 
@@ -241,8 +287,9 @@ impl Startup {
     #[allow(clippy::cast_precision_loss, reason = "numbers of pods")]
     pub(crate) fn scheduled_per_second(&self) -> Option<f64> {
         let all = self.0.lock();
-        let took = all.last_scheduled?.saturating_duration_since(all.first_seen?);
-        let n = all.until_scheduled.len();
+        let Took { first_seen, last_scheduled, until_scheduled, .. } = &all.took;
+        let took = (*last_scheduled)?.saturating_duration_since((*first_seen)?);
+        let n = until_scheduled.len();
         (Duration::from_millis(1) < took).then(|| n as f64 / took.as_secs_f64())
     }
 }
@@ -276,6 +323,24 @@ mod tests {
         startup.gone(&serde_json::from_value(pod.clone()).unwrap());
         let counts = startup.counts().map(|it| it.1);
         assert_eq!(counts, [1, 1, 1, 1, 1]);
+    }
+
+    /// Preparation is not measured, and still counts as done.
+    #[test]
+    fn what_was_before_is_not_measured() {
+        let (startup, begin) = (Startup::default(), Instant::now());
+        let see = |name: &str, ms| {
+            let pod = json!({"metadata": {"name": name}, "spec": {"nodeName": "x"}});
+            startup.asked("", "", name, begin);
+            let at = begin + Duration::from_millis(ms);
+            startup.seen(&serde_json::from_value(pod).unwrap(), at);
+        };
+        see("slow", 9_000);
+        startup.measure_anew();
+        assert!(startup.until(PodState::Scheduled).is_empty());
+        see("quick", 10);
+        assert_eq!((startup.until(PodState::Scheduled).max() + 50) / 1000, 10);
+        assert_eq!(startup.reached(PodState::Scheduled), 2);
     }
 
     /// Made by a controller: nobody of ours asked, so it begins when it is seen.

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::{Call, Report, plot::short};
+use crate::measure::UNTIL_SCHEDULED;
 
 /// A figure of both, and how many times the first the second is.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -66,10 +67,21 @@ pub fn rows(first: &Report, second: &Report) -> Vec<Row> {
         };
         let name = |figure: &str| format!("{}: {figure}", process.name);
         add(name("CPU seconds"), process.cpu_seconds, other.cpu_seconds, true);
+        if let (Some(one), Some(two)) = (scheduled(first), scheduled(second)) {
+            let (one, two) = (process.cpu_seconds / one, other.cpu_seconds / two);
+            add(name("CPU ms for each pod scheduled"), 1e3 * one, 1e3 * two, true);
+        }
         let (one, two) = (process.memory_most as f64, other.memory_most as f64);
         add(name("most memory, bytes"), one, two, true);
     }
     rows
+}
+
+/// How many pods were scheduled while it was measured.
+#[allow(clippy::cast_precision_loss, reason = "numbers of pods")]
+fn scheduled(report: &Report) -> Option<f64> {
+    let times = report.pod_startup.get(UNTIL_SCHEDULED)?;
+    (0 < times.count).then_some(times.count as f64)
 }
 
 /// The rows as a table, and what to know of the two.

@@ -195,7 +195,7 @@ fn verbs(scenario: &Scenario, step: Option<&Name>) -> BTreeSet<&'static str> {
                 ];
                 verbs.extend(of.iter().filter(|it| 0 < it.0).map(|it| it.1));
             }
-            Step::WaitFor(_) | Step::Pause(_) | Step::Kill(_) => (),
+            Step::WaitFor(_) | Step::Pause(_) | Step::Measure(_) | Step::Kill(_) => (),
             _ => {
                 verbs.insert(it.verb());
             }

@@ -336,6 +336,26 @@ mod tests {
         assert!(SHIPPED.iter().all(|it| text.contains(&format!("| `{}` |", it.name))));
     }
 
+    /// What a file says once, of all pods, each of them has.
+    #[test]
+    fn names_are_variables_and_templates_share_what_they_have_in_common() {
+        let text = shipped("scheduling").unwrap().text;
+        let set = [("shape".to_owned(), "spread".to_owned())];
+        let scenario = Scenario::parse("scheduling", text, true, &set).unwrap();
+        assert_eq!(scenario.templates.len(), 12);
+        let is_made = |it: &Step| it.template().is_some_and(|name| name.value == "spread");
+        assert_eq!(scenario.steps.iter().filter(|it| is_made(it)).count(), 2);
+        for name in ["affinity", "antiaffinity", "spread", "filler", "important", "large"] {
+            let (one, basic) = (&scenario.templates[name], &scenario.templates["basic"]);
+            assert_ne!(one["spec"], basic["spec"], "{name}");
+            assert_eq!(one["spec"]["tolerations"], basic["spec"]["tolerations"], "{name}");
+            assert_eq!((&one["kind"], &one["metadata"]), (&basic["kind"], &basic["metadata"]));
+        }
+        let set = [("shape".to_owned(), "1".to_owned())];
+        let error = Scenario::parse("scheduling", text, true, &set).unwrap_err().to_string();
+        assert!(error.contains("$shape is 1, and no name"), "{error}");
+    }
+
     /// The schema that is handed out is that of the types. `INSULA_BLESS=1` writes it.
     #[test]
     fn the_schema_is_that_of_the_types() {

@@ -24,6 +24,7 @@ pub const SHIPPED: &[Shipped] = scenarios![
     "noisy-neighbour",
     "controller-rollout",
     "scheduler-throughput",
+    "scheduling",
     "node-storm",
     "partition-failover",
     "live-move",

@@ -1,15 +1,25 @@
 //! What a scenario does, step by step.
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::Value;
 use serde_saphyr::Spanned;
 
-use super::values::{Count, Number, Span};
+use super::values::{Count, Number, Span, named};
 
-/// A name with the place where it is written. A schema shows it as the name.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
+/// A name with the place where it is written, or `$NAME` of a variable that is one. A schema shows it
+/// as the name.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Name(Spanned<String>);
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut name = Spanned::<String>::deserialize(deserializer)?;
+        if let Some(variable) = name.value.strip_prefix('$') {
+            name.value = named(variable).map_err(D::Error::custom)?;
+        }
+        Ok(Self(name))
+    }
+}
 
 impl std::ops::Deref for Name {
     type Target = Spanned<String>;
@@ -61,6 +71,8 @@ pub enum Step {
     WaitFor(WaitFor),
     /// Do nothing.
     Pause(Pause),
+    /// What pods took and processes used until here was preparation, and is not reported.
+    Measure(Measure),
     /// End a process of the target, as the operator said how.
     Kill(Kill),
     /// Move tenants to other partitions.
@@ -268,6 +280,11 @@ written! {
         pub name: Option<Name>,
     }
 
+    /// See [`Step::Measure`].
+    pub struct Measure {
+        pub name: Option<Name>,
+    }
+
     /// See [`Step::Kill`].
     pub struct Kill {
         /// What the operator called it: `--command NAME=COMMAND` or `--process NAME=PID`.
@@ -309,6 +326,7 @@ impl Step {
             Self::Watch(_) => "watch",
             Self::WaitFor(_) => "wait",
             Self::Pause(_) => "pause",
+            Self::Measure(_) => "measure",
             Self::Kill(_) => "kill",
             Self::MoveTenant(_) => "move",
             Self::Storm(_) => "storm",
@@ -336,6 +354,7 @@ impl Step {
             Self::Watch(it) => it.name.as_ref(),
             Self::WaitFor(it) => it.name.as_ref(),
             Self::Pause(it) => it.name.as_ref(),
+            Self::Measure(it) => it.name.as_ref(),
             Self::Kill(it) => it.name.as_ref(),
             Self::MoveTenant(it) => it.name.as_ref(),
             Self::Storm(it) => it.name.as_ref(),

@@ -41,6 +41,14 @@ fn variable(name: &str) -> Result<Value, String> {
     })
 }
 
+/// The name that `$NAME` stands for.
+pub(crate) fn named(name: &str) -> Result<String, String> {
+    match variable(name)? {
+        Value::String(text) => Ok(text),
+        other => Err(format!("${name} is {other}, and no name")),
+    }
+}
+
 /// What is a number or a text.
 trait Scalar: Sized {
     const EXPECTED: &'static str;

@@ -12,7 +12,7 @@ use super::Core;
 use crate::{
     framework::Permitted,
     gangs::GroupKey,
-    ledger::Held,
+    ledger::{Held, Uid},
     outlook::{Decision, Failure, Promise},
     pod::Shape,
     storage::{Assumed, Work},
@@ -22,7 +22,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub(crate) struct Member {
     pub(crate) key: ObjectKey,
-    pub(crate) uid: Arc<str>,
+    pub(crate) uid: Uid,
     pub(crate) shape: Arc<Shape>,
 }
 

@@ -96,7 +96,7 @@ impl PostFilter for DefaultPreemption {
         let could_help = |verdict: Verdict| !passes.is_final(verdict) && passes.refusal().is_none();
         if let Some(row) = world.nominations.of(key)
             && verdicts.get(row).is_some_and(|it| could_help(*it))
-            && world.pods_on(row).any(|(_, it)| it.shape.is_ending && may_end(pod, &it.shape))
+            && world.pods_on(row).any(|it| it.held.shape.is_ending && may_end(pod, &it.held.shape))
         {
             let why = "not eligible due to a terminating pod on the nominated node.";
             return Room::Wait(why.to_owned());
@@ -154,12 +154,12 @@ impl DefaultPreemption {
         row: usize,
         passes: &mut Passes,
     ) -> Result<Candidate, Vec<Cow<'static, str>>> {
-        let lower = world.pods_on(row).filter(|(_, it)| may_end(pod, &it.shape));
+        let lower = world.pods_on(row).filter(|it| may_end(pod, &it.held.shape));
         let mut lower: Vec<Victim> = lower
-            .map(|(key, it)| Victim {
-                key: key.clone(),
-                shape: it.shape.clone(),
-                started: it.started,
+            .map(|it| Victim {
+                key: it.key(),
+                shape: it.held.shape.clone(),
+                started: it.held.started,
             })
             .collect();
         if lower.is_empty() {

@@ -31,7 +31,7 @@ impl Scheduler {
         if kept.binding.is_some() && pod.uid() == kept.uid {
             return true;
         }
-        let row = self.core.world.held(key).filter(|it| *it.uid == *kept.uid).map(|it| it.row);
+        let row = self.core.world.held(key).filter(|it| it.uid == *kept.uid).map(|it| it.row);
         let node = row.map(|row| self.core.world.nodes.name_of(row));
         let mark = node.as_ref().and_then(|node| Mark::of(pod, node));
         let (Some(node), Some(mark)) = (node, mark) else {

@@ -218,7 +218,7 @@ impl Scheduler {
 
     /// Takes back an assumption. What the server told meanwhile stands.
     pub(super) fn let_go(&mut self, key: &ObjectKey, uid: &str) {
-        if self.core.world.held(key).is_some_and(|it| it.is_assumed && *it.uid == *uid) {
+        if self.core.world.held(key).is_some_and(|it| it.is_assumed && it.uid == *uid) {
             self.release(key);
         }
     }
