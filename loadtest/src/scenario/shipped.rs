@@ -25,6 +25,7 @@ pub const SHIPPED: &[Shipped] = scenarios![
     "controller-rollout",
     "scheduler-throughput",
     "node-storm",
+    "light-nodes",
     "partition-failover",
     "live-move",
     "soak",
