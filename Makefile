@@ -6,7 +6,7 @@ PROFILE ?= release
 INSULA := $(CARGO_TARGET_DIR)/$(PROFILE)/insula
 DATA_DIR ?= run
 
-.PHONY: help deps build install run test lint docs bench soak fuzz
+.PHONY: help deps build install run test lint docs bench growth soak fuzz
 
 help:
 	@echo "make run    install what is needed, build, and run a cloud in ./$(DATA_DIR)"
@@ -16,6 +16,7 @@ help:
 	@echo "make soak   thousands of random runs under faults: SEEDS=5000 RUNS=1000 SEED=1"
 	@echo "make fuzz   random input for what faces the network: SECONDS_EACH=60 NAMES=\"cel json\""
 	@echo "make bench  side by side with the peers on this machine, reports in bench/: FULL=1 INSULA_PEERS=DIR"
+	@echo "make growth what more nodes, pods, tenants, watches and partitions cost: FULL=1 SWEEPS=nodes"
 	@echo "make lint | docs"
 
 deps:
@@ -47,6 +48,11 @@ docs:
 bench: PROFILE = dist
 bench: deps build
 	PROFILE=$(PROFILE) FULL=$(FULL) install/bench.sh
+
+# Tables of how figures grow, in bench/growth/.
+growth: PROFILE = dist
+growth: build
+	PROFILE=$(PROFILE) FULL=$(FULL) install/growth.sh
 
 # Each failure prints the seed that repeats it.
 SEEDS ?= 5000

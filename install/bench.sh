@@ -8,6 +8,7 @@
 #     install/bench.sh [cores] [beside_controllers] [beside_schedulers] [loads]
 set -uo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+. "$INSTALL_DIR/cloud.sh"
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PROFILE=${PROFILE:-dist}
@@ -43,37 +44,6 @@ bench() {
     say "$example $*"
     cargo run --profile "$PROFILE" --locked -q -p "$package" --example "$example" -- "$@" 2>&1 |
         tee "$OUT/$example.txt" || failed+=("$example")
-}
-
-# begin NAME COMMAND..: in the background, with what it says in $data; ended with this shell, the last
-# one first. Its process is $begun.
-begin() {
-    local name=$1
-    shift
-    "$@" >"$data/$name.out" 2>"$data/$name.log" &
-    begun=$!
-    running="$begun $running"
-}
-
-end() {
-    local pid
-    for pid in $running; do kill "$pid" && wait "$pid"; done 2>/dev/null
-    rm -rf "$data"
-}
-
-# cloud WITHOUT: one without these parts, in $data. Its process is $cloud.
-cloud() {
-    data=$(mktemp -d) running=
-    trap end EXIT
-    begin cloud "$INSULA" up --data-dir "$data" --listen 127.0.0.1:0 --without "$1"
-    cloud=$begun
-    local n
-    for n in $(seq 300); do
-        grep -qs '^ready' "$data/cloud.out" && return
-        sleep 0.2
-    done
-    cat "$data/cloud.log"
-    return 1
 }
 
 # load SCENARIO: on a cloud without nodes, which is started before.
@@ -227,10 +197,7 @@ schedulers() {
 }
 
 {
-    date -u +"%Y-%m-%d %H:%M UTC"
-    uname -srm
-    grep -m1 "model name" /proc/cpuinfo
-    echo "$(nproc) processors, load $(cut -d' ' -f1-3 /proc/loadavg) before"
+    machine
     peers
 } | tee "$OUT/machine.txt"
 

@@ -29,7 +29,7 @@
 
 mod beats;
 mod lines;
-mod names;
+pub(crate) mod names;
 
 use std::{collections::HashSet, pin::pin, sync::Arc, time::Duration};
 
@@ -221,7 +221,9 @@ impl Feed {
         let keys = self.server.bound.on(partition, &store, &self.nodes).await?;
         for key in keys {
             // What was bound after this is told as a change.
-            if let Some(entry) = snapshot.get(&key).filter(|it| self.has(Of::Pods, &key, it)) {
+            if let Some(entry) = snapshot.get(&key).filter(|it| {
+                node_of(&it.value.bytes()).is_some_and(|node| self.nodes.contains(&*node))
+            }) {
                 self.initial.push((Of::Pods, key, entry.clone()));
             }
         }
@@ -233,14 +235,6 @@ impl Feed {
             }
         }
         Ok(revision)
-    }
-
-    /// Whether an object is one of these nodes, or a pod of theirs.
-    fn has(&self, of: Of, key: &str, entry: &Entry) -> bool {
-        match of {
-            Of::Pods => node_of(&entry.value.bytes(), |name| self.nodes.contains(name)),
-            Of::Nodes => self.keys.contains(key),
-        }
     }
 
     /// Tells what there is until the client or the server has enough.
@@ -336,9 +330,20 @@ impl Feed {
     }
 
     /// Tells of a change, if it is of these nodes.
-    fn change(&self, out: &mut BytesMut, of: Of, event: &Event) -> Result<bool> {
-        let is = !event.deleted && self.has(of, &event.key, &event.entry);
-        let was = event.previous.as_ref().is_some_and(|it| self.has(of, &event.key, it));
+    fn change(&self, out: &mut BytesMut, of: Of, event: &Arc<Event>) -> Result<bool> {
+        let (was, is) = match of {
+            Of::Pods => {
+                let bound = self.server.bound_names.of(event);
+                let has = |node: &Option<Box<str>>| {
+                    node.as_ref().is_some_and(|it| self.nodes.contains(&**it))
+                };
+                (has(&bound.was), has(&bound.is))
+            }
+            Of::Nodes => {
+                let has = self.keys.contains(&*event.key);
+                (has && event.previous.is_some(), has && !event.deleted)
+            }
+        };
         let kind = match (was, is) {
             (false, true) => "ADDED",
             (true, true) => "MODIFIED",

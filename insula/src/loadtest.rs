@@ -48,7 +48,7 @@ pub(crate) enum Command {
     insula loadtest run load --set rate=200 --process server=$(pidof insula) \\\n    \
     --kubeconfig run/admin.kubeconfig --out report")]
     Run(Box<Run>),
-    /// Compare two reports: what the second is to the first.
+    /// Compare reports: what the second is to the first, or how figures grow from one to the next.
     Compare(Compare),
     /// Run nodes by the thousand that behave like node agents, without machines.
     #[command(
@@ -118,14 +118,13 @@ pub(crate) struct Run {
     quiet: bool,
 }
 
-/// Two reports.
+/// Two reports or more.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Compare {
-    /// The first report: report.json, or the directory it is in.
-    first: PathBuf,
-    /// The second.
-    second: PathBuf,
-    /// Exit with 1 if any figure of the second is more than so many times worse.
+    /// Reports: report.json, or the directory it is in.
+    #[arg(value_name = "REPORT", num_args = 2..=26, required = true)]
+    reports: Vec<PathBuf>,
+    /// Exit with 1 if any figure of another is more than so many times worse than the first's.
     #[arg(long, value_name = "TIMES")]
     fail_above: Option<f64>,
     /// Print the rows as JSON.
@@ -276,14 +275,15 @@ fn summary(report: &Report, out: &Path) -> String {
 }
 
 fn compare(options: &Compare) -> Result<ExitCode> {
-    let (first, second) = (Report::read(&options.first)?, Report::read(&options.second)?);
-    let rows = compare::rows(&first, &second);
+    let reports = options.reports.iter().map(|it| Report::read(it));
+    let reports = reports.collect::<Result<Vec<Report>, _>>()?;
+    let rows = compare::rows(&reports);
     if rows.is_empty() {
-        bail!("the two reports have nothing in common");
+        bail!("these reports have nothing in common");
     }
     match options.json {
         true => print(&(serde_json::to_string_pretty(&rows)? + "\n"))?,
-        false => print(&compare::table(&first, &second, &rows))?,
+        false => print(&compare::table(&reports, &rows))?,
     }
     let worst = rows.iter().map(|it| it.worse).fold(0.0, f64::max);
     Ok(match options.fail_above {

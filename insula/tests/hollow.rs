@@ -163,7 +163,7 @@ fn what_cannot_be_is_said() {
     let nobody = cloud.user("system", "nobody", "nobodies");
     let said = run(nobody.kubeconfig(), &["--count", "1"]);
     assert!(said.contains("cannot register node hollow-0"), "{said}");
-    assert!(said.contains("User \"nobody\" cannot create resource \"nodes\""), "{said}");
+    assert!(said.contains("User \"nobody\" cannot get resource \"nodes\""), "{said}");
 }
 
 /// Leases that feeds renew are leases: nodes stay ready for longer than a lease lasts, are not

@@ -100,6 +100,11 @@ pub fn node_status(
     registration::status::status(&seen, None, now)
 }
 
+/// Whether two statuses of a node say the same, whenever they say it.
+pub fn is_same_status(old: &NodeStatus, new: &NodeStatus) -> bool {
+    registration::is_same(old, new)
+}
+
 fn machine(name: &str, capacity: &Capacity) -> Machine {
     Machine {
         millicpus: i64::from(capacity.cpus) * 1000,

@@ -372,7 +372,7 @@ pub(crate) fn lease(name: &str, node_uid: &str, now: Timestamp) -> Lease {
 }
 
 /// Whether two statuses say the same, whenever they say it.
-fn is_same(old: &NodeStatus, new: &NodeStatus) -> bool {
+pub(crate) fn is_same(old: &NodeStatus, new: &NodeStatus) -> bool {
     let timeless = |status: &NodeStatus| {
         let mut status = status.clone();
         for condition in status.conditions.iter_mut().flatten() {

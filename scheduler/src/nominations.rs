@@ -4,13 +4,15 @@ use std::{collections::HashMap, sync::Arc};
 
 use insula_client::ObjectKey;
 
-use crate::pod::Shape;
+use crate::{ledger::Uid, pod::Shape};
 
 /// All nominated pods.
 #[derive(Debug, Default)]
 pub(crate) struct Nominations {
     by_pod: HashMap<ObjectKey, usize>,
     by_row: HashMap<usize, Vec<(ObjectKey, Arc<Shape>)>>,
+    /// Who was asked to end for a pod, on the row that it is nominated for.
+    asked: HashMap<ObjectKey, Vec<(ObjectKey, Uid)>>,
     version: u64,
 }
 
@@ -25,6 +27,10 @@ impl Nominations {
             return None;
         }
         self.version += 1;
+        // What was asked for one row says nothing of another.
+        if self.of(key) != nominated.as_ref().map(|(row, _)| *row) {
+            self.asked.remove(key);
+        }
         let mut before = None;
         if let Some(row) = self.by_pod.remove(key)
             && let Some(pods) = self.by_row.get_mut(&row)
@@ -41,6 +47,16 @@ impl Nominations {
             self.by_row.entry(row).or_default().push((key.clone(), shape));
         }
         before
+    }
+
+    /// Notes who was asked to end for a pod, which is nominated for their row.
+    pub(crate) fn ask(&mut self, key: &ObjectKey, victims: Vec<(ObjectKey, Uid)>) {
+        self.asked.insert(key.clone(), victims);
+    }
+
+    /// Who was asked to end for a pod, be they gone by now or not.
+    pub(crate) fn asked(&self, key: &ObjectKey) -> &[(ObjectKey, Uid)] {
+        self.asked.get(key).map_or(&[], Vec::as_slice)
     }
 
     /// Grows with every change.

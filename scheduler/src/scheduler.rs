@@ -460,10 +460,14 @@ impl Scheduler {
                 }
                 self.nominate(key, Some((row, shape)));
                 let node = self.core.world.nodes.name_of(row);
-                let victims = victims.iter().filter_map(|key| {
-                    let held = self.core.world.held(key)?;
-                    Some(Victim { key: key.clone(), uid: held.uid.clone() })
+                let world = &mut self.core.world;
+                let victims = victims.into_iter().filter_map(|key| {
+                    let uid = world.held(&key)?.uid.clone();
+                    Some((key, uid))
                 });
+                let victims: Vec<_> = victims.collect();
+                world.nominations.ask(key, victims.clone());
+                let victims = victims.into_iter().map(|(key, uid)| Victim { key, uid });
                 self.evictor.evict(&pod, &node, victims.collect(), permit);
                 nominated = Nominated::On(node);
             }

@@ -16,7 +16,7 @@ use insula_api::names::TenantName;
 use insula_client::{Client, DeleteOptions, Error, Patch, Tenanted, chain};
 use insula_nodeagent::hollow::{LEASE_PERIOD, STATUS_PERIOD, status_patch};
 use jiff::Timestamp;
-use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod};
+use k8s_openapi::api::core::v1::Pod;
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
     time::Instant,
@@ -48,8 +48,9 @@ pub(crate) enum News {
     Gone(String),
     /// There are no other pods than these, by their uids.
     Only(HashSet<String>),
-    /// Somebody removed the node of that number, or its lease.
-    NoNode(u32),
+    /// The node of that number is gone, or says what is not so.
+    Node(u32),
+    /// It has no lease.
     NoLease(u32),
 }
 
@@ -65,7 +66,7 @@ enum Due {
 /// What has come of a request.
 enum Done {
     Registered(u32, Result<Registered, Error>),
-    Renewed { number: u32, outcome: Result<Box<Lease>, Error> },
+    Renewed { number: u32, outcome: Result<Box<str>, Error> },
     Told(u32, Result<(), Error>),
     Written { uid: Uuid, life: Box<Life>, outcome: Result<(), Error> },
     Removed { uid: Uuid, outcome: Result<(), Error> },
@@ -80,7 +81,7 @@ struct HollowNode {
     /// When its next heartbeat is due; 0 before the first.
     beat: Millis,
     is_followed: bool,
-    /// Its lease is being looked for, made or renewed.
+    /// Its lease is to be looked for, made or renewed, or that is under way.
     is_leasing: bool,
     /// How many addresses its pods have had.
     addresses: u32,
@@ -181,6 +182,14 @@ impl Crew {
         self.timers.push(Reverse((at, due)));
     }
 
+    /// Has a lease made or renewed, if that is not to be already.
+    fn lease(&mut self, number: u32, at: Millis) {
+        let Some(node) = self.node(number) else { return };
+        if !std::mem::replace(&mut node.is_leasing, true) {
+            self.at(at, Due::Lease(number));
+        }
+    }
+
     fn again(&mut self, due: Due, error: &Error) {
         self.shared.counters.failures.fetch_add(1, Relaxed);
         tracing::debug!(?due, error = chain(error), "to be tried again");
@@ -225,8 +234,9 @@ impl Crew {
                     self.pods.by_uid.keys().filter(|it| !known.contains(*it)).copied().collect();
                 gone.iter().for_each(|it| self.forget(it));
             }
-            News::NoNode(number) => self.waiting.push_back(Due::Register(number)),
-            News::NoLease(number) => self.waiting.push_back(Due::Lease(number)),
+            // Whoever else writes it is not to be answered at once, for ever.
+            News::Node(number) => self.at(now + rand::random_range(RETRY), Due::Register(number)),
+            News::NoLease(number) => self.lease(number, now),
             News::Pod(number, pod) => {
                 let Ok(uid) = Uuid::try_parse(pod.uid()) else {
                     tracing::error!(pod = pod.name(), uid = pod.uid(), "no uid that we know");
@@ -280,13 +290,10 @@ impl Crew {
             }),
             Due::Lease(number) => {
                 let Some(node) = self.node(number) else { return };
-                if std::mem::replace(&mut node.is_leasing, true) {
-                    return;
-                }
                 let (uid, version) = (node.uid.clone().unwrap_or_default(), node.lease.clone());
                 self.begin(async move {
                     let outcome = renew(&shared, &client, number, &uid, &version).await;
-                    Done::Renewed { number, outcome: outcome.map(Box::new) }
+                    Done::Renewed { number, outcome }
                 });
             }
             Due::Status(number) => {
@@ -402,7 +409,8 @@ impl Crew {
     pub(crate) fn is_registered(&mut self, number: u32, registered: Registered) {
         let now = self.now();
         let Some(node) = self.node(number) else { return };
-        let known = node.uid.replace(registered.uid);
+        let Registered { uid, is_new } = registered;
+        let known = node.uid.replace(uid);
         if known.is_some() && known == node.uid {
             // The first one is registered before the others.
             return;
@@ -412,7 +420,10 @@ impl Crew {
             return;
         }
         self.at(now + status_period(), Due::Status(number));
-        self.at(now, Due::Lease(number));
+        // Of one that was there the feed says whether it has a lease.
+        if is_new || self.shared.options.mode == Mode::Kubelet {
+            self.lease(number, now);
+        }
         self.shared.counters.registered.fetch_add(1, Relaxed);
         match self.shared.options.mode {
             Mode::Feed if self.nodes.iter().all(|it| it.is_followed) => {
@@ -431,7 +442,7 @@ impl Crew {
         }
     }
 
-    fn renewed(&mut self, number: u32, outcome: Result<Box<Lease>, Error>) {
+    fn renewed(&mut self, number: u32, outcome: Result<Box<str>, Error>) {
         const PERIOD: Millis = LEASE_PERIOD.as_millis() as Millis;
         let (now, mode) = (self.now(), self.shared.options.mode);
         let Some(node) = self.node(number) else { return };
@@ -440,14 +451,14 @@ impl Crew {
             // Its heartbeats ride on the feed, one of which may have been faster.
             Ok(_) if mode == Mode::Feed => {}
             Err(error) if mode == Mode::Feed && error.is_conflict() => {}
-            Ok(lease) => {
-                node.lease = lease.metadata.resource_version.unwrap_or_default().into();
+            Ok(version) => {
+                node.lease = version;
                 let due = std::mem::replace(&mut node.beat, 0);
                 // The first one is at once, those after that are spread.
                 let next =
                     if due == 0 { now + rand::random_range(0..PERIOD) } else { due + PERIOD };
                 node.beat = next.max(now);
-                self.at(next, Due::Lease(number));
+                self.lease(number, next);
                 let counters = &self.shared.counters;
                 counters.beats.fetch_add(1, Relaxed);
                 if due != 0 {
@@ -460,6 +471,7 @@ impl Crew {
                     // Somebody else wrote it, or removed it: what there is decides.
                     node.lease = Box::default();
                 }
+                node.is_leasing = true;
                 self.again(Due::Lease(number), &error);
             }
         }

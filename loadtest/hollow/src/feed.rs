@@ -11,7 +11,7 @@ use insula_client::Client;
 use insula_nodeagent::feed::{NodeFeed, Told};
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::{Shared, crew::News};
+use crate::{Shared, crew::News, requests::is_well};
 
 /// Has `told` hear of the pods of a crew's nodes; never ends by itself.
 pub(crate) fn follow(
@@ -45,11 +45,20 @@ pub(crate) fn follow(
             }
             Told::NoNode(name) => {
                 if let Some(number) = number(&name) {
-                    tell(News::NoNode(number));
+                    tell(News::Node(number));
                 }
             }
-            // What others say of a node does not matter here.
-            Told::Node(_) => {}
+            // Somebody may have written that it is not ready, or what it has not.
+            Told::Node(text) => match text.parse() {
+                Ok(node) => {
+                    if let Some(number) = number(node.name())
+                        && !is_well(&shared, number, &node)
+                    {
+                        tell(News::Node(number));
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "a node cannot be read"),
+            },
             Told::Beat { renewed, missing, after } => {
                 counters.beats.fetch_add(renewed, Relaxed);
                 counters.late.took(after);

@@ -277,3 +277,44 @@ fn quoted(word: &str) -> String {
         false => format!("'{}'", word.replace('\'', "'\\''")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::tests::report, *};
+
+    /// Takes a page apart into its tags, and stops where one is not ended in its turn.
+    fn tags(page: &str) -> Vec<&str> {
+        let (mut open, mut all) = (Vec::new(), Vec::new());
+        for (at, _) in page.match_indices('<') {
+            let tag = &page[at + 1..];
+            let tag = &tag[..tag.find('>').unwrap_or_else(|| panic!("no end of {tag}"))];
+            let name = tag.split([' ', '/']).find(|it| !it.is_empty()).unwrap();
+            assert!(tag.matches('"').count().is_multiple_of(2), "quotes of {tag}");
+            all.push(tag);
+            match tag {
+                _ if tag.ends_with('/') || ["!DOCTYPE", "meta"].contains(&name) => {}
+                _ if tag.starts_with('/') => assert_eq!(open.pop(), Some(name), "before {tag}"),
+                _ => open.push(name),
+            }
+        }
+        assert!(open.is_empty(), "{open:?} have no end");
+        all
+    }
+
+    /// Whatever comes from a server or an operator is text, and nothing is fetched from anywhere.
+    #[test]
+    fn a_page_is_whole_and_needs_nothing_else() {
+        let page = page(&report());
+        let tags = tags(&page);
+        assert_eq!(tags.iter().filter(|it| it.starts_with("svg")).count(), 6, "a plot each");
+        for tag in tags {
+            let fetches = ["script", "link", "img", "iframe", "object"];
+            assert!(!fetches.iter().any(|it| tag.starts_with(it)), "{tag}");
+            assert!(!tag.contains("src=") && !tag.contains("href="), "{tag}");
+        }
+        for fetched in ["url(", "@import", "http:", "https:"] {
+            assert!(!page.contains(fetched), "{fetched}");
+        }
+        assert!(page.contains("Conflict &lt;&amp;&gt;") && page.contains("&lt;b&gt;"), "{page}");
+    }
+}

@@ -281,3 +281,50 @@ impl Report {
         serde_json::from_value(value).map_err(form)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::Report;
+
+    /// One with something of everything that a report may have.
+    pub(super) fn report() -> Report {
+        let times = json!({"count": 100, "mean": 6.0, "p50": 5.0, "p90": 9.0, "p99": 20.0,
+            "p999": 30.0, "max": 31.0});
+        let point = |at: f64| {
+            json!({"at": at, "seconds": 1.0, "answered": 50, "failed": 1, "p50": 5.0, "p99": 20.0,
+                "max": 31.0})
+        };
+        let process = |at: f64| json!({"at": at, "cpu": at / 2.0, "memory": 5 << 20});
+        let verdict = |held: bool| json!({"what": "p99 <= 1 s", "held": held, "measured": "20 ms"});
+        serde_json::from_value(json!({
+            "schema": super::SCHEMA, "run": "1a2b", "scenario": "density",
+            "description": "Pods, <b>\"many\"</b> & more.", "command": ["insula", "it's <here>"],
+            "began": "2026-01-01T00:00:00Z", "seconds": 2.0, "ending": "failed",
+            "reason": "a step <failed>",
+            "machine": {"host": "h", "cpu": "C & D", "cpus": 2, "memory": 1u64 << 33,
+                "kernel": "6", "load": "0.1"},
+            "client": "0.1.0",
+            "server": {"version": {"gitVersion": "v1.36"}, "hasTenants": true, "tenants": 2,
+                "namespaces": 2, "connections": 8},
+            "notes": ["a <note>"],
+            "steps": [{"name": "fill", "verb": "create", "began": 0.0, "seconds": 2.0,
+                "wantedRate": 100.0}],
+            "calls": [{"step": "fill", "verb": "create", "resource": "pods", "scope": "resource",
+                "answered": 100, "failed": 2, "errors": {"Conflict <&>": 2}, "rate": 100.0,
+                "latency": times, "service": times, "longestGap": 0.1,
+                "points": [point(1.0), point(2.0)]}],
+            "podStartup": {"running": times}, "podsScheduledPerSecond": 99.0,
+            "pods": {"running": 100},
+            "watch": {"events": 200, "reopened": 0, "lag": times},
+            "processes": [{"name": "server", "cpuSeconds": 1.0, "memoryBegin": 1 << 20,
+                "memoryMost": 5 << 20, "memoryEnd": 4 << 20,
+                "points": [process(1.0), process(2.0), process(3.0)]}],
+            "generator": {"cpusUsed": 0.5, "cpus": 2, "timerLagP99": 0.1, "latenessP99": 0.2,
+                "heldBack": 0, "bottlenecks": ["timers <late>"]},
+            "slos": [verdict(true)], "thresholds": [verdict(false)],
+        }))
+        .unwrap()
+    }
+}

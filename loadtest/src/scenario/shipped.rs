@@ -26,6 +26,7 @@ pub const SHIPPED: &[Shipped] = scenarios![
     "scheduler-throughput",
     "scheduling",
     "node-storm",
+    "light-nodes",
     "partition-failover",
     "live-move",
     "soak",

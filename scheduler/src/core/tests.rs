@@ -522,6 +522,35 @@ fn priorities_of_a_tenant_mean_nothing_to_others() {
     assert!(matches!(failure.promise, Some(crate::outlook::Promise::Here { .. })));
 }
 
+/// Between asking pods to end and being told that they do, nobody else is asked.
+#[test]
+fn nobody_is_asked_to_end_in_place_of_others_who_were() {
+    let mut core = core(vec![("a", node("4", "4Gi", |_| ())), ("b", node("4", "4Gi", |_| ()))]);
+    bind_with(&mut core, "first", "a", "3", 0);
+    bind_with(&mut core, "other", "b", "3", 1);
+    let mut important = asking("3", "1Mi");
+    important["spec"]["priority"] = json!(10);
+    let important = pod("preemptor", important);
+    let shape = core.shapes.of(&important);
+    assert_eq!(preempt(&mut core, 10, "3"), ("a".to_owned(), vec!["first".to_owned()]));
+    let key = important.key();
+    let first = pod("first", json!({})).key();
+    let uid = core.world.held(&first).unwrap().uid.clone();
+    core.world.nominations.set(&key, Some((0, shape.clone())));
+    core.world.nominations.ask(&key, vec![(first.clone(), uid)]);
+    let (said, victims) = preempt(&mut core, 10, "3");
+    assert!(victims.is_empty() && said.contains("terminating pod on the nominated node"), "{said}");
+    // Promised the same room again, it has still asked.
+    core.world.nominations.set(&key, Some((0, shape.clone())));
+    assert_eq!(preempt(&mut core, 10, "3").1, Vec::<String>::new());
+    // Who could not be asked is nobody to wait for.
+    core.world.nominations.set(&key, None);
+    assert_eq!(preempt(&mut core, 10, "3").1, ["first"]);
+    core.world.nominations.set(&key, Some((0, shape)));
+    core.world.release(&first);
+    assert_eq!(preempt(&mut core, 10, "3").0, "fits a");
+}
+
 #[test]
 fn room_that_is_promised_is_kept() {
     let mut core = core(vec![("a", node("4", "4Gi", |_| ()))]);

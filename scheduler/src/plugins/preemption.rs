@@ -10,6 +10,7 @@ use insula_client::ObjectKey;
 
 use crate::{
     framework::{PostFilter, Room, Verdict},
+    ledger::Uid,
     passes::{Passes, listed},
     pod::Shape,
     qos::Qos,
@@ -81,6 +82,14 @@ fn may_end(pod: &Shape, other: &Shape) -> bool {
         && (other.tenant == pod.tenant || pod.tenant == TenantName::system())
 }
 
+/// Whether one is still there that was asked to end for a pod: before the server tells that it
+/// ends, nothing else shows it.
+fn has_asked(world: &World, key: &ObjectKey) -> bool {
+    let is_there =
+        |(victim, uid): &(ObjectKey, Uid)| world.held(victim).is_some_and(|it| it.uid == *uid);
+    world.nominations.asked(key).iter().any(is_there)
+}
+
 impl PostFilter for DefaultPreemption {
     fn make_room(
         &self,
@@ -96,7 +105,10 @@ impl PostFilter for DefaultPreemption {
         let could_help = |verdict: Verdict| !passes.is_final(verdict) && passes.refusal().is_none();
         if let Some(row) = world.nominations.of(key)
             && verdicts.get(row).is_some_and(|it| could_help(*it))
-            && world.pods_on(row).any(|it| it.held.shape.is_ending && may_end(pod, &it.held.shape))
+            && (has_asked(world, key)
+                || world
+                    .pods_on(row)
+                    .any(|it| it.held.shape.is_ending && may_end(pod, &it.held.shape)))
         {
             let why = "not eligible due to a terminating pod on the nominated node.";
             return Room::Wait(why.to_owned());
