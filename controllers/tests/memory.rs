@@ -20,7 +20,6 @@ use insula_client::{Kind, Patch, Tenanted};
 use insula_controllers::Config;
 use k8s_openapi::api::{
     apps::v1::ReplicaSet,
-    coordination::v1::Lease,
     core::v1::{ConfigMap, Node, Pod},
     discovery::v1::EndpointSlice,
 };
@@ -33,8 +32,8 @@ use self::cloud::Cloud;
 /// than the controllers keep ready to be looked at.
 const FEW: usize = 600;
 const MANY: usize = 1_200;
-/// Of one pod, set of pods, slice of ten endpoints, or node with its lease, in bytes.
-const LIMITS: [usize; 4] = [2_000, 2_200, 2_800, 6_000];
+/// Of one pod, set of pods, or slice of ten endpoints, in bytes.
+const LIMITS: [usize; 3] = [2_000, 2_200, 2_800];
 
 fn template(name: &str) -> Value {
     json!({
@@ -106,48 +105,6 @@ fn slice(n: usize) -> Value {
     })
 }
 
-/// As an agent registers it.
-fn node(n: usize) -> Value {
-    let (name, at) = (format!("node-{n:05}"), "2026-01-01T00:00:00Z");
-    let room = json!({"cpu": "4", "memory": "16Gi", "pods": "110", "ephemeral-storage": "100Gi"});
-    let condition = |(kind, status, reason): (&str, &str, &str)| {
-        json!({"type": kind, "status": status, "reason": reason, "message": reason,
-            "lastHeartbeatTime": at, "lastTransitionTime": at})
-    };
-    let conditions = [
-        ("MemoryPressure", "False", "KubeletHasSufficientMemory"),
-        ("DiskPressure", "False", "KubeletHasNoDiskPressure"),
-        ("PIDPressure", "False", "KubeletHasSufficientPID"),
-        ("Ready", "True", "KubeletReady"),
-    ];
-    json!({
-        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name,
-            "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64"}},
-        "status": {
-            "addresses": [{"type": "InternalIP", "address": "10.1.2.3"}, {"type": "Hostname", "address": name}],
-            "capacity": room, "allocatable": room, "conditions": conditions.map(condition),
-            "nodeInfo": {"machineID": name, "systemUUID": name, "bootID": name, "kernelVersion": "6.1.0",
-                "osImage": "Debian GNU/Linux 12", "containerRuntimeVersion": "containerd://1.7",
-                "kubeletVersion": "v1.36.0", "kubeProxyVersion": "", "operatingSystem": "linux",
-                "architecture": "amd64"},
-        },
-    })
-}
-
-async fn create_node(cloud: &Cloud, n: usize) {
-    let system = cloud.client.system();
-    let node: Node = serde_json::from_value(node(n)).unwrap();
-    let node = system.api::<Node>().create(&node).await.unwrap();
-    let lease = json!({
-        "metadata": {"name": node.name(), "ownerReferences": [{"apiVersion": "v1", "kind": "Node",
-            "name": node.name(), "uid": node.uid()}]},
-        "spec": {"holderIdentity": node.name(), "leaseDurationSeconds": 40,
-            "renewTime": "2026-01-01T00:00:00.000000Z"},
-    });
-    let lease: Lease = serde_json::from_value(lease).unwrap();
-    system.namespaced::<Lease>("kube-node-lease").create(&lease).await.unwrap();
-}
-
 /// Creates many at a time, so that they share flushes of the disk.
 async fn create_all<K: Kind>(cloud: &Cloud, tenant: &TenantName, objects: Vec<Value>) {
     let create = |it| cloud.create::<K>(tenant, "default", it);
@@ -209,7 +166,7 @@ async fn what_is_only_followed_costs_little() {
     let node = serde_json::from_value(node).unwrap();
     cloud.client.system().api::<Node>().create(&node).await.unwrap();
     let owner = cloud.create::<ReplicaSet>(&acme, "default", set(0, MANY)).await;
-    let of_all = ["pod", "set of pods", "slice of ten endpoints", "node with its lease"];
+    let of_all = ["pod", "set of pods", "slice of ten endpoints"];
     for (index, (what, limit)) in of_all.into_iter().zip(LIMITS).enumerate() {
         let mut held = [0, 0];
         for (round, which) in [0..FEW, FEW..MANY].into_iter().enumerate() {
@@ -227,11 +184,7 @@ async fn what_is_only_followed_costs_little() {
                     let sets = which.map(|n| set(n + 1, 0)).collect();
                     create_all::<ReplicaSet>(&cloud, &acme, sets).await;
                 }
-                2 => create_all::<EndpointSlice>(&cloud, &acme, which.map(slice).collect()).await,
-                _ => {
-                    let created = stream::iter(which).map(|n| create_node(&cloud, n));
-                    created.buffer_unordered(16).for_each(async |()| ()).await;
-                }
+                _ => create_all::<EndpointSlice>(&cloud, &acme, which.map(slice).collect()).await,
             }
             // The first time they may find something to write, which servers remember; and who
             // gets no processor for a while allocates nothing either.
