@@ -67,38 +67,100 @@ loads() (
     exit "$failed"
 )
 
-# rollouts NAME COMMAND..: deployments rolled out by one process of controllers, ours or a peer's, on a
-# cloud of its own: what that process uses. In namespaces of the platform's tenant: a peer knows no
-# other.
-rollouts() (
-    name=$1
+# rolled OUT REPLICAS ARGUMENTS.. -- COMMAND..: deployments rolled out and scaled by so many processes of
+# controllers, ours or a peer's, on a cloud of its own: what those use.
+rolled() (
+    out=$1 replicas=$2
+    shift 2
+    arguments=()
+    while [ "$1" != -- ]; do
+        arguments+=("$1")
+        shift
+    done
     shift
-    say "rollouts by $name"
+    say "$out"
     cloud node,controllers || exit 1
-    args=("${@//DATA/$data}")
-    begin controllers "${args[@]}"
-    deployments=${ROLLOUTS:-$([ -n "$FULL" ] && echo 1000 || echo 100)}
-    "$INSULA" loadtest run controller-rollout --kubeconfig "$data/admin.kubeconfig" --no-tenants \
-        --set tenants=10 --set nodes=100 --set "deployments=$deployments" --set rate=10 \
-        --set "scaled=$((4 * deployments))" \
-        --process "controllers=$begun" --out "$OUT/rollouts-$name" 2>&1 |
-        tee "$OUT/rollouts-$name.txt"
+    command=("${@//DATA/$data}")
+    for n in $(seq "$replicas"); do
+        begin "controllers-$n" "${command[@]}"
+        arguments+=(--process "controllers$n=$begun")
+    done
+    shared || exit 1
+    "$INSULA" loadtest run controller-rollout --kubeconfig "$data/admin.kubeconfig" \
+        --set nodes=100 "${arguments[@]}" --out "$OUT/$out" 2>&1 | tee "$OUT/$out.txt"
     [ "${PIPESTATUS[0]}" -le 1 ]
 )
 
+# Waits until each of $replicas processes of ours has its share of the tenants; a single one is alone.
+shared() {
+    local n shares
+    [ "$replicas" -gt 1 ] || return 0
+    for n in $(seq 300); do
+        shares=$(kubectl --kubeconfig "$data/admin.kubeconfig" get controllerinstances \
+            -o jsonpath='{range .items[*]}{.status.slots}{"\n"}{end}' 2>/dev/null | grep -c '^[1-9]')
+        [ "$shares" != "$replicas" ] || return 0
+        sleep 0.2
+    done
+    return 1
+}
+
+# creation OUT: how fast a run's pods were made, and what each took of the processor.
+creation() {
+    jq -r --arg run "$1" '
+        (.steps | map({(.name): .}) | add) as $steps
+        | ($steps["roll-out"].began) as $began
+        | ($steps["rolled-out"] | .began + .seconds - $began) as $seconds
+        | ([.processes[] | select(.name | startswith("controllers"))]) as $all
+        | [$run, ($all | length), .pods.created, (.pods.created / $seconds | floor),
+            (([$all[].cpuSeconds] | add) * 1e6 / .pods.created | floor / 1000),
+            ([$all[].memoryMost] | max / 1048576 | floor)] | @tsv' "$OUT/$1/report.json"
+}
+
 beside_controllers() {
-    local peer
-    rollouts ours "$INSULA" controllers --kubeconfig DATA/admin.kubeconfig --root-ca DATA/ca.crt ||
-        failed+=("rollouts by ours")
+    local peer deployments n all rollout
+    local ours=("$INSULA" controllers --kubeconfig DATA/admin.kubeconfig --root-ca DATA/ca.crt)
     peer=$(peer kube-controller-manager)
-    [ -n "$peer" ] || return
-    rollouts upstream "$peer" --kubeconfig DATA/admin.kubeconfig \
-        --authentication-kubeconfig DATA/admin.kubeconfig \
-        --authorization-kubeconfig DATA/admin.kubeconfig --secure-port 0 \
-        --root-ca-file DATA/ca.crt --service-account-private-key-file DATA/pki/sa.key ||
-        failed+=("rollouts by kube-controller-manager")
-    "$INSULA" loadtest compare "$OUT/rollouts-ours" "$OUT/rollouts-upstream" |
-        tee "$OUT/rollouts.txt"
+    local theirs=("$peer" --kubeconfig DATA/admin.kubeconfig
+        --authentication-kubeconfig DATA/admin.kubeconfig
+        --authorization-kubeconfig DATA/admin.kubeconfig --secure-port 0
+        --root-ca-file DATA/ca.crt --service-account-private-key-file DATA/pki/sa.key)
+
+    # In namespaces of the platform's tenant: a peer knows no other. At a rate that does not decide.
+    deployments=${ROLLOUTS:-$([ -n "$FULL" ] && echo 1000 || echo 100)}
+    rollout=(--no-tenants --set tenants=10 --set "deployments=$deployments" --set rate=10)
+    if [ -n "$FULL" ]; then
+        rollout+=(--set replicas=10 --set scaleTo=12 --set "scaled=$((12 * deployments))")
+    else
+        rollout+=(--set replicas=2 --set scaleTo=4 --set "scaled=$((4 * deployments))")
+    fi
+    rolled rollouts-ours 1 "${rollout[@]}" -- "${ours[@]}" || failed+=("rollouts by ours")
+    if [ -n "$peer" ]; then
+        rolled rollouts-upstream 1 "${rollout[@]}" -- "${theirs[@]}" ||
+            failed+=("rollouts by kube-controller-manager")
+        "$INSULA" loadtest compare "$OUT/rollouts-ours" "$OUT/rollouts-upstream" |
+            tee "$OUT/rollouts.txt"
+    fi
+
+    # All at once, so that controllers decide how fast pods are made; by several of ours in tenants,
+    # which they share.
+    deployments=$([ -n "$FULL" ] && echo 1000 || echo 60)
+    all=(--set "deployments=$deployments" --set rate=10000 --set replicas=10 --set scaleTo=10
+        --set "scaled=$((10 * deployments))")
+    for n in 1 2 4; do
+        rolled "creation-ours-$n" "$n" "${all[@]}" --set tenants=40 -- "${ours[@]}" ||
+            failed+=("creation by $n of ours")
+    done
+    rolled creation-ours 1 --no-tenants "${all[@]}" --set tenants=10 -- "${ours[@]}" ||
+        failed+=("creation by ours")
+    [ -z "$peer" ] ||
+        rolled creation-upstream 1 --no-tenants "${all[@]}" --set tenants=10 -- "${theirs[@]}" ||
+        failed+=("creation by kube-controller-manager")
+    {
+        printf 'run\treplicas\tpods\tpods a second\tCPU ms for a pod\tmost memory of one, MiB\n'
+        for n in creation-ours-1 creation-ours-2 creation-ours-4 creation-ours creation-upstream; do
+            [ ! -e "$OUT/$n/report.json" ] || creation "$n"
+        done
+    } | tee "$OUT/creation.txt"
 }
 
 # free_port: one that nobody has at the moment.

@@ -64,6 +64,9 @@ pub trait Controller: Send + Sync + 'static {
     const NAME: &'static str;
     /// Reconciles at the same time.
     const WORKERS: usize = 8;
+    /// How long a key is left alone after a pass that succeeded. What changes meanwhile is seen in
+    /// one pass: for those whose every pass may write down how far all is, while much changes.
+    const REST: Duration = Duration::ZERO;
     /// What it reconciles, by name.
     type Key: Key;
 
@@ -79,6 +82,10 @@ pub trait Controller: Send + Sync + 'static {
         key: &Self::Key,
     ) -> impl Future<Output = Result<Next, ReconcileError>> + Send;
 }
+
+/// A [`Controller::REST`] for those that count pods. Pods that become ready one after the other take
+/// longer than this; of those that do so together each would be written down alone.
+pub(crate) const COUNTING: Duration = Duration::from_millis(100);
 
 /// Learns of each reconcile; for metrics.
 pub trait Observer: fmt::Debug + Send + Sync + 'static {
@@ -102,7 +109,7 @@ pub async fn run<C: Controller>(
     observer: Arc<dyn Observer>,
     shutdown: CancellationToken,
 ) {
-    let queue = Queue::new(C::NAME, ownership.clone());
+    let queue = Queue::new(C::NAME, ownership.clone(), C::REST);
     controller.watch(&queue);
     match shutdown.run_until_cancelled(controller.synced()).await {
         Some(true) => tracing::info!(controller = C::NAME, "running"),

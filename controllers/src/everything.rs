@@ -1,6 +1,7 @@
 //! The metadata of all objects of all tenants, watched once for all who follow it.
 //!
-//! Built-in resources are found by discovery. Custom ones are each tenant's own, but what many
+//! Built-in resources are found by discovery; those of which controllers have a whole copy anyway
+//! ([`Informers`]) are followed there. Custom ones are each tenant's own, but what many
 //! tenants call the same lies in one collection: there is one watch for each name that anybody
 //! has defined, over all tenants, and none where nobody has. In which version a tenant serves a
 //! resource, and under which kind, is asked when somebody has to know, and kept until its
@@ -16,12 +17,13 @@ use std::{
 
 use insula_api::names::TenantName;
 use insula_client::{
-    Backoff, Change, Client, Discovery, Error, Informer, ObjectKey, PartialObject, ResourceRef,
-    chain,
+    Backoff, Client, Discovery, Error, Informer, ObjectKey, PartialObject, ResourceRef, chain,
 };
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::informers::{Informers, LocalCopy, MetaChange};
 
 const REFRESH: Duration = Duration::from_secs(30);
 /// Most tenants whose own resources are kept in mind.
@@ -32,7 +34,7 @@ const N_PLAIN: usize = 32;
 const ANY_VERSION: &str = "all";
 
 /// Hears of every change to every object.
-type Handler = Arc<dyn Fn(&Arc<ResourceRef>, &Change<'_, PartialObject>) + Send + Sync>;
+type Handler = Arc<dyn Fn(&Arc<ResourceRef>, &MetaChange<'_>) + Send + Sync>;
 
 /// See the module. Cheap to clone; clones share the watches.
 #[derive(Clone)]
@@ -52,6 +54,8 @@ struct Shared {
     client: Client,
     tasks: TaskTracker,
     shutdown: CancellationToken,
+    /// Copies that there are anyway, by group and plural.
+    copies: HashMap<(String, String), Arc<dyn LocalCopy>>,
     /// Held while a handler or a watch comes, so that none misses the other.
     watches: Mutex<Watches>,
     /// What tenant `system` serves, which is what all do.
@@ -73,8 +77,9 @@ struct Watches {
 }
 
 struct Watched {
-    informer: Informer<PartialObject>,
-    stop: CancellationToken,
+    copy: Arc<dyn LocalCopy>,
+    /// `None` if it is others' too, who keep it.
+    stop: Option<CancellationToken>,
 }
 
 /// Resources that are served, by what names them.
@@ -109,11 +114,17 @@ impl Kinds {
 }
 
 impl Everything {
-    pub(crate) fn new(client: Client, tasks: TaskTracker, shutdown: CancellationToken) -> Self {
+    pub(crate) fn new(
+        client: Client,
+        informers: &Informers,
+        tasks: TaskTracker,
+        shutdown: CancellationToken,
+    ) -> Self {
         let shared = Shared {
             client,
             tasks,
             shutdown,
+            copies: informers.by_resource(),
             watches: Mutex::default(),
             common: Mutex::new(Arc::default()),
             own: Mutex::new(HashMap::new()),
@@ -128,7 +139,7 @@ impl Everything {
     /// Calls `handler` for every object there is, then for every change. It must be quick.
     pub(crate) fn on_change(
         &self,
-        handler: impl Fn(&Arc<ResourceRef>, &Change<'_, PartialObject>) + Send + Sync + 'static,
+        handler: impl Fn(&Arc<ResourceRef>, &MetaChange<'_>) + Send + Sync + 'static,
     ) {
         let handler: Handler = Arc::new(handler);
         let mut watches = self.shared.watches.lock();
@@ -173,14 +184,17 @@ impl Everything {
         self.watch_definitions();
     }
 
-    /// Tells every handler once more of the objects of tenants that `which` chooses.
+    /// Tells every handler once more of the objects of tenants that `which` chooses, but for those
+    /// of [`Informers`], which tell of theirs themselves.
     pub(crate) fn retell(&self, which: &(dyn Fn(&ObjectKey) -> bool + Sync)) {
-        let informers: Vec<_> = {
-            let watches = self.shared.watches.lock();
-            let all = watches.built_in.values().chain(watches.custom.values());
-            all.map(|it| it.informer.clone()).collect()
-        };
-        informers.iter().for_each(|informer| informer.retell(which));
+        let own = self.followed(|it| it.stop.is_some());
+        own.iter().for_each(|copy| copy.retell(which));
+    }
+
+    fn followed(&self, which: fn(&Watched) -> bool) -> Vec<Arc<dyn LocalCopy>> {
+        let watches = self.shared.watches.lock();
+        let all = watches.built_in.values().chain(watches.custom.values());
+        all.filter(|it| which(it)).map(|it| it.copy.clone()).collect()
     }
 
     /// Waits until all objects are known of all resources that are known by then.
@@ -191,13 +205,8 @@ impl Everything {
             definitions.synced().await;
             self.follow_definitions();
         }
-        let informers: Vec<_> = {
-            let watches = self.shared.watches.lock();
-            let all = watches.built_in.values().chain(watches.custom.values());
-            all.map(|it| it.informer.clone()).collect()
-        };
-        for informer in informers {
-            informer.synced().await;
+        for copy in self.followed(|_| true) {
+            copy.synced().await;
         }
     }
 
@@ -365,9 +374,15 @@ impl Everything {
     ) {
         for resource in wanted {
             watched.entry(resource).or_insert_with_key(|resource| {
-                let stop = self.shared.shutdown.child_token();
-                let informer = self.informer(resource, stop.clone());
-                let it = Watched { informer, stop };
+                let name = (resource.group.to_string(), resource.plural.to_string());
+                let it = match self.shared.copies.get(&name) {
+                    Some(copy) => Watched { copy: copy.clone(), stop: None },
+                    None => {
+                        let stop = self.shared.shutdown.child_token();
+                        let copy = Arc::new(self.informer(resource, stop.clone()));
+                        Watched { copy, stop: Some(stop) }
+                    }
+                };
                 for handler in handlers {
                     follow(&it, resource, handler);
                 }
@@ -379,7 +394,7 @@ impl Everything {
 
 fn follow(it: &Watched, resource: &ResourceRef, handler: &Handler) {
     let (handler, resource) = (handler.clone(), Arc::new(resource.clone()));
-    it.informer.on_change(move |change| handler(&resource, change));
+    it.copy.on_change(Box::new(move |change| handler(&resource, change)));
 }
 
 /// Stops what is not wanted; its objects are told as gone.
@@ -389,15 +404,12 @@ fn keep(
     handlers: &[Handler],
 ) {
     watched.retain(|resource, it| {
-        let stays = wanted.contains(resource);
-        if !stays {
-            it.stop.cancel();
-            let resource = Arc::new(resource.clone());
-            for object in it.informer.list() {
-                let change = Change { key: &object.key(), old: Some(&object), new: None };
-                handlers.iter().for_each(|handler| handler(&resource, &change));
-            }
-        }
-        stays
+        let Some(stop) = it.stop.as_ref().filter(|_| !wanted.contains(resource)) else {
+            return true;
+        };
+        stop.cancel();
+        let resource = Arc::new(resource.clone());
+        it.copy.tell_gone(&|change| handlers.iter().for_each(|handler| handler(&resource, change)));
+        false
     });
 }

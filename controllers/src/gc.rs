@@ -9,6 +9,7 @@
 //! *foreground* they go first and it waits with a finalizer; *orphaned*, they stay and only the
 //! references to it go.
 
+mod absent;
 mod graph;
 mod verdict;
 
@@ -19,18 +20,19 @@ use std::{
 };
 
 use self::{
+    absent::Absent,
     graph::{FOREGROUND, Graph, Node, ORPHAN, OwnerState},
     verdict::{Verdict, judge},
 };
 use crate::{
     controller::{Controller, Next, ReconcileError},
     everything::Everything,
+    informers::MetaChange,
     queue::{Key, Queue},
 };
 use insula_api::names::TenantName;
 use insula_client::{
-    Api, Change, Client, DeleteOptions, ObjectKey, PartialObject, Patch, Propagation, ResourceRef,
-    Tenanted,
+    Api, Client, DeleteOptions, ObjectKey, PartialObject, Patch, Propagation, ResourceRef, Tenanted,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use parking_lot::Mutex;
@@ -65,21 +67,29 @@ pub(crate) struct GarbageCollector {
     graph: Mutex<Graph>,
     everything: Everything,
     queue: OnceLock<Queue<Suspect>>,
+    absent: Mutex<Absent>,
 }
 
 impl GarbageCollector {
     pub(crate) fn new(client: Client, everything: Everything) -> Self {
-        Self { client, graph: Mutex::new(Graph::default()), everything, queue: OnceLock::new() }
+        let (graph, absent) = (Mutex::default(), Mutex::default());
+        Self { client, graph, everything, queue: OnceLock::new(), absent }
     }
 
-    fn changed(&self, resource: &Arc<ResourceRef>, change: &Change<'_, PartialObject>) {
+    fn changed(&self, resource: &Arc<ResourceRef>, change: &MetaChange<'_>) {
         let Some(queue) = self.queue.get() else { return };
+        // Most changes are of what the graph does not know.
+        if let (Some(old), Some(new)) = (change.old, change.new)
+            && Node::is_same(old, new)
+        {
+            return;
+        }
         let mut graph = self.graph.lock();
         let mut look = Vec::new();
         if let Some(old) = change.old
-            && change.new.is_none_or(|new| new.uid() != old.uid())
+            && change.new.is_none_or(|new| new.uid != old.uid)
         {
-            look.extend(graph.remove(old.uid()));
+            look.extend(graph.remove(old.uid.as_deref().unwrap_or_default()));
         }
         if let Some(new) = change.new {
             look.extend(graph.put(Node::new(resource, change.key, new)));
@@ -220,6 +230,9 @@ impl GarbageCollector {
         if known != OwnerState::Unknown {
             return Ok(known);
         }
+        if self.absent.lock().has(dependent, owner) {
+            return Ok(OwnerState::Unknown);
+        }
         let (group, _) = owner.api_version.split_once('/').unwrap_or_default();
         let found = self.everything.of_kind(&dependent.tenant, group, &owner.kind).await?;
         let Some(resource) = found else {
@@ -236,9 +249,13 @@ impl GarbageCollector {
         let api = self.api(&resource, &dependent.tenant, &dependent.namespace);
         let found = api.get_opt(&owner.name).await?;
         Ok(match found.filter(|it| it.uid() == owner.uid) {
-            None => OwnerState::Unknown,
+            None => {
+                self.absent.lock().add(dependent, owner);
+                OwnerState::Unknown
+            }
             Some(live)
-                if Node::new(&Arc::new(resource), &live.key(), &live).waits_for_dependents =>
+                if Node::new(&Arc::new(resource), &live.key(), &live.metadata)
+                    .waits_for_dependents =>
             {
                 OwnerState::Waiting
             }

@@ -2,7 +2,7 @@
 
 mod trim;
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use futures::{
     FutureExt as _,
@@ -10,7 +10,8 @@ use futures::{
 };
 use insula_api::names::TenantName;
 use insula_client::{
-    Client, IndexId, Informer, InformerBuilder, Kind, Object, ObjectKey, Tenant, Tenanted,
+    Client, IndexId, Informer, InformerBuilder, Kind, Object, ObjectKey, ResourceRef, Tenant,
+    Tenanted,
 };
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
@@ -28,6 +29,7 @@ use k8s_openapi::api::{
     resource::v1::{ResourceClaim, ResourceClaimTemplate, ResourceSlice},
     storage::v1::{CSIDriver, StorageClass, VolumeAttachment, VolumeAttributesClass},
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::trim::{trim_lease, trim_node, trim_pod, trim_slice};
@@ -46,11 +48,13 @@ pub(crate) const ROOT_CA: &str = "kube-root-ca.crt";
 /// No tenant has this name.
 const ANY_TENANT: &str = "*";
 /// The namespace of tenant `system` with the leases of nodes.
-const NODE_LEASES: &str = "kube-node-lease";
+pub(crate) const NODE_LEASES: &str = "kube-node-lease";
 
 /// How many objects of a resource lie ready to be looked at; the others lie packed. A replica works
-/// on few at a time, and of most tenants' it is never asked.
-const N_PLAIN: usize = 512;
+/// on few at a time, and of most tenants' it is never asked. Whole sets of pods are looked at;
+/// others are larger, some 15 KB if they have a template.
+const N_PLAIN_PODS: usize = 512;
+const N_PLAIN: usize = 128;
 
 /// A local copy whose objects can be found by the one that manages them.
 #[derive(Debug, Clone)]
@@ -60,13 +64,13 @@ pub(crate) struct Owned<K: Object> {
 }
 
 impl<K: Kind> Owned<K> {
-    fn start(mut builder: InformerBuilder<K>, starts: &Starts<'_>) -> Self {
+    fn start(mut builder: InformerBuilder<K>, n_plain: usize, starts: &Starts<'_>) -> Self {
         let by_controller =
             builder.index(|object: &Tenanted<K>| match controller_uid(&object.object) {
                 Some(uid) => vec![uid.to_owned()],
                 None => vec![orphans_of(&object.tenant, object.namespace())],
             });
-        Self { informer: starts.of(builder), by_controller }
+        Self { informer: starts.with(builder, n_plain), by_controller }
     }
 
     /// The objects that `owner` manages.
@@ -131,8 +135,8 @@ pub(crate) struct Informers {
     pub(crate) endpoints: Informer<Endpoints>,
     /// The fleet's.
     pub(crate) nodes: Informer<Node>,
-    /// By which nodes show that they live; when they were renewed, and nothing else of them.
-    pub(crate) node_leases: Informer<Lease>,
+    /// Those of [`NODE_LEASES`] show which nodes live. When they were renewed, and nothing else.
+    pub(crate) leases: Informer<Lease>,
     pub(crate) budgets: Informer<PodDisruptionBudget>,
     pub(crate) deployments: Informer<Deployment>,
     pub(crate) claims: Informer<PersistentVolumeClaim>,
@@ -223,7 +227,7 @@ impl Informers {
             root_cas: starts.of(Informer::builder(client.all().collection::<ConfigMap>())
                 .field_selector(format!("metadata.name={ROOT_CA}"))
                 .trim(crate::root_ca::trim)),
-            pods: Owned::start(pods, &starts),
+            pods: Owned::start(pods, N_PLAIN_PODS, &starts),
             pods_by_node,
             replica_sets: starts.owned(),
             replication_controllers: starts.owned(),
@@ -241,16 +245,15 @@ impl Informers {
             nodes: Informer::builder(client.system().api::<Node>())
                 .trim(trim_node)
                 .start(tasks, shutdown.clone()),
-            node_leases: starts
-                .of(Informer::builder(client.system().namespaced::<Lease>(NODE_LEASES))
-                    .trim(trim_lease)),
+            leases: starts
+                .of(Informer::builder(client.all().collection::<Lease>()).trim(trim_lease)),
             deployments: starts.all(),
             claims: starts.of(claims),
             unbound_claims,
             volumes: starts.of(volumes),
             volumes_by_claim,
             storage_classes: starts.all(),
-            resource_claims: Owned::start(resource_claims, &starts),
+            resource_claims: Owned::start(resource_claims, N_PLAIN, &starts),
             claims_by_pool,
             resource_slices: starts.of(slices),
             slices_by_pool,
@@ -267,16 +270,12 @@ impl Informers {
         }
     }
 
-    /// All of them.
-    fn each(&self) -> [&dyn LocalCopy; 35] {
+    /// Those that show all objects of their resource.
+    fn whole(&self) -> [&dyn Whole; 31] {
         [
             &self.tenants,
             &self.namespaces,
             &self.accounts,
-            &self.token_secrets,
-            &self.bootstrap_tokens,
-            &self.cluster_infos,
-            &self.root_cas,
             &self.pods.informer,
             &self.replica_sets.informer,
             &self.replication_controllers.informer,
@@ -289,7 +288,7 @@ impl Informers {
             &self.slices,
             &self.endpoints,
             &self.nodes,
-            &self.node_leases,
+            &self.leases,
             &self.budgets,
             &self.deployments,
             &self.claims,
@@ -308,6 +307,22 @@ impl Informers {
         ]
     }
 
+    /// All of them.
+    fn each(&self) -> impl Iterator<Item = &dyn LocalCopy> {
+        let parts: [&dyn LocalCopy; 4] =
+            [&self.token_secrets, &self.bootstrap_tokens, &self.cluster_infos, &self.root_cas];
+        parts.into_iter().chain(self.whole().into_iter().map(|it| it as &dyn LocalCopy))
+    }
+
+    /// The copies that show all objects of their resource, for who follows those of all resources.
+    pub(crate) fn by_resource(&self) -> HashMap<(String, String), Arc<dyn LocalCopy>> {
+        let named = |it: &dyn Whole| {
+            let resource = it.resource();
+            ((resource.group.to_string(), resource.plural.to_string()), it.shared())
+        };
+        self.whole().into_iter().map(named).collect()
+    }
+
     /// Waits until they show all that was written before the call; `false` if that will never be.
     pub(crate) async fn caught_up(&self) -> bool {
         let all = join_all(self.each().map(LocalCopy::caught_up)).await;
@@ -316,7 +331,7 @@ impl Informers {
 
     /// Tells every handler once more of the objects that `which` chooses.
     pub(crate) fn retell(&self, which: &(dyn Fn(&ObjectKey) -> bool + Sync)) {
-        self.each().iter().for_each(|it| it.retell(which));
+        self.each().for_each(|it| it.retell(which));
     }
 
     /// The claims that have not been bound yet and that a class or a volume of `tenant` may be
@@ -394,10 +409,23 @@ pub(crate) fn pool_of(driver: &str, pool: &str) -> String {
     format!("{driver}/{pool}")
 }
 
+/// A change, of which only metadata matters.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MetaChange<'a> {
+    pub(crate) key: &'a ObjectKey,
+    pub(crate) old: Option<&'a ObjectMeta>,
+    pub(crate) new: Option<&'a ObjectMeta>,
+}
+
 /// A local copy, whatever it is of.
-trait LocalCopy: Sync {
+pub(crate) trait LocalCopy: Send + Sync {
     fn caught_up(&self) -> BoxFuture<'_, bool>;
+    fn synced(&self) -> BoxFuture<'_, bool>;
     fn retell(&self, which: &(dyn Fn(&ObjectKey) -> bool + Sync));
+    /// Calls `handler` for every object there is, then for every change.
+    fn on_change(&self, handler: Box<dyn Fn(&MetaChange<'_>) + Send + Sync>);
+    /// Calls `handler` as if every object were gone.
+    fn tell_gone(&self, handler: &dyn Fn(&MetaChange<'_>));
 }
 
 impl<K: Object> LocalCopy for Informer<K> {
@@ -405,8 +433,41 @@ impl<K: Object> LocalCopy for Informer<K> {
         self.caught_up().boxed()
     }
 
+    fn synced(&self) -> BoxFuture<'_, bool> {
+        self.synced().boxed()
+    }
+
     fn retell(&self, which: &(dyn Fn(&ObjectKey) -> bool + Sync)) {
         self.retell(which);
+    }
+
+    fn on_change(&self, handler: Box<dyn Fn(&MetaChange<'_>) + Send + Sync>) {
+        self.on_change(move |change| {
+            let [old, new] = [change.old, change.new].map(|it| it.map(|it| it.object.meta()));
+            handler(&MetaChange { key: change.key, old, new });
+        });
+    }
+
+    fn tell_gone(&self, handler: &dyn Fn(&MetaChange<'_>)) {
+        for object in self.list() {
+            handler(&MetaChange { key: &object.key(), old: Some(object.object.meta()), new: None });
+        }
+    }
+}
+
+/// A local copy of all objects of a resource.
+trait Whole: LocalCopy {
+    fn resource(&self) -> ResourceRef;
+    fn shared(&self) -> Arc<dyn LocalCopy>;
+}
+
+impl<K: Kind> Whole for Informer<K> {
+    fn resource(&self) -> ResourceRef {
+        K::resource()
+    }
+
+    fn shared(&self) -> Arc<dyn LocalCopy> {
+        Arc::new(self.clone())
     }
 }
 
@@ -423,11 +484,15 @@ impl Starts<'_> {
     }
 
     fn of<K: Object>(&self, builder: InformerBuilder<K>) -> Informer<K> {
-        builder.pack_beyond(N_PLAIN).start(self.tasks, self.shutdown.clone())
+        self.with(builder, N_PLAIN)
+    }
+
+    fn with<K: Object>(&self, builder: InformerBuilder<K>, n_plain: usize) -> Informer<K> {
+        builder.pack_beyond(n_plain).start(self.tasks, self.shutdown.clone())
     }
 
     fn owned<K: Kind>(&self) -> Owned<K> {
         let builder = Informer::builder(self.client.all().collection::<K>());
-        Owned::start(builder, self)
+        Owned::start(builder, N_PLAIN, self)
     }
 }

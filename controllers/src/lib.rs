@@ -276,7 +276,8 @@ async fn run_all(config: Config, client: Client, shutdown: CancellationToken) ->
     start.start(|client| EphemeralVolumes::new(client, informers.clone(), &events))?;
     start.start(|client| ClaimsOfPods::new(client, informers.clone(), &events))?;
     start.start(|client| UnusedClaims::new(client, informers.clone()))?;
-    let everything = Everything::new(named(&client, "metadata")?, tasks.clone(), supplies.clone());
+    let metadata = named(&client, "metadata")?;
+    let everything = Everything::new(metadata, &informers, tasks.clone(), supplies.clone());
     start.start(|client| GarbageCollector::new(client, everything.clone()))?;
     start.start(|client| Quotas::new(client, &informers, everything.clone()))?;
     start.start(|client| ServiceNetworks::new(client, &informers, everything.clone()))?;

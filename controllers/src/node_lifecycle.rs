@@ -30,7 +30,7 @@ use self::{
 };
 use crate::{
     controller::{Controller, Next, ReconcileError},
-    informers::Informers,
+    informers::{Informers, NODE_LEASES},
     objects::{is_pod_ready, to_time},
     queue::Queue,
     taints::taints,
@@ -84,7 +84,8 @@ impl NodeLifecycle {
             lease.spec.as_ref().and_then(|spec| spec.renew_time.as_ref())
         }
         let Some(new) = change.new else { return };
-        if change.old.is_none_or(|old| renewed(old) != renewed(new)) {
+        let is_of_node = new.tenant.is_system() && new.namespace() == NODE_LEASES;
+        if is_of_node && change.old.is_none_or(|old| renewed(old) != renewed(new)) {
             self.heard(new.name(), queue);
         }
     }
@@ -249,12 +250,12 @@ impl Controller for NodeLifecycle {
         let (it, keys) = (self.clone(), queue.clone());
         self.informers.nodes.on_change(move |change| it.node_changed(change, &keys));
         let (it, keys) = (self.clone(), queue.clone());
-        self.informers.node_leases.on_change(move |change| it.lease_changed(change, &keys));
+        self.informers.leases.on_change(move |change| it.lease_changed(change, &keys));
     }
 
     async fn synced(&self) -> bool {
         self.informers.nodes.synced().await
-            && self.informers.node_leases.synced().await
+            && self.informers.leases.synced().await
             && self.informers.pods.informer.synced().await
     }
 

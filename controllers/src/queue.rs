@@ -7,6 +7,8 @@
 //!
 //! * A key is handed out again only after it was given back: no two reconciles of one key overlap.
 //! * A key added while it is out is handed out once more after it comes back.
+//! * A key rests after a pass that succeeded, as long as its controller says; what asks for it
+//!   meanwhile is answered by one pass at the end.
 //! * Keys of tenants that this replica does not own are neither kept nor handed out.
 
 use std::{
@@ -60,6 +62,8 @@ struct Shared<K> {
     changed: Notify,
     ownership: Arc<dyn Ownership>,
     counts: Arc<Counts>,
+    /// How long keys rest.
+    rest: Duration,
 }
 
 #[derive(Debug)]
@@ -75,6 +79,8 @@ struct State<K> {
     delayed: BTreeSet<(Instant, K)>,
     due: HashMap<K, Instant>,
     failures: HashMap<K, u32>,
+    /// Keys that rest, or did, in the order in which they end.
+    resting: VecDeque<(Instant, K)>,
     closed: bool,
 }
 
@@ -91,11 +97,15 @@ enum Place {
     OutAndDirty {
         since: Instant,
     },
+    /// Given back, and not handed out again before.
+    Resting {
+        until: Instant,
+    },
 }
 
 impl<K: Key> Queue<K> {
-    /// `name` is the controller's.
-    pub(crate) fn new(name: &'static str, ownership: Arc<dyn Ownership>) -> Self {
+    /// `name` is the controller's; after a pass that succeeded its keys rest for `rest`.
+    pub(crate) fn new(name: &'static str, ownership: Arc<dyn Ownership>, rest: Duration) -> Self {
         let counts = Counts::of(name);
         let state = State {
             counts: counts.clone(),
@@ -105,9 +115,11 @@ impl<K: Key> Queue<K> {
             delayed: BTreeSet::new(),
             due: HashMap::new(),
             failures: HashMap::new(),
+            resting: VecDeque::new(),
             closed: false,
         };
-        let shared = Shared { state: Mutex::new(state), changed: Notify::new(), ownership, counts };
+        let (state, changed) = (Mutex::new(state), Notify::new());
+        let shared = Shared { state, changed, ownership, counts, rest };
         Self { shared: Arc::new(shared) }
     }
 
@@ -192,8 +204,12 @@ impl<K: Key> Queue<K> {
         if let Some(Place::Out { since } | Place::OutAndDirty { since }) = place {
             state.counts.done(since);
         }
+        let rests = !self.shared.rest.is_zero() && !state.failures.contains_key(key);
+        if rests {
+            state.rest(key.clone(), Instant::now() + self.shared.rest);
+        }
         if matches!(place, Some(Place::OutAndDirty { .. })) {
-            state.ready(key.clone());
+            state.add(key.clone());
             self.shared.changed.notify_one();
         }
     }
@@ -213,15 +229,14 @@ impl<K: Key> Queue<K> {
 
 impl<K: Key> State<K> {
     fn add(&mut self, key: K) {
-        match self.places.get_mut(&key) {
+        match self.places.get(&key).copied() {
             Some(Place::Ready { .. } | Place::OutAndDirty { .. }) => (),
-            Some(place) => {
-                if let Place::Out { since } = *place {
-                    *place = Place::OutAndDirty { since };
-                    self.counts.added();
-                }
+            Some(Place::Out { since }) => {
+                self.places.insert(key, Place::OutAndDirty { since });
+                self.counts.added();
             }
-            None => {
+            Some(Place::Resting { until }) if Instant::now() < until => self.delay(key, until),
+            Some(Place::Resting { .. }) | None => {
                 self.counts.added();
                 self.ready(key);
             }
@@ -258,8 +273,20 @@ impl<K: Key> State<K> {
         self.delayed.insert((due, key));
     }
 
-    /// Readies what is due.
+    fn rest(&mut self, key: K, until: Instant) {
+        self.places.insert(key.clone(), Place::Resting { until });
+        self.resting.push_back((until, key));
+    }
+
+    /// Readies what is due, and forgets who has rested.
     fn wake(&mut self, now: Instant) {
+        while self.resting.front().is_some_and(|(until, _)| *until <= now) {
+            if let Some((until, key)) = self.resting.pop_front()
+                && self.places.get(&key) == Some(&Place::Resting { until })
+            {
+                self.places.remove(&key);
+            }
+        }
         while self.delayed.first().is_some_and(|(due, _)| *due <= now) {
             if let Some((_, key)) = self.delayed.pop_first() {
                 self.due.remove(&key);
@@ -300,7 +327,7 @@ mod tests {
     }
 
     fn queue() -> Queue<ObjectKey> {
-        Queue::new("test", Arc::new(Sole))
+        Queue::new("test", Arc::new(Sole), Duration::ZERO)
     }
 
     async fn take(queue: &Queue<ObjectKey>) -> String {
@@ -378,6 +405,46 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_asks_for_a_resting_key_is_answered_at_once() {
+        let (rest, begin) = (Duration::from_millis(100), Instant::now());
+        let queue = Queue::new("test", Arc::new(Sole), rest);
+        queue.add(key("a/1"));
+        assert_eq!(take(&queue).await, "a/1");
+        queue.add(key("a/1"));
+        queue.succeeded(&key("a/1"));
+        queue.done(&key("a/1"));
+        queue.add(key("a/1"));
+        queue.add(key("a/2"));
+        assert_eq!(take(&queue).await, "a/2", "others need not wait");
+        assert_eq!(begin.elapsed(), Duration::ZERO);
+        assert_eq!(take(&queue).await, "a/1");
+        assert_eq!(begin.elapsed(), rest);
+        queue.done(&key("a/1"));
+        tokio::time::advance(rest).await;
+        assert_eq!(take_ready(&queue).await, None, "once for all that asked");
+        queue.add(key("a/1"));
+        assert_eq!(take_ready(&queue).await.as_deref(), Some("a/1"), "who has rested is ready");
+        queue.done(&key("a/1"));
+        queue.done(&key("a/2"));
+        tokio::time::advance(rest).await;
+        assert_eq!(take_ready(&queue).await, None);
+        let state = queue.shared.state.lock();
+        assert!(state.places.is_empty() && state.resting.is_empty(), "{state:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_failed_does_not_rest() {
+        let begin = Instant::now();
+        let queue = Queue::new("test", Arc::new(Sole), Duration::from_secs(1));
+        queue.add(key("a/1"));
+        assert_eq!(take(&queue).await, "a/1");
+        queue.retry(key("a/1"));
+        queue.done(&key("a/1"));
+        assert_eq!(take(&queue).await, "a/1");
+        assert!(begin.elapsed() <= FIRST_RETRY);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn failures_wait_longer_and_longer() {
         let queue = queue();
         let mut last = Duration::ZERO;
@@ -425,7 +492,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn others_keys_are_not_kept() {
-        let queue = Queue::new("test", Arc::new(OnlyA));
+        let queue = Queue::new("test", Arc::new(OnlyA), Duration::ZERO);
         queue.add(key("b/1"));
         queue.add_after(key("b/2"), Duration::from_secs(1));
         queue.add(key("a/1"));

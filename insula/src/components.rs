@@ -13,7 +13,8 @@ use crate::{cli, observed, signals::run_until_signalled, signing::Signing, up};
 /// `insula controllers`.
 pub(crate) fn controllers(options: &cli::Controllers) -> Result<()> {
     run_until_signalled(|shutdown: CancellationToken| async move {
-        let client = Client::from_kubeconfig(&options.kubeconfig, "insula-controllers").await?;
+        // A hundred watches: each on a connection of its own would take buffers on both sides.
+        let client = Client::multiplexed(&options.kubeconfig, "insula-controllers").await?;
         let root_ca = std::fs::read_to_string(&options.root_ca)
             .with_context(|| format!("cannot read the CA {}", options.root_ca.display()))?;
         let mut config = insula_controllers::Config::new(root_ca);

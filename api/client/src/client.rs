@@ -101,9 +101,9 @@ impl Client {
         Ok(Self::new(Ways { usual, both_ways }, user_agent))
     }
 
-    /// The same with all requests on one connection, by HTTP/2: for who has many under way.
+    /// The same with many requests on one connection, by HTTP/2: for who has many under way.
     ///
-    /// Every call makes a connection of its own, which is made again when it has ended.
+    /// Every call makes connections of its own, which are made again when they have ended.
     pub async fn multiplexed(path: &Path, user_agent: &str) -> Result<Self, ClientError> {
         let user_agent = parse_user_agent(user_agent)?;
         Ok(Self::new(Ways::one(multiplexed(&read_config(path).await?)?), user_agent))

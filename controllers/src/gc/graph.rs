@@ -15,8 +15,8 @@ use std::{
     sync::Arc,
 };
 
-use insula_client::{ObjectKey, PartialObject, ResourceRef, Tenanted};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use insula_client::{ObjectKey, ResourceRef};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
 /// An object waits with this finalizer until those that it owns are gone.
 pub(super) const FOREGROUND: &str = "foregroundDeletion";
@@ -36,22 +36,26 @@ pub(super) struct Node {
 }
 
 impl Node {
-    pub(super) fn new(
-        resource: &Arc<ResourceRef>,
-        key: &ObjectKey,
-        object: &Tenanted<PartialObject>,
-    ) -> Self {
-        let has = |name: &str| object.metadata.finalizers.iter().flatten().any(|it| it == name);
-        let is_deleting = object.is_deleting();
+    pub(super) fn new(resource: &Arc<ResourceRef>, key: &ObjectKey, object: &ObjectMeta) -> Self {
+        let has = |name: &str| object.finalizers.iter().flatten().any(|it| it == name);
+        let is_deleting = object.deletion_timestamp.is_some();
         Self {
             resource: resource.clone(),
             key: key.clone(),
-            uid: object.uid().into(),
-            owners: object.metadata.owner_references.as_deref().unwrap_or_default().into(),
+            uid: object.uid.as_deref().unwrap_or_default().into(),
+            owners: object.owner_references.as_deref().unwrap_or_default().into(),
             is_deleting,
             waits_for_dependents: is_deleting && has(FOREGROUND),
             orphans_dependents: is_deleting && has(ORPHAN),
         }
+    }
+
+    /// Whether what the graph knows of the two states of an object is the same.
+    pub(super) fn is_same(old: &ObjectMeta, new: &ObjectMeta) -> bool {
+        old.uid == new.uid
+            && old.deletion_timestamp == new.deletion_timestamp
+            && old.owner_references == new.owner_references
+            && old.finalizers == new.finalizers
     }
 
     /// Whether `owner` keeps waiting as long as this object is there.

@@ -9,18 +9,26 @@ use k8s_openapi::api::{
     resource::v1::{Device, ResourceSlice},
 };
 
+/// What of a node's room is looked at, to spread endpoints over zones.
+const ROOM: &str = "cpu";
+
 /// Keeps of a node how it is labelled, tainted and how it is, how large, and which volumes it has.
+/// No copies are as many that are not packed.
 pub(super) fn trim_node(node: &mut Node) {
-    if let Some(old) = node.status.take() {
-        let NodeStatus { conditions, allocatable, volumes_attached, volumes_in_use, .. } = old;
-        node.status = Some(NodeStatus {
-            conditions,
-            allocatable,
-            volumes_attached,
-            volumes_in_use,
-            ..NodeStatus::default()
-        });
+    let Some(old) = node.status.take() else { return };
+    let NodeStatus { mut conditions, mut allocatable, volumes_attached, volumes_in_use, .. } = old;
+    allocatable.iter_mut().for_each(|it| it.retain(|name, _| name == ROOM));
+    for condition in conditions.iter_mut().flatten() {
+        (condition.reason, condition.message) = (None, None);
     }
+    conditions.iter_mut().for_each(Vec::shrink_to_fit);
+    node.status = Some(NodeStatus {
+        conditions,
+        allocatable,
+        volumes_attached,
+        volumes_in_use,
+        ..NodeStatus::default()
+    });
 }
 
 /// Only what is tainted matters, and that it is.
