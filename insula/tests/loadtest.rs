@@ -312,5 +312,5 @@ fn what_is_wrong_is_said_before_anything_is_done() {
 
     let listed = insula().args(["loadtest", "run", "--list"]).output().unwrap();
     let (told, _) = ends(&listed, 0);
-    assert!(told.lines().count() == 12 && told.contains("noisy-neighbour"), "{told}");
+    assert!(told.lines().count() == 13 && told.contains("noisy-neighbour"), "{told}");
 }

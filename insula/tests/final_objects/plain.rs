@@ -90,10 +90,14 @@ fn replaced(text: &str, names: &BTreeMap<String, String>) -> String {
 }
 
 fn is_time(text: &str) -> bool {
-    text.len() >= 20
-        && text.as_bytes()[4] == b'-'
-        && text.as_bytes()[10] == b'T'
-        && text.ends_with('Z')
+    let is_date = text.len() >= 10
+        && text.bytes().take(10).enumerate().all(|(n, it)| match n {
+            4 | 7 => it == b'-',
+            _ => it.is_ascii_digit(),
+        });
+    is_date
+        && (text.len() == 10
+            || text.len() >= 20 && text.as_bytes()[10] == b'T' && text.ends_with('Z'))
 }
 
 fn is_address(text: &str) -> bool {
