@@ -8,6 +8,7 @@ pub(crate) mod status;
 
 use std::{collections::BTreeMap, time::Duration};
 
+use insula_api::quantity::Quantity as Amount;
 use insula_client::{
     Api, Client, Error, EventRecorder, EventType, Patch, Tenanted, chain, newer_version,
 };
@@ -17,7 +18,10 @@ use k8s_openapi::{
         coordination::v1::{Lease, LeaseSpec},
         core::v1::{ContainerImage, Node, NodeStatus},
     },
-    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference},
+    apimachinery::pkg::{
+        api::resource::Quantity,
+        apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference},
+    },
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -391,12 +395,25 @@ pub(crate) fn is_same(old: &NodeStatus, new: &NodeStatus) -> bool {
     };
     let (old, new) = (timeless(old), timeless(new));
     old.addresses == new.addresses
-        && old.capacity == new.capacity
-        && old.allocatable == new.allocatable
+        && are_same_amounts(old.capacity.as_ref(), new.capacity.as_ref())
+        && are_same_amounts(old.allocatable.as_ref(), new.allocatable.as_ref())
         && old.conditions == new.conditions
         && old.daemon_endpoints == new.daemon_endpoints
         && old.images == new.images
         && old.node_info == new.node_info
+}
+
+/// Whether amounts are the same, however they are written: the server writes them its own way.
+fn are_same_amounts(
+    old: Option<&BTreeMap<String, Quantity>>,
+    new: Option<&BTreeMap<String, Quantity>>,
+) -> bool {
+    let (old, new) = (old.into_iter().flatten(), new.into_iter().flatten());
+    let amount = |it: &Quantity| Amount::parse(&it.0).ok();
+    let is_same = |((one, old), (other, new)): ((&String, &Quantity), (&String, &Quantity))| {
+        one == other && (old == new || amount(old).is_some_and(|it| amount(new) == Some(it)))
+    };
+    old.clone().count() == new.clone().count() && old.zip(new).all(is_same)
 }
 
 /// A status as a patch: addresses that are no more must not stay.
@@ -406,4 +423,22 @@ fn replaced(status: &NodeStatus) -> Value {
         addresses.insert(0, json!({"$patch": "replace"}));
     }
     status
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_are_the_same_however_they_are_written() {
+        let status = |memory: &str, cpu: &str| {
+            let amounts = json!({"memory": memory, "cpu": cpu});
+            let status = json!({"capacity": amounts, "allocatable": amounts});
+            serde_json::from_value::<NodeStatus>(status).unwrap()
+        };
+        let ours = status("33554432Ki", "4000m");
+        assert!(is_same(&status("32Gi", "4"), &ours));
+        assert!(!is_same(&status("32Gi", "3"), &ours));
+        assert!(!is_same(&NodeStatus::default(), &ours));
+    }
 }
