@@ -156,9 +156,9 @@ impl<S: AsyncWrite + Unpin> Gathering<S> {
         // How much there was to be sent at the last look.
         let mut before = 0;
         poll_fn(|context| {
-            self.0.lock().left = AT_ONCE;
             let outcome = connection.as_mut().poll(context);
             let state = &mut *self.0.lock();
+            state.left = AT_ONCE;
             if outcome.is_pending() && before < state.out.len() && state.out.len() < ENOUGH {
                 before = state.out.len();
                 // Woken while it runs, a task comes after all others that are ready.

@@ -94,8 +94,7 @@ impl Matcher {
         }
         let Some(selector) = &self.fields else { return true };
         let Some(object) = seen.object(&self.needles) else { return false };
-        let field = |name: &str| field_of(resource, object, name);
-        selector.terms.iter().all(|term| (field(&term.field) == term.value) != term.negated)
+        selector.matches(|field| field_of(resource, object, field))
     }
 }
 

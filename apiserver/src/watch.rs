@@ -291,7 +291,7 @@ impl Watch {
         // What most watches ask of an event they all ask: it is looked at once.
         let seen = match self.matcher.is_empty() {
             true => None,
-            false => Some(self.server.sights.of(event)?),
+            false => Some(self.server.sights.of(event)),
         };
         let fits = |seen: &Sight| self.matcher.fits(resource, seen);
         let is = !event.deleted && seen.as_ref().is_none_or(|it| fits(&it[0]));

@@ -14,26 +14,12 @@ use k8s_openapi::api::{
     apps::v1::{ControllerRevision, ReplicaSet, StatefulSet},
     core::v1::{Event, Pod, ResourceQuota, ServiceAccount},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
-use self::cloud::Cloud;
+use self::cloud::{Cloud, replicated};
 
 /// Long enough for dozens of tries, if nothing held them back.
 const A_WHILE: Duration = Duration::from_secs(3);
-
-fn set(name: &str, app: &str, replicas: i32) -> Value {
-    json!({
-        "metadata": {"name": name},
-        "spec": {
-            "replicas": replicas,
-            "selector": {"matchLabels": {"app": app}},
-            "template": {
-                "metadata": {"labels": {"app": app}},
-                "spec": {"containers": [{"name": "c", "image": "app:1"}]},
-            },
-        },
-    })
-}
 
 async fn get(cloud: &Cloud, tenant: &TenantName, name: &str) -> Tenanted<ReplicaSet> {
     cloud.client.tenant(tenant).namespaced("default").get(name).await.unwrap()
@@ -64,7 +50,7 @@ async fn sets_that_select_the_same_pods_keep_to_their_own() {
     let cloud = Cloud::with_controllers(1).await;
     let acme = cloud.tenant("acme").await;
     for (name, replicas) in [("one", 2), ("two", 3)] {
-        cloud.create::<ReplicaSet>(&acme, "default", set(name, "web", replicas)).await;
+        cloud.create::<ReplicaSet>(&acme, "default", replicated(name, "web", replicas)).await;
     }
     let wanted = BTreeMap::from([("one".to_owned(), 2), ("two".to_owned(), 3)]);
     let are_counted = async || {
@@ -88,7 +74,7 @@ async fn sets_that_select_the_same_pods_keep_to_their_own() {
 async fn what_admission_refuses_is_said_and_made_later() {
     let cloud = Cloud::with_controllers(1).await;
     let acme = cloud.tenant("acme").await;
-    let mut refused = set("web", "web", 3);
+    let mut refused = replicated("web", "web", 3);
     refused["spec"]["template"]["spec"]["serviceAccountName"] = json!("nobody");
     cloud.create::<ReplicaSet>(&acme, "default", refused).await;
     cloud
@@ -125,7 +111,7 @@ async fn a_quota_that_runs_out_half_way_is_used_to_its_end() {
             quotas.get("pods").await.unwrap().object.status.is_some_and(|it| it.hard.is_some())
         })
         .await;
-    cloud.create::<ReplicaSet>(&acme, "default", set("web", "web", 5)).await;
+    cloud.create::<ReplicaSet>(&acme, "default", replicated("web", "web", 5)).await;
     cloud
         .until("it says why", async || {
             failure(&cloud, &acme, "web")
@@ -148,7 +134,7 @@ async fn more_than_a_thousand_revisions_are_cut_down_to_what_is_kept() {
     const MANY: usize = 1_200;
     let cloud = Cloud::with_controllers(1).await;
     let acme = cloud.tenant("acme").await;
-    let mut wanted = set("db", "db", 1);
+    let mut wanted = replicated("db", "db", 1);
     wanted["spec"]["serviceName"] = json!("db");
     wanted["spec"]["revisionHistoryLimit"] = json!(2);
     // None of the many is the one that it makes of its template.

@@ -16,20 +16,10 @@ use k8s_openapi::api::{
 };
 use serde_json::{Value, json};
 
-use self::cloud::Cloud;
+use self::cloud::{Cloud, replicated};
 
 fn deployment(name: &str, replicas: i32) -> Value {
-    json!({
-        "metadata": {"name": name},
-        "spec": {
-            "replicas": replicas,
-            "selector": {"matchLabels": {"app": name}},
-            "template": {
-                "metadata": {"labels": {"app": name}},
-                "spec": {"containers": [{"name": "c", "image": "app:1"}]},
-            },
-        },
-    })
+    replicated(name, name, replicas)
 }
 
 async fn get(cloud: &Cloud, tenant: &TenantName, name: &str) -> Tenanted<Deployment> {

@@ -268,9 +268,8 @@ pub(crate) struct Up {
     /// Name of this machine as a node; its host name by default.
     #[arg(long, value_name = "NAME")]
     pub(crate) node_name: Option<String>,
-    /// Socket of the container runtime.
-    #[arg(long, value_name = "URL", default_value = "unix:///run/containerd/containerd.sock")]
-    pub(crate) container_runtime_endpoint: String,
+    #[command(flatten)]
+    pub(crate) agent: Agent,
     /// Port of the node agent's own server; 0 takes a free one.
     #[arg(long, value_name = "PORT", default_value_t = 10250)]
     pub(crate) node_port: u16,
@@ -524,6 +523,23 @@ pub(crate) struct Scheduler {
     pub(crate) config: Option<PathBuf>,
 }
 
+/// What a node agent is told, in a process of its own or not.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Agent {
+    /// Socket of the container runtime.
+    #[arg(long, value_name = "URL", default_value = "unix:///run/containerd/containerd.sock")]
+    pub(crate) container_runtime_endpoint: String,
+    /// When the node is short of something, and gets no more pods: SIGNAL<AMOUNT, separated by
+    /// commas. Signals are memory.available, nodefs.available, nodefs.inodesFree and
+    /// pid.available; what is not named is never short.
+    #[arg(
+        long,
+        value_name = "LIST",
+        default_value = "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,pid.available<5%"
+    )]
+    pub(crate) eviction_hard: insula_nodeagent::Thresholds,
+}
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Node {
     /// How to reach the API server, as user `system:node:NAME` in group `system:nodes` of tenant
@@ -551,9 +567,8 @@ pub(crate) struct Node {
     /// CA of those who may ask it.
     #[arg(long, value_name = "FILE")]
     pub(crate) client_ca_file: PathBuf,
-    /// Socket of the container runtime.
-    #[arg(long, value_name = "URL", default_value = "unix:///run/containerd/containerd.sock")]
-    pub(crate) container_runtime_endpoint: String,
+    #[command(flatten)]
+    pub(crate) agent: Agent,
     /// Where containers find the API server.
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) apiserver_address: Option<SocketAddr>,

@@ -61,7 +61,7 @@ pub(crate) fn scheduler_config(file: Option<&Path>) -> Result<insula_scheduler::
 pub(crate) fn node(options: &cli::Node) -> Result<()> {
     up::check_root()?;
     run_until_signalled(|shutdown: CancellationToken| async move {
-        up::check_runtime(&options.container_runtime_endpoint).await?;
+        up::check_runtime(&options.agent.container_runtime_endpoint).await?;
         let client = Client::from_kubeconfig(&options.kubeconfig, "insula-node").await?;
         let name = options.node_name.clone().unwrap_or_else(up::host_name);
         let address = options.node_ip.unwrap_or_else(|| up::own_address(options.listen.ip()));
@@ -74,7 +74,8 @@ pub(crate) fn node(options: &cli::Node) -> Result<()> {
         );
         config.root_dir = options.data_dir.join("node");
         config.pod_logs_dir = options.data_dir.join("logs");
-        config.runtime_endpoint.clone_from(&options.container_runtime_endpoint);
+        config.runtime_endpoint.clone_from(&options.agent.container_runtime_endpoint);
+        config.eviction_hard = options.agent.eviction_hard;
         config.listen = options.listen;
         config.apiserver_address = options.apiserver_address;
         Ok(insula_nodeagent::run(config, client, shutdown).await?)

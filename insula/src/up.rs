@@ -49,7 +49,7 @@ async fn cloud(options: &cli::Up, shutdown: CancellationToken) -> Result<()> {
     let with_node = !without(options, "node");
     if with_node {
         check_root()?;
-        check_runtime(&options.container_runtime_endpoint).await?;
+        check_runtime(&options.agent.container_runtime_endpoint).await?;
     }
     let directory = DataDir::create(&options.data_dir)?;
     let listener = TcpListener::bind(options.listen).await.with_context(|| {
@@ -281,7 +281,8 @@ impl Parts<'_> {
         let mut config = NodeConfig::new(name, address, cert, key, pki.join("ca.crt"));
         config.root_dir = self.directory.path("node");
         config.pod_logs_dir = self.directory.path("logs");
-        config.runtime_endpoint.clone_from(&self.options.container_runtime_endpoint);
+        config.runtime_endpoint.clone_from(&self.options.agent.container_runtime_endpoint);
+        config.eviction_hard = self.options.agent.eviction_hard;
         // Only who reaches this machine reaches its agent.
         let listen = if address.is_loopback() { address } else { self.options.listen.ip() };
         config.listen = SocketAddr::new(listen, self.options.node_port);

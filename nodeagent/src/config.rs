@@ -5,6 +5,8 @@ use std::{
     path::PathBuf,
 };
 
+use crate::registration::Thresholds;
+
 /// Configuration of one node agent. Fill in what has no default with [`NodeConfig::new`].
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
@@ -30,6 +32,8 @@ pub struct NodeConfig {
     /// What `KUBERNETES_SERVICE_HOST` and `KUBERNETES_SERVICE_PORT` say in containers.
     pub apiserver_address: Option<SocketAddr>,
     pub max_pods: u32,
+    /// When the node is short of memory, disk or processes.
+    pub eviction_hard: Thresholds,
     /// The parent of all pods' control groups.
     pub cgroup_root: String,
     /// Labels the Node object gets on top of those that describe the machine.
@@ -63,6 +67,7 @@ impl NodeConfig {
             cluster_domain: "cluster.local".to_owned(),
             apiserver_address: None,
             max_pods: 110,
+            eviction_hard: Thresholds::default(),
             cgroup_root: "/kubepods".to_owned(),
             node_labels: Vec::new(),
             max_log_bytes: 10 << 20,

@@ -29,7 +29,7 @@ use crate::{
         plan::{Role, containers},
         status::{self, Health, Report, Waiting},
     },
-    registration::{self, conditions::Observation, status::Seen},
+    registration::{self, Thresholds, conditions::Observation, status::Seen},
 };
 
 const RUNTIME: &str = "hollow";
@@ -87,6 +87,7 @@ pub fn node_status(
         address: address.into(),
         port: PORT,
         max_pods: capacity.pods,
+        eviction_hard: Thresholds::default(),
         machine: &machine(name, capacity),
         runtime_version: Some(format!("{RUNTIME}://{}", env!("CARGO_PKG_VERSION"))),
         images: None,

@@ -44,4 +44,5 @@ pub use self::{
     agent::{NodeAgent, run},
     config::NodeConfig,
     error::NodeError,
+    registration::{ThresholdError, Thresholds},
 };

@@ -5,6 +5,7 @@
 
 pub(crate) mod conditions;
 pub(crate) mod status;
+mod thresholds;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -30,6 +31,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub use self::thresholds::{ThresholdError, Thresholds};
 use self::{conditions::Observation, status::Seen};
 use crate::{
     NodeConfig,
@@ -257,6 +259,7 @@ impl Registration {
             address: self.config.node_ip,
             port: self.config.listen.port(),
             max_pods: self.config.max_pods,
+            eviction_hard: self.config.eviction_hard,
             machine: &self.machine,
             runtime_version: version
                 .ok()

@@ -52,6 +52,12 @@ impl Core {
         }
     }
 
+    /// Which of equal nodes are chosen follows from this; it is random otherwise.
+    #[cfg(test)]
+    pub(crate) fn set_ties(&mut self, ties: u32) {
+        self.n_decisions = ties.into();
+    }
+
     pub(crate) fn profiles(&self) -> &[Profile] {
         &self.profiles
     }

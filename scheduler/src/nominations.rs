@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use insula_client::ObjectKey;
 
-use crate::{ledger::Uid, pod::Shape};
+use crate::{pod::Shape, preempting::Victim};
 
 /// All nominated pods.
 #[derive(Debug, Default)]
@@ -12,7 +12,7 @@ pub(crate) struct Nominations {
     by_pod: HashMap<ObjectKey, usize>,
     by_row: HashMap<usize, Vec<(ObjectKey, Arc<Shape>)>>,
     /// Who was asked to end for a pod, on the row that it is nominated for.
-    asked: HashMap<ObjectKey, Vec<(ObjectKey, Uid)>>,
+    asked: HashMap<ObjectKey, Vec<Victim>>,
     version: u64,
 }
 
@@ -50,12 +50,12 @@ impl Nominations {
     }
 
     /// Notes who was asked to end for a pod, which is nominated for their row.
-    pub(crate) fn ask(&mut self, key: &ObjectKey, victims: Vec<(ObjectKey, Uid)>) {
+    pub(crate) fn ask(&mut self, key: &ObjectKey, victims: Vec<Victim>) {
         self.asked.insert(key.clone(), victims);
     }
 
     /// Who was asked to end for a pod, be they gone by now or not.
-    pub(crate) fn asked(&self, key: &ObjectKey) -> &[(ObjectKey, Uid)] {
+    pub(crate) fn asked(&self, key: &ObjectKey) -> &[Victim] {
         self.asked.get(key).map_or(&[], Vec::as_slice)
     }
 

@@ -20,7 +20,7 @@ use crate::{
 const PARALLEL: usize = 16;
 
 /// A pod that has to end.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Victim {
     pub(crate) key: ObjectKey,
     pub(crate) uid: Uid,

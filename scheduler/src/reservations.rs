@@ -11,6 +11,9 @@
 //!   the pod is gone.
 //! * Only the replica of the tenant confirms or gives back, and it confirms nothing before enough
 //!   pods of the group have nodes or reserved room.
+//! * Once enough is reserved, none of it is given back: one that was the tenant's replica before,
+//!   and has yet to hear that it is so no more, may be binding to it. So what was only asked for is
+//!   given back first, unless it is reserved by then, and the rest when none of that is left.
 
 use std::time::Duration;
 
@@ -95,6 +98,7 @@ pub(crate) enum Next {
     Wait,
     /// Confirm what is reserved; give back what was only asked for.
     Confirm,
+    /// Give back what was only asked for; when there is no such, what is reserved.
     GiveBack,
 }
 

@@ -463,12 +463,11 @@ impl Scheduler {
                 let world = &mut self.core.world;
                 let victims = victims.into_iter().filter_map(|key| {
                     let uid = world.held(&key)?.uid.clone();
-                    Some((key, uid))
+                    Some(Victim { key, uid })
                 });
                 let victims: Vec<_> = victims.collect();
                 world.nominations.ask(key, victims.clone());
-                let victims = victims.into_iter().map(|(key, uid)| Victim { key, uid });
-                self.evictor.evict(&pod, &node, victims.collect(), permit);
+                self.evictor.evict(&pod, &node, victims, permit);
                 nominated = Nominated::On(node);
             }
         }

@@ -191,9 +191,11 @@ fn node() -> Node {
 }
 
 impl Replica {
-    fn new(life: u64) -> Self {
+    fn new(life: u64, ties: u32) -> Self {
+        let mut core = Core::new(vec![Profile::default()]);
+        core.set_ties(ties);
         Self {
-            core: Core::new(vec![Profile::default()]),
+            core,
             life,
             seen: 0,
             sleeps_until: 0,
@@ -235,8 +237,10 @@ impl Replica {
 
 impl Sim {
     fn new(seed: u64, without: Without) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let replicas = (0..N_REPLICAS).map(|_| Replica::new(0, rng.random())).collect();
         let mut sim = Self {
-            rng: StdRng::seed_from_u64(seed),
+            rng,
             without,
             now: 0,
             log: Vec::new(),
@@ -247,7 +251,7 @@ impl Sim {
             table: vec![(0, usize::MAX); usize::from(N_BLOCKS)],
             epochs: vec![0; usize::from(N_BLOCKS)],
             newest: 0,
-            replicas: (0..N_REPLICAS).map(|_| Replica::new(0)).collect(),
+            replicas,
             messages: BTreeMap::new(),
             n_messages: 0,
             n_bound: 0,

@@ -58,10 +58,7 @@ impl<F: Future + Unpin> Future for Connection<F> {
             *turns = Some(Turns::new(paying.line.clone(), paying.account.clone(), false));
         }
         let Some(turns) = turns else { return Pin::new(work).poll(context) };
-        match turns.poll(context, |context| Pin::new(work).poll(context)) {
-            Poll::Ready(polled) => polled,
-            Poll::Pending => Poll::Pending,
-        }
+        turns.poll(context, |context| Pin::new(work).poll(context))
     }
 }
 

@@ -39,11 +39,11 @@ impl Turns {
         Arc::ptr_eq(&self.account, account)
     }
 
-    /// Does `work` when it is its turn.
+    /// Does `work`, which is one poll, when it is its turn.
     pub(super) fn poll<T>(
         &mut self,
         context: &mut Context<'_>,
-        work: impl FnOnce(&mut Context<'_>) -> T,
+        work: impl FnOnce(&mut Context<'_>) -> Poll<T>,
     ) -> Poll<T> {
         let begin = self.line.now();
         if self.waiter.is_none() {
@@ -51,7 +51,7 @@ impl Turns {
                 let done = work(context);
                 let now = self.line.now();
                 self.line.charge(&self.account, now - begin);
-                return Poll::Ready(done);
+                return done;
             }
             self.waiter = Some(self.line.stand(&self.account));
             self.has_yielded = false;
@@ -70,11 +70,10 @@ impl Turns {
         // Given back however the work ends.
         let mut seat = Seat { turns: self, begin: 0, seated };
         seat.begin = seat.turns.line.now();
-        let done = match seat.turns.is_long && runs_on_several() {
+        match seat.turns.is_long && runs_on_several() {
             true => tokio::task::block_in_place(|| work(context)),
             false => work(context),
-        };
-        Poll::Ready(done)
+        }
     }
 }
 
@@ -128,10 +127,7 @@ impl<F: Future + Unpin> Future for InTurn<F> {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let Self { turns, work } = &mut *self;
         let Some(turns) = turns else { return Pin::new(work).poll(context) };
-        match turns.poll(context, |context| Pin::new(work).poll(context)) {
-            Poll::Ready(polled) => polled,
-            Poll::Pending => Poll::Pending,
-        }
+        turns.poll(context, |context| Pin::new(work).poll(context))
     }
 }
 
@@ -156,10 +152,7 @@ impl http_body::Body for Paced {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Self { turns, body } = &mut *self;
-        match turns.poll(context, |context| Pin::new(body).poll_frame(context)) {
-            Poll::Ready(polled) => polled,
-            Poll::Pending => Poll::Pending,
-        }
+        turns.poll(context, |context| Pin::new(body).poll_frame(context))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -3,15 +3,13 @@
 //! Every feed is told of every change of a pod, and nearly all of them have nothing to do with it.
 //! What the first finds lies here for the others, until another event takes its place.
 
-use std::{
-    borrow::Cow,
-    sync::{Arc, Weak},
-};
+use std::{borrow::Cow, sync::Arc};
 
 use insula_partition::watch::Event;
 use memchr::memmem;
-use parking_lot::Mutex;
 use serde::Deserialize;
+
+use crate::per_event::PerEvent;
 
 /// So many are kept: of some batches, as feeds are not all equally far.
 const SLOTS: usize = 1024;
@@ -55,37 +53,18 @@ impl Bound {
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct Names(Box<[Mutex<Option<Kept>>]>);
-
-#[derive(Debug)]
-struct Kept {
-    /// Not the event itself, which has two pods in it.
-    event: Weak<Event>,
-    bound: Arc<Bound>,
-}
+pub(crate) struct Names(PerEvent<(), Arc<Bound>>);
 
 impl Default for Names {
     fn default() -> Self {
-        Self((0..SLOTS).map(|_| Mutex::new(None)).collect())
+        Self(PerEvent::new(SLOTS))
     }
 }
 
 impl Names {
     /// What a change of a pod says of where it is bound.
     pub(super) fn of(&self, event: &Arc<Event>) -> Arc<Bound> {
-        let at = usize::try_from(event.revision.0).unwrap_or_default() % SLOTS;
-        let Some(slot) = self.0.get(at) else { return Arc::new(Bound::new(event)) };
-        if let Some(kept) = &*slot.lock()
-            && std::ptr::eq(kept.event.as_ptr(), Arc::as_ptr(event))
-        {
-            return kept.bound.clone();
-        }
-        let bound = Arc::new(Bound::new(event));
-        let kept = Kept { event: Arc::downgrade(event), bound: bound.clone() };
-        // Not under the lock: it may be the last who knows the event.
-        let before = slot.lock().replace(kept);
-        drop(before);
-        bound
+        self.0.one(event, || Arc::new(Bound::new(event)))
     }
 }
 

@@ -26,6 +26,21 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 /// How long anything may take to come true. The machine may be busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// A deployment, or a set, of so many pods with the label `app`.
+pub(crate) fn replicated(name: &str, app: &str, replicas: i32) -> Value {
+    json!({
+        "metadata": {"name": name},
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": {"app": app}},
+            "template": {
+                "metadata": {"labels": {"app": app}},
+                "spec": {"containers": [{"name": "c", "image": "app:1"}]},
+            },
+        },
+    })
+}
+
 /// Storage and an API server on it.
 pub(crate) struct Backend {
     pub(crate) authority: Authority,

@@ -31,6 +31,8 @@ use std::{
 
 /// How long a debug build on a busy machine may take to get ready.
 const READY: Duration = Duration::from_secs(180);
+/// Nodes take pods however full the disk is that the tests run on.
+pub(crate) const ROOM: &str = "nodefs.available<1Mi";
 
 /// See the module.
 pub(crate) struct Cloud {
@@ -146,6 +148,7 @@ impl Cloud {
         match &self.socket {
             Some(socket) => {
                 command.arg("--container-runtime-endpoint").arg(format!("unix://{socket}"));
+                command.args(["--eviction-hard", ROOM]);
             }
             None => {
                 command.args(["--without", "node"]);

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Kubectl, insula, root};
+use super::{Kubectl, ROOM, insula, root};
 
 /// How long a debug build on a busy machine may take to get ready.
 const READY: Duration = Duration::from_secs(180);
@@ -240,6 +240,7 @@ impl Servers {
             .args(["node", "--node-name", "n1", "--node-ip", &ip, "--listen"])
             .arg(format!("{ip}:0"))
             .args(["--container-runtime-endpoint", &format!("unix://{socket}")])
+            .args(["--eviction-hard", ROOM])
             .args(["--apiserver-address", self.address(server), "--kubeconfig"])
             .arg(home.join("node.kubeconfig"))
             .arg("--data-dir")

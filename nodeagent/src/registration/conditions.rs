@@ -6,14 +6,8 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Time,
 };
 
+use super::thresholds::{Threshold, Thresholds};
 use crate::{cri::v1, machine::Room};
-
-/// Below this the node is short of memory.
-const MIN_MEMORY: i64 = 100 << 20;
-/// Parts of a hundred that must be free on disk.
-const MIN_DISK: u64 = 10;
-const MIN_INODES: u64 = 5;
-const MIN_PROCESSES: u64 = 5;
 
 pub(super) const TYPES: [&str; 5] =
     ["MemoryPressure", "DiskPressure", "PIDPressure", "ContainerRuntimeReady", "Ready"];
@@ -63,19 +57,27 @@ pub(super) fn changes(
     })
 }
 
-/// All conditions, those that are unchanged with the time since when they are.
+/// All conditions of a machine with so much memory, those that are unchanged with the time since
+/// when they are.
 pub(super) fn conditions(
     seen: &Observation,
+    (limits, memory): (&Thresholds, u64),
     old: &[NodeCondition],
     now: Timestamp,
 ) -> Vec<NodeCondition> {
-    let share = |free: u64, all: u64| free.saturating_mul(100).checked_div(all).unwrap_or(100);
-    let memory = seen.memory_available.is_some_and(|it| it < MIN_MEMORY);
+    let is_short = |limit: Option<Threshold>, free: u64, all: u64| {
+        limit.is_some_and(|limit| free < limit.of(all))
+    };
+    let memory = seen
+        .memory_available
+        .is_some_and(|it| is_short(limits.memory, u64::try_from(it).unwrap_or(0), memory));
     let disk = seen.room.is_some_and(|it| {
-        share(it.bytes_free, it.bytes) < MIN_DISK || share(it.inodes_free, it.inodes) < MIN_INODES
+        is_short(limits.disk, it.bytes_free, it.bytes)
+            || is_short(limits.inodes, it.inodes_free, it.inodes)
     });
-    let processes =
-        seen.processes.is_some_and(|(n, all)| share(all.saturating_sub(n), all) < MIN_PROCESSES);
+    let processes = seen
+        .processes
+        .is_some_and(|(n, all)| is_short(limits.processes, all.saturating_sub(n), all));
     let (runtime, ready) = readiness(&seen.runtime);
     let verdicts = [
         pressure(
@@ -184,6 +186,10 @@ mod tests {
         }
     }
 
+    fn of(seen: &Observation, old: &[NodeCondition], now: Timestamp) -> Vec<NodeCondition> {
+        conditions(seen, (&Thresholds::default(), 8 << 30), old, now)
+    }
+
     fn text(conditions: &[NodeCondition]) -> String {
         let mut text = String::new();
         for it in conditions {
@@ -194,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_healthy_node() {
-        let found = conditions(&seen(Ok(runtime(true))), &[], Timestamp::UNIX_EPOCH);
+        let found = of(&seen(Ok(runtime(true))), &[], Timestamp::UNIX_EPOCH);
         assert_eq!(
             text(&found),
             "MemoryPressure=False DiskPressure=False PIDPressure=False \
@@ -208,16 +214,21 @@ mod tests {
         seen.memory_available = Some(1);
         seen.room = Some(Room { bytes: 100, bytes_free: 50, inodes: 100, inodes_free: 4 });
         seen.processes = Some((96, 100));
-        let found = conditions(&seen, &[], Timestamp::UNIX_EPOCH);
+        let found = of(&seen, &[], Timestamp::UNIX_EPOCH);
         assert!(
             text(&found).starts_with("MemoryPressure=True DiskPressure=True PIDPressure=True ")
+        );
+        let lax = "memory.available<1,nodefs.inodesFree<4%".parse().unwrap();
+        let found = conditions(&seen, (&lax, 8 << 30), &[], Timestamp::UNIX_EPOCH);
+        assert!(
+            text(&found).starts_with("MemoryPressure=False DiskPressure=False PIDPressure=False ")
         );
     }
 
     #[test]
     fn a_node_that_is_not_ready_says_why() {
         let message = |runtime| {
-            let found = conditions(&seen(runtime), &[], Timestamp::UNIX_EPOCH);
+            let found = of(&seen(runtime), &[], Timestamp::UNIX_EPOCH);
             assert_eq!(found[4].status, "False");
             found[4].message.clone().unwrap()
         };
@@ -232,8 +243,8 @@ mod tests {
     fn a_condition_keeps_its_time_while_it_holds() {
         let then = Timestamp::UNIX_EPOCH;
         let now = Timestamp::from_second(100).unwrap();
-        let before = conditions(&seen(Ok(runtime(true))), &[], then);
-        let after = conditions(&seen(Err("gone".to_owned())), &before, now);
+        let before = of(&seen(Ok(runtime(true))), &[], then);
+        let after = of(&seen(Err("gone".to_owned())), &before, now);
         assert_eq!(after[0].last_transition_time, Some(Time(then)));
         assert_eq!(after[0].last_heartbeat_time, Some(Time(now)));
         assert_eq!(after[4].last_transition_time, Some(Time(now)));
@@ -242,7 +253,7 @@ mod tests {
     #[test]
     fn what_is_other_than_before_is_told() {
         let status = |seen: Observation, before: &[NodeCondition]| NodeStatus {
-            conditions: Some(conditions(&seen, before, Timestamp::UNIX_EPOCH)),
+            conditions: Some(of(&seen, before, Timestamp::UNIX_EPOCH)),
             ..NodeStatus::default()
         };
         let told = |now: &NodeStatus, before: Option<&NodeStatus>| {

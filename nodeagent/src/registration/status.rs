@@ -11,13 +11,15 @@ use k8s_openapi::{
     apimachinery::pkg::api::resource::Quantity,
 };
 
-use super::conditions::{Observation, conditions};
+use super::{
+    Thresholds,
+    conditions::{Observation, conditions},
+    thresholds::Threshold,
+};
 use crate::machine::Machine;
 
 /// The Kubernetes version whose behaviour the agent has.
 const KUBELET_VERSION: &str = concat!("v1.36.2+insula-", env!("CARGO_PKG_VERSION"));
-/// Kept for the system when pods' memory is counted.
-const RESERVED_MEMORY: i64 = 100 << 20;
 
 /// All that a status depends on.
 #[derive(Debug)]
@@ -27,6 +29,7 @@ pub(crate) struct Seen<'a> {
     /// Where logs, exec and the like are served.
     pub(crate) port: u16,
     pub(crate) max_pods: u32,
+    pub(crate) eviction_hard: Thresholds,
     pub(crate) machine: &'a Machine,
     /// `name://version`; `None` if it could not be asked.
     pub(crate) runtime_version: Option<String>,
@@ -48,7 +51,12 @@ pub(crate) fn status(seen: &Seen<'_>, old: Option<&NodeStatus>, now: Timestamp) 
         ]),
         capacity: Some(capacity),
         allocatable: Some(allocatable),
-        conditions: Some(conditions(&seen.observation, old_conditions, now)),
+        conditions: Some(conditions(
+            &seen.observation,
+            (&seen.eviction_hard, u64::try_from(machine.memory).unwrap_or(0)),
+            old_conditions,
+            now,
+        )),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: seen.port.into() }),
         }),
@@ -76,7 +84,7 @@ pub(crate) fn status(seen: &Seen<'_>, old: Option<&NodeStatus>, now: Timestamp) 
 
 /// What there is, and what of it pods may have.
 fn resources(seen: &Seen<'_>) -> (BTreeMap<String, Quantity>, BTreeMap<String, Quantity>) {
-    let list = |memory: i64, disk: u64| {
+    let list = |memory: u64, disk: u64| {
         BTreeMap::from([
             ("cpu".to_owned(), Quantity((seen.machine.millicpus / 1000).to_string())),
             ("memory".to_owned(), Quantity(format!("{}Ki", memory / 1024))),
@@ -84,7 +92,11 @@ fn resources(seen: &Seen<'_>) -> (BTreeMap<String, Quantity>, BTreeMap<String, Q
             ("pods".to_owned(), Quantity(seen.max_pods.to_string())),
         ])
     };
-    let (memory, disk) = (seen.machine.memory, seen.observation.room.map_or(0, |it| it.bytes));
-    let kept = (memory - RESERVED_MEMORY).max(0);
-    (list(memory, disk), list(kept, disk / 10 * 9))
+    let memory = u64::try_from(seen.machine.memory).unwrap_or(0);
+    let disk = seen.observation.room.map_or(0, |it| it.bytes);
+    let without =
+        |all: u64, limit: Option<Threshold>| all.saturating_sub(limit.map_or(0, |it| it.of(all)));
+    let limits = &seen.eviction_hard;
+    let kept = without(memory, limits.memory);
+    (list(memory, disk), list(kept, without(disk, limits.disk)))
 }

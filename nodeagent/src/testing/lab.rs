@@ -65,6 +65,8 @@ impl Lab {
         );
         config.root_dir = path("root");
         config.pod_logs_dir = path("logs");
+        // However full the disk is that the tests run on.
+        config.eviction_hard = "nodefs.available<1Mi".parse().unwrap();
         config.runtime_endpoint = format!("unix://{socket}");
         let runtime = RuntimeClient::new(&config.runtime_endpoint).unwrap();
         let cluster = Arc::new(MemoryCluster::default());

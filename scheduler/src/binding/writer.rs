@@ -241,6 +241,8 @@ async fn mark(client: &Client, ready: &Ready) -> Result<(), Error> {
         }
         Way::Confirm(_) => json!({"conditions": [Mark::Confirmed.condition(node, &now)]}),
         Way::GiveBack(_) => {
+            // What was only asked for may be reserved by now, and is counted on then.
+            metadata["resourceVersion"] = json!(pod.resource_version());
             json!({"nominatedNodeName": null, "conditions": [given_back(&now)]})
         }
     };

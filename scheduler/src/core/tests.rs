@@ -12,7 +12,10 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::requests::{CPU, MEMORY, PODS};
+use crate::{
+    preempting::Victim,
+    requests::{CPU, MEMORY, PODS},
+};
 
 fn node(cpu: &str, memory: &str, change: impl FnOnce(&mut Value)) -> Node {
     let mut value = json!({
@@ -537,7 +540,7 @@ fn nobody_is_asked_to_end_in_place_of_others_who_were() {
     let first = pod("first", json!({})).key();
     let uid = core.world.held(&first).unwrap().uid.clone();
     core.world.nominations.set(&key, Some((0, shape.clone())));
-    core.world.nominations.ask(&key, vec![(first.clone(), uid)]);
+    core.world.nominations.ask(&key, vec![Victim { key: first.clone(), uid }]);
     let (said, victims) = preempt(&mut core, 10, "3");
     assert!(victims.is_empty() && said.contains("terminating pod on the nominated node"), "{said}");
     // Promised the same room again, it has still asked.

@@ -10,7 +10,6 @@ use insula_client::ObjectKey;
 
 use crate::{
     framework::{PostFilter, Room, Verdict},
-    ledger::Uid,
     passes::{Passes, listed},
     pod::Shape,
     qos::Qos,
@@ -85,9 +84,8 @@ fn may_end(pod: &Shape, other: &Shape) -> bool {
 /// Whether one is still there that was asked to end for a pod: before the server tells that it
 /// ends, nothing else shows it.
 fn has_asked(world: &World, key: &ObjectKey) -> bool {
-    let is_there =
-        |(victim, uid): &(ObjectKey, Uid)| world.held(victim).is_some_and(|it| it.uid == *uid);
-    world.nominations.asked(key).iter().any(is_there)
+    let mut asked = world.nominations.asked(key).iter();
+    asked.any(|victim| world.held(&victim.key).is_some_and(|it| it.uid == victim.uid))
 }
 
 impl PostFilter for DefaultPreemption {

@@ -45,14 +45,28 @@ pub(super) struct Room {
     is_confirmed: bool,
     /// It is not wanted any more; kept until the pod says so.
     is_given_back: bool,
+    /// The version of the pod by which it was given back last.
+    given_back: Option<String>,
+    /// The version of the pod by which it was not: what has changed since has yet to be seen.
+    refused: Option<String>,
 }
 
 impl Room {
     /// Room that is asked for just now, unless the pod says already how far that is.
     fn new(group: GroupKey, (row, work): (usize, Work), mark: Option<Mark>) -> Self {
         let is_writing = mark.is_none();
-        let (is_binding, is_confirmed, is_given_back) = (false, false, false);
-        Self { group, row, work, mark, is_writing, is_binding, is_confirmed, is_given_back }
+        Self {
+            group,
+            row,
+            work,
+            mark,
+            is_writing,
+            is_binding: false,
+            is_confirmed: false,
+            is_given_back: false,
+            given_back: None,
+            refused: None,
+        }
     }
 }
 
@@ -61,6 +75,8 @@ impl Room {
 pub(super) struct Round {
     since: Instant,
     members: BTreeSet<ObjectKey>,
+    /// There will not be enough room, and what was only asked for is given back.
+    is_over: bool,
 }
 
 impl Scheduler {
@@ -99,8 +115,11 @@ impl Scheduler {
         let assumed = reserve.map(|it| it.reserve(&mut self.core.world, &room.work, room.row));
         self.assume(key, &uid, &shape, room.row);
         let round = self.rounds.entry(room.group.clone());
-        let round =
-            round.or_insert_with(|| Round { since: Instant::now(), members: BTreeSet::new() });
+        let round = round.or_insert_with(|| Round {
+            since: Instant::now(),
+            members: BTreeSet::new(),
+            is_over: false,
+        });
         round.members.insert(key.clone());
         let in_flight = InFlight {
             number: 0,
@@ -156,8 +175,9 @@ impl Scheduler {
             (None, None) => return,
             (Some(_), _) => room.mark = mark,
         }
+        let is_news = room.refused.take_if(|it| it != pod.resource_version()).is_some();
         if room.is_given_back {
-            if before.is_none() {
+            if before.is_none() || is_news {
                 self.give_back(key);
             }
             return;
@@ -173,7 +193,7 @@ impl Scheduler {
         if is_confirmed && mark == Some(Mark::Reserved) && !is_writing {
             self.confirm(key);
         }
-        if mark != before {
+        if mark != before || is_news {
             self.unsettled.insert(group);
         }
     }
@@ -246,28 +266,35 @@ impl Scheduler {
         }
         let n_placed = self.core.world.gangs.counts(shape).0;
         let n_bound = n_placed.saturating_sub(n_asked + n_reserved);
-        let (waited, timeout) = (round.since.elapsed(), TIMEOUT);
+        let waited = if round.is_over { TIMEOUT } else { round.since.elapsed() };
+        let timeout = TIMEOUT;
         let progress = Progress { n_asked, n_reserved, n_bound, min_count, waited, timeout };
         let next = progress.next();
         if next == Next::Wait {
             return;
         }
-        let Some(round) = self.rounds.remove(group) else { return };
+        let Some(mut round) = self.rounds.remove(group) else { return };
         tracing::debug!(group = %group.key, ?progress, ?next, "room for a group");
-        for key in round.members {
-            let room = self.in_flight.get(&key).and_then(|it| it.room.as_ref());
-            match room.map(|it| it.mark) {
-                Some(mark) if next == Next::Confirm && Some(Mark::Reserved) <= mark => {
-                    self.confirm(&key);
-                }
-                Some(_) => self.give_back(&key),
-                None => (),
+        let was_over = std::mem::replace(&mut round.is_over, next == Next::GiveBack);
+        for key in &round.members {
+            let Some(in_flight) = self.in_flight.get(key) else { continue };
+            let Some(room) = &in_flight.room else { continue };
+            match (next, Some(Mark::Reserved) <= room.mark) {
+                (Next::Confirm, true) => self.confirm(key),
+                (Next::GiveBack, true) if 0 < n_asked => (),
+                // Whether it is reserved has yet to be heard.
+                (Next::GiveBack, false) if room.refused.is_some() => (),
+                _ if room.is_given_back => (),
+                _ => self.give_back(key),
             }
         }
-        if next == Next::GiveBack {
-            self.tell_of(group, Verdict::unschedulable(TOO_FEW));
-        } else {
+        if next == Next::GiveBack && 0 < n_asked {
+            self.rounds.insert(group.clone(), round);
+        }
+        if next != Next::GiveBack {
             self.tell_of(group, Verdict::scheduled());
+        } else if !was_over {
+            self.tell_of(group, Verdict::unschedulable(TOO_FEW));
         }
     }
 
@@ -310,11 +337,12 @@ impl Scheduler {
         if !std::mem::replace(&mut room.is_given_back, true) {
             *self.returning.entry(room.group.clone()).or_default() += 1;
         }
-        if room.mark.is_none() {
-            // It would be asked for after that: what was asked is waited for.
+        if room.mark.is_none() || room.refused.is_some() {
+            // It would be asked for after that: what was asked is waited for. Or else the pod.
             return;
         }
         let Some(pod) = self.informers.pods.get(key) else { return };
+        room.given_back = Some(pod.resource_version().to_owned());
         let node = self.core.world.nodes.name_of(room.row);
         let (number, work) = (in_flight.number, Work::default());
         self.order(number, pod.clone(), node, work, Way::GiveBack(permit));
@@ -367,17 +395,21 @@ impl Scheduler {
             self.handed_over.remove(&(until, key.clone()));
         }
         let Some(room) = &in_flight.room else { return };
-        if room.is_given_back
-            && let Some(n_pods) = self.returning.get_mut(&room.group)
-        {
-            *n_pods -= 1;
-            if *n_pods == 0 {
-                self.returning.remove(&room.group);
-            }
+        if room.is_given_back {
+            self.returned(&room.group);
         }
         if let Some(round) = self.rounds.get_mut(&room.group) {
             round.members.remove(key);
             self.unsettled.insert(room.group.clone());
+        }
+    }
+
+    /// A pod holds no room of its group any more that is being given back.
+    fn returned(&mut self, group: &GroupKey) {
+        let Some(n_pods) = self.returning.get_mut(group) else { return };
+        *n_pods -= 1;
+        if *n_pods == 0 {
+            self.returning.remove(group);
         }
     }
 
@@ -398,7 +430,15 @@ impl Scheduler {
             return self.informers.dirty.add((Source::Pod, key.clone()));
         }
         let is_waited_for = self.rounds.get(&room.group).is_some_and(|it| it.members.contains(key));
-        if room.mark.is_none() {
+        let is_conflict = matches!(error, NotBound::Api(error) if error.is_conflict());
+        if is_conflict && let Some(version) = room.given_back.take() {
+            // It may be reserved by now. The pod says it, or has said it already.
+            room.refused = Some(version);
+            if is_waited_for && std::mem::take(&mut room.is_given_back) {
+                let group = room.group.clone();
+                self.returned(&group);
+            }
+        } else if room.mark.is_none() {
             // Nobody has been asked.
             self.leave_room(key);
         } else if !(is_waited_for || is_superseded && room.is_confirmed) {
@@ -409,12 +449,12 @@ impl Scheduler {
 
     /// When some group has waited long enough.
     pub(super) fn next_timeout(&self) -> Option<Instant> {
-        self.rounds.values().map(|it| it.since + TIMEOUT).min()
+        self.rounds.values().filter(|it| !it.is_over).map(|it| it.since + TIMEOUT).min()
     }
 
     /// Goes on with groups of which a pod has changed, or that have waited long enough.
     pub(super) fn settle(&mut self) {
-        let late = |round: &Round| TIMEOUT <= round.since.elapsed();
+        let late = |round: &Round| !round.is_over && TIMEOUT <= round.since.elapsed();
         let all = self.rounds.iter().filter(|(_, round)| late(round));
         let all: Vec<_> = all.map(|(group, _)| group.clone()).collect();
         for group in std::mem::take(&mut self.unsettled).into_iter().chain(all) {

@@ -19,7 +19,8 @@ pub(super) enum Word {
     /// Refused if the pod is another than this version of it.
     Reserve(u64),
     Confirm,
-    GiveBack,
+    /// Refused as well.
+    GiveBack(u64),
 }
 
 impl Word {
@@ -28,7 +29,7 @@ impl Word {
             Self::Ask => Some(Mark::Asked),
             Self::Reserve(_) => Some(Mark::Reserved),
             Self::Confirm => Some(Mark::Confirmed),
-            Self::GiveBack => None,
+            Self::GiveBack(_) => None,
         }
     }
 }
@@ -65,7 +66,10 @@ impl Sim {
     ) {
         let counts = self.epochs[usize::from(block)] == epoch || self.without == Without::Fences;
         let current = self.pods.get(&pod).filter(|it| it.node.is_none()).cloned();
-        let is_newest = |it: &Kept| !matches!(word, Word::Reserve(seen) if it.version != seen);
+        let is_newest = |it: &Kept| match word {
+            Word::Reserve(seen) | Word::GiveBack(seen) => it.version == seen,
+            Word::Ask | Word::Confirm => true,
+        };
         let current = current.filter(|it| counts && is_newest(it));
         if let Some(current) = &current {
             let nominated = word.mark().map(|_| node);
@@ -261,6 +265,8 @@ impl Sim {
             Without::Waiting => Next::Confirm,
             _ => progress.next(),
         };
+        // What others take for enough room is all there until it is certain that it will not be.
+        let is_certain = n_reserved == with_room.len();
         for (pod, room) in with_room {
             if room.is_given_back || room.is_binding {
                 continue;
@@ -274,8 +280,10 @@ impl Sim {
                 }
                 // What was asked for has yet to be heard of: it would be asked for after that.
                 Next::Confirm | Next::GiveBack if room.seen.is_none() => (),
+                Next::GiveBack if !is_certain && Some(Mark::Reserved) <= room.seen => (),
                 Next::Confirm | Next::GiveBack => {
-                    self.say(at, pod, Word::GiveBack);
+                    let version = self.replicas[at].pods[&pod].version;
+                    self.say(at, pod, Word::GiveBack(version));
                     if let Some(room) = self.replicas[at].gangs.rooms.get_mut(&pod) {
                         room.is_given_back = true;
                     }

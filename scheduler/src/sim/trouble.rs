@@ -9,7 +9,7 @@ impl Sim {
         match self.rng.random_range(0..1000) {
             0..3 => {
                 let life = self.replicas[at].life + 1;
-                self.replicas[at] = Replica::new(life);
+                self.replicas[at] = Replica::new(life, self.rng.random());
             }
             3..20 => self.replicas[at].sleeps_until = self.now + self.rng.random_range(10..200),
             20..60 => {
