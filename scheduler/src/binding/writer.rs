@@ -239,7 +239,11 @@ async fn mark(client: &Client, ready: &Ready) -> Result<(), Error> {
             metadata["resourceVersion"] = json!(pod.resource_version());
             json!({"conditions": [Mark::Reserved.condition(node, &now)]})
         }
-        Way::Confirm(_) => json!({"conditions": [Mark::Confirmed.condition(node, &now)]}),
+        Way::Confirm(_) => {
+            // It may have been given back, and be asked for again, before this arrives.
+            metadata["resourceVersion"] = json!(pod.resource_version());
+            json!({"conditions": [Mark::Confirmed.condition(node, &now)]})
+        }
         Way::GiveBack(_) => {
             // What was only asked for may be reserved by now, and is counted on then.
             metadata["resourceVersion"] = json!(pod.resource_version());

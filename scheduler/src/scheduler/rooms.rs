@@ -45,8 +45,8 @@ pub(super) struct Room {
     is_confirmed: bool,
     /// It is not wanted any more; kept until the pod says so.
     is_given_back: bool,
-    /// The version of the pod by which it was given back last.
-    given_back: Option<String>,
+    /// The version of the pod by which it was confirmed or given back last.
+    written: Option<String>,
     /// The version of the pod by which it was not: what has changed since has yet to be seen.
     refused: Option<String>,
 }
@@ -64,7 +64,7 @@ impl Room {
             is_binding: false,
             is_confirmed: false,
             is_given_back: false,
-            given_back: None,
+            written: None,
             refused: None,
         }
     }
@@ -305,14 +305,18 @@ impl Scheduler {
         let number = in_flight.number;
         let Some(room) = &mut in_flight.room else { return };
         room.is_confirmed = true;
+        if room.refused.is_some() {
+            return;
+        }
         let node = self.core.world.nodes.name_of(room.row);
         let work = std::mem::take(&mut room.work);
         let way = match self.shares.begin_on(&node) {
             Some(permit) => {
-                room.is_binding = true;
+                (room.is_binding, room.written) = (true, None);
                 Way::Bind(permit)
             }
             None => {
+                room.written = Some(pod.resource_version().to_owned());
                 let Some(permit) = self.shares.begin_for(&key.tenant) else { return };
                 // Only what has to be done before takes that long.
                 let profile = self.core.profile(&in_flight.shape.scheduler);
@@ -342,7 +346,7 @@ impl Scheduler {
             return;
         }
         let Some(pod) = self.informers.pods.get(key) else { return };
-        room.given_back = Some(pod.resource_version().to_owned());
+        room.written = Some(pod.resource_version().to_owned());
         let node = self.core.world.nodes.name_of(room.row);
         let (number, work) = (in_flight.number, Work::default());
         self.order(number, pod.clone(), node, work, Way::GiveBack(permit));
@@ -431,7 +435,7 @@ impl Scheduler {
         }
         let is_waited_for = self.rounds.get(&room.group).is_some_and(|it| it.members.contains(key));
         let is_conflict = matches!(error, NotBound::Api(error) if error.is_conflict());
-        if is_conflict && let Some(version) = room.given_back.take() {
+        if is_conflict && let Some(version) = room.written.take() {
             // It may be reserved by now. The pod says it, or has said it already.
             room.refused = Some(version);
             if is_waited_for && std::mem::take(&mut room.is_given_back) {

@@ -16,10 +16,9 @@ const TIMEOUT: u64 = 80;
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Word {
     Ask,
-    /// Refused if the pod is another than this version of it.
+    /// This and what follows are refused if the pod is another than this version of it.
     Reserve(u64),
-    Confirm,
-    /// Refused as well.
+    Confirm(u64),
     GiveBack(u64),
 }
 
@@ -28,7 +27,7 @@ impl Word {
         match self {
             Self::Ask => Some(Mark::Asked),
             Self::Reserve(_) => Some(Mark::Reserved),
-            Self::Confirm => Some(Mark::Confirmed),
+            Self::Confirm(_) => Some(Mark::Confirmed),
             Self::GiveBack(_) => None,
         }
     }
@@ -67,8 +66,8 @@ impl Sim {
         let counts = self.epochs[usize::from(block)] == epoch || self.without == Without::Fences;
         let current = self.pods.get(&pod).filter(|it| it.node.is_none()).cloned();
         let is_newest = |it: &Kept| match word {
-            Word::Reserve(seen) | Word::GiveBack(seen) => it.version == seen,
-            Word::Ask | Word::Confirm => true,
+            Word::Ask => true,
+            Word::Reserve(seen) | Word::Confirm(seen) | Word::GiveBack(seen) => it.version == seen,
         };
         let current = current.filter(|it| counts && is_newest(it));
         if let Some(current) = &current {
@@ -302,7 +301,10 @@ impl Sim {
                 }
                 self.send(Message::Bind { pod, node: room.node, block, epoch, from });
             }
-            None if room.seen == Some(Mark::Reserved) => self.say(at, pod, Word::Confirm),
+            None if room.seen == Some(Mark::Reserved) => {
+                let version = self.replicas[at].pods[&pod].version;
+                self.say(at, pod, Word::Confirm(version));
+            }
             None => (),
         }
     }
