@@ -316,7 +316,8 @@ impl Scheduler {
         }
         if let Some(held) = self.core.world.held(key) {
             let has_room = self.in_flight.get(key).is_some_and(|it| it.room.is_some());
-            if held.uid == *pod.uid() && !(has_room && pod.is_deleting()) {
+            let is_left = has_room && (pod.is_deleting() || self.has_room_elsewhere(key, &pod));
+            if held.uid == *pod.uid() && !is_left {
                 // Being bound: the server has not told yet. Or room is asked for.
                 return self.look_at_room(key, &pod);
             }

@@ -161,6 +161,20 @@ impl Scheduler {
         true
     }
 
+    /// Whether a pod whose room is being asked for says that it has some on another node. Then
+    /// another replica was the tenant's in the meantime, and what this one asks for is refused.
+    pub(super) fn has_room_elsewhere(&self, key: &ObjectKey, pod: &Pod) -> bool {
+        let Some(room) = self.in_flight.get(key).and_then(|it| it.room.as_ref()) else {
+            return false;
+        };
+        let told = pod.status.as_ref().and_then(|it| it.nominated_node_name.as_deref());
+        room.mark.is_none()
+            && !room.is_binding
+            && told.is_some_and(|told| {
+                told != &*self.core.world.nodes.name_of(room.row) && Mark::of(pod, told).is_some()
+            })
+    }
+
     /// A pod for which room was asked for has changed.
     pub(super) fn look_at_room(&mut self, key: &ObjectKey, pod: &Tenanted<Pod>) {
         let Some(room) = self.in_flight.get_mut(key).and_then(|it| it.room.as_mut()) else {

@@ -165,7 +165,9 @@ impl Sim {
             }
             let is_ours = has(self, tenant(kept.tenant).as_str());
             let stays = is_ours || has(self, &node_name(room.node));
-            if !stays || (mark.is_none() && (room.seen.is_some() || !is_ours)) {
+            // What another leader asked for counts, as this one's is refused.
+            let is_elsewhere = kept.mark.is_some() && kept.nominated != Some(room.node);
+            if !stays || is_elsewhere || (mark.is_none() && (room.seen.is_some() || !is_ours)) {
                 self.leave(at, pod);
             } else if let Some(room) = self.replicas[at].gangs.rooms.get_mut(&pod) {
                 room.is_writing &= room.seen == mark;
