@@ -132,6 +132,8 @@ struct Sim {
     pods: BTreeMap<usize, Kept>,
     n_pods: usize,
     n_gangs: usize,
+    /// Those with room on nodes that are gone: their places went with those.
+    bereft: BTreeSet<usize>,
     /// In the table, and in the partition.
     table: Vec<(u64, usize)>,
     epochs: Vec<u64>,
@@ -248,6 +250,7 @@ impl Sim {
             pods: BTreeMap::new(),
             n_pods: 0,
             n_gangs: 0,
+            bereft: BTreeSet::new(),
             table: vec![(0, usize::MAX); usize::from(N_BLOCKS)],
             epochs: vec![0; usize::from(N_BLOCKS)],
             newest: 0,
@@ -285,6 +288,15 @@ impl Sim {
             None => self.pods.remove(&pod),
         };
         self.log.push(Change::Pod(pod, kept));
+        self.mourn();
+    }
+
+    /// Notes whose room is on nodes that are gone.
+    fn mourn(&mut self) {
+        let is_gone =
+            |it: &&Kept| it.node.or(it.nominated).is_some_and(|it| !self.nodes.contains(&it));
+        let bereft = self.pods.values().filter(is_gone).filter_map(|it| it.gang);
+        self.bereft.extend(bereft);
     }
 
     fn arrives(&mut self, message: Message) {

@@ -343,12 +343,13 @@ impl Sim {
     }
 
     /// When a pod of a group was bound: all of it has places that are certain, unless some of its
-    /// pods are gone.
+    /// pods or nodes are gone.
     pub(super) fn check_gang(&mut self, gang: usize) {
         let members: Vec<_> = self.pods.values().filter(|it| it.gang == Some(gang)).collect();
         let is_certain = |it: &&&Kept| it.node.is_some() || Some(Mark::Reserved) <= it.mark;
         let n_certain = members.iter().filter(is_certain).count();
-        if members.len() == PER_GANG && n_certain < PER_GANG {
+        let is_whole = members.len() == PER_GANG && !self.bereft.contains(&gang);
+        if is_whole && n_certain < PER_GANG {
             let now = self.now;
             self.torn.get_or_insert_with(|| format!("{n_certain} of g{gang} at {now}"));
         }

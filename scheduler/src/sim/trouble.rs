@@ -47,6 +47,7 @@ impl Sim {
                     self.nodes.insert(node);
                 }
                 self.log.push(Change::Node(node, comes));
+                self.mourn();
             }
             _ => (),
         }
