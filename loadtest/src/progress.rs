@@ -8,6 +8,9 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+/// After this a user wonders.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// See the module. Cheap to clone; clones are the same line.
 #[derive(Debug, Clone)]
 pub(crate) struct Progress {
@@ -45,6 +48,16 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.set_message(text);
         }
+    }
+
+    /// Does `work`, and says what is waited for if that takes longer than most runs take.
+    pub(crate) async fn patiently<T>(&self, text: &str, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        if let Ok(done) = tokio::time::timeout(PATIENCE, &mut work).await {
+            return done;
+        }
+        self.say(text);
+        work.await
     }
 
     pub(crate) fn step(&self, name: &str) {

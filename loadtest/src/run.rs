@@ -224,12 +224,12 @@ impl LoadTest {
         let begun = Instant::now();
         let n = run.places.all.len();
         let mut made = 0_u64;
-        run.places
-            .make(&run.target, &run.recorder, &run.id, |more| {
-                made += more;
-                run.progress.show(format!("setup: {made} tenants and namespaces"));
-            })
-            .await?;
+        let make = run.places.make(&run.target, &run.recorder, &run.id, |more| {
+            made += more;
+            run.progress.show(format!("setup: {made} tenants and namespaces"));
+        });
+        let text = "waiting for tenants and namespaces (tenants need the target's controllers)";
+        run.progress.patiently(text, make).await?;
         if let (Some(nodes), Some(pool), false) =
             (&run.scenario.nodes, &self.pool, self.options.nodes_running)
         {
@@ -264,7 +264,14 @@ impl LoadTest {
             self.notes.push(format!("Hollow nodes could not be removed: {error}"));
         }
         let resources: Vec<_> = run.prepared.values().map(|it| it.resource.clone()).collect();
-        let left = run.places.remove(&run.target, &run.id, &resources, self.options.patience).await;
+        let patience = self.options.patience;
+        let remove = run.places.remove(&run.target, &run.id, &resources, patience);
+        let seconds = patience.as_secs();
+        let text = format!(
+            "waiting up to {seconds} s until all that was made is gone (the target's controllers \
+             empty namespaces)"
+        );
+        let left = run.progress.patiently(&text, remove).await;
         if !left.is_empty() {
             let text = format!("Not everything could be removed: {}", left.join("; "));
             run.progress.say(&text);
@@ -372,7 +379,8 @@ async fn leftovers(
         return Err(LoadError::Leftovers { runs });
     }
     progress.say(&format!("removing what earlier runs left: {runs}"));
-    let left = found.remove(target, options.patience).await;
+    let text = "waiting until it is gone (the target's controllers empty namespaces)";
+    let left = progress.patiently(text, found.remove(target, options.patience)).await;
     match left.is_empty() {
         true => Ok(()),
         false => Err(LoadError::Cleanup(left.join("; "))),
