@@ -119,7 +119,7 @@ fn authority() -> (Authority, tempfile::TempDir) {
 async fn until(what: impl Fn() -> bool) {
     let begun = std::time::Instant::now();
     while !what() {
-        assert!(begun.elapsed() < Duration::from_secs(10), "it never came true");
+        assert!(begun.elapsed() < Duration::from_secs(30), "it never came true");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -180,22 +180,22 @@ async fn a_server_that_comes_back_is_reached_again() {
     two.stop().await;
     // It ends: with an error, or without.
     while let Some(Ok(_)) =
-        tokio::time::timeout(Duration::from_secs(5), stream.next()).await.unwrap()
+        tokio::time::timeout(Duration::from_secs(20), stream.next()).await.unwrap()
     {}
     let begun = std::time::Instant::now();
     let gone = one.peers.call("s2", Bytes::from_static(b"2")).await;
     assert!(matches!(gone, Err(PeerError::Unreachable { .. })), "{gone:?}");
-    assert!(begun.elapsed() < Duration::from_secs(2), "it took {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(4), "it took {:?}", begun.elapsed());
 
     let two = node(&ca, "s2", Some(address)).await;
     let begun = std::time::Instant::now();
     while one.peers.call("s2", Bytes::from_static(b"3")).await.is_err() {
-        assert!(begun.elapsed() < Duration::from_secs(10), "not reached again");
+        assert!(begun.elapsed() < Duration::from_secs(30), "not reached again");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let begun = std::time::Instant::now();
     while two.echo.frames.lock().is_empty() {
-        assert!(begun.elapsed() < Duration::from_secs(10), "no frame arrives");
+        assert!(begun.elapsed() < Duration::from_secs(30), "no frame arrives");
         one.peers.send("s2", Bytes::from_static(b"4"));
         tokio::time::sleep(Duration::from_millis(10)).await;
     }

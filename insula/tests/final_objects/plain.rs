@@ -196,9 +196,14 @@ pub(crate) fn plain(mut objects: Vec<Value>) -> BTreeMap<String, Value> {
             all.insert(event(&it), source);
             continue;
         }
-        if it["kind"] == "EndpointSlice" {
-            // How many steps it took is by chance.
-            it["metadata"]["generation"] = json!(null);
+        if matches!(text(&it, "/kind"), "EndpointSlice" | "ReplicaSet") {
+            // How many steps it took is by chance; that the last of them was seen is not.
+            let generation = it["metadata"]["generation"].take();
+            match it.pointer_mut("/status/observedGeneration") {
+                Some(seen) if *seen == generation => *seen = json!(null),
+                Some(_) => it["metadata"]["generation"] = generation,
+                None => (),
+            }
         }
         if text(&it, "/metadata/name") == "kube-root-ca.crt" {
             // Each says in its own words what it is for.

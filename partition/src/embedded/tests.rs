@@ -186,7 +186,7 @@ async fn relaxed_writes_do_not_wait_for_the_disk() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(5), flushed).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(20), flushed).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -260,13 +260,13 @@ fn relaxed_records_do_not_wait_for_a_busy_disk() {
     let dir = tempfile::tempdir().unwrap();
     let disk = FaultyDisk::new();
     let (wal, ..) = open(dir.path(), WalOptions { disk: disk.clone(), ..options() }).unwrap();
-    disk.slow_down(Duration::from_millis(300));
+    disk.slow_down(Duration::from_millis(1500));
     std::thread::scope(|scope| {
         scope.spawn(|| put(&wal, 1, b"slow"));
         std::thread::sleep(Duration::from_millis(50));
         let begun = std::time::Instant::now();
         append(&wal, 2, b"quick", Durability::Relaxed).unwrap();
-        assert!(begun.elapsed() < Duration::from_millis(150));
+        assert!(begun.elapsed() < Duration::from_secs(1));
     });
     wal.flush().unwrap();
     kill(wal);

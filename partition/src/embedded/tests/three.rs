@@ -146,7 +146,8 @@ async fn a_clean_leave_costs_next_to_nothing() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     cluster.stop(leader).await;
     let slowest = writer.await.unwrap();
-    assert!(slowest < Duration::from_millis(500), "{slowest:?}");
+    // An election would take a second at least.
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
