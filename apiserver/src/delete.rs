@@ -1,11 +1,15 @@
 //! Deleting: at once, gracefully (pods), or when finalizers let go.
 
+use futures::future::join_all;
 use insula_api::{
     object::{self, Stored},
     schema::Gvk,
     time,
 };
-use insula_partition::store::{Change, Expect, ReadAt, StoreError, Write};
+use insula_partition::{
+    snapshot::Entry,
+    store::{Change, Expect, ReadAt, StoreError, Write},
+};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
@@ -15,7 +19,7 @@ use crate::{
     call::Call,
     custom,
     error::{ApiError, Result},
-    read,
+    read::{self, Page},
     request::ListOptions,
     services, shown, strategy, write,
 };
@@ -40,6 +44,8 @@ enum Propagation {
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
 const RETRIES: usize = 8;
+/// How many objects of a collection are deleted at the same time: they share steps of their store.
+const TOGETHER: usize = 16;
 
 impl Options {
     pub(crate) fn parse(call: &Call, body: &[u8]) -> Result<Self> {
@@ -412,39 +418,46 @@ fn pod_grace(pod: &Value, asked: Option<i64>) -> i64 {
     }
 }
 
-/// Deletes all objects that the path and the selectors name, each by the normal way.
+/// Deletes all objects that the path and the selectors name, each by the normal way; of a page that
+/// is limited, only its own. Gives those that were deleted, as they were before.
 pub(crate) async fn delete_collection(
     server: &Server,
     call: &Call,
     options: &Options,
-) -> Result<Value> {
+) -> Result<Page> {
     // Also where there is nothing to delete.
     call.tenant()?;
     let list = ListOptions::parse(&call.query, &call.served.resource)?;
     let namespace = call.namespace();
     let places = call.served.places(&server.partitions, &call.whose, &namespace, &list);
-    let page = read::list(server, &call.served, &places, &call.whose, &namespace, &list).await?;
-    let mut items = Vec::with_capacity(page.entries.len());
-    let may_be_shown = shown::is_of_these(&call.served) && !call.tenant()?.is_system();
-    for (key, entry) in &page.entries {
+    let mut page =
+        read::list(server, &call.served, &places, &call.whose, &namespace, &list).await?;
+    if shown::is_of_these(&call.served) && !call.tenant()?.is_system() {
         // What the platform shows is not meant by who deletes all that it has.
-        let it: Value = serde_json::from_slice(&entry.value.glance()).unwrap_or_default();
-        if may_be_shown && shown::is_platforms(&it) {
-            continue;
-        }
-        let mut parts = key.splitn(3, '/').skip(1);
-        let (namespace, name) =
-            (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-        match delete_named(server, call, name, namespace, options).await {
-            Ok(_) => items.push(it),
-            // Somebody else was faster; that is what was wanted.
-            Err(error) if error.reason == "NotFound" => (),
-            Err(error) => return Err(error),
+        page.entries.retain(|(_, entry)| {
+            let it: Value = serde_json::from_slice(&entry.value.glance()).unwrap_or_default();
+            !shown::is_platforms(&it)
+        });
+    }
+    let found = std::mem::take(&mut page.entries);
+    for some in found.chunks(TOGETHER) {
+        let outcomes = join_all(some.iter().map(|(key, _)| {
+            let mut parts = key.splitn(3, '/').skip(1);
+            let (namespace, name) =
+                (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+            delete_named(server, call, name, namespace, options)
+        }));
+        for ((key, entry), outcome) in some.iter().zip(outcomes.await) {
+            match outcome {
+                Ok(_) => {
+                    let value = entry.value.clone().glanced();
+                    page.entries.push((key.clone(), Entry { value, ..entry.clone() }));
+                }
+                // Somebody else was faster; that is what was wanted.
+                Err(error) if error.reason == "NotFound" => (),
+                Err(error) => return Err(error),
+            }
         }
     }
-    let resource = &call.served.resource;
-    Ok(json!({
-        "kind": call.served.list_kind(), "apiVersion": resource.api_version(),
-        "metadata": {"resourceVersion": page.revision.to_string()}, "items": items,
-    }))
+    Ok(page)
 }

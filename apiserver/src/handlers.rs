@@ -350,8 +350,7 @@ impl Server {
             }
             "deletecollection" => {
                 let options = delete::Options::parse(call, body)?;
-                let list = delete::delete_collection(self, call, &options).await?;
-                answer::made(call, StatusCode::OK, &list)
+                answer::list(call, &delete::delete_collection(self, call, &options).await?)
             }
             _ => Err(ApiError::method_not_allowed()),
         }

@@ -4,7 +4,11 @@
 
 mod conditions;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::{StreamExt, stream};
 use insula_client::{
@@ -13,6 +17,7 @@ use insula_client::{
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, NamespaceStatus};
+use parking_lot::Mutex;
 
 use self::conditions::conditions;
 use crate::{
@@ -28,6 +33,12 @@ const FINALIZER: &str = "kubernetes";
 const PARALLEL: usize = 8;
 /// When to look again while something is left: soon, since the end of a pod is also told.
 const POLL: Duration = Duration::from_secs(2);
+/// The same for each object that is left: to go through many is work.
+const PAUSE_FOR_EACH: Duration = Duration::from_micros(50);
+/// Objects that are looked at, and deleted, at once.
+const PAGE: u32 = 500;
+/// As what pods are counted.
+const PODS: &str = "pods";
 
 /// Whether a namespace lives.
 pub(crate) fn is_active(namespace: &Tenanted<Namespace>) -> bool {
@@ -45,6 +56,9 @@ pub(crate) fn key_of_namespace(key: &ObjectKey) -> ObjectKey {
 pub(crate) struct Namespaces {
     client: Client,
     informers: Informers,
+    /// About how many pods namespaces that end still wait for, so that none is looked through
+    /// again for each of them.
+    awaited: Mutex<HashMap<ObjectKey, usize>>,
 }
 
 /// What is left in a namespace after a pass over it.
@@ -61,14 +75,18 @@ pub(crate) struct Leftovers {
 }
 
 impl Leftovers {
-    fn add(&mut self, resource: &ResourceRef, objects: &[Tenanted<PartialObject>]) {
-        if objects.is_empty() {
+    fn add(&mut self, resource: &ResourceRef, left: Left) {
+        if left.n_objects == 0 {
             return;
         }
-        *self.remaining.entry(resource.to_string()).or_default() += objects.len();
-        for finalizer in objects.iter().flat_map(|it| it.metadata.finalizers.iter().flatten()) {
-            *self.finalizers.entry(finalizer.clone()).or_default() += 1;
+        *self.remaining.entry(resource.to_string()).or_default() += left.n_objects;
+        for (finalizer, n_objects) in left.finalizers {
+            *self.finalizers.entry(finalizer).or_default() += n_objects;
         }
+    }
+
+    fn n_objects(&self) -> usize {
+        self.remaining.values().sum()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -76,9 +94,27 @@ impl Leftovers {
     }
 }
 
+/// What is left of one resource. There may be far more objects than can be held at once.
+#[derive(Debug, Default)]
+struct Left {
+    n_objects: usize,
+    /// How many have a finalizer, by finalizer.
+    finalizers: BTreeMap<String, usize>,
+    /// Some were deleted, and may be gone.
+    has_deleted: bool,
+}
+
 impl Namespaces {
     pub(crate) fn new(client: Client, informers: Informers) -> Self {
-        Self { client, informers }
+        Self { client, informers, awaited: Mutex::default() }
+    }
+
+    /// Whether a pod that is gone may have been the last that its namespace waits for.
+    fn was_last(&self, namespace: &ObjectKey) -> bool {
+        let mut awaited = self.awaited.lock();
+        let Some(n_pods) = awaited.get_mut(namespace) else { return true };
+        *n_pods = n_pods.saturating_sub(1);
+        *n_pods == 0
     }
 
     async fn empty(
@@ -118,7 +154,7 @@ impl Namespaces {
             .await;
         for (resource, result) in results {
             match result {
-                Ok(left) => leftovers.add(&resource, &left),
+                Ok(left) => leftovers.add(&resource, left),
                 Err(error) => {
                     leftovers
                         .failures
@@ -129,41 +165,23 @@ impl Namespaces {
         leftovers.failures.sort();
     }
 
-    /// Deletes a namespace's objects of one resource; returns those still there.
+    /// Deletes a namespace's objects of one resource; counts those still there.
     async fn empty_resource(
         &self,
         namespace: &Tenanted<Namespace>,
         discovered: &Discovered,
-    ) -> Result<Vec<Tenanted<PartialObject>>, Error> {
+    ) -> Result<Left, Error> {
         let scope = self.client.tenant(&namespace.tenant);
         let api: Api<PartialObject> =
             scope.resource(discovered.resource.clone(), Some(namespace.name()));
-        let all = ListOptions::default();
-        let found = match api.list_all(&all).await {
+        match pass(&api, Some(discovered)).await {
             // Announced but not served after all.
             Err(error) if error.is_not_found() || error.is_method_not_supported() => {
-                return Ok(Vec::new());
+                Ok(Left::default())
             }
-            other => other?,
-        };
-        if found.iter().all(|it| it.is_deleting()) {
-            return Ok(found);
+            Ok(left) if left.has_deleted => pass(&api, None).await,
+            other => other,
         }
-        let options = DeleteOptions::default().propagation(Propagation::Background);
-        if discovered.verbs.contains("deletecollection") {
-            api.delete_collection(&options, &all).await?;
-        } else {
-            for it in &found {
-                if it.is_deleting() {
-                    continue;
-                }
-                match api.delete(it.name(), &options.clone().only_uid(it.uid())).await {
-                    Err(error) if error.is_not_found() || error.is_conflict() => (),
-                    other => drop(other?),
-                }
-            }
-        }
-        api.list_all(&all).await
     }
 
     /// Takes the finalizer off; the server then lets the namespace go.
@@ -189,10 +207,13 @@ impl Controller for Namespaces {
         self.informers.namespaces.on_change(move |change| keys.add(change.key.clone()));
         let (it, keys) = (self.clone(), queue.clone());
         self.informers.pods.informer.on_change(move |change| {
+            if change.new.is_some() {
+                return;
+            }
             let namespace = key_of_namespace(change.key);
             let is_ending = |it: &Tenanted<Namespace>| !is_active(it);
-            if change.new.is_none()
-                && it.informers.namespaces.get(&namespace).is_some_and(|it| is_ending(&it))
+            if it.informers.namespaces.get(&namespace).is_some_and(|it| is_ending(&it))
+                && it.was_last(&namespace)
             {
                 keys.add(namespace);
             }
@@ -205,6 +226,7 @@ impl Controller for Namespaces {
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Next, ReconcileError> {
         let Some(known) = self.informers.namespaces.get(key) else {
+            self.awaited.lock().remove(key);
             return Ok(Next::WhenChanged);
         };
         if !known.is_deleting() || !has_finalizer(&known) {
@@ -221,6 +243,10 @@ impl Controller for Namespaces {
         }
         let discovery = self.client.tenant(&key.tenant).discover().await?;
         let leftovers = self.empty(&namespace, &discovery).await?;
+        match leftovers.remaining.get(PODS) {
+            Some(n_pods) => self.awaited.lock().insert(key.clone(), *n_pods),
+            None => self.awaited.lock().remove(key),
+        };
         if leftovers.is_empty() {
             self.finalize(&namespace).await?;
             return Ok(Next::WhenChanged);
@@ -235,8 +261,53 @@ impl Controller for Namespaces {
         if !leftovers.failures.is_empty() {
             return Err(ReconcileError::Incomplete(leftovers.failures.join("; ")));
         }
-        Ok(Next::After(POLL))
+        let n_left = u32::try_from(leftovers.n_objects()).unwrap_or(u32::MAX);
+        Ok(Next::After(POLL.max(PAUSE_FOR_EACH.saturating_mul(n_left))))
     }
+}
+
+/// Goes through all objects of one resource, a page at a time. With what is known of the resource,
+/// those of each page are deleted.
+async fn pass(api: &Api<PartialObject>, deletes: Option<&Discovered>) -> Result<Left, Error> {
+    let mut left = Left::default();
+    let mut which = ListOptions { limit: Some(PAGE), ..ListOptions::default() };
+    loop {
+        let page = api.list(&which).await?;
+        if let Some(discovered) = deletes
+            && page.items.iter().any(|it| !it.is_deleting())
+        {
+            delete_page(api, discovered, &which, &page.items).await?;
+            left.has_deleted = true;
+        }
+        left.n_objects += page.items.len();
+        for finalizer in page.items.iter().flat_map(|it| it.metadata.finalizers.iter().flatten()) {
+            *left.finalizers.entry(finalizer.clone()).or_default() += 1;
+        }
+        which.continue_token = page.continue_token;
+        if which.continue_token.is_none() {
+            return Ok(left);
+        }
+    }
+}
+
+/// Deletes the objects of a page, which `which` asked for.
+async fn delete_page(
+    api: &Api<PartialObject>,
+    discovered: &Discovered,
+    which: &ListOptions,
+    page: &[Tenanted<PartialObject>],
+) -> Result<(), Error> {
+    let options = DeleteOptions::default().propagation(Propagation::Background);
+    if discovered.verbs.contains("deletecollection") {
+        return api.delete_collection(&options, which).await;
+    }
+    for it in page.iter().filter(|it| !it.is_deleting()) {
+        match api.delete(it.name(), &options.clone().only_uid(it.uid())).await {
+            Err(error) if error.is_not_found() || error.is_conflict() => (),
+            other => drop(other?),
+        }
+    }
+    Ok(())
 }
 
 fn has_finalizer(namespace: &Namespace) -> bool {

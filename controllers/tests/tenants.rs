@@ -4,6 +4,7 @@
 
 mod cloud;
 
+use futures::{StreamExt as _, stream};
 use insula_api::kinds::TenantPhase;
 use insula_client::{DeleteOptions, ListOptions, Patch, Tenant};
 use k8s_openapi::api::{
@@ -91,6 +92,13 @@ async fn a_namespace_ends_with_all_that_is_in_it() {
     cloud.create::<Pod>(&acme, "default", pod).await;
     let held = json!({"metadata": {"name": "held", "finalizers": ["example.com/keep"]}});
     cloud.create::<ConfigMap>(&acme, "web", held).await;
+    // More than is looked at at once.
+    let maps = (0..1100).map(|n| json!({"metadata": {"name": format!("m{n}")}}));
+    let mut made = stream::iter(maps)
+        .map(|it| cloud.create::<ConfigMap>(&acme, "web", it))
+        .buffer_unordered(16);
+    while made.next().await.is_some() {}
+    drop(made);
     namespaces.delete("web", &DeleteOptions::default()).await.unwrap();
 
     let condition = async |kind: &str| {

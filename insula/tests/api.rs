@@ -5,6 +5,7 @@
 mod harness;
 
 use harness::{Cloud, Kubectl, texts};
+use serde_json::Value;
 
 #[test]
 fn objects_of_many_kinds_live_their_life() {
@@ -118,6 +119,22 @@ fn lists_come_in_pages_and_watches_follow() {
         &format!("{tenant}?limit=100&labelSelector=odd&continue={token}"),
     ]);
     assert!(rest.contains(r#""name":"c20""#), "the deleted one is still in the list");
+
+    // What is deleted of a collection can be a page, too; the answer says where the next begins.
+    let page = acme.ok(&["delete", "--raw", &format!("{tenant}?limit=3&labelSelector=odd%3D0")]);
+    let page: Value = serde_json::from_str(&page).unwrap();
+    assert_eq!(page["kind"], "ConfigMapList");
+    let names = |page: &Value| -> Vec<String> {
+        let items = page["items"].as_array().unwrap().iter();
+        items.map(|it| it["metadata"]["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names(&page), ["c00", "c02", "c04"]);
+    let token = page["metadata"]["continue"].as_str().unwrap();
+    let next = format!("{tenant}?limit=2&labelSelector=odd%3D0&continue={token}");
+    let next: Value = serde_json::from_str(&acme.ok(&["delete", "--raw", &next])).unwrap();
+    assert_eq!(names(&next), ["c06", "c08"]);
+    let left = acme.ok(&["get", "configmap", "-l", "odd=0", "-o", "name"]);
+    assert_eq!(left.lines().count(), 7, "{left}");
 
     // Watch until the named change has come.
     let mut watch = acme
