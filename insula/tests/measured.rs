@@ -4,7 +4,10 @@
 
 mod harness;
 
+use std::time::{Duration, Instant};
+
 use harness::{Cloud, Kubectl, feed::Feed, servers::Servers, texts};
+use insula_hollow::{HollowNodes, Mode, Options, Target};
 use serde_json::{Value, json};
 
 fn create(kubectl: &Kubectl, object: &Value) {
@@ -116,6 +119,56 @@ async fn any_server_tells_what_another_has_heard() {
         let top = servers.admin(server).ok(&["top", "node"]);
         assert_eq!(line(&top, "n1")[1], "1000m", "by {server}");
     }
+}
+
+/// Two nodes, of which the one has pods that ask for much and use nothing, and the other one that
+/// asks for nothing and uses most of it: who goes by what is used prefers the first.
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_go_where_less_is_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("scheduler.yaml");
+    std::fs::write(
+        &config,
+        "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\nprofiles:\n\
+         - plugins: {score: {enabled: [{name: LoadAware, weight: 100}]}}\n",
+    )
+    .unwrap();
+    let cloud = Cloud::start(false, &["--scheduler-config", config.to_str().unwrap()]);
+    let (admin, (acme, globex)) = (cloud.admin(), cloud.tenants());
+    let options = Options { mode: Mode::Feed, ..Options::new(2) };
+    let target = Target::Kubeconfig(admin.kubeconfig().to_owned());
+    let hollow = HollowNodes::start(options, target).await.unwrap();
+    let on = |name: &str, node: &str, asks: Value, uses: Value| {
+        let container = json!({"name": "c", "image": "i", "resources": {"requests": asks}});
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "annotations": uses},
+            "spec": {"nodeName": node, "containers": [container]},
+        })
+    };
+    let idle = json!({"hollow.insula.io/cpu": "0", "hollow.insula.io/memory": "0"});
+    create(&acme, &on("idle", "hollow-0", json!({"cpu": "3", "memory": "24Gi"}), idle));
+    let busy = json!({"hollow.insula.io/cpu": "3", "hollow.insula.io/memory": "24Gi"});
+    create(&acme, &on("busy", "hollow-1", json!({}), busy));
+    let top = admin.until(&["top", "node"], |it| line(it, "hollow-1").get(1) == Some(&"3000m"));
+    assert_eq!(line(&top, "hollow-0"), ["hollow-0", "0m", "0%", "0Mi", "0%"], "{top}");
+    assert_eq!(line(&acme.ok(&["top", "pod"]), "busy"), ["busy", "3000m", "24576Mi"]);
+
+    // The scheduler looks every quarter of a minute.
+    let until = Instant::now() + Duration::from_secs(90);
+    for n in 0.. {
+        let name = format!("p{n}");
+        let pod = on(&name, "", json!({"cpu": "10m"}), json!({}));
+        create(&globex, &pod);
+        let node = ["get", "pod", &name, "-o", "jsonpath={.spec.nodeName}"];
+        if globex.until(&node, |it| !it.is_empty()) == "hollow-0" {
+            break;
+        }
+        assert!(Instant::now() < until, "pods go to the busy node");
+        globex.ok(&["delete", "pod", &name, "--now"]);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    hollow.stop().await;
 }
 
 /// What keeps a fifth of a core busy.

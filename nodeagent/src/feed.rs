@@ -137,7 +137,7 @@ pub struct NodeFeed<N> {
     wants_usage: bool,
 }
 
-/// A document of what nodes use, as feeds have it; `None` if nothing was measured since it was
+/// A document of what nodes use, as feeds have it; `None` if nothing more was measured since it was
 /// called last.
 pub type Usage = Box<dyn Fn() -> Option<String> + Send + Sync>;
 
@@ -225,7 +225,7 @@ impl<N: Fn() -> Vec<String> + Send + Sync + 'static> NodeFeed<N> {
                     self.unanswered.get_or_insert(self.beat);
                     send(&mut say, &json!({"beat": {}})).await?;
                     let usage = self.usage.as_ref().filter(|_| self.wants_usage);
-                    if let Some(usage) = usage.and_then(|it| it()) {
+                    while let Some(usage) = usage.and_then(|it| it()) {
                         send(&mut say, &format!("{{\"usage\":{usage}}}")).await?;
                     }
                     self.beat = (self.beat + LEASE_PERIOD).max(Instant::now());

@@ -19,6 +19,7 @@ use k8s_openapi::{
 };
 use serde_json::Value;
 
+pub use crate::meter::{NodeUsage, Used, usage};
 pub use crate::registration::{LEASE_NAMESPACE, LEASE_PERIOD, WRITE_PERIOD as STATUS_PERIOD};
 use crate::{
     cri::v1,

@@ -8,7 +8,7 @@ use std::{collections::HashMap, fs, io, sync::Arc, time::Duration};
 
 use insula_client::chain;
 use parking_lot::Mutex;
-use serde_json::{Value, json};
+use serde::Serialize;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +24,35 @@ const PERIOD: Duration = Duration::from_secs(15);
 const FIRST: Duration = Duration::from_secs(3);
 /// Of `/proc/stat`, in every kernel that there is: 100 a second.
 const NANOS_PER_TICK: u64 = 10_000_000;
+
+/// What a node or a container uses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize)]
+pub struct Used {
+    /// Billionths of a processor.
+    pub cpu: u64,
+    /// Bytes.
+    pub memory: u64,
+}
+
+/// What one node uses, as feeds have it.
+#[derive(Debug, Serialize)]
+pub struct NodeUsage<'a> {
+    pub name: &'a str,
+    #[serde(flatten)]
+    pub used: Used,
+    /// Pods by their uids: what each container uses.
+    pub pods: Vec<(&'a str, Vec<(&'a str, Used)>)>,
+}
+
+/// What some nodes used within a time, as feeds have it.
+pub fn usage(window: Duration, nodes: &[NodeUsage<'_>]) -> Result<String, serde_json::Error> {
+    #[derive(Serialize)]
+    struct Document<'a> {
+        window: u128,
+        nodes: &'a [NodeUsage<'a>],
+    }
+    serde_json::to_string(&Document { window: window.as_millis(), nodes })
+}
 
 /// Has the newest measurement until it is told. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -64,8 +93,9 @@ impl Meter {
                     let pause = if last.is_some() { PERIOD } else { FIRST };
                     if let Some((then, before)) = last {
                         let name = &node.config.node_name;
-                        let told = measured(name, &before, &reading, now - then, memory, &stats);
-                        *self.0.lock() = Some(told.to_string());
+                        let window = now - then;
+                        let used = measured(name, &before, &reading, window, memory, &stats);
+                        *self.0.lock() = usage(window, &[used]).ok();
                     }
                     last = Some((now, reading));
                     pause
@@ -111,15 +141,15 @@ fn rate(used: u64, nanos: u128) -> u64 {
     u64::try_from(per_second).unwrap_or(u64::MAX)
 }
 
-fn measured(
-    node: &str,
+fn measured<'a>(
+    node: &'a str,
     before: &Reading,
     now: &Reading,
     window: Duration,
     memory: u64,
-    stats: &[ContainerStats],
-) -> Value {
-    let mut pods: HashMap<&str, Vec<Value>> = HashMap::new();
+    stats: &'a [ContainerStats],
+) -> NodeUsage<'a> {
+    let mut pods: HashMap<&str, Vec<(&str, Used)>> = HashMap::new();
     for it in stats {
         let Some((id, (at, used))) = of(it) else { continue };
         let Some(attributes) = &it.attributes else { continue };
@@ -131,18 +161,16 @@ fn measured(
         let memory = it.memory.as_ref().and_then(|it| it.working_set_bytes.as_ref());
         let cpu = rate(used.saturating_sub(*had), nanos.into());
         let memory = memory.map_or(0, |it| it.value);
-        pods.entry(uid).or_default().push(json!([name, {"cpu": cpu, "memory": memory}]));
+        pods.entry(uid).or_default().push((name, Used { cpu, memory }));
     }
     let cpu = rate(now.cpu.saturating_sub(before.cpu), window.as_nanos());
-    let pods: Vec<_> = pods.into_iter().collect();
-    json!({
-        "window": window.as_millis(),
-        "nodes": [{"name": node, "cpu": cpu, "memory": memory, "pods": pods}],
-    })
+    NodeUsage { name: node, used: Used { cpu, memory }, pods: pods.into_iter().collect() }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
     use crate::cri::v1::{ContainerAttributes, CpuUsage, MemoryUsage, UInt64Value};
 
@@ -177,8 +205,9 @@ mod tests {
         let now = [stats("a", 20, 5_000_000_100), stats("b", 10, 100), stats("c", 20, 7)];
         let after = reading(10_000_001_000, &now);
         let window = Duration::from_secs(10);
+        let told = usage(window, &[measured("n", &before, &after, window, 77, &now)]).unwrap();
         assert_eq!(
-            measured("n", &before, &after, window, 77, &now),
+            serde_json::from_str::<Value>(&told).unwrap(),
             json!({"window": 10_000, "nodes": [{
                 "name": "n", "cpu": 1_000_000_000, "memory": 77,
                 "pods": [["u", [["main", {"cpu": 500_000_000, "memory": 4096}]]]],

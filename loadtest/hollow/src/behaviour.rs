@@ -7,13 +7,15 @@
 //! | `exit-after` | how long after that its containers end | never; `1s` where `restartPolicy` is not `Always` |
 //! | `exit-code` | what they end with, 0 to 255 | `0` |
 //! | `stop-after` | how long its containers take to end when they are told to | `0s..200ms` |
+//! | `cpu`, `memory` | what each of its containers uses while it runs | what it requests |
 //! | `fail` | `image`: its image cannot be pulled; `never-ready`: it runs and is not ready | |
 //!
-//! A time is a number with a unit (`250ms`, `1.5s`, `2m`, `1h`), or a range of two of them
+//! `cpu` and `memory` are quantities (`250m`, `64Mi`). A time is a number with a unit (`250ms`, `1.5s`, `2m`, `1h`), or a range of two of them
 //! (`1s..3s`), in which each pod has a place of its own that does not change.
 
 use std::{collections::BTreeMap, time::Duration};
 
+use insula_api::quantity::Quantity;
 use k8s_openapi::api::core::v1::PodSpec;
 
 /// What the names of all annotations begin with.
@@ -74,6 +76,15 @@ fn duration(text: &str) -> Result<Duration, BadBehaviour> {
     Ok(found.min(LONGEST))
 }
 
+/// How much a quantity is, in parts of which `unit` are one.
+pub(crate) fn amount(text: &str, unit: u32) -> Result<u64, BadBehaviour> {
+    let parsed = Quantity::parse(text.trim()).ok().filter(|it| !it.is_negative());
+    let parsed = parsed
+        .ok_or_else(|| BadBehaviour(format!("{text:?} is no amount such as 250m, 2 or 64Mi")))?;
+    let parts = parsed.wide_milli().saturating_mul(unit.into()) / 1000;
+    Ok(u64::try_from(parts).unwrap_or(u64::MAX))
+}
+
 /// What is wrong with an annotation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -95,6 +106,10 @@ pub struct Behaviour {
     pub exit_after: Option<Span>,
     pub exit_code: i32,
     pub stop_after: Span,
+    /// Billionths of a processor that each container uses, if it is not what it requests.
+    pub cpu: Option<u64>,
+    /// The same of memory, in bytes.
+    pub memory: Option<u64>,
     pub fault: Option<Fault>,
 }
 
@@ -106,6 +121,8 @@ impl Default for Behaviour {
             exit_after: None,
             exit_code: 0,
             stop_after: Span::millis(0, 200),
+            cpu: None,
+            memory: None,
             fault: None,
         }
     }
@@ -148,6 +165,8 @@ impl Behaviour {
                 })?;
                 self.exit_code = code.into();
             }
+            "cpu" => self.cpu = Some(amount(value, 1_000_000_000)?),
+            "memory" => self.memory = Some(amount(value, 1)?),
             "fail" => {
                 self.fault = Some(match value {
                     "image" => Fault::Image,
@@ -186,6 +205,17 @@ mod tests {
     }
 
     #[test]
+    fn amounts_are_read() {
+        for (text, unit, amount) in [("250m", 1_000_000_000, 250_000_000), ("2Ki", 1, 2048)] {
+            assert_eq!(super::amount(text, unit), Ok(amount), "{text}");
+        }
+        assert_eq!(super::amount("9E", 1_000_000_000), Ok(u64::MAX));
+        for text in ["", "-1", "much"] {
+            assert!(super::amount(text, 1).is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn everyone_has_a_place_in_a_range() {
         let span = Span::millis(100, 109);
         let places = (0..1000).map(|place| span.at(place).as_millis());
@@ -200,6 +230,8 @@ mod tests {
             ("hollow.insula.io/exit-after", "2s"),
             ("hollow.insula.io/exit-code", "3"),
             ("hollow.insula.io/fail", "never-ready"),
+            ("hollow.insula.io/cpu", "1.5"),
+            ("hollow.insula.io/memory", "64Mi"),
             ("hollow.insula.io/start-after", "soon"),
             ("hollow.insula.io/typo", "1s"),
             ("other", "x"),
@@ -209,6 +241,8 @@ mod tests {
         let wanted = Behaviour {
             exit_after: Some(Span::millis(2000, 2000)),
             exit_code: 3,
+            cpu: Some(1_500_000_000),
+            memory: Some(64 << 20),
             fault: Some(Fault::NeverReady),
             ..Behaviour::default()
         };

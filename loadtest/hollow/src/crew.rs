@@ -30,6 +30,7 @@ use crate::{
     options::{Mode, node_address, pod_address},
     pods::HollowPods,
     requests::{Registered, register, renew, tell},
+    usage::{self, Usage},
 };
 
 /// Requests of one crew under way at once.
@@ -38,6 +39,7 @@ const AT_ONCE: usize = 64;
 const NEWS: usize = 256;
 /// When something is tried again that failed, milliseconds.
 const RETRY: Range<Millis> = 500..3_000;
+const USAGE_PERIOD: Millis = usage::PERIOD.as_millis() as Millis;
 
 /// What a crew is told.
 #[derive(Debug)]
@@ -61,6 +63,8 @@ enum Due {
     Lease(u32),
     Status(u32),
     Pod(Uuid),
+    /// What all of them use.
+    Usage,
 }
 
 /// What has come of a request.
@@ -95,6 +99,7 @@ pub(crate) struct Crew {
     numbers: Range<u32>,
     nodes: Vec<HollowNode>,
     pods: HollowPods,
+    usage: Usage,
     timers: BinaryHeap<Reverse<(Millis, Due)>>,
     work: FuturesUnordered<BoxFuture<'static, Done>>,
     /// What was due when too much was under way.
@@ -126,6 +131,7 @@ impl Crew {
             client,
             numbers,
             pods: HollowPods::default(),
+            usage: Usage::default(),
             work: FuturesUnordered::new(),
             waiting: VecDeque::new(),
             told,
@@ -300,6 +306,10 @@ impl Crew {
                 self.begin(async move { Done::Told(number, tell(&shared, &client, number).await) })
             }
             Due::Pod(uid) => self.step(uid, now),
+            Due::Usage => {
+                self.usage.measure(&shared, self.numbers.clone(), &self.pods);
+                self.at(now + USAGE_PERIOD, Due::Usage);
+            }
         }
     }
 
@@ -429,7 +439,8 @@ impl Crew {
             Mode::Feed if self.nodes.iter().all(|it| it.is_followed) => {
                 let (shared, client) = (self.shared.clone(), self.client.clone());
                 let (numbers, told) = (self.numbers.clone(), self.told.clone());
-                let following = feed::follow(shared, client, numbers, told);
+                let following = feed::follow(shared, client, numbers, told, self.usage.clone());
+                self.at(now + rand::random_range(0..USAGE_PERIOD), Due::Usage);
                 self.tasks.spawn(self.shutdown.clone().run_until_cancelled_owned(following));
             }
             // Opened when all of them are there.

@@ -11,17 +11,19 @@ use insula_client::Client;
 use insula_nodeagent::feed::{NodeFeed, Told};
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::{Shared, crew::News, requests::is_well};
+use crate::{Shared, crew::News, requests::is_well, usage::Usage};
 
-/// Has `told` hear of the pods of a crew's nodes; never ends by itself.
+/// Has `told` hear of the pods of a crew's nodes, and tells what they use; never ends by itself.
 pub(crate) fn follow(
     shared: Arc<Shared>,
     client: Client,
     numbers: Range<u32>,
     told: UnboundedSender<News>,
+    usage: Usage,
 ) -> BoxFuture<'static, ()> {
     let (names, known) = (shared.clone(), numbers.clone());
     let feed = NodeFeed::new(client, move || known.clone().map(|it| names.name(it)).collect());
+    let feed = feed.telling(Box::new(move || usage.take()));
     let mut is_counted = false;
     feed.run(move |it| {
         let number = |name: &str| shared.number(name).filter(|it| numbers.contains(it));

@@ -27,6 +27,7 @@ mod options;
 mod pods;
 mod remove;
 mod requests;
+mod usage;
 
 use std::sync::Arc;
 

@@ -11,7 +11,7 @@
 
 use std::net::Ipv4Addr;
 
-use insula_nodeagent::hollow::{Doing, Moment, pod_status};
+use insula_nodeagent::hollow::{Doing, Moment, Used, pod_status};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{Pod, PodCondition, PodSpec, PodStatus},
@@ -47,6 +47,8 @@ pub(crate) struct Shape {
     pub(crate) spec: PodSpec,
     pub(crate) behaviour: Behaviour,
     pub(crate) restarts: Restarts,
+    /// What each container uses while it runs.
+    pub(crate) uses: Box<[(Box<str>, Used)]>,
 }
 
 /// What is done about containers that end.

@@ -7,13 +7,14 @@ use std::{
 };
 
 use insula_client::Tenanted;
-use k8s_openapi::api::core::v1::Pod;
+use insula_nodeagent::hollow::Used;
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use serde_json::json;
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::{
-    behaviour::{Behaviour, PREFIX},
+    behaviour::{Behaviour, PREFIX, amount},
     life::{Life, Millis, Restarts, Shape, trimmed},
 };
 
@@ -76,7 +77,8 @@ impl HollowPods {
         let spec = trimmed(pod.spec.as_ref()?);
         let annotations = pod.metadata.annotations.as_ref();
         let ours = annotations.into_iter().flatten().filter(|(name, _)| name.starts_with(PREFIX));
-        let text = json!([&spec, ours.collect::<Vec<_>>()]).to_string();
+        let asked = requests(pod.spec.as_ref()?);
+        let text = json!([&spec, ours.collect::<Vec<_>>(), asked]).to_string();
         let hash = xxh3_128(text.as_bytes());
         if let Some(known) = self.shapes.get(&hash).and_then(Weak::upgrade) {
             return Some(known);
@@ -86,7 +88,12 @@ impl HollowPods {
             tracing::warn!(tenant = %pod.tenant, namespace = pod.namespace(), pod = pod.name(), %why, "left out");
         }
         let restarts = Restarts::of(&spec);
-        let shape = Arc::new(Shape { spec, behaviour, restarts });
+        let uses = asked.into_iter().map(|(name, asked)| {
+            let cpu = behaviour.cpu.unwrap_or(asked.cpu);
+            (name, Used { cpu, memory: behaviour.memory.unwrap_or(asked.memory) })
+        });
+        let uses = uses.collect();
+        let shape = Arc::new(Shape { spec, behaviour, restarts, uses });
         if self.full <= self.shapes.len() {
             self.shapes.retain(|_, it| it.strong_count() != 0);
             self.full = (self.shapes.len() * 2).max(SHAPES);
@@ -94,6 +101,20 @@ impl HollowPods {
         self.shapes.insert(hash, Arc::downgrade(&shape));
         Some(shape)
     }
+}
+
+/// What each container requests; what cannot be read is nothing.
+fn requests(spec: &PodSpec) -> Vec<(Box<str>, Used)> {
+    let of = |it: &Container| {
+        let requests = it.resources.as_ref().and_then(|it| it.requests.as_ref());
+        let asked = |name: &str, unit| {
+            let found = requests.and_then(|it| it.get(name));
+            found.and_then(|it| amount(&it.0, unit).ok()).unwrap_or_default()
+        };
+        let used = Used { cpu: asked("cpu", 1_000_000_000), memory: asked("memory", 1) };
+        (it.name.as_str().into(), used)
+    };
+    spec.containers.iter().map(of).collect()
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ fn shape(policy: &str, behaviour: Behaviour) -> Shape {
         ..PodSpec::default()
     };
     let restarts = Restarts::of(&spec);
-    Shape { spec, behaviour, restarts }
+    Shape { spec, behaviour, restarts, uses: Box::default() }
 }
 
 fn exact() -> Behaviour {
