@@ -1,7 +1,8 @@
 //! How fast the core of the scheduler decides, without API server: pods and processor time for
 //! each, and bytes for each node and pod, for shapes of pods and numbers of nodes.
 //!
-//! In `churn` a pod goes for each that comes, on nodes that are half full.
+//! In `churn` a pod goes for each that comes, on nodes that are half full. In `tenants` 300 tenants
+//! have pods of the same template.
 //!
 //! `cargo run --release -p insula-scheduler --example throughput -- [SHAPE [NODES [PODS]]]`
 
@@ -18,6 +19,7 @@ use tokio::time::Instant;
 
 const ZONE: &str = "topology.kubernetes.io/zone";
 const HOST: &str = "kubernetes.io/hostname";
+const N_TENANTS: usize = 300;
 
 fn node(n: usize) -> Node {
     serde_json::from_value(json!({
@@ -49,7 +51,7 @@ fn pod(shape: &str, n: usize) -> Tenanted<Pod> {
     let soft = "preferredDuringSchedulingIgnoredDuringExecution";
     let spec: &mut Value = &mut it["spec"];
     match shape {
-        "basic" | "churn" => (),
+        "basic" | "churn" | "tenants" => (),
         "affinity" => spec["affinity"]["podAffinity"][required] = json!([term(ZONE)]),
         "anti-affinity" => spec["affinity"]["podAntiAffinity"][required] = json!([term(HOST)]),
         "preferred-affinity" => spec["affinity"]["podAffinity"][soft] = preferred(HOST),
@@ -59,8 +61,9 @@ fn pod(shape: &str, n: usize) -> Tenanted<Pod> {
         "unschedulable" => spec["nodeSelector"] = json!({"nowhere": "yes"}),
         other => panic!("no such shape: {other}"),
     }
+    let tenant = if shape == "tenants" { format!("t{}", n % N_TENANTS) } else { "acme".to_owned() };
     Tenanted {
-        tenant: TenantName::parse("acme").unwrap(),
+        tenant: TenantName::parse(&tenant).unwrap(),
         object: serde_json::from_value(it).unwrap(),
     }
 }
@@ -125,6 +128,9 @@ fn main() {
         run("basic", n_nodes, 100 * n_nodes.min(1_000));
         run("unschedulable", n_nodes, 100_000);
         run("churn", n_nodes, 100 * n_nodes.min(1_000));
+    }
+    for n_nodes in [20_000, 100_000] {
+        run("tenants", n_nodes, 30_000);
     }
     for shape in [
         "affinity",

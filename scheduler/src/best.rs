@@ -1,52 +1,79 @@
 //! Which row is best, kept while single rows change.
 //!
-//! A tree over all rows: each node of it knows the highest score below, and how many rows have
-//! it. A change costs as many steps as the tree is high, and so does choosing.
+//! A tree over blocks of rows: each node of it knows the highest score below, and how many rows
+//! have it. A change costs a look at its block and as many steps as the tree is high, and so does
+//! choosing; and the tree is small beside the scores.
 
 /// The score of a row that does not come into question.
 const NONE: i64 = i64::MIN;
+/// Rows of a block.
+const BLOCK: usize = 32;
 
 /// See the [module](self).
 #[derive(Debug, Default)]
 pub(crate) struct Best {
-    /// Leaves begin at half of the length. The root is at 1.
+    scores: Vec<i64>,
+    /// Leaves, one for each block, begin at half of the length. The root is at 1.
     tree: Vec<(i64, u32)>,
 }
 
 impl Best {
     /// Makes the tree of all rows at once.
-    pub(crate) fn of(scores: impl ExactSizeIterator<Item = Option<i64>>) -> Self {
-        let n_leaves = scores.len().max(1).next_power_of_two();
-        let mut tree = vec![(NONE, 0); 2 * n_leaves];
-        for (leaf, score) in tree[n_leaves..].iter_mut().zip(scores) {
-            *leaf = score.map_or((NONE, 0), |score| (score, 1));
-        }
-        for at in (1..n_leaves).rev() {
-            tree[at] = higher(tree[2 * at], tree[2 * at + 1]);
-        }
-        Self { tree }
+    pub(crate) fn of(scores: impl Iterator<Item = Option<i64>>) -> Self {
+        let scores = scores.map(|it| it.unwrap_or(NONE)).collect();
+        let mut it = Self { scores, tree: Vec::new() };
+        it.grow();
+        it
     }
 
-    /// Rows that there is place for.
-    pub(crate) fn n_rows(&self) -> usize {
-        self.tree.len() / 2
+    /// Makes the tree anew, with place for all rows.
+    fn grow(&mut self) {
+        let n_leaves = self.scores.len().div_ceil(BLOCK).max(1).next_power_of_two();
+        self.tree = vec![(NONE, 0); 2 * n_leaves];
+        for (leaf, block) in self.tree[n_leaves..].iter_mut().zip(self.scores.chunks(BLOCK)) {
+            *leaf = highest(block);
+        }
+        for at in (1..n_leaves).rev() {
+            self.tree[at] = higher(self.tree[2 * at], self.tree[2 * at + 1]);
+        }
+    }
+
+    /// Has place for so many rows; new ones do not come into question.
+    pub(crate) fn resize(&mut self, n_rows: usize) {
+        self.scores.resize(n_rows.max(self.scores.len()), NONE);
+        if self.tree.len() / 2 * BLOCK < self.scores.len() {
+            self.grow();
+        }
+    }
+
+    /// The score of a row that comes into question.
+    pub(crate) fn score(&self, row: usize) -> Option<i64> {
+        self.scores.get(row).copied().filter(|it| *it != NONE)
+    }
+
+    /// The rows that come into question, with their scores.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = (usize, i64)> + '_ {
+        self.scores.iter().copied().enumerate().filter(|(_, score)| *score != NONE)
     }
 
     /// Sets the score of a row; `None` if it does not come into question.
     pub(crate) fn set(&mut self, row: usize, score: Option<i64>) {
-        let mut at = self.n_rows() + row;
-        let leaf = score.map_or((NONE, 0), |score| (score, 1));
-        if self.tree[at] == leaf {
+        let score = score.unwrap_or(NONE);
+        if self.scores[row] == score {
             return;
         }
-        self.tree[at] = leaf;
-        while 1 < at {
-            at /= 2;
-            let it = higher(self.tree[2 * at], self.tree[2 * at + 1]);
-            if self.tree[at] == it {
+        self.scores[row] = score;
+        let first = row / BLOCK * BLOCK;
+        let block = &self.scores[first..self.scores.len().min(first + BLOCK)];
+        let mut at = self.tree.len() / 2 + row / BLOCK;
+        let mut it = highest(block);
+        while self.tree[at] != it {
+            self.tree[at] = it;
+            if at == 1 {
                 return;
             }
-            self.tree[at] = it;
+            at /= 2;
+            it = higher(self.tree[2 * at], self.tree[2 * at + 1]);
         }
     }
 
@@ -55,19 +82,30 @@ impl Best {
         let (best, n_best) = self.tree.get(1).copied().filter(|(_, n)| *n != 0)?;
         let mut left = u32::try_from(tie % n_best as usize).unwrap_or(0);
         let mut at = 1;
-        while at < self.n_rows() {
-            at *= 2;
-            let (score, n_rows) = self.tree[at];
-            if score == best && left < n_rows {
-                continue;
-            }
-            if score == best {
+        let mut pass_by = |(score, n_rows): (i64, u32)| {
+            let passes = score != best || n_rows <= left;
+            if passes && score == best {
                 left -= n_rows;
             }
-            at += 1;
+            passes
+        };
+        while at < self.tree.len() / 2 {
+            at *= 2;
+            if pass_by(self.tree[at]) {
+                at += 1;
+            }
         }
-        Some(at - self.n_rows())
+        let first = (at - self.tree.len() / 2) * BLOCK;
+        let rows = first..self.scores.len().min(first + BLOCK);
+        rows.into_iter().find(|row| !pass_by((self.scores[*row], 1)))
     }
+}
+
+/// The highest score of a block, and how many rows have it.
+fn highest(block: &[i64]) -> (i64, u32) {
+    let best = block.iter().copied().max().unwrap_or(NONE);
+    let n_best = block.iter().map(|it| u32::from(*it == best)).sum();
+    if best == NONE { (NONE, 0) } else { (best, n_best) }
 }
 
 fn higher(left: (i64, u32), right: (i64, u32)) -> (i64, u32) {
@@ -87,10 +125,13 @@ mod tests {
     proptest! {
         #[test]
         fn picks_every_best_row_in_turn(
-            mut scores in proptest::collection::vec(proptest::option::of(0..4_i64), 1..40),
-            changes in proptest::collection::vec((0..40_usize, proptest::option::of(0..4_i64)), 0..20),
+            mut scores in proptest::collection::vec(proptest::option::of(0..4_i64), 1..200),
+            changes in proptest::collection::vec((0..200_usize, proptest::option::of(0..4_i64)), 0..60),
+            n_more in 0..100_usize,
         ) {
             let mut tree = Best::of(scores.iter().copied());
+            tree.resize(scores.len() + n_more);
+            scores.resize(scores.len() + n_more, None);
             for (row, score) in changes {
                 if row < scores.len() {
                     scores[row] = score;

@@ -16,11 +16,12 @@ use crate::{
     pod::{Pod, Shape, Shapes, node_of},
     profile::Profile,
     storage::Work,
+    tables::Tables,
     world::World,
 };
 
-/// Bytes that kept outlooks may take, about.
-const MAX_OUTLOOKS: usize = 256 << 20;
+/// Outlooks that are kept. One takes a few kilobytes.
+const MAX_OUTLOOKS: usize = 1 << 15;
 /// Nodes that are looked at to find out whether an event helps a shape; with more, it may.
 const MAX_LOOKS: usize = 64;
 
@@ -35,7 +36,7 @@ pub struct Core {
     profiles: Vec<Profile>,
     /// With when each was used last.
     outlooks: HashMap<u64, (u64, Outlook)>,
-    size: usize,
+    tables: Tables,
     n_decisions: u64,
 }
 
@@ -47,7 +48,7 @@ impl Core {
             shapes: Shapes::default(),
             profiles,
             outlooks: HashMap::new(),
-            size: 0,
+            tables: Tables::default(),
             n_decisions: u64::from(rand::random::<u32>()),
         }
     }
@@ -123,10 +124,9 @@ impl Core {
         let (used, outlook) =
             self.outlooks.entry(shape.id).or_insert_with(|| (0, Outlook::new(shape.clone())));
         *used = self.n_decisions;
-        let before = outlook.size();
-        let decision = outlook.decide(profile, &mut self.world, key, tie);
-        self.size = self.size + outlook.size() - before;
-        if MAX_OUTLOOKS < self.size {
+        let known = (&mut self.world, &mut self.shapes);
+        let decision = outlook.decide(profile, known, &mut self.tables, key, tie);
+        if MAX_OUTLOOKS < self.outlooks.len() {
             self.drop_outlooks();
         }
         decision
@@ -169,7 +169,6 @@ impl Core {
         used.sort_unstable();
         let limit = used.get(used.len() / 2).copied().unwrap_or(u64::MAX);
         self.outlooks.retain(|_, (used, _)| limit < *used);
-        self.size = self.outlooks.values().map(|(_, outlook)| outlook.size()).sum();
     }
 
     /// Forgets what nobody needs any more.
@@ -177,7 +176,7 @@ impl Core {
         self.world.sweep();
         // Only the outlook itself has the shape of pods that are all gone.
         self.outlooks.retain(|_, (_, outlook)| 1 < Arc::strong_count(&outlook.shape));
-        self.size = self.outlooks.values().map(|(_, outlook)| outlook.size()).sum();
+        self.tables.sweep(self.outlooks.values().filter_map(|(_, outlook)| outlook.ground()));
     }
 
     /// Whether pods of a shape that these filters refused may look again because of events.

@@ -77,6 +77,13 @@ pub(crate) trait Filter: Debug + Send + Sync {
 pub(crate) trait Pass: Debug + Send {
     fn depends(&self) -> Depends;
 
+    /// Writes into `part` what verdicts are made of that the pod says, if they are of single rows:
+    /// pods that say the same share them, whatever else they are. Everything, unless a filter
+    /// knows better.
+    fn reads(&self, pod: &Shape, part: &mut Shape) {
+        part.clone_from(pod);
+    }
+
     /// Called before rows are checked, whenever anything may have changed.
     fn begin(&mut self, _world: &World) {}
 
@@ -151,6 +158,11 @@ pub(crate) trait Score: Debug + Send + Sync {
 pub(crate) trait Rate: Debug + Send {
     /// [`Depends::World`] also if what one row is given depends on the others.
     fn depends(&self) -> Depends;
+
+    /// As [`Pass::reads`].
+    fn reads(&self, pod: &Shape, part: &mut Shape) {
+        part.clone_from(pod);
+    }
 
     /// Rates one row. From 0 to [`MAX_SCORE`], unless [`Rate::go_over`] makes that of it.
     fn rate(&self, world: &World, row: usize) -> i64;

@@ -47,6 +47,7 @@ mod shares;
 #[cfg(test)]
 mod sim;
 mod storage;
+mod tables;
 mod tally;
 mod usage;
 mod workloads;

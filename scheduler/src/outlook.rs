@@ -1,9 +1,10 @@
 //! Where pods of one shape can go, kept from one decision to the next.
 //!
-//! A decision changes one row. So verdicts and scores that are made of single rows are kept, and
-//! only those of rows that changed are made again; the best row is at the top of a tree. What is
+//! Verdicts and scores that are made of single rows are kept, in a [table](crate::tables) that
+//! shapes share. If that is all there is to know, the best row is at the top of a tree; what is
 //! made of several rows (affinity, spread, volumes, scores that are scaled) is gone over for every
-//! decision, but only on rows that are left.
+//! decision, but only on rows that are left. Here is kept what is the shape's own: what filters
+//! and scores prepared for it, and why it found nothing.
 
 use std::sync::Arc;
 
@@ -11,12 +12,12 @@ use insula_client::{ObjectKey, Tenanted};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 
 use crate::{
-    best::Best,
     framework::{Depends, Rate, Room, Verdict},
     passes::Passes,
-    pod::Shape,
+    pod::{Shape, Shapes},
     profile::Profile,
     storage::Work,
+    tables::{Ground, Table, Tables},
     world::World,
 };
 
@@ -62,11 +63,8 @@ pub(crate) struct Outlook {
     /// Scores of single rows, with their weights, and the others.
     of_rows: Vec<(i64, Box<dyn Rate>)>,
     of_all: Vec<(i64, Box<dyn Rate>)>,
-    /// Changes of rows that are read, of those there have been.
-    n_read: Option<u64>,
-    verdicts: Vec<Verdict>,
-    scores: Vec<i64>,
-    best: Option<Best>,
+    /// What the table of single rows is made of.
+    ground: Option<Ground>,
     failure: Option<(Stamp, Failure)>,
 }
 
@@ -78,17 +76,13 @@ impl Outlook {
             passes: Passes::default(),
             of_rows: Vec::new(),
             of_all: Vec::new(),
-            n_read: None,
-            verdicts: Vec::new(),
-            scores: Vec::new(),
-            best: None,
+            ground: None,
             failure: None,
         }
     }
 
-    /// Bytes that this takes, about.
-    pub(crate) fn size(&self) -> usize {
-        self.verdicts.len() * 80 + 1024
+    pub(crate) fn ground(&self) -> Option<&Ground> {
+        self.ground.as_ref()
     }
 
     fn stamp(&self, world: &World) -> Stamp {
@@ -96,19 +90,23 @@ impl Outlook {
         (world.nodes.changes.end(), world.version(&self.shape), nominations, budgets)
     }
 
+    /// What was found last, if nothing has changed since.
+    fn known_failure(&self, world: &World, key: &ObjectKey) -> Option<&Failure> {
+        let (stamp, failure) = self.failure.as_ref()?;
+        let holds = world.nominations.of(key).is_none() && *stamp == self.stamp(world);
+        holds.then_some(failure)
+    }
+
     /// Decides for one pod of this shape. Of equally good nodes `tie` chooses.
     pub(crate) fn decide(
         &mut self,
         profile: &Profile,
-        world: &mut World,
+        (world, shapes): (&mut World, &mut Shapes),
+        tables: &mut Tables,
         key: &ObjectKey,
         tie: usize,
     ) -> Decision {
-        let is_nominated = world.nominations.of(key).is_some();
-        if !is_nominated
-            && let Some((stamp, failure)) = &self.failure
-            && *stamp == self.stamp(world)
-        {
+        if let Some(failure) = self.known_failure(world, key) {
             return Decision::None(failure.clone());
         }
         self.failure = None;
@@ -120,26 +118,29 @@ impl Outlook {
                 to_free: None,
             });
         }
-        self.prepare(profile, world);
+        self.prepare(profile, world, shapes);
         if let Some((place, reason)) = self.passes.refusal().cloned() {
             let message = format!("0/{} nodes are available: {reason}.", world.nodes.len());
             return self.fail(profile, world, key, message, 1 << place, &[], tie);
         }
-        self.catch_up(world);
         let mut blocked: Vec<(usize, Verdict)> = Vec::new();
         let mut verdicts = Vec::new();
-        let found = if self.passes.is_of_rows() && self.of_all.is_empty() {
-            self.top(profile, world, key, tie, &mut blocked)
+        let found = if let Some(ground) = self.ground.as_ref()
+            && self.passes.is_of_rows()
+            && self.of_all.is_empty()
+        {
+            let table = tables.get(ground, world, &self.passes, &self.of_rows);
+            let found = self.top(profile, world, key, tie, table, &mut blocked);
+            if found.is_none() {
+                verdicts.extend_from_slice(table.verdicts());
+            }
+            found
         } else {
-            self.best = None;
-            self.go_over(profile, world, key, tie, &mut blocked, &mut verdicts)
+            self.go_over(profile, world, tables, key, tie, &mut verdicts)
         };
         if let Some(row) = found {
             let work = self.passes.work(world, row);
             return Decision::Take { row, work };
-        }
-        if verdicts.is_empty() {
-            verdicts.clone_from(&self.verdicts);
         }
         for (row, verdict) in blocked {
             verdicts[row] = verdict;
@@ -159,71 +160,30 @@ impl Outlook {
     }
 
     /// Has filters and scores prepare again, if what they prepared is void.
-    fn prepare(&mut self, profile: &Profile, world: &mut World) {
+    fn prepare(&mut self, profile: &Profile, world: &mut World, shapes: &mut Shapes) {
         if self.version == Some(world.version(&self.shape)) {
             return;
         }
-        let kept = self.passes.kept();
         self.passes = Passes::prepare(profile, world, &self.shape);
-        let n_of_rows = self.of_rows.len();
         self.of_rows.clear();
         self.of_all.clear();
-        for (weight, score) in &profile.scores {
+        let mut part = Shape::blank(&profile.name);
+        let filters = self.passes.kept(&self.shape, &mut part);
+        let mut scores = Vec::new();
+        for (place, (weight, score)) in (0..).zip(&profile.scores) {
             match score.prepare(world, &self.shape) {
                 Some(rate) if rate.depends() == Depends::World => self.of_all.push((*weight, rate)),
-                Some(rate) => self.of_rows.push((*weight, rate)),
+                Some(rate) => {
+                    rate.reads(&self.shape, &mut part);
+                    self.of_rows.push((*weight, rate));
+                    scores.push(place);
+                }
                 None => (),
             }
         }
-        if kept != self.passes.kept() || n_of_rows != self.of_rows.len() {
-            self.n_read = None;
-        }
+        let ground = || Ground { part: shapes.shared(part), filters, scores };
+        self.ground = (!self.passes.is_named()).then(ground);
         self.version = Some(world.version(&self.shape));
-    }
-
-    /// Makes verdicts and scores of rows again that changed since the last decision.
-    fn catch_up(&mut self, world: &World) {
-        let n_rows = world.nodes.n_rows();
-        let changes = &world.nodes.changes;
-        let new = self.n_read.and_then(|n_read| changes.since(n_read));
-        self.n_read = Some(changes.end());
-        let Some(new) = new else {
-            self.best = None;
-            self.verdicts.clear();
-            self.verdicts.resize(n_rows, Verdict::NO_NODE);
-            self.scores.clear();
-            self.scores.resize(n_rows, 0);
-            for row in world.nodes.rows() {
-                self.look_at(world, row, true);
-            }
-            return;
-        };
-        self.verdicts.resize(n_rows, Verdict::NO_NODE);
-        self.scores.resize(n_rows, 0);
-        if self.best.as_ref().is_some_and(|it| it.n_rows() < n_rows) {
-            self.best = None;
-        }
-        for change in new {
-            self.look_at(world, change.row, change.is_node);
-        }
-    }
-
-    fn look_at(&mut self, world: &World, row: usize, is_node: bool) {
-        let verdict = if world.nodes.is_there(row) {
-            let before = self.verdicts[row];
-            let before = (!is_node && before != Verdict::NO_NODE).then_some(before);
-            self.passes.check_row(world, row, before)
-        } else {
-            Verdict::NO_NODE
-        };
-        self.verdicts[row] = verdict;
-        if verdict.is_feasible() {
-            let rated = self.of_rows.iter().map(|(weight, it)| weight * it.rate(world, row));
-            self.scores[row] = rated.sum::<i64>() + world.nodes.head_start(row);
-        }
-        if let Some(best) = &mut self.best {
-            best.set(row, verdict.is_feasible().then_some(self.scores[row]));
-        }
     }
 
     /// The verdict on a row if the pods nominated for it were there, if there are any that count.
@@ -244,36 +204,33 @@ impl Outlook {
         Some(verdict).filter(|it| !it.is_feasible())
     }
 
-    /// The best row, if all there is to know is kept.
+    /// The best row, if all there is to know is in the table.
     fn top(
-        &mut self,
+        &self,
         profile: &Profile,
         world: &mut World,
         key: &ObjectKey,
         tie: usize,
+        table: &mut Table,
         blocked: &mut Vec<(usize, Verdict)>,
     ) -> Option<usize> {
-        let mut best = match self.best.take() {
-            Some(best) => best,
-            None => {
-                let scores = self.verdicts.iter().zip(&self.scores);
-                Best::of(scores.map(|(verdict, score)| verdict.is_feasible().then_some(*score)))
-            }
-        };
+        let best = &mut table.best;
         let mut found = best.pick(tie);
-        if !world.nominations.is_empty() {
-            while let Some(row) = found
-                && let Some(verdict) = self.with_nominated(profile, world, key, row)
-            {
-                blocked.push((row, verdict));
-                best.set(row, None);
-                found = best.pick(tie);
-            }
-            for (row, _) in blocked {
-                best.set(*row, Some(self.scores[*row]));
-            }
+        if world.nominations.is_empty() {
+            return found;
         }
-        self.best = Some(best);
+        let mut aside = Vec::new();
+        while let Some(row) = found
+            && let Some(verdict) = self.with_nominated(profile, world, key, row)
+        {
+            blocked.push((row, verdict));
+            aside.push((row, best.score(row)));
+            best.set(row, None);
+            found = best.pick(tie);
+        }
+        for (row, score) in aside {
+            best.set(row, score);
+        }
         found
     }
 
@@ -282,16 +239,37 @@ impl Outlook {
         &mut self,
         profile: &Profile,
         world: &mut World,
+        tables: &mut Tables,
         key: &ObjectKey,
         tie: usize,
-        blocked: &mut Vec<(usize, Verdict)>,
         verdicts: &mut Vec<Verdict>,
     ) -> Option<usize> {
-        let (rows, totals) = self.rate(profile, world, key, blocked, verdicts);
+        let (rows, totals) = self.rate(profile, world, tables, key, verdicts);
         let highest = totals.iter().copied().max()?;
         let n_best = totals.iter().filter(|it| **it == highest).count();
         let mut best = rows.iter().zip(&totals).filter(|(_, total)| **total == highest);
         best.nth(tie % n_best).map(|(row, _)| *row)
+    }
+
+    /// The rows that single rows say nothing against, with what these make of their scores.
+    fn left(
+        &self,
+        world: &World,
+        tables: &mut Tables,
+        verdicts: &mut Vec<Verdict>,
+    ) -> Vec<(usize, i64)> {
+        let Some(ground) = &self.ground else {
+            let rows = self.passes.named(world, verdicts).unwrap_or_default();
+            let rated = rows.into_iter().map(|row| {
+                let rated = self.of_rows.iter().map(|(weight, it)| weight * it.rate(world, row));
+                (row, rated.sum::<i64>() + world.nodes.head_start(row))
+            });
+            return rated.collect();
+        };
+        let table = tables.get(ground, world, &self.passes, &self.of_rows);
+        verdicts.clear();
+        verdicts.extend_from_slice(table.verdicts());
+        table.best.rows().collect()
     }
 
     /// The rows that are left when all has been gone over, with their scores.
@@ -299,27 +277,27 @@ impl Outlook {
         &mut self,
         profile: &Profile,
         world: &mut World,
+        tables: &mut Tables,
         key: &ObjectKey,
-        blocked: &mut Vec<(usize, Verdict)>,
         verdicts: &mut Vec<Verdict>,
     ) -> (Vec<usize>, Vec<i64>) {
-        verdicts.clone_from(&self.verdicts);
+        let mut left = self.left(world, tables, verdicts);
         if !world.nominations.is_empty() {
             let rows: Vec<usize> = world.nominations.rows().collect();
             for row in rows {
                 if verdicts.get(row).is_some_and(|it| it.is_feasible())
                     && let Some(verdict) = self.with_nominated(profile, world, key, row)
                 {
-                    blocked.push((row, verdict));
                     verdicts[row] = verdict;
                 }
             }
+            left.retain(|(row, _)| verdicts[*row].is_feasible());
         }
         self.passes.begin(world);
-        let mut rows: Vec<usize> =
-            (0..verdicts.len()).filter(|row| verdicts[*row].is_feasible()).collect();
+        let mut rows: Vec<usize> = left.iter().map(|(row, _)| *row).collect();
         self.passes.go_over(world, &mut rows, verdicts);
-        let mut totals: Vec<i64> = rows.iter().map(|row| self.scores[*row]).collect();
+        left.retain(|(row, _)| verdicts[*row].is_feasible());
+        let mut totals: Vec<i64> = left.into_iter().map(|(_, score)| score).collect();
         let mut scores = vec![0_i64; rows.len()];
         if 1 < rows.len() {
             for (weight, rate) in &self.of_all {
@@ -338,9 +316,10 @@ impl Outlook {
         &mut self,
         profile: &Profile,
         world: &mut World,
+        tables: &mut Tables,
         key: &ObjectKey,
     ) -> Vec<(String, i64)> {
-        let (rows, totals) = self.rate(profile, world, key, &mut Vec::new(), &mut Vec::new());
+        let (rows, totals) = self.rate(profile, world, tables, key, &mut Vec::new());
         let names = rows.iter().map(|row| world.nodes.name(*row).to_owned());
         names.zip(totals).collect()
     }

@@ -25,6 +25,8 @@ const NOT_NAMED: u8 = 128;
 pub(crate) struct Passes {
     /// Why no node will do, whichever it is, and the place of the filter that says so.
     refusal: Option<(u8, String)>,
+    /// The only nodes that come into question, if there are few, and who says so.
+    named: Option<(u8, BTreeSet<String>)>,
     /// With the places of their filters in the profile.
     passes: Vec<(u8, Box<dyn Pass>)>,
     /// The first so many depend on nodes alone,
@@ -38,7 +40,9 @@ impl Passes {
         let mut it = Self::default();
         for (place, filter) in profile.filters() {
             if let Some(names) = filter.only_on(pod) {
-                it.passes.push((place + NOT_NAMED, Box::new(Named { names, by: filter.name() })));
+                let place = place + NOT_NAMED;
+                it.named.get_or_insert_with(|| (place, names.clone()));
+                it.passes.push((place, Box::new(Named { names, by: filter.name() })));
             }
         }
         for (place, filter) in profile.filters() {
@@ -68,14 +72,39 @@ impl Passes {
         self.refusal.as_ref()
     }
 
-    /// Names the passes whose verdicts are kept.
-    pub(crate) fn kept(&self) -> Vec<u8> {
-        self.passes[..self.n_of_rows].iter().map(|(place, _)| *place).collect()
+    /// The passes whose verdicts are kept.
+    fn of_rows(&self) -> &[(u8, Box<dyn Pass>)] {
+        &self.passes[..self.n_of_rows]
+    }
+
+    /// Names the passes whose verdicts are kept, and writes into `part` what these are made of.
+    pub(crate) fn kept(&self, pod: &Shape, part: &mut Shape) -> Vec<u8> {
+        self.of_rows().iter().for_each(|(_, pass)| pass.reads(pod, part));
+        self.of_rows().iter().map(|(place, _)| *place).collect()
+    }
+
+    /// The rows of the only nodes that come into question, if there are few. The others' verdicts
+    /// are noted.
+    pub(crate) fn named(&self, world: &World, verdicts: &mut Vec<Verdict>) -> Option<Vec<usize>> {
+        let (place, names) = self.named.as_ref()?;
+        verdicts.clear();
+        verdicts.resize(world.nodes.n_rows(), Verdict::NO_NODE);
+        world.nodes.rows().for_each(|row| verdicts[row] = Verdict::refused(*place, NOT_IN_NAMES));
+        let mut rows: Vec<usize> = names.iter().filter_map(|it| world.nodes.row(it)).collect();
+        rows.sort_unstable();
+        rows.iter().for_each(|row| verdicts[*row] = Verdict::FEASIBLE);
+        self.keep(world, &mut rows, verdicts);
+        Some(rows)
     }
 
     /// Whether all there is to know of a row is in its kept verdict.
     pub(crate) fn is_of_rows(&self) -> bool {
         self.n_of_rows == self.passes.len()
+    }
+
+    /// Whether few nodes come into question, and no others are looked at.
+    pub(crate) fn is_named(&self) -> bool {
+        self.named.is_some()
     }
 
     /// Must be called before [`Passes::check`] and [`Passes::go_over`] when anything changed.
@@ -103,12 +132,19 @@ impl Passes {
     /// the pods on the row changed.
     pub(crate) fn check_row(&self, world: &World, row: usize, before: Option<Verdict>) -> Verdict {
         let Some(before) = before else {
-            return Self::ask(&self.passes[..self.n_of_rows], world, row);
+            return Self::ask(self.of_rows(), world, row);
         };
         let of_nodes = &self.passes[..self.n_of_nodes];
         match before.refusal() {
             Some((by, _)) if of_nodes.iter().any(|(place, _)| *place == by) => before,
             _ => Self::ask(&self.passes[self.n_of_nodes..self.n_of_rows], world, row),
+        }
+    }
+
+    /// Goes over rows with the passes whose verdicts are kept.
+    pub(crate) fn keep(&self, world: &World, rows: &mut Vec<usize>, verdicts: &mut [Verdict]) {
+        for (place, pass) in self.of_rows() {
+            pass.go_over(world, *place, rows, verdicts);
         }
     }
 
@@ -183,6 +219,8 @@ pub(crate) fn listed(reasons: BTreeMap<Cow<'static, str>, usize>) -> String {
     list.join(", ")
 }
 
+const NOT_IN_NAMES: u32 = 1;
+
 /// The only nodes that a filter lets be looked at.
 #[derive(Debug)]
 struct Named {
@@ -196,7 +234,7 @@ impl Pass for Named {
     }
 
     fn check(&self, world: &World, row: usize) -> u32 {
-        u32::from(!self.names.contains(world.nodes.name(row)))
+        if self.names.contains(world.nodes.name(row)) { 0 } else { NOT_IN_NAMES }
     }
 
     fn reasons(&self, _why: u32) -> Vec<Cow<'static, str>> {

@@ -219,6 +219,12 @@ impl Shape {
         }
     }
 
+    /// That of a pod that says nothing but which scheduler is to look at it.
+    pub(crate) fn blank(scheduler: &Arc<str>) -> Self {
+        let pod = Tenanted { tenant: TenantName::system(), object: Pod::default() };
+        Self { scheduler: scheduler.clone(), ..Self::of(&pod) }
+    }
+
     /// Whether two pods with these are alike but for [`Shape::id`].
     fn is_like(&mut self, other: &Self) -> bool {
         // Set for the time of comparing, so that no field can be forgotten here.
@@ -233,6 +239,13 @@ impl Shape {
         (&self.tenant, &self.namespace, &self.labels, self.priority, self.is_ending).hash(&mut it);
         self.requests.amounts.hash(&mut it);
         self.claims.hash(&mut it);
+        self.node_labels.hash(&mut it);
+        // Pods of daemon sets differ in nothing else.
+        for term in self.required.iter().flatten() {
+            for one in term.match_fields.iter().chain(&term.match_expressions).flatten() {
+                (&one.key, &one.operator, &one.values).hash(&mut it);
+            }
+        }
         it.finish()
     }
 

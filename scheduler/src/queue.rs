@@ -1,15 +1,20 @@
 //! Pods that look for a node, and when each may look again.
 //!
-//! A pod is *active* when it may look now; *backing off* when it looked too recently; *stuck*
-//! when it found nothing and nothing happened since that could help; *gated* when it asked not to
-//! be looked at.
+//! A pod is *active* when it may look now; *stuck* when it found nothing and nothing happened since
+//! that could help; *resting* when something did, but it looked too recently; *backing off* when
+//! its node could not be written down; *gated* when it asked not to be looked at.
+//!
+//! Resting is for the sake of others: while nobody is active, those that rest look early, one of
+//! each shape after the other for as long as they find something. What one does not find, those
+//! that are like it do not look for before something else happens, or their rest is over.
 //!
 //! # Invariants
 //!
 //! * Tenants take turns, the more the less they have ([`line`]); within a tenant higher priority
 //!   goes first, then whoever came first.
-//! * A stuck pod becomes active, or backs off, on the first happening that could help it, and in
-//!   any case after [`STUCK_LIMIT`].
+//! * A stuck pod becomes active, or rests, on the first happening that could help it, and in any
+//!   case after [`STUCK_LIMIT`].
+//! * Of pods that are alike one looks early and in vain for each happening, at most.
 
 mod line;
 
@@ -64,6 +69,7 @@ pub(crate) struct Waiting {
 enum Place {
     Active(Rank),
     BackingOff { until: Instant },
+    Resting { until: Instant },
     Stuck { looked: Instant, until: Instant },
     Gated,
 }
@@ -75,24 +81,31 @@ struct Rank {
     number: u64,
 }
 
-/// Stuck pods that are alike. What helps one of them helps all.
+/// Pods that found nothing and are alike. What helps one of them helps all.
 #[derive(Debug)]
 struct Group {
     shape: Arc<Shape>,
     /// The filters that refused nodes to any of them.
     refused_by: u128,
-    pods: BTreeSet<ObjectKey>,
+    stuck: BTreeSet<ObjectKey>,
+    resting: BTreeSet<(Instant, ObjectKey)>,
 }
 
 /// All pods that look for a node.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     backoff: Backoff,
-    stuck: HashMap<u64, Group>,
+    /// By shape.
+    groups: HashMap<u64, Group>,
+    /// Groups to which something happened since one of them looked in vain.
+    hopeful: BTreeSet<u64>,
+    /// The one of them of which one looked early last.
+    looked_early: u64,
     pods: HashMap<ObjectKey, (Waiting, Place)>,
     active: HashMap<TenantName, BTreeSet<(Rank, ObjectKey)>>,
     line: Line,
-    /// Pods that are to look again by then: those that back off, and stuck ones at their limit.
+    /// Pods that are to look again by then: those that rest or back off, and stuck ones at their
+    /// limit.
     alarms: BTreeSet<(Instant, ObjectKey)>,
     n_ranked: u64,
 }
@@ -153,13 +166,16 @@ impl Queue {
             Place::BackingOff { until } => {
                 self.alarms.remove(&(until, key.clone()));
             }
-            Place::Stuck { until, .. } => {
-                self.alarms.remove(&(until, key.clone()));
+            Place::Resting { until } | Place::Stuck { until, .. } => {
+                let alarm = (until, key.clone());
+                self.alarms.remove(&alarm);
                 let id = waiting.candidate.shape.id;
-                if let Some(group) = self.stuck.get_mut(&id) {
-                    group.pods.remove(key);
-                    if group.pods.is_empty() {
-                        self.stuck.remove(&id);
+                if let Some(group) = self.groups.get_mut(&id) {
+                    group.stuck.remove(key);
+                    group.resting.remove(&alarm);
+                    if group.stuck.is_empty() && group.resting.is_empty() {
+                        self.groups.remove(&id);
+                        self.hopeful.remove(&id);
                     }
                 }
             }
@@ -190,7 +206,7 @@ impl Queue {
         cost: impl FnOnce(&TenantName) -> u64,
     ) -> Option<(ObjectKey, Waiting)> {
         self.wake(now);
-        let tenant = self.line.next(cost)?;
+        let Some(tenant) = self.line.next(cost) else { return self.take_early() };
         let pods = self.active.get_mut(&tenant)?;
         let (_, key) = pods.pop_first()?;
         if pods.is_empty() {
@@ -199,6 +215,21 @@ impl Queue {
         }
         let (waiting, _) = self.pods.remove(&key)?;
         Some((key, waiting))
+    }
+
+    /// Takes a pod out of the queue that may look before its rest is over.
+    fn take_early(&mut self) -> Option<(ObjectKey, Waiting)> {
+        loop {
+            let mut next = self.hopeful.range(self.looked_early.saturating_add(1)..);
+            let id = *next.next().or_else(|| self.hopeful.first())?;
+            let group = self.groups.get(&id);
+            let Some((_, key)) = group.and_then(|it| it.resting.first()).cloned() else {
+                self.hopeful.remove(&id);
+                continue;
+            };
+            self.looked_early = id;
+            return Some((key.clone(), self.remove(&key)?));
+        }
     }
 
     /// Forgets the pods that `stays` does not choose.
@@ -221,13 +252,15 @@ impl Queue {
         let until = now + STUCK_LIMIT;
         self.alarms.insert((until, key.clone()));
         let shape = &waiting.candidate.shape;
-        let group = self.stuck.entry(shape.id).or_insert_with(|| Group {
+        self.hopeful.remove(&shape.id);
+        let group = self.groups.entry(shape.id).or_insert_with(|| Group {
             shape: shape.clone(),
             refused_by: 0,
-            pods: BTreeSet::new(),
+            stuck: BTreeSet::new(),
+            resting: BTreeSet::new(),
         });
         group.refused_by |= refused_by;
-        group.pods.insert(key.clone());
+        group.stuck.insert(key.clone());
         self.pods.insert(key.clone(), (waiting, Place::Stuck { looked: now, until }));
     }
 
@@ -235,48 +268,62 @@ impl Queue {
     pub(crate) fn retry(&mut self, key: &ObjectKey, mut waiting: Waiting, now: Instant) {
         waiting.n_attempts = waiting.n_attempts.saturating_add(1);
         let until = now + self.backoff.after(waiting.n_attempts);
-        self.back_off(key, waiting, until);
-    }
-
-    fn back_off(&mut self, key: &ObjectKey, waiting: Waiting, until: Instant) {
         self.alarms.insert((until, key.clone()));
         self.pods.insert(key.clone(), (waiting, Place::BackingOff { until }));
     }
 
-    /// Something happened: stuck pods may look again if `helps` says so of their shape and the
-    /// filters that refused them.
+    /// Something happened: pods that found nothing may look again if `helps` says so of their
+    /// shape and the filters that refused them.
     pub(crate) fn happened(
         &mut self,
         now: Instant,
         mut helps: impl FnMut(&Arc<Shape>, u128) -> bool,
     ) {
-        let helped = self.stuck.values().filter(|it| helps(&it.shape, it.refused_by));
         let mut hopeful: Vec<(Instant, Instant, ObjectKey)> = Vec::new();
-        for key in helped.flat_map(|group| &group.pods) {
-            if let Some((waiting, Place::Stuck { looked, .. })) = self.pods.get(key) {
-                let until = *looked + self.backoff.after(waiting.n_attempts);
-                hopeful.push((until, waiting.since, key.clone()));
+        for (id, group) in &self.groups {
+            if !helps(&group.shape, group.refused_by) {
+                continue;
+            }
+            self.hopeful.insert(*id);
+            for key in &group.stuck {
+                if let Some((waiting, Place::Stuck { looked, .. })) = self.pods.get(key) {
+                    let until = *looked + self.backoff.after(waiting.n_attempts);
+                    hopeful.push((until, waiting.since, key.clone()));
+                }
             }
         }
         // In the order in which they would have looked, not in that of the map.
         hopeful.sort();
         for (until, _, key) in hopeful {
-            if let Some(waiting) = self.remove(&key) {
-                if until <= now {
-                    self.activate(&key, waiting);
-                } else {
-                    self.back_off(&key, waiting, until);
-                }
-            }
+            self.let_rest(&key, until, now);
         }
     }
 
     /// A stuck pod may look again when its wait is over, whatever helps it.
     pub(crate) fn hurry(&mut self, key: &ObjectKey, now: Instant) {
         let Some((waiting, Place::Stuck { looked, .. })) = self.pods.get(key) else { return };
-        let until = (*looked + self.backoff.after(waiting.n_attempts)).max(now);
-        if let Some(waiting) = self.remove(key) {
-            self.back_off(key, waiting, until);
+        let until = *looked + self.backoff.after(waiting.n_attempts);
+        let id = waiting.candidate.shape.id;
+        self.hopeful.insert(id);
+        self.let_rest(key, until, now);
+    }
+
+    /// A stuck pod is to look again by then.
+    fn let_rest(&mut self, key: &ObjectKey, until: Instant, now: Instant) {
+        let Some((waiting, place)) = self.pods.get_mut(key) else { return };
+        if until <= now {
+            if let Some(waiting) = self.remove(key) {
+                self.activate(key, waiting);
+            }
+            return;
+        }
+        let Place::Stuck { until: limit, .. } = *place else { return };
+        *place = Place::Resting { until };
+        self.alarms.remove(&(limit, key.clone()));
+        self.alarms.insert((until, key.clone()));
+        if let Some(group) = self.groups.get_mut(&waiting.candidate.shape.id) {
+            group.stuck.remove(key);
+            group.resting.insert((until, key.clone()));
         }
     }
 
@@ -309,8 +356,8 @@ impl Queue {
     }
 
     /// Whether no pod waits for something to happen.
-    pub(crate) fn has_no_stuck(&self) -> bool {
-        self.stuck.is_empty()
+    pub(crate) fn hopes_for_nothing(&self) -> bool {
+        self.groups.is_empty()
     }
 }
 
@@ -394,15 +441,59 @@ mod tests {
     }
 
     #[test]
-    fn help_that_comes_early_is_kept_until_the_backoff_ends() {
+    fn help_that_comes_early_is_taken_if_nobody_else_looks() {
         let now = Instant::now();
         let mut queue = Queue::default();
         queue.put(&key("a/1"), with_priority(0), now);
         take_stuck(&mut queue, 1, now);
         queue.happened(now, |_, refused_by| refused_by == 1);
-        assert_eq!(take(&mut queue, now), None);
+        queue.put(&key("a/2"), with_priority(0), now);
         assert_eq!(queue.next_alarm(), Some(now + SECOND));
+        assert_eq!(take(&mut queue, now).as_deref(), Some("a/2"));
+        assert_eq!(take(&mut queue, now).as_deref(), Some("a/1"));
+        assert!(queue.alarms.is_empty() && queue.groups.is_empty());
+    }
+
+    #[test]
+    fn errors_are_waited_for_whoever_else_looks() {
+        let now = Instant::now();
+        let mut queue = Queue::default();
+        queue.put(&key("a/1"), with_priority(0), now);
+        let (first, waiting) = queue.take(now, |_| TURN).unwrap();
+        queue.retry(&first, waiting, now);
+        queue.happened(now, |_, _| true);
+        assert_eq!(take(&mut queue, now), None);
         assert_eq!(take(&mut queue, now + SECOND).as_deref(), Some("a/1"));
+    }
+
+    /// Of many that are alike and find nothing one looks early for each happening; if it finds
+    /// something, so does the next.
+    #[test]
+    fn a_crowd_in_vain_looks_early_once_for_each_happening() {
+        const N_PODS: usize = 10_000;
+        let now = Instant::now();
+        let mut queue = Queue::default();
+        let shared = with_priority(0);
+        for n in 0..N_PODS {
+            queue.put(&key(&format!("a/{n}")), shared.clone(), now);
+        }
+        for _ in 0..N_PODS {
+            take_stuck(&mut queue, 1, now);
+        }
+        for _ in 0..100 {
+            queue.happened(now, |_, _| true);
+            take_stuck(&mut queue, 1, now);
+            assert_eq!(take(&mut queue, now), None);
+        }
+        queue.happened(now, |_, _| true);
+        for _ in 0..5 {
+            assert!(take(&mut queue, now).is_some(), "each finds something");
+        }
+        take_stuck(&mut queue, 1, now);
+        assert_eq!(take(&mut queue, now), None);
+        let later = now + SECOND;
+        let n_later = std::iter::from_fn(|| take(&mut queue, later)).count();
+        assert!((N_PODS - 200..N_PODS).contains(&n_later), "{n_later}: the others when they rested");
     }
 
     #[test]
@@ -450,7 +541,7 @@ mod tests {
         for name in ["a/active", "a/off", "a/stuck"] {
             assert!(queue.remove(&key(name)).is_some());
         }
-        assert!(queue.alarms.is_empty() && queue.stuck.is_empty());
+        assert!(queue.alarms.is_empty() && queue.groups.is_empty());
         assert!(queue.line.is_empty() && queue.active.is_empty());
     }
 }

@@ -159,7 +159,7 @@ impl Scheduler {
                 return;
             }
             // What was decided may have given hope to those who were stuck by then.
-            if BATCH <= n_decided || (!self.events.is_empty() && !self.queue.has_no_stuck()) {
+            if BATCH <= n_decided || (!self.events.is_empty() && !self.queue.hopes_for_nothing()) {
                 tokio::task::yield_now().await;
                 continue;
             }
@@ -240,7 +240,7 @@ impl Scheduler {
     /// Has stuck pods look again that may hope for something from what happened.
     fn wake_hopeful(&mut self) {
         let events = std::mem::take(&mut self.events);
-        if events.is_empty() || self.queue.has_no_stuck() {
+        if events.is_empty() || self.queue.hopes_for_nothing() {
             return;
         }
         let core = &mut self.core;

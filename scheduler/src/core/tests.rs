@@ -4,7 +4,10 @@ mod gangs;
 mod machines;
 mod model;
 mod random;
+mod sharing;
 mod upstream;
+
+use std::collections::BTreeMap;
 
 use insula_api::names::TenantName;
 use k8s_openapi::api::core::v1::Node;

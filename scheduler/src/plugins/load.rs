@@ -41,6 +41,10 @@ impl Rate for Load {
         Depends::Row
     }
 
+    fn reads(&self, pod: &Shape, part: &mut Shape) {
+        part.requests.clone_from(&pod.requests);
+    }
+
     /// The part that would be left of what there is least left of.
     fn rate(&self, world: &World, row: usize) -> i64 {
         let load = world.nodes.load(row);

@@ -94,6 +94,8 @@ struct Cordons;
 impl Pass for Cordons {
     one_final_reason!("node(s) were unschedulable");
 
+    fn reads(&self, _pod: &Shape, _part: &mut Shape) {}
+
     fn check(&self, world: &World, row: usize) -> u32 {
         u32::from(world.nodes.unschedulable[row])
     }
@@ -132,6 +134,10 @@ struct RunsContainers;
 impl Pass for RunsContainers {
     one_final_reason!("node(s) had no ready container runtime");
 
+    fn reads(&self, pod: &Shape, part: &mut Shape) {
+        part.is_machine = pod.is_machine;
+    }
+
     fn check(&self, world: &World, row: usize) -> u32 {
         u32::from(!world.nodes.runtimes[row].containers)
     }
@@ -142,6 +148,10 @@ struct RunsMachines;
 
 impl Pass for RunsMachines {
     one_final_reason!("node(s) had no ready VM runtime");
+
+    fn reads(&self, pod: &Shape, part: &mut Shape) {
+        part.is_machine = pod.is_machine;
+    }
 
     fn check(&self, world: &World, row: usize) -> u32 {
         u32::from(!world.nodes.runtimes[row].machines)
@@ -175,6 +185,10 @@ struct Taints(Vec<bool>);
 
 impl Pass for Taints {
     one_final_reason!("node(s) had untolerated taint(s)");
+
+    fn reads(&self, pod: &Shape, part: &mut Shape) {
+        part.tolerations.clone_from(&pod.tolerations);
+    }
 
     fn check(&self, world: &World, row: usize) -> u32 {
         u32::from(self.0.get(world.nodes.taints[row]).copied().unwrap_or(true))
@@ -313,6 +327,11 @@ struct Selections {
 impl Pass for Selections {
     fn depends(&self) -> Depends {
         Depends::Node
+    }
+
+    fn reads(&self, pod: &Shape, part: &mut Shape) {
+        part.node_labels.clone_from(&pod.node_labels);
+        part.required.clone_from(&pod.required);
     }
 
     fn check(&self, world: &World, row: usize) -> u32 {

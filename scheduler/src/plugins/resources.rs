@@ -46,6 +46,10 @@ impl Pass for Ports {
         Depends::Row
     }
 
+    fn reads(&self, pod: &Shape, part: &mut Shape) {
+        part.ports.clone_from(&pod.ports);
+    }
+
     fn check(&self, world: &World, row: usize) -> u32 {
         let taken = &world.nodes.ports[row];
         u32::from(self.0.iter().any(|wanted| taken.iter().any(|it| it.clashes(wanted))))
@@ -160,6 +164,10 @@ struct Fits(Vec<Asked>);
 impl Pass for Fits {
     fn depends(&self) -> Depends {
         Depends::Row
+    }
+
+    fn reads(&self, pod: &Shape, part: &mut Shape) {
+        part.requests.clone_from(&pod.requests);
     }
 
     fn check(&self, world: &World, row: usize) -> u32 {
@@ -279,6 +287,10 @@ impl Rate for Allocated {
         Depends::Row
     }
 
+    fn reads(&self, pod: &Shape, part: &mut Shape) {
+        part.requests.clone_from(&pod.requests);
+    }
+
     fn rate(&self, world: &World, row: usize) -> i64 {
         let (mut sum, mut weights) = (0, 0);
         for usage in &self.usages {
@@ -347,6 +359,10 @@ struct Balance(Vec<Usage>);
 impl Rate for Balance {
     fn depends(&self) -> Depends {
         Depends::Row
+    }
+
+    fn reads(&self, pod: &Shape, part: &mut Shape) {
+        part.requests.clone_from(&pod.requests);
     }
 
     fn rate(&self, world: &World, row: usize) -> i64 {

@@ -102,7 +102,7 @@ fn judge(core: &mut Core, pod: &Tenanted<Pod>) -> String {
         }
     };
     let outlook = core.outlooks.get_mut(&shape.id).map(|(_, it)| it).unwrap();
-    let totals = outlook.totals(&core.profiles[0], &mut core.world, &key);
+    let totals = outlook.totals(&core.profiles[0], &mut core.world, &mut core.tables, &key);
     let totals: BTreeMap<String, i64> = totals.into_iter().collect();
     assert_eq!(totals.get(&taken), totals.values().max(), "{taken} is not the best of {totals:?}");
     if totals.len() == 1 {
