@@ -2,7 +2,7 @@
 //!
 //! A pod is *active* when it may look now; *stuck* when it found nothing and nothing happened since
 //! that could help; *resting* when something did, but it looked too recently; *backing off* when
-//! its node could not be written down; *gated* when it asked not to be looked at.
+//! what was found for it went wrong; *gated* when it asked not to be looked at.
 //!
 //! Resting is for the sake of others: while nobody is active, those that rest look early, one of
 //! each shape after the other for as long as they find something. What one does not find, those
@@ -206,7 +206,7 @@ impl Queue {
         cost: impl FnOnce(&TenantName) -> u64,
     ) -> Option<(ObjectKey, Waiting)> {
         self.wake(now);
-        let Some(tenant) = self.line.next(cost) else { return self.take_early() };
+        let tenant = self.line.next(cost)?;
         let pods = self.active.get_mut(&tenant)?;
         let (_, key) = pods.pop_first()?;
         if pods.is_empty() {
@@ -218,7 +218,7 @@ impl Queue {
     }
 
     /// Takes a pod out of the queue that may look before its rest is over.
-    fn take_early(&mut self) -> Option<(ObjectKey, Waiting)> {
+    pub(crate) fn take_early(&mut self) -> Option<(ObjectKey, Waiting)> {
         loop {
             let mut next = self.hopeful.range(self.looked_early.saturating_add(1)..);
             let id = *next.next().or_else(|| self.hopeful.first())?;
@@ -230,6 +230,11 @@ impl Queue {
             self.looked_early = id;
             return Some((key.clone(), self.remove(&key)?));
         }
+    }
+
+    /// Whether some pod may look before its rest is over.
+    pub(crate) fn is_anyone_early(&self) -> bool {
+        !self.hopeful.is_empty()
     }
 
     /// Forgets the pods that `stays` does not choose.
@@ -268,6 +273,19 @@ impl Queue {
     pub(crate) fn retry(&mut self, key: &ObjectKey, mut waiting: Waiting, now: Instant) {
         waiting.n_attempts = waiting.n_attempts.saturating_add(1);
         let until = now + self.backoff.after(waiting.n_attempts);
+        self.wait(key, waiting, until);
+    }
+
+    /// What a stuck pod hopes for went wrong: it looks again when its wait is over, not before.
+    pub(crate) fn back_off(&mut self, key: &ObjectKey, now: Instant) {
+        let Some((waiting, Place::Stuck { looked, .. })) = self.pods.get(key) else { return };
+        let until = (*looked + self.backoff.after(waiting.n_attempts)).max(now);
+        if let Some(waiting) = self.remove(key) {
+            self.wait(key, waiting, until);
+        }
+    }
+
+    fn wait(&mut self, key: &ObjectKey, waiting: Waiting, until: Instant) {
         self.alarms.insert((until, key.clone()));
         self.pods.insert(key.clone(), (waiting, Place::BackingOff { until }));
     }
@@ -299,7 +317,7 @@ impl Queue {
         }
     }
 
-    /// A stuck pod may look again when its wait is over, whatever helps it.
+    /// A stuck pod has lost what it hoped for: it may look again, as after a happening.
     pub(crate) fn hurry(&mut self, key: &ObjectKey, now: Instant) {
         let Some((waiting, Place::Stuck { looked, .. })) = self.pods.get(key) else { return };
         let until = *looked + self.backoff.after(waiting.n_attempts);
@@ -377,12 +395,16 @@ mod tests {
         Candidate::of(&pod, &mut crate::pod::Shapes::default())
     }
 
+    fn next(queue: &mut Queue, now: Instant) -> Option<(ObjectKey, Waiting)> {
+        queue.take(now, |_| TURN).or_else(|| queue.take_early())
+    }
+
     fn take(queue: &mut Queue, now: Instant) -> Option<String> {
-        queue.take(now, |_| TURN).map(|(key, _)| format!("{}/{}", key.tenant, key.name))
+        next(queue, now).map(|(key, _)| format!("{}/{}", key.tenant, key.name))
     }
 
     fn take_stuck(queue: &mut Queue, refused_by: u128, now: Instant) {
-        let (key, waiting) = queue.take(now, |_| TURN).unwrap();
+        let (key, waiting) = next(queue, now).unwrap();
         queue.stuck(&key, waiting, refused_by, now);
     }
 
@@ -461,9 +483,14 @@ mod tests {
         queue.put(&key("a/1"), with_priority(0), now);
         let (first, waiting) = queue.take(now, |_| TURN).unwrap();
         queue.retry(&first, waiting, now);
+        queue.put(&key("a/2"), with_priority(0), now);
+        take_stuck(&mut queue, 1, now);
+        queue.back_off(&key("a/2"), now);
         queue.happened(now, |_, _| true);
         assert_eq!(take(&mut queue, now), None);
-        assert_eq!(take(&mut queue, now + SECOND).as_deref(), Some("a/1"));
+        for name in ["a/1", "a/2"] {
+            assert_eq!(take(&mut queue, now + SECOND).as_deref(), Some(name));
+        }
     }
 
     /// Of many that are alike and find nothing one looks early for each happening; if it finds

@@ -159,7 +159,8 @@ impl Scheduler {
                 return;
             }
             // What was decided may have given hope to those who were stuck by then.
-            if BATCH <= n_decided || (!self.events.is_empty() && !self.queue.hopes_for_nothing()) {
+            let has_hope = !self.events.is_empty() && !self.queue.hopes_for_nothing();
+            if BATCH <= n_decided || has_hope || self.queue.is_anyone_early() {
                 tokio::task::yield_now().await;
                 continue;
             }
@@ -402,6 +403,8 @@ impl Scheduler {
             let now = Instant::now();
             let world = &self.core.world;
             let next = self.queue.take(now, |tenant| world.cost_of_turn(tenant));
+            // Who looks early does so when nobody else does, which is looked at between any two.
+            let next = next.or_else(|| if n_decided == 0 { self.queue.take_early() } else { None });
             let Some((key, waiting)) = next else { break };
             if let Some(group) = self.group_to_decide(&waiting.candidate.shape) {
                 n_decided += self.decide_together((key, waiting), &group, now).max(1);

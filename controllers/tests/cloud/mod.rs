@@ -3,7 +3,15 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a failure fails the test")]
 
-use std::{convert::Infallible, path::Path, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use insula_api::names::TenantName;
 use insula_apiserver::{
@@ -129,6 +137,30 @@ impl Cloud {
     /// A client whose requests arrive only while `open` says so; until then they wait.
     pub(crate) fn client_behind(&self, open: watch::Receiver<bool>) -> Client {
         client_of(&self.backend, platform(), Some(open))
+    }
+
+    /// A client of which every third request goes wrong: it does not arrive, its answer does not,
+    /// or the server says that it does not know.
+    pub(crate) fn client_in_trouble(&self) -> Client {
+        let (server, n_requests) = (self.backend.server.clone(), Arc::new(AtomicUsize::new(0)));
+        let service = tower::service_fn(move |request: http::Request<_>| {
+            let (server, n) = (server.clone(), n_requests.fetch_add(1, Ordering::Relaxed));
+            let is_watch = request.uri().query().is_some_and(|it| it.contains("watch="));
+            async move {
+                if n % 9 == 2 && !is_watch {
+                    return std::future::pending().await;
+                }
+                let mut response = server.handle_trusted(request, platform()).await;
+                if n % 9 == 5 && !is_watch {
+                    return std::future::pending().await;
+                }
+                if n % 9 == 8 && !is_watch {
+                    *response.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+                }
+                Ok::<_, Infallible>(response)
+            }
+        });
+        Client::in_process(service, "test").unwrap().with_timeout(Duration::from_secs(2))
     }
 
     /// A client of somebody else.

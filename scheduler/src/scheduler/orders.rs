@@ -113,7 +113,7 @@ impl Scheduler {
             // Looks again, and perhaps elsewhere; unless it found room all the same.
             if self.queue.get(&key).is_some_and(|it| it.candidate.uid == uid) {
                 self.nominate(&key, None);
-                self.queue.hurry(&key, Instant::now());
+                self.queue.back_off(&key, Instant::now());
             }
             return;
         }

@@ -25,7 +25,11 @@ fn varied(rng: &mut StdRng, template: &Value, name: &str) -> Value {
                 "controller": true,
             }]);
         }
-        3 => it["spec"]["tolerations"] = json!([{"operator": "Exists"}]),
+        3 => {
+            let one = json!({"key": pick(rng, &["x", "y"]), "operator": "Exists"});
+            let all = [json!([{"operator": "Exists"}]), json!([one]), json!([])];
+            it["spec"]["tolerations"] = all[rng.random_range(0..all.len())].clone();
+        }
         4 => it["spec"]["nodeSelector"] = json!({"disk": pick(rng, &["ssd", "hdd"])}),
         5 => {
             let port = json!({"containerPort": 80, "hostPort": rng.random_range(80..82)});
@@ -134,6 +138,7 @@ fn what_rows_are_asked_for_is_not_shared() {
         asking("2", "1Mi"),
         asking("100m", "2Gi"),
         with("tolerations", json!([{"operator": "Exists"}])),
+        with("tolerations", json!([{"key": "k", "operator": "Exists"}])),
         with("nodeSelector", json!({"zone": "a"})),
         with("virtualMachine", json!({"image": "i"})),
     ];
