@@ -305,7 +305,8 @@ async fn bind(client: &Client, pod: &Tenanted<Pod>, node: &str) -> Result<(), Er
             }
             // Asked for again it is refused, or done; what is still on its way is then neither.
             Ok(Some(live)) if is_unknown && live.uid() == pod.uid() => (),
-            Err(_) if is_unknown => (),
+            // Refused because it is bound, perhaps as was asked for first.
+            Err(_) if n_answers < ATTEMPTS => (),
             Ok(_) | Err(_) => return Err(error),
         }
         tokio::time::sleep(pause.next_delay()).await;
