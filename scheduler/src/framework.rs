@@ -272,6 +272,10 @@ pub(crate) enum Event {
     PodGone {
         pod: Arc<Shape>,
     },
+    /// A pod has been asked to end. It holds what it held, and is spread with others no more.
+    PodEnds {
+        pod: Arc<Shape>,
+    },
     /// A pod is on a node now, or is another than before.
     PodHere {
         pod: Arc<Shape>,

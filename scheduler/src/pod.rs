@@ -234,6 +234,12 @@ impl Shape {
         is_like
     }
 
+    /// Whether this is what a pod became that was asked to end.
+    pub(crate) fn is_end_of(&self, before: &Self) -> bool {
+        let mut after = Self { is_ending: true, ..before.clone() };
+        !before.is_ending && after.is_like(self)
+    }
+
     fn hash_with(&self, hasher: &RandomState) -> u64 {
         let mut it = hasher.build_hasher();
         (&self.tenant, &self.namespace, &self.labels, self.priority, self.is_ending).hash(&mut it);

@@ -305,7 +305,9 @@ impl Scheduler {
                 .held(key)
                 .is_some_and(|it| it.row == row && Arc::ptr_eq(&it.shape, &shape));
             if let Some(before) = self.core.world.hold(key, held) {
-                self.note(Event::PodGone { pod: before.shape });
+                let ends = before.row == row && shape.is_end_of(&before.shape);
+                let pod = before.shape;
+                self.note(if ends { Event::PodEnds { pod } } else { Event::PodGone { pod } });
             }
             if !is_known {
                 self.note(Event::PodHere { pod: shape });

@@ -342,6 +342,40 @@ async fn important_pods_make_room_for_themselves() {
     it.cloud.end().await;
 }
 
+/// Those that have waited are in nobody's way while nobody else looks.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_had_others_ended_does_not_wait_when_they_are_gone() {
+    const REST: Duration = Duration::from_secs(600);
+    let it = Scheduled::without_scheduler(&["acme"]).await;
+    let rest = REST.as_secs();
+    let file = format!(
+        "apiVersion: kubescheduler.config.k8s.io/v1
+kind: KubeSchedulerConfiguration
+podInitialBackoffSeconds: {rest}
+podMaxBackoffSeconds: {rest}
+"
+    );
+    it.run_scheduler_as(Config::of(Configuration::parse(&file).unwrap()));
+    it.node("n1", "2").await;
+    priority(&it, "acme", "high", 1000).await;
+    for name in ["low-1", "low-2"] {
+        it.pod("acme", name, "1").await;
+        it.until_on("acme", name, "n1").await;
+    }
+    let important = |pod: &mut Value| pod["spec"]["priorityClassName"] = json!("high");
+    it.pod_with("acme", "important", "2", important).await;
+    let pods = it.cloud.client.tenant(&named("acme")).namespaced::<Pod>("default");
+    // One after the other: when the first is gone, it looks in vain.
+    for name in ["low-1", "low-2"] {
+        let ends = async || it.get("acme", name).await.is_deleting();
+        it.cloud.until("it is asked to end", ends).await;
+        pods.delete(name, &DeleteOptions::default().grace_period(0)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    it.until_on("acme", "important", "n1").await;
+    it.cloud.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_are_spread_over_zones() {
     let it = Scheduled::start(&["acme"]).await;

@@ -87,7 +87,7 @@ impl Filter for InterPodAffinity {
                 Hint::look_again_if(here.tenant == pod.tenant && !pod.affinity.is_empty())
             }
             Event::Selection { tenant } => Hint::look_again_if(*tenant == pod.tenant),
-            Event::Storage { .. } | Event::Devices { .. } => Hint::Nothing,
+            Event::PodEnds { .. } | Event::Storage { .. } | Event::Devices { .. } => Hint::Nothing,
         }
     }
 }

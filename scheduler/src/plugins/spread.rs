@@ -137,7 +137,9 @@ impl Filter for PodTopologySpread {
         Hint::look_again_if(match event {
             // Also a node that will not do itself may change what is the least.
             Event::Node { changed, .. } => changed.is_new || changed.labels || changed.taints,
-            Event::PodGone { pod: other } | Event::PodHere { pod: other } => {
+            Event::PodGone { pod: other }
+            | Event::PodEnds { pod: other }
+            | Event::PodHere { pod: other } => {
                 other.tenant == pod.tenant && other.namespace == pod.namespace
             }
             Event::Selection { tenant } => *tenant == pod.tenant,
