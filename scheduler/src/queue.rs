@@ -520,7 +520,10 @@ mod tests {
         assert_eq!(take(&mut queue, now), None);
         let later = now + SECOND;
         let n_later = std::iter::from_fn(|| take(&mut queue, later)).count();
-        assert!((N_PODS - 200..N_PODS).contains(&n_later), "{n_later}: the others when they rested");
+        assert!(
+            (N_PODS - 200..N_PODS).contains(&n_later),
+            "{n_later}: the others when they rested"
+        );
     }
 
     #[test]

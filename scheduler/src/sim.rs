@@ -1,5 +1,6 @@
 //! Several replicas with nodes in common, in virtual time, with everything going wrong that a seed
-//! decides: the room of a node is never given away twice.
+//! decides: the room of a node is never given away twice, and when all goes well again nobody is
+//! forgotten that there is room for.
 //!
 //! The store is modelled (bindings in epochs, a history that each replica follows at its own pace),
 //! and so are claims, which are the membership's affair; what decides is the real core. A replica
@@ -454,19 +455,55 @@ impl Sim {
             self.claim(usize::from(block) % N_REPLICAS, block);
         }
         while self.now < until && self.too_much.is_none() && self.torn.is_none() {
-            self.now += 1;
-            while let Some(entry) = self.messages.first_entry().filter(|it| it.key().0 <= self.now)
-            {
-                let message = entry.remove();
-                self.arrives(message);
-            }
             self.disturb();
-            for at in 0..N_REPLICAS {
-                if self.rng.random_range(0..4) == 0 {
-                    self.work(at);
-                }
+            self.go_on();
+        }
+    }
+
+    fn go_on(&mut self) {
+        self.now += 1;
+        while let Some(entry) = self.messages.first_entry().filter(|it| it.key().0 <= self.now) {
+            let message = entry.remove();
+            self.arrives(message);
+        }
+        for at in 0..N_REPLICAS {
+            if self.rng.random_range(0..4) == 0 {
+                self.work(at);
             }
         }
+    }
+
+    /// Has everything go well from now on: all blocks are somebody's, nobody thinks to have
+    /// another's, and all messages arrive.
+    fn calm_down(&mut self) {
+        for block in 0..N_BLOCKS {
+            for replica in &mut self.replicas {
+                replica.adopted.remove(&block);
+                replica.claimed.remove(&block);
+            }
+            self.claim(usize::from(block) % N_REPLICAS, block);
+        }
+        for _ in 0..1000 {
+            self.go_on();
+        }
+    }
+
+    /// Pods that have no node though some node has room for them; nothing if some room is kept for
+    /// a group that waits. Replicas hear of that by nominations, which are not modelled for pods
+    /// of others.
+    fn forgotten(&self) -> Option<Vec<usize>> {
+        if self.pods.values().any(|it| it.node.is_none() && it.mark.is_some()) {
+            return None;
+        }
+        let mut free: BTreeMap<usize, i64> = self.nodes.iter().map(|node| (*node, OFFER)).collect();
+        for it in self.pods.values() {
+            if let Some(free) = it.node.and_then(|node| free.get_mut(&node)) {
+                *free -= it.cpu;
+            }
+        }
+        let most = free.values().max().copied().unwrap_or(0);
+        let waits = |it: &Kept| it.node.is_none() && it.gang.is_none() && it.cpu <= most;
+        Some(self.pods.iter().filter(|(_, it)| waits(it)).map(|(pod, _)| *pod).collect())
     }
 }
 
@@ -477,13 +514,19 @@ fn seeds(default: std::ops::Range<u64>) -> std::ops::Range<u64> {
 }
 
 #[test]
-fn a_node_is_never_given_more_than_it_has() {
+fn a_node_is_never_given_more_than_it_has_and_nobody_is_forgotten() {
     let (mut n_bound, mut n_refused, mut n_handed_over) = (0, 0, 0);
-    let (mut n_asked, mut n_together) = (0, 0);
+    let (mut n_asked, mut n_together, mut n_judged) = (0, 0, 0);
     for seed in seeds(0..12) {
         let mut sim = Sim::new(seed, Without::Nothing);
         sim.run(1500);
         assert_eq!((&sim.too_much, &sim.torn), (&None, &None), "seed {seed}");
+        sim.calm_down();
+        assert_eq!((&sim.too_much, &sim.torn), (&None, &None), "seed {seed}, in the end");
+        if let Some(forgotten) = sim.forgotten() {
+            assert!(forgotten.is_empty(), "seed {seed}: {forgotten:?}");
+            n_judged += 1;
+        }
         n_asked += sim.n_asked;
         n_together += sim.n_together;
         n_bound += sim.n_bound;
@@ -491,9 +534,9 @@ fn a_node_is_never_given_more_than_it_has() {
         n_handed_over += sim.n_handed_over;
     }
     // What is never tried proves nothing.
-    let tried = (n_bound, n_refused, n_handed_over, n_asked, n_together);
+    let tried = (n_bound, n_refused, n_handed_over, n_asked, n_together, n_judged);
     assert!(500 < n_bound && 20 < n_refused && 50 < n_handed_over, "{tried:?}");
-    assert!(100 < n_asked && 20 < n_together, "{tried:?}");
+    assert!(100 < n_asked && 20 < n_together && 3 < n_judged, "{tried:?}");
 }
 
 #[test]

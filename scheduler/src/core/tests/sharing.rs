@@ -116,7 +116,8 @@ fn tenants_with_one_template_share_the_looks_at_nodes() {
     let template = asking("100m", "1Mi");
     for n in 0..1000 {
         let mut value = template.clone();
-        value["metadata"] = json!({"labels": {"statefulset.kubernetes.io/pod-name": n.to_string()}});
+        value["metadata"] =
+            json!({"labels": {"statefulset.kubernetes.io/pod-name": n.to_string()}});
         core.place(&made(&value, &format!("t{}", n % 300), &format!("p{n}"))).unwrap();
     }
     let (n_tables, n_looks) = core.tables.counts();
