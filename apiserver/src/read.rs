@@ -241,6 +241,7 @@ pub(crate) async fn list(
     let mut entries: Vec<(Arc<str>, Entry)> = Vec::new();
     for snapshot in &snapshots {
         let found = candidates(snapshot, &prefix, start, one.as_ref());
+        let found = found.filter(|(key, _)| options.is_of_slots(key));
         if served.is_converted() {
             entries.extend(shown(server, served, &matcher, found, enough).await?);
             continue;
@@ -262,7 +263,7 @@ pub(crate) async fn list(
             Some(token) => Token { start, ..token },
             None => Token::new(revision.to_string(), start, now),
         };
-        if matcher.is_empty() {
+        if matcher.is_empty() && options.slots.is_none() {
             let known = token.left.and_then(|left| left.checked_sub(options.limit));
             let count = || {
                 let left = snapshots.iter().map(|it| it.range(&prefix, Some(&token.start)).count());

@@ -3,11 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, header};
-use insula_api::{resources::Resource, selector::FieldSelector};
+use insula_api::{resources::Resource, selector::FieldSelector, slots::Slots};
 
 use crate::{
     error::{ApiError, FieldError, Result},
     read::Token,
+    registry::Whose,
 };
 
 /// Largest request body, in bytes.
@@ -156,6 +157,8 @@ pub(crate) struct ListOptions {
     pub bookmarks: bool,
     pub initial_events: Option<bool>,
     pub timeout_seconds: Option<u64>,
+    /// Of all tenants only those in these slots.
+    pub slots: Option<Slots>,
 }
 
 impl ListOptions {
@@ -165,7 +168,13 @@ impl ListOptions {
         selector.required("metadata.name").map(str::to_owned)
     }
 
-    pub(crate) fn parse(query: &Query, resource: &Arc<Resource>) -> Result<Self> {
+    /// Whether what lies under `key` is asked for, as far as its tenant says.
+    pub(crate) fn is_of_slots(&self, key: &str) -> bool {
+        let tenant = || key.split_once('/').map_or(key, |(tenant, _)| tenant);
+        self.slots.as_ref().is_none_or(|slots| slots.has_tenant(tenant()))
+    }
+
+    pub(crate) fn parse(query: &Query, resource: &Arc<Resource>, whose: &Whose) -> Result<Self> {
         let initial_events =
             query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
         let options = Self {
@@ -183,6 +192,7 @@ impl ListOptions {
                 .number("timeoutSeconds")?
                 .and_then(|it| u64::try_from(it).ok())
                 .filter(|it| 0 < *it),
+            slots: slots(query, whose)?,
         };
         options.check(query, resource)?;
         Ok(options)
@@ -260,6 +270,18 @@ impl ListOptions {
         }
         errors
     }
+}
+
+/// The slots whose tenants are meant. An empty text is wrong, too: it would look like none, and
+/// mean all.
+fn slots(query: &Query, whose: &Whose) -> Result<Option<Slots>> {
+    let Some(text) = query.all("slots").next() else { return Ok(None) };
+    if !matches!(whose, Whose::All) {
+        let why = "slots can only be asked for where all tenants are";
+        return Err(ApiError::bad_request(why));
+    }
+    let slots = text.parse();
+    slots.map(Some).map_err(|error| ApiError::bad_request(format!("invalid slots: {error}")))
 }
 
 /// What a client sent, as far as it is worth repeating.

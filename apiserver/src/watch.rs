@@ -108,6 +108,7 @@ impl Watch {
                     let snapshot = store.read(&served.collection, read).await?;
                     if wants_state {
                         let entries = snapshot.range(&prefix, None);
+                        let entries = entries.filter(|(key, _)| options.is_of_slots(key));
                         let found = state(&server, &served, &matcher, entries).await?;
                         initial.extend(found);
                     }
@@ -263,7 +264,7 @@ impl Watch {
         if !self.shown.served.is_converted() {
             return Ok(());
         }
-        for event in events.iter_mut().filter(|it| it.key.starts_with(&self.prefix)) {
+        for event in events.iter_mut().filter(|it| concerns(&self.prefix, &self.options, it)) {
             let mut shown = (**event).clone();
             let entries = [Some(&mut shown.entry), shown.previous.as_mut()];
             let mut entries: Vec<_> = entries.into_iter().flatten().collect();
@@ -284,7 +285,7 @@ impl Watch {
 
     /// Encodes one change as this watch's selectors see it.
     fn change(&mut self, out: &mut Told, event: &Arc<Event>) -> Result<()> {
-        if !event.key.starts_with(&self.prefix) {
+        if !concerns(&self.prefix, &self.options, event) {
             return Ok(());
         }
         let resource = &self.shown.served.resource;
@@ -425,6 +426,11 @@ impl Watch {
             tracing::error!(%error, "a bookmark cannot be encoded");
         }
     }
+}
+
+/// Whether a watch is about an object, as far as its key says.
+fn concerns(prefix: &str, options: &ListOptions, event: &Event) -> bool {
+    event.key.starts_with(prefix) && options.is_of_slots(&event.key)
 }
 
 /// What waits to be sent: one frame that is shared with others, or many in a row.
