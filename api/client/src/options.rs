@@ -1,5 +1,6 @@
 //! What a caller can ask of each verb.
 
+use insula_api::slots::Slots;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -16,6 +17,8 @@ pub struct ListOptions {
     pub continue_token: Option<String>,
     /// `None` for the newest state.
     pub resource_version: Option<String>,
+    /// Of all tenants only those in these slots, of which there must be one at least.
+    pub slots: Option<Slots>,
 }
 
 impl ListOptions {
@@ -36,6 +39,7 @@ impl ListOptions {
         query.add_some("limit", self.limit);
         query.add_some("continue", self.continue_token.as_deref());
         query.add_some("resourceVersion", self.resource_version.as_deref());
+        query.add_some("slots", self.slots.as_ref());
         query
     }
 }
@@ -49,6 +53,8 @@ pub struct WatchOptions {
     pub resource_version: Option<String>,
     /// After how long the server ends the watch.
     pub timeout_seconds: Option<u32>,
+    /// Of all tenants only those in these slots, of which there must be one at least.
+    pub slots: Option<Slots>,
 }
 
 impl WatchOptions {
@@ -60,6 +66,7 @@ impl WatchOptions {
         query.add_some("fieldSelector", self.field_selector.as_deref());
         query.add_some("resourceVersion", self.resource_version.as_deref());
         query.add_some("timeoutSeconds", self.timeout_seconds);
+        query.add_some("slots", self.slots.as_ref());
         query
     }
 }

@@ -9,10 +9,10 @@ use std::{
     time::Duration,
 };
 
-use insula_api::names::TenantName;
+use insula_api::{names::TenantName, slots::Slots};
 use insula_client::{Change, Informer, ObjectKey};
 use k8s_openapi::api::core::v1::ConfigMap;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::fake::{Fake, config_map, list, status};
@@ -27,9 +27,14 @@ struct Watched {
 
 impl Watched {
     fn start(fake: Fake) -> Self {
+        Self::start_with(fake, Slots::all())
+    }
+
+    fn start_with(fake: Fake, slots: Slots) -> Self {
         let shutdown = CancellationToken::new();
         let collection = fake.client().all().collection::<ConfigMap>();
-        let informer = Informer::builder(collection).start(&TaskTracker::new(), shutdown.clone());
+        let informer = Informer::builder(collection).slots(slots);
+        let informer = informer.start(&TaskTracker::new(), shutdown.clone());
         let log = Arc::new(Mutex::new(Vec::new()));
         let written = log.clone();
         informer.on_change(move |change| written.lock().unwrap().push(describe(change)));
@@ -305,4 +310,100 @@ async fn who_asks_is_told_when_nothing_is_missing() {
 
     it.informer.retell(|key| &*key.name == "b");
     it.sees(&["+a@3", "+b@12", "+b@12"]).await;
+}
+
+/// An object of another tenant than [`config_map`]'s.
+fn of(tenant: &str, name: &str, uid: &str, version: &str) -> Value {
+    let mut object = config_map(name, uid, version);
+    object["metadata"]["tenant"] = tenant.into();
+    object
+}
+
+fn slots(tenants: &[&str]) -> Slots {
+    tenants.iter().fold(Slots::none(), |slots, it| slots.with_tenant(it))
+}
+
+/// How a request says which slots it is about.
+fn said(slots: &Slots) -> String {
+    format!("slots={}", slots.to_string().replace(',', "%2C"))
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_slots_there_is_nothing_to_ask_for() {
+    let it = Watched::start_with(Fake::default(), Slots::none());
+    assert!(it.informer.synced().await && it.informer.caught_up().await);
+    assert!(it.fake.asked().is_empty());
+    it.fake.answer(200, list("7", None, &[config_map("a", "ua", "3")]));
+    let watch = it.fake.stream();
+    it.informer.select(&slots(&["acme"]));
+    it.sees(&["+a@3"]).await;
+    watch.event("ADDED", config_map("b", "ub", "8"));
+    it.sees(&["+a@3", "+b@8"]).await;
+    let asked = it.fake.wait_asked(2).await;
+    for request in &asked {
+        assert!(request.uri.ends_with(&said(&slots(&["acme"]))), "{}", request.uri);
+    }
+    it.informer.select(&Slots::none());
+    it.sees(&["+a@3", "+b@8", "-a@3", "-b@8"]).await;
+    assert!(it.informer.is_empty() && it.informer.caught_up().await);
+    assert_eq!(it.fake.asked().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn slots_that_are_gained_are_listed_beside_the_watch_of_the_others() {
+    let fake = Fake::default();
+    fake.answer(200, list("7", None, &[config_map("a", "ua", "3")]));
+    let first = fake.stream();
+    let it = Watched::start_with(fake, slots(&["acme"]));
+    first.event("ADDED", config_map("b", "ub", "8"));
+    it.sees(&["+a@3", "+b@8"]).await;
+    let second = it.fake.stream();
+    it.fake.answer(200, list("10", Some("token"), &[of("globex", "g", "ug", "9")]));
+    let page = it.fake.stream();
+    let both = slots(&["acme", "globex"]);
+    it.informer.select(&both);
+    let asked = it.fake.wait_asked(5).await;
+    assert!(asked[2].uri.contains("resourceVersion=8&"), "{}", asked[2].uri);
+    assert!(asked[2].uri.ends_with(&said(&slots(&["acme"]))), "{}", asked[2].uri);
+    for request in &asked[3..] {
+        assert!(request.uri.contains("limit=500"), "{}", request.uri);
+        assert!(request.uri.ends_with(&said(&slots(&["globex"]))), "{}", request.uri);
+    }
+    // While the second page is on its way the watch of what is held has come further.
+    second.event("DELETED", config_map("b", "ub", "11"));
+    second.event("MODIFIED", config_map("a", "ua", "12"));
+    it.sees(&["+a@3", "+b@8", "+g@9", "-b@11", "~a@12"]).await;
+    let third = it.fake.stream();
+    page.raw(list("10", None, &[of("globex", "h", "uh", "10")]).to_string());
+    drop(page);
+    let asked = it.fake.wait_asked(6).await;
+    assert!(asked[5].uri.contains("resourceVersion=10&"), "{}", asked[5].uri);
+    assert!(asked[5].uri.ends_with(&said(&both)), "{}", asked[5].uri);
+    // What comes again is told to nobody, not even of what is gone by now.
+    third.event("MODIFIED", config_map("b", "ub", "10"));
+    third.event("DELETED", config_map("b", "ub", "11"));
+    third.event("MODIFIED", config_map("a", "ua", "12"));
+    third.event("DELETED", of("globex", "g", "ug", "13"));
+    let told = ["+a@3", "+b@8", "+g@9", "-b@11", "~a@12", "+h@10", "-g@13"];
+    it.sees(&told).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn slots_that_are_lost_go_and_the_rest_is_not_read_again() {
+    let fake = Fake::default();
+    let both = slots(&["acme", "globex"]);
+    fake.answer(200, list("7", None, &[config_map("a", "ua", "3"), of("globex", "g", "ug", "4")]));
+    let first = fake.stream();
+    let it = Watched::start_with(fake, both);
+    it.sees(&["+a@3", "+g@4"]).await;
+    first.event("MODIFIED", config_map("a", "ua", "9"));
+    it.sees(&["+a@3", "+g@4", "~a@9"]).await;
+    let second = it.fake.stream();
+    it.informer.select(&slots(&["acme"]));
+    it.sees(&["+a@3", "+g@4", "~a@9", "-g@4"]).await;
+    let asked = it.fake.wait_asked(3).await;
+    assert!(asked[2].uri.contains("resourceVersion=9&"), "{}", asked[2].uri);
+    assert!(asked[2].uri.ends_with(&said(&slots(&["acme"]))), "{}", asked[2].uri);
+    second.event("DELETED", config_map("a", "ua", "11"));
+    it.sees(&["+a@3", "+g@4", "~a@9", "-g@4", "-a@11"]).await;
 }

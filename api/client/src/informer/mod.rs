@@ -10,6 +10,9 @@
 //! * Changes missed while the watch was down reach handlers as the difference between the old
 //!   copy and the new list; none is skipped but intermediate states may be.
 //! * Readers never wait for the network.
+//!
+//! An informer over all tenants may be of some slots only, and of others at any time
+//! ([`Informer::select`]).
 
 mod packed;
 mod reflect;
@@ -17,7 +20,7 @@ mod store;
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use insula_api::names::TenantName;
+use insula_api::{names::TenantName, slots::Slots};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -76,6 +79,8 @@ struct Shared<K> {
     /// the last of these that was answered.
     asked: watch::Sender<u64>,
     answered: watch::Sender<u64>,
+    /// The slots whose tenants are to be shown.
+    wanted: watch::Sender<Slots>,
 }
 
 impl<K: Object> Informer<K> {
@@ -88,6 +93,7 @@ impl<K: Object> Informer<K> {
             indexes: Vec::new(),
             trim: None,
             n_plain: usize::MAX,
+            slots: Slots::all(),
             idle_limit: reflect::IDLE_LIMIT,
         }
     }
@@ -102,8 +108,21 @@ impl<K: Object> Informer<K> {
         *self.shared.synced.borrow()
     }
 
+    /// Has an informer over all tenants be of those in these slots from now on. Of what it shows
+    /// already nothing is read again. Objects that it is to show no longer are gone for handlers,
+    /// too; which shows nobody that they were deleted.
+    pub fn select(&self, slots: &Slots) {
+        self.shared.wanted.send_if_modified(|wanted| {
+            let is_new = wanted != slots;
+            if is_new {
+                wanted.clone_from(slots);
+            }
+            is_new
+        });
+    }
+
     /// Waits until the copy, and so the handlers too, know of everything that was written before
-    /// the call. Returns `false` if the informer stopped before.
+    /// the call, of all that was selected by then. Returns `false` if the informer stopped before.
     pub async fn caught_up(&self) -> bool {
         let mut answered = self.shared.answered.subscribe();
         let mut number = 0;
@@ -199,6 +218,7 @@ pub struct InformerBuilder<K> {
     indexes: Vec<IndexFn<K>>,
     trim: Option<Trim<K>>,
     n_plain: usize,
+    slots: Slots,
     idle_limit: Duration,
 }
 
@@ -247,6 +267,12 @@ impl<K: Object> InformerBuilder<K> {
         self
     }
 
+    /// Begins with tenants in these slots alone; see [`Informer::select`].
+    pub fn slots(mut self, slots: Slots) -> Self {
+        self.slots = slots;
+        self
+    }
+
     /// After how long without an event, bookmarks included, a watch counts as dead.
     pub fn idle_limit(mut self, limit: Duration) -> Self {
         self.idle_limit = limit;
@@ -262,6 +288,7 @@ impl<K: Object> InformerBuilder<K> {
             synced,
             asked: watch::channel(0).0,
             answered: watch::channel(0).0,
+            wanted: watch::channel(self.slots).0,
         });
         let reflector = Reflector {
             collection: self.collection,
@@ -273,6 +300,8 @@ impl<K: Object> InformerBuilder<K> {
             round: 0,
             watch: 0,
             deleted: reflect::Deletions::default(),
+            held: Slots::none(),
+            gain: None,
         };
         tasks.spawn(shutdown.run_until_cancelled_owned(reflector.run()));
         Informer { shared }

@@ -5,16 +5,29 @@
 //! since then come again. Those are recognised by their versions: all versions of one object are
 //! of one partition. What was deleted since is remembered until its deletion has come again.
 //!
+//! Of all tenants it may be some slots' only, and these may change ([`Shared::wanted`]). What is
+//! not wanted any more goes at once. What is wanted anew is listed while the watch of the rest goes
+//! on; then all is watched together, from the older of both versions on, and what comes again is
+//! recognised as ever. An object of a new slot that was deleted in between may so be there for a
+//! moment.
+//!
 //! Whoever must know that nothing is missing asks how far the server is, and then for a watch that
 //! begins with a bookmark: one that is about to end does.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    future::{Future, pending},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
+use insula_api::slots::Slots;
 use rand::Rng;
 
 use super::{Change, Shared, Trim};
 use crate::{
-    Backoff, Collection, Error, ListOptions, Object, ObjectKey, Tenanted, Watch, WatchEvent,
+    Backoff, Collection, Error, ListOptions, Object, ObjectKey, Page, Tenanted, Watch, WatchEvent,
     WatchOptions, chain, newer_version,
 };
 
@@ -46,7 +59,24 @@ pub(super) struct Reflector<K> {
     /// Counts watches begun.
     pub(super) watch: u64,
     pub(super) deleted: Deletions,
+    /// The slots that the copy shows.
+    pub(super) held: Slots,
+    /// The list of those that it is to show, too.
+    pub(super) gain: Option<Listing<K>>,
 }
+
+/// A list under way, of some slots.
+pub(super) struct Listing<K> {
+    slots: Slots,
+    options: ListOptions,
+    /// That of the first page.
+    version: Option<String>,
+    page: NextPage<K>,
+    backoff: Backoff,
+}
+
+/// A page that has been asked for.
+type NextPage<K> = Pin<Box<dyn Future<Output = Result<Page<K>, Error>> + Send>>;
 
 /// What was deleted since the version from which the watch would resume. An event of such an
 /// object up to the deletion is a replay.
@@ -75,7 +105,22 @@ struct Sought {
 /// Why a watch was left.
 enum End {
     Watch,
-    /// Somebody asks, or was answered.
+    /// Somebody asks, or was answered; or other slots are to be watched.
+    Asked,
+}
+
+/// Why following was given up.
+enum Lost {
+    /// The version to go on from is too old.
+    Expired,
+    /// Nothing of what was followed is wanted any more.
+    Slots,
+}
+
+/// What happens first.
+enum Happens<E, P> {
+    Event(E),
+    Page(P),
     Asked,
 }
 
@@ -99,11 +144,36 @@ fn covers(have: &str, target: &str) -> bool {
     target.iter().all(has)
 }
 
+/// The older of two versions: what is as old as it has to be in each partition.
+fn older(one: &str, other: &str) -> String {
+    if let (Ok(left), Ok(right)) = (one.parse::<u64>(), other.parse::<u64>()) {
+        return left.min(right).to_string();
+    }
+    let of_other = |name: &str| -> Option<u64> {
+        let parts = other.split(',').filter_map(|part| part.split_once('='));
+        parts.into_iter().find(|(known, _)| *known == name)?.1.parse().ok()
+    };
+    let part = |part: &str| {
+        let (name, number) = part.split_once('=')?;
+        let number: u64 = number.parse().ok()?;
+        Some(format!("{name}={}", of_other(name).map_or(number, |it| it.min(number))))
+    };
+    let parts: Option<Vec<_>> = one.split(',').map(part).collect();
+    // What cannot be compared the server may judge.
+    parts.map_or_else(|| one.to_owned(), |parts| parts.join(","))
+}
+
+/// How slots are asked for: all of them need no words.
+fn asked_as(slots: &Slots) -> Option<Slots> {
+    (!slots.is_all()).then(|| slots.clone())
+}
+
 impl<K: Object> Reflector<K> {
     /// Runs until dropped.
     pub(super) async fn run(mut self) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(15));
         loop {
+            self.idle().await;
             let version = match self.relist().await {
                 Ok(version) => version,
                 Err(error) => {
@@ -112,13 +182,132 @@ impl<K: Object> Reflector<K> {
                 }
             };
             self.shared.synced.send_replace(true);
-            self.follow(version, &mut backoff).await;
-            // The list that answers an expired version must not become a loop of its own.
-            tokio::time::sleep(backoff.next_delay()).await;
+            match self.follow(version, &mut backoff).await {
+                // The list that answers an expired version must not become a loop of its own.
+                Lost::Expired => tokio::time::sleep(backoff.next_delay()).await,
+                Lost::Slots => (),
+            }
         }
     }
 
-    async fn pause(&self, backoff: &mut Backoff, error: &Error, what: &str) {
+    /// As long as no slot is wanted there is nothing to ask for, and nothing that is not known.
+    async fn idle(&mut self) {
+        let (mut wanted, mut asked) =
+            (self.shared.wanted.subscribe(), self.shared.asked.subscribe());
+        loop {
+            // In this order: who asks has selected before.
+            let number = *asked.borrow_and_update();
+            if !wanted.borrow_and_update().is_none() {
+                return;
+            }
+            self.narrow(&Slots::none());
+            self.shared.synced.send_replace(true);
+            self.answer(number);
+            // Neither can fail while `self` holds the senders.
+            tokio::select! {
+                _ = wanted.changed() => (),
+                _ = asked.changed() => (),
+            }
+        }
+    }
+
+    /// Drops what is not wanted any more.
+    fn narrow(&mut self, wanted: &Slots) {
+        let gaining = self.gain.take_if(|it| !it.slots.clone().without(wanted).is_none());
+        let shown = gaining.iter().fold(self.held.clone(), |held, it| held.with(&it.slots));
+        let lost = shown.without(wanted);
+        if lost.is_none() {
+            return;
+        }
+        self.held = std::mem::replace(&mut self.held, Slots::none()).without(&lost);
+        let keys: Vec<_> = {
+            let store = self.shared.store.read();
+            store.keys().filter(|key| lost.has_tenant(key.tenant.as_str())).cloned().collect()
+        };
+        keys.iter().for_each(|key| self.remove(key, None));
+    }
+
+    /// Begins to list the objects of some slots.
+    fn listing(&mut self, slots: Slots) -> Listing<K> {
+        self.round += 1;
+        let options = ListOptions {
+            label_selector: self.label_selector.clone(),
+            field_selector: self.field_selector.clone(),
+            limit: Some(PAGE),
+            slots: asked_as(&slots),
+            ..ListOptions::default()
+        };
+        let page = self.page(&options, Duration::ZERO);
+        let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(15));
+        Listing { slots, options, version: None, page, backoff }
+    }
+
+    fn page(&self, options: &ListOptions, delay: Duration) -> NextPage<K> {
+        let (collection, options) = (self.collection.clone(), options.clone());
+        Box::pin(async move {
+            if !delay.is_zero() {
+                tokio::time::sleep(delay).await;
+            }
+            collection.list(&options).await
+        })
+    }
+
+    /// Shows a page of a list. After the last one the copy shows these slots as they were at the
+    /// version that is returned.
+    fn listed(
+        &mut self,
+        listing: &mut Listing<K>,
+        page: Result<Page<K>, Error>,
+    ) -> Result<Option<String>, Error> {
+        let page = match page {
+            // Slower than the server keeps the state: take everything in one answer.
+            Err(error) if error.is_expired() && listing.options.continue_token.is_some() => {
+                listing.options.continue_token = None;
+                listing.options.limit = None;
+                listing.version = None;
+                listing.page = self.page(&listing.options, Duration::ZERO);
+                self.round += 1;
+                return Ok(None);
+            }
+            other => other?,
+        };
+        // Pages are of one version; should a server not keep to that, the first is safe.
+        let version = listing.version.get_or_insert(page.resource_version).clone();
+        for object in page.items {
+            self.show_listed(object);
+        }
+        if page.continue_token.is_none() {
+            self.forget_unseen(&listing.slots);
+            return Ok(Some(version));
+        }
+        listing.options.continue_token = page.continue_token;
+        listing.page = self.page(&listing.options, Duration::ZERO);
+        Ok(None)
+    }
+
+    /// Goes on with the list of what is wanted anew; says whether that is there now, and watches
+    /// begin at `version` from then on.
+    fn gained(&mut self, page: Result<Page<K>, Error>, version: &mut String) -> bool {
+        let Some(mut gain) = self.gain.take() else { return false };
+        match self.listed(&mut gain, page) {
+            Ok(Some(listed)) => {
+                *version = older(version, &listed);
+                self.held = std::mem::replace(&mut self.held, Slots::none()).with(&gain.slots);
+                return true;
+            }
+            Ok(None) => (),
+            Err(error) => {
+                let delay = gain.backoff.next_delay();
+                let resource = self.collection.resource();
+                tracing::debug!(%resource, ?delay, error = chain(&error), "list failed");
+                gain.page = self.page(&gain.options, delay);
+            }
+        }
+        self.gain = Some(gain);
+        false
+    }
+
+    async fn pause(&mut self, backoff: &mut Backoff, error: &Error, what: &str) {
         let delay = backoff.next_delay();
         let resource = self.collection.resource();
         // The end of one connection is no news; a server that stays away is.
@@ -133,44 +322,33 @@ impl<K: Object> Reflector<K> {
     /// Brings the copy to the newest state; returns its version.
     async fn relist(&mut self) -> Result<String, Error> {
         let asked = *self.shared.asked.borrow();
-        let mut options = ListOptions {
-            label_selector: self.label_selector.clone(),
-            field_selector: self.field_selector.clone(),
-            limit: Some(PAGE),
-            ..ListOptions::default()
-        };
-        let mut first_version = None;
-        self.round += 1;
+        let wanted = self.shared.wanted.borrow().clone();
+        self.narrow(&wanted);
+        self.gain = None;
+        self.held.clone_from(&wanted);
+        let mut listing = self.listing(wanted);
         loop {
-            let page = match self.collection.list(&options).await {
-                // Slower than the server keeps the state: take everything in one answer.
-                Err(error) if error.is_expired() && options.continue_token.is_some() => {
-                    options.continue_token = None;
-                    options.limit = None;
-                    first_version = None;
-                    self.round += 1;
-                    continue;
-                }
-                other => other?,
-            };
-            // Pages are of one version; should a server not keep to that, the first is safe.
-            let version = first_version.get_or_insert(page.resource_version).clone();
-            for object in page.items {
-                self.show_listed(object);
-            }
-            if page.continue_token.is_none() {
-                self.forget_unseen();
+            let page = (&mut listing.page).await;
+            if let Some(version) = self.listed(&mut listing, page)? {
                 self.deleted.clear();
                 self.answer(asked);
                 return Ok(version);
             }
-            options.continue_token = page.continue_token;
         }
     }
 
     /// Watches from `version` on until only a new list can help.
-    async fn follow(&mut self, mut version: String, backoff: &mut Backoff) {
+    async fn follow(&mut self, mut version: String, backoff: &mut Backoff) -> Lost {
         loop {
+            let wanted = self.shared.wanted.borrow().clone();
+            self.narrow(&wanted);
+            if self.held.is_none() {
+                return Lost::Slots;
+            }
+            let gained = wanted.clone().without(&self.held);
+            if self.gain.as_ref().map_or(!gained.is_none(), |it| it.slots != gained) {
+                self.gain = Some(self.listing(gained));
+            }
             let began = tokio::time::Instant::now();
             let sought = match self.seek().await {
                 Ok(sought) => sought,
@@ -188,10 +366,11 @@ impl<K: Object> Reflector<K> {
                 field_selector: self.field_selector.clone(),
                 resource_version: Some(version.clone()),
                 timeout_seconds: Some(seconds),
+                slots: asked_as(&self.held),
             };
             self.watch += 1;
             let outcome = match self.collection.watch(&options).await {
-                Ok(watch) => self.consume(watch, &mut version, sought.as_ref()).await,
+                Ok(watch) => self.consume(watch, &mut version, &wanted, sought.as_ref()).await,
                 Err(error) => Err(error),
             };
             if began.elapsed() >= HEALTHY_AFTER {
@@ -207,7 +386,7 @@ impl<K: Object> Reflector<K> {
                 Ok(End::Watch) => (),
                 Err(error) if error.is_expired() => {
                     tracing::debug!(resource = %self.collection.resource(), "version expired");
-                    return;
+                    return Lost::Expired;
                 }
                 Err(error) => self.pause(backoff, &error, "watch failed").await,
             }
@@ -215,15 +394,17 @@ impl<K: Object> Reflector<K> {
     }
 
     /// How far the copy has to come, if somebody asked.
-    async fn seek(&self) -> Result<Option<Sought>, Error> {
+    async fn seek(&mut self) -> Result<Option<Sought>, Error> {
         let number = *self.shared.asked.borrow();
-        if number <= *self.shared.answered.borrow() {
+        let is_whole = self.gain.is_none() && *self.shared.wanted.borrow() == self.held;
+        if number <= *self.shared.answered.borrow() || !is_whole {
             return Ok(None);
         }
         let options = ListOptions {
             label_selector: self.label_selector.clone(),
             field_selector: self.field_selector.clone(),
             limit: Some(1),
+            slots: asked_as(&self.held),
             ..ListOptions::default()
         };
         let version = self.collection.list(&options).await?.resource_version;
@@ -238,15 +419,17 @@ impl<K: Object> Reflector<K> {
         });
     }
 
-    /// Applies events until the watch ends, or has come as far as is sought, or somebody asks;
-    /// `version` is then the one to resume from.
+    /// Applies events until the watch ends, or has come as far as is sought, or somebody asks, or
+    /// other slots are to be watched; `version` is then the one to resume from.
     async fn consume(
         &mut self,
         mut watch: Watch<K>,
         version: &mut String,
+        chosen: &Slots,
         sought: Option<&Sought>,
     ) -> Result<End, Error> {
-        let mut asked = self.shared.asked.subscribe();
+        let (mut asked, mut wanted) =
+            (self.shared.asked.subscribe(), self.shared.wanted.subscribe());
         let known = sought.map_or_else(|| *self.shared.answered.borrow(), |it| it.number);
         loop {
             if let Some(sought) = sought
@@ -256,10 +439,28 @@ impl<K: Object> Reflector<K> {
                 return Ok(End::Asked);
             }
             let next = tokio::time::timeout(self.idle_limit, watch.next());
-            let event = tokio::select! {
-                event = next => event,
-                // Cannot fail while `self` holds the sender.
-                _ = asked.wait_for(|asked| known < *asked) => return Ok(End::Asked),
+            let is_whole = self.gain.is_none();
+            let gain = self.gain.as_mut();
+            let page = async {
+                match gain {
+                    Some(gain) => (&mut gain.page).await,
+                    None => pending().await,
+                }
+            };
+            let happens = tokio::select! {
+                event = next => Happens::Event(event),
+                page = page => Happens::Page(page),
+                // Neither can fail while `self` holds the senders.
+                _ = asked.wait_for(|asked| known < *asked), if is_whole => Happens::Asked,
+                _ = wanted.wait_for(|wanted| wanted != chosen) => Happens::Asked,
+            };
+            let event = match happens {
+                Happens::Event(event) => event,
+                Happens::Page(page) => match self.gained(page, version) {
+                    true => return Ok(End::Asked),
+                    false => continue,
+                },
+                Happens::Asked => return Ok(End::Asked),
             };
             let event = match event {
                 Ok(Ok(Some(event))) => event,
@@ -293,7 +494,9 @@ impl<K: Object> Reflector<K> {
                 if !resource_version.is_empty() {
                     *version = resource_version;
                     let watch = self.watch;
-                    self.deleted.retain(|_, it| it.watch != watch);
+                    if self.gain.is_none() {
+                        self.deleted.retain(|_, it| it.watch != watch);
+                    }
                 }
             }
             WatchEvent::Added(object) | WatchEvent::Modified(object) => {
@@ -311,7 +514,10 @@ impl<K: Object> Reflector<K> {
     fn advance(&mut self, version: &mut String, reached: &str) {
         if newer_version(reached, version).is_some_and(|order| order.is_gt()) {
             reached.clone_into(version);
-            self.deleted.clear();
+            // After a list beside the watch it begins where that was made, perhaps further back.
+            if self.gain.is_none() {
+                self.deleted.retain(|_, it| !is_as_new(reached, &it.version));
+            }
         }
     }
 
@@ -342,8 +548,15 @@ impl<K: Object> Reflector<K> {
 
     fn show_deleted(&mut self, object: Tenanted<K>) {
         let key = object.key();
-        let other_incarnation =
-            self.shared.store.read().get(&key).is_some_and(|old| old.uid() != object.uid());
+        let is_newer = |known: &str| {
+            newer_version(known, object.resource_version()).is_some_and(|it| it.is_gt())
+        };
+        let is_past = self
+            .shared
+            .store
+            .read()
+            .get(&key)
+            .is_some_and(|old| old.uid() != object.uid() || is_newer(old.resource_version()));
         if self.deleted.len() >= MAX_DELETIONS {
             self.deleted.clear();
         }
@@ -355,14 +568,14 @@ impl<K: Object> Reflector<K> {
             Some(known) => *known = deletion,
             None => drop(self.deleted.insert(key.clone(), deletion)),
         }
-        // Deleted long ago, and created anew since: a replay.
-        if !other_incarnation {
+        // Deleted long ago, and created anew since, or chosen by a selector anew: a replay.
+        if !is_past {
             self.remove(&key, Some(self.trimmed(object)));
         }
     }
 
-    fn forget_unseen(&self) {
-        let unseen = self.shared.store.read().unseen(self.round);
+    fn forget_unseen(&self, slots: &Slots) {
+        let unseen = self.shared.store.read().unseen(self.round, slots);
         for key in unseen {
             self.remove(&key, None);
         }
@@ -401,6 +614,20 @@ impl<K: Object> Reflector<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_older_version_is_so_in_every_partition() {
+        for (one, other, expected) in [
+            ("7", "9", "7"),
+            ("9", "7", "7"),
+            ("p1=3,p2=9", "p1=4,p2=8", "p1=3,p2=8"),
+            ("p1=3,p2=9", "p2=8", "p1=3,p2=8"),
+            ("p1=3", "p1=5,p2=8", "p1=3"),
+            ("p1=3", "7", "p1=3"),
+        ] {
+            assert_eq!(older(one, other), expected, "{one} {other}");
+        }
+    }
 
     #[test]
     fn every_partition_has_to_be_covered() {

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use insula_api::names::TenantName;
+use insula_api::{names::TenantName, slots::Slots};
 use parking_lot::Mutex;
 
 use super::packed::{Packer, Slot};
@@ -205,10 +205,10 @@ impl<K: Object> Store<K> {
         }
     }
 
-    /// The keys of objects that the list `seen` did not show.
-    pub(super) fn unseen(&self, seen: u64) -> Vec<ObjectKey> {
-        let unseen = self.objects.iter().filter(|(_, kept)| kept.seen != seen);
-        unseen.map(|(key, _)| key.clone()).collect()
+    /// The keys of objects in these slots that the list `seen` did not show.
+    pub(super) fn unseen(&self, seen: u64, slots: &Slots) -> Vec<ObjectKey> {
+        let unseen = self.objects.iter().filter(|(_, kept)| kept.seen != seen).map(|(key, _)| key);
+        unseen.filter(|key| slots.has_tenant(key.tenant.as_str())).cloned().collect()
     }
 }
 
@@ -333,6 +333,7 @@ mod tests {
         store.put(&one.key(), one.clone(), 1);
         store.put(&two.key(), two.clone(), 1);
         store.touch(&one.key(), 2);
-        assert_eq!(store.unseen(2), [two.key()]);
+        assert_eq!(store.unseen(2, &Slots::all()), [two.key()]);
+        assert!(store.unseen(2, &Slots::none().with_tenant("b")).is_empty());
     }
 }
