@@ -263,6 +263,11 @@ impl Core {
         self.mine.values().filter(|(_, stage)| *stage == Stage::Held).count()
     }
 
+    /// The blocks that the table says it holds, whether they are served already or still.
+    pub(super) fn claimed(&self) -> impl Iterator<Item = Block> {
+        self.mine.keys().copied()
+    }
+
     fn blocks(&self) -> impl Iterator<Item = Block> + use<> {
         Block::all().take(self.n_blocks)
     }

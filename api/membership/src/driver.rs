@@ -58,8 +58,12 @@ instance!(SchedulerInstance, "schedulers");
 
 /// What a replica does with what it holds.
 pub trait Work: Send + Sync + 'static {
-    /// Waits until local copies show all that was written before the call; `false` if they never
-    /// will.
+    /// The table says from now on that these are this replica's, and no others. Those that are new
+    /// are served later, after [`Work::caught_up`]; those that are missing are served no longer.
+    fn claims(&self, _blocks: &[Block]) {}
+
+    /// Waits until local copies show all that was written before the call, of all that is claimed;
+    /// `false` if they never will.
     fn caught_up(&self) -> BoxFuture<'_, bool>;
 
     /// These are served from now on.
@@ -155,6 +159,7 @@ impl<K: Instance> Membership<K> {
             tasks,
             renewals: 0,
             n_renewing: 0,
+            claimed: Vec::new(),
             membership: self,
         };
         driver.run(outcomes, leaving).await;
@@ -247,6 +252,8 @@ struct Driver<K> {
     renewals: i64,
     /// Renewals that are under way.
     n_renewing: usize,
+    /// As the work was told last.
+    claimed: Vec<Block>,
     membership: Membership<K>,
 }
 
@@ -279,9 +286,18 @@ impl<K: Instance> Driver<K> {
                 }
             }
             self.look();
-            for action in self.core.plan() {
-                self.act(action);
+            let is_fence = |it: &Action| matches!(it, Action::Fence(_));
+            let (fences, others): (Vec<_>, Vec<_>) =
+                self.core.plan().into_iter().partition(is_fence);
+            others.into_iter().for_each(|action| self.act(action));
+            // When what is somebody else's is served no longer, and before what is new is waited
+            // for.
+            let claimed: Vec<_> = self.core.claimed().collect();
+            if claimed != self.claimed {
+                self.work.claims(&claimed);
+                self.claimed = claimed;
             }
+            fences.into_iter().for_each(|action| self.act(action));
             self.work.holds(slots::n_slots(self.core.n_held()));
             if self.core.has_left() {
                 break;
