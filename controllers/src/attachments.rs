@@ -4,8 +4,10 @@
 //! the fleet's; of a tenant's volume it carries what is attached, as no name of a tenant's means
 //! anything there. Only handles that the platform vouches for are attached (decision 55).
 //!
-//! Keys are nodes, so one replica decides on all of them, and a volume for one node only is never
-//! given to two.
+//! A key is a node as one tenant's pods are on it. So one replica decides on all of a tenant's
+//! volumes, and one for one node only is never given to two; and it need know of no other tenant's
+//! pods. Whose an attachment is it says itself ([`OWNER`]). A node says in one list what is attached
+//! to it: each key writes its own part of it, and what is nobody's the platform's key takes out.
 
 pub(crate) mod disk;
 mod leaving;
@@ -47,6 +49,8 @@ use crate::{
 
 /// Says of a node that its agent leaves attaching to a controller.
 const MANAGED: &str = "volumes.kubernetes.io/controller-managed-attach-detach";
+/// Says of an attachment whose volume it is of.
+const OWNER: &str = "insula.io/tenant";
 /// How soon what cannot be attached yet is looked at again.
 const AGAIN: Duration = Duration::from_secs(2);
 
@@ -96,9 +100,10 @@ impl Attachments {
         driver.and_then(|it| it.spec.attach_required).unwrap_or(true)
     }
 
-    fn wishes(&self, node: &str) -> Wishes {
-        let mut wishes = Wishes::default();
-        for pod in self.informers.pods_on(node).iter().filter(|pod| !has_ended(pod)) {
+    fn wishes(&self, key: &ObjectKey) -> Wishes {
+        let (node, mut wishes) = (&*key.name, Wishes::default());
+        let pods = self.informers.claimants_on(node);
+        for pod in pods.iter().filter(|pod| pod.tenant == key.tenant && !has_ended(pod)) {
             for claim in claims_of(pod) {
                 let Some(volume) = self.volume(pod, &claim) else {
                     wishes.is_incomplete = true;
@@ -110,7 +115,7 @@ impl Attachments {
                 }
                 if !disk.is_vouched(&volume) {
                     wishes.is_incomplete = true;
-                    self.refuse(node, pod, &volume);
+                    self.refuse(key, pod, &volume);
                     continue;
                 }
                 let wanted = wishes.all.entry(disk.attachment(node));
@@ -122,8 +127,8 @@ impl Attachments {
     }
 
     /// Tells once why a volume is not attached.
-    fn refuse(&self, node: &str, pod: &Tenanted<Pod>, volume: &Tenanted<PersistentVolume>) {
-        if self.memory.is_news(node, pod.uid(), volume.uid()) {
+    fn refuse(&self, key: &ObjectKey, pod: &Tenanted<Pod>, volume: &Tenanted<PersistentVolume>) {
+        if self.memory.is_news(key, pod.uid(), volume.uid()) {
             let why = "the platform does not vouch for its handle: only volumes that the platform \
                        provides are attached";
             self.failed([pod], volume, why);
@@ -151,12 +156,12 @@ impl Attachments {
     }
 
     /// Tells pods once that another node has their volume.
-    fn tell_of_other(&self, node: &str, wanted: &Wanted, other: &str) {
+    fn tell_of_other(&self, key: &ObjectKey, wanted: &Wanted, other: &str) {
         let Wanted { disk, volume, pods } = wanted;
-        if !self.memory.is_news(node, &disk.id(), other) {
+        if !self.memory.is_news(key, &disk.id(), other) {
             return;
         }
-        let on_other = self.informers.pods_on(other);
+        let on_other = self.informers.claimants_on(other);
         let uses = |pod: &&Arc<Tenanted<Pod>>| {
             let has =
                 |claim: &str| self.volume(pod, claim).is_some_and(|it| it.uid() == volume.uid());
@@ -174,10 +179,11 @@ impl Attachments {
     /// Makes an attachment; `false` if that has to wait.
     async fn attach(
         &self,
-        node: &str,
+        key: &ObjectKey,
         name: &str,
         wanted: &Wanted,
     ) -> Result<bool, ReconcileError> {
+        let node: &str = &key.name;
         let Some(spec) = &wanted.volume.spec else { return Ok(false) };
         if is_exclusive(spec) {
             // Taken before it is looked whether others have it: of two nodes one gives way.
@@ -186,7 +192,7 @@ impl Attachments {
             }
             if let Some(other) = self.elsewhere(node, wanted) {
                 self.memory.give_back(&wanted.disk);
-                self.tell_of_other(node, wanted, &other);
+                self.tell_of_other(key, wanted, &other);
                 return Ok(false);
             }
         }
@@ -196,7 +202,11 @@ impl Attachments {
             false => source.inline_volume_spec = Some(spec.clone()),
         }
         let attachment = VolumeAttachment {
-            metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
+            metadata: ObjectMeta {
+                name: Some(name.to_owned()),
+                annotations: Some([(OWNER.to_owned(), key.tenant.to_string())].into()),
+                ..ObjectMeta::default()
+            },
             spec: VolumeAttachmentSpec {
                 attacher: wanted.disk.driver.clone(),
                 node_name: node.to_owned(),
@@ -212,39 +222,81 @@ impl Attachments {
         }
     }
 
-    /// What the attachments of a node are of, where they are of this controller's making.
-    fn held(&self, node: &str) -> Vec<(Disk, Arc<Tenanted<VolumeAttachment>>)> {
-        let disk = |it: &VolumeAttachment| match (
-            &it.spec.source.inline_volume_spec,
-            &it.spec.source.persistent_volume_name,
-        ) {
+    /// What an attachment is of, where it can be seen.
+    fn disk_of(&self, it: &VolumeAttachment) -> Option<Disk> {
+        let source = &it.spec.source;
+        match (&source.inline_volume_spec, &source.persistent_volume_name) {
             (Some(spec), _) => Disk::of(spec),
             (None, Some(name)) => {
                 Disk::of(self.informers.volumes.get(&key_of(name))?.spec.as_ref()?)
             }
             (None, None) => None,
-        };
-        let all = self.informers.attachments_of(node).into_iter();
-        all.filter_map(|it| Some((disk(&it)?, it)))
-            .filter(|(disk, it)| disk.attachment(node) == it.name())
+        }
+    }
+
+    /// What a tenant's attachments of a node are of, where they are of this controller's making.
+    fn held(&self, key: &ObjectKey) -> Vec<(Disk, Arc<Tenanted<VolumeAttachment>>)> {
+        let all = self.informers.attachments_of(&key.name).into_iter();
+        all.filter(|it| owner(it).as_ref() == Some(&key.tenant))
+            .filter_map(|it| Some((self.disk_of(&it)?, it)))
+            .filter(|(disk, it)| disk.attachment(&key.name) == it.name())
             .collect()
     }
 
-    /// Writes which volumes a node has, if it says otherwise.
+    /// Writes down whose an attachment is that does not say so, as some did not once.
+    async fn adopt(&self, key: &ObjectKey, wishes: &Wishes) -> Result<(), ReconcileError> {
+        for name in wishes.all.keys() {
+            let found = self.informers.attachments.get(&key_of(name));
+            if let Some(it) = found.filter(|it| owner(it).is_none()) {
+                let patch = json!({"metadata": {
+                    "uid": it.uid(), "annotations": {OWNER: key.tenant.as_str()},
+                }});
+                let api = self.client.system().api::<VolumeAttachment>();
+                api.patch(name, &Patch::Merge(patch)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Which of the volumes that a node is said to have nothing attaches to it. The local copy may
+    /// be older than the node.
+    async fn strays(&self, node: &Tenanted<Node>) -> Result<BTreeSet<String>, ReconcileError> {
+        let known = self.informers.attachments_of(node.name());
+        let mut strays = BTreeSet::new();
+        for id in told(node) {
+            let name = Disk::of_id(id).map(|disk| disk.attachment(node.name()));
+            let is_there = match &name {
+                Some(name) if known.iter().any(|it| it.name() == name) => true,
+                Some(name) => {
+                    let api = self.client.system().api::<VolumeAttachment>();
+                    api.get_opt(name).await?.is_some()
+                }
+                None => false,
+            };
+            if !is_there {
+                strays.insert(id.to_owned());
+            }
+        }
+        Ok(strays)
+    }
+
+    /// Writes which volumes a node has, if it says otherwise: of those that are `decided` these,
+    /// and of the others what it says.
     async fn tell_node(
         &self,
         node: &Tenanted<Node>,
-        attached: &BTreeSet<String>,
+        attached: BTreeSet<String>,
+        decided: &BTreeSet<String>,
     ) -> Result<(), ReconcileError> {
-        let told = node.status.as_ref().and_then(|it| it.volumes_attached.as_ref());
-        let told: BTreeSet<_> = told.into_iter().flatten().map(|it| &it.name).collect();
-        if told.iter().copied().eq(attached) {
+        let told: BTreeSet<_> = told(node).map(str::to_owned).collect();
+        let mut wanted = attached;
+        wanted.extend(told.difference(decided).cloned());
+        if told == wanted {
             return Ok(());
         }
-        let list: Vec<_> =
-            attached.iter().map(|id| json!({"name": id, "devicePath": ""})).collect();
+        let list: Vec<_> = wanted.iter().map(|id| json!({"name": id, "devicePath": ""})).collect();
         let patch = json!({
-            // What is mounted meanwhile is to be seen before a volume goes.
+            // What is mounted meanwhile, or attached for others, is to be seen before a volume goes.
             "metadata": {"uid": node.uid(), "resourceVersion": node.resource_version()},
             "status": {"volumesAttached": list},
         });
@@ -254,7 +306,13 @@ impl Attachments {
     }
 
     /// Tells pods how it went with their volume; returns whether it is attached.
-    fn tell_pods(&self, node: &Tenanted<Node>, wanted: &Wanted, it: &VolumeAttachment) -> bool {
+    fn tell_pods(
+        &self,
+        key: &ObjectKey,
+        node: &Node,
+        wanted: &Wanted,
+        it: &VolumeAttachment,
+    ) -> bool {
         let Wanted { disk, volume, pods } = wanted;
         let pods = || pods.iter().map(|pod| &**pod);
         let status = it.status.as_ref();
@@ -273,7 +331,7 @@ impl Attachments {
             status.and_then(|it| it.attach_error.as_ref())
         {
             let when = time.as_ref().map(|it| it.0.to_string()).unwrap_or_default();
-            if self.memory.is_news(node.name(), &disk.id(), &when) {
+            if self.memory.is_news(key, &disk.id(), &when) {
                 self.failed(pods(), volume, message.as_deref().unwrap_or_default());
             }
         }
@@ -283,6 +341,14 @@ impl Attachments {
 
 fn key_of(name: &str) -> ObjectKey {
     ObjectKey::new(&TenantName::system(), "", name)
+}
+
+/// Whose volume an attachment is of. The platform's volumes are attached by their names.
+fn owner(it: &VolumeAttachment) -> Option<TenantName> {
+    match annotation(it, OWNER) {
+        Some(name) => TenantName::parse(name).ok(),
+        None => it.spec.source.persistent_volume_name.is_some().then(TenantName::system),
+    }
 }
 
 /// Why a volume cannot be attached that others use: a pod is told the names of those in its own
@@ -316,6 +382,31 @@ fn is_managed(node: &Node) -> bool {
     annotation(node, MANAGED) == Some("true")
 }
 
+impl Attachments {
+    /// Asks for a look at a node for all tenants that have to do with it.
+    fn wake(&self, node: &str, queue: &Queue<ObjectKey>) {
+        let (pods, attachments) =
+            (self.informers.claimants_on(node), self.informers.attachments_of(node));
+        let mut tenants: BTreeSet<_> = pods.iter().map(|pod| pod.tenant.clone()).collect();
+        tenants.extend(attachments.iter().filter_map(|it| owner(it)));
+        tenants.insert(TenantName::system());
+        tenants.iter().for_each(|tenant| queue.add(ObjectKey::new(tenant, "", node)));
+    }
+
+    fn node_changed(&self, change: &Change<'_, Node>, queue: &Queue<ObjectKey>) {
+        fn seen(node: &Arc<Tenanted<Node>>) -> impl PartialEq {
+            let status = node.status.as_ref();
+            let volumes = status.map(|it| (&it.volumes_attached, &it.volumes_in_use));
+            let is_out = taints(node).iter().any(|it| it.key == OUT_OF_SERVICE);
+            (volumes, is_node_ready(node), is_out, is_managed(node))
+        }
+        let is_of_these = [change.old, change.new].into_iter().flatten().any(|it| is_managed(it));
+        if is_of_these && change.old.map(seen) != change.new.map(seen) {
+            self.wake(&change.key.name, queue);
+        }
+    }
+}
+
 impl Controller for Attachments {
     const NAME: &'static str = "attachdetach-controller";
     type Key = ObjectKey;
@@ -323,13 +414,16 @@ impl Controller for Attachments {
     fn watch(self: &Arc<Self>, queue: &Queue<ObjectKey>) {
         let keys = queue.clone();
         self.informers.pods.informer.on_change(move |change| pod_changed(change, &keys));
-        let keys = queue.clone();
-        self.informers.nodes.on_change(move |change| node_changed(change, &keys));
+        let (it, keys) = (self.clone(), queue.clone());
+        self.informers.nodes.on_change(move |change| it.node_changed(change, &keys));
         let (this, keys) = (self.clone(), queue.clone());
         self.informers.attachments.on_change(move |change| {
             this.memory.shown(&change.key.name);
             for it in [change.old, change.new].into_iter().flatten() {
-                keys.add(key_of(&it.spec.node_name));
+                let owner = owner(it).filter(|owner| !owner.is_system());
+                for tenant in owner.into_iter().chain([TenantName::system()]) {
+                    keys.add(ObjectKey::new(&tenant, "", &it.spec.node_name));
+                }
             }
         });
         let (it, keys) = (self.clone(), queue.clone());
@@ -338,7 +432,9 @@ impl Controller for Attachments {
                 it.map(|it| it.spec.attach_required)
             }
             if required(change.old) != required(change.new) {
-                it.informers.nodes.list().iter().for_each(|node| keys.add(node.key()));
+                let nodes = it.informers.nodes.list();
+                let managed = nodes.iter().filter(|node| is_managed(node));
+                managed.for_each(|node| it.wake(node.name(), &keys));
             }
         });
     }
@@ -354,19 +450,22 @@ impl Controller for Attachments {
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Next, ReconcileError> {
         let name: &str = &key.name;
-        let node = self.informers.nodes.get(key);
+        let node = self.informers.nodes.get(&key_of(name));
         if node.as_ref().is_some_and(|node| !is_managed(node)) {
             return Ok(Next::WhenChanged);
         }
-        let Wishes { all: wishes, is_incomplete } = self.wishes(name);
-        let held = self.held(name);
+        let wishes = self.wishes(key);
+        self.adopt(key, &wishes).await?;
+        let Wishes { all: wishes, is_incomplete } = wishes;
+        let held = self.held(key);
         let mut again = is_incomplete.then_some(AGAIN);
         let mut attached = BTreeSet::new();
+        let mut decided: BTreeSet<_> = held.iter().map(|(disk, _)| disk.id()).collect();
         let mut leave = Vec::new();
         for (disk, it) in &held {
             if let Some(wanted) = wishes.get(it.name()).filter(|_| !it.is_deleting()) {
-                self.memory.is_wanted(name, it.uid());
-                if node.as_ref().is_some_and(|node| self.tell_pods(node, wanted, it)) {
+                self.memory.is_wanted(key, it.uid());
+                if node.as_ref().is_some_and(|node| self.tell_pods(key, node, wanted, it)) {
                     attached.insert(disk.id());
                 }
                 continue;
@@ -374,7 +473,7 @@ impl Controller for Attachments {
             if it.is_deleting() {
                 continue;
             }
-            let unwanted_for = self.memory.unwanted_for(name, it.uid());
+            let unwanted_for = self.memory.unwanted_for(key, it.uid());
             match leaving(node.as_deref().map(|it| &it.object), &disk.id(), unwanted_for) {
                 Leaving::Tell => {}
                 Leaving::Detach => leave.push(it),
@@ -388,7 +487,10 @@ impl Controller for Attachments {
             }
         }
         if let Some(node) = &node {
-            self.tell_node(node, &attached).await?;
+            if key.tenant.is_system() {
+                decided.extend(self.strays(node).await?);
+            }
+            self.tell_node(node, attached, &decided).await?;
         }
         let api = self.client.system().api::<VolumeAttachment>();
         for it in leave {
@@ -401,15 +503,21 @@ impl Controller for Attachments {
         if node.is_some() {
             for (attachment, wanted) in &wishes {
                 let is_there = self.informers.attachments.get(&key_of(attachment)).is_some();
-                if !is_there && !self.attach(name, attachment, wanted).await? {
+                if !is_there && !self.attach(key, attachment, wanted).await? {
                     again = again.into_iter().chain([AGAIN]).min();
                 }
             }
         }
         let is_idle = held.is_empty() && wishes.is_empty() && !is_incomplete;
-        self.memory.keep(name, is_idle, |uid| held.iter().any(|it| it.1.uid() == uid));
+        self.memory.keep(key, is_idle, |uid| held.iter().any(|it| it.1.uid() == uid));
         Ok(again.map_or(Next::WhenChanged, Next::After))
     }
+}
+
+/// The volumes that a node says are attached to it.
+fn told(node: &Node) -> impl Iterator<Item = &str> {
+    let attached = node.status.as_ref().and_then(|it| it.volumes_attached.as_ref());
+    attached.into_iter().flatten().map(|it| it.name.as_str())
 }
 
 fn pod_changed(change: &Change<'_, Pod>, queue: &Queue<ObjectKey>) {
@@ -420,20 +528,8 @@ fn pod_changed(change: &Change<'_, Pod>, queue: &Queue<ObjectKey>) {
     let (old, new) = (change.old.and_then(seen), change.new.and_then(seen));
     if old != new || change.old.map(|it| it.uid()) != change.new.map(|it| it.uid()) {
         for (node, _) in [old, new].into_iter().flatten() {
-            queue.add(key_of(node));
+            queue.add(ObjectKey::new(&change.key.tenant, "", node));
         }
-    }
-}
-
-fn node_changed(change: &Change<'_, Node>, queue: &Queue<ObjectKey>) {
-    fn seen(node: &Arc<Tenanted<Node>>) -> impl PartialEq {
-        let status = node.status.as_ref();
-        let volumes = status.map(|it| (&it.volumes_attached, &it.volumes_in_use));
-        let is_out = taints(node).iter().any(|it| it.key == OUT_OF_SERVICE);
-        (volumes, is_node_ready(node), is_out, is_managed(node))
-    }
-    if change.old.map(seen) != change.new.map(seen) {
-        queue.add(change.key.clone());
     }
 }
 

@@ -87,10 +87,12 @@ pub trait Controller: Send + Sync + 'static {
 /// longer than this; of those that do so together each would be written down alone.
 pub(crate) const COUNTING: Duration = Duration::from_millis(100);
 
-/// Learns of each reconcile; for metrics.
+/// Learns of each reconcile, and of what a replica among others has; for metrics.
 pub trait Observer: fmt::Debug + Send + Sync + 'static {
     fn reconciled(&self, controller: &'static str, succeeded: bool, took: Duration);
     fn waiting(&self, controller: &'static str, n_keys: usize);
+    /// So many objects of tenants are in the replica's local copies.
+    fn copied(&self, n_objects: usize);
 }
 
 /// Observes nothing.
@@ -100,6 +102,7 @@ pub struct Unobserved;
 impl Observer for Unobserved {
     fn reconciled(&self, _controller: &'static str, _succeeded: bool, _took: Duration) {}
     fn waiting(&self, _controller: &'static str, _n_keys: usize) {}
+    fn copied(&self, _n_objects: usize) {}
 }
 
 /// Runs `controller` until `shutdown`; then lets the reconciles that have begun end.

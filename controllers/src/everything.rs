@@ -1,4 +1,5 @@
-//! The metadata of all objects of all tenants, watched once for all who follow it.
+//! The metadata of all objects of all tenants that this replica cares for, watched once for all who
+//! follow it.
 //!
 //! Built-in resources are found by discovery; those of which controllers have a whole copy anyway
 //! ([`Informers`]) are followed there. Custom ones are each tenant's own, but what many
@@ -15,17 +16,20 @@ use std::{
     time::Duration,
 };
 
-use insula_api::names::TenantName;
+use futures::future::join_all;
+use insula_api::{names::TenantName, slots::Slots};
 use insula_client::{
-    Backoff, Client, Discovery, Error, Informer, ObjectKey, PartialObject, ResourceRef, chain,
+    Backoff, Client, Discovery, Error, Informer, PartialObject, ResourceRef, chain,
 };
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::informers::{Informers, LocalCopy, MetaChange};
+use crate::informers::{Informers, LocalCopy, MetaChange, with_platform};
 
 const REFRESH: Duration = Duration::from_secs(30);
+/// How long is waited for copies, some of which may be of what nobody can show just now.
+const CATCH_UP: Duration = Duration::from_secs(3);
 /// Most tenants whose own resources are kept in mind.
 const MAX_TENANTS: usize = 256;
 /// How many objects of a resource lie ready to be looked at. Who follows them keeps what it needs.
@@ -69,8 +73,9 @@ struct Shared {
     redefined: Notify,
 }
 
-#[derive(Default)]
 struct Watches {
+    /// Of tenants in these slots.
+    slots: Slots,
     handlers: Vec<Handler>,
     built_in: BTreeMap<ResourceRef, Watched>,
     custom: BTreeMap<ResourceRef, Watched>,
@@ -114,9 +119,11 @@ impl Kinds {
 }
 
 impl Everything {
+    /// Of tenants in these slots.
     pub(crate) fn new(
         client: Client,
         informers: &Informers,
+        slots: Slots,
         tasks: TaskTracker,
         shutdown: CancellationToken,
     ) -> Self {
@@ -125,7 +132,12 @@ impl Everything {
             tasks,
             shutdown,
             copies: informers.by_resource(),
-            watches: Mutex::default(),
+            watches: Mutex::new(Watches {
+                slots,
+                handlers: Vec::new(),
+                built_in: BTreeMap::new(),
+                custom: BTreeMap::new(),
+            }),
             common: Mutex::new(Arc::default()),
             own: Mutex::new(HashMap::new()),
             discovered: watch::channel(false).0,
@@ -186,9 +198,44 @@ impl Everything {
 
     /// Tells every handler once more of the objects of tenants that `which` chooses, but for those
     /// of [`Informers`], which tell of theirs themselves.
-    pub(crate) fn retell(&self, which: &(dyn Fn(&ObjectKey) -> bool + Sync)) {
-        let own = self.followed(|it| it.stop.is_some());
-        own.iter().for_each(|copy| copy.retell(which));
+    pub(crate) fn retell(&self, which: &(dyn Fn(&TenantName) -> bool + Sync)) {
+        self.own_copies().iter().for_each(|copy| copy.retell(which));
+    }
+
+    /// Is of tenants in these slots from now on.
+    pub(crate) fn select(&self, slots: &Slots) {
+        self.shared.watches.lock().slots.clone_from(slots);
+        self.own_copies().iter().for_each(|copy| copy.select(slots));
+        if let Some(definitions) = self.shared.definitions.get() {
+            definitions.select(&with_platform(slots));
+        }
+    }
+
+    /// How many objects there are, but for those of [`Informers`].
+    pub(crate) fn n_objects(&self) -> usize {
+        let definitions = self.shared.definitions.get().map_or(0, Informer::len);
+        definitions + self.own_copies().iter().map(|copy| copy.n_objects()).sum::<usize>()
+    }
+
+    /// Waits until all that was written before the call is known, as far as it can be had soon: of
+    /// some resource a server may not be able to show anything, and others have to go on.
+    pub(crate) async fn caught_up(&self) {
+        let all = async {
+            if let Some(definitions) = self.shared.definitions.get() {
+                definitions.caught_up().await;
+                self.follow_definitions();
+            }
+            let copies = self.own_copies();
+            join_all(copies.iter().map(|copy| copy.caught_up())).await
+        };
+        if tokio::time::timeout(CATCH_UP, all).await.is_err() {
+            tracing::warn!("some resources do not answer; going on without them");
+        }
+    }
+
+    /// Those that nobody else keeps.
+    fn own_copies(&self) -> Vec<Arc<dyn LocalCopy>> {
+        self.followed(|it| it.stop.is_some())
     }
 
     fn followed(&self, which: fn(&Watched) -> bool) -> Vec<Arc<dyn LocalCopy>> {
@@ -284,11 +331,11 @@ impl Everything {
             *self.shared.common.lock() = Arc::new(Kinds::of(&discovery, None));
         }
         let mut watches = self.shared.watches.lock();
-        let Watches { handlers, built_in, .. } = &mut *watches;
+        let Watches { handlers, built_in, slots, .. } = &mut *watches;
         if is_whole {
             keep(built_in, &found, handlers);
         }
-        self.watch(built_in, found, handlers);
+        self.watch(built_in, found, slots, handlers);
         Ok(())
     }
 
@@ -305,7 +352,9 @@ impl Everything {
             kind: Cow::Borrowed("CustomResourceDefinition"),
             namespaced: false,
         };
-        let informer = self.informer(&definitions, self.shared.shutdown.clone());
+        // What the platform shares all tenants have.
+        let slots = with_platform(&self.shared.watches.lock().slots);
+        let informer = self.informer(&definitions, slots, self.shared.shutdown.clone());
         let it = Arc::downgrade(&self.shared);
         informer.on_change(move |change| {
             let Some(shared) = it.upgrade() else { return };
@@ -348,14 +397,20 @@ impl Everything {
             })
             .collect();
         let mut watches = self.shared.watches.lock();
-        let Watches { handlers, custom, .. } = &mut *watches;
+        let Watches { handlers, custom, slots, .. } = &mut *watches;
         keep(custom, &wanted, handlers);
-        self.watch(custom, wanted, handlers);
+        self.watch(custom, wanted, slots, handlers);
     }
 
-    fn informer(&self, resource: &ResourceRef, stop: CancellationToken) -> Informer<PartialObject> {
+    fn informer(
+        &self,
+        resource: &ResourceRef,
+        slots: Slots,
+        stop: CancellationToken,
+    ) -> Informer<PartialObject> {
         let objects = self.shared.client.all().resource::<PartialObject>(resource.clone());
         Informer::builder(objects)
+            .slots(slots)
             .trim(|object| {
                 object.metadata.labels = None;
                 object.metadata.annotations = None;
@@ -370,6 +425,7 @@ impl Everything {
         &self,
         watched: &mut BTreeMap<ResourceRef, Watched>,
         wanted: BTreeSet<ResourceRef>,
+        slots: &Slots,
         handlers: &[Handler],
     ) {
         for resource in wanted {
@@ -379,7 +435,7 @@ impl Everything {
                     Some(copy) => Watched { copy: copy.clone(), stop: None },
                     None => {
                         let stop = self.shared.shutdown.child_token();
-                        let copy = Arc::new(self.informer(resource, stop.clone()));
+                        let copy = Arc::new(self.informer(resource, slots.clone(), stop.clone()));
                         Watched { copy, stop: Some(stop) }
                     }
                 };

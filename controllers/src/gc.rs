@@ -92,7 +92,13 @@ impl GarbageCollector {
             look.extend(graph.remove(old.uid.as_deref().unwrap_or_default()));
         }
         if let Some(new) = change.new {
-            look.extend(graph.put(Node::new(resource, change.key, new)));
+            let node = Node::new(resource, change.key, new);
+            let uid = node.uid.clone();
+            look.extend(graph.put(node));
+            // Told once more: what another replica did not come to may be left to do.
+            if change.old.is_none() && graph.get(&uid).is_some_and(|it| graph.is_due(it)) {
+                look.push(uid);
+            }
         }
         for uid in look {
             if let Some(node) = graph.get(&uid) {

@@ -1,14 +1,18 @@
-//! The local copies that controllers share: one watch per resource over all tenants.
+//! The local copies that controllers share: one watch per resource over all tenants that this
+//! replica cares for.
+//!
+//! What is the fleet's every replica has whole. Of tenants' objects it has those of the tenants it
+//! owns, and of the kinds that the platform shows to all tenants also the platform's.
 
 mod trim;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{cell::RefCell, collections::HashMap, fmt, sync::Arc};
 
 use futures::{
     FutureExt as _,
     future::{BoxFuture, join_all},
 };
-use insula_api::names::TenantName;
+use insula_api::{names::TenantName, slots::Slots};
 use insula_client::{
     Client, IndexId, Informer, InformerBuilder, Kind, Object, ObjectKey, ResourceRef, Tenant,
     Tenanted,
@@ -36,7 +40,7 @@ use self::trim::{trim_lease, trim_node, trim_pod, trim_slice};
 use crate::{
     attachments::disk::Disk,
     bootstrap_tokens::PUBLISHED,
-    objects::{annotation, controller_uid},
+    objects::{annotation, claims_of, controller_uid, node_of},
     services::SERVICE_NAME,
     volume_binder::BIND_COMPLETED,
 };
@@ -55,6 +59,11 @@ pub(crate) const NODE_LEASES: &str = "kube-node-lease";
 /// others are larger, some 15 KB if they have a template.
 const N_PLAIN_PODS: usize = 512;
 const N_PLAIN: usize = 128;
+
+/// Those, and the slot of what the platform shows to all tenants.
+pub(crate) fn with_platform(slots: &Slots) -> Slots {
+    slots.clone().with_tenant(TenantName::system().as_str())
+}
 
 /// A local copy whose objects can be found by the one that manages them.
 #[derive(Debug, Clone)]
@@ -122,6 +131,7 @@ pub(crate) struct Informers {
     /// Without most of what is in a pod; see [`trim`].
     pub(crate) pods: Owned<Pod>,
     pods_by_node: IndexId,
+    claimants_by_node: IndexId,
     pub(crate) replica_sets: Owned<ReplicaSet>,
     pub(crate) replication_controllers: Owned<ReplicationController>,
     pub(crate) stateful_sets: Informer<StatefulSet>,
@@ -160,19 +170,31 @@ pub(crate) struct Informers {
     pub(crate) attachments: Informer<VolumeAttachment>,
     attachments_by_node: IndexId,
     attachments_by_source: IndexId,
+    /// Those that are of what is owned.
+    of_owned: Arc<[Followed]>,
+}
+
+/// A copy of what tenants have.
+#[derive(Debug)]
+struct Followed {
+    copy: Arc<dyn LocalCopy>,
+    /// The platform's are shown to all tenants.
+    is_shown: bool,
 }
 
 impl Informers {
-    /// Starts them all.
+    /// Starts them all, of tenants in these slots.
     pub(crate) fn start(
         client: &Client,
+        slots: &Slots,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
     ) -> Self {
         let mut pods = Informer::builder(client.all().collection::<Pod>()).trim(trim_pod);
-        let pods_by_node = pods.index(|pod| {
-            let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
-            node.into_iter().filter(|it| !it.is_empty()).collect()
+        let pods_by_node = pods.index(|pod| node_of(pod).map(str::to_owned).into_iter().collect());
+        let claimants_by_node = pods.index(|pod| {
+            let node = node_of(pod).filter(|_| claims_of(pod).next().is_some());
+            node.map(str::to_owned).into_iter().collect()
         });
         let mut claims = Informer::builder(client.all().collection::<PersistentVolumeClaim>());
         let unbound_claims = claims.index(|claim| {
@@ -211,9 +233,9 @@ impl Informers {
         let mut attachments = Informer::builder(client.system().api::<VolumeAttachment>());
         let attachments_by_node = attachments.index(|it| vec![it.spec.node_name.clone()]);
         let attachments_by_source = attachments.index(|it| Disk::sources(&it.spec.source));
-        let starts = Starts { client, tasks, shutdown };
+        let starts = Starts { client, slots, tasks, shutdown, of_owned: RefCell::default() };
         Self {
-            tenants: starts.of(Informer::builder(client.system().api::<Tenant>())),
+            tenants: starts.fleets(Informer::builder(client.system().api::<Tenant>())),
             namespaces: starts.all(),
             accounts: starts.all(),
             token_secrets: starts.of(Informer::builder(client.all().collection::<Secret>())
@@ -229,6 +251,7 @@ impl Informers {
                 .trim(crate::root_ca::trim)),
             pods: Owned::start(pods, N_PLAIN_PODS, &starts),
             pods_by_node,
+            claimants_by_node,
             replica_sets: starts.owned(),
             replication_controllers: starts.owned(),
             stateful_sets: starts.all(),
@@ -252,10 +275,10 @@ impl Informers {
             unbound_claims,
             volumes: starts.of(volumes),
             volumes_by_claim,
-            storage_classes: starts.all(),
+            storage_classes: starts.shown(),
             resource_claims: Owned::start(resource_claims, N_PLAIN, &starts),
             claims_by_pool,
-            resource_slices: starts.of(slices),
+            resource_slices: starts.fleets(slices),
             slices_by_pool,
             resource_claim_templates: starts.all(),
             volume_classes: starts.all(),
@@ -263,10 +286,11 @@ impl Informers {
             quotas: starts.all(),
             networks: starts.all(),
             certificate_requests: starts.all(),
-            drivers: starts.all(),
-            attachments: starts.of(attachments),
+            drivers: starts.shown(),
+            attachments: starts.fleets(attachments),
             attachments_by_node,
             attachments_by_source,
+            of_owned: starts.of_owned.into_inner().into(),
         }
     }
 
@@ -329,9 +353,27 @@ impl Informers {
         all.into_iter().all(|it| it)
     }
 
-    /// Tells every handler once more of the objects that `which` chooses.
-    pub(crate) fn retell(&self, which: &(dyn Fn(&ObjectKey) -> bool + Sync)) {
+    /// Has them be of tenants in these slots.
+    pub(crate) fn select(&self, slots: &Slots) {
+        let shown = with_platform(slots);
+        for Followed { copy, is_shown } in self.of_owned.iter() {
+            copy.select(if *is_shown { &shown } else { slots });
+        }
+    }
+
+    /// How many objects of tenants they have.
+    pub(crate) fn n_objects(&self) -> usize {
+        self.of_owned.iter().map(|it| it.copy.n_objects()).sum()
+    }
+
+    /// Tells every handler once more of the objects of tenants that `which` chooses, and of what
+    /// the fleet has for these.
+    pub(crate) fn retell(&self, which: &(dyn Fn(&TenantName) -> bool + Sync)) {
         self.each().for_each(|it| it.retell(which));
+        // These say themselves whose they are, as no key does.
+        let is_meant = |key: &ObjectKey| TenantName::parse(&key.name).is_ok_and(|it| which(&it));
+        self.tenants.retell(is_meant);
+        self.attachments.retell(|_| true);
     }
 
     /// The claims that have not been bound yet and that a class or a volume of `tenant` may be
@@ -398,9 +440,14 @@ impl Informers {
         of(&TenantName::system()).or_else(|| of(tenant))
     }
 
-    /// The pods of all tenants that are bound to a node.
+    /// The pods of all tenants that this replica cares for that are bound to a node.
     pub(crate) fn pods_on(&self, node: &str) -> Vec<Arc<Tenanted<Pod>>> {
         self.pods.informer.indexed(self.pods_by_node, node)
+    }
+
+    /// Those of them that have claims.
+    pub(crate) fn claimants_on(&self, node: &str) -> Vec<Arc<Tenanted<Pod>>> {
+        self.pods.informer.indexed(self.claimants_by_node, node)
     }
 }
 
@@ -418,10 +465,13 @@ pub(crate) struct MetaChange<'a> {
 }
 
 /// A local copy, whatever it is of.
-pub(crate) trait LocalCopy: Send + Sync {
+pub(crate) trait LocalCopy: fmt::Debug + Send + Sync {
     fn caught_up(&self) -> BoxFuture<'_, bool>;
     fn synced(&self) -> BoxFuture<'_, bool>;
-    fn retell(&self, which: &(dyn Fn(&ObjectKey) -> bool + Sync));
+    fn select(&self, slots: &Slots);
+    fn n_objects(&self) -> usize;
+    /// Tells every handler once more of the objects of these tenants.
+    fn retell(&self, which: &(dyn Fn(&TenantName) -> bool + Sync));
     /// Calls `handler` for every object there is, then for every change.
     fn on_change(&self, handler: Box<dyn Fn(&MetaChange<'_>) + Send + Sync>);
     /// Calls `handler` as if every object were gone.
@@ -437,8 +487,16 @@ impl<K: Object> LocalCopy for Informer<K> {
         self.synced().boxed()
     }
 
-    fn retell(&self, which: &(dyn Fn(&ObjectKey) -> bool + Sync)) {
-        self.retell(which);
+    fn select(&self, slots: &Slots) {
+        self.select(slots);
+    }
+
+    fn n_objects(&self) -> usize {
+        self.len()
+    }
+
+    fn retell(&self, which: &(dyn Fn(&TenantName) -> bool + Sync)) {
+        self.retell(|key| which(&key.tenant));
     }
 
     fn on_change(&self, handler: Box<dyn Fn(&MetaChange<'_>) + Send + Sync>) {
@@ -471,11 +529,13 @@ impl<K: Kind> Whole for Informer<K> {
     }
 }
 
-/// Starts copies of all there is of a resource.
+/// Starts copies of resources.
 struct Starts<'a> {
     client: &'a Client,
+    slots: &'a Slots,
     tasks: &'a TaskTracker,
     shutdown: &'a CancellationToken,
+    of_owned: RefCell<Vec<Followed>>,
 }
 
 impl Starts<'_> {
@@ -488,7 +548,25 @@ impl Starts<'_> {
     }
 
     fn with<K: Object>(&self, builder: InformerBuilder<K>, n_plain: usize) -> Informer<K> {
-        builder.pack_beyond(n_plain).start(self.tasks, self.shutdown.clone())
+        self.owned_tenants(builder.slots(self.slots.clone()).pack_beyond(n_plain), false)
+    }
+
+    /// Of what the platform shows to all tenants.
+    fn shown<K: Kind>(&self) -> Informer<K> {
+        let builder = Informer::builder(self.client.all().collection::<K>());
+        self.owned_tenants(builder.slots(with_platform(self.slots)).pack_beyond(N_PLAIN), true)
+    }
+
+    fn owned_tenants<K: Object>(&self, builder: InformerBuilder<K>, is_shown: bool) -> Informer<K> {
+        let informer = builder.start(self.tasks, self.shutdown.clone());
+        let copy = Arc::new(informer.clone());
+        self.of_owned.borrow_mut().push(Followed { copy, is_shown });
+        informer
+    }
+
+    /// Of what is the fleet's.
+    fn fleets<K: Object>(&self, builder: InformerBuilder<K>) -> Informer<K> {
+        builder.pack_beyond(N_PLAIN).start(self.tasks, self.shutdown.clone())
     }
 
     fn owned<K: Kind>(&self) -> Owned<K> {

@@ -84,6 +84,7 @@ mod written;
 use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
+use insula_api::slots::Slots;
 use insula_client::{Client, ClientError, ControllerInstance, EventRecorder};
 use insula_membership::Membership;
 pub use insula_membership::{Ownership, Permit, Sole};
@@ -110,7 +111,7 @@ use self::{
     job::{Jobs, Strays},
     namespace::Namespaces,
     node_ipam::NodeAddresses,
-    node_lifecycle::NodeLifecycle,
+    node_lifecycle::{NodeLifecycle, PodsOfNodes},
     pod_gc::PodCollector,
     protection::Protection,
     quota::Quotas,
@@ -206,7 +207,9 @@ async fn run_all(config: Config, client: Client, shutdown: CancellationToken) ->
     let tasks = TaskTracker::new();
     // Reads and events outlive the reconciles that use them.
     let supplies = CancellationToken::new();
-    let informers = Informers::start(&named(&client, "informers")?, &tasks, &supplies);
+    // One among others has nothing before it owns anything.
+    let slots = if config.host.is_some() { Slots::none() } else { Slots::all() };
+    let informers = Informers::start(&named(&client, "informers")?, &slots, &tasks, &supplies);
     let events = EventRecorder::start(named(&client, "events")?, "", "", &tasks, supplies.clone());
 
     let running = TaskTracker::new();
@@ -254,6 +257,7 @@ async fn run_all(config: Config, client: Client, shutdown: CancellationToken) ->
     start.start(|client| {
         NodeLifecycle::new(client, informers.clone(), &events, config.node_grace)
     })?;
+    start.start(|client| PodsOfNodes::new(client, informers.clone(), &events))?;
     let addresses = NodeAddresses::new(
         named(&client, NodeAddresses::NAME)?,
         informers.clone(),
@@ -277,7 +281,7 @@ async fn run_all(config: Config, client: Client, shutdown: CancellationToken) ->
     start.start(|client| ClaimsOfPods::new(client, informers.clone(), &events))?;
     start.start(|client| UnusedClaims::new(client, informers.clone()))?;
     let metadata = named(&client, "metadata")?;
-    let everything = Everything::new(metadata, &informers, tasks.clone(), supplies.clone());
+    let everything = Everything::new(metadata, &informers, slots, tasks.clone(), supplies.clone());
     start.start(|client| GarbageCollector::new(client, everything.clone()))?;
     start.start(|client| Quotas::new(client, &informers, everything.clone()))?;
     start.start(|client| ServiceNetworks::new(client, &informers, everything.clone()))?;
@@ -289,7 +293,11 @@ async fn run_all(config: Config, client: Client, shutdown: CancellationToken) ->
     })?;
     everything.start();
     let membership = replica.map(|replica| {
-        let copies = Copies { informers: informers.clone(), everything: everything.clone() };
+        let copies = Copies {
+            informers: informers.clone(),
+            everything: everything.clone(),
+            observer: config.observer.clone(),
+        };
         replica.run(Arc::new(copies), tasks.clone(), shutdown.clone(), supplies.clone())
     });
     // It waits for the reconciles itself before it gives away what they are about.

@@ -90,6 +90,7 @@ impl Counts {
 }
 
 static HELD: AtomicU64 = AtomicU64::new(0);
+static COPIED: AtomicU64 = AtomicU64::new(0);
 static TAKEN: AtomicU64 = AtomicU64::new(0);
 
 /// Which share of the work this replica has.
@@ -97,9 +98,10 @@ static TAKEN: AtomicU64 = AtomicU64::new(0);
 pub(crate) struct Membership;
 
 impl Membership {
-    /// How many slots it cares for now.
-    pub(crate) fn held(n_slots: usize) {
+    /// How many slots it cares for now, and how many objects of tenants it has copies of.
+    pub(crate) fn held(n_slots: usize, n_objects: usize) {
         HELD.store(n_slots as u64, Ordering::Relaxed);
+        COPIED.store(n_objects as u64, Ordering::Relaxed);
     }
 
     /// So many more it has begun to care for.
@@ -141,6 +143,10 @@ impl Collector for Queues {
         let name = "insula_controllers_held_slots";
         let mut family = writer.gauges(name, "Slots that this replica cares for")?;
         family.number(&[], HELD.load(Ordering::Relaxed))?;
+        let name = "insula_controllers_copied_objects";
+        let help = "Objects of tenants in the local copies of a replica among others";
+        let mut family = writer.gauges(name, help)?;
+        family.number(&[], COPIED.load(Ordering::Relaxed))?;
         let name = "insula_controllers_taken_slots";
         let mut family = writer.counters(name, "Slots that this replica began to care for")?;
         family.number(&[], TAKEN.load(Ordering::Relaxed))?;

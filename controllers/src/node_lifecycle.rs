@@ -1,10 +1,11 @@
-//! Notices nodes from which nothing is heard, and has their pods know.
+//! Notices nodes from which nothing is heard, and has their pods know ([`pods`]).
 //!
 //! A node is heard of when its agent renews its lease or reports its status; what counts is when
 //! that is seen here, not what clocks elsewhere say. [`plan`] says what is written of a node,
 //! [`zones`] how fast nodes are given up; [`crate::taint_eviction`] sends the pods away.
 
 mod plan;
+mod pods;
 mod zones;
 
 use std::{
@@ -16,22 +17,19 @@ use std::{
 use insula_api::names::TenantName;
 use insula_client::{Change, Client, Error, EventRecorder, EventType, ObjectKey, Patch, Tenanted};
 use jiff::Timestamp;
-use k8s_openapi::api::{
-    coordination::v1::Lease,
-    core::v1::{Node, Pod},
-};
+use k8s_openapi::api::{coordination::v1::Lease, core::v1::Node};
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::time::Instant;
 
+pub(crate) use self::pods::PodsOfNodes;
 use self::{
-    plan::{conditions, has_no_execute, lost, retainted, status, wants_no_execute},
+    plan::{conditions, has_no_execute, is_down, lost, retainted, status, wants_no_execute},
     zones::Zones,
 };
 use crate::{
     controller::{Controller, Next, ReconcileError},
     informers::{Informers, NODE_LEASES},
-    objects::{is_pod_ready, to_time},
     queue::Queue,
     taints::taints,
 };
@@ -62,7 +60,7 @@ struct Memory {
     zones: Zones,
     /// No node is ready: none is given up.
     all_are_down: bool,
-    /// Nodes whose pods have been told.
+    /// Nodes of which it was told that they are not ready.
     told: HashSet<String>,
 }
 
@@ -154,36 +152,14 @@ impl NodeLifecycle {
         Ok(Arc::new(written))
     }
 
-    /// Has the pods of a node that is not ready be no more ready than it is.
-    async fn tell_pods(&self, node: &Tenanted<Node>) -> Result<(), Error> {
-        if status(node, "Ready").is_none_or(|it| it == "True") {
+    /// Tells once that a node is not ready.
+    fn tell(&self, node: &Tenanted<Node>) {
+        if !is_down(node) {
             self.memory.lock().told.remove(node.name());
-            return Ok(());
+        } else if self.memory.lock().told.insert(node.name().to_owned()) {
+            let message = format!("Node {} status is now: NodeNotReady", node.name());
+            self.events.record(node, EventType::Normal, "NodeNotReady", message);
         }
-        if self.memory.lock().told.contains(node.name()) {
-            return Ok(());
-        }
-        let message = format!("Node {} status is now: NodeNotReady", node.name());
-        self.events.record(node, EventType::Normal, "NodeNotReady", message);
-        for pod in self.informers.pods_on(node.name()).iter().filter(|pod| is_pod_ready(pod)) {
-            let patch = json!({
-                "metadata": {"uid": pod.uid()},
-                "status": {"conditions": [{
-                    "type": "Ready", "status": "False",
-                    "lastTransitionTime": to_time(Timestamp::now()),
-                }]},
-            });
-            let api = self.client.tenant(&pod.tenant).namespaced::<Pod>(pod.namespace());
-            match api.patch_status(pod.name(), &Patch::Strategic(patch)).await {
-                Ok(_) => (),
-                Err(error) if error.is_not_found() || error.is_conflict() => continue,
-                Err(error) => return Err(error),
-            }
-            self.events.record(pod, EventType::Warning, "NodeNotReady", "Node is not ready");
-        }
-        // Once: agents that are not ready may go on to report of their pods.
-        self.memory.lock().told.insert(node.name().to_owned());
-        Ok(())
     }
 
     /// Notes how a node is; returns whether it may be given up, or when to ask again.
@@ -254,9 +230,7 @@ impl Controller for NodeLifecycle {
     }
 
     async fn synced(&self) -> bool {
-        self.informers.nodes.synced().await
-            && self.informers.leases.synced().await
-            && self.informers.pods.informer.synced().await
+        self.informers.nodes.synced().await && self.informers.leases.synced().await
     }
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Next, ReconcileError> {
@@ -273,7 +247,7 @@ impl Controller for NodeLifecycle {
         let turn = self.turn(&node);
         let no_execute = wants_no_execute(&node).filter(|_| turn.is_ok());
         self.taint(&node, no_execute).await?;
-        self.tell_pods(&node).await?;
+        self.tell(&node);
         let again = turn.err().flatten();
         let next = again.into_iter().chain((!patience.is_zero()).then_some(patience)).min();
         Ok(next.map_or(Next::WhenChanged, Next::After))

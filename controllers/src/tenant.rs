@@ -55,7 +55,13 @@ pub(crate) fn ends(tenants: &Informer<Tenant>, name: &TenantName) -> bool {
     tenants.get(&key_of(name)).is_some_and(|it| it.is_deleting())
 }
 
-/// Keeps tenants. Keys are those of Tenant objects, which lie in tenant `system`.
+/// What a tenant is reconciled as: it is the tenant's own, though its Tenant object is not, so that
+/// its replica sees what is left of it.
+fn work_of(tenant: &TenantName) -> ObjectKey {
+    ObjectKey::new(tenant, "", tenant.as_str())
+}
+
+/// Keeps tenants.
 #[derive(Debug)]
 pub(crate) struct Tenants {
     client: Client,
@@ -187,14 +193,17 @@ impl Controller for Tenants {
 
     fn watch(self: &Arc<Self>, queue: &Queue<ObjectKey>) {
         let keys = queue.clone();
-        self.informers.tenants.on_change(move |change| keys.add(change.key.clone()));
+        self.informers.tenants.on_change(move |change| match TenantName::parse(&change.key.name) {
+            Ok(name) => keys.add(work_of(&name)),
+            Err(error) => tracing::error!(%error, key = %change.key, "no name of a tenant"),
+        });
         let (it, keys) = (self.clone(), queue.clone());
         self.informers.namespaces.on_change(move |change| {
             if change.new.is_some() {
                 return;
             }
             if ends(&it.informers.tenants, &change.key.tenant) {
-                keys.add(key_of(&change.key.tenant));
+                keys.add(work_of(&change.key.tenant));
             }
         });
     }
@@ -204,26 +213,23 @@ impl Controller for Tenants {
     }
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Next, ReconcileError> {
-        let Some(tenant) = self.informers.tenants.get(key) else {
+        let name = &key.tenant;
+        let Some(tenant) = self.informers.tenants.get(&key_of(name)) else {
             return Ok(Next::WhenChanged);
         };
         // The platform's own tenant is there before all controllers, and never ends.
-        let name = TenantName::parse(&key.name).map_err(|error| ReconcileError::Invalid {
-            object: key.to_string(),
-            why: error.to_string(),
-        })?;
         if name.is_system() {
             return Ok(Next::WhenChanged);
         }
         if !tenant.is_deleting() {
-            self.begin(&tenant, &name).await?;
+            self.begin(&tenant, name).await?;
             return Ok(Next::WhenChanged);
         }
         let finalizers = tenant.metadata.finalizers.iter().flatten();
         if !finalizers.into_iter().any(|it| it == TENANT_FINALIZER) {
             return Ok(Next::WhenChanged);
         }
-        match self.end(&tenant, &name).await {
+        match self.end(&tenant, name).await {
             Ok(true) => Ok(Next::WhenChanged),
             Ok(false) => {
                 let began = tenant.metadata.deletion_timestamp.as_ref().map(|it| it.0);

@@ -344,7 +344,7 @@ async fn without_slots_there_is_nothing_to_ask_for() {
         assert!(request.uri.ends_with(&said(&slots(&["acme"]))), "{}", request.uri);
     }
     it.informer.select(&Slots::none());
-    it.sees(&["+a@3", "+b@8", "-a@3", "-b@8"]).await;
+    it.sees(&["+a@3", "+b@8", "-b@8", "-a@3"]).await;
     assert!(it.informer.is_empty() && it.informer.caught_up().await);
     assert_eq!(it.fake.asked().len(), 2);
 }

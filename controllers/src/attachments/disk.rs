@@ -33,6 +33,12 @@ impl Disk {
         format!("kubernetes.io/csi/{}^{}", self.driver, self.handle)
     }
 
+    /// What is so called in the status of a node; `None` if that is no volume of a driver.
+    pub(super) fn of_id(id: &str) -> Option<Self> {
+        let (driver, handle) = id.strip_prefix("kubernetes.io/csi/")?.split_once('^')?;
+        Some(Self { driver: driver.to_owned(), handle: handle.to_owned() })
+    }
+
     /// The name of its attachment to a node, as upstream makes it, so that others find it.
     pub(crate) fn attachment(&self, node: &str) -> String {
         use std::fmt::Write as _;
@@ -85,6 +91,8 @@ mod tests {
     fn names_are_upstreams() {
         let disk = Disk { driver: "d".into(), handle: "h".into() };
         assert_eq!(disk.id(), "kubernetes.io/csi/d^h");
+        assert_eq!(Disk::of_id(&disk.id()), Some(disk.clone()));
+        assert_eq!(Disk::of_id("kubernetes.io/other/d"), None);
         // The digest of "hdn".
         let expected = "csi-9072ed11cc1acb5fa433a877ff339b6311d013f33bddd1d0092711a8ace5b16d";
         assert_eq!(disk.attachment("n"), expected);

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use insula_client::fence::Fence;
+use insula_client::{ObjectKey, fence::Fence};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -14,7 +14,7 @@ const EXPIRY: Duration = Duration::from_secs(30);
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
-    nodes: Mutex<HashMap<String, OfNode>>,
+    nodes: Mutex<HashMap<ObjectKey, OfNode>>,
     /// Volumes for one node only that were given to one, until local copies show it.
     taken: Mutex<HashMap<Disk, Taken>>,
 }
@@ -37,12 +37,12 @@ struct Taken {
 }
 
 impl Memory {
-    fn of<T>(&self, node: &str, look: impl FnOnce(&mut OfNode) -> T) -> T {
+    fn of<T>(&self, node: &ObjectKey, look: impl FnOnce(&mut OfNode) -> T) -> T {
         let mut nodes = self.nodes.lock();
         let fence = Fence::current();
         let new =
             || OfNode { fence: Fence::current(), unwanted: HashMap::new(), told: HashMap::new() };
-        let it = nodes.entry(node.to_owned()).or_insert_with(new);
+        let it = nodes.entry(node.clone()).or_insert_with(new);
         if it.fence != fence {
             *it = new();
         }
@@ -50,25 +50,25 @@ impl Memory {
     }
 
     /// Somebody wants an attachment.
-    pub(super) fn is_wanted(&self, node: &str, uid: &str) {
+    pub(super) fn is_wanted(&self, node: &ObjectKey, uid: &str) {
         if let Some(it) = self.nodes.lock().get_mut(node) {
             it.unwanted.remove(uid);
         }
     }
 
     /// For how long nobody has wanted an attachment.
-    pub(super) fn unwanted_for(&self, node: &str, uid: &str) -> Duration {
+    pub(super) fn unwanted_for(&self, node: &ObjectKey, uid: &str) -> Duration {
         self.of(node, |it| it.unwanted.entry(uid.to_owned()).or_insert_with(Instant::now).elapsed())
     }
 
     /// Whether `what` was not the last that was told of something.
-    pub(super) fn is_news(&self, node: &str, of: &str, what: &str) -> bool {
+    pub(super) fn is_news(&self, node: &ObjectKey, of: &str, what: &str) -> bool {
         let last = self.of(node, |it| it.told.insert(of.to_owned(), what.to_owned()));
         last.as_deref() != Some(what)
     }
 
     /// Forgets the attachments of a node that are not to be kept; the node, if none of it matters.
-    pub(super) fn keep(&self, node: &str, is_idle: bool, is_kept: impl Fn(&str) -> bool) {
+    pub(super) fn keep(&self, node: &ObjectKey, is_idle: bool, is_kept: impl Fn(&str) -> bool) {
         let mut nodes = self.nodes.lock();
         if is_idle {
             nodes.remove(node);
@@ -102,6 +102,8 @@ impl Memory {
 
 #[cfg(test)]
 mod tests {
+    use insula_api::names::TenantName;
+
     use super::*;
 
     fn disk() -> Disk {
@@ -125,12 +127,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn another_epoch_begins_anew() {
         let memory = Memory::default();
-        assert!(memory.is_news("n", "v", "x"));
-        assert!(!memory.is_news("n", "v", "x"));
-        memory.unwanted_for("n", "uid");
+        let node = ObjectKey::new(&TenantName::system(), "", "n");
+        assert!(memory.is_news(&node, "v", "x"));
+        assert!(!memory.is_news(&node, "v", "x"));
+        memory.unwanted_for(&node, "uid");
         tokio::time::advance(Duration::from_secs(60)).await;
-        assert_eq!(memory.unwanted_for("n", "uid").as_secs(), 60);
+        assert_eq!(memory.unwanted_for(&node, "uid").as_secs(), 60);
         let later = Fence::new("controllers.1", 7).unwrap();
-        later.around(async { assert_eq!(memory.unwanted_for("n", "uid").as_secs(), 0) }).await;
+        later.around(async { assert_eq!(memory.unwanted_for(&node, "uid").as_secs(), 0) }).await;
     }
 }

@@ -169,6 +169,11 @@ impl Graph {
         node.owners.iter().any(|owner| state(owner) != OwnerState::Solid)
     }
 
+    /// Whether there may be something to do about an object.
+    pub(super) fn is_due(&self, node: &Node) -> bool {
+        node.waits_for_dependents || node.orphans_dependents || self.is_questionable(node)
+    }
+
     /// One that has the same owners.
     fn sibling(&self, node: &Node) -> Option<&Node> {
         let first = node.owners.first()?;

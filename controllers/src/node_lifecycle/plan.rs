@@ -34,6 +34,11 @@ pub(super) fn status<'n>(node: &'n Node, condition: &str) -> Option<&'n str> {
     conditions(node).iter().find(|it| it.type_ == condition).map(|it| it.status.as_str())
 }
 
+/// Whether a node has said, or it was said of it, that it is not ready.
+pub(super) fn is_down(node: &Node) -> bool {
+    status(node, "Ready").is_some_and(|it| it != "True")
+}
+
 /// The conditions that change because nothing is heard of a node.
 pub(super) fn lost(node: &Node, now: Timestamp) -> Vec<NodeCondition> {
     let unknown = |type_: &str| {

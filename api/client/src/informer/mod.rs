@@ -302,6 +302,7 @@ impl<K: Object> InformerBuilder<K> {
             deleted: reflect::Deletions::default(),
             held: Slots::none(),
             gain: None,
+            losing: Vec::new(),
         };
         tasks.spawn(shutdown.run_until_cancelled_owned(reflector.run()));
         Informer { shared }

@@ -44,6 +44,8 @@ const SHORT: u32 = 2;
 const AGAIN: Duration = Duration::from_millis(20);
 /// A watch that lasted this long shows that the server is well.
 const HEALTHY_AFTER: Duration = Duration::from_secs(5);
+/// Objects that are dropped before it is looked whether anything happened.
+const DROPPED_AT_ONCE: usize = 64;
 /// Deletions remembered to recognise their replay; forgotten all at once beyond.
 const MAX_DELETIONS: usize = 65_536;
 
@@ -63,6 +65,8 @@ pub(super) struct Reflector<K> {
     pub(super) held: Slots,
     /// The list of those that it is to show, too.
     pub(super) gain: Option<Listing<K>>,
+    /// Objects of slots that it is to show no longer, and does yet.
+    pub(super) losing: Vec<ObjectKey>,
 }
 
 /// A list under way, of some slots.
@@ -121,6 +125,8 @@ enum Lost {
 enum Happens<E, P> {
     Event(E),
     Page(P),
+    /// Nothing else: there is time to drop something.
+    Time,
     Asked,
 }
 
@@ -201,6 +207,7 @@ impl<K: Object> Reflector<K> {
                 return;
             }
             self.narrow(&Slots::none());
+            self.drop_lost().await;
             self.shared.synced.send_replace(true);
             self.answer(number);
             // Neither can fail while `self` holds the senders.
@@ -211,7 +218,7 @@ impl<K: Object> Reflector<K> {
         }
     }
 
-    /// Drops what is not wanted any more.
+    /// Begins to drop what is not wanted any more.
     fn narrow(&mut self, wanted: &Slots) {
         let gaining = self.gain.take_if(|it| !it.slots.clone().without(wanted).is_none());
         let shown = gaining.iter().fold(self.held.clone(), |held, it| held.with(&it.slots));
@@ -220,11 +227,25 @@ impl<K: Object> Reflector<K> {
             return;
         }
         self.held = std::mem::replace(&mut self.held, Slots::none()).without(&lost);
-        let keys: Vec<_> = {
-            let store = self.shared.store.read();
-            store.keys().filter(|key| lost.has_tenant(key.tenant.as_str())).cloned().collect()
-        };
-        keys.iter().for_each(|key| self.remove(key, None));
+        let store = self.shared.store.read();
+        self.losing =
+            store.keys().filter(|key| !wanted.has_tenant(key.tenant.as_str())).cloned().collect();
+    }
+
+    /// Drops some of what is not wanted any more; says whether that was the last of it.
+    fn drop_some(&mut self) -> bool {
+        for _ in 0..DROPPED_AT_ONCE {
+            let Some(key) = self.losing.pop() else { return true };
+            self.remove(&key, None);
+        }
+        self.losing.is_empty()
+    }
+
+    /// Drops all that is not wanted any more, before some of it is listed anew.
+    async fn drop_lost(&mut self) {
+        while !self.drop_some() {
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Begins to list the objects of some slots.
@@ -274,7 +295,10 @@ impl<K: Object> Reflector<K> {
         // Pages are of one version; should a server not keep to that, the first is safe.
         let version = listing.version.get_or_insert(page.resource_version).clone();
         for object in page.items {
-            self.show_listed(object);
+            // A server that does not know of slots tells of all.
+            if listing.slots.has_tenant(object.tenant.as_str()) {
+                self.show_listed(object);
+            }
         }
         if page.continue_token.is_none() {
             self.forget_unseen(&listing.slots);
@@ -324,6 +348,7 @@ impl<K: Object> Reflector<K> {
         let asked = *self.shared.asked.borrow();
         let wanted = self.shared.wanted.borrow().clone();
         self.narrow(&wanted);
+        self.drop_lost().await;
         self.gain = None;
         self.held.clone_from(&wanted);
         let mut listing = self.listing(wanted);
@@ -346,6 +371,9 @@ impl<K: Object> Reflector<K> {
                 return Lost::Slots;
             }
             let gained = wanted.clone().without(&self.held);
+            if !gained.is_none() {
+                self.drop_lost().await;
+            }
             if self.gain.as_ref().map_or(!gained.is_none(), |it| it.slots != gained) {
                 self.gain = Some(self.listing(gained));
             }
@@ -396,7 +424,7 @@ impl<K: Object> Reflector<K> {
     /// How far the copy has to come, if somebody asked.
     async fn seek(&mut self) -> Result<Option<Sought>, Error> {
         let number = *self.shared.asked.borrow();
-        let is_whole = self.gain.is_none() && *self.shared.wanted.borrow() == self.held;
+        let is_whole = self.is_whole() && *self.shared.wanted.borrow() == self.held;
         if number <= *self.shared.answered.borrow() || !is_whole {
             return Ok(None);
         }
@@ -409,6 +437,11 @@ impl<K: Object> Reflector<K> {
         };
         let version = self.collection.list(&options).await?.resource_version;
         Ok(Some(Sought { number, version }))
+    }
+
+    /// Whether it shows the slots that it is of, and no others.
+    fn is_whole(&self) -> bool {
+        self.gain.is_none() && self.losing.is_empty()
     }
 
     fn answer(&self, number: u64) {
@@ -439,7 +472,7 @@ impl<K: Object> Reflector<K> {
                 return Ok(End::Asked);
             }
             let next = tokio::time::timeout(self.idle_limit, watch.next());
-            let is_whole = self.gain.is_none();
+            let (is_whole, is_losing) = (self.is_whole(), !self.losing.is_empty());
             let gain = self.gain.as_mut();
             let page = async {
                 match gain {
@@ -450,6 +483,7 @@ impl<K: Object> Reflector<K> {
             let happens = tokio::select! {
                 event = next => Happens::Event(event),
                 page = page => Happens::Page(page),
+                () = tokio::task::yield_now(), if is_losing => Happens::Time,
                 // Neither can fail while `self` holds the senders.
                 _ = asked.wait_for(|asked| known < *asked), if is_whole => Happens::Asked,
                 _ = wanted.wait_for(|wanted| wanted != chosen) => Happens::Asked,
@@ -460,6 +494,10 @@ impl<K: Object> Reflector<K> {
                     true => return Ok(End::Asked),
                     false => continue,
                 },
+                Happens::Time => {
+                    self.drop_some();
+                    continue;
+                }
                 Happens::Asked => return Ok(End::Asked),
             };
             let event = match event {
@@ -501,11 +539,15 @@ impl<K: Object> Reflector<K> {
             }
             WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                 self.advance(version, object.resource_version());
-                self.show_changed(object);
+                if self.held.has_tenant(object.tenant.as_str()) {
+                    self.show_changed(object);
+                }
             }
             WatchEvent::Deleted(object) => {
                 self.advance(version, object.resource_version());
-                self.show_deleted(object);
+                if self.held.has_tenant(object.tenant.as_str()) {
+                    self.show_deleted(object);
+                }
             }
         }
     }
