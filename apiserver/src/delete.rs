@@ -427,7 +427,7 @@ pub(crate) async fn delete_collection(
 ) -> Result<Page> {
     // Also where there is nothing to delete.
     call.tenant()?;
-    let list = ListOptions::parse(&call.query, &call.served.resource, &call.whose)?;
+    let list = ListOptions::parse(&call.query, &call.served.resource)?;
     let namespace = call.namespace();
     let places = call.served.places(&server.partitions, &call.whose, &namespace, &list);
     let mut page =

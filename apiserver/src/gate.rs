@@ -38,7 +38,7 @@ use crate::{
     record::{About, Record, Who},
     registry::{Nature, Served, Whose},
     remarks::Remarks,
-    request::{DEADLINE, Query, deadline},
+    request::{DEADLINE, Query, SLOTS, deadline},
 };
 
 pub(crate) use self::bootstrap_tokens::BootstrapToken;
@@ -273,6 +273,10 @@ impl Server {
         }
         // Only now, so that nobody else is told what there is.
         check_place(&served, &path)?;
+        if !matches!(whose, Whose::All) && query.all(SLOTS).next().is_some() {
+            let why = "slots can only be asked for where all tenants are";
+            return Err(ApiError::bad_request(why));
+        }
         let verb = verb.ok_or_else(ApiError::method_not_allowed)?;
         if !path.subresource.is_empty() && served.resource.subresource(&path.subresource).is_none()
         {

@@ -366,7 +366,7 @@ impl Server {
             return answer::object(call, StatusCode::OK, &measured::get(self, call).await?);
         }
         if call.verb == "list" {
-            let options = ListOptions::parse(&call.query, resource, &call.whose)?;
+            let options = ListOptions::parse(&call.query, resource)?;
             let namespace = call.namespace();
             let places = call.served.places(&self.partitions, &call.whose, &namespace, &options);
             let mut page =
@@ -459,7 +459,7 @@ impl Server {
             call.query.set("watch", "true");
             call.path.name = String::new();
         }
-        let options = ListOptions::parse(&call.query, &call.served.resource, &call.whose)?;
+        let options = ListOptions::parse(&call.query, &call.served.resource)?;
         let include = IncludeObject::parse(call.query.get("includeObject"))?;
         let shown = Shown { served: call.served.clone(), accept: call.accept, include };
         let namespace = call.namespace();

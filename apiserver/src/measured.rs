@@ -182,7 +182,7 @@ fn measured_of<'a>(server: &'a Server, call: &Call) -> Result<&'a Arc<Served>> {
 /// What all pods, or nodes, of a list use.
 pub(crate) async fn list(server: &Server, call: &Call) -> Result<Page> {
     let of = measured_of(server, call)?;
-    let options = ListOptions::parse(&call.query, &of.resource, &call.whose)?;
+    let options = ListOptions::parse(&call.query, &of.resource)?;
     let namespace = call.namespace();
     let places = of.places(&server.partitions, &call.whose, &namespace, &options);
     let page = read::list(server, of, &places, &call.whose, &namespace, &options).await?;

@@ -8,9 +8,10 @@ use insula_api::{resources::Resource, selector::FieldSelector, slots::Slots};
 use crate::{
     error::{ApiError, FieldError, Result},
     read::Token,
-    registry::Whose,
 };
 
+/// Says of which tenants something is meant, where it is of all.
+pub(crate) const SLOTS: &str = "slots";
 /// Largest request body, in bytes.
 pub(crate) const MAX_BODY: usize = 3 * 1024 * 1024;
 
@@ -174,7 +175,7 @@ impl ListOptions {
         self.slots.as_ref().is_none_or(|slots| slots.has_tenant(tenant()))
     }
 
-    pub(crate) fn parse(query: &Query, resource: &Arc<Resource>, whose: &Whose) -> Result<Self> {
+    pub(crate) fn parse(query: &Query, resource: &Arc<Resource>) -> Result<Self> {
         let initial_events =
             query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
         let options = Self {
@@ -192,7 +193,7 @@ impl ListOptions {
                 .number("timeoutSeconds")?
                 .and_then(|it| u64::try_from(it).ok())
                 .filter(|it| 0 < *it),
-            slots: slots(query, whose)?,
+            slots: slots(query)?,
         };
         options.check(query, resource)?;
         Ok(options)
@@ -274,14 +275,9 @@ impl ListOptions {
 
 /// The slots whose tenants are meant. An empty text is wrong, too: it would look like none, and
 /// mean all.
-fn slots(query: &Query, whose: &Whose) -> Result<Option<Slots>> {
-    let Some(text) = query.all("slots").next() else { return Ok(None) };
-    if !matches!(whose, Whose::All) {
-        let why = "slots can only be asked for where all tenants are";
-        return Err(ApiError::bad_request(why));
-    }
-    let slots = text.parse();
-    slots.map(Some).map_err(|error| ApiError::bad_request(format!("invalid slots: {error}")))
+fn slots(query: &Query) -> Result<Option<Slots>> {
+    let slots = query.all(SLOTS).next().map(str::parse).transpose();
+    slots.map_err(|error| ApiError::bad_request(format!("invalid slots: {error}")))
 }
 
 /// What a client sent, as far as it is worth repeating.

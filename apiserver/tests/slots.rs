@@ -153,6 +153,25 @@ async fn watches_are_of_the_tenants_in_the_slots() {
     assert_eq!(told(&watch(&api, &query).await), added);
 }
 
+/// What is the fleet's is the platform's.
+#[tokio::test]
+async fn what_is_the_fleets_has_the_platforms_slot() {
+    let api = world().await;
+    let (_, others) = chosen();
+    for path in ["/api/v1/nodes", "/apis/insula.io/v1/tenants", "/apis/insula.io/v1/partitions"] {
+        let node = json!({"metadata": {"name": "n"}});
+        if path.ends_with("nodes") {
+            api.make(path, &node).await;
+        }
+        let all = places(&api.get(path).await);
+        assert!(!all.is_empty(), "{path}");
+        let of = |slots: &Slots| format!("/tenants/all{path}?slots={slots}");
+        let platforms = Slots::none().with_tenant("system");
+        assert_eq!(places(&api.get(&of(&platforms)).await), all);
+        assert!(places(&api.get(&of(&others)).await).is_empty(), "{path}");
+    }
+}
+
 #[tokio::test]
 async fn slots_are_asked_for_in_good_order_and_of_all_tenants() {
     let api = world().await;
