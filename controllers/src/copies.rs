@@ -1,6 +1,6 @@
 //! What a replica has of the cloud, and which controllers are told when it takes over tenants.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use futures::{FutureExt as _, future::BoxFuture};
 use insula_api::{
@@ -23,7 +23,7 @@ pub(crate) struct Copies {
 }
 
 impl Work for Copies {
-    fn claims(&self, blocks: &[Block]) {
+    fn claims(&self, blocks: &BTreeSet<Block>) {
         let slots = Slots::of(blocks.iter().copied());
         self.informers.select(&slots);
         self.everything.select(&slots);

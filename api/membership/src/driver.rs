@@ -1,6 +1,6 @@
 //! One replica among others: sees them, renews its own object, and does what the core decides.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use insula_api::{
@@ -59,8 +59,9 @@ instance!(SchedulerInstance, "schedulers");
 /// What a replica does with what it holds.
 pub trait Work: Send + Sync + 'static {
     /// The table says from now on that these are this replica's, and no others. Those that are new
-    /// are served later, after [`Work::caught_up`]; those that are missing are served no longer.
-    fn claims(&self, _blocks: &[Block]) {}
+    /// are served later, after [`Work::caught_up`]; those that are missing are served no longer, and
+    /// nothing is under way for them.
+    fn claims(&self, _blocks: &BTreeSet<Block>) {}
 
     /// Waits until local copies show all that was written before the call, of all that is claimed;
     /// `false` if they never will.
@@ -159,7 +160,7 @@ impl<K: Instance> Membership<K> {
             tasks,
             renewals: 0,
             n_renewing: 0,
-            claimed: Vec::new(),
+            claimed: BTreeSet::new(),
             membership: self,
         };
         driver.run(outcomes, leaving).await;
@@ -253,7 +254,7 @@ struct Driver<K> {
     /// Renewals that are under way.
     n_renewing: usize,
     /// As the work was told last.
-    claimed: Vec<Block>,
+    claimed: BTreeSet<Block>,
     membership: Membership<K>,
 }
 
@@ -291,8 +292,8 @@ impl<K: Instance> Driver<K> {
                 self.core.plan().into_iter().partition(is_fence);
             others.into_iter().for_each(|action| self.act(action));
             // When what is somebody else's is served no longer, and before what is new is waited
-            // for.
-            let claimed: Vec<_> = self.core.claimed().collect();
+            // for. What is still under way goes on to see what it began with.
+            let claimed: BTreeSet<_> = self.core.claimed().chain(held.under_way()).collect();
             if claimed != self.claimed {
                 self.work.claims(&claimed);
                 self.claimed = claimed;

@@ -160,6 +160,12 @@ impl HeldBlocks {
         Some(it.permit(&mut state, fence))
     }
 
+    /// The blocks for which something is under way, also such as are served no longer.
+    pub(super) fn under_way(&self) -> impl Iterator<Item = Block> {
+        let busy = self.blocks.iter().filter(|it| it.state.lock().under_way != 0);
+        busy.map(|it| it.block)
+    }
+
     /// Waits until some write was refused.
     pub(super) async fn was_refused(&self) {
         self.refused.notified().await;
@@ -201,8 +207,10 @@ mod tests {
         assert!(!held.owns(&acme) && held.begin(&acme).is_none());
         drop(first);
         assert!(drained.try_recv().is_err());
+        assert!(held.under_way().eq([block]));
         drop(second);
         assert_eq!(drained.try_recv(), Ok(block));
+        assert_eq!(held.under_way().count(), 0);
         held.serve(block, 4);
         held.drain(block);
         assert_eq!(drained.try_recv(), Ok(block), "nothing was under way");

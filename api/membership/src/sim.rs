@@ -436,6 +436,14 @@ impl Sim {
             }
         }
         let it = &self.replicas[at];
+        // Copies are of what is claimed.
+        let claimed: BTreeSet<_> = it.core.claimed().collect();
+        let mut served = it.served.keys();
+        assert!(
+            served.all(|block| claimed.contains(block)),
+            "{}: it works without copies",
+            it.name
+        );
         if it.is_leaving && it.core.has_left() {
             let name = it.name.clone();
             self.replicas[at].is_up = false;
