@@ -101,8 +101,11 @@ fn client_of(backend: &Backend, identity: Identity, open: Option<watch::Receiver
     let service = tower::service_fn(move |request: http::Request<_>| {
         let (server, open, identity) = (server.clone(), open.clone(), identity.clone());
         async move {
-            if let Some(mut open) = open {
-                open.wait_for(|open| *open).await.unwrap();
+            if let Some(mut open) = open
+                && open.wait_for(|open| *open).await.is_err()
+            {
+                // It will never be open again.
+                std::future::pending::<()>().await;
             }
             Ok::<_, Infallible>(server.handle_trusted(request, identity).await)
         }

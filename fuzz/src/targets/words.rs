@@ -4,6 +4,7 @@ use insula_api::{
     path::{self, Place, Target, TenantRef},
     quantity::Quantity,
     selector::{FieldSelector, LabelSelector, Selector},
+    slots::Slots,
     time,
 };
 use insula_apiserver::identity::Identity;
@@ -40,7 +41,7 @@ fn is_prefixed(text: &str) -> bool {
     text.split('/').find(|it| !it.is_empty()).is_some_and(|it| it == "tenants")
 }
 
-/// A selector, and a label and its value.
+/// A selector, and a label and its value; or slots.
 pub(super) fn selectors(bytes: &[u8]) {
     let [selector, key, value] = input::parts(bytes);
     let (Some(selector), Some(key), Some(value)) =
@@ -66,6 +67,10 @@ pub(super) fn selectors(bytes: &[u8]) {
         && let Ok(compiled) = found.compile()
     {
         assert_eq!(Selector::parse(&compiled.to_string()), Ok(compiled));
+    }
+    if let Ok(found) = selector.parse::<Slots>() {
+        assert!(!found.is_none());
+        assert_eq!(found.to_string().parse(), Ok(found));
     }
 }
 
