@@ -371,10 +371,9 @@ impl<K: Object> Reflector<K> {
                 return Lost::Slots;
             }
             let gained = wanted.clone().without(&self.held);
-            if !gained.is_none() {
+            let is_new = |known: &Listing<K>| known.slots != gained;
+            if !gained.is_none() && self.gain.as_ref().is_none_or(is_new) {
                 self.drop_lost().await;
-            }
-            if self.gain.as_ref().map_or(!gained.is_none(), |it| it.slots != gained) {
                 self.gain = Some(self.listing(gained));
             }
             let began = tokio::time::Instant::now();
