@@ -257,6 +257,23 @@ mod tests {
         assert!(graph.dependents.is_empty() && graph.nodes.is_empty());
     }
 
+    /// What is told once more, when a tenant is taken over, changes nothing in the graph.
+    #[test]
+    fn what_was_left_to_do_is_due_however_long_it_is_known() {
+        let mut graph = Graph::default();
+        for (it, is_due) in [
+            (node(NS, "owner", ""), false),
+            (node(NS, "a", "owner"), false),
+            (node(NS, "orphan", "nobody"), true),
+            (waiting(NS, "ends"), true),
+            (Node { orphans_dependents: true, ..node(NS, "lets", "") }, true),
+        ] {
+            graph.put(it.clone());
+            assert!(graph.put(it.clone()).is_empty(), "it is known");
+            assert_eq!(graph.is_due(&it), is_due, "{}", it.uid);
+        }
+    }
+
     #[test]
     fn an_object_with_an_unknown_owner_is_looked_at() {
         let mut graph = Graph::default();
