@@ -1,7 +1,9 @@
 //! Notices nodes from which nothing is heard, and has their pods know ([`pods`]).
 //!
 //! A node is heard of when its agent renews its lease or reports its status; what counts is when
-//! that is seen here, not what clocks elsewhere say. [`plan`] says what is written of a node,
+//! that is seen here, not what clocks elsewhere say. Before a node is given up the server is asked
+//! for its lease: where much happens at once, the local copy may be late, and all nodes that it
+//! has not shown meanwhile would lose their pods. [`plan`] says what is written of a node,
 //! [`zones`] how fast nodes are given up; [`crate::taint_eviction`] sends the pods away.
 
 mod plan;
@@ -17,7 +19,10 @@ use std::{
 use insula_api::names::TenantName;
 use insula_client::{Change, Client, Error, EventRecorder, EventType, ObjectKey, Patch, Tenanted};
 use jiff::Timestamp;
-use k8s_openapi::api::{coordination::v1::Lease, core::v1::Node};
+use k8s_openapi::{
+    api::{coordination::v1::Lease, core::v1::Node},
+    apimachinery::pkg::apis::meta::v1::MicroTime,
+};
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::time::Instant;
@@ -62,6 +67,9 @@ struct Memory {
     all_are_down: bool,
     /// Nodes of which it was told that they are not ready.
     told: HashSet<String>,
+    /// Nodes that the local copy shows silent and the server does not: when they renewed their
+    /// leases last, as the server had it.
+    asked: HashMap<String, MicroTime>,
 }
 
 impl NodeLifecycle {
@@ -76,11 +84,6 @@ impl NodeLifecycle {
     }
 
     fn lease_changed(&self, change: &Change<'_, Lease>, queue: &Queue<ObjectKey>) {
-        fn renewed(
-            lease: &Lease,
-        ) -> Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime> {
-            lease.spec.as_ref().and_then(|spec| spec.renew_time.as_ref())
-        }
         let Some(new) = change.new else { return };
         let is_of_node = new.tenant.is_system() && new.namespace() == NODE_LEASES;
         if is_of_node && change.old.is_none_or(|old| renewed(old) != renewed(new)) {
@@ -101,8 +104,7 @@ impl NodeLifecycle {
             (states, taints(node), is_off, place(node))
         }
         // What was written here is no sign of life.
-        let is_lost = status(new, "Ready") == Some("Unknown");
-        if change.old.is_none_or(|old| !is_lost && beat(old) != beat(new)) {
+        if change.old.is_none_or(|old| !is_lost(new) && beat(old) != beat(new)) {
             self.heard(new.name(), queue);
         }
         if change.old.is_none_or(|old| seen(old) != seen(new)) {
@@ -114,6 +116,9 @@ impl NodeLifecycle {
     fn heard(&self, node: &str, queue: &Queue<ObjectKey>) {
         let now = Instant::now();
         let mut memory = self.memory.lock();
+        if !memory.asked.is_empty() {
+            memory.asked.remove(node);
+        }
         let before = match memory.heard.get_mut(node) {
             Some(at) => Some(std::mem::replace(at, now)),
             None => memory.heard.insert(node.to_owned(), now),
@@ -133,6 +138,21 @@ impl NodeLifecycle {
         };
         let heard = self.memory.lock().heard.get(name).copied();
         heard.map_or(grace, |at| grace.saturating_sub(at.elapsed()))
+    }
+
+    /// Whether the server has heard of a node since it was seen last, here or there.
+    async fn is_heard_there(&self, node: &str) -> Result<bool, Error> {
+        let leases = self.client.system().namespaced::<Lease>(NODE_LEASES);
+        let there = leases.get_opt(node).await?.and_then(|it| renewed(&it).cloned());
+        let key = ObjectKey::new(&TenantName::system(), NODE_LEASES, node);
+        let here = self.informers.leases.get(&key).and_then(|it| renewed(&it).cloned());
+        let mut memory = self.memory.lock();
+        let is_new = there.is_some() && there != here && there.as_ref() != memory.asked.get(node);
+        if let Some(there) = there.filter(|_| is_new) {
+            memory.asked.insert(node.to_owned(), there);
+            memory.heard.insert(node.to_owned(), Instant::now());
+        }
+        Ok(is_new)
     }
 
     /// Writes down that nothing is heard of a node.
@@ -207,6 +227,15 @@ fn key_of(node: &str) -> ObjectKey {
     ObjectKey::new(&TenantName::system(), "", node)
 }
 
+fn renewed(lease: &Lease) -> Option<&MicroTime> {
+    lease.spec.as_ref().and_then(|spec| spec.renew_time.as_ref())
+}
+
+/// Whether it is written down of a node that nothing is heard of it.
+fn is_lost(node: &Node) -> bool {
+    status(node, "Ready") == Some("Unknown")
+}
+
 /// The zone of a node, as one word.
 fn place(node: &Node) -> String {
     let label = |key: &str| {
@@ -238,11 +267,15 @@ impl Controller for NodeLifecycle {
             let mut memory = self.memory.lock();
             memory.heard.remove(&*key.name);
             memory.told.remove(&*key.name);
+            memory.asked.remove(&*key.name);
             memory.zones.forget(&key.name);
             self.note_all(&mut memory);
             return Ok(Next::WhenChanged);
         };
-        let patience = self.patience(&node, node.name());
+        let mut patience = self.patience(&node, node.name());
+        if patience.is_zero() && !is_lost(&node) && self.is_heard_there(node.name()).await? {
+            patience = self.patience(&node, node.name());
+        }
         let node = if patience.is_zero() { self.give_up(node).await? } else { node };
         let turn = self.turn(&node);
         let no_execute = wants_no_execute(&node).filter(|_| turn.is_ok());

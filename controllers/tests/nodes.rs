@@ -144,6 +144,27 @@ async fn pods_of_a_node_that_is_lost_have_to_go() {
     cloud.end().await;
 }
 
+/// Controllers that are told of no lease any more give up who is silent, and nobody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_not_given_up_because_news_of_it_are_late() {
+    let cloud = Cloud::start(1).await;
+    let mut config = Config::new("the root of trust");
+    config.node_grace = GRACE;
+    cloud.run_controllers_with(config, cloud.client_deaf_to("leases"));
+    for name in ["near", "far"] {
+        node(&cloud, name).await;
+    }
+    live(&cloud, "near").await;
+    let is_given_up =
+        async |name| taints(&cloud, name).await.iter().any(|it| it.contains("unreachable"));
+    cloud.until("far is given up", async || is_given_up("far").await).await;
+    for _ in 0..4 {
+        assert!(!is_given_up("near").await, "it renews its lease");
+        tokio::time::sleep(GRACE / 2).await;
+    }
+    cloud.end().await;
+}
+
 /// A taint by hand, and pods that come later.
 #[tokio::test(flavor = "multi_thread")]
 async fn taints_send_pods_away() {

@@ -166,6 +166,24 @@ impl Cloud {
         Client::in_process(service, "test").unwrap().with_timeout(Duration::from_secs(2))
     }
 
+    /// A client whose watches of a resource are never told of anything.
+    pub(crate) fn client_deaf_to(&self, resource: &str) -> Client {
+        let (server, ending) = (self.backend.server.clone(), format!("/{resource}"));
+        let service = tower::service_fn(move |request: http::Request<_>| {
+            let server = server.clone();
+            let uri = request.uri();
+            let is_watch = uri.query().is_some_and(|it| it.contains("watch="));
+            let is_deaf = is_watch && uri.path().ends_with(&ending);
+            async move {
+                if is_deaf {
+                    std::future::pending::<()>().await;
+                }
+                Ok::<_, Infallible>(server.handle_trusted(request, platform()).await)
+            }
+        });
+        Client::in_process(service, "test").unwrap()
+    }
+
     /// A client of somebody else.
     pub(crate) fn client_as(&self, identity: Identity) -> Client {
         client_of(&self.backend, identity, None)
@@ -180,7 +198,12 @@ impl Cloud {
     }
 
     pub(crate) fn run_controllers(&self, config: Config) {
-        let running = insula_controllers::run(config, self.client.clone(), self.shutdown.clone());
+        self.run_controllers_with(config, self.client.clone());
+    }
+
+    /// The same, by another client.
+    pub(crate) fn run_controllers_with(&self, config: Config, client: Client) {
+        let running = insula_controllers::run(config, client, self.shutdown.clone());
         self.tasks.spawn(running);
     }
 
