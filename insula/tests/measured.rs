@@ -171,6 +171,78 @@ async fn pods_go_where_less_is_used() {
     hollow.stop().await;
 }
 
+/// A node that uses nearly all it has, and one that uses nothing: who would have to leave is told so,
+/// for as long as it is so. The scheduler itself ends nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_are_told_that_they_would_be_better_off_elsewhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("scheduler.yaml");
+    std::fs::write(
+        &config,
+        "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\nprofiles:\n\
+         - plugins: {multiPoint: {enabled: [{name: DeschedulingHints}]}}\n  \
+         pluginConfig: [{name: DeschedulingHints, args: {intervalSeconds: 2}}]\n",
+    )
+    .unwrap();
+    let cloud = Cloud::start(false, &["--scheduler-config", config.to_str().unwrap()]);
+    let (admin, (acme, globex)) = (cloud.admin(), cloud.tenants());
+    let options = Options { mode: Mode::Feed, ..Options::new(2) };
+    let target = Target::Kubeconfig(admin.kubeconfig().to_owned());
+    let hollow = HollowNodes::start(options, target).await.unwrap();
+    admin.until(&["get", "nodes", "-o", "name"], |it| it.lines().count() == 2);
+    // Nobody makes these pods anew in truth, but that is what they say.
+    let pod = |name: &str, uses: &str, owners: Value| {
+        let requests = json!({"requests": {"cpu": "500m"}});
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "name": name, "ownerReferences": owners,
+                "annotations": {"hollow.insula.io/cpu": uses, "hollow.insula.io/memory": "0"},
+            },
+            "spec": {
+                "nodeName": "hollow-1",
+                "containers": [{"name": "c", "image": "i", "resources": requests}],
+            },
+        })
+    };
+    let config_map = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "owner"},
+    });
+    create(&acme, &config_map);
+    let uid = acme.ok(&["get", "configmap", "owner", "-o", "jsonpath={.metadata.uid}"]);
+    let owners = json!([{
+        "apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": uid, "controller": true,
+    }]);
+    create(&acme, &pod("web", "500m", owners));
+    create(&globex, &pod("hog", "3400m", json!([])));
+    let said = |name: &'static str| {
+        let of_hint = "insula.io/DeschedulingHint";
+        let path = format!(
+            "jsonpath={{range .status.conditions[?(@.type==\"{of_hint}\")]}}{{.status}} {{.reason}} \
+             {{.message}}{{end}}"
+        );
+        ["get".to_owned(), "pod".to_owned(), name.to_owned(), "-o".to_owned(), path]
+    };
+    let web = said("web");
+    let web: Vec<&str> = web.iter().map(String::as_str).collect();
+    let hint = acme.until(&web, |it| it.starts_with("True"));
+    assert_eq!(
+        hint,
+        "True NodeOverutilized node hollow-1 uses 97% of its cpu; node hollow-0 has room for it"
+    );
+    let events = ["get", "events", "-o", "jsonpath={.items[*].reason}"];
+    acme.until(&events, |it| it.contains("DeschedulingHint"));
+    // Nobody would make it anew.
+    let hog = said("hog");
+    let hog: Vec<&str> = hog.iter().map(String::as_str).collect();
+    assert_eq!(globex.ok(&hog), "");
+
+    globex.ok(&["delete", "pod", "hog", "--now"]);
+    let hint = acme.until(&web, |it| !it.starts_with("True"));
+    assert_eq!(hint, "False WellPlaced ");
+    hollow.stop().await;
+}
+
 /// What keeps a fifth of a core busy.
 fn busy() -> Value {
     json!({

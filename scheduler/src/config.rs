@@ -128,7 +128,15 @@ impl Configuration {
                 &format!("{at}.percentageOfNodesToScore"),
                 profile.percentage_of_nodes_to_score,
             )?;
-            profiles.push(made(&at, &name, profile)?);
+            let made = made(&at, &name, profile)?;
+            let mut others = profiles.iter().filter_map(|it: &Profile| it.hints);
+            if let (Some(hints), Some(other)) = (made.hints, others.next())
+                && hints != other
+            {
+                let why = "what DeschedulingHints is told is of nodes, and must be the same in all profiles";
+                return Err(ConfigError::invalid(format!("{at}.pluginConfig"), why));
+            }
+            profiles.push(made);
         }
         Ok(Self { profiles, initial_backoff, max_backoff })
     }
@@ -155,7 +163,8 @@ fn seconds(at: &str, given: Option<i64>, default: Duration) -> Result<Duration, 
 
 fn made(at: &str, name: &str, profile: FileProfile) -> Result<Profile, ConfigError> {
     let args = args::read(at, profile.plugin_config)?;
-    let Chosen { filters, scores, preempts, schedules_gangs } = profile.plugins.chosen(at)?;
+    let Chosen { filters, scores, preempts, schedules_gangs, gives_hints } =
+        profile.plugins.chosen(at)?;
     let default = Profile::default();
     Ok(Profile {
         name: name.into(),
@@ -169,6 +178,7 @@ fn made(at: &str, name: &str, profile: FileProfile) -> Result<Profile, ConfigErr
         post_filter: if preempts { Some(args.preemption()) } else { None },
         reserve: default.reserve,
         bind_timeout: args.bind_timeout(),
+        hints: gives_hints.then(|| args.hints()),
     })
 }
 

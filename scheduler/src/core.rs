@@ -1,13 +1,17 @@
 //! The part that decides, without clock or network.
 
 mod groups;
+mod hints;
 
 use std::{collections::HashMap, sync::Arc};
 
 use insula_client::{ObjectKey, Tenanted};
 use k8s_openapi::api::core::v1::Node;
 
-pub(crate) use self::groups::{Found, GroupDecision, Member, Outcome};
+pub(crate) use self::{
+    groups::{Found, GroupDecision, Member, Outcome},
+    hints::{PodHint, Review},
+};
 use crate::{
     framework::{Event, Hint, Prepared},
     ledger::Held,

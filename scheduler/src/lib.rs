@@ -22,6 +22,7 @@ mod dirty;
 mod framework;
 mod gangs;
 mod grouping;
+mod hinting;
 mod images;
 mod informers;
 mod labels;
@@ -63,6 +64,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use self::{
     binding::{Binder, DeviceClaims, Volumes},
     grouping::Grouping,
+    hinting::Hinter,
     informers::{Informers, Offered},
     preempting::Evictor,
     queue::{Backoff, Queue},
@@ -191,6 +193,7 @@ async fn schedule(
         changed: informers.device_claims_changed.clone(),
     };
     let grouping = Grouping::new(client.clone(), bindings.clone());
+    let hinter = Hinter::new(client.clone(), events.clone(), bindings.clone());
     let evictor = Evictor::new(client.clone(), events.clone(), bindings.clone(), results.clone());
     let replica_client = client.clone();
     let binder = Binder::start(
@@ -227,6 +230,7 @@ async fn schedule(
         evictor,
         reporter,
         grouping,
+        hinter,
         config.observer,
     );
     scheduler.run(done, shutdown).await;

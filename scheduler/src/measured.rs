@@ -23,6 +23,24 @@ pub(crate) struct Usage {
     pub(crate) memory: i64,
 }
 
+impl Usage {
+    /// With so much more.
+    pub(crate) fn more(self, other: Self) -> Self {
+        Self {
+            cpu: self.cpu.saturating_add(other.cpu),
+            memory: self.memory.saturating_add(other.memory),
+        }
+    }
+
+    /// With so much less, and at least nothing.
+    pub(crate) fn less(self, other: Self) -> Self {
+        Self {
+            cpu: self.cpu.saturating_sub(other.cpu).max(0),
+            memory: self.memory.saturating_sub(other.memory).max(0),
+        }
+    }
+}
+
 /// What is measured of all nodes that are, by their names.
 type Usages = Vec<(String, Usage)>;
 

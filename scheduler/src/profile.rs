@@ -22,6 +22,8 @@ pub struct Profile {
     pub(crate) permits: Vec<Arc<dyn Permit>>,
     /// How long volumes may take to be bound.
     pub(crate) bind_timeout: Duration,
+    /// What pods are told of that would be better off elsewhere, if they are told.
+    pub(crate) hints: Option<plugins::DeschedulingHints>,
 }
 
 /// Upstream's limit for volumes.
@@ -69,6 +71,7 @@ impl Default for Profile {
             reserve: Some(Arc::new(plugins::Reserving)),
             permits: vec![Arc::new(plugins::GangScheduling)],
             bind_timeout: BIND_TIMEOUT,
+            hints: None,
         }
     }
 }
@@ -76,7 +79,8 @@ impl Default for Profile {
 impl Profile {
     /// Whether it matters what nodes really use.
     pub(crate) fn looks_at_load(&self) -> bool {
-        self.scores.iter().any(|(_, it)| it.name() == plugins::LoadAware::NAME)
+        self.hints.is_some()
+            || self.scores.iter().any(|(_, it)| it.name() == plugins::LoadAware::NAME)
     }
 
     /// Whether claims of devices are looked at.

@@ -6,6 +6,7 @@
 
 mod groups;
 mod guests;
+mod hints;
 mod kept;
 mod orders;
 mod rooms;
@@ -23,7 +24,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{kept::Kept, orders::InFlight, rooms::Round};
+use self::{hints::Hints, kept::Kept, orders::InFlight, rooms::Round};
 use crate::{
     Observer,
     binding::{Binder, Done, Permit},
@@ -31,6 +32,7 @@ use crate::{
     framework::Event,
     gangs::GroupKey,
     grouping::Grouping,
+    hinting::Hinter,
     informers::{Informers, Source},
     ledger::Held,
     outlook::{Decision, Failure, Promise},
@@ -80,6 +82,7 @@ pub(crate) struct Scheduler {
     evictor: Evictor,
     reporter: Reporter,
     grouping: Grouping,
+    hints: Option<Hints>,
     observer: Arc<dyn Observer>,
     swept: Instant,
 }
@@ -96,8 +99,10 @@ impl Scheduler {
         evictor: Evictor,
         reporter: Reporter,
         grouping: Grouping,
+        hinter: Hinter,
         observer: Arc<dyn Observer>,
     ) -> Self {
+        let hints = core.hints().map(|settings| Hints::new(settings, hinter));
         Self {
             core,
             informers,
@@ -120,6 +125,7 @@ impl Scheduler {
             evictor,
             reporter,
             grouping,
+            hints,
             observer,
             swept: Instant::now(),
         }
@@ -154,13 +160,15 @@ impl Scheduler {
             self.bind_guests();
             self.answer_asking();
             let n_decided = self.decide_some();
+            let has_more_hints = self.give_hints();
             self.observer.waiting(self.queue.len());
             if shutdown.is_cancelled() {
                 return;
             }
             // What was decided may have given hope to those who were stuck by then.
             let has_hope = !self.events.is_empty() && !self.queue.hopes_for_nothing();
-            if BATCH <= n_decided || has_hope || self.queue.is_anyone_early() {
+            let has_more = has_hope || has_more_hints || self.queue.is_anyone_early();
+            if BATCH <= n_decided || has_more {
                 tokio::task::yield_now().await;
                 continue;
             }
@@ -171,6 +179,7 @@ impl Scheduler {
             }
             let late = self.handed_over.first().map(|(at, _)| *at);
             let others = late.into_iter().chain(self.next_timeout());
+            let others = others.chain(self.hints.as_ref().map(Hints::next));
             let alarm = self.queue.next_alarm().into_iter().chain(others).min();
             let alarm = async {
                 match alarm {
@@ -279,7 +288,11 @@ impl Scheduler {
     }
 
     fn look_at_pod(&mut self, key: &ObjectKey) {
-        let Some(pod) = self.informers.pods.get(key).filter(|pod| !is_finished(pod)) else {
+        let pod = self.informers.pods.get(key).filter(|pod| !is_finished(pod));
+        if let Some(hints) = &mut self.hints {
+            hints.note(key, pod.as_deref().map(|it| &**it));
+        }
+        let Some(pod) = pod else {
             self.looks_no_more(key);
             self.drop_room(key);
             self.nominate(key, None);

@@ -9,11 +9,13 @@ use serde_json::Value;
 use super::{ConfigError, plugins::PluginConfig};
 use crate::{
     framework::{Filter, PostFilter, Score},
+    measured::Usage,
     plugins::{
-        BalancedAllocation, DefaultPreemption, DefaultSpread, DynamicResources, ImageLocality,
-        InterPodAffinity, LoadAware, NodeAffinity, NodeName, NodePorts, NodeResourcesFit,
-        NodeUnschedulable, NodeVolumeLimits, PodTopologySpread, RuntimeReady, Strategy,
-        TaintToleration, VolumeBinding, VolumeRestrictions, VolumeZone, Weighed, cpu_and_memory,
+        BalancedAllocation, DefaultPreemption, DefaultSpread, DeschedulingHints, DynamicResources,
+        ImageLocality, InterPodAffinity, LoadAware, NodeAffinity, NodeName, NodePorts,
+        NodeResourcesFit, NodeUnschedulable, NodeVolumeLimits, PodTopologySpread, RuntimeReady,
+        Strategy, TaintToleration, VolumeBinding, VolumeRestrictions, VolumeZone, Weighed,
+        cpu_and_memory,
     },
     profile::BIND_TIMEOUT,
 };
@@ -28,6 +30,7 @@ pub(super) struct Args {
     pods: Arc<InterPodAffinity>,
     preemption: Arc<DefaultPreemption>,
     bind_timeout: Duration,
+    hints: DeschedulingHints,
 }
 
 impl Args {
@@ -72,6 +75,10 @@ impl Args {
 
     pub(super) fn bind_timeout(&self) -> Duration {
         self.bind_timeout
+    }
+
+    pub(super) fn hints(&self) -> DeschedulingHints {
+        self.hints
     }
 }
 
@@ -169,6 +176,25 @@ struct VolumeArgs {
     bind_timeout_seconds: Option<i64>,
 }
 
+/// Percent of what a node offers.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Percentages {
+    cpu: Option<i64>,
+    memory: Option<i64>,
+}
+
+/// Our own plugin's; thresholds have the names that the descheduler's LowNodeUtilization has.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct HintsArgs {
+    #[serde(default)]
+    thresholds: Percentages,
+    #[serde(default)]
+    target_thresholds: Percentages,
+    interval_seconds: Option<i64>,
+}
+
 /// Reads what the plugins of a profile are told.
 pub(super) fn read(at: &str, configs: Vec<PluginConfig>) -> Result<Args, ConfigError> {
     let mut it = Args {
@@ -179,6 +205,7 @@ pub(super) fn read(at: &str, configs: Vec<PluginConfig>) -> Result<Args, ConfigE
         pods: Arc::default(),
         preemption: Arc::default(),
         bind_timeout: BIND_TIMEOUT,
+        hints: DeschedulingHints::default(),
     };
     let mut seen = HashSet::new();
     for (n, config) in configs.into_iter().enumerate() {
@@ -234,6 +261,7 @@ pub(super) fn read(at: &str, configs: Vec<PluginConfig>) -> Result<Args, ConfigE
                     honors_qos: args.honor_qos,
                 });
             }
+            DeschedulingHints::NAME => it.hints = hints(&at, parsed(&at, &name, args)?)?,
             "VolumeBinding" => {
                 let VolumeArgs { bind_timeout_seconds } = parsed(&at, &name, args)?;
                 if let Some(seconds) = bind_timeout_seconds {
@@ -341,6 +369,28 @@ fn fit(at: &str, args: FitArgs) -> Result<NodeResourcesFit, ConfigError> {
         }
     };
     Ok(it)
+}
+
+fn hints(at: &str, args: HintsArgs) -> Result<DeschedulingHints, ConfigError> {
+    let default = DeschedulingHints::default();
+    let HintsArgs { thresholds, target_thresholds, interval_seconds } = args;
+    let usage = |it: Percentages, default: Usage| Usage {
+        cpu: it.cpu.unwrap_or(default.cpu),
+        memory: it.memory.unwrap_or(default.memory),
+    };
+    let low = usage(thresholds, default.thresholds);
+    let high = usage(target_thresholds, default.target_thresholds);
+    for (name, low, high) in [("cpu", low.cpu, high.cpu), ("memory", low.memory, high.memory)] {
+        in_range(&format!("{at}.targetThresholds.{name}"), high, 1, 100)?;
+        if !(1..=high).contains(&low) {
+            let why = format!("must be from 1 to targetThresholds.{name}, {high}, not {low}");
+            return Err(ConfigError::invalid(format!("{at}.thresholds.{name}"), why));
+        }
+    }
+    let seconds = interval_seconds.unwrap_or(60);
+    in_range(&format!("{at}.intervalSeconds"), seconds, 1, 86_400)?;
+    let every = Duration::from_secs(u64::try_from(seconds).unwrap_or(60));
+    Ok(DeschedulingHints { thresholds: low, target_thresholds: high, every })
 }
 
 fn spread(at: &str, args: SpreadArgs) -> Result<PodTopologySpread, ConfigError> {

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::ConfigError;
-use crate::plugins::{DynamicResources, LoadAware, RuntimeReady};
+use crate::plugins::{DeschedulingHints, DynamicResources, LoadAware, RuntimeReady};
 
 /// A plugin, the points at which it takes part, and what its score counts for.
 struct Known {
@@ -19,14 +19,14 @@ const fn known(name: &'static str, filters: bool, weight: i64) -> Known {
     Known { name, filters, weight, is_on: true }
 }
 
-/// A score of our own, which upstream's default profile does not have.
+/// One of our own, which upstream's default profile does not have.
 const fn additional(name: &'static str, weight: i64) -> Known {
     Known { name, filters: false, weight, is_on: false }
 }
 
 /// Upstream's plugins that there are, in the order of its default profile, and ours. Those that do neither
 /// filter nor score are part of the scheduler itself.
-const ALL: [Known; 22] = [
+const ALL: [Known; 23] = [
     known("SchedulingGates", false, 0),
     known("PrioritySort", false, 0),
     known("NodeUnschedulable", true, 0),
@@ -49,6 +49,7 @@ const ALL: [Known; 22] = [
     known("DefaultBinder", false, 0),
     known(GANGS, false, 0),
     additional(LoadAware::NAME, 1),
+    additional(DeschedulingHints::NAME, 0),
 ];
 const GANGS: &str = "GangScheduling";
 const PREEMPTION: &str = "DefaultPreemption";
@@ -114,6 +115,7 @@ pub(super) struct Chosen {
     pub(super) scores: Vec<(&'static str, i64)>,
     pub(super) preempts: bool,
     pub(super) schedules_gangs: bool,
+    pub(super) gives_hints: bool,
 }
 
 fn find(at: &str, name: &str) -> Result<&'static Known, ConfigError> {
@@ -150,6 +152,7 @@ impl Plugins {
         let post = at_point(&at_post, &self.post_filter, &everywhere, |it| it.name == PREEMPTION)?;
         let filters: Vec<&'static str> = filters.into_iter().map(|(it, _)| it.name).collect();
         Ok(Chosen {
+            gives_hints: everywhere.iter().any(|(it, _)| it.name == DeschedulingHints::NAME),
             schedules_gangs: everywhere.iter().any(|(it, _)| it.name == GANGS),
             preempts: !post.is_empty(),
             scores: scores.into_iter().map(|(it, weight)| (it.name, weight)).collect(),

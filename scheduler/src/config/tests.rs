@@ -76,6 +76,14 @@ fn what_upstream_does_not_have_is_off_until_it_is_named() {
     let it = Configuration::parse(&file(named)).unwrap();
     assert!(it.profiles[0].looks_at_load());
     assert!(names(&it.profiles[0]).1.contains(&(5, "LoadAware")));
+    assert!(it.profiles[0].hints.is_none());
+    let named = "profiles: [{plugins: {multiPoint: {enabled: [{name: DeschedulingHints}]}}, pluginConfig: \
+                 [{name: DeschedulingHints, args: {targetThresholds: {cpu: 70}, intervalSeconds: 5}}]}]";
+    let it = Configuration::parse(&file(named)).unwrap();
+    let hints = it.profiles[0].hints.unwrap();
+    assert!(it.profiles[0].looks_at_load());
+    assert_eq!((hints.target_thresholds.cpu, hints.target_thresholds.memory), (70, 80));
+    assert_eq!((hints.thresholds.cpu, hints.every), (50, Duration::from_secs(5)));
 }
 
 #[test]
@@ -125,6 +133,18 @@ fn bad_configuration_is_refused_with_its_place() {
             "{minCandidateNodesPercentage: 0, minCandidateNodesAbsolute: 0}",
         ),
         "cannot both be 0",
+    );
+    refused(
+        &args("DeschedulingHints", "{thresholds: {memory: 90}}"),
+        "thresholds.memory: must be from 1 to targetThresholds.memory, 80, not 90",
+    );
+    refused(&args("DeschedulingHints", "{targetThresholds: {cpu: 101}}"), "from 1 to 100, not 101");
+    refused(&args("DeschedulingHints", "{intervalSeconds: 0}"), "from 1 to 86400, not 0");
+    refused(
+        "profiles: [{schedulerName: a, plugins: &p {multiPoint: {enabled: [{name: \
+         DeschedulingHints}]}}}, {schedulerName: b, plugins: *p, pluginConfig: [{name: \
+         DeschedulingHints, args: {intervalSeconds: 7}}]}]\n",
+        "must be the same in all profiles",
     );
     refused(&args("VolumeBinding", "{bindTimeoutSeconds: -1}"), "from 0 to 86400");
 }

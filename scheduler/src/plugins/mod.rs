@@ -2,6 +2,7 @@
 
 mod devices;
 mod gang;
+mod hints;
 mod inter_pod;
 mod load;
 mod nodes;
@@ -14,6 +15,7 @@ mod volumes;
 pub(crate) use self::{
     devices::DynamicResources,
     gang::GangScheduling,
+    hints::DeschedulingHints,
     inter_pod::InterPodAffinity,
     load::LoadAware,
     nodes::{
