@@ -30,10 +30,11 @@ pub use self::machine::Pod;
 pub(crate) use self::{devices::DeviceClaims, shapes::Shapes};
 use crate::{
     gangs::GroupName,
+    hinting,
     images::normalized,
     qos::Qos,
     requests::{RESIZE_PENDING, Requests, is_being_resized},
-    reservations::CONDITION,
+    reservations,
 };
 
 /// The scheduler that pods get that name none.
@@ -432,7 +433,7 @@ pub(crate) fn trim(pod: &mut Pod) {
             Some(all.collect())
         };
         let conditions = status.conditions.take().unwrap_or_default();
-        let of_note = ["PodScheduled", CONDITION, RESIZE_PENDING];
+        let of_note = ["PodScheduled", RESIZE_PENDING, reservations::CONDITION, hinting::CONDITION];
         let kept = conditions.into_iter().filter(|it| of_note.contains(&&*it.type_)).collect();
         *status = k8s_openapi::api::core::v1::PodStatus {
             phase: status.phase.take(),
