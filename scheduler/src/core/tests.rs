@@ -1,6 +1,7 @@
 mod capacity;
 mod devices;
 mod gangs;
+mod kinds;
 mod machines;
 mod model;
 mod random;
