@@ -94,15 +94,18 @@ impl PodTopologySpread {
             let counted = it.selector.clone().filter(|it| !it.requirements().is_empty());
             let group = Group::in_namespace(&pod.namespace, counted);
             let own = it.selector.as_ref().is_some_and(|it: &Selector| it.matches(&pod.labels));
+            let on = Eligible {
+                keys: keys.clone(),
+                labels: if it.honors_affinity { pod.node_labels.clone() } else { vec![] },
+                required: if it.honors_affinity { pod.required.clone() } else { None },
+                tolerations: it.honors_taints.then(|| pod.tolerations.clone()),
+            };
+            // Scores need not know of domains without pods, and of hosts nothing but their pods.
+            let is_of_all = !it.is_required && (&*it.topology_key == HOSTNAME || on.has_all());
             let rule = Rule {
                 topology_key: it.topology_key.clone(),
                 counted: Counted::In { groups: vec![group], also_ending: false },
-                on: Some(Eligible {
-                    keys: keys.clone(),
-                    labels: if it.honors_affinity { pod.node_labels.clone() } else { vec![] },
-                    required: if it.honors_affinity { pod.required.clone() } else { None },
-                    tolerations: it.honors_taints.then(|| pod.tolerations.clone()),
-                }),
+                on: (!is_of_all).then_some(on),
             };
             Constraint {
                 tally: tallies.count(nodes, &rule),
