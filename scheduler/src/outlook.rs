@@ -2,9 +2,10 @@
 //!
 //! Verdicts and scores that are made of single rows are kept, in a [table](crate::tables) that
 //! shapes share. If that is all there is to know, the best row is at the top of a tree; what is
-//! made of several rows (affinity, spread, volumes, scores that are scaled) is gone over for every
-//! decision, but only on rows that are left. Here is kept what is the shape's own: what filters
-//! and scores prepared for it, and why it found nothing.
+//! made of several rows (affinity, spread, scores that are scaled) is found out for every decision,
+//! of one row of each [kind](crate::kinds) if kinds are known, or else (volumes, devices) of all
+//! rows that are left. Here is kept what is the shape's own: what filters and scores prepared for
+//! it, and why it found nothing.
 
 use std::sync::Arc;
 

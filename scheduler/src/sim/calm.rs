@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// By then all has come to an end.
+const LATEST: u64 = 10_000;
+
 impl Sim {
     /// Has everything go well from now on: all blocks are somebody's, nobody thinks to have
     /// another's, and all messages arrive.
@@ -14,6 +17,10 @@ impl Sim {
             self.claim(usize::from(block) % N_REPLICAS, block);
         }
         for _ in 0..1000 {
+            self.go_on();
+        }
+        // What is on its way for long has yet to arrive.
+        while !self.stranded().is_empty() && self.now < LATEST {
             self.go_on();
         }
     }
