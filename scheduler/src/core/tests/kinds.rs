@@ -32,7 +32,7 @@ fn with_images(rng: &mut StdRng, name: &str) -> Node {
     let mut images = Vec::new();
     for image in ["a", "b"] {
         if rng.random_bool(0.4) {
-            let size = rng.random_range(1..4) * 200 << 20;
+            let size = (rng.random_range(1..4) * 200) << 20;
             images.push(json!({"names": [format!("{image}:latest")], "sizeBytes": size}));
         }
     }
