@@ -16,12 +16,14 @@ impl Sim {
             }
             self.claim(usize::from(block) % N_REPLICAS, block);
         }
-        for _ in 0..1000 {
-            self.go_on();
-        }
-        // What is on its way for long has yet to arrive.
-        while !self.stranded().is_empty() && self.now < LATEST {
-            self.go_on();
+        // What is on its way for long arrives, and who waited for that looks again.
+        let mut is_calm = false;
+        while !is_calm && self.now < LATEST {
+            is_calm = self.stranded().is_empty();
+            for _ in 0..1000 {
+                self.go_on();
+            }
+            is_calm &= self.stranded().is_empty();
         }
     }
 
