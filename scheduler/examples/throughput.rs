@@ -2,7 +2,8 @@
 //! each, and bytes for each node and pod, for shapes of pods and numbers of nodes.
 //!
 //! In `churn` a pod goes for each that comes, on nodes that are half full. In `tenants` 300 tenants
-//! have pods of the same template.
+//! have pods of the same template. In `replicas` all pods are of one replica set, and so are spread
+//! by default; in `replicas-of-tenants` 300 tenants have such a set each.
 //!
 //! `cargo run --release -p insula-scheduler --example throughput -- [SHAPE [NODES [PODS]]]`
 
@@ -13,7 +14,7 @@ use std::time::Duration;
 use insula_api::names::TenantName;
 use insula_client::Tenanted;
 use insula_scheduler::{Core, Pod, Profile};
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::{apps::v1::ReplicaSet, core::v1::Node};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -51,7 +52,7 @@ fn pod(shape: &str, n: usize) -> Tenanted<Pod> {
     let soft = "preferredDuringSchedulingIgnoredDuringExecution";
     let spec: &mut Value = &mut it["spec"];
     match shape {
-        "basic" | "churn" | "tenants" => (),
+        "basic" | "churn" | "tenants" | "replicas" | "replicas-of-tenants" => (),
         "affinity" => spec["affinity"]["podAffinity"][required] = json!([term(ZONE)]),
         "anti-affinity" => spec["affinity"]["podAntiAffinity"][required] = json!([term(HOST)]),
         "preferred-affinity" => spec["affinity"]["podAffinity"][soft] = preferred(HOST),
@@ -61,11 +62,27 @@ fn pod(shape: &str, n: usize) -> Tenanted<Pod> {
         "unschedulable" => spec["nodeSelector"] = json!({"nowhere": "yes"}),
         other => panic!("no such shape: {other}"),
     }
-    let tenant = if shape == "tenants" { format!("t{}", n % N_TENANTS) } else { "acme".to_owned() };
-    Tenanted {
-        tenant: TenantName::parse(&tenant).unwrap(),
-        object: serde_json::from_value(it).unwrap(),
+    if shape.starts_with("replicas") {
+        it["metadata"]["ownerReferences"] = json!([{
+            "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "bench", "uid": "uid",
+            "controller": true,
+        }]);
     }
+    Tenanted { tenant: tenant(shape, n), object: serde_json::from_value(it).unwrap() }
+}
+
+fn tenant(shape: &str, n: usize) -> TenantName {
+    let has_many = matches!(shape, "tenants" | "replicas-of-tenants");
+    let name = if has_many { format!("t{}", n % N_TENANTS) } else { "acme".to_owned() };
+    TenantName::parse(&name).unwrap()
+}
+
+fn replica_set(tenant: TenantName) -> Tenanted<ReplicaSet> {
+    let object = serde_json::from_value(json!({
+        "metadata": {"name": "bench", "namespace": "bench"},
+        "spec": {"selector": {"matchLabels": {"app": "bench"}}},
+    }));
+    Tenanted { tenant, object: object.unwrap() }
 }
 
 /// Nanoseconds that this thread, the only one, has been on a processor.
@@ -86,6 +103,9 @@ fn run(shape: &str, n_nodes: usize, n_pods: usize) {
     let empty = memory();
     for n in 0..n_nodes {
         core.put_node(&format!("n{n}"), &node(n));
+    }
+    if shape.starts_with("replicas") {
+        (0..N_TENANTS).for_each(|n| core.put_replica_set(&replica_set(tenant(shape, n))));
     }
     let with_nodes = memory();
     let pods: Vec<_> = (0..n_pods).map(|n| pod(shape, n)).collect();
@@ -131,6 +151,10 @@ fn main() {
     }
     for n_nodes in [20_000, 100_000] {
         run("tenants", n_nodes, 30_000);
+    }
+    for n_nodes in [5_000, 100_000] {
+        run("replicas", n_nodes, 30_000);
+        run("replicas-of-tenants", n_nodes, 30_000);
     }
     for shape in [
         "affinity",

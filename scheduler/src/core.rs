@@ -6,7 +6,7 @@ mod hints;
 use std::{collections::HashMap, sync::Arc};
 
 use insula_client::{ObjectKey, Tenanted};
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::{apps::v1::ReplicaSet, core::v1::Node};
 
 pub(crate) use self::{
     groups::{Found, GroupDecision, Member, Outcome},
@@ -75,6 +75,12 @@ impl Core {
     /// Notes a node as it is now.
     pub fn put_node(&mut self, name: &str, node: &Node) {
         self.world.put_node(name, node);
+    }
+
+    /// Notes what a replica set selects.
+    pub fn put_replica_set(&mut self, it: &Tenanted<ReplicaSet>) {
+        let selector = it.spec.as_ref().and_then(|it| insula_client::compile(&it.selector).ok());
+        self.world.workloads.set_controller("ReplicaSet", &it.key(), selector);
     }
 
     /// Notes a pod that has a node.

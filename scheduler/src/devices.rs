@@ -206,14 +206,19 @@ impl Devices {
         work.iter().map(|it| it.key.clone()).collect()
     }
 
-    /// What was taken is known from the server by now, or was not taken after all.
-    pub(crate) fn settle(&mut self, assumed: &[ObjectKey]) {
+    /// What was taken is known from the server by now, or was not taken after all. Returns whether
+    /// any device can be had again.
+    pub(crate) fn settle(&mut self, assumed: &[ObjectKey]) -> bool {
+        let mut is_free = false;
         for claim in assumed {
-            if let Some(pending) = self.pending.remove(claim) {
-                devices_of(&pending.allocation).iter().for_each(|it| self.count(it, false));
+            let Some(pending) = self.pending.remove(claim) else { continue };
+            for device in devices_of(&pending.allocation) {
+                self.count(&device, false);
+                is_free |= !self.is_taken(&device);
             }
         }
         self.version += u64::from(!assumed.is_empty());
+        is_free
     }
 
     /// How many devices are had, by driver; for tests and simulations.

@@ -27,6 +27,7 @@ use insula_client::{ObjectKey, Tenanted};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 
 use crate::{
+    alike::Mark,
     nodes::Changed,
     pod::Shape,
     storage::{Assumed, Work},
@@ -82,6 +83,12 @@ pub(crate) trait Pass: Debug + Send {
     /// knows better.
     fn reads(&self, pod: &Shape, part: &mut Shape) {
         part.clone_from(pod);
+    }
+
+    /// What rows have to have in common to be all the same to this, if it is made of more than one
+    /// row; `None` if that cannot be said. Then it need not look at each.
+    fn alike(&self, _world: &World) -> Option<Vec<Mark>> {
+        None
     }
 
     /// Called before rows are checked, whenever anything may have changed.
@@ -167,8 +174,14 @@ pub(crate) trait Rate: Debug + Send {
     /// Rates one row. From 0 to [`MAX_SCORE`], unless [`Rate::go_over`] makes that of it.
     fn rate(&self, world: &World, row: usize) -> i64;
 
-    /// Rates rows, each from 0 to [`MAX_SCORE`]; `scores` has as many places.
-    fn go_over(&self, world: &World, rows: &[usize], scores: &mut [i64]) {
+    /// As [`Pass::alike`].
+    fn alike(&self, _world: &World) -> Option<Vec<Mark>> {
+        None
+    }
+
+    /// Rates rows, each from 0 to [`MAX_SCORE`]; `scores` has as many places. Each row stands for
+    /// as many that are alike as `n_alike` says.
+    fn go_over(&self, world: &World, rows: &[usize], _n_alike: &[usize], scores: &mut [i64]) {
         for (row, score) in rows.iter().zip(scores) {
             *score = self.rate(world, *row);
         }
@@ -213,8 +226,9 @@ pub(crate) trait Reserve: Debug + Send + Sync {
     /// Takes what [`Pass::work`] said, so that no other pod gets it.
     fn reserve(&self, world: &mut World, work: &Work, row: usize) -> Assumed;
 
-    /// Gives it back: the pod was not bound.
-    fn unreserve(&self, world: &mut World, assumed: &Assumed);
+    /// Counts on it no longer: the pod was not bound, or all is known by now that was written for
+    /// it. Returns what happened to others who may have waited for it.
+    fn unreserve(&self, world: &mut World, pod: &Shape, assumed: &Assumed) -> Vec<Event>;
 }
 
 /// Something that keeps pods from looking for a node at all.

@@ -23,15 +23,16 @@ pub(crate) struct Images {
     images: Vec<Image>,
     unused: Vec<u32>,
     of_row: Vec<Vec<u32>>,
+    n_changes: u64,
     version: u64,
 }
 
 impl Images {
-    /// Sets the images of a row.
-    pub(crate) fn set(&mut self, row: usize, images: &[ContainerImage]) {
+    /// Sets the images of a row. Returns whether they were others before.
+    pub(crate) fn set(&mut self, row: usize, images: &[ContainerImage]) -> bool {
         if self.of_row.len() <= row {
             if images.is_empty() {
-                return;
+                return false;
             }
             self.of_row.resize_with(row + 1, Vec::new);
         }
@@ -50,9 +51,9 @@ impl Images {
                 number == old && self.images[*old as usize].sizes.get(&key) == Some(size)
             });
         if is_same {
-            return;
+            return false;
         }
-        self.version += 1;
+        self.n_changes += 1;
         for old in std::mem::take(&mut self.of_row[row]) {
             self.images[old as usize].sizes.remove(&key);
         }
@@ -60,15 +61,17 @@ impl Images {
             self.images[*number as usize].sizes.insert(key, *size);
         }
         self.of_row[row] = now.into_iter().map(|(number, _)| number).collect();
-        if self.version.is_multiple_of(SWEEP_EVERY) {
+        if self.n_changes.is_multiple_of(SWEEP_EVERY) {
             self.sweep();
         }
+        true
     }
 
     /// Gives up the numbers of images that no row has.
     fn sweep(&mut self) {
         for (number, image) in self.images.iter_mut().enumerate() {
             if image.sizes.is_empty() && !image.name.is_empty() {
+                self.version += 1;
                 self.numbers.remove(&image.name);
                 image.name = "".into();
                 self.unused.push(u32::try_from(number).unwrap_or(u32::MAX));
@@ -80,6 +83,7 @@ impl Images {
         if let Some(number) = self.numbers.get(name) {
             return *number;
         }
+        self.version += 1;
         let name: Arc<str> = name.into();
         let image = Image { name: name.clone(), sizes: RowMap::default() };
         let number = match self.unused.pop() {
@@ -96,14 +100,25 @@ impl Images {
         number
     }
 
-    /// Grows whenever any node has other images than before.
+    /// Grows whenever numbers of images come to mean something else.
     pub(crate) fn version(&self) -> u64 {
         self.version
     }
 
-    /// How large an image is on each row that has it.
-    pub(crate) fn sizes(&self, name: &str) -> Option<&RowMap<i64>> {
-        self.numbers.get(name).map(|number| &self.images[*number as usize].sizes)
+    /// The number of an image that some row has or had.
+    pub(crate) fn number_of(&self, name: &str) -> Option<u32> {
+        self.numbers.get(name).copied()
+    }
+
+    /// How large an image is on a row; 0 if it is not there.
+    pub(crate) fn size_on(&self, number: u32, row: usize) -> i64 {
+        let row = u32::try_from(row).unwrap_or(u32::MAX);
+        self.images.get(number as usize).and_then(|it| it.sizes.get(&row)).copied().unwrap_or(0)
+    }
+
+    /// How many rows have an image.
+    pub(crate) fn n_rows_with(&self, number: u32) -> usize {
+        self.images.get(number as usize).map_or(0, |it| it.sizes.len())
     }
 }
 
@@ -130,13 +145,13 @@ mod tests {
         let mut images = Images::default();
         images.set(0, &[image("a:1", 5), image("b:1", 6)]);
         images.set(2, &[image("a:1", 5)]);
-        assert_eq!(images.sizes("a:1").unwrap().len(), 2);
+        let a = images.number_of("a:1").unwrap();
+        assert_eq!((images.n_rows_with(a), images.size_on(a, 2), images.size_on(a, 1)), (2, 5, 0));
         let before = images.version();
-        images.set(2, &[image("a:1", 5)]);
-        assert_eq!(images.version(), before);
-        images.set(0, &[]);
-        assert_eq!(images.sizes("a:1").unwrap().len(), 1);
-        assert!(images.sizes("b:1").is_none_or(RowMap::is_empty));
+        assert!(!images.set(2, &[image("a:1", 5)]));
+        assert!(images.set(0, &[]));
+        assert_eq!((images.n_rows_with(a), images.size_on(a, 0)), (1, 0));
+        assert_eq!(images.version(), before, "numbers mean what they did");
         for n in 0..1000 {
             images.set(0, &[image(&format!("c:{n}"), 1)]);
         }

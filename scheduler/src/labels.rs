@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm};
 pub(crate) const ABSENT: u32 = 0;
 
 /// Names a column.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct KeyId(usize);
 
 /// One label of all rows.
@@ -26,6 +26,8 @@ struct Column {
     /// By number, from 1: the value, and how many rows have it.
     values: Vec<(Arc<str>, u32)>,
     unused: Vec<u32>,
+    /// Values that more than one row has.
+    n_shared: usize,
 }
 
 impl Column {
@@ -39,11 +41,14 @@ impl Column {
         }
         let old = std::mem::replace(&mut self.cells[row], number);
         if number != ABSENT {
-            self.values[number as usize - 1].1 += 1;
+            let n_rows = &mut self.values[number as usize - 1].1;
+            *n_rows += 1;
+            self.n_shared += usize::from(*n_rows == 2);
         }
         if old != ABSENT {
             let (value, n_rows) = &mut self.values[old as usize - 1];
             *n_rows -= 1;
+            self.n_shared -= usize::from(*n_rows == 1);
             if *n_rows == 0 {
                 self.numbers.remove(value);
                 self.unused.push(old);
@@ -78,7 +83,8 @@ impl Column {
 pub(crate) struct Labels {
     keys: HashMap<Arc<str>, KeyId>,
     columns: Vec<Column>,
-    /// Grows whenever a number comes to mean something else; what was compiled before is void.
+    /// Grows whenever a number comes to mean something else, or it changes whether a label is of
+    /// one row each; what was compiled before is void.
     version: u64,
 }
 
@@ -116,12 +122,16 @@ impl Labels {
             };
             let column = &mut self.columns[id.0];
             let (number, is_new) = column.number(value);
-            self.version += u64::from(is_new);
+            let was_shared = column.n_shared != 0;
             column.set(row, number);
+            self.version += u64::from(is_new || was_shared != (column.n_shared != 0));
         }
         for (key, id) in &self.keys {
-            if !labels.contains_key(&**key) && self.columns[id.0].cell(row) != ABSENT {
-                self.columns[id.0].set(row, ABSENT);
+            let column = &mut self.columns[id.0];
+            if !labels.contains_key(&**key) && column.cell(row) != ABSENT {
+                let was_shared = column.n_shared != 0;
+                column.set(row, ABSENT);
+                self.version += u64::from(was_shared != (column.n_shared != 0));
             }
         }
         true
@@ -139,6 +149,21 @@ impl Labels {
     /// The number of a row's value; [`ABSENT`] if it has none.
     pub(crate) fn value(&self, key: Option<KeyId>, row: usize) -> u32 {
         key.and_then(|key| self.columns.get(key.0)).map_or(ABSENT, |column| column.cell(row))
+    }
+
+    /// Whether a row has such a label.
+    pub(crate) fn has(&self, key: KeyId, row: usize) -> bool {
+        self.value(Some(key), row) != ABSENT
+    }
+
+    /// How many values a label has.
+    pub(crate) fn n_values(&self, key: KeyId) -> usize {
+        self.columns.get(key.0).map_or(0, |it| it.numbers.len())
+    }
+
+    /// Whether no two rows have the same value of a label.
+    pub(crate) fn is_of_one_row(&self, key: KeyId) -> bool {
+        self.columns.get(key.0).is_none_or(|it| it.n_shared == 0)
     }
 
     /// A condition that a label has this value.
@@ -224,6 +249,11 @@ pub(crate) struct Term {
 }
 
 impl Term {
+    /// The labels that are read, each `None` if no node has it; and `None` if names are.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = Option<Option<KeyId>>> + '_ {
+        self.conditions.iter().map(|it| Some(it.key)).chain(self.fields.iter().map(|_| None))
+    }
+
     pub(crate) fn matches(&self, labels: &Labels, row: usize, name: &str) -> bool {
         !self.is_empty
             && self.conditions.iter().all(|it| it.holds(labels, row))
@@ -325,8 +355,16 @@ mod tests {
             it.set(0, &labels(&format!("name=n{n}")));
         }
         assert!(it.columns[0].values.len() <= 2, "{:?}", it.columns[0].values);
+        let key = it.key("name").unwrap();
+        assert!(it.is_of_one_row(key));
         let before = it.version();
         it.set(1, &labels("name=n99"));
+        assert!(!it.is_of_one_row(key) && before < it.version());
+        let before = it.version();
+        it.set(2, &labels("name=n99"));
         assert_eq!(it.version(), before, "a known value changes no meaning");
+        it.set(2, &labels(""));
+        it.set(0, &labels("name=n1"));
+        assert!(it.is_of_one_row(key) && before < it.version());
     }
 }

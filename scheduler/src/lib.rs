@@ -11,6 +11,7 @@
 //! * Tenants take turns, the more the less they have: one tenant's flood of pods delays another's
 //!   first pod by one decision.
 
+mod alike;
 mod best;
 mod binding;
 mod budgets;
@@ -25,6 +26,7 @@ mod grouping;
 mod hinting;
 mod images;
 mod informers;
+mod kinds;
 mod labels;
 mod ledger;
 mod measured;

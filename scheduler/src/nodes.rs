@@ -233,12 +233,18 @@ impl Nodes {
         self.unschedulable[row] = unschedulable;
         self.taints[row] = taints;
         let images = status.and_then(|it| it.images.as_deref()).unwrap_or_default();
-        self.images.set(row, images);
+        let has_other_images = self.images.set(row, images);
         if changed.is_new {
             self.is_there[row] = true;
             self.n_there += 1;
         }
-        if changed.is_new || changed.grew || shrank || changed.taints || changed.labels {
+        if changed.is_new
+            || changed.grew
+            || shrank
+            || changed.taints
+            || changed.labels
+            || has_other_images
+        {
             self.changes.node(row);
         }
         (row, changed)

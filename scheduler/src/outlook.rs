@@ -2,9 +2,10 @@
 //!
 //! Verdicts and scores that are made of single rows are kept, in a [table](crate::tables) that
 //! shapes share. If that is all there is to know, the best row is at the top of a tree; what is
-//! made of several rows (affinity, spread, volumes, scores that are scaled) is gone over for every
-//! decision, but only on rows that are left. Here is kept what is the shape's own: what filters
-//! and scores prepared for it, and why it found nothing.
+//! made of several rows (affinity, spread, scores that are scaled) is found out for every decision,
+//! of one row of each [kind](crate::kinds) if kinds are known, or else (volumes, devices) of all
+//! rows that are left. Here is kept what is the shape's own: what filters and scores prepared for
+//! it, and why it found nothing.
 
 use std::sync::Arc;
 
@@ -12,7 +13,9 @@ use insula_client::{ObjectKey, Tenanted};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 
 use crate::{
+    alike::Alike,
     framework::{Depends, Rate, Room, Verdict},
+    kinds::Choice,
     passes::Passes,
     pod::{Shape, Shapes},
     profile::Profile,
@@ -65,6 +68,8 @@ pub(crate) struct Outlook {
     of_all: Vec<(i64, Box<dyn Rate>)>,
     /// What the table of single rows is made of.
     ground: Option<Ground>,
+    /// What rows are told apart by beside that, if it is known.
+    alike: Option<Alike>,
     failure: Option<(Stamp, Failure)>,
 }
 
@@ -77,12 +82,14 @@ impl Outlook {
             of_rows: Vec::new(),
             of_all: Vec::new(),
             ground: None,
+            alike: None,
             failure: None,
         }
     }
 
-    pub(crate) fn ground(&self) -> Option<&Ground> {
-        self.ground.as_ref()
+    /// What its tables are made of.
+    pub(crate) fn ground(&self) -> Option<(&Ground, Option<&Alike>)> {
+        Some((self.ground.as_ref()?, self.alike.as_ref()))
     }
 
     fn stamp(&self, world: &World) -> Stamp {
@@ -136,7 +143,8 @@ impl Outlook {
             }
             found
         } else {
-            self.go_over(profile, world, tables, key, tie, &mut verdicts)
+            let found = self.among_kinds(profile, world, tables, key, tie);
+            found.or_else(|| self.go_over(profile, world, tables, key, tie, &mut verdicts))
         };
         if let Some(row) = found {
             let work = self.passes.work(world, row);
@@ -154,6 +162,8 @@ impl Outlook {
                 verdicts[row] = verdict;
             }
         }
+        // What they alone ask for has its reasons only if it was known of.
+        self.prepare(profile, world, shapes);
         let (told, refused_by) = self.passes.told(verdicts.iter().copied());
         let message = format!("0/{} nodes are available: {told}.", world.nodes.len());
         self.fail(profile, world, key, message, refused_by, &verdicts, tie)
@@ -183,6 +193,9 @@ impl Outlook {
         }
         let ground = || Ground { part: shapes.shared(part), filters, scores };
         self.ground = (!self.passes.is_named()).then(ground);
+        let of_scores = self.of_all.iter().map(|(_, rate)| rate.alike(world));
+        let marks: Option<Vec<_>> = of_scores.chain([self.passes.alike(world)]).collect();
+        self.alike = marks.map(|it| Alike::new(world, &self.shape.tenant, it.concat()));
         self.version = Some(world.version(&self.shape));
     }
 
@@ -232,6 +245,73 @@ impl Outlook {
             best.set(row, score);
         }
         found
+    }
+
+    /// The rows that pods nominated for them keep this one from, of those that are left.
+    fn kept_by_nominated(
+        &self,
+        profile: &Profile,
+        world: &mut World,
+        tables: &mut Tables,
+        ground: &Ground,
+        key: &ObjectKey,
+    ) -> Vec<usize> {
+        if world.nominations.is_empty() {
+            return Vec::new();
+        }
+        let table = tables.get(ground, world, &self.passes, &self.of_rows);
+        let nominated = world.nominations.rows();
+        let mut rows: Vec<usize> =
+            nominated.filter(|row| table.best.score(*row).is_some()).collect();
+        rows.sort_unstable();
+        rows.retain(|row| self.with_nominated(profile, world, key, *row).is_some());
+        rows
+    }
+
+    /// The best row, by going over one of each kind. `None` also if kinds are not known.
+    fn among_kinds(
+        &mut self,
+        profile: &Profile,
+        world: &mut World,
+        tables: &mut Tables,
+        key: &ObjectKey,
+        tie: usize,
+    ) -> Option<usize> {
+        let (ground, alike) = (self.ground.as_ref()?, self.alike.as_ref()?);
+        let kept = self.kept_by_nominated(profile, world, tables, ground, key);
+        self.passes.begin(world);
+        let mut choice = tables.kinds((ground, alike), world, &self.passes, &self.of_rows);
+        kept.iter().for_each(|row| choice.leave_out(*row));
+        let found = self.best_of(&choice, tie);
+        kept.iter().for_each(|row| choice.put_back(*row));
+        found
+    }
+
+    fn best_of(&self, choice: &Choice<'_>, tie: usize) -> Option<usize> {
+        let world = choice.world;
+        let mut all = choice.candidates();
+        all.retain(|it| self.passes.has(world, it.nth(0)));
+        let rows: Vec<usize> = all.iter().map(|it| it.nth(0)).collect();
+        let n_alike: Vec<usize> = all.iter().map(|it| it.n_rows).collect();
+        let mut totals: Vec<i64> = all.iter().map(|it| it.score).collect();
+        let mut scores = vec![0; rows.len()];
+        // As where all rows are gone over: one that is alone is not scored.
+        if 1 < n_alike.iter().sum::<usize>() {
+            for (weight, rate) in &self.of_all {
+                rate.go_over(world, &rows, &n_alike, &mut scores);
+                totals.iter_mut().zip(&scores).for_each(|(total, it)| *total += weight * it);
+            }
+        }
+        let highest = *totals.iter().max()?;
+        let best = || all.iter().zip(&totals).filter(|(_, it)| **it == highest).map(|(it, _)| it);
+        let mut n = tie % best().map(|it| it.n_best).sum::<usize>().max(1);
+        for it in best() {
+            if n < it.n_best {
+                return Some(it.nth(n));
+            }
+            n -= it.n_best;
+        }
+        None
     }
 
     /// The best row, by going over all that are left.
@@ -298,10 +378,10 @@ impl Outlook {
         self.passes.go_over(world, &mut rows, verdicts);
         left.retain(|(row, _)| verdicts[*row].is_feasible());
         let mut totals: Vec<i64> = left.into_iter().map(|(_, score)| score).collect();
-        let mut scores = vec![0_i64; rows.len()];
+        let (mut scores, n_alike) = (vec![0_i64; rows.len()], vec![1; rows.len()]);
         if 1 < rows.len() {
             for (weight, rate) in &self.of_all {
-                rate.go_over(world, &rows, &mut scores);
+                rate.go_over(world, &rows, &n_alike, &mut scores);
                 for (total, score) in totals.iter_mut().zip(&scores) {
                     *total += weight * score;
                 }

@@ -10,6 +10,7 @@ use insula_client::Tenanted;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 
 use crate::{
+    alike::Mark,
     framework::{Depends, Pass, Prepared, Verdict},
     pod::Shape,
     profile::Profile,
@@ -153,6 +154,18 @@ impl Passes {
         for (place, pass) in &self.passes[self.n_of_rows..] {
             pass.go_over(world, *place, rows, verdicts);
         }
+    }
+
+    /// Whether rows whose kept verdict is good can be had, by the passes whose verdicts are not kept.
+    pub(crate) fn has(&self, world: &World, row: usize) -> bool {
+        Self::ask(&self.passes[self.n_of_rows..], world, row).is_feasible()
+    }
+
+    /// What the passes whose verdicts are not kept tell rows apart by; `None` if that is not known.
+    pub(crate) fn alike(&self, world: &World) -> Option<Vec<Mark>> {
+        let passes = self.passes[self.n_of_rows..].iter();
+        let marks: Option<Vec<_>> = passes.map(|(_, pass)| pass.alike(world)).collect();
+        marks.map(|it| it.concat())
     }
 
     fn by(&self, place: u8) -> Option<&dyn Pass> {

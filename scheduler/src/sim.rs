@@ -475,26 +475,26 @@ impl Sim {
     }
 }
 
-fn seeds(default: std::ops::Range<u64>) -> std::ops::Range<u64> {
-    let Ok(text) = std::env::var("SEEDS") else { return default };
+fn seeds(default: impl Iterator<Item = u64>) -> Vec<u64> {
+    let Ok(text) = std::env::var("SEEDS") else { return default.collect() };
     let (first, last) = text.split_once('-').expect("SEEDS=FIRST-LAST");
-    first.parse().unwrap()..last.parse::<u64>().unwrap() + 1
+    (first.parse().unwrap()..=last.parse().unwrap()).collect()
 }
 
 #[test]
 fn a_node_is_never_given_more_than_it_has_and_nobody_is_forgotten() {
     let (mut n_bound, mut n_refused, mut n_handed_over) = (0, 0, 0);
-    let (mut n_asked, mut n_together, mut n_judged) = (0, 0, 0);
-    for seed in seeds(0..12) {
+    let (mut n_asked, mut n_together) = (0, 0);
+    // In the last one what gives room back is refused.
+    for seed in seeds((0..12).chain([33])) {
         let mut sim = Sim::new(seed, Without::Nothing);
         sim.run(1500);
         assert_eq!((&sim.too_much, &sim.torn), (&None, &None), "seed {seed}");
         sim.calm_down();
         assert_eq!((&sim.too_much, &sim.torn), (&None, &None), "seed {seed}, in the end");
-        if let Some(forgotten) = sim.forgotten() {
-            assert!(forgotten.is_empty(), "seed {seed}: {forgotten:?}");
-            n_judged += 1;
-        }
+        let (stranded, forgotten) = (sim.stranded(), sim.forgotten());
+        assert!(stranded.is_empty(), "seed {seed} strands {stranded:?}");
+        assert!(forgotten.is_empty(), "seed {seed} forgets {forgotten:?}");
         n_asked += sim.n_asked;
         n_together += sim.n_together;
         n_bound += sim.n_bound;
@@ -502,9 +502,9 @@ fn a_node_is_never_given_more_than_it_has_and_nobody_is_forgotten() {
         n_handed_over += sim.n_handed_over;
     }
     // What is never tried proves nothing.
-    let tried = (n_bound, n_refused, n_handed_over, n_asked, n_together, n_judged);
+    let tried = (n_bound, n_refused, n_handed_over, n_asked, n_together);
     assert!(500 < n_bound && 20 < n_refused && 50 < n_handed_over, "{tried:?}");
-    assert!(100 < n_asked && 20 < n_together && 3 < n_judged, "{tried:?}");
+    assert!(100 < n_asked && 20 < n_together, "{tried:?}");
 }
 
 #[test]

@@ -439,15 +439,20 @@ impl Storage {
         }
     }
 
-    /// What was taken is known from the server by now, or was not taken after all.
-    pub(crate) fn settle(&mut self, assumed: &Assumed) {
+    /// What was taken is known from the server by now, or was not taken after all. Returns whether
+    /// anything can be had again.
+    pub(crate) fn settle(&mut self, assumed: &Assumed) -> bool {
+        let mut is_free = false;
         for volume in &assumed.volumes {
             self.assumed_volumes.remove(volume);
+            is_free |= self.volumes.get(volume).is_some_and(|it| it.claim.is_none());
         }
         for claim in &assumed.claims {
             self.assumed_claims.remove(claim);
+            is_free |= self.claims.get(claim).is_some_and(|it| it.volume.is_none());
         }
         self.note(!assumed.volumes.is_empty() || !assumed.claims.is_empty());
+        is_free
     }
 }
 

@@ -11,8 +11,10 @@ use std::{
 };
 
 use crate::{
+    alike::{Alike, Mark},
     best::Best,
     framework::{Rate, Verdict},
+    kinds::{Apart, Choice, Sorted},
     passes::Passes,
     pod::Shape,
     world::World,
@@ -44,7 +46,6 @@ impl Ground {
 pub(crate) struct Table {
     /// A shape's number means the same for as long as somebody has the shape.
     _part: Option<Arc<Shape>>,
-    used: u64,
     /// Changes of rows that are read, of those there have been.
     n_read: Option<u64>,
     verdicts: Vec<Verdict>,
@@ -98,9 +99,9 @@ impl Table {
         rows.iter().for_each(|row| self.verdicts[*row] = Verdict::FEASIBLE);
         passes.keep(world, &mut rows, &mut self.verdicts);
         let mut totals: Vec<i64> = rows.iter().map(|row| nodes.head_start(*row)).collect();
-        let mut scores = vec![0; rows.len()];
+        let (mut scores, n_alike) = (vec![0; rows.len()], vec![1; rows.len()]);
         for (weight, rate) in rates {
-            rate.go_over(world, &rows, &mut scores);
+            rate.go_over(world, &rows, &n_alike, &mut scores);
             totals.iter_mut().zip(&scores).for_each(|(total, score)| *total += weight * score);
         }
         // Those that are left are in the order of the rows.
@@ -137,10 +138,20 @@ impl Table {
     }
 }
 
-/// The tables of all shapes.
+/// Something that is kept, and when it was used last.
+#[derive(Debug, Default)]
+struct Kept<T> {
+    used: u64,
+    size: usize,
+    it: T,
+}
+
+/// The tables of all shapes, and their rows by kind.
 #[derive(Debug, Default)]
 pub(crate) struct Tables {
-    all: HashMap<Key, Table>,
+    all: HashMap<Key, Kept<Table>>,
+    sorted: HashMap<(Key, Vec<Mark>), Kept<Sorted>>,
+    apart: HashMap<(Key, Alike), Kept<Apart>>,
     size: usize,
     n_uses: u64,
 }
@@ -158,37 +169,92 @@ impl Tables {
             self.drop_half();
         }
         self.n_uses += 1;
-        let table = self.all.entry(ground.key()).or_insert_with(|| {
-            let table = Table { _part: Some(ground.part.clone()), ..Table::default() };
-            self.size += table.size();
-            table
-        });
-        table.used = self.n_uses;
-        let before = table.size();
-        table.catch_up(world, passes, rates);
-        self.size = self.size + table.size() - before;
-        table
+        let kept = self.all.entry(ground.key()).or_default();
+        kept.it._part.get_or_insert_with(|| ground.part.clone());
+        kept.it.catch_up(world, passes, rates);
+        kept.note(self.n_uses, Table::size, &mut self.size)
     }
 
-    /// Drops the half of the tables that was not used lately.
+    /// The same, with its rows by kind.
+    pub(crate) fn kinds<'a>(
+        &'a mut self,
+        (ground, alike): (&Ground, &'a Alike),
+        world: &'a World,
+        passes: &Passes,
+        rates: &[(i64, Box<dyn Rate>)],
+    ) -> Choice<'a> {
+        self.get(ground, world, passes, rates);
+        let table = &self.all.entry(ground.key()).or_default().it;
+        let kept = self.sorted.entry((ground.key(), alike.nodes.clone())).or_default();
+        kept.it.catch_up(world, alike, table);
+        let sorted = kept.note(self.n_uses, Sorted::size, &mut self.size);
+        let mut apart = None;
+        if alike.has_counts() {
+            let kept = self.apart.entry((ground.key(), alike.clone())).or_default();
+            kept.it.catch_up(world, alike, table);
+            apart = Some(kept.note(self.n_uses, Apart::size, &mut self.size));
+        }
+        Choice { world, alike, table, sorted, apart }
+    }
+
+    /// Drops the half that was not used lately.
     fn drop_half(&mut self) {
-        let mut used: Vec<u64> = self.all.values().map(|it| it.used).collect();
+        let tables = self.all.values().map(|it| it.used);
+        let kinds = self.sorted.values().map(|it| it.used);
+        let mut used: Vec<u64> =
+            tables.chain(kinds).chain(self.apart.values().map(|it| it.used)).collect();
         used.sort_unstable();
         let limit = used.get(used.len() / 2).copied().unwrap_or(u64::MAX);
         self.all.retain(|_, it| limit < it.used);
-        self.size = self.all.values().map(Table::size).sum();
+        self.sorted.retain(|_, it| limit < it.used);
+        self.apart.retain(|_, it| limit < it.used);
+        self.count_sizes();
     }
 
     /// Drops the tables that none of these go by.
-    pub(crate) fn sweep<'a>(&mut self, grounds: impl Iterator<Item = &'a Ground>) {
-        let parts: HashSet<u64> = grounds.map(|it| it.part.id).collect();
+    pub(crate) fn sweep<'a>(
+        &mut self,
+        grounds: impl Iterator<Item = (&'a Ground, Option<&'a Alike>)>,
+    ) {
+        let (mut parts, mut kinds) = (HashSet::new(), HashSet::new());
+        for (ground, alike) in grounds {
+            parts.insert(ground.part.id);
+            kinds.extend(alike.map(|it| (ground.part.id, it)));
+        }
+        let nodes: HashSet<_> = kinds.iter().map(|(part, it)| (*part, &it.nodes)).collect();
         self.all.retain(|(part, ..), _| parts.contains(part));
-        self.size = self.all.values().map(Table::size).sum();
+        self.sorted.retain(|((part, ..), marks), _| nodes.contains(&(*part, marks)));
+        self.apart.retain(|((part, ..), alike), _| kinds.contains(&(*part, alike)));
+        self.count_sizes();
+    }
+
+    fn count_sizes(&mut self) {
+        let tables = self.all.values().map(|it| it.size);
+        let kinds = self.sorted.values().map(|it| it.size);
+        self.size = tables.chain(kinds).chain(self.apart.values().map(|it| it.size)).sum();
     }
 
     /// How many tables there are, and how often a row of one was looked at.
     #[cfg(test)]
     pub(crate) fn counts(&self) -> (usize, usize) {
-        (self.all.len(), self.all.values().map(|it| it.n_looks).sum())
+        (self.all.len(), self.all.values().map(|it| it.it.n_looks).sum())
+    }
+
+    /// How often rows were looked at to sort them by kind.
+    #[cfg(test)]
+    pub(crate) fn n_sorted(&self) -> usize {
+        let sorted = self.sorted.values().map(|it| it.it.n_looks);
+        sorted.chain(self.apart.values().map(|it| it.it.n_looks)).sum()
+    }
+}
+
+impl<T> Kept<T> {
+    /// It has been used, and may take more or less than before.
+    fn note(&mut self, used: u64, size: impl Fn(&T) -> usize, all: &mut usize) -> &mut T {
+        self.used = used;
+        let size = size(&self.it);
+        *all = *all + size - self.size;
+        self.size = size;
+        &mut self.it
     }
 }

@@ -15,12 +15,15 @@ mod rule;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use self::rule::{added_by, hash_of};
 pub(crate) use self::{
-    numbers::RowMap,
+    numbers::{NumberHasher, RowMap},
     rule::{Counted, Eligible, Rule},
 };
 use crate::{
@@ -31,6 +34,12 @@ use crate::{
 
 /// Counts that nobody owns are dropped, the least used first, when a tenant has more than this.
 const KEPT: usize = 2048;
+
+/// A number that no tenant's counts have had.
+fn new_number() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed) + 1
+}
 
 /// Namespaces' labels, of one tenant.
 pub(crate) type Namespaces = HashMap<Arc<str>, BTreeMap<String, String>>;
@@ -45,6 +54,8 @@ struct Domain {
 /// One count, by row and by domain.
 #[derive(Debug)]
 pub(crate) struct Tally {
+    /// Never used twice.
+    number: u64,
     rule: Rule,
     key: Option<KeyId>,
     rows: RowMap<i64>,
@@ -141,6 +152,21 @@ impl Tally {
         }
     }
 
+    /// That of this count, and of no other there has been.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The label whose values are the domains, if any node has or had it.
+    pub(crate) fn key(&self) -> Option<KeyId> {
+        self.key
+    }
+
+    /// The rows on which anything is counted.
+    pub(crate) fn rows(&self) -> impl ExactSizeIterator<Item = usize> + '_ {
+        self.rows.keys().map(|row| *row as usize)
+    }
+
     /// What is counted in the domain of a row; 0 if it is in none.
     pub(crate) fn in_domain_of(&self, nodes: &Nodes, row: usize) -> i64 {
         self.domains.get(&self.domain(nodes, row)).map_or(0, |it| it.n_pods)
@@ -177,7 +203,7 @@ fn row_key(row: usize) -> u32 {
 }
 
 /// Names a count of a tenant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct TallyId(usize);
 
 /// Where the pods of one shape are.
@@ -206,7 +232,7 @@ pub(crate) struct Tallies {
 }
 
 impl Tallies {
-    /// Grows whenever names of counts come to mean something else, or a count comes that was not
+    /// Another whenever names of counts come to mean something else, or a count comes that was not
     /// there.
     pub(crate) fn generation(&self) -> u64 {
         self.generation
@@ -287,6 +313,7 @@ impl Tallies {
         }
         self.drop_unused();
         let mut tally = Tally {
+            number: new_number(),
             key: nodes.labels.key(&rule.topology_key),
             rows: RowMap::default(),
             domains: RowMap::default(),
@@ -320,7 +347,7 @@ impl Tallies {
         }
         self.by_rule.entry(hash).or_default().push(id);
         self.n_kept += 1;
-        self.generation += 1;
+        self.generation = new_number();
         id
     }
 
@@ -353,7 +380,7 @@ impl Tallies {
             placed.counted.retain(|(it, _)| *it != id);
         }
         self.n_kept -= 1;
-        self.generation += 1;
+        self.generation = new_number();
     }
 
     /// Forgets shapes that have no pods any more, and what was counted for their sake.
@@ -427,7 +454,7 @@ impl Tallies {
         self.tallies.clear();
         self.by_rule.clear();
         self.n_kept = 0;
-        self.generation += 1;
+        self.generation = new_number();
         for placed in placed.into_values() {
             for (row, n_pods) in placed.rows {
                 self.add(nodes, row as usize, &placed.shape, n_pods);

@@ -176,7 +176,8 @@ impl Core {
         self.world.gangs.wait(&member.key, &member.shape);
         let reserve = self.profile(&member.shape.scheduler).and_then(|it| it.reserve.clone());
         if let Some(reserve) = reserve {
-            reserve.unreserve(&mut self.world, &assumed);
+            // Nobody else has looked since it was taken.
+            reserve.unreserve(&mut self.world, &member.shape, &assumed);
         }
         for (key, held) in ended {
             self.world.hold(&key, held);

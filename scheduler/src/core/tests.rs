@@ -2,6 +2,7 @@ mod capacity;
 mod devices;
 mod gangs;
 mod hints;
+mod kinds;
 mod machines;
 mod model;
 mod random;

@@ -353,7 +353,7 @@ impl Rate for Claims {
         self.points(world, row).min(MAX_SCORE)
     }
 
-    fn go_over(&self, world: &World, rows: &[usize], scores: &mut [i64]) {
+    fn go_over(&self, world: &World, rows: &[usize], _n_alike: &[usize], scores: &mut [i64]) {
         for (row, score) in rows.iter().zip(&mut *scores) {
             *score = self.points(world, *row);
         }

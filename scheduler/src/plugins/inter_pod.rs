@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use crate::{
+    alike::{Mark, by_domain},
     framework::{Depends, Event, Filter, Hint, MAX_SCORE, Pass, Prepared, Rate, Score},
     pod::{PodTerm, Shape},
     tally::{Counted, Rule, Tallies, TallyId},
@@ -111,6 +112,14 @@ impl Pass for Neighbours {
         Depends::World
     }
 
+    fn alike(&self, world: &World) -> Option<Vec<Mark>> {
+        let mut marks = Vec::new();
+        for id in self.near.iter().chain(&self.far).chain(&self.avoiding) {
+            marks.extend(by_domain(world, &self.tenant, *id)?);
+        }
+        Some(marks)
+    }
+
     fn begin(&mut self, world: &World) {
         let tallies = world.tallies(&self.tenant);
         let is_empty = |id: &TallyId| tallies.get(*id).is_none_or(|it| it.is_empty());
@@ -191,12 +200,20 @@ impl Rate for Attraction {
         Depends::World
     }
 
+    fn alike(&self, world: &World) -> Option<Vec<Mark>> {
+        let mut marks = Vec::new();
+        for (id, _) in &self.weighed {
+            marks.extend(by_domain(world, &self.tenant, *id)?);
+        }
+        Some(marks)
+    }
+
     fn rate(&self, world: &World, row: usize) -> i64 {
         let tallies = world.tallies(&self.tenant);
         self.weighed.iter().map(|(id, each)| each * counted(tallies, *id, world, row)).sum()
     }
 
-    fn go_over(&self, world: &World, rows: &[usize], scores: &mut [i64]) {
+    fn go_over(&self, world: &World, rows: &[usize], _n_alike: &[usize], scores: &mut [i64]) {
         let tallies = world.tallies(&self.tenant);
         scores.fill(0);
         for (id, each) in &self.weighed {

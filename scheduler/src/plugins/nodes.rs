@@ -1,14 +1,12 @@
 //! What nodes are: whether they take pods, their taints, their labels and names.
 
-use std::{
-    borrow::Cow,
-    collections::{BTreeSet, HashMap},
-};
+use std::{borrow::Cow, collections::BTreeSet};
 
 use k8s_openapi::api::core::v1::{NodeSelectorTerm, PreferredSchedulingTerm, Taint, Toleration};
 
 use crate::{
-    framework::{Depends, Event, Filter, Hint, Pass, Prepared, Rate, Score, normalize},
+    alike::{Mark, by_label},
+    framework::{Depends, Event, Filter, Hint, MAX_SCORE, Pass, Prepared, Rate, Score, normalize},
     labels::{Condition, Term},
     nodes::{Changed, Nodes},
     pod::Shape,
@@ -225,11 +223,15 @@ impl Rate for AskedAway {
         Depends::World
     }
 
+    fn alike(&self, _world: &World) -> Option<Vec<Mark>> {
+        Some(vec![Mark::Taints])
+    }
+
     fn rate(&self, world: &World, row: usize) -> i64 {
         self.0.get(world.nodes.taints[row]).copied().unwrap_or(0)
     }
 
-    fn go_over(&self, world: &World, rows: &[usize], scores: &mut [i64]) {
+    fn go_over(&self, world: &World, rows: &[usize], _n_alike: &[usize], scores: &mut [i64]) {
         for (row, score) in rows.iter().zip(&mut *scores) {
             *score = self.rate(world, *row);
         }
@@ -379,6 +381,14 @@ impl Rate for Preferred {
         Depends::World
     }
 
+    fn alike(&self, world: &World) -> Option<Vec<Mark>> {
+        let mut marks = Vec::new();
+        for key in self.0.iter().flat_map(|(term, _)| term.keys()) {
+            marks.extend(by_label(world, key?)?);
+        }
+        Some(marks)
+    }
+
     fn rate(&self, world: &World, row: usize) -> i64 {
         let nodes = &world.nodes;
         let matching =
@@ -386,7 +396,7 @@ impl Rate for Preferred {
         matching.map(|(_, weight)| weight).sum()
     }
 
-    fn go_over(&self, world: &World, rows: &[usize], scores: &mut [i64]) {
+    fn go_over(&self, world: &World, rows: &[usize], _n_alike: &[usize], scores: &mut [i64]) {
         for (row, score) in rows.iter().zip(&mut *scores) {
             *score = self.rate(world, *row);
         }
@@ -427,28 +437,20 @@ impl Score for ImageLocality {
     }
 
     fn prepare(&self, world: &mut World, pod: &Shape) -> Option<Box<dyn Rate>> {
-        let n_nodes = world.nodes.len().max(1) as f64;
-        let mut saved: HashMap<usize, i64> = HashMap::new();
-        for image in &pod.images {
-            let Some(sizes) = world.nodes.images.sizes(image) else { continue };
-            let share = sizes.len() as f64 / n_nodes;
-            for (row, size) in sizes {
-                *saved.entry(*row as usize).or_default() += (*size as f64 * share) as i64;
-            }
-        }
+        let images = &world.nodes.images;
+        let images: Vec<u32> = pod.images.iter().filter_map(|it| images.number_of(it)).collect();
         let most = LARGE_IMAGE * i64::try_from(pod.n_containers).unwrap_or(1).max(1);
-        let scored = saved.into_iter().filter_map(|(row, sum)| {
-            let counted = sum.clamp(SMALL_IMAGE, most) - SMALL_IMAGE;
-            let score = 100 * counted / (most - SMALL_IMAGE);
-            (score != 0).then_some((row, score))
-        });
-        let scored: HashMap<usize, i64> = scored.collect();
-        (!scored.is_empty()).then(|| Box::new(Saved(scored)) as _)
+        (!images.is_empty()).then(|| Box::new(Saved { images, most }) as _)
     }
 }
 
+/// What is saved where these images are.
 #[derive(Debug)]
-struct Saved(HashMap<usize, i64>);
+struct Saved {
+    images: Vec<u32>,
+    /// More than this counts for no more.
+    most: i64,
+}
 
 impl Rate for Saved {
     fn depends(&self) -> Depends {
@@ -456,7 +458,18 @@ impl Rate for Saved {
         Depends::World
     }
 
-    fn rate(&self, _world: &World, row: usize) -> i64 {
-        self.0.get(&row).copied().unwrap_or(0)
+    fn alike(&self, _world: &World) -> Option<Vec<Mark>> {
+        Some(self.images.iter().map(|it| Mark::Image(*it)).collect())
+    }
+
+    fn rate(&self, world: &World, row: usize) -> i64 {
+        let n_nodes = world.nodes.len().max(1) as f64;
+        let images = &world.nodes.images;
+        let saved = self.images.iter().map(|it| {
+            let share = images.n_rows_with(*it) as f64 / n_nodes;
+            (images.size_on(*it, row) as f64 * share) as i64
+        });
+        let counted = saved.sum::<i64>().clamp(SMALL_IMAGE, self.most) - SMALL_IMAGE;
+        MAX_SCORE * counted / (self.most - SMALL_IMAGE)
     }
 }

@@ -1,7 +1,8 @@
 //! Takes volumes and devices for pods that are being bound.
 
 use crate::{
-    framework::Reserve,
+    framework::{Event, Reserve},
+    pod::Shape,
     storage::{Assumed, Work},
     world::World,
 };
@@ -19,8 +20,14 @@ impl Reserve for Reserving {
         assumed
     }
 
-    fn unreserve(&self, world: &mut World, assumed: &Assumed) {
-        world.storage.settle(assumed);
-        world.devices.settle(&assumed.devices);
+    fn unreserve(&self, world: &mut World, pod: &Shape, assumed: &Assumed) -> Vec<Event> {
+        let mut events = Vec::new();
+        if world.storage.settle(assumed) {
+            events.push(Event::Storage { tenant: Some(pod.tenant.clone()) });
+        }
+        if world.devices.settle(&assumed.devices) {
+            events.push(Event::Devices { claim: None });
+        }
+        events
     }
 }

@@ -5,6 +5,7 @@ use std::{borrow::Cow, collections::BTreeSet, sync::Arc};
 use insula_api::{names::TenantName, selector::Selector};
 
 use crate::{
+    alike::{Mark, by_domain, by_label},
     framework::{Depends, Event, Filter, Hint, MAX_SCORE, Pass, Prepared, Rate, Score},
     pod::{Group, Shape, Spread},
     tally::{Counted, Eligible, Rule, TallyId},
@@ -93,15 +94,18 @@ impl PodTopologySpread {
             let counted = it.selector.clone().filter(|it| !it.requirements().is_empty());
             let group = Group::in_namespace(&pod.namespace, counted);
             let own = it.selector.as_ref().is_some_and(|it: &Selector| it.matches(&pod.labels));
+            let on = Eligible {
+                keys: keys.clone(),
+                labels: if it.honors_affinity { pod.node_labels.clone() } else { vec![] },
+                required: if it.honors_affinity { pod.required.clone() } else { None },
+                tolerations: it.honors_taints.then(|| pod.tolerations.clone()),
+            };
+            // Scores need not know of domains without pods, and of hosts nothing but their pods.
+            let is_of_all = !it.is_required && (&*it.topology_key == HOSTNAME || on.has_all());
             let rule = Rule {
                 topology_key: it.topology_key.clone(),
                 counted: Counted::In { groups: vec![group], also_ending: false },
-                on: Some(Eligible {
-                    keys: keys.clone(),
-                    labels: if it.honors_affinity { pod.node_labels.clone() } else { vec![] },
-                    required: if it.honors_affinity { pod.required.clone() } else { None },
-                    tolerations: it.honors_taints.then(|| pod.tolerations.clone()),
-                }),
+                on: (!is_of_all).then_some(on),
             };
             Constraint {
                 tally: tallies.count(nodes, &rule),
@@ -157,6 +161,14 @@ struct Skew {
 impl Pass for Skew {
     fn depends(&self) -> Depends {
         Depends::World
+    }
+
+    fn alike(&self, world: &World) -> Option<Vec<Mark>> {
+        let mut marks = Vec::new();
+        for it in &self.constraints {
+            marks.extend(by_domain(world, &self.tenant, it.tally)?);
+        }
+        Some(marks)
     }
 
     fn begin(&mut self, world: &World) {
@@ -223,18 +235,32 @@ impl Rate for Crowding {
         Depends::World
     }
 
+    fn alike(&self, world: &World) -> Option<Vec<Mark>> {
+        let mut marks = Vec::new();
+        for it in &self.constraints {
+            let Some(key) = world.nodes.labels.key(&it.topology_key) else { continue };
+            if &*it.topology_key == HOSTNAME {
+                marks.extend([Mark::HasLabel(key), Mark::OnRow(it.tally)]);
+            } else {
+                marks.extend(by_label(world, Some(key))?);
+            }
+        }
+        Some(marks)
+    }
+
     fn rate(&self, _world: &World, _row: usize) -> i64 {
         0
     }
 
-    fn go_over(&self, world: &World, rows: &[usize], scores: &mut [i64]) {
+    fn go_over(&self, world: &World, rows: &[usize], n_alike: &[usize], scores: &mut [i64]) {
         let tallies = world.tallies(&self.tenant);
         let labels = &world.nodes.labels;
         let keys: Vec<_> = self.constraints.iter().map(|it| labels.key(&it.topology_key)).collect();
         let has_all = |row: usize| keys.iter().all(|key| labels.value(*key, row) != 0);
         let is_scored: Vec<bool> =
             rows.iter().map(|row| !self.needs_all_keys || has_all(*row)).collect();
-        let n_scored = is_scored.iter().filter(|it| **it).count();
+        let scored = n_alike.iter().zip(&is_scored).filter(|(_, scored)| **scored);
+        let n_scored: usize = scored.map(|(n_alike, _)| n_alike).sum();
         let mut sums = vec![0.0_f64; rows.len()];
         for (it, key) in self.constraints.iter().zip(&keys) {
             let Some(tally) = tallies.get(it.tally) else { continue };

@@ -209,10 +209,12 @@ impl Scheduler {
         self.note(Event::PodHere { pod: shape.clone() });
     }
 
-    pub(super) fn unreserve(&mut self, in_flight: &InFlight) {
-        let profile = self.core.profile(&in_flight.shape.scheduler).cloned();
+    /// Counts no longer on what was taken for a pod; what is free by that gives hope to others.
+    pub(super) fn unreserve(&mut self, InFlight { shape, assumed, .. }: &InFlight) {
+        let profile = self.core.profile(&shape.scheduler).cloned();
         if let Some(reserve) = profile.and_then(|it| it.reserve) {
-            reserve.unreserve(&mut self.core.world, &in_flight.assumed);
+            let events = reserve.unreserve(&mut self.core.world, shape, assumed);
+            self.events.extend(events);
         }
     }
 

@@ -459,7 +459,7 @@ impl Scheduler {
         } else if room.mark.is_none() {
             // Nobody has been asked.
             self.leave_room(key);
-        } else if !(is_waited_for || is_superseded && room.is_confirmed) {
+        } else if room.is_given_back || !(is_waited_for || is_superseded && room.is_confirmed) {
             self.give_back(key);
         }
         self.informers.dirty.add((Source::Pod, key.clone()));

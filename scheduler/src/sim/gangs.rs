@@ -85,6 +85,8 @@ impl Sim {
             && room.number == number
         {
             room.is_writing = false;
+            // As long as the pod is this replica's to decide on, it says so again.
+            room.is_given_back = false;
             if room.seen < Some(Mark::Reserved) {
                 self.leave(at, pod);
             }

@@ -49,6 +49,12 @@ pub(crate) struct Eligible {
 }
 
 impl Eligible {
+    /// Whether all nodes are.
+    pub(crate) fn has_all(&self) -> bool {
+        let Self { keys, labels, required, tolerations } = self;
+        keys.is_empty() && labels.is_empty() && required.is_none() && tolerations.is_none()
+    }
+
     pub(super) fn is_met(&self, nodes: &Nodes, row: usize) -> bool {
         nodes.is_there(row)
             && self.keys.iter().all(|key| nodes.labels.value(nodes.labels.key(key), row) != ABSENT)

@@ -2,11 +2,15 @@
 
 use insula_api::slots::Block;
 use insula_membership::Holders;
-use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClaim, ResourceSlice};
+use k8s_openapi::api::{
+    core::v1::{PersistentVolume, PersistentVolumeClaim},
+    resource::v1::{AllocationResult, DeviceClass, ResourceClaim, ResourceSlice},
+    storage::v1::StorageClass,
+};
 use serde::de::DeserializeOwned;
 
 use super::*;
-use crate::devices::ClaimWork;
+use crate::{devices::ClaimWork, storage::Assumed};
 
 const DRIVER: &str = "gpus.example.com";
 
@@ -155,6 +159,103 @@ fn each_device_is_given_once() {
     let key = ObjectKey::new(&TenantName::parse("acme").unwrap(), "ns", "c0");
     core.world.devices.settle(&[key]);
     assert!(given(&mut core, &having("p2", &["c2"])).ends_with(": r=g20"));
+}
+
+/// Whether a pod that found nothing may look again because of what giving back has caused.
+fn is_woken(core: &mut Core, pod: &Tenanted<Pod>, taken: &Assumed) -> bool {
+    let shape = core.shapes.of(pod);
+    let Decision::None(failure) = core.decide(&pod.key(), &shape) else {
+        panic!("{} finds a node", pod.key());
+    };
+    let reserve = core.profiles[0].reserve.clone().unwrap();
+    let events = reserve.unreserve(&mut core.world, &shape, taken);
+    core.may_help(&shape, failure.refused_by, &events)
+}
+
+#[test]
+fn who_waits_for_devices_hears_that_they_are_given_back() {
+    let mut core = two_nodes();
+    for n in 0..3 {
+        let devices = json!({"requests": [request("r", 1, large())]});
+        put_claim(&mut core, &format!("c{n}"), devices, json!({}));
+    }
+    let mut given = None;
+    for n in 0..2 {
+        let work = take(&mut core, &having(&format!("p{n}"), &[&format!("c{n}")]));
+        given = work[0].allocation.clone();
+    }
+    let waiting = having("p2", &["c2"]);
+    let claims = |n: usize| {
+        let mut it = Assumed::default();
+        it.devices.push(ObjectKey::new(
+            &TenantName::parse("acme").unwrap(),
+            "ns",
+            &format!("c{n}"),
+        ));
+        it
+    };
+    // It was written down what the second one was given: nothing is free by that.
+    let devices = json!({"requests": [request("r", 1, large())]});
+    put_claim(&mut core, "c1", devices, json!({"allocation": given}));
+    assert!(!is_woken(&mut core, &waiting, &claims(1)));
+    assert!(is_woken(&mut core, &waiting, &claims(0)));
+}
+
+#[test]
+fn who_waits_for_volumes_hears_that_they_are_given_back() {
+    let mut core = core(vec![("a", node("4", "4Gi", |_| ()))]);
+    let storage = &mut core.world.storage;
+    let class: Tenanted<StorageClass> = read(
+        "acme",
+        json!({
+            "metadata": {"name": "local"}, "provisioner": "kubernetes.io/no-provisioner",
+            "volumeBindingMode": "WaitForFirstConsumer",
+        }),
+    );
+    storage.put_class(&class.key(), Some(&class));
+    let put_volume = |core: &mut Core, claim: Value| {
+        let volume: Tenanted<PersistentVolume> = read(
+            "acme",
+            json!({
+                "metadata": {"name": "v"},
+                "spec": {
+                    "storageClassName": "local", "capacity": {"storage": "1Gi"},
+                    "accessModes": ["ReadWriteOnce"], "claimRef": claim,
+                },
+                "status": {"phase": "Available"},
+            }),
+        );
+        core.world.storage.put_volume(&volume.key(), Some(&volume));
+    };
+    put_volume(&mut core, Value::Null);
+    let mounting = |name: &str, claim: &str| {
+        let volume = json!({"name": "v", "persistentVolumeClaim": {"claimName": claim}});
+        pod(name, json!({"spec": {"containers": [{"name": "c"}], "volumes": [volume]}}))
+    };
+    for name in ["c0", "c1"] {
+        let claim: Tenanted<PersistentVolumeClaim> = read(
+            "acme",
+            json!({
+                "metadata": {"name": name, "namespace": "ns", "uid": name},
+                "spec": {
+                    "storageClassName": "local", "accessModes": ["ReadWriteOnce"],
+                    "resources": {"requests": {"storage": "1Gi"}},
+                },
+            }),
+        );
+        core.world.storage.put_claim(&claim.key(), Some(&claim));
+    }
+    let first = mounting("p0", "c0");
+    let shape = core.shapes.of(&first);
+    let Decision::Take { row, work } = core.decide(&first.key(), &shape) else {
+        panic!("{}", look(&mut core, &first));
+    };
+    let reserve = core.profiles[0].reserve.clone().unwrap();
+    let taken = reserve.reserve(&mut core.world, &work, row);
+    assert!(is_woken(&mut core, &mounting("p1", "c1"), &taken));
+    // It was written down whose it is: nothing is free by that.
+    put_volume(&mut core, json!({"namespace": "ns", "name": "c0", "uid": "c0"}));
+    assert!(!is_woken(&mut core, &mounting("p1", "c1"), &taken));
 }
 
 #[test]

@@ -122,7 +122,7 @@ fn details(core: &mut Core, pod: &Tenanted<Pod>) -> String {
     for (weight, score) in &Profile::default().scores {
         let Some(rate) = score.prepare(&mut core.world, &shape) else { continue };
         let mut scores = vec![0; rows.len()];
-        rate.go_over(&core.world, &rows, &mut scores);
+        rate.go_over(&core.world, &rows, &vec![1; rows.len()], &mut scores);
         let scores: Vec<i64> = scores.iter().map(|it| weight * it).collect();
         writeln!(out, "  {}: {scores:?}", score.name()).unwrap();
     }
