@@ -37,9 +37,9 @@ impl Disk for RealDisk {
         while offset < size {
             let step = (size - offset).min(ZEROS.len() as u64);
             file.write_all_at(&ZEROS[..step as usize], offset)?;
-            file.sync_data()?;
+            file.sync_all()?;
             offset += step;
         }
-        file.sync_all()
+        Ok(())
     }
 }
