@@ -31,15 +31,13 @@ impl Disk for RealDisk {
     }
 
     fn fill(&self, file: &File, size: u64) -> io::Result<()> {
-        // Flushed piece by piece: whoever flushes a record meanwhile has only one before it.
-        const ZEROS: &[u8] = &[0; 512 << 10];
+        const ZEROS: &[u8] = &[0; 64 << 10];
         let mut offset = 0;
         while offset < size {
             let step = (size - offset).min(ZEROS.len() as u64);
             file.write_all_at(&ZEROS[..step as usize], offset)?;
-            file.sync_all()?;
             offset += step;
         }
-        Ok(())
+        file.sync_all()
     }
 }

@@ -17,9 +17,8 @@ use super::{Wal, WalError};
 /// How long to wait before trying again to prepare a segment.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Old segments kept to be written again; more are removed. As many as one checkpoint lets go of:
-/// whoever writes much would otherwise have the disk busy with zeros, and others wait behind them.
-const KEPT: usize = 8;
+/// Old segments kept to be written again; more are removed.
+const KEPT: usize = 2;
 
 /// What the writers and the housekeeping thread tell each other.
 #[derive(Debug)]
