@@ -170,6 +170,9 @@ impl Shown {
     }
 }
 
+/// So much of a list is joined before threads that wait for the processor have it, in bytes.
+const PIECE: usize = 64 * 1024;
+
 /// The JSON of a list, from that of its items.
 fn join<'a>(
     kind: &str,
@@ -184,11 +187,16 @@ fn join<'a>(
         metadata.0
     );
     out.extend_from_slice(head.as_bytes());
+    let mut rested = 0;
     for (index, item) in items.enumerate() {
         if index != 0 {
             out.push(b',');
         }
         out.extend_from_slice(&item.bytes());
+        if PIECE <= out.len() - rested {
+            rested = out.len();
+            std::thread::yield_now();
+        }
     }
     out.extend_from_slice(b"]}");
     out.into()

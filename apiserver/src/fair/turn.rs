@@ -59,7 +59,7 @@ impl Turns {
         let Some(waiter) = &self.waiter else { return Poll::Pending };
         if !self.has_yielded && waiter.is_given() {
             self.has_yielded = true;
-            context.waker().wake_by_ref();
+            after_others(context);
             return Poll::Pending;
         }
         let seated = match waiter.ask(context.waker()) {
@@ -69,6 +69,9 @@ impl Turns {
         self.waiter = None;
         // Given back however the work ends.
         let mut seat = Seat { turns: self, begin: 0, seated };
+        // Other threads that are ready, as those that write to disk, have the processor first.
+        // The kernel would let them wait for milliseconds while one works without a break.
+        std::thread::yield_now();
         seat.begin = seat.turns.line.now();
         match seat.turns.is_long && runs_on_several() {
             true => tokio::task::block_in_place(|| work(context)),
@@ -83,6 +86,13 @@ impl Drop for Turns {
             self.line.leave(&self.account, &waiter);
         }
     }
+}
+
+/// Wakes whoever asks once everybody who is ready was heard, and all sockets were looked at.
+/// A task that only woke itself would be before what came on a socket meanwhile.
+fn after_others(context: &mut Context<'_>) {
+    let later = std::pin::pin!(tokio::task::yield_now());
+    let _ = later.poll(context);
 }
 
 /// Whether other threads can go on while this one is busy.
@@ -161,5 +171,46 @@ impl http_body::Body for Paced {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::poll_fn,
+        io::Write as _,
+        os::unix::net::UnixStream,
+        sync::atomic::{AtomicUsize, Ordering::Relaxed},
+        time::Duration,
+    };
+
+    use tokio::io::AsyncReadExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_came_on_a_socket_is_before_the_next_turn_of_who_uses_much() {
+        let (mut far, near) = UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        let mut near = tokio::net::UnixStream::from_std(near).unwrap();
+        let (line, account) = (Line::new(1), Account::of_test(1));
+        line.charge(&account, 1_000_000_000_000);
+        let count = Arc::new(AtomicUsize::new(0));
+        let counted = count.clone();
+        let busy = tokio::spawn(async move {
+            let mut turns = Turns::new(line, account, false);
+            for n in 1..=1000 {
+                poll_fn(|context| turns.poll(context, |_| Poll::Ready(()))).await;
+                counted.store(n, Relaxed);
+                if n == 100 {
+                    far.write_all(b"a").unwrap();
+                }
+            }
+        });
+        let read = tokio::time::timeout(Duration::from_secs(20), near.read_u8());
+        assert_eq!(read.await.unwrap().unwrap(), b'a');
+        let turns = count.load(Relaxed);
+        assert!((100..=102).contains(&turns), "it was heard after {turns} turns");
+        busy.await.unwrap();
     }
 }

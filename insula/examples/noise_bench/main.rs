@@ -10,10 +10,10 @@
 //! one is. With `--peer` a kube-apiserver is asked the same, with a namespace and a user in the
 //! place of each tenant.
 //!
-//! Both load generators run on the machine of the server. The flood is a process of its own at the
-//! lowest priority, so that what is seen is the server's doing and not that of whoever makes the
-//! noise; the quiet tenant's is above all others, so that its own waiting for a processor is not
-//! counted. Times are by the quiet client's clock.
+//! Both load generators run on the machine of the server. The flood is a process of its own that has
+//! what nobody else wants of a processor, so that what is seen is the server's doing and not that
+//! of whoever makes the noise; the quiet tenant's comes before all others, so that its own waiting
+//! for a processor is not counted. Times are by the quiet client's clock.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a bench prints")]
 
@@ -81,6 +81,7 @@ async fn measured(asked: &Asked) -> Result<(), Failure> {
             (Neighbour::new(&subject, "acme").await?, Neighbour::new(&subject, "globex").await?);
         flood::prepare(&noisy).await?;
         quiet::prepare(&quiet).await?;
+        quiet::hurry(true);
         // Once for what is done but once.
         quiet::measure(&quiet, Duration::from_secs(2)).await?;
         let alone = quiet::measure(&quiet, seconds).await?;
@@ -90,6 +91,7 @@ async fn measured(asked: &Asked) -> Result<(), Failure> {
         let beside = quiet::measure(&quiet, seconds).await?;
         let used = (subject.cpu()? - begun).as_secs_f64() / seconds.as_secs_f64();
         let told = flood.stop()?;
+        quiet::hurry(false);
         for (name, alone, beside) in alone.pairs(&beside) {
             println!("    {name:22} {}", Times::compared(alone, beside));
         }
