@@ -5,7 +5,7 @@
 #
 # Peers are looked for in $INSULA_PEERS, then in PATH.
 #
-#     install/bench.sh [cores] [beside_controllers] [beside_schedulers] [loads]
+#     install/bench.sh [cores] [beside_controllers] [beside_schedulers] [beside_clouds] [loads]
 set -uo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 . "$INSTALL_DIR/cloud.sh"
@@ -174,16 +174,17 @@ free_port() {
 
 # upstream: kube-apiserver on an etcd, and kube-scheduler without limits on what it asks, in $data. With
 # the authority of a cloud of ours, whose kubeconfig so is good for both. Its API server is $cloud, its
-# scheduler $begun.
+# scheduler $begun, its store $etcd.
 upstream() {
-    local pid etcd port
+    local url port
     cloud node,controllers,scheduler || return 1
     kill "$cloud" && wait "$cloud" 2>/dev/null
     running=
-    etcd=http://127.0.0.1:$(free_port)
-    begin etcd "$(peer etcd)" --data-dir "$data/etcd" --listen-client-urls "$etcd" \
-        --advertise-client-urls "$etcd" --listen-peer-urls "http://127.0.0.1:$(free_port)" \
+    url=http://127.0.0.1:$(free_port)
+    begin etcd "$(peer etcd)" --data-dir "$data/etcd" --listen-client-urls "$url" \
+        --advertise-client-urls "$url" --listen-peer-urls "http://127.0.0.1:$(free_port)" \
         --quota-backend-bytes 8000000000
+    etcd=$begun
     openssl req -newkey rsa:2048 -nodes -subj /CN=bench -keyout "$data/server.key" 2>/dev/null |
         openssl x509 -req -CA "$data/pki/ca.crt" -CAkey "$data/pki/ca.key" -CAcreateserial -days 1 \
             -extfile <(echo subjectAltName=IP:127.0.0.1) -out "$data/server.crt" 2>/dev/null
@@ -191,7 +192,7 @@ upstream() {
     openssl rsa -in "$data/tokens.key" -pubout -out "$data/tokens.pub" 2>/dev/null
     port=$(free_port)
     # Who may do anything costs it less than rules would. It lacks what there is to make accounts.
-    begin kube-apiserver "$(peer kube-apiserver)" --etcd-servers "$etcd" --secure-port "$port" \
+    begin kube-apiserver "$(peer kube-apiserver)" --etcd-servers "$url" --secure-port "$port" \
         --bind-address 127.0.0.1 --advertise-address 127.0.0.1 --client-ca-file "$data/pki/ca.crt" \
         --tls-cert-file "$data/server.crt" --tls-private-key-file "$data/server.key" \
         --service-account-signing-key-file "$data/tokens.key" \
@@ -214,6 +215,46 @@ upstream() {
     sleep 5
 }
 
+# filled WHOSE NODES PODS RATE: a whole cloud, ours or of upstream's parts, filled with pods on hollow
+# nodes that do as standard kubelets do.
+filled() (
+    whose=$1
+    say "density, $2 nodes, $3 pods, $4 a second: $whose"
+    case $whose in
+    ours)
+        cloud node || exit 1
+        processes=(--process "server=$cloud")
+        ;;
+    upstream)
+        upstream || exit 1
+        processes=(--process "server=$cloud" --process "scheduler=$begun" --process "etcd=$etcd")
+        begin controllers "$(peer kube-controller-manager)" --kubeconfig "$data/admin.kubeconfig" \
+            --authentication-kubeconfig "$data/admin.kubeconfig" \
+            --authorization-kubeconfig "$data/admin.kubeconfig" --secure-port 0 \
+            --kube-api-qps 100000 --kube-api-burst 100000 --leader-elect=false \
+            --root-ca-file "$data/ca.crt" --service-account-private-key-file "$data/tokens.key"
+        processes+=(--process "controllers=$begun")
+        ;;
+    esac
+    # Ten namespaces in the place of as many tenants.
+    "$INSULA" loadtest run density --kubeconfig "$data/admin.kubeconfig" --no-tenants --quiet \
+        --set tenants=10 --set "nodes=$2" --set "pods=$3" --set "rate=$4" \
+        "${processes[@]}" --cleanup-timeout 1 --out "$OUT/density-$2-$3-$whose" 2>&1
+    [ $? -le 1 ]
+)
+
+# The size that FULL takes is what upstream's carried on two processors; DENSITY is another.
+beside_clouds() {
+    local size=(50 500 50)
+    [ -z "$FULL" ] || size=(1000 10000 100)
+    [ -z "${DENSITY:-}" ] || read -ra size <<<"$DENSITY"
+    filled ours "${size[@]}" || failed+=("density")
+    [ -n "$(peer kube-controller-manager)" ] && has_schedulers || return
+    filled upstream "${size[@]}" || failed+=("density by upstream's")
+    "$INSULA" loadtest compare "$OUT/density-${size[0]}-${size[1]}-ours" \
+        "$OUT/density-${size[0]}-${size[1]}-upstream" | tee "$OUT/density-beside.txt"
+}
+
 ours() {
     cloud node,controllers,scheduler || return 1
     begin scheduler "$INSULA" scheduler --kubeconfig "$data/admin.kubeconfig"
@@ -233,11 +274,16 @@ schedule() (
     [ $? -le 1 ]
 )
 
+# Whether there is what it takes to compare with kube-scheduler.
+has_schedulers() {
+    [ -n "$(peer kube-scheduler)" ] && [ -n "$(peer kube-apiserver)" ] && [ -n "$(peer etcd)" ]
+}
+
 # beside_scheduler NAME ARGUMENTS..: by ours, by kube-scheduler, and compared.
 beside_scheduler() {
     local name=$1
     schedule ours "$@" || failed+=("scheduling $name")
-    [ -n "$(peer kube-scheduler)" ] && [ -n "$(peer kube-apiserver)" ] && [ -n "$(peer etcd)" ] || return
+    has_schedulers || return
     schedule upstream "$@" || failed+=("scheduling $name by kube-scheduler")
     "$INSULA" loadtest compare "$OUT/scheduling-$name-ours" "$OUT/scheduling-$name-upstream" |
         tee "$OUT/scheduling-$name.txt"
@@ -294,12 +340,12 @@ beside_schedulers() {
     fi
 }
 
-[ $# != 0 ] || set -- cores beside_controllers beside_schedulers loads
+[ $# != 0 ] || set -- cores beside_controllers beside_schedulers beside_clouds loads
 for part in "$@"; do
     case $part in
-    cores | beside_controllers | beside_schedulers) "$part" ;;
+    cores | beside_controllers | beside_schedulers | beside_clouds) "$part" ;;
     loads) loads || failed+=("load tests") ;;
-    *) die "there is no part $part; there are: cores, beside_controllers, beside_schedulers, loads" ;;
+    *) die "there is no part $part; there are: cores, beside_controllers, beside_schedulers, beside_clouds, loads" ;;
     esac
 done
 

@@ -166,9 +166,8 @@ impl<K: Object> Api<K> {
 
     pub async fn get(&self, name: &str) -> Result<Tenanted<K>, Error> {
         let uri = self.object_path(name, None);
-        let answer: Box<RawValue> = self.client.call(Method::GET, &uri, K::ACCEPT, None).await?;
-        self.read(answer.get())
-            .map_err(|source| Error::Decode { request: describe(&Method::GET, &uri), source })
+        let answer = self.client.fetch(&Method::GET, &uri, K::ACCEPT, None).await?;
+        self.object_in(&answer, &Method::GET, &uri)
     }
 
     /// Like [`Api::get`], with `None` for an object that does not exist.
@@ -187,7 +186,7 @@ impl<K: Object> Api<K> {
         options: &WriteOptions,
     ) -> Result<Tenanted<K>, Error> {
         let uri = self.path() + options.query().as_str();
-        self.write(Method::POST, &uri, JSON, object).await
+        self.write_object(Method::POST, &uri, JSON, object).await
     }
 
     /// Replaces an object, if it still has the version that `object` carries.
@@ -212,7 +211,7 @@ impl<K: Object> Api<K> {
             field: "name",
         })?;
         let uri = self.object_path(name, subresource) + options.query().as_str();
-        self.write(Method::PUT, &uri, JSON, object).await
+        self.write_object(Method::PUT, &uri, JSON, object).await
     }
 
     pub async fn patch(&self, name: &str, patch: &Patch) -> Result<Tenanted<K>, Error> {
@@ -231,7 +230,7 @@ impl<K: Object> Api<K> {
         options: &PatchOptions,
     ) -> Result<Tenanted<K>, Error> {
         let uri = self.object_path(name, subresource) + options.query().as_str();
-        self.write(Method::PATCH, &uri, patch.content_type(), patch.body()).await
+        self.write_object(Method::PATCH, &uri, patch.content_type(), patch.body()).await
     }
 
     pub async fn delete(&self, name: &str, options: &DeleteOptions) -> Result<Deleted<K>, Error> {
@@ -301,6 +300,19 @@ impl<K: Object> Api<K> {
         self.write(Method::POST, &self.object_path(name, Some(subresource)), JSON, body).await
     }
 
+    /// Writes what is answered with the object as it is then.
+    async fn write_object<B: Serialize + ?Sized>(
+        &self,
+        method: Method,
+        uri: &str,
+        content_type: &'static str,
+        body: &B,
+    ) -> Result<Tenanted<K>, Error> {
+        let body = encode(&method, uri, content_type, body)?;
+        let answer = self.client.fetch(&method, uri, K::ACCEPT, Some(body)).await?;
+        self.object_in(&answer, &method, uri)
+    }
+
     async fn write<B: Serialize + ?Sized, R: DeserializeOwned>(
         &self,
         method: Method,
@@ -308,9 +320,16 @@ impl<K: Object> Api<K> {
         content_type: &'static str,
         body: &B,
     ) -> Result<R, Error> {
-        let body = serde_json::to_vec(body)
-            .map_err(|source| Error::Encode { request: describe(&method, uri), source })?;
-        self.client.call(method, uri, K::ACCEPT, Some((content_type, Bytes::from(body)))).await
+        let body = encode(&method, uri, content_type, body)?;
+        self.client.call(method, uri, K::ACCEPT, Some(body)).await
+    }
+
+    /// Reads the object that a request was answered with.
+    fn object_in(&self, answer: &[u8], method: &Method, uri: &str) -> Result<Tenanted<K>, Error> {
+        str::from_utf8(answer)
+            .map_err(serde::de::Error::custom)
+            .and_then(|text| self.read(text))
+            .map_err(|source| Error::Decode { request: describe(method, uri), source })
     }
 
     fn object_path(&self, name: &str, subresource: Option<&str>) -> String {
@@ -321,6 +340,18 @@ impl<K: Object> Api<K> {
         }
         path
     }
+}
+
+/// A body of a request, as JSON, with what it is called.
+fn encode<B: Serialize + ?Sized>(
+    method: &Method,
+    uri: &str,
+    content_type: &'static str,
+    body: &B,
+) -> Result<(&'static str, Bytes), Error> {
+    let body = serde_json::to_vec(body)
+        .map_err(|source| Error::Encode { request: describe(method, uri), source })?;
+    Ok((content_type, Bytes::from(body)))
 }
 
 /// Turns "not found" into `None`.
