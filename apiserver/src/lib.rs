@@ -69,6 +69,7 @@ mod subresources;
 mod table;
 mod tenants;
 pub mod tokens;
+mod topics;
 mod turns;
 mod validate;
 mod version;
@@ -156,6 +157,7 @@ pub struct Server {
     pub(crate) frames: per_event::Frames,
     pub(crate) sights: per_event::Sights,
     pub(crate) bound_names: feed::names::Names,
+    pub(crate) topics: topics::Topics,
     pub(crate) metrics: metrics::Metrics,
     pub(crate) held: body::Held,
     pub(crate) measured: measured::Measured,
@@ -183,6 +185,7 @@ impl Server {
             }
         }
         let fair = Arc::<fair::Fair>::default();
+        let tasks = TaskTracker::new();
         let server = Arc::new_cyclic(|own| Self {
             own: own.clone(),
             partitions: config.partitions,
@@ -207,11 +210,12 @@ impl Server {
             frames: per_event::Frames::default(),
             sights: per_event::Sights::default(),
             bound_names: feed::names::Names::default(),
+            topics: topics::Topics::new(tasks.clone(), config.shutdown.clone()),
             metrics: metrics::Metrics::new(fair.clone()),
             fair: fair.clone(),
             held: body::Held::default(),
             measured: measured::Measured::default(),
-            tasks: TaskTracker::new(),
+            tasks,
             shutdown: config.shutdown,
         });
         if let Some(peers) = &server.peers {

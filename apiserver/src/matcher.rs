@@ -16,7 +16,10 @@ use memchr::memmem::Finder;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::error::{ApiError, Result};
+use crate::{
+    error::{ApiError, Result},
+    topics::{Field, Topic},
+};
 
 /// The selectors of one request. Empty ones match everything and read nothing.
 #[derive(Debug, Clone, Default)]
@@ -75,6 +78,18 @@ impl Matcher {
             certain.then(|| Finder::new(&json_of(&term.value)).into_owned())
         });
         Ok(Self { labels, needles: needles.collect(), fields })
+    }
+
+    /// What all that matches is about, if there is such a thing.
+    pub(crate) fn topic(&self, resource: &Resource) -> Option<Topic> {
+        let fields = self.fields.as_ref()?;
+        let of_node = || match (&*resource.group, &*resource.name) {
+            ("", "pods") => fields.required("spec.nodeName").map(|it| (Field::Node, it)),
+            _ => None,
+        };
+        let named = fields.required("metadata.name").map(|it| (Field::Name, it));
+        let (field, value) = named.or_else(of_node).filter(|(_, value)| !value.is_empty())?;
+        Some(Topic { field, value: value.into() })
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -33,6 +33,7 @@ use crate::{
     registry::{self, Served, Whose},
     request::{Encoding, ListOptions},
     revision::Vector,
+    topics::Scope,
 };
 
 /// How often a bookmark is sent.
@@ -123,8 +124,13 @@ impl Watch {
             read::check_together(places, &snapshots)?;
         }
         let mut watchers = Vec::with_capacity(places.len());
+        let topic = matcher.topic(&served.resource);
         for ((name, store), (_, revision)) in places.iter().zip(&at) {
-            let watcher = store.watch(&served.collection, *revision).map_err(cut_off)?;
+            let mut watcher = store.watch(&served.collection, *revision).map_err(cut_off)?;
+            if let Some(topic) = &topic {
+                let scope = Scope::new(name, whose, &served.collection);
+                watcher = server.topics.narrow(watcher, *revision, scope, topic);
+            }
             watchers.push((name.clone(), watcher));
         }
         let shutdown = server.shutdown.clone();

@@ -85,7 +85,13 @@ impl Watcher {
     /// Has `wrap` stand between the watcher and what it waits on. Call it before anything is read.
     pub fn through(mut self, wrap: impl FnOnce(Arc<dyn Feed>) -> Arc<dyn Feed>) -> Self {
         self.feed = wrap(self.feed);
+        self.wakeups = self.feed.wakeups();
         self
+    }
+
+    /// Whether it follows two collections ([`Watcher::together`]).
+    pub fn is_of_two(&self) -> bool {
+        self.others.is_some()
     }
 
     /// Follows a second collection of the same partition too. `wrap` makes one feed of both, in

@@ -28,7 +28,7 @@ struct Spec<'a> {
 }
 
 /// The node that the pod of this JSON is bound to.
-pub(super) fn node_of(json: &[u8]) -> Option<Box<str>> {
+pub(crate) fn node_of(json: &[u8]) -> Option<Box<str>> {
     // What is found may be something else of that name, such as a label; what is not needs no
     // parsing.
     memmem::find(json, b"\"nodeName\":\"")?;
