@@ -286,7 +286,10 @@ async fn nothing_is_left_out() {
 
 fn is_about(event: &Event, node: u64) -> bool {
     let name = format!("n{node}");
-    Field::Node.topics(event).iter().flatten().any(|topic| **topic == *name)
+    [Some(&event.entry), event.previous.as_ref()].into_iter().flatten().any(|entry| {
+        let pod: serde_json::Value = serde_json::from_slice(&entry.value.bytes()).unwrap();
+        pod["spec"]["nodeName"] == *name
+    })
 }
 
 /// Reads what there is, which must go on from where the reader was. Returns whether there was any.
