@@ -6,7 +6,12 @@
 
 mod trim;
 
-use std::{cell::RefCell, collections::HashMap, fmt, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeSet, HashMap},
+    fmt,
+    sync::Arc,
+};
 
 use futures::{
     FutureExt as _,
@@ -40,7 +45,7 @@ use self::trim::{trim_lease, trim_node, trim_pod, trim_slice};
 use crate::{
     attachments::disk::Disk,
     bootstrap_tokens::PUBLISHED,
-    objects::{annotation, claims_of, controller_uid, node_of},
+    objects::{annotation, claims_of, controller_uid, is_pod_finished, node_of},
     services::SERVICE_NAME,
     volume_binder::BIND_COMPLETED,
 };
@@ -132,6 +137,8 @@ pub(crate) struct Informers {
     pub(crate) pods: Owned<Pod>,
     pods_by_node: IndexId,
     claimants_by_node: IndexId,
+    deleting_pods: IndexId,
+    ended_pods: IndexId,
     pub(crate) replica_sets: Owned<ReplicaSet>,
     pub(crate) replication_controllers: Owned<ReplicationController>,
     pub(crate) stateful_sets: Informer<StatefulSet>,
@@ -196,6 +203,15 @@ impl Informers {
             let node = node_of(pod).filter(|_| claims_of(pod).next().is_some());
             node.map(str::to_owned).into_iter().collect()
         });
+        let of_tenant = |pod: &Tenanted<Pod>| vec![pod.tenant.to_string()];
+        let deleting_pods = pods.index(move |pod| match pod.is_deleting() {
+            true => of_tenant(pod),
+            false => Vec::new(),
+        });
+        let ended_pods = pods.index(move |pod| match is_pod_finished(pod) && !pod.is_deleting() {
+            true => of_tenant(pod),
+            false => Vec::new(),
+        });
         let mut claims = Informer::builder(client.all().collection::<PersistentVolumeClaim>());
         let unbound_claims = claims.index(|claim| {
             let is_bound = annotation(&claim.object, BIND_COMPLETED).is_some();
@@ -252,6 +268,8 @@ impl Informers {
             pods: Owned::start(pods, N_PLAIN_PODS, &starts),
             pods_by_node,
             claimants_by_node,
+            deleting_pods,
+            ended_pods,
             replica_sets: starts.owned(),
             replication_controllers: starts.owned(),
             stateful_sets: starts.all(),
@@ -445,9 +463,45 @@ impl Informers {
         self.pods.informer.indexed(self.pods_by_node, node)
     }
 
+    /// What those of one tenant are called.
+    pub(crate) fn keys_of_pods_on(&self, node: &str, tenant: &TenantName) -> Vec<ObjectKey> {
+        let mut keys = self.pods.informer.keys_indexed(self.pods_by_node, node);
+        keys.retain(|key| key.tenant == *tenant);
+        keys
+    }
+
+    /// Whose they are.
+    pub(crate) fn tenants_on(&self, node: &str) -> BTreeSet<TenantName> {
+        let keys = self.pods.informer.keys_indexed(self.pods_by_node, node);
+        keys.into_iter().map(|key| key.tenant).collect()
+    }
+
     /// Those of them that have claims.
     pub(crate) fn claimants_on(&self, node: &str) -> Vec<Arc<Tenanted<Pod>>> {
         self.pods.informer.indexed(self.claimants_by_node, node)
+    }
+
+    /// Shows each pod of a tenant that is being deleted.
+    pub(crate) fn each_deleting_pod(
+        &self,
+        tenant: &TenantName,
+        look: impl FnMut(&Arc<Tenanted<Pod>>),
+    ) {
+        self.pods.informer.each_indexed(self.deleting_pods, tenant.as_str(), look);
+    }
+
+    /// How many pods of a tenant have ended, and nobody has deleted them.
+    pub(crate) fn n_ended_pods(&self, tenant: &TenantName) -> usize {
+        self.pods.informer.n_indexed(self.ended_pods, tenant.as_str())
+    }
+
+    /// Shows each of them.
+    pub(crate) fn each_ended_pod(
+        &self,
+        tenant: &TenantName,
+        look: impl FnMut(&Arc<Tenanted<Pod>>),
+    ) {
+        self.pods.informer.each_indexed(self.ended_pods, tenant.as_str(), look);
     }
 }
 

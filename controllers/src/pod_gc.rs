@@ -1,18 +1,17 @@
 //! Deletes pods that nobody else will: on nodes that are gone or out of service, ended before they had a node, or
 //! ended long ago among too many others.
+//!
+//! Nobody looks through all pods for these. A node is missing when it goes and has pods, or when a
+//! pod is new on one that is not known: both are heard of. Those that have ended or are being
+//! deleted are found by an index, and looked at as long as there are any.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use insula_api::names::TenantName;
-use insula_client::{Client, DeleteOptions, Error, ObjectKey, Patch, Tenanted};
+use insula_client::{Change, Client, DeleteOptions, Error, ObjectKey, Patch, Tenanted};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
-use parking_lot::Mutex;
 use serde_json::json;
-use tokio::time::Instant;
 
 use crate::{
     controller::{Controller, Next, ReconcileError},
@@ -24,48 +23,94 @@ use crate::{
 
 /// Ended pods of one tenant that are kept.
 const KEPT: usize = 12_500;
-/// How often a tenant's pods are looked through.
+/// How often pods are looked at that may have to go. What has ended or is being deleted is not
+/// looked at sooner either: mostly its node is about to report its end.
 const LOOK_EVERY: Duration = Duration::from_secs(20);
-/// For so long a node must be gone before its pods are.
+/// After so long a node is missed in earnest. It may have been made anew, or pods may have been
+/// heard of before it was.
 const QUARANTINE: Duration = Duration::from_secs(40);
 
-/// See the module. A key names a tenant alone: all its pods are looked through.
+/// See the module. A key names a tenant, whose pods are looked at that have ended or are being
+/// deleted; or a node that was missing, as the tenant's pods are on it.
 #[derive(Debug)]
 pub(crate) struct PodCollector {
     client: Client,
     informers: Informers,
-    /// Since when nodes that pods are on are missing.
-    missing: Mutex<HashMap<String, Instant>>,
 }
 
 impl PodCollector {
     pub(crate) fn new(client: Client, informers: Informers) -> Self {
-        Self { client, informers, missing: Mutex::default() }
+        Self { client, informers }
     }
 
-    /// Nodes of these names that have been missing for long enough, and certainly are.
-    async fn gone(&self, named: BTreeSet<String>) -> Result<BTreeSet<String>, Error> {
-        let is_known = |name: &str| {
-            self.informers.nodes.get(&ObjectKey::new(&TenantName::system(), "", name)).is_some()
-        };
-        let mut suspects = Vec::new();
+    fn pod_changed(&self, change: &Change<'_, Pod>, queue: &Queue<ObjectKey>) {
+        let Some(pod) = change.new else { return };
+        if pod.is_deleting() || is_pod_finished(pod) {
+            queue.add_after(ObjectKey::new(&pod.tenant, "", ""), LOOK_EVERY);
+        }
+        let was_on = change.old.and_then(|old| node_of(old));
+        if let Some(node) = node_of(pod)
+            && was_on != Some(node)
+            && !self.is_known(node)
         {
-            let mut missing = self.missing.lock();
-            missing.retain(|name, _| !is_known(name));
-            for name in named.into_iter().filter(|name| !is_known(name)) {
-                let since = *missing.entry(name.clone()).or_insert_with(Instant::now);
-                if QUARANTINE <= since.elapsed() {
-                    suspects.push(name);
+            queue.add_after(ObjectKey::new(&pod.tenant, "", node), QUARANTINE);
+        }
+    }
+
+    fn is_known(&self, node: &str) -> bool {
+        self.informers.nodes.contains(&ObjectKey::new(&TenantName::system(), "", node))
+    }
+
+    /// Deletes a tenant's pods on a node that was missing, if it certainly is.
+    async fn look_on(&self, node: &str, tenant: &TenantName) -> Result<Next, ReconcileError> {
+        if self.is_known(node) {
+            return Ok(Next::WhenChanged);
+        }
+        let keys = self.informers.keys_of_pods_on(node, tenant);
+        if keys.is_empty() {
+            return Ok(Next::WhenChanged);
+        }
+        if self.client.system().api::<Node>().get_opt(node).await?.is_none() {
+            for key in &keys {
+                let pod = self.informers.pods.informer.get(key);
+                if let Some(pod) = pod.filter(|pod| node_of(pod) == Some(node)) {
+                    self.delete(&pod, Some("PodGC: node no longer exists")).await?;
                 }
             }
         }
-        let mut gone = BTreeSet::new();
-        for name in suspects {
-            if self.client.system().api::<Node>().get_opt(&name).await?.is_none() {
-                gone.insert(name);
+        // Until the node is known or the pods are gone, which others may have to agree to.
+        Ok(Next::After(LOOK_EVERY))
+    }
+
+    /// Deletes a tenant's pods that have ended or are being deleted, and that nobody else deletes.
+    async fn look(&self, tenant: &TenantName) -> Result<Next, ReconcileError> {
+        let (mut is_deleting, mut left) = (false, Vec::new());
+        self.informers.each_deleting_pod(tenant, |pod| {
+            is_deleting = true;
+            let is_left = match node_of(pod) {
+                Some(node) => self.is_out_of_service(node),
+                None => !pod_phase(pod).is_empty(),
+            };
+            if is_left {
+                left.push(pod.clone());
+            }
+        });
+        for pod in &left {
+            self.delete(pod, None).await?;
+        }
+        let n_surplus = self.informers.n_ended_pods(tenant).saturating_sub(KEPT);
+        if n_surplus != 0 {
+            let mut ended = Vec::new();
+            self.informers.each_ended_pod(tenant, |pod| ended.push(Ended::of(pod)));
+            for pod in surplus(ended, KEPT) {
+                self.delete_ended(&pod.key, &pod.uid).await?;
             }
         }
-        Ok(gone)
+        // A node may be said to be out of service at any time.
+        Ok(match is_deleting || n_surplus != 0 {
+            true => Next::After(LOOK_EVERY),
+            false => Next::WhenChanged,
+        })
     }
 
     /// Whether somebody has said that a node is down, and it does not say otherwise.
@@ -78,8 +123,8 @@ impl PodCollector {
 
     /// Deletes a pod at once: no agent will report its end.
     async fn delete(&self, pod: &Tenanted<Pod>, why: Option<&str>) -> Result<(), Error> {
-        let api = self.client.tenant(&pod.tenant).namespaced::<Pod>(pod.namespace());
         if !is_pod_finished(pod) {
+            let api = self.client.tenant(&pod.tenant).namespaced::<Pod>(pod.namespace());
             // Who counts pods has to see how this one ended.
             let mut status = json!({"phase": "Failed"});
             if let Some(message) = why {
@@ -92,10 +137,15 @@ impl PodCollector {
                 Err(error) => return Err(error),
             }
         }
-        let options = DeleteOptions::default().only_uid(pod.uid()).grace_period(0);
-        match api.delete(pod.name(), &options).await {
+        self.delete_ended(&pod.key(), pod.uid()).await
+    }
+
+    async fn delete_ended(&self, key: &ObjectKey, uid: &str) -> Result<(), Error> {
+        let api = self.client.tenant(&key.tenant).namespaced::<Pod>(&key.namespace);
+        let options = DeleteOptions::default().only_uid(uid).grace_period(0);
+        match api.delete(&key.name, &options).await {
             Ok(_) => {
-                tracing::info!(pod = %pod.key(), "a pod that nobody keeps was deleted");
+                tracing::info!(pod = %key, "a pod that nobody keeps was deleted");
                 Ok(())
             }
             Err(error) if error.is_not_found() || error.is_conflict() => Ok(()),
@@ -104,22 +154,33 @@ impl PodCollector {
     }
 }
 
-/// The pods of a tenant that have ended, more than are kept: those that failed by eviction first,
-/// then the oldest.
-fn surplus(pods: &[Arc<Tenanted<Pod>>], kept: usize) -> Vec<Arc<Tenanted<Pod>>> {
-    let ended = |pod: &&Arc<Tenanted<Pod>>| is_pod_finished(pod) && !pod.is_deleting();
-    let mut all: Vec<_> = pods.iter().filter(ended).cloned().collect();
-    let n_surplus = all.len().saturating_sub(kept);
-    if n_surplus == 0 {
-        return Vec::new();
-    }
-    all.sort_by_key(|pod| {
+/// Of a pod that has ended, what is asked of very many at once. The first are to go first: those
+/// that failed by eviction, then the oldest.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Ended {
+    was_not_evicted: bool,
+    created: Option<Timestamp>,
+    key: ObjectKey,
+    uid: String,
+}
+
+impl Ended {
+    fn of(pod: &Tenanted<Pod>) -> Self {
         let reason = pod.status.as_ref().and_then(|status| status.reason.as_deref());
-        let created = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
-        (reason != Some("Evicted"), created, pod.name().to_owned())
-    });
-    all.truncate(n_surplus);
-    all
+        Self {
+            was_not_evicted: reason != Some("Evicted"),
+            created: pod.metadata.creation_timestamp.as_ref().map(|time| time.0),
+            key: pod.key(),
+            uid: pod.uid().to_owned(),
+        }
+    }
+}
+
+/// Those that are more than are kept.
+fn surplus(mut ended: Vec<Ended>, kept: usize) -> Vec<Ended> {
+    ended.sort_unstable();
+    ended.truncate(ended.len().saturating_sub(kept));
+    ended
 }
 
 impl Controller for PodCollector {
@@ -128,15 +189,17 @@ impl Controller for PodCollector {
     type Key = ObjectKey;
 
     fn watch(self: &Arc<Self>, queue: &Queue<ObjectKey>) {
-        let keys = queue.clone();
-        self.informers.pods.informer.on_change(move |change| {
-            // What may be left behind: it ended, has to end, or has a node.
-            if let Some(pod) = change.new
-                && change.old.is_none()
-            {
-                keys.add(ObjectKey::new(&pod.tenant, "", ""));
+        let (it, keys) = (self.clone(), queue.clone());
+        self.informers.nodes.on_change(move |change| {
+            if change.new.is_none() {
+                let node = &change.key.name;
+                for tenant in it.informers.tenants_on(node) {
+                    keys.add_after(ObjectKey::new(&tenant, "", node), QUARANTINE);
+                }
             }
         });
+        let (it, keys) = (self.clone(), queue.clone());
+        self.informers.pods.informer.on_change(move |change| it.pod_changed(change, &keys));
     }
 
     async fn synced(&self) -> bool {
@@ -144,46 +207,10 @@ impl Controller for PodCollector {
     }
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Next, ReconcileError> {
-        let (mut is_any, mut named, mut pods) = (false, BTreeSet::new(), Vec::new());
-        let all = &self.informers.pods.informer;
-        all.each_in_tenant(&key.tenant, |pod| {
-            is_any = true;
-            if let Some(node) = node_of(pod)
-                && !named.contains(node)
-            {
-                named.insert(node.to_owned());
-            }
-            if pod.is_deleting() || is_pod_finished(pod) {
-                pods.push(pod.clone());
-            }
-        });
-        if !is_any {
-            return Ok(Next::WhenChanged);
+        match &*key.name {
+            "" => self.look(&key.tenant).await,
+            node => self.look_on(node, &key.tenant).await,
         }
-        let gone = self.gone(named).await?;
-        if !gone.is_empty() {
-            all.each_in_tenant(&key.tenant, |pod| {
-                let is_new = !pod.is_deleting() && !is_pod_finished(pod);
-                if is_new && node_of(pod).is_some_and(|node| gone.contains(node)) {
-                    pods.push(pod.clone());
-                }
-            });
-        }
-        for pod in &pods {
-            let of_node = node_of(pod);
-            if pod.is_deleting() && of_node.is_some_and(|name| self.is_out_of_service(name)) {
-                self.delete(pod, None).await?;
-            } else if of_node.is_some_and(|name| gone.contains(name)) {
-                let message = "PodGC: node no longer exists";
-                self.delete(pod, Some(message)).await?;
-            } else if of_node.is_none() && pod.is_deleting() && !pod_phase(pod).is_empty() {
-                self.delete(pod, None).await?;
-            }
-        }
-        for pod in surplus(&pods, KEPT) {
-            self.delete(&pod, None).await?;
-        }
-        Ok(Next::After(LOOK_EVERY))
     }
 }
 
@@ -193,25 +220,27 @@ mod tests {
 
     #[test]
     fn the_oldest_that_have_ended_go() {
-        let pod = |name: &str, phase: &str, reason: &str, second: i64| {
-            let at = jiff::Timestamp::from_second(second).unwrap().to_string();
+        let pod = |name: &str, reason: &str, second: i64| {
+            let at = Timestamp::from_second(second).unwrap().to_string();
             let it = json!({
                 "metadata": {"name": name, "creationTimestamp": at},
-                "status": {"phase": phase, "reason": reason},
+                "status": {"phase": "Failed", "reason": reason},
             });
             let tenant = TenantName::parse("acme").unwrap();
-            Arc::new(Tenanted { tenant, object: serde_json::from_value(it).unwrap() })
+            Tenanted { tenant, object: serde_json::from_value(it).unwrap() }
         };
         let pods = [
-            pod("running", "Running", "", 0),
-            pod("old", "Succeeded", "", 1),
-            pod("young", "Failed", "", 3),
-            pod("evicted", "Failed", "Evicted", 9),
+            pod("young", "", 3),
+            pod("old-b", "", 1),
+            pod("old-a", "", 1),
+            pod("evicted", "Evicted", 9),
         ];
         let names = |kept| -> Vec<String> {
-            surplus(&pods, kept).iter().map(|pod| pod.name().to_owned()).collect()
+            let surplus = surplus(pods.iter().map(Ended::of).collect(), kept);
+            surplus.iter().map(|pod| pod.key.name.to_string()).collect()
         };
-        assert_eq!(names(1), ["evicted", "old"]);
-        assert!(names(3).is_empty());
+        assert_eq!(names(1), ["evicted", "old-a", "old-b"]);
+        assert_eq!(names(3), ["evicted"]);
+        assert!(names(4).is_empty() && names(5).is_empty());
     }
 }

@@ -4,7 +4,7 @@
 //! cares for the node.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     sync::Arc,
 };
 
@@ -44,9 +44,9 @@ impl PodsOfNodes {
         if !change.new.is_some_and(|node| is_down(node)) {
             self.told.lock().remove(node);
         } else if !change.old.is_some_and(|node| is_down(node)) {
-            let pods = self.informers.pods_on(node);
-            let tenants: BTreeSet<_> = pods.iter().map(|pod| &pod.tenant).collect();
-            tenants.into_iter().for_each(|tenant| queue.add(ObjectKey::new(tenant, "", node)));
+            for tenant in self.informers.tenants_on(node) {
+                queue.add(ObjectKey::new(&tenant, "", node));
+            }
         }
     }
 

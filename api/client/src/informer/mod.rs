@@ -159,6 +159,11 @@ impl<K: Object> Informer<K> {
         self.shared.store.read().get(key)
     }
 
+    /// Whether there is such an object; it is not unpacked.
+    pub fn contains(&self, key: &ObjectKey) -> bool {
+        self.shared.store.read().contains(key)
+    }
+
     /// All objects, by key.
     pub fn list(&self) -> Vec<Arc<Tenanted<K>>> {
         let store = self.shared.store.read();
@@ -176,19 +181,33 @@ impl<K: Object> Informer<K> {
         self.shared.store.read().in_tenant(tenant)
     }
 
-    /// Shows each object of a tenant once, by key. Unlike with [`Self::in_tenant`] they are not all
-    /// unpacked at the same time.
-    pub fn each_in_tenant(&self, tenant: &TenantName, mut look: impl FnMut(&Arc<Tenanted<K>>)) {
-        let keys = self.shared.store.read().keys_in_tenant(tenant);
-        for key in &keys {
-            let object = self.shared.store.read().peek(key);
+    /// The objects that an index files under `value`, by key.
+    pub fn indexed(&self, index: IndexId, value: &str) -> Vec<Arc<Tenanted<K>>> {
+        self.shared.store.read().indexed(index, value)
+    }
+
+    /// Shows each of them once. Unlike with [`Self::indexed`] they are not all unpacked at the same
+    /// time.
+    pub fn each_indexed(
+        &self,
+        index: IndexId,
+        value: &str,
+        mut look: impl FnMut(&Arc<Tenanted<K>>),
+    ) {
+        for key in &self.keys_indexed(index, value) {
+            let object = self.shared.store.read().peek_indexed(index, value, key);
             object.iter().for_each(&mut look);
         }
     }
 
-    /// The objects that an index files under `value`, by key.
-    pub fn indexed(&self, index: IndexId, value: &str) -> Vec<Arc<Tenanted<K>>> {
-        self.shared.store.read().indexed(index, value)
+    /// What they are called; none is unpacked.
+    pub fn keys_indexed(&self, index: IndexId, value: &str) -> Vec<ObjectKey> {
+        self.shared.store.read().keys_indexed(index, value).cloned().collect()
+    }
+
+    /// How many they are; none is unpacked.
+    pub fn n_indexed(&self, index: IndexId, value: &str) -> usize {
+        self.shared.store.read().keys_indexed(index, value).count()
     }
 
     pub fn len(&self) -> usize {

@@ -73,6 +73,22 @@ impl<K: Object> Store<K> {
         kept.slot.lock().peek(&key.tenant)
     }
 
+    /// As [`Self::peek`], if the object is filed under `value` by now.
+    pub(super) fn peek_indexed(
+        &self,
+        index: IndexId,
+        value: &str,
+        key: &ObjectKey,
+    ) -> Option<Arc<Tenanted<K>>> {
+        let object = self.peek(key)?;
+        let values = (self.indexes.get(index.0)?.values)(&object);
+        values.iter().any(|it| it == value).then_some(object)
+    }
+
+    pub(super) fn contains(&self, key: &ObjectKey) -> bool {
+        self.objects.contains_key(key)
+    }
+
     pub(super) fn keys(&self) -> impl Iterator<Item = &ObjectKey> {
         self.objects.keys()
     }
@@ -101,14 +117,16 @@ impl<K: Object> Store<K> {
             .collect()
     }
 
-    pub(super) fn keys_in_tenant(&self, tenant: &TenantName) -> Vec<ObjectKey> {
-        let from = self.objects.range(ObjectKey::new(tenant, "", "")..);
-        from.map(|(key, _)| key).take_while(|key| key.tenant == *tenant).cloned().collect()
+    pub(super) fn indexed(&self, index: IndexId, value: &str) -> Vec<Arc<Tenanted<K>>> {
+        self.keys_indexed(index, value).filter_map(|key| self.get(key)).collect()
     }
 
-    pub(super) fn indexed(&self, index: IndexId, value: &str) -> Vec<Arc<Tenanted<K>>> {
-        let filed = self.indexes.get(index.0).into_iter().flat_map(|index| index.under(value));
-        filed.filter_map(|key| self.get(key)).collect()
+    pub(super) fn keys_indexed(
+        &self,
+        index: IndexId,
+        value: &str,
+    ) -> impl Iterator<Item = &ObjectKey> {
+        self.indexes.get(index.0).into_iter().flat_map(move |index| index.under(value))
     }
 
     fn look(&self, key: &ObjectKey, kept: &Kept<K>) -> Option<Arc<Tenanted<K>>> {
@@ -213,7 +231,7 @@ impl<K: Object> Store<K> {
 }
 
 impl<K> Index<K> {
-    fn under(&self, value: &str) -> impl Iterator<Item = &ObjectKey> {
+    fn under(&self, value: &str) -> impl Iterator<Item = &ObjectKey> + use<'_, K> {
         let first = Filed { value: value.into(), key: None };
         let value = first.value.clone();
         let filed = self.filed.range(first..).take_while(move |it| it.value == value);
@@ -291,7 +309,12 @@ mod tests {
         store.put(&key, object("a", "n", "1", "blue"), 1);
         assert!(store.indexed(IndexId(0), "red").is_empty());
         assert_eq!(names(&store.indexed(IndexId(0), "blue")), ["1"]);
+        assert_eq!(store.keys_indexed(IndexId(0), "blue").collect::<Vec<_>>(), [&key]);
+        assert!(store.peek_indexed(IndexId(0), "blue", &key).is_some());
+        assert_eq!(store.peek_indexed(IndexId(0), "red", &key), None, "it was filed there before");
+        assert!(store.contains(&key));
         store.remove(&key);
+        assert!(!store.contains(&key));
         assert!(store.indexed(IndexId(0), "blue").is_empty());
         assert!(store.indexes[0].filed.is_empty(), "nothing is left behind");
         assert!(store.indexed(IndexId(9), "blue").is_empty());
