@@ -1,6 +1,6 @@
 //! What a controller is, and the loop that runs one.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, future::poll_fn, pin::pin, sync::Arc, time::Duration};
 
 use insula_client::chain;
 use tokio::{sync::Semaphore, time::Instant};
@@ -65,8 +65,8 @@ pub trait Controller: Send + Sync + 'static {
     /// Reconciles at the same time.
     const WORKERS: usize = 8;
     /// How long a key is left alone after a pass that succeeded. What changes meanwhile is seen in
-    /// one pass: for those whose every pass may write down how far all is, while much changes.
-    const REST: Duration = Duration::ZERO;
+    /// one pass.
+    const REST: Rest = Rest::NONE;
     /// What it reconciles, by name.
     type Key: Key;
 
@@ -83,9 +83,37 @@ pub trait Controller: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Next, ReconcileError>> + Send;
 }
 
-/// A [`Controller::REST`] for those that count pods. Pods that become ready one after the other take
-/// longer than this; of those that do so together each would be written down alone.
-pub(crate) const COUNTING: Duration = Duration::from_millis(100);
+/// How long keys rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rest {
+    /// At least so long.
+    pub least: Duration,
+    /// And so many times as long as the pass kept a processor busy.
+    pub times: u32,
+}
+
+impl Rest {
+    pub const NONE: Self = Self { least: Duration::ZERO, times: 0 };
+
+    /// For those that count pods. Pods that become ready one after the other take longer than this;
+    /// of those that do so together each would be written down alone.
+    pub const COUNTING: Self = Self { least: Duration::from_millis(100), times: 0 };
+
+    /// For those whose every pass looks through all pods of a namespace: while ever more of them
+    /// change, a key takes a tenth of a processor.
+    pub const LOOKING: Self = Self { least: Duration::ZERO, times: 9 };
+
+    /// The longest, whatever a pass took.
+    const MOST: Duration = Duration::from_secs(10);
+    /// What is shorter than this is not worth a clock.
+    const WORTH: Duration = Duration::from_millis(10);
+
+    /// After a pass that kept a processor busy for so long.
+    pub(crate) fn after(self, busy: Duration) -> Duration {
+        let rest = busy.saturating_mul(self.times).min(Self::MOST);
+        if rest < Self::WORTH { self.least } else { rest.max(self.least) }
+    }
+}
 
 /// Learns of each reconcile, and of what a replica among others has; for metrics.
 pub trait Observer: fmt::Debug + Send + Sync + 'static {
@@ -131,7 +159,7 @@ pub async fn run<C: Controller>(
             let Some(key) = queue.next().await else { break };
             observer.waiting(C::NAME, queue.len());
             let Some(permit) = ownership.begin(key.tenant()) else {
-                queue.done(&key);
+                queue.done(&key, Duration::ZERO);
                 continue;
             };
             let pass = Pass {
@@ -141,6 +169,7 @@ pub async fn run<C: Controller>(
                 ownership: ownership.clone(),
                 permit,
                 key,
+                busy: Duration::ZERO,
             };
             let span = tracing::debug_span!("reconcile", controller = C::NAME, key = %pass.key);
             tasks.spawn(
@@ -165,16 +194,20 @@ struct Pass<C: Controller> {
     ownership: Arc<dyn Ownership>,
     permit: Permit,
     key: C::Key,
+    /// How long it has kept a processor busy.
+    busy: Duration,
 }
 
 impl<C: Controller> Pass<C> {
-    async fn run(self) {
+    async fn run(mut self) {
         let began = Instant::now();
-        let work = self.controller.reconcile(&self.key);
+        let mut busy = Duration::ZERO;
+        let work = counted(&mut busy, self.controller.reconcile(&self.key));
         let result = match self.permit.fence.clone() {
             Some(fence) => fence.around(work).await,
             None => work.await,
         };
+        self.busy = busy;
         self.observer.reconciled(C::NAME, result.is_ok(), began.elapsed());
         match result {
             Ok(next) => {
@@ -206,8 +239,20 @@ impl<C: Controller> Drop for Pass<C> {
             tracing::error!(controller = C::NAME, key = %self.key, "reconcile panicked");
             self.queue.retry(self.key.clone());
         }
-        self.queue.done(&self.key);
+        self.queue.done(&self.key, self.busy);
     }
+}
+
+/// Counts how long `work` keeps a processor busy.
+async fn counted<F: Future>(busy: &mut Duration, work: F) -> F::Output {
+    let mut work = pin!(work);
+    poll_fn(|context| {
+        let began = std::time::Instant::now();
+        let polled = work.as_mut().poll(context);
+        *busy += began.elapsed();
+        polled
+    })
+    .await
 }
 
 #[cfg(test)]

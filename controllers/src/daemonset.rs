@@ -19,7 +19,7 @@ use k8s_openapi::api::{
 use self::plan::{Observed, plan};
 use crate::{
     claim::{Claimant, claim, wake_claimants},
-    controller::{self, Controller, Next, ReconcileError},
+    controller::{Controller, Next, ReconcileError, Rest},
     informers::Informers,
     objects::{compile, compile_of, is_pod_ready},
     pod_control::{PodControl, pod_from},
@@ -200,7 +200,7 @@ fn status(it: &Observed<'_>) -> DaemonSetStatus {
 impl Controller for DaemonSets {
     const NAME: &'static str = "daemonset-controller";
     const WORKERS: usize = 16;
-    const REST: Duration = controller::COUNTING;
+    const REST: Rest = Rest::COUNTING;
     type Key = ObjectKey;
 
     fn watch(self: &Arc<Self>, queue: &Queue<ObjectKey>) {

@@ -28,7 +28,7 @@ use self::{
 };
 use crate::{
     claim::{Claimant, claim, wake_claimants},
-    controller::{self, Controller, Next, ReconcileError},
+    controller::{Controller, Next, ReconcileError, Rest},
     informers::Informers,
     objects::{compile, compile_of, controller_of, controller_uid, is_pod_finished},
     queue::Queue,
@@ -248,7 +248,7 @@ impl From<Error> for ActError {
 impl Controller for Deployments {
     const NAME: &'static str = "deployment-controller";
     const WORKERS: usize = 16;
-    const REST: Duration = controller::COUNTING;
+    const REST: Rest = Rest::COUNTING;
     type Key = ObjectKey;
 
     fn watch(self: &Arc<Self>, queue: &Queue<ObjectKey>) {

@@ -26,7 +26,7 @@ use k8s_openapi::{
 use self::budget::{Verdict, counts_wanted, failed, judge};
 use crate::{
     claim::{Claimant, wants},
-    controller::{Controller, Next, ReconcileError},
+    controller::{Controller, Next, ReconcileError, Rest},
     everything::Everything,
     informers::Informers,
     objects::{compile, controller_of, controller_uid, is_pod_ready},
@@ -227,6 +227,7 @@ impl Disruption {
 
 impl Controller for Disruption {
     const NAME: &'static str = "disruption-controller";
+    const REST: Rest = Rest::LOOKING;
     type Key = ObjectKey;
 
     fn watch(self: &Arc<Self>, queue: &Queue<ObjectKey>) {

@@ -41,7 +41,7 @@ use self::{
 pub(crate) use self::{strays::Strays, verdict::is_finished};
 use crate::{
     claim::{Claimant, claim, wake_claimants},
-    controller::{self, Controller, Next, ReconcileError},
+    controller::{Controller, Next, ReconcileError, Rest},
     informers::Informers,
     objects::{compile, compile_of, controller_uid, is_pod_active},
     pod_control::{PodControl, pod_from},
@@ -252,7 +252,7 @@ fn pod_of(job: &Tenanted<Job>, spec: &JobSpec, new: New) -> Pod {
 impl Controller for Jobs {
     const NAME: &'static str = "job-controller";
     const WORKERS: usize = 16;
-    const REST: Duration = controller::COUNTING;
+    const REST: Rest = Rest::COUNTING;
     type Key = ObjectKey;
 
     fn watch(self: &Arc<Self>, queue: &Queue<ObjectKey>) {

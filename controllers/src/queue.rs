@@ -25,7 +25,7 @@ use insula_membership::Ownership;
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
-use crate::metrics::Counts;
+use crate::{controller::Rest, metrics::Counts};
 
 /// The delay after a key's first failure, and the longest.
 const FIRST_RETRY: Duration = Duration::from_millis(10);
@@ -62,8 +62,7 @@ struct Shared<K> {
     changed: Notify,
     ownership: Arc<dyn Ownership>,
     counts: Arc<Counts>,
-    /// How long keys rest.
-    rest: Duration,
+    rest: Rest,
 }
 
 #[derive(Debug)]
@@ -79,7 +78,7 @@ struct State<K> {
     delayed: BTreeSet<(Instant, K)>,
     due: HashMap<K, Instant>,
     failures: HashMap<K, u32>,
-    /// Keys that rest, or did, in the order in which they end.
+    /// Keys that rest, or did, about in the order in which they end.
     resting: VecDeque<(Instant, K)>,
     closed: bool,
 }
@@ -104,8 +103,8 @@ enum Place {
 }
 
 impl<K: Key> Queue<K> {
-    /// `name` is the controller's; after a pass that succeeded its keys rest for `rest`.
-    pub(crate) fn new(name: &'static str, ownership: Arc<dyn Ownership>, rest: Duration) -> Self {
+    /// `name` is the controller's; after a pass that succeeded its keys rest as `rest` says.
+    pub(crate) fn new(name: &'static str, ownership: Arc<dyn Ownership>, rest: Rest) -> Self {
         let counts = Counts::of(name);
         let state = State {
             counts: counts.clone(),
@@ -197,16 +196,16 @@ impl<K: Key> Queue<K> {
         }
     }
 
-    /// Gives a key back.
-    pub(crate) fn done(&self, key: &K) {
+    /// Gives a key back, after a pass that kept a processor busy for so long.
+    pub(crate) fn done(&self, key: &K, busy: Duration) {
         let mut state = self.shared.state.lock();
         let place = state.places.remove(key);
         if let Some(Place::Out { since } | Place::OutAndDirty { since }) = place {
             state.counts.done(since);
         }
-        let rests = !self.shared.rest.is_zero() && !state.failures.contains_key(key);
-        if rests {
-            state.rest(key.clone(), Instant::now() + self.shared.rest);
+        let rest = self.shared.rest.after(busy);
+        if !rest.is_zero() && !state.failures.contains_key(key) {
+            state.rest(key.clone(), Instant::now() + rest);
         }
         if matches!(place, Some(Place::OutAndDirty { .. })) {
             state.add(key.clone());
@@ -327,7 +326,7 @@ mod tests {
     }
 
     fn queue() -> Queue<ObjectKey> {
-        Queue::new("test", Arc::new(Sole), Duration::ZERO)
+        Queue::new("test", Arc::new(Sole), Rest::NONE)
     }
 
     async fn take(queue: &Queue<ObjectKey>) -> String {
@@ -362,9 +361,9 @@ mod tests {
         queue.add(key("a/1"));
         queue.add(key("a/1"));
         assert_eq!(take_ready(&queue).await, None);
-        queue.done(&key("a/1"));
+        queue.done(&key("a/1"), Duration::ZERO);
         assert_eq!(take(&queue).await, "a/1");
-        queue.done(&key("a/1"));
+        queue.done(&key("a/1"), Duration::ZERO);
         assert_eq!(take_ready(&queue).await, None);
     }
 
@@ -377,7 +376,7 @@ mod tests {
         queue.add_after(key("a/1"), Duration::from_secs(6));
         assert_eq!(take(&queue).await, "a/1");
         assert_eq!(begin.elapsed().as_secs(), 3);
-        queue.done(&key("a/1"));
+        queue.done(&key("a/1"), Duration::ZERO);
         tokio::time::advance(Duration::from_secs(60)).await;
         assert_eq!(take_ready(&queue).await, None, "later delays were replaced");
     }
@@ -388,7 +387,7 @@ mod tests {
         queue.add_after(key("a/1"), Duration::from_secs(9));
         queue.add(key("a/1"));
         assert_eq!(take(&queue).await, "a/1");
-        queue.done(&key("a/1"));
+        queue.done(&key("a/1"), Duration::ZERO);
         tokio::time::advance(Duration::from_secs(60)).await;
         assert_eq!(take_ready(&queue).await, None);
     }
@@ -399,33 +398,34 @@ mod tests {
         queue.add(key("a/1"));
         assert_eq!(take(&queue).await, "a/1");
         queue.add_after(key("a/1"), Duration::from_secs(5));
-        queue.done(&key("a/1"));
+        queue.done(&key("a/1"), Duration::ZERO);
         assert_eq!(take_ready(&queue).await, None);
         assert_eq!(take(&queue).await, "a/1");
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_asks_for_a_resting_key_is_answered_at_once() {
-        let (rest, begin) = (Duration::from_millis(100), Instant::now());
-        let queue = Queue::new("test", Arc::new(Sole), rest);
+        let begin = Instant::now();
+        let queue = Queue::new("test", Arc::new(Sole), Rest::COUNTING);
+        let rest = Rest::COUNTING.least;
         queue.add(key("a/1"));
         assert_eq!(take(&queue).await, "a/1");
         queue.add(key("a/1"));
         queue.succeeded(&key("a/1"));
-        queue.done(&key("a/1"));
+        queue.done(&key("a/1"), Duration::ZERO);
         queue.add(key("a/1"));
         queue.add(key("a/2"));
         assert_eq!(take(&queue).await, "a/2", "others need not wait");
         assert_eq!(begin.elapsed(), Duration::ZERO);
         assert_eq!(take(&queue).await, "a/1");
         assert_eq!(begin.elapsed(), rest);
-        queue.done(&key("a/1"));
+        queue.done(&key("a/1"), Duration::ZERO);
         tokio::time::advance(rest).await;
         assert_eq!(take_ready(&queue).await, None, "once for all that asked");
         queue.add(key("a/1"));
         assert_eq!(take_ready(&queue).await.as_deref(), Some("a/1"), "who has rested is ready");
-        queue.done(&key("a/1"));
-        queue.done(&key("a/2"));
+        queue.done(&key("a/1"), Duration::ZERO);
+        queue.done(&key("a/2"), Duration::ZERO);
         tokio::time::advance(rest).await;
         assert_eq!(take_ready(&queue).await, None);
         let state = queue.shared.state.lock();
@@ -433,13 +433,29 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn who_looks_at_much_rests_longer() {
+        let begin = Instant::now();
+        let queue = Queue::new("test", Arc::new(Sole), Rest::LOOKING);
+        for (busy, rest) in [(1, 0), (100, 900), (60_000, 10_000)] {
+            queue.add(key("a/1"));
+            assert_eq!(take(&queue).await, "a/1");
+            let given_back = begin.elapsed();
+            queue.done(&key("a/1"), Duration::from_millis(busy));
+            queue.add(key("a/1"));
+            assert_eq!(take(&queue).await, "a/1");
+            assert_eq!(begin.elapsed() - given_back, Duration::from_millis(rest));
+            queue.done(&key("a/1"), Duration::ZERO);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn who_failed_does_not_rest() {
         let begin = Instant::now();
-        let queue = Queue::new("test", Arc::new(Sole), Duration::from_secs(1));
+        let queue = Queue::new("test", Arc::new(Sole), Rest::COUNTING);
         queue.add(key("a/1"));
         assert_eq!(take(&queue).await, "a/1");
         queue.retry(key("a/1"));
-        queue.done(&key("a/1"));
+        queue.done(&key("a/1"), Duration::ZERO);
         assert_eq!(take(&queue).await, "a/1");
         assert!(begin.elapsed() <= FIRST_RETRY);
     }
@@ -492,7 +508,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn others_keys_are_not_kept() {
-        let queue = Queue::new("test", Arc::new(OnlyA), Duration::ZERO);
+        let queue = Queue::new("test", Arc::new(OnlyA), Rest::NONE);
         queue.add(key("b/1"));
         queue.add_after(key("b/2"), Duration::from_secs(1));
         queue.add(key("a/1"));

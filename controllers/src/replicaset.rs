@@ -17,7 +17,7 @@ pub(crate) use self::kinds::Replicated;
 use self::plan::{Plan, Related};
 use crate::{
     claim::{claim, wake_claimants},
-    controller::{self, Controller, Next, ReconcileError},
+    controller::{Controller, Next, ReconcileError, Rest},
     informers::Informers,
     objects::is_pod_active,
     pod_control::{PodControl, pod_from},
@@ -87,7 +87,7 @@ impl<K: Replicated> ReplicaSets<K> {
 impl<K: Replicated> Controller for ReplicaSets<K> {
     const NAME: &'static str = K::CONTROLLER;
     const WORKERS: usize = 16;
-    const REST: Duration = controller::COUNTING;
+    const REST: Rest = Rest::COUNTING;
     type Key = ObjectKey;
 
     fn watch(self: &Arc<Self>, queue: &Queue<ObjectKey>) {

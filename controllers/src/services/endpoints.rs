@@ -13,7 +13,7 @@ use k8s_openapi::{
 
 use super::{addresses, hostname, labels_for, pod_changed, pods_of, ports, reference_to, trigger};
 use crate::{
-    controller::{Controller, Next, ReconcileError},
+    controller::{Controller, Next, ReconcileError, Rest},
     informers::Informers,
     objects::is_pod_ready,
     queue::Queue,
@@ -115,6 +115,7 @@ fn told(endpoints: &Endpoints) -> HashMap<String, bool> {
 
 impl Controller for EndpointsOfServices {
     const NAME: &'static str = "endpoint-controller";
+    const REST: Rest = Rest::LOOKING;
     type Key = ObjectKey;
 
     fn watch(self: &Arc<Self>, queue: &Queue<ObjectKey>) {

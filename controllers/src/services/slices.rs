@@ -24,7 +24,7 @@ use super::{
     writer::SliceWriter,
 };
 use crate::{
-    controller::{Controller, Next, ReconcileError},
+    controller::{Controller, Next, ReconcileError, Rest},
     informers::Informers,
     objects::{controller_reference, is_pod_ready},
     queue::Queue,
@@ -195,6 +195,7 @@ fn family_of(address: &str) -> &'static str {
 
 impl Controller for Slices {
     const NAME: &'static str = "endpointslice-controller";
+    const REST: Rest = Rest::LOOKING;
     type Key = ObjectKey;
 
     fn watch(self: &Arc<Self>, queue: &Queue<ObjectKey>) {

@@ -102,19 +102,26 @@ impl<K: Object> Store<K> {
         tenant: &TenantName,
         namespace: &str,
     ) -> Vec<Arc<Tenanted<K>>> {
-        self.objects
-            .range(ObjectKey::new(tenant, namespace, "")..)
-            .take_while(|(key, _)| key.tenant == *tenant && &*key.namespace == namespace)
-            .filter_map(|(key, kept)| self.look(key, kept))
-            .collect()
+        let is_there = |key: &ObjectKey| key.tenant == *tenant && &*key.namespace == namespace;
+        self.from(&ObjectKey::new(tenant, namespace, ""), is_there)
     }
 
     pub(super) fn in_tenant(&self, tenant: &TenantName) -> Vec<Arc<Tenanted<K>>> {
-        self.objects
-            .range(ObjectKey::new(tenant, "", "")..)
-            .take_while(|(key, _)| key.tenant == *tenant)
-            .filter_map(|(key, kept)| self.look(key, kept))
-            .collect()
+        self.from(&ObjectKey::new(tenant, "", ""), |key| key.tenant == *tenant)
+    }
+
+    /// Objects from `first` on, as long as their keys are of those that are meant.
+    fn from(
+        &self,
+        first: &ObjectKey,
+        is_meant: impl Fn(&ObjectKey) -> bool,
+    ) -> Vec<Arc<Tenanted<K>>> {
+        let meant = || self.objects.range(first..).take_while(|(key, _)| is_meant(key));
+        // More than may be plain would push each other out, and everything else.
+        match meant().nth(self.n_plain).is_some() {
+            true => meant().filter_map(|(key, kept)| kept.slot.lock().peek(&key.tenant)).collect(),
+            false => meant().filter_map(|(key, kept)| self.look(key, kept)).collect(),
+        }
     }
 
     pub(super) fn indexed(&self, index: IndexId, value: &str) -> Vec<Arc<Tenanted<K>>> {
@@ -332,7 +339,14 @@ mod tests {
         };
         let tenant = TenantName::parse("a").unwrap();
         assert_eq!(n_plain(&store), 2);
+        let last = object("a", "n", "9", "red").key();
+        let is_plain = |store: &Store<ConfigMap>| store.objects[&last].slot.lock().is_plain();
+        assert!(is_plain(&store), "it came last");
+        let three = object("b", "n", "3", "red");
+        store.put(&three.key(), three, 1);
         assert_eq!(store.in_namespace(&tenant, "n").len(), 10);
+        assert!(is_plain(&store), "others of ten have pushed it out");
+        assert!(store.remove(&object("b", "n", "3", "red").key()).is_some());
         assert_eq!(store.indexed(IndexId(0), "red").len(), 10);
         assert_eq!(n_plain(&store), 2);
         let five = object("a", "n", "5", "red");
