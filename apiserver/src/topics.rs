@@ -2,7 +2,7 @@
 //!
 //! A thousand agents each watch their own pods, and nearly every change is about none of theirs.
 //! For watches whose selector wants a field to have a value, the changes of a collection are read
-//! once (by a task of the [`Board`], which lives as long as there are such watches) and filed by
+//! once (mostly by a task of the [`Board`], which lives as long as there are such watches) and filed by
 //! what that field was and is: by topic. Whoever watches a topic is woken for it alone, and looks
 //! at nothing else. Upstream's watch cache does so for the same fields.
 //!
@@ -148,6 +148,7 @@ impl Topics {
 struct Board {
     field: Field,
     all: Arc<dyn Feed>,
+    filing: Mutex<()>,
     notes: Mutex<Notes>,
 }
 
@@ -184,11 +185,13 @@ impl Filed {
 impl Board {
     fn new(all: Arc<dyn Feed>, field: Field, reached: Revision) -> Arc<Self> {
         let notes = Notes { topics: HashMap::new(), reached, fences: all.fences(), is_open: true };
-        Arc::new(Self { field, all, notes: Mutex::new(notes) })
+        Arc::new(Self { field, all, filing: Mutex::default(), notes: Mutex::new(notes) })
     }
 
     /// Files all there is. Returns whether there may be more later.
     fn file(&self) -> bool {
+        // Nothing is filed twice.
+        let _filing = self.filing.lock();
         loop {
             let after = self.notes.lock().reached;
             let (events, complete) = match self.all.changes(after, BATCH) {
@@ -322,7 +325,13 @@ impl Feed for Reader {
         after: Revision,
         limit: usize,
     ) -> Result<(Vec<Arc<Event>>, Revision), StoreError> {
-        let noted = self.board.notes.lock().read(&self.topic, after, limit);
+        let read = || self.board.notes.lock().read(&self.topic, after, limit);
+        let noted = match read() {
+            // Others may have changed, of other collections too, and this be up to date with them:
+            // whoever resumes from here is not to be sent back to where it was quiet.
+            Some((found, _)) if found.is_empty() && self.board.file() => read(),
+            noted => noted,
+        };
         noted.map_or_else(|| self.all.changes(after, limit), Ok)
     }
 

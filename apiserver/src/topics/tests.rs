@@ -146,6 +146,19 @@ async fn each_is_woken_for_what_it_is_about() {
 }
 
 #[tokio::test]
+async fn who_is_told_of_nothing_goes_on_with_history() {
+    let (topics, pods) = (topics(), Pods::new());
+    let mut quiet = on(&topics, &pods, "n1");
+    assert!(quiet.next().now_or_never().is_none());
+    pods.put("a", None, "n2");
+    assert_eq!(quiet.progress().unwrap(), Some(Revision(1)));
+    // Of another collection: nobody is woken here.
+    pods.kept.lock().last = 7;
+    rest().await;
+    assert_eq!(quiet.progress().unwrap(), Some(Revision(7)));
+}
+
+#[tokio::test]
 async fn objects_have_names_too() {
     let (topics, pods) = (topics(), Pods::new());
     let mut named = watch_of(&topics, &pods, 0, (Field::Name, "b"));
