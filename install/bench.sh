@@ -253,7 +253,7 @@ whole() {
             ([$all[].memoryMost] | add / 1048576 | floor)] | @tsv' "$OUT/$1/report.json"
 }
 
-# The size that FULL takes is what upstream's carried on two processors; DENSITY is another.
+# DENSITY is another size. Two processors are too few for upstream's at that of FULL: it says so.
 beside_clouds() {
     local whose size=(50 500 50)
     [ -z "$FULL" ] || size=(1000 10000 100)

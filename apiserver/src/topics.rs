@@ -26,7 +26,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{feed::names, registry::Whose};
+use crate::{feed::names::Bound, registry::Whose};
 
 /// Changes filed in one go.
 const BATCH: usize = 256;
@@ -57,8 +57,7 @@ impl Field {
         match self {
             Self::Name => [event.key.rsplit('/').next().map(Into::into), None],
             Self::Node => {
-                let is = names::node_of(&event.entry.value.bytes());
-                let was = event.previous.as_ref().and_then(|it| names::node_of(&it.value.bytes()));
+                let Bound { was, is } = Bound::new(event);
                 [was.filter(|was| is.as_ref() != Some(was)), is]
             }
         }
@@ -353,12 +352,12 @@ impl Notes {
         limit: usize,
     ) -> Option<(Vec<Arc<Event>>, Revision)> {
         let filed = self.topics.get_mut(topic).filter(|filed| filed.floor <= after)?;
-        let start = filed.changes.partition_point(|(revision, _)| *revision <= after);
+        let mut start = filed.changes.partition_point(|(revision, _)| *revision <= after);
         if filed.n_readers == 1 && 0 < start {
             filed.changes.drain(..start);
             filed.floor = after;
+            start = 0;
         }
-        let start = filed.changes.partition_point(|(revision, _)| *revision <= after);
         let mut found: Vec<Arc<Event>> = Vec::new();
         for (revision, event) in filed.changes.range(start..) {
             // What was written together is told together.

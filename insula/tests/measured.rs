@@ -26,6 +26,22 @@ fn pod(kubectl: &Kubectl, name: &str, node: &str) -> String {
     kubectl.ok(&["get", "pod", name, "-o", "jsonpath={.metadata.uid}"])
 }
 
+/// A cloud without nodes, whose scheduler has these profiles, and two nodes, hollow.
+async fn with_profiles(profiles: &str) -> (Cloud, HollowNodes) {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("scheduler.yaml");
+    let head = "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\n";
+    std::fs::write(&config, format!("{head}profiles: {profiles}\n")).unwrap();
+    // It is read before it is ready.
+    let cloud = Cloud::start(false, &["--scheduler-config", config.to_str().unwrap()]);
+    let admin = cloud.admin();
+    let options = Options { mode: Mode::Feed, ..Options::new(2) };
+    let target = Target::Kubeconfig(admin.kubeconfig().to_owned());
+    let hollow = HollowNodes::start(options, target).await.unwrap();
+    admin.until(&["get", "nodes", "-o", "name"], |it| it.lines().count() == 2);
+    (cloud, hollow)
+}
+
 /// What an agent says of its node: a core, a gibibyte, and a quarter of both for each pod.
 fn usage(node: &str, uids: &[&str]) -> Value {
     let used = json!({"cpu": 250_000_000, "memory": 256 << 20});
@@ -125,19 +141,9 @@ async fn any_server_tells_what_another_has_heard() {
 /// asks for nothing and uses most of it: who goes by what is used prefers the first.
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_go_where_less_is_used() {
-    let dir = tempfile::tempdir().unwrap();
-    let config = dir.path().join("scheduler.yaml");
-    std::fs::write(
-        &config,
-        "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\nprofiles:\n\
-         - plugins: {score: {enabled: [{name: LoadAware, weight: 100}]}}\n",
-    )
-    .unwrap();
-    let cloud = Cloud::start(false, &["--scheduler-config", config.to_str().unwrap()]);
+    let profiles = "[{plugins: {score: {enabled: [{name: LoadAware, weight: 100}]}}}]";
+    let (cloud, hollow) = with_profiles(profiles).await;
     let (admin, (acme, globex)) = (cloud.admin(), cloud.tenants());
-    let options = Options { mode: Mode::Feed, ..Options::new(2) };
-    let target = Target::Kubeconfig(admin.kubeconfig().to_owned());
-    let hollow = HollowNodes::start(options, target).await.unwrap();
     let on = |name: &str, node: &str, asks: Value, uses: Value| {
         let container = json!({"name": "c", "image": "i", "resources": {"requests": asks}});
         json!({
@@ -175,21 +181,10 @@ async fn pods_go_where_less_is_used() {
 /// for as long as it is so. The scheduler itself ends nobody.
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_are_told_that_they_would_be_better_off_elsewhere() {
-    let dir = tempfile::tempdir().unwrap();
-    let config = dir.path().join("scheduler.yaml");
-    std::fs::write(
-        &config,
-        "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\nprofiles:\n\
-         - plugins: {multiPoint: {enabled: [{name: DeschedulingHints}]}}\n  \
-         pluginConfig: [{name: DeschedulingHints, args: {intervalSeconds: 2}}]\n",
-    )
-    .unwrap();
-    let cloud = Cloud::start(false, &["--scheduler-config", config.to_str().unwrap()]);
-    let (admin, (acme, globex)) = (cloud.admin(), cloud.tenants());
-    let options = Options { mode: Mode::Feed, ..Options::new(2) };
-    let target = Target::Kubeconfig(admin.kubeconfig().to_owned());
-    let hollow = HollowNodes::start(options, target).await.unwrap();
-    admin.until(&["get", "nodes", "-o", "name"], |it| it.lines().count() == 2);
+    let profiles = "[{plugins: {multiPoint: {enabled: [{name: DeschedulingHints}]}}, \
+                    pluginConfig: [{name: DeschedulingHints, args: {intervalSeconds: 2}}]}]";
+    let (cloud, hollow) = with_profiles(profiles).await;
+    let (acme, globex) = cloud.tenants();
     // Nobody makes these pods anew in truth, but that is what they say.
     let pod = |name: &str, uses: &str, owners: Value| {
         let requests = json!({"requests": {"cpu": "500m"}});

@@ -153,6 +153,22 @@ impl Verdict {
     }
 }
 
+/// Adds to each row's total what `rates` give it, by their weights. `n_alike` is as of
+/// [`Rate::go_over`].
+pub(crate) fn add_scores(
+    rates: &[(i64, Box<dyn Rate>)],
+    world: &World,
+    rows: &[usize],
+    n_alike: &[usize],
+    totals: &mut [i64],
+) {
+    let mut scores = vec![0; rows.len()];
+    for (weight, rate) in rates {
+        rate.go_over(world, rows, n_alike, &mut scores);
+        totals.iter_mut().zip(&scores).for_each(|(total, score)| *total += weight * score);
+    }
+}
+
 /// A way to tell better nodes from worse.
 pub(crate) trait Score: Debug + Send + Sync {
     fn name(&self) -> &'static str;

@@ -14,7 +14,7 @@ use k8s_openapi::api::resource::v1::ResourceClaim;
 
 use crate::{
     alike::Alike,
-    framework::{Depends, Rate, Room, Verdict},
+    framework::{Depends, Rate, Room, Verdict, add_scores},
     kinds::Choice,
     passes::Passes,
     pod::{Shape, Shapes},
@@ -294,13 +294,9 @@ impl Outlook {
         let rows: Vec<usize> = all.iter().map(|it| it.nth(0)).collect();
         let n_alike: Vec<usize> = all.iter().map(|it| it.n_rows).collect();
         let mut totals: Vec<i64> = all.iter().map(|it| it.score).collect();
-        let mut scores = vec![0; rows.len()];
         // As where all rows are gone over: one that is alone is not scored.
         if 1 < n_alike.iter().sum::<usize>() {
-            for (weight, rate) in &self.of_all {
-                rate.go_over(world, &rows, &n_alike, &mut scores);
-                totals.iter_mut().zip(&scores).for_each(|(total, it)| *total += weight * it);
-            }
+            add_scores(&self.of_all, world, &rows, &n_alike, &mut totals);
         }
         let highest = *totals.iter().max()?;
         let best = || all.iter().zip(&totals).filter(|(_, it)| **it == highest).map(|(it, _)| it);
@@ -378,14 +374,8 @@ impl Outlook {
         self.passes.go_over(world, &mut rows, verdicts);
         left.retain(|(row, _)| verdicts[*row].is_feasible());
         let mut totals: Vec<i64> = left.into_iter().map(|(_, score)| score).collect();
-        let (mut scores, n_alike) = (vec![0_i64; rows.len()], vec![1; rows.len()]);
         if 1 < rows.len() {
-            for (weight, rate) in &self.of_all {
-                rate.go_over(world, &rows, &n_alike, &mut scores);
-                for (total, score) in totals.iter_mut().zip(&scores) {
-                    *total += weight * score;
-                }
-            }
+            add_scores(&self.of_all, world, &rows, &vec![1; rows.len()], &mut totals);
         }
         (rows, totals)
     }

@@ -13,7 +13,7 @@ use std::{
 use crate::{
     alike::{Alike, Mark},
     best::Best,
-    framework::{Rate, Verdict},
+    framework::{Rate, Verdict, add_scores},
     kinds::{Apart, Choice, Sorted},
     passes::Passes,
     pod::Shape,
@@ -99,11 +99,7 @@ impl Table {
         rows.iter().for_each(|row| self.verdicts[*row] = Verdict::FEASIBLE);
         passes.keep(world, &mut rows, &mut self.verdicts);
         let mut totals: Vec<i64> = rows.iter().map(|row| nodes.head_start(*row)).collect();
-        let (mut scores, n_alike) = (vec![0; rows.len()], vec![1; rows.len()]);
-        for (weight, rate) in rates {
-            rate.go_over(world, &rows, &n_alike, &mut scores);
-            totals.iter_mut().zip(&scores).for_each(|(total, score)| *total += weight * score);
-        }
+        add_scores(rates, world, &rows, &vec![1; rows.len()], &mut totals);
         // Those that are left are in the order of the rows.
         let mut totals = totals.into_iter();
         let scores = self.verdicts.iter().map(|it| it.is_feasible().then(|| totals.next()));

@@ -28,7 +28,7 @@ struct Spec<'a> {
 }
 
 /// The node that the pod of this JSON is bound to.
-pub(crate) fn node_of(json: &[u8]) -> Option<Box<str>> {
+pub(super) fn node_of(json: &[u8]) -> Option<Box<str>> {
     // What is found may be something else of that name, such as a label; what is not needs no
     // parsing.
     memmem::find(json, b"\"nodeName\":\"")?;
@@ -38,13 +38,13 @@ pub(crate) fn node_of(json: &[u8]) -> Option<Box<str>> {
 
 /// Where a pod was bound to before a change, and where it is.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Bound {
-    pub(super) was: Option<Box<str>>,
-    pub(super) is: Option<Box<str>>,
+pub(crate) struct Bound {
+    pub(crate) was: Option<Box<str>>,
+    pub(crate) is: Option<Box<str>>,
 }
 
 impl Bound {
-    fn new(event: &Event) -> Self {
+    pub(crate) fn new(event: &Event) -> Self {
         let is = node_of(&event.entry.value.bytes());
         let was = event.previous.as_ref().and_then(|it| node_of(&it.value.bytes()));
         Self { was, is: is.filter(|_| !event.deleted) }

@@ -387,9 +387,11 @@ fn hints(at: &str, args: HintsArgs) -> Result<DeschedulingHints, ConfigError> {
             return Err(ConfigError::invalid(format!("{at}.thresholds.{name}"), why));
         }
     }
-    let seconds = interval_seconds.unwrap_or(60);
-    in_range(&format!("{at}.intervalSeconds"), seconds, 1, 86_400)?;
-    let every = Duration::from_secs(u64::try_from(seconds).unwrap_or(60));
+    let mut every = default.every;
+    if let Some(seconds) = interval_seconds {
+        in_range(&format!("{at}.intervalSeconds"), seconds, 1, 86_400)?;
+        every = Duration::from_secs(seconds.unsigned_abs());
+    }
     Ok(DeschedulingHints { thresholds: low, target_thresholds: high, every })
 }
 

@@ -116,11 +116,12 @@ impl<K: Object> Store<K> {
         first: &ObjectKey,
         is_meant: impl Fn(&ObjectKey) -> bool,
     ) -> Vec<Arc<Tenanted<K>>> {
-        let meant = || self.objects.range(first..).take_while(|(key, _)| is_meant(key));
+        let meant = self.objects.range(first..).take_while(|(key, _)| is_meant(key));
+        let meant: Vec<_> = meant.collect();
         // More than may be plain would push each other out, and everything else.
-        match meant().nth(self.n_plain).is_some() {
-            true => meant().filter_map(|(key, kept)| kept.slot.lock().peek(&key.tenant)).collect(),
-            false => meant().filter_map(|(key, kept)| self.look(key, kept)).collect(),
+        match self.n_plain < meant.len() {
+            true => meant.iter().filter_map(|(key, it)| it.slot.lock().peek(&key.tenant)).collect(),
+            false => meant.iter().filter_map(|(key, kept)| self.look(key, kept)).collect(),
         }
     }
 
