@@ -425,14 +425,9 @@ pub(crate) struct PkiServer {
     pub(crate) force: bool,
 }
 
+/// Whom a kubeconfig is for, and where it goes.
 #[derive(Debug, clap::Args)]
-pub(crate) struct PkiKubeconfig {
-    /// The directory of `insula pki init`.
-    #[arg(long, value_name = "DIR", default_value = "pki")]
-    pub(crate) dir: PathBuf,
-    /// URL of a server.
-    #[arg(long, value_name = "URL")]
-    pub(crate) server: String,
+pub(crate) struct UserKubeconfig {
     /// The user's tenant.
     #[arg(long, value_name = "T")]
     pub(crate) tenant: String,
@@ -445,6 +440,18 @@ pub(crate) struct PkiKubeconfig {
     /// Where to write it; standard output by default.
     #[arg(long, value_name = "F")]
     pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct PkiKubeconfig {
+    /// The directory of `insula pki init`.
+    #[arg(long, value_name = "DIR", default_value = "pki")]
+    pub(crate) dir: PathBuf,
+    /// URL of a server.
+    #[arg(long, value_name = "URL")]
+    pub(crate) server: String,
+    #[command(flatten)]
+    pub(crate) of: UserKubeconfig,
 }
 
 #[derive(Debug, clap::Args)]
@@ -579,18 +586,8 @@ pub(crate) struct Kubeconfig {
     /// The data directory of `insula up`.
     #[arg(long, value_name = "DIR", env = "INSULA_DATA_DIR")]
     pub(crate) data_dir: PathBuf,
-    /// The user's tenant.
-    #[arg(long, value_name = "T")]
-    pub(crate) tenant: String,
-    /// The user's name.
-    #[arg(long, value_name = "U")]
-    pub(crate) user: String,
-    /// A group of the user; may be repeated.
-    #[arg(long, value_name = "G")]
-    pub(crate) group: Vec<String>,
-    /// Where to write it; standard output by default.
-    #[arg(long, value_name = "F")]
-    pub(crate) out: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) of: UserKubeconfig,
 }
 
 #[derive(Debug, Subcommand)]

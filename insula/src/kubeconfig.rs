@@ -13,8 +13,6 @@ use crate::{cli, data_dir::DataDir};
 /// `insula kubeconfig`.
 pub(crate) fn run(options: &cli::Kubeconfig) -> Result<()> {
     let directory = DataDir::open(&options.data_dir)?;
-    let tenant = TenantName::parse(&options.tenant)?;
-    check_names(&options.user, &options.group)?;
     if !directory.pki().join("ca.crt").exists() {
         bail!(
             "{} has no certificate authority; start `insula up --data-dir {}` once first",
@@ -26,9 +24,15 @@ pub(crate) fn run(options: &cli::Kubeconfig) -> Result<()> {
     let server = fs::read_to_string(directory.path("endpoint")).context(
         "the data directory does not say where its API server is; start `insula up` once",
     )?;
-    let pair = authority.client(&tenant, &options.user, &options.group)?;
-    let text = text(server.trim(), &authority, &tenant, &options.user, &pair);
-    write(options.out.as_deref(), &text)
+    issue(&authority, server.trim(), &options.of)
+}
+
+/// Writes a user's kubeconfig, with a new certificate of this authority.
+pub(crate) fn issue(authority: &Authority, server: &str, of: &cli::UserKubeconfig) -> Result<()> {
+    let tenant = TenantName::parse(&of.tenant)?;
+    check_names(&of.user, &of.group)?;
+    let pair = authority.client(&tenant, &of.user, &of.group)?;
+    write(of.out.as_deref(), &text(server, authority, &tenant, &of.user, &pair))
 }
 
 /// Refuses what cannot stand in a certificate.

@@ -34,7 +34,9 @@ pub(crate) fn run(options: &cli::PkiCommand) -> Result<()> {
     match options {
         cli::PkiCommand::Init(options) => init(options),
         cli::PkiCommand::Server(options) => server(options),
-        cli::PkiCommand::Kubeconfig(options) => user(options),
+        cli::PkiCommand::Kubeconfig(options) => {
+            kubeconfig::issue(&open(&options.dir)?, &options.server, &options.of)
+        }
         cli::PkiCommand::Node(options) => node(options),
     }
 }
@@ -164,16 +166,6 @@ fn seed(text: &str) -> Result<Seed> {
         Some((name, address)) => Ok(Seed { name: name.into(), address: address.into() }),
         None => bail!("{text:?} is not NAME=HOST:PORT"),
     }
-}
-
-/// A kubeconfig for any user.
-fn user(options: &cli::PkiKubeconfig) -> Result<()> {
-    let authority = open(&options.dir)?;
-    let tenant = TenantName::parse(&options.tenant)?;
-    kubeconfig::check_names(&options.user, &options.group)?;
-    let pair = authority.client(&tenant, &options.user, &options.group)?;
-    let text = kubeconfig::text(&options.server, &authority, &tenant, &options.user, &pair);
-    kubeconfig::write(options.out.as_deref(), &text)
 }
 
 /// What a node agent needs, in a directory to be copied to its machine.

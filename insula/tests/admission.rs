@@ -7,7 +7,7 @@ mod harness;
 use std::{sync::mpsc, thread, time::Duration};
 
 use base64::Engine as _;
-use harness::{Cloud, Kubectl, texts, webhook::Webhook};
+use harness::{Cloud, create, refused, texts, webhook::Webhook};
 use serde_json::{Value, json};
 
 /// A configuration with these webhooks; what they leave out is about config maps.
@@ -36,22 +36,6 @@ fn configuration(kind: &str, name: &str, webhooks: &[Value]) -> String {
         "metadata": {"name": name}, "webhooks": webhooks,
     })
     .to_string()
-}
-
-#[track_caller]
-fn create(kubectl: &Kubectl, manifest: &str) -> String {
-    let out = kubectl.feed(&["create", "-f", "-"], manifest);
-    let (stdout, stderr) = texts(&out);
-    assert!(out.status.success(), "{stdout}{stderr}");
-    stderr
-}
-
-#[track_caller]
-fn refused(kubectl: &Kubectl, manifest: &str) -> String {
-    let out = kubectl.feed(&["create", "-f", "-"], manifest);
-    let (stdout, stderr) = texts(&out);
-    assert!(!out.status.success(), "{stdout}");
-    stderr
 }
 
 fn map(name: &str, data: Value) -> String {

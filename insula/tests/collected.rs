@@ -8,7 +8,7 @@ mod harness;
 
 use std::thread;
 
-use harness::{Cloud, Kubectl, texts};
+use harness::{Cloud, Kubectl, create, texts};
 
 /// A definition of widgets in one version.
 fn widgets(version: &str, scope: &str) -> String {
@@ -28,13 +28,6 @@ spec:
     schema: {{openAPIV3Schema: {{type: object, x-kubernetes-preserve-unknown-fields: true}}}}
 "#
     )
-}
-
-#[track_caller]
-fn create(kubectl: &Kubectl, manifest: &str) {
-    let out = kubectl.feed(&["create", "-f", "-"], manifest);
-    let (stdout, stderr) = texts(&out);
-    assert!(out.status.success(), "{stdout}{stderr}");
 }
 
 fn define(kubectl: &Kubectl, version: &str, scope: &str) {

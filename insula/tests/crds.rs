@@ -9,7 +9,7 @@ use std::{
     process::Stdio,
 };
 
-use harness::{Cloud, Kubectl, texts, webhook::Webhook};
+use harness::{Cloud, Kubectl, create, texts, webhook::Webhook};
 
 /// A definition with most of what definitions have.
 const CRONTABS: &str = r#"
@@ -68,15 +68,6 @@ spec:
 "#;
 
 const TAB: &str = "apiVersion: stable.example.com/v1\nkind: CronTab\nmetadata: {name: tab}\nspec: {cronSpec: '* * * * */5', image: x}\n";
-
-/// Creates what must be accepted.
-#[track_caller]
-fn create(kubectl: &Kubectl, manifest: &str) -> String {
-    let out = kubectl.feed(&["create", "-f", "-"], manifest);
-    let (stdout, stderr) = texts(&out);
-    assert!(out.status.success(), "{stdout}{stderr}");
-    stderr
-}
 
 /// Creates what must be refused; what is said.
 #[track_caller]

@@ -6,14 +6,9 @@ mod harness;
 
 use std::time::{Duration, Instant};
 
-use harness::{Cloud, Kubectl, feed::Feed, servers::Servers, texts};
+use harness::{Cloud, Kubectl, create, feed::Feed, servers::Servers, texts};
 use insula_hollow::{HollowNodes, Mode, Options, Target};
 use serde_json::{Value, json};
-
-fn create(kubectl: &Kubectl, object: &Value) {
-    let out = kubectl.feed(&["create", "-f", "-"], &object.to_string());
-    assert!(out.status.success(), "{:?}", texts(&out));
-}
 
 /// Makes a pod that is never run; returns its uid.
 fn pod(kubectl: &Kubectl, name: &str, node: &str) -> String {

@@ -6,13 +6,8 @@ mod harness;
 
 use std::collections::BTreeSet;
 
-use harness::{Cloud, Kubectl, feed::Feed, texts};
+use harness::{Cloud, Kubectl, create, feed::Feed};
 use serde_json::{Value, json};
-
-fn create(kubectl: &Kubectl, object: &Value) {
-    let out = kubectl.feed(&["create", "-f", "-"], &object.to_string());
-    assert!(out.status.success(), "{:?}", texts(&out));
-}
 
 fn pod(name: &str, node: &str) -> Value {
     json!({

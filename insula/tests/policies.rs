@@ -4,24 +4,8 @@
 
 mod harness;
 
-use harness::{Cloud, Kubectl, texts};
+use harness::{Cloud, Kubectl, create, refused};
 use serde_json::{Value, json};
-
-#[track_caller]
-fn create(kubectl: &Kubectl, manifest: &Value) -> String {
-    let out = kubectl.feed(&["create", "-f", "-"], &manifest.to_string());
-    let (stdout, stderr) = texts(&out);
-    assert!(out.status.success(), "{stdout}{stderr}");
-    stderr
-}
-
-#[track_caller]
-fn refused(kubectl: &Kubectl, manifest: &Value) -> String {
-    let out = kubectl.feed(&["create", "-f", "-"], &manifest.to_string());
-    let (stdout, stderr) = texts(&out);
-    assert!(!out.status.success(), "{stdout}");
-    stderr
-}
 
 fn object(kind: &str, name: &str, spec: &Value) -> Value {
     json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind,

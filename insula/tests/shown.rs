@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use harness::{Cloud, Kubectl};
+use harness::{Cloud, Kubectl, create};
 use serde_json::{Value, json};
 
 const NAMES: [&str; 3] = ["get", "storageclasses", "-o=jsonpath={.items[*].metadata.name}"];
@@ -22,12 +22,6 @@ fn storage(name: &str, provisioner: &str) -> Value {
         "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
         "metadata": {"name": name}, "provisioner": provisioner,
     })
-}
-
-fn create(kubectl: &Kubectl, manifest: &Value) {
-    let out = kubectl.feed(&["create", "-f", "-"], &manifest.to_string());
-    let (stdout, stderr) = harness::texts(&out);
-    assert!(out.status.success(), "{stdout}{stderr}");
 }
 
 /// A watch by stock kubectl, which lists and goes on from there.

@@ -6,24 +6,8 @@ mod harness;
 
 use std::thread;
 
-use harness::{Cloud, Kubectl, texts};
+use harness::{Cloud, create, refused, texts};
 use serde_json::{Value, json};
-
-#[track_caller]
-fn create(kubectl: &Kubectl, manifest: &Value) -> String {
-    let out = kubectl.feed(&["create", "-f", "-"], &manifest.to_string());
-    let (stdout, stderr) = texts(&out);
-    assert!(out.status.success(), "{stdout}{stderr}");
-    stderr
-}
-
-#[track_caller]
-fn refused(kubectl: &Kubectl, manifest: &Value) -> String {
-    let out = kubectl.feed(&["create", "-f", "-"], &manifest.to_string());
-    let (stdout, stderr) = texts(&out);
-    assert!(!out.status.success(), "{stdout}");
-    stderr
-}
 
 fn pod(name: &str, container: &Value) -> Value {
     let mut whole = json!({"name": "c", "image": "x"});

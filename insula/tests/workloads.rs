@@ -5,18 +5,12 @@
 
 mod harness;
 
-use harness::{Cloud, Kubectl};
+use harness::{Cloud, Kubectl, create};
 use serde_json::{Value, json};
 
 const IMAGE: &str = "localhost/insula/busybox:1";
 /// Ends as soon as it is asked to.
 const SERVE: &str = "trap 'exit 0' TERM; while true; do sleep 0.2; done";
-
-fn create(user: &Kubectl, object: &Value) {
-    let made = user.feed(&["create", "-f", "-"], &object.to_string());
-    let (_, error) = harness::texts(&made);
-    assert!(made.status.success(), "{error}");
-}
 
 fn template(labels: &Value, restart: &str, command: &str) -> Value {
     json!({

@@ -83,10 +83,12 @@ fn server_files(home: &Path, name: &str, number: u8, servers: u8) -> Result<()> 
     pki::run(&cli::PkiCommand::Kubeconfig(cli::PkiKubeconfig {
         dir: home.into(),
         server: format!("https://{}", server_address(number)),
-        tenant: "system".into(),
-        user: "admin".into(),
-        group: vec!["system:masters".into()],
-        out: Some(home.join(format!("admin-{name}.kubeconfig"))),
+        of: cli::UserKubeconfig {
+            tenant: "system".into(),
+            user: "admin".into(),
+            group: vec!["system:masters".into()],
+            out: Some(home.join(format!("admin-{name}.kubeconfig"))),
+        },
     }))
 }
 

@@ -349,6 +349,24 @@ pub(crate) struct Kubectl {
 /// How long the world may take to become as expected.
 const EVENTUALLY: Duration = Duration::from_secs(120);
 
+/// Creates by kubectl what must be accepted; what it says on standard error.
+#[track_caller]
+pub(crate) fn create(kubectl: &Kubectl, manifest: &(impl std::fmt::Display + ?Sized)) -> String {
+    let out = kubectl.feed(&["create", "-f", "-"], &manifest.to_string());
+    let (stdout, stderr) = texts(&out);
+    assert!(out.status.success(), "{stdout}{stderr}");
+    stderr
+}
+
+/// Creates by kubectl what must be refused; what it says on standard error.
+#[track_caller]
+pub(crate) fn refused(kubectl: &Kubectl, manifest: &(impl std::fmt::Display + ?Sized)) -> String {
+    let out = kubectl.feed(&["create", "-f", "-"], &manifest.to_string());
+    let (stdout, stderr) = texts(&out);
+    assert!(!out.status.success(), "{stdout}");
+    stderr
+}
+
 impl Kubectl {
     pub(crate) fn new(kubeconfig: PathBuf) -> Self {
         let cache = kubeconfig.with_extension("cache");
