@@ -82,14 +82,17 @@ impl Matcher {
 
     /// What all that matches is about, if there is such a thing.
     pub(crate) fn topic(&self, resource: &Resource) -> Option<Topic> {
-        let fields = self.fields.as_ref()?;
-        let of_node = || match (&*resource.group, &*resource.name) {
-            ("", "pods") => fields.required("spec.nodeName").map(|it| (Field::Node, it)),
-            _ => None,
-        };
-        let named = fields.required("metadata.name").map(|it| (Field::Name, it));
-        let (field, value) = named.or_else(of_node).filter(|(_, value)| !value.is_empty())?;
+        let name = self.fields.as_ref().and_then(|it| it.required("metadata.name"));
+        let named = name.filter(|it| !it.is_empty()).map(|it| (Field::Name, it));
+        let (field, value) = named.or_else(|| Some((Field::Node, self.node(resource)?)))?;
         Some(Topic { field, value: value.into() })
+    }
+
+    /// The node that all that matches is bound to, of pods.
+    pub(crate) fn node(&self, resource: &Resource) -> Option<&str> {
+        let is_of_pods = resource.group.is_empty() && resource.name == "pods";
+        let node = self.fields.as_ref().filter(|_| is_of_pods)?.required("spec.nodeName")?;
+        Some(node).filter(|it| !it.is_empty())
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -180,10 +180,12 @@ async fn snapshots(
         (None, "0") => vec![ReadAt::Any; places.len()],
         (None, text) => {
             let vector = Vector::parse(text, &names)?;
-            // A limit with a revision means exactly that revision, for old clients.
-            let exact = options.exact || (0 < options.limit && !options.not_older_than);
             let at = |revision| {
-                if exact { ReadAt::Exactly(revision) } else { ReadAt::NotOlderThan(revision) }
+                if options.is_exact() {
+                    ReadAt::Exactly(revision)
+                } else {
+                    ReadAt::NotOlderThan(revision)
+                }
             };
             vector.0.iter().map(|(_, revision)| at(*revision)).collect()
         }
@@ -228,19 +230,27 @@ pub(crate) async fn list(
     if let Some(token) = token.as_ref().filter(|it| it.is_late(now)) {
         return Err(token.expired());
     }
-    let snapshots = snapshots(served, places, options, token.as_ref()).await?;
+    let mut snapshots = snapshots(served, places, options, token.as_ref()).await?;
+    let prefix = registry::prefix(whose, namespace);
+    let wanted = options.name();
+    let one = wanted.as_deref().map(|name| Named::new(served, whose, namespace, name));
+    let mut on_node = Vec::new();
+    if let Some(node) = matcher.node(&served.resource) {
+        let is_fixed = token.is_some() || options.is_exact();
+        for (place, snapshot) in places.iter().zip(&mut snapshots) {
+            on_node.push(pods_on((server, served), place, snapshot, is_fixed, node, &prefix).await);
+        }
+    }
     if 1 < snapshots.len() {
         check_together(places, &snapshots)?;
     }
-    let prefix = registry::prefix(whose, namespace);
     let start = token.as_ref().map(|token| token.start.as_str());
-    let wanted = options.name();
-    let one = wanted.as_deref().map(|name| Named::new(served, whose, namespace, name));
     // Of each partition a page needs no more than its own entries.
     let enough = if 0 < options.limit { options.limit + 1 } else { usize::MAX };
     let mut entries: Vec<(Arc<str>, Entry)> = Vec::new();
-    for snapshot in &snapshots {
-        let found = candidates(snapshot, &prefix, start, one.as_ref());
+    for (index, snapshot) in snapshots.iter().enumerate() {
+        let keys = on_node.get(index).and_then(Option::as_ref);
+        let found = candidates(snapshot, &prefix, start, keys.or(one.as_ref()));
         let found = found.filter(|(key, _)| options.is_of_slots(key));
         if served.is_converted() {
             entries.extend(shown(server, served, &matcher, found, enough).await?);
@@ -277,10 +287,12 @@ pub(crate) async fn list(
     Ok(Page { entries, revision, token: next, remaining })
 }
 
-/// The objects that a selector of one name can mean.
-enum Named {
+/// The objects that a selector can mean.
+pub(crate) enum Named {
     /// Of one key.
     Key(Arc<str>),
+    /// Of these, in order.
+    Keys(Vec<Arc<str>>),
     /// In all namespaces; how their keys end.
     End(String),
 }
@@ -296,8 +308,32 @@ impl Named {
     }
 }
 
+/// The pods of a node whose keys begin with `prefix`, if they are known without looking at all pods.
+///
+/// They may be known as of later than `snapshot`, which is then one of that time; unless it
+/// `is_fixed`.
+pub(crate) async fn pods_on(
+    (server, served): (&Server, &Served),
+    (partition, store): &(Arc<str>, Arc<dyn Store>),
+    snapshot: &mut Snapshot,
+    is_fixed: bool,
+    node: &str,
+    prefix: &str,
+) -> Option<Named> {
+    // Whoever may read less of it sees the same pods there.
+    let whole = server.partitions.store(partition)?;
+    let (revision, keys) = server.bound.keys(partition, &whole, node, prefix).await.ok()?;
+    if revision != snapshot.revision() {
+        if is_fixed || revision < snapshot.revision() {
+            return None;
+        }
+        *snapshot = store.read(&served.collection, ReadAt::Exactly(revision)).await.ok()?;
+    }
+    Some(Named::Keys(keys))
+}
+
 /// Entries that a list may have, in key order.
-fn candidates<'s>(
+pub(crate) fn candidates<'s>(
     snapshot: &'s Snapshot,
     prefix: &'s str,
     start: Option<&'s str>,
@@ -309,6 +345,10 @@ fn candidates<'s>(
             let is_ahead = start.is_none_or(|start| start <= &**key);
             let entry = snapshot.get(key).filter(|_| is_ahead);
             Box::new(entry.into_iter().map(move |entry| (key, entry)))
+        }
+        Some(Named::Keys(keys)) => {
+            let ahead = keys.iter().filter(move |key| start.is_none_or(|start| start <= &***key));
+            Box::new(ahead.filter_map(|key| Some((key, snapshot.get(key)?))))
         }
         Some(Named::End(end)) => {
             let found = snapshot.range(prefix, start);

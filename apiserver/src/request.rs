@@ -169,6 +169,13 @@ impl ListOptions {
         selector.required("metadata.name").map(str::to_owned)
     }
 
+    /// Whether exactly the revision that is named is asked for. A limit with a revision means that,
+    /// for old clients.
+    pub(crate) fn is_exact(&self) -> bool {
+        let is_named = !matches!(self.resource_version.as_str(), "" | "0");
+        is_named && (self.exact || (0 < self.limit && !self.not_older_than))
+    }
+
     /// Whether what lies under `key` is asked for, as far as its tenant says.
     pub(crate) fn is_of_slots(&self, key: &str) -> bool {
         let tenant = || key.split_once('/').map_or(key, |(tenant, _)| tenant);

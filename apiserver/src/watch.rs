@@ -106,9 +106,17 @@ impl Watch {
                         (None, "0") => ReadAt::Any,
                         (None, _) => ReadAt::Latest,
                     };
-                    let snapshot = store.read(&served.collection, read).await?;
+                    let mut snapshot = store.read(&served.collection, read).await?;
                     if wants_state {
-                        let entries = snapshot.range(&prefix, None);
+                        let on_node = match matcher.node(&served.resource) {
+                            Some(node) => {
+                                let (server, place) = ((&*server, &*served), &places[index]);
+                                read::pods_on(server, place, &mut snapshot, false, node, &prefix)
+                                    .await
+                            }
+                            None => None,
+                        };
+                        let entries = read::candidates(&snapshot, &prefix, None, on_node.as_ref());
                         let entries = entries.filter(|(key, _)| options.is_of_slots(key));
                         let found = state(&server, &served, &matcher, entries).await?;
                         initial.extend(found);

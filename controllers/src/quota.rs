@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
-    controller::{Controller, Next, ReconcileError},
+    controller::{Controller, Next, ReconcileError, Rest},
     everything::Everything,
     informers::Informers,
     queue::Queue,
@@ -166,6 +166,7 @@ impl Quotas {
 
 impl Controller for Quotas {
     const NAME: &'static str = "resourcequota-controller";
+    const REST: Rest = Rest::LOOKING;
     type Key = ObjectKey;
 
     fn watch(self: &Arc<Self>, queue: &Queue<ObjectKey>) {

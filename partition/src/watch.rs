@@ -171,6 +171,11 @@ impl Watcher {
         Ok(events)
     }
 
+    /// The revision up to which everything was delivered when it was last looked.
+    pub fn reached(&self) -> Revision {
+        self.after
+    }
+
     /// The revision up to which everything was delivered, for bookmarks.
     ///
     /// `None` while undelivered changes wait: call [`Watcher::next`] first.

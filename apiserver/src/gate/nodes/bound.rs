@@ -19,7 +19,7 @@ use std::{
 use insula_partition::{
     partitions::Place,
     snapshot::Entry,
-    store::{Collection, ReadAt, Store, StoreError},
+    store::{Collection, ReadAt, Revision, Store, StoreError},
     watch::{Event, Watcher},
 };
 use memchr::memmem;
@@ -126,6 +126,21 @@ impl Bound {
         let index = &follow(&mut slot, store).await?.index;
         let pods = nodes.iter().filter_map(|node| index.nodes.get(node.as_str()));
         Ok(pods.flat_map(|pods| pods.keys().cloned()).collect())
+    }
+
+    /// Keys of the pods of a node that begin with `prefix`, in order, and as of when.
+    pub(crate) async fn keys(
+        &self,
+        partition: &str,
+        store: &Arc<dyn Store>,
+        node: &str,
+        prefix: &str,
+    ) -> Result<(Revision, Vec<Arc<str>>)> {
+        let slot = self.slot(partition);
+        let mut slot = slot.lock().await;
+        let following = follow(&mut slot, store).await?;
+        let keys = following.index.of(node, prefix).map(|(key, _)| key.clone()).collect();
+        Ok((following.watcher.reached(), keys))
     }
 
     fn slot(&self, partition: &str) -> Slot {
@@ -270,7 +285,6 @@ impl Index {
 
 #[cfg(test)]
 mod tests {
-    use insula_partition::store::Revision;
     use proptest::{collection::vec, prelude::*, sample::select};
     use serde_json::{Value, json};
 
