@@ -247,6 +247,13 @@ pub struct PodBindingsSpec {
     /// At most [`MAX_POD_BINDINGS`], of tenants that live on the partition.
     #[serde(default)]
     pub bindings: Vec<PodBinding>,
+    /// In whose name each pod that is bound is told so, by an event `Scheduled`; without it there
+    /// are no events.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reporting_component: Option<String>,
+    /// Which one of that component it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reporting_instance: Option<String>,
 }
 
 /// Most bindings of one request.
@@ -291,6 +298,9 @@ pub struct PodBindingResult {
     pub reason: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// Whether there is an event of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reported: bool,
 }
 
 #[cfg(test)]

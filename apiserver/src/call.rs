@@ -10,7 +10,10 @@ use insula_api::{
     proto::{self, ProtoError},
     schema::{Gvk, Schema},
 };
-use insula_partition::epochs::Epoch;
+use insula_partition::{
+    epochs::Epoch,
+    store::{Committed, Store, StoreError, Write},
+};
 use serde_json::Value;
 
 use crate::{
@@ -66,6 +69,18 @@ impl Call {
             self.path.namespace.clone()
         } else {
             String::new()
+        }
+    }
+
+    /// Has `write` done, with those of others if there are any.
+    pub(crate) async fn write(
+        &self,
+        store: &dyn Store,
+        write: Write,
+    ) -> std::result::Result<Committed, StoreError> {
+        match &self.together {
+            Some(together) => together.write(write).await,
+            None => store.write(write).await,
         }
     }
 

@@ -22,6 +22,7 @@ pub mod encryption;
 mod ending;
 mod epochs;
 pub mod error;
+mod events;
 mod fair;
 mod feed;
 mod finishing;

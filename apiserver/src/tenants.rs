@@ -21,7 +21,7 @@ use insula_partition::{
 };
 use serde_json::{Value, json};
 
-use crate::{Server, error::chain, registry, views};
+use crate::{Server, error::chain, events::Occurrence, registry, views};
 
 /// How often it looks when nothing seems to have changed.
 const LOOK: Duration = Duration::from_secs(10);
@@ -218,7 +218,6 @@ impl Follower {
     async fn tell(&self, it: &Move) {
         let Some(served) = self.server.registry.get("", "v1", "events") else { return };
         let system = TenantName::system();
-        let now = time::now();
         let name = format!("{}.{:016x}", it.id, it.transition ^ ((it.phase as u64) << 56));
         let message = match (it.phase, it.message.is_empty()) {
             (Phase::Done, _) => format!(
@@ -231,23 +230,22 @@ impl Follower {
             (_, true) => format!("moving {} from {} to {}", it.scope, it.from, it.to),
             (_, false) => format!("{}: {}", it.scope, it.message),
         };
-        let event = json!({
-            "apiVersion": "v1", "kind": "Event",
-            "metadata": {
-                "name": name, "namespace": "default", "tenant": "system",
-                "uid": uuid::Uuid::new_v4().to_string(), "creationTimestamp": now,
-            },
-            "involvedObject": {
+        let occurrence = Occurrence {
+            about: json!({
                 "apiVersion": "insula.io/v1", "kind": "PartitionMove", "name": it.id,
                 "uid": views::uid("PartitionMove", self.server.partitions.map().cluster(), &it.id),
-            },
-            "reason": views::phase(it),
-            "message": message,
-            "type": if it.phase == Phase::Failed { "Warning" } else { "Normal" },
-            "source": {"component": "insula-apiserver"},
-            "reportingComponent": "insula-apiserver", "reportingInstance": views::driver(it),
-            "firstTimestamp": now, "lastTimestamp": now, "count": 1,
-        });
+            }),
+            is_good: it.phase != Phase::Failed,
+            reason: &views::phase(it),
+            message: &message,
+            component: "insula-apiserver",
+            instance: views::driver(it),
+        };
+        let mut event = occurrence.event_named(&name);
+        let metadata = object::metadata_mut(&mut event);
+        metadata.insert("tenant".into(), "system".into());
+        metadata.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());
+        metadata.insert("creationTimestamp".into(), time::now().into());
         let (_, store) = served.place(&self.server.partitions, &system, "default", &name);
         let write = Write {
             collection: served.collection.clone(),

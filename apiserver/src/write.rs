@@ -51,6 +51,11 @@ pub(crate) async fn create(server: &Server, call: &Call, body: &[u8]) -> Result<
     create_value(server, call, &Writer::new(call)?, value, Managers::Compared, warnings).await
 }
 
+/// Creates `it`, an object of the call's kind that was made here.
+pub(crate) async fn create_made(server: &Server, call: &Call, it: Value) -> Result<Written> {
+    create_value(server, call, &Writer::new(call)?, it, Managers::Compared, Vec::new()).await
+}
+
 /// Tenant, namespace and name of the body agree with the path; what the body leaves out is set.
 fn check_head(call: &Call, it: &mut Value) -> Result<()> {
     let tenant = call.tenant()?.clone();

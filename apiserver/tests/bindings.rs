@@ -155,6 +155,65 @@ async fn many_are_bound_in_one_step_and_no_more_than_may_be() {
     assert_eq!(code, 404, "{said}");
 }
 
+/// Whoever asks for it has each pod that is bound told so, as if by itself.
+#[tokio::test]
+async fn what_is_bound_is_told_of_in_the_name_of_who_asked() {
+    let api = Api::start().await;
+    let mut bindings = Vec::new();
+    for (own, name) in [("acme", "p0"), ("acme", "p1"), ("globex", "p0"), ("acme", "nameless")] {
+        if name == "p0" {
+            tenant(&api, own).await;
+        }
+        let pod = pod(&api, own, name).await;
+        let mut it = binding(own, name, "n");
+        it["uid"] = pod["metadata"]["uid"].clone();
+        bindings.push(it);
+    }
+    // One whose uid is not said is bound, and not told of; one that is gone is neither.
+    bindings[3].as_object_mut().unwrap().remove("uid");
+    bindings.push(binding("acme", "gone", "n"));
+    let path = format!("{GROUP}/partitions/{}/bindings", partition(&api).await);
+    let spec = json!({
+        "bindings": bindings,
+        "reportingComponent": "default-scheduler", "reportingInstance": "s1",
+    });
+    let (code, said) = api.post(&path, &json!({"spec": spec})).await;
+    assert_eq!(code, 201, "{said}");
+    let told: Vec<_> = said["status"]["results"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| (it["code"].as_u64().unwrap(), it["reported"] == true))
+        .collect();
+    assert_eq!(told, [(201, true), (201, true), (201, true), (201, false), (404, false)], "{said}");
+
+    for (own, n) in [("acme", 2), ("globex", 1)] {
+        let list = api.get(&format!("/tenants/{own}/api/v1/namespaces/default/events")).await;
+        assert_eq!(list["items"].as_array().unwrap().len(), n, "{list}");
+    }
+    let list = api.get("/tenants/globex/api/v1/namespaces/default/events").await;
+    let pod = get(&api, "globex", "p0").await;
+    let mut event = list["items"][0].clone();
+    let times = [event["firstTimestamp"].take(), event["lastTimestamp"].take()];
+    assert!(times.iter().all(|it| it.as_str().is_some_and(|it| it.ends_with('Z'))), "{times:?}");
+    assert!(event["metadata"]["name"].as_str().unwrap().starts_with("p0."), "{event}");
+    assert!(!event["metadata"]["uid"].as_str().unwrap().is_empty());
+    event["metadata"].take();
+    let expected = json!({
+        "apiVersion": "v1", "kind": "Event",
+        "metadata": null, "firstTimestamp": null, "lastTimestamp": null, "eventTime": null,
+        "involvedObject": {
+            "apiVersion": "v1", "kind": "Pod", "namespace": "default", "name": "p0",
+            "uid": pod["metadata"]["uid"], "resourceVersion": pod["metadata"]["resourceVersion"],
+        },
+        "type": "Normal", "reason": "Scheduled", "count": 1,
+        "message": "Successfully assigned default/p0 to n",
+        "source": {"component": "default-scheduler"},
+        "reportingComponent": "default-scheduler", "reportingInstance": "s1",
+    });
+    assert_eq!(event, expected);
+}
+
 /// Only who may bind in every tenant may use it, whatever else they may.
 #[tokio::test]
 async fn only_who_may_bind_everywhere_may_ask() {
@@ -180,8 +239,12 @@ async fn only_who_may_bind_everywhere_may_ask() {
         api.make(&format!("{RBAC}/clusterrolebindings"), &binding).await;
     }
     let path = format!("{GROUP}/partitions/{}/bindings", partition(&api).await);
-    let ask = async |tenant: &str, user: &str| {
-        let body = json!({"spec": {"bindings": [binding("acme", "p", "n")]}}).to_string();
+    let ask = async |tenant: &str, user: &str, is_told: bool| {
+        let mut body = json!({"spec": {"bindings": [binding("acme", "p", "n")]}});
+        if is_told {
+            body["spec"]["reportingComponent"] = "scheduler".into();
+        }
+        let body = body.to_string();
         let request = Request::builder()
             .method(Method::POST)
             .uri(&path)
@@ -193,11 +256,13 @@ async fn only_who_may_bind_everywhere_may_ask() {
         drop(response.into_body().collect().await.unwrap());
         code
     };
-    assert_eq!(ask("acme", "all").await, 403);
+    assert_eq!(ask("acme", "all", false).await, 403);
     for user in ["nobody", "home", "some"] {
-        assert_eq!(ask("system", user).await, 403, "{user}");
+        assert_eq!(ask("system", user, false).await, 403, "{user}");
         assert_eq!(get(&api, "acme", "p").await["spec"].get("nodeName"), None);
     }
-    assert_eq!(ask("system", "all").await, 201);
+    assert_eq!(ask("system", "all", true).await, 403, "it may not write events");
+    assert_eq!(get(&api, "acme", "p").await["spec"].get("nodeName"), None);
+    assert_eq!(ask("system", "all", false).await, 201);
     assert_eq!(get(&api, "acme", "p").await["spec"]["nodeName"], "n");
 }

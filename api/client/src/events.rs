@@ -92,6 +92,11 @@ impl EventRecorder {
         Self { component: component.into(), host: host.into(), queue, n_dropped }
     }
 
+    /// The component and the host in whose name it records.
+    pub fn name(&self) -> (&str, &str) {
+        (&self.component, &self.host)
+    }
+
     /// The same queue under another component's name.
     pub fn named(&self, component: &str) -> Self {
         Self { component: component.into(), ..self.clone() }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use insula_api::{object, schema::Gvk};
+use insula_partition::store::Revision;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
@@ -29,8 +30,8 @@ fn kind() -> Gvk {
     Gvk::new("", "v1", "Binding")
 }
 
-/// Binds the pod of the call as `binding`, which was decoded, says.
-pub(super) async fn bind_as(server: &Server, call: &Call, mut binding: Value) -> Result<()> {
+/// Binds the pod of the call as `binding`, which was decoded, says. Gives its new revision.
+pub(super) async fn bind_as(server: &Server, call: &Call, mut binding: Value) -> Result<Revision> {
     let admitted = super::admit(server, call, kind(), &mut binding);
     match &call.together {
         // Others wait for the same answer; whoever has to be asked first is bound alone.
@@ -56,7 +57,7 @@ pub(super) async fn bind_as(server: &Server, call: &Call, mut binding: Value) ->
     of_pod.path.subresource = "binding".into();
     // Being bound makes nobody a manager.
     let writer = Writer::new(call)?.untracked();
-    write::change(server, &of_pod, &writer, Vec::new(), |current, _| {
+    let bound = write::change(server, &of_pod, &writer, Vec::new(), |current, _| {
         let current = &current.object;
         let name = &call.path.name;
         let conflict = |why: String| Err(ApiError::conflict("", "pods/binding", name, &why));
@@ -103,9 +104,8 @@ pub(super) async fn bind_as(server: &Server, call: &Call, mut binding: Value) ->
         }
         conditions::set_of_pod(&mut pod, json!({"type": "PodScheduled", "status": "True"}));
         Ok(Ok(Changed::new(pod, true).admitted()))
-    })
-    .await?;
-    Ok(())
+    });
+    Ok(bound.await?.entry.modified)
 }
 
 /// Binds the pod that a binding names, by the old path that does not name it.

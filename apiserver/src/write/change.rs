@@ -270,11 +270,7 @@ async fn put_changed(
         within: server.within(call).await?,
         epoch: call.epoch.clone(),
     };
-    let outcome = match &call.together {
-        Some(together) => together.write(write).await,
-        None => store.write(write).await,
-    };
-    match outcome {
+    match call.write(store, write).await {
         Ok(committed) => {
             if let Some(leaving) = leaving {
                 leaving.end(server, call, Some(true)).await;

@@ -139,7 +139,7 @@ async fn put_new(
         within: server.within(call).await?,
         epoch: call.epoch.clone(),
     };
-    match store.write(write).await {
+    match call.write(&*store, write).await {
         Ok(committed) => {
             admission::created(server, call, it).await?;
             Ok(Some(server.show_entry(&call.served, committed.entry).await?))

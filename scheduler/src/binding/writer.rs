@@ -92,8 +92,10 @@ impl Writer {
             let _place = writer.places.acquire().await;
             writer.observer.asked_to_bind(1);
             let bound = bind(&writer.client, &ready.pod, &ready.node);
-            let result = fenced(ready.fence(), bound).await;
-            writer.done(&ready, result.map_err(NotBound::Api));
+            match fenced(ready.fence(), bound).await {
+                Ok(()) => writer.bound(&ready),
+                Err(error) => writer.done(&ready, Err(NotBound::Api(error))),
+            }
         });
     }
 
@@ -157,7 +159,8 @@ impl Writer {
         };
         for (ready, result) in all.into_iter().zip(results) {
             match result.code {
-                201 => self.done(&ready, Ok(())),
+                201 if result.reported => self.done(&ready, Ok(())),
+                201 => self.bound(&ready),
                 MISDIRECTED | 409 | 500.. if result.reason.as_deref() != Some("Superseded") => {
                     self.one(ready);
                 }
@@ -180,7 +183,12 @@ impl Writer {
             node: it.node.to_string(),
             fence: it.fence().map(|it| it.text().to_owned()),
         };
-        let spec = PodBindingsSpec { bindings: all.iter().map(binding).collect() };
+        let (component, host) = self.events.name();
+        let spec = PodBindingsSpec {
+            bindings: all.iter().map(binding).collect(),
+            reporting_component: Some(component.to_owned()),
+            reporting_instance: Some(host.to_owned()),
+        };
         let request = json!({
             "apiVersion": insula_api::kinds::API_VERSION, "kind": "PodBindings", "metadata": {},
             "spec": spec,
@@ -190,14 +198,18 @@ impl Writer {
         Ok(answer.status.results)
     }
 
+    /// Tells that a pod was bound, its users too.
+    fn bound(&self, ready: &Ready) {
+        let Ready { pod, node, .. } = ready;
+        let (namespace, name) = (pod.namespace(), pod.name());
+        let message = format!("Successfully assigned {namespace}/{name} to {node}");
+        self.events.record(pod, EventType::Normal, "Scheduled", message);
+        self.done(ready, Ok(()));
+    }
+
     /// Tells what came of a binding.
     pub(super) fn done(&self, ready: &Ready, result: Result<(), NotBound>) {
-        let Ready { number, pod, node, .. } = ready;
-        if result.is_ok() {
-            let (namespace, name) = (pod.namespace(), pod.name());
-            let message = format!("Successfully assigned {namespace}/{name} to {node}");
-            self.events.record(pod, EventType::Normal, "Scheduled", message);
-        }
+        let Ready { number, pod, .. } = ready;
         let (key, uid) = (pod.key(), pod.uid().to_owned());
         let done = Done { number: *number, key, uid, result };
         if self.results.send(done).is_err() {
