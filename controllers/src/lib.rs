@@ -49,6 +49,8 @@ mod disruption;
 mod ephemeral_volume;
 mod everything;
 mod expectations;
+#[cfg(test)]
+mod fake;
 pub mod framework;
 mod gc;
 mod informers;
