@@ -284,7 +284,7 @@ impl Informers {
             root_cas: starts.of(Informer::builder(client.all().collection::<ConfigMap>())
                 .field_selector(format!("metadata.name={ROOT_CA}"))
                 .trim(crate::root_ca::trim)),
-            pods: Owned::start(pods, N_PLAIN_PODS, &starts),
+            pods: Owned::start_pods(pods, &starts),
             pods_by_node,
             pods_by_claim,
             pods_by_device_claim,
@@ -318,7 +318,7 @@ impl Informers {
             volumes_by_claim,
             free_volumes,
             storage_classes: starts.shown(),
-            resource_claims: Owned::start(resource_claims, N_PLAIN, &starts),
+            resource_claims: Owned::start(resource_claims, &starts),
             claims_by_pool,
             resource_slices: starts.fleets(slices),
             slices_by_pool,
@@ -538,6 +538,6 @@ impl Starts<'_> {
     }
 
     fn owned<K: Kind>(&self) -> Owned<K> {
-        Owned::start(self.builder(), N_PLAIN, self)
+        Owned::start(self.builder(), self)
     }
 }

@@ -1,9 +1,10 @@
 //! Finds what a selector selects, and the selectors that select something, by indexes: what else
 //! there is in the namespace is not unpacked.
 //!
-//! An object is filed under its namespace, the uid of who manages it, and its labels; siblings
-//! mostly have all of these alike, so that a selector is held against few values. A selector is
-//! filed under one label that it insists on; an object asks for those of its own.
+//! An object is filed under its namespace, the uid of who manages it, and its labels; pods that are
+//! siblings mostly have all of these alike, so that a selector is held against few values. Of others
+//! only those that nobody manages are looked for by labels, and filed with them. A selector is filed
+//! under one label that it insists on; an object asks for those of its own.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -12,8 +13,9 @@ use insula_api::{
     selector::{Operator, Selector},
 };
 use insula_client::{Change, IndexId, Informer, InformerBuilder, Kind, Object, Tenanted};
+use k8s_openapi::api::core::v1::Pod;
 
-use super::{N_PLAIN, Starts};
+use super::{N_PLAIN, N_PLAIN_PODS, Starts};
 use crate::{
     claim::{Claimant, wants},
     objects::controller_uid,
@@ -60,15 +62,22 @@ pub(crate) struct Owned<K: Object> {
 }
 
 impl<K: Kind> Owned<K> {
-    pub(super) fn start(
+    pub(super) fn start(builder: InformerBuilder<K>, starts: &Starts<'_>) -> Self {
+        Self::start_with(builder, N_PLAIN, starts, |uid| uid.is_none())
+    }
+
+    /// `has_labels` says whether what is managed as that is filed with its labels.
+    fn start_with(
         mut builder: InformerBuilder<K>,
         n_plain: usize,
         starts: &Starts<'_>,
+        has_labels: fn(Option<&str>) -> bool,
     ) -> Self {
-        let by_manager = builder.index(|object: &Tenanted<K>| {
-            let uid = controller_uid(&object.object).unwrap_or_default();
-            let mut value = managed(near(object), uid);
-            for (key, label) in object.object.meta().labels.iter().flatten() {
+        let by_manager = builder.index(move |object: &Tenanted<K>| {
+            let uid = controller_uid(&object.object);
+            let mut value = managed(near(object), uid.unwrap_or_default());
+            let labels = object.object.meta().labels.as_ref().filter(|_| has_labels(uid));
+            for (key, label) in labels.into_iter().flatten() {
                 push_label(&mut value, key, label);
             }
             vec![value]
@@ -100,17 +109,6 @@ impl<K: Kind> Owned<K> {
         candidates
     }
 
-    /// The objects of a namespace that a selector matches, whoever manages them.
-    pub(crate) fn selected(
-        &self,
-        tenant: &TenantName,
-        namespace: &str,
-        selector: &Selector,
-    ) -> Vec<Arc<Tenanted<K>>> {
-        let is_meant = |of: &str| of.split_once(END).is_some_and(|it| selects(selector, it.1));
-        self.informer.indexed_where(self.by_manager, &place(tenant, namespace), is_meant)
-    }
-
     /// What names `uid` as its manager, beside `one`: anybody can write down a uid of another
     /// tenant, or of another namespace, and it makes nothing theirs.
     fn managed_as<O: Object>(&self, one: &Tenanted<O>, uid: &str) -> Vec<Arc<Tenanted<K>>> {
@@ -119,6 +117,23 @@ impl<K: Kind> Owned<K> {
         // Nor does one that only looks like it.
         managed.retain(|it| controller_uid(&it.object) == Some(uid));
         managed
+    }
+}
+
+impl Owned<Pod> {
+    pub(super) fn start_pods(builder: InformerBuilder<Pod>, starts: &Starts<'_>) -> Self {
+        Self::start_with(builder, N_PLAIN_PODS, starts, |_| true)
+    }
+
+    /// The pods of a namespace that a selector matches, whoever manages them.
+    pub(crate) fn selected(
+        &self,
+        tenant: &TenantName,
+        namespace: &str,
+        selector: &Selector,
+    ) -> Vec<Arc<Tenanted<Pod>>> {
+        let is_meant = |of: &str| of.split_once(END).is_some_and(|it| selects(selector, it.1));
+        self.informer.indexed_where(self.by_manager, &place(tenant, namespace), is_meant)
     }
 }
 
@@ -139,7 +154,7 @@ impl<O: Claimant> Selectors<O> {
     pub(super) fn start_owned(starts: &Starts<'_>) -> (Owned<O>, Self) {
         let mut builder = starts.builder();
         let by_label = index_selectors(&mut builder);
-        let owned = Owned::start(builder, N_PLAIN, starts);
+        let owned = Owned::start(builder, starts);
         let informer = owned.informer.clone();
         (owned, Self { informer, by_label })
     }
@@ -200,7 +215,7 @@ fn filed(place: &str, selector: &Selector) -> Vec<String> {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use k8s_openapi::api::{core::v1::Pod, policy::v1::PodDisruptionBudget};
+    use k8s_openapi::api::policy::v1::PodDisruptionBudget;
     use serde_json::{Value, json};
 
     use super::{super::Informers, *};
@@ -345,7 +360,11 @@ mod tests {
     #[allow(clippy::print_stderr, reason = "what was measured is worth knowing")]
     async fn what_it_costs_to_find_100_of_10_000() {
         let pod = |n: usize| {
-            let owner = if n % 2 == 0 { managed_by(&format!("u{}", n / 100)) } else { json!(null) };
+            let owner = if n.is_multiple_of(2) {
+                managed_by(&format!("u{}", n / 100))
+            } else {
+                json!(null)
+            };
             let app = format!("app-{}", n / 100);
             let claim = format!("c{n}");
             let condition = |it| json!({"type": it, "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"});
