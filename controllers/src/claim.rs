@@ -7,12 +7,13 @@
 use std::sync::Arc;
 
 use insula_api::selector::{Selector, SelectorError};
-use insula_client::{Change, Client, Informer, Kind, Object, ObjectKey, Patch, Tenanted, chain};
+use insula_client::{Change, Client, Kind, Object, ObjectKey, Patch, Tenanted, chain};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use serde_json::json;
 
 use crate::{
     controller::ReconcileError,
+    informers::Selectors,
     objects::{controller_of, controller_reference, selects},
     queue::Queue,
 };
@@ -33,7 +34,7 @@ pub(crate) fn wants<O: Claimant>(owner: &O, object: &impl Object) -> bool {
 /// where nobody does, all who want it.
 pub(crate) fn wake_claimants<O: Claimant, D: Object>(
     change: &Change<'_, D>,
-    owners: &Informer<O>,
+    owners: &Selectors<O>,
     queue: &Queue<ObjectKey>,
 ) {
     for object in [change.old, change.new].into_iter().flatten() {
@@ -45,11 +46,7 @@ pub(crate) fn wake_claimants<O: Claimant, D: Object>(
     if controller_of(&object.object).is_some() {
         return;
     }
-    for owner in owners.in_namespace(&object.tenant, object.namespace()) {
-        if wants(&owner.object, &object.object) {
-            queue.add(owner.key());
-        }
-    }
+    owners.selecting(object).iter().for_each(|owner| queue.add(owner.key()));
 }
 
 /// What to do with an object.

@@ -99,7 +99,7 @@ impl Rest {
     /// of those that do so together each would be written down alone.
     pub const COUNTING: Self = Self { least: Duration::from_millis(100), times: 0 };
 
-    /// For those whose every pass looks through all pods of a namespace: while ever more of them
+    /// For those whose every pass looks at all pods that a selector matches: while ever more of them
     /// change, a key takes a tenth of a processor.
     pub const LOOKING: Self = Self { least: Duration::ZERO, times: 9 };
 

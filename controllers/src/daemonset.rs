@@ -58,7 +58,7 @@ impl DaemonSets {
 
     fn pod_changed(&self, change: &Change<'_, Pod>, queue: &Queue<ObjectKey>) {
         self.pods.saw(change);
-        wake_claimants(change, &self.informers.daemon_sets, queue);
+        wake_claimants(change, &self.informers.selectors.daemon_sets, queue);
     }
 
     /// A change of a node that may change who runs there. Heartbeats do not.
@@ -69,15 +69,14 @@ impl DaemonSets {
         if change.old.map(|it| seen(it)) == change.new.map(|it| seen(it)) {
             return;
         }
-        for set in self.informers.daemon_sets.list() {
-            let Some(template) = set.spec.as_ref().map(|spec| &spec.template) else { continue };
+        let sets = self.informers.sets_placed(|placement| {
+            let Ok(template) = serde_json::from_str(placement) else { return true };
             let judged = |node: Option<&Arc<Tenanted<Node>>>| {
-                node.map(|it| eligible::eligible(template, it))
+                node.map(|it| eligible::eligible(&template, it))
             };
-            if judged(change.old) != judged(change.new) {
-                queue.add(set.key());
-            }
-        }
+            judged(change.old) != judged(change.new)
+        });
+        sets.into_iter().for_each(|set| queue.add(set));
     }
 
     async fn pass(
@@ -94,8 +93,8 @@ impl DaemonSets {
         }
         // Asked before the pods are read: what is met by then, the pods show.
         let is_current = self.pods.is_current(set.uid());
-        let pods =
-            claim(&self.client, set, &selector, self.informers.pods.candidates_of(set)).await?;
+        let candidates = self.informers.pods.candidates_of(set, &selector);
+        let pods = claim(&self.client, set, &selector, candidates).await?;
         let versioned = Versioned {
             owner: set,
             template: &spec.template,
@@ -145,6 +144,12 @@ impl DaemonSets {
         self.pods.delete_many(set, &plan.delete).await?;
         made
     }
+}
+
+/// What decides about the nodes that a set has pods on: most sets say the same.
+pub(crate) fn placement(set: &DaemonSet) -> Option<String> {
+    let template = eligible::placement(&set.spec.as_ref()?.template);
+    serde_json::to_string(&template).ok()
 }
 
 /// A new pod of a set, for one node.
@@ -234,5 +239,51 @@ impl Controller for DaemonSets {
             Some(spec) => self.pass(&set, spec).await,
             None => Ok(Next::WhenChanged),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::fake::{Fake, key, object};
+
+    fn node(labels: Value, taints: Value) -> Arc<Tenanted<Node>> {
+        let it = json!({"metadata": {"tenant": "system", "name": "n", "labels": labels},
+            "spec": {"taints": taints}});
+        Arc::new(serde_json::from_value(it).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_node_wakes_the_sets_for_which_it_is_another_one() {
+        let set = |name: &str, spec: Value| {
+            let mut spec = spec;
+            spec["containers"] = json!([{"name": "c", "image": name}]);
+            object(name, json!({"spec": {"selector": {}, "template": {"spec": spec}}}))
+        };
+        let sets = vec![
+            set("any", json!({})),
+            set("all", json!({})),
+            set("ssd", json!({"nodeSelector": {"disk": "ssd"}})),
+            set("firm", json!({"tolerations": [{"operator": "Exists"}]})),
+        ];
+        let fake = Fake::serving(&[("daemonsets", sets)]).await;
+        let it = DaemonSets::new(fake.client.clone(), fake.informers.clone(), &fake.events);
+        let queue = Fake::queue::<DaemonSets>();
+        let plain = node(json!({}), json!([]));
+        let ssd = node(json!({"disk": "ssd"}), json!([]));
+        let tainted = node(json!({}), json!([{"key": "k", "effect": "NoSchedule"}]));
+        let woken = async |old: Option<&Arc<Tenanted<Node>>>, new: Option<&Arc<Tenanted<Node>>>| {
+            let of = new.or(old).unwrap().key();
+            it.node_changed(&Change { key: &of, old, new }, &queue);
+            Fake::keys(&queue).await
+        };
+        let keys = |names: &[&str]| names.iter().map(|it| key(it)).collect::<Vec<_>>();
+        assert_eq!(woken(Some(&plain), Some(&plain)).await, keys(&[]));
+        assert_eq!(woken(Some(&plain), Some(&ssd)).await, keys(&["ssd"]));
+        assert_eq!(woken(Some(&plain), Some(&tainted)).await, keys(&["all", "any"]));
+        // What is not to be there any more has to go.
+        assert_eq!(woken(Some(&plain), None).await, keys(&["all", "any", "firm", "ssd"]));
     }
 }

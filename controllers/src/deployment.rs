@@ -254,7 +254,7 @@ impl Controller for Deployments {
     fn watch(self: &Arc<Self>, queue: &Queue<ObjectKey>) {
         let keys = queue.clone();
         self.informers.deployments.on_change(move |change| keys.add(change.key.clone()));
-        let (all, keys) = (self.informers.deployments.clone(), queue.clone());
+        let (all, keys) = (self.informers.selectors.deployments.clone(), queue.clone());
         let sets = &self.informers.replica_sets.informer;
         sets.on_change(move |change| wake_claimants(change, &all, &keys));
         let it = self.clone();
@@ -294,7 +294,7 @@ impl Controller for Deployments {
             self.events.record(&deployment, EventType::Warning, "SelectingAll", message);
             return Ok(Next::WhenChanged);
         }
-        let candidates = self.informers.replica_sets.candidates_of(&deployment);
+        let candidates = self.informers.replica_sets.candidates_of(&deployment, &selector);
         let claimed = claim(&self.client, &*deployment, &selector, candidates).await?;
         let observed = Observed::new(&deployment, claimed, |old| self.have_running_pods(old));
         let plan = plan(&observed);

@@ -25,7 +25,7 @@ use k8s_openapi::{
 
 use self::budget::{Verdict, counts_wanted, failed, judge};
 use crate::{
-    claim::{Claimant, wants},
+    claim::Claimant,
     controller::{Controller, Next, ReconcileError, Rest},
     everything::Everything,
     informers::Informers,
@@ -77,13 +77,8 @@ impl Disruption {
         if change.old.map(|it| seen(it)) == change.new.map(|it| seen(it)) {
             return;
         }
-        let Some(latest) = change.latest() else { return };
-        for it in self.informers.budgets.in_namespace(&latest.tenant, latest.namespace()) {
-            let mut states = [change.old, change.new].into_iter().flatten();
-            if states.any(|pod| wants(&it.object, &pod.object)) {
-                queue.add(it.key());
-            }
-        }
+        let budgets = &self.informers.selectors.budgets;
+        budgets.selecting_either(change, |it| queue.add(it.key()));
     }
 
     /// Asks for reconciles where the number of pods that a workload wants changes.
@@ -180,8 +175,12 @@ impl Disruption {
         it: &Tenanted<PodDisruptionBudget>,
         spec: &PodDisruptionBudgetSpec,
     ) -> Result<Next, ReconcileError> {
-        let mut pods = self.informers.pods.informer.in_namespace(&it.tenant, it.namespace());
-        pods.retain(|pod| wants(&it.object, &pod.object));
+        let pods = match it.object.selector() {
+            Some(Ok(selector)) => {
+                self.informers.pods.selected(&it.tenant, it.namespace(), &selector)
+            }
+            _ => Vec::new(),
+        };
         if pods.is_empty() {
             self.events.record(it, EventType::Normal, "NoPods", "No matching pods found");
         }

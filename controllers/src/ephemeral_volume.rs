@@ -116,12 +116,10 @@ impl Controller for EphemeralVolumes {
         });
         let (it, keys) = (self.clone(), queue.clone());
         self.informers.claims.on_change(move |change| {
-            let Some(gone) = change.old.filter(|_| change.new.is_none()) else { return };
-            let pods = &it.informers.pods.informer;
-            for pod in pods.in_namespace(&gone.tenant, gone.namespace()) {
-                if own_volumes(&pod).any(|volume| claim_name(&pod, volume) == gone.name()) {
-                    keys.add(pod.key());
-                }
+            // Pods that only name it are soon done with.
+            if change.new.is_none() {
+                let pods = it.informers.keys_of_pods_with(change.key);
+                pods.into_iter().for_each(|pod| keys.add(pod));
             }
         });
     }
@@ -149,5 +147,28 @@ impl Controller for EphemeralVolumes {
             }
         }
         Ok(Next::WhenChanged)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::fake::{Fake, key, object};
+
+    #[tokio::test]
+    async fn pods_are_found_by_the_claims_that_were_made_for_them() {
+        let pod = |name: &str, volume: serde_json::Value| {
+            object(name, json!({"spec": {"containers": [], "volumes": [volume]}}))
+        };
+        let named = json!({"name": "v", "persistentVolumeClaim": {"claimName": "p-v"}});
+        let pods = vec![
+            pod("p", json!({"name": "v", "ephemeral": {}})),
+            pod("p-v", json!({"name": "v", "emptyDir": {}})),
+            pod("q", named),
+        ];
+        let it = Fake::serving(&[("pods", pods)]).await;
+        assert_eq!(it.informers.keys_of_pods_with(&key("p-v")), [key("p"), key("q")]);
+        assert!(it.informers.keys_of_pods_with(&key("p")).is_empty());
     }
 }

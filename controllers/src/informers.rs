@@ -4,14 +4,11 @@
 //! What is the fleet's every replica has whole. Of tenants' objects it has those of the tenants it
 //! owns, and of the kinds that the platform shows to all tenants also the platform's.
 
+mod found;
+mod selected;
 mod trim;
 
-use std::{
-    cell::RefCell,
-    collections::{BTreeSet, HashMap},
-    fmt,
-    sync::Arc,
-};
+use std::{cell::RefCell, collections::HashMap, fmt, sync::Arc};
 
 use futures::{
     FutureExt as _,
@@ -41,13 +38,22 @@ use k8s_openapi::api::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::trim::{trim_lease, trim_node, trim_pod, trim_slice};
+use self::{
+    found::of_class,
+    trim::{trim_lease, trim_node, trim_pod, trim_slice},
+};
+pub(crate) use self::{
+    found::pool_of,
+    selected::{Owned, Selectors},
+};
 use crate::{
     attachments::disk::Disk,
     bootstrap_tokens::PUBLISHED,
-    objects::{annotation, claims_of, controller_uid, is_pod_finished, node_of},
+    daemonset::placement,
+    objects::{annotation, claims_of, is_pod_finished, node_of},
+    resource_claims::{Called, asked_by, called},
     services::SERVICE_NAME,
-    volume_binder::BIND_COMPLETED,
+    volume_binder::{BIND_COMPLETED, matching::class_of_volume},
 };
 
 /// The name of the account that every namespace has.
@@ -70,55 +76,6 @@ pub(crate) fn with_platform(slots: &Slots) -> Slots {
     slots.clone().with_tenant(TenantName::system().as_str())
 }
 
-/// A local copy whose objects can be found by the one that manages them.
-#[derive(Debug, Clone)]
-pub(crate) struct Owned<K: Object> {
-    pub(crate) informer: Informer<K>,
-    by_controller: IndexId,
-}
-
-impl<K: Kind> Owned<K> {
-    fn start(mut builder: InformerBuilder<K>, n_plain: usize, starts: &Starts<'_>) -> Self {
-        let by_controller =
-            builder.index(|object: &Tenanted<K>| match controller_uid(&object.object) {
-                Some(uid) => vec![uid.to_owned()],
-                None => vec![orphans_of(&object.tenant, object.namespace())],
-            });
-        Self { informer: starts.with(builder, n_plain), by_controller }
-    }
-
-    /// The objects that `owner` manages.
-    pub(crate) fn managed_by<O: Object>(&self, owner: &Tenanted<O>) -> Vec<Arc<Tenanted<K>>> {
-        self.managed_as(owner, owner.uid())
-    }
-
-    /// The objects that are managed by whoever manages `one`, which is among them.
-    pub(crate) fn siblings_of(&self, one: &Tenanted<K>) -> Vec<Arc<Tenanted<K>>> {
-        controller_uid(&one.object).map_or_else(Vec::new, |uid| self.managed_as(one, uid))
-    }
-
-    /// The objects that `owner` may have to do with: those it manages, and those that nobody does.
-    pub(crate) fn candidates_of<O: Object>(&self, owner: &Tenanted<O>) -> Vec<Arc<Tenanted<K>>> {
-        let mut candidates = self.managed_by(owner);
-        let orphans = orphans_of(&owner.tenant, owner.namespace());
-        candidates.extend(self.informer.indexed(self.by_controller, &orphans));
-        candidates
-    }
-
-    /// What names `uid` as its manager, beside `near`: anybody can write down a uid of another
-    /// tenant, or of another namespace, and it makes nothing theirs.
-    fn managed_as<O: Object>(&self, near: &Tenanted<O>, uid: &str) -> Vec<Arc<Tenanted<K>>> {
-        let mut managed = self.informer.indexed(self.by_controller, uid);
-        managed.retain(|it| it.tenant == near.tenant && it.namespace() == near.namespace());
-        managed
-    }
-}
-
-/// No uid looks like this.
-fn orphans_of(tenant: &TenantName, namespace: &str) -> String {
-    format!("orphans of {tenant}/{namespace}")
-}
-
 /// All shared local copies.
 #[derive(Debug, Clone)]
 pub(crate) struct Informers {
@@ -136,6 +93,9 @@ pub(crate) struct Informers {
     /// Without most of what is in a pod; see [`trim`].
     pub(crate) pods: Owned<Pod>,
     pods_by_node: IndexId,
+    pods_by_claim: IndexId,
+    pods_by_device_claim: IndexId,
+    pods_by_device_template: IndexId,
     claimants_by_node: IndexId,
     deleting_pods: IndexId,
     ended_pods: IndexId,
@@ -143,6 +103,7 @@ pub(crate) struct Informers {
     pub(crate) replication_controllers: Owned<ReplicationController>,
     pub(crate) stateful_sets: Informer<StatefulSet>,
     pub(crate) daemon_sets: Informer<DaemonSet>,
+    sets_by_placement: IndexId,
     pub(crate) revisions: Owned<ControllerRevision>,
     pub(crate) jobs: Owned<Job>,
     pub(crate) cron_jobs: Informer<CronJob>,
@@ -160,6 +121,7 @@ pub(crate) struct Informers {
     unbound_claims: IndexId,
     pub(crate) volumes: Informer<PersistentVolume>,
     volumes_by_claim: IndexId,
+    free_volumes: IndexId,
     pub(crate) storage_classes: Informer<StorageClass>,
     pub(crate) resource_claims: Owned<ResourceClaim>,
     claims_by_pool: IndexId,
@@ -177,8 +139,23 @@ pub(crate) struct Informers {
     pub(crate) attachments: Informer<VolumeAttachment>,
     attachments_by_node: IndexId,
     attachments_by_source: IndexId,
+    /// What of these has selectors.
+    pub(crate) selectors: AllSelectors,
     /// Those that are of what is owned.
     of_owned: Arc<[Followed]>,
+}
+
+/// What has selectors.
+#[derive(Debug, Clone)]
+pub(crate) struct AllSelectors {
+    pub(crate) replica_sets: Selectors<ReplicaSet>,
+    pub(crate) replication_controllers: Selectors<ReplicationController>,
+    pub(crate) stateful_sets: Selectors<StatefulSet>,
+    pub(crate) daemon_sets: Selectors<DaemonSet>,
+    pub(crate) jobs: Selectors<Job>,
+    pub(crate) deployments: Selectors<Deployment>,
+    pub(crate) services: Selectors<Service>,
+    pub(crate) budgets: Selectors<PodDisruptionBudget>,
 }
 
 /// A copy of what tenants have.
@@ -202,6 +179,25 @@ impl Informers {
         let claimants_by_node = pods.index(|pod| {
             let node = node_of(pod).filter(|_| claims_of(pod).next().is_some());
             node.map(str::to_owned).into_iter().collect()
+        });
+        let near = |pod: &Tenanted<Pod>, name: &str| {
+            ObjectKey::new(&pod.tenant, pod.namespace(), name).to_string()
+        };
+        let pods_by_claim =
+            pods.index(move |pod| claims_of(pod).map(|claim| near(pod, &claim)).collect());
+        let pods_by_device_claim = pods.index(move |pod| {
+            let named = asked_by(pod).filter_map(|asked| match called(pod, asked) {
+                Called::ByName(name) | Called::Made(name) => Some(near(pod, name)),
+                Called::ToBeMade(_) | Called::NotNeeded => None,
+            });
+            named.collect()
+        });
+        let pods_by_device_template = pods.index(move |pod| {
+            let named = asked_by(pod).filter_map(|asked| match called(pod, asked) {
+                Called::ToBeMade(template) => Some(near(pod, template)),
+                Called::ByName(_) | Called::Made(_) | Called::NotNeeded => None,
+            });
+            named.collect()
         });
         let of_tenant = |pod: &Tenanted<Pod>| vec![pod.tenant.to_string()];
         let deleting_pods = pods.index(move |pod| match pod.is_deleting() {
@@ -228,6 +224,15 @@ impl Informers {
             });
             key.iter().map(ObjectKey::to_string).collect()
         });
+        let free_volumes = volumes.index(|volume| match &volume.spec {
+            Some(spec) if spec.claim_ref.is_none() => {
+                vec![of_class(&volume.tenant, class_of_volume(&volume.object))]
+            }
+            _ => Vec::new(),
+        });
+        let mut daemon_sets = Informer::builder(client.all().collection::<DaemonSet>());
+        let sets_by_placement =
+            daemon_sets.index(|set| placement(&set.object).into_iter().collect());
         let mut endpoint_slices = Informer::builder(client.all().collection::<EndpointSlice>());
         let slices_by_service = endpoint_slices.index(|slice| {
             let labels = slice.metadata.labels.as_ref();
@@ -250,6 +255,20 @@ impl Informers {
         let attachments_by_node = attachments.index(|it| vec![it.spec.node_name.clone()]);
         let attachments_by_source = attachments.index(|it| Disk::sources(&it.spec.source));
         let starts = Starts { client, slots, tasks, shutdown, of_owned: RefCell::default() };
+        let (replica_sets, replica_set_selectors) = Selectors::start_owned(&starts);
+        let (replication_controllers, replication_controller_selectors) =
+            Selectors::start_owned(&starts);
+        let (jobs, job_selectors) = Selectors::start_owned(&starts);
+        let selectors = AllSelectors {
+            replica_sets: replica_set_selectors,
+            replication_controllers: replication_controller_selectors,
+            stateful_sets: Selectors::start(starts.builder(), &starts),
+            daemon_sets: Selectors::start(daemon_sets, &starts),
+            jobs: job_selectors,
+            deployments: Selectors::start(starts.builder(), &starts),
+            services: Selectors::start(starts.builder(), &starts),
+            budgets: Selectors::start(starts.builder(), &starts),
+        };
         Self {
             tenants: starts.fleets(Informer::builder(client.system().api::<Tenant>())),
             namespaces: starts.all(),
@@ -265,20 +284,24 @@ impl Informers {
             root_cas: starts.of(Informer::builder(client.all().collection::<ConfigMap>())
                 .field_selector(format!("metadata.name={ROOT_CA}"))
                 .trim(crate::root_ca::trim)),
-            pods: Owned::start(pods, N_PLAIN_PODS, &starts),
+            pods: Owned::start_pods(pods, &starts),
             pods_by_node,
+            pods_by_claim,
+            pods_by_device_claim,
+            pods_by_device_template,
             claimants_by_node,
             deleting_pods,
             ended_pods,
-            replica_sets: starts.owned(),
-            replication_controllers: starts.owned(),
-            stateful_sets: starts.all(),
-            daemon_sets: starts.all(),
+            replica_sets,
+            replication_controllers,
+            stateful_sets: selectors.stateful_sets.informer.clone(),
+            daemon_sets: selectors.daemon_sets.informer.clone(),
+            sets_by_placement,
             revisions: starts.owned(),
-            jobs: starts.owned(),
+            jobs,
             cron_jobs: starts.all(),
-            services: starts.all(),
-            budgets: starts.all(),
+            services: selectors.services.informer.clone(),
+            budgets: selectors.budgets.informer.clone(),
             slices: starts.of(endpoint_slices),
             slices_by_service,
             endpoints: starts.all(),
@@ -288,13 +311,14 @@ impl Informers {
                 .start(tasks, shutdown.clone()),
             leases: starts
                 .of(Informer::builder(client.all().collection::<Lease>()).trim(trim_lease)),
-            deployments: starts.all(),
+            deployments: selectors.deployments.informer.clone(),
             claims: starts.of(claims),
             unbound_claims,
             volumes: starts.of(volumes),
             volumes_by_claim,
+            free_volumes,
             storage_classes: starts.shown(),
-            resource_claims: Owned::start(resource_claims, N_PLAIN, &starts),
+            resource_claims: Owned::start(resource_claims, &starts),
             claims_by_pool,
             resource_slices: starts.fleets(slices),
             slices_by_pool,
@@ -308,6 +332,7 @@ impl Informers {
             attachments: starts.fleets(attachments),
             attachments_by_node,
             attachments_by_source,
+            selectors,
             of_owned: starts.of_owned.into_inner().into(),
         }
     }
@@ -393,121 +418,6 @@ impl Informers {
         self.tenants.retell(is_meant);
         self.attachments.retell(|_| true);
     }
-
-    /// The claims that have not been bound yet and that a class or a volume of `tenant` may be
-    /// for: its own, or those of all tenants if it is the platform.
-    pub(crate) fn unbound_claims(
-        &self,
-        tenant: &TenantName,
-    ) -> Vec<Arc<Tenanted<PersistentVolumeClaim>>> {
-        let of = if tenant.is_system() { ANY_TENANT } else { tenant.as_str() };
-        self.claims.indexed(self.unbound_claims, of)
-    }
-
-    /// The volumes that name a claim as theirs.
-    pub(crate) fn volumes_naming(&self, claim: &ObjectKey) -> Vec<Arc<Tenanted<PersistentVolume>>> {
-        self.volumes.indexed(self.volumes_by_claim, &claim.to_string())
-    }
-
-    /// The classes of storage that a tenant sees: its own, and the platform's others.
-    pub(crate) fn classes_of(&self, tenant: &TenantName) -> Vec<Arc<Tenanted<StorageClass>>> {
-        let mut classes = self.storage_classes.in_tenant(tenant);
-        if !tenant.is_system() {
-            let mut shared = self.storage_classes.in_tenant(&TenantName::system());
-            shared.retain(|it| !classes.iter().any(|own| own.name() == it.name()));
-            classes.append(&mut shared);
-        }
-        classes
-    }
-
-    /// The slices that say whose they are, and name this service.
-    pub(crate) fn slices_of_service(
-        &self,
-        service: &ObjectKey,
-    ) -> Vec<Arc<Tenanted<EndpointSlice>>> {
-        self.slices.indexed(self.slices_by_service, &service.to_string())
-    }
-
-    /// The claims that were given devices of a pool.
-    pub(crate) fn claims_from(&self, pool: &str) -> Vec<Arc<Tenanted<ResourceClaim>>> {
-        self.resource_claims.informer.indexed(self.claims_by_pool, pool)
-    }
-
-    /// The slices of a pool of devices.
-    pub(crate) fn slices_of(&self, pool: &str) -> Vec<Arc<Tenanted<ResourceSlice>>> {
-        self.resource_slices.indexed(self.slices_by_pool, pool)
-    }
-
-    /// The attachments of a node.
-    pub(crate) fn attachments_of(&self, node: &str) -> Vec<Arc<Tenanted<VolumeAttachment>>> {
-        self.attachments.indexed(self.attachments_by_node, node)
-    }
-
-    /// The attachments that say they are of a source, as [`Disk::sources`] calls it.
-    pub(crate) fn attachments_from(&self, source: &str) -> Vec<Arc<Tenanted<VolumeAttachment>>> {
-        self.attachments.indexed(self.attachments_by_source, source)
-    }
-
-    /// The driver of a name that a tenant sees: the platform's, or else its own.
-    pub(crate) fn driver(
-        &self,
-        tenant: &TenantName,
-        name: &str,
-    ) -> Option<Arc<Tenanted<CSIDriver>>> {
-        let of = |tenant: &TenantName| self.drivers.get(&ObjectKey::new(tenant, "", name));
-        of(&TenantName::system()).or_else(|| of(tenant))
-    }
-
-    /// The pods of all tenants that this replica cares for that are bound to a node.
-    pub(crate) fn pods_on(&self, node: &str) -> Vec<Arc<Tenanted<Pod>>> {
-        self.pods.informer.indexed(self.pods_by_node, node)
-    }
-
-    /// What those of one tenant are called.
-    pub(crate) fn keys_of_pods_on(&self, node: &str, tenant: &TenantName) -> Vec<ObjectKey> {
-        let mut keys = self.pods.informer.keys_indexed(self.pods_by_node, node);
-        keys.retain(|key| key.tenant == *tenant);
-        keys
-    }
-
-    /// Whose they are.
-    pub(crate) fn tenants_on(&self, node: &str) -> BTreeSet<TenantName> {
-        let keys = self.pods.informer.keys_indexed(self.pods_by_node, node);
-        keys.into_iter().map(|key| key.tenant).collect()
-    }
-
-    /// Those of them that have claims.
-    pub(crate) fn claimants_on(&self, node: &str) -> Vec<Arc<Tenanted<Pod>>> {
-        self.pods.informer.indexed(self.claimants_by_node, node)
-    }
-
-    /// Shows each pod of a tenant that is being deleted.
-    pub(crate) fn each_deleting_pod(
-        &self,
-        tenant: &TenantName,
-        look: impl FnMut(&Arc<Tenanted<Pod>>),
-    ) {
-        self.pods.informer.each_indexed(self.deleting_pods, tenant.as_str(), look);
-    }
-
-    /// How many pods of a tenant have ended, and nobody has deleted them.
-    pub(crate) fn n_ended_pods(&self, tenant: &TenantName) -> usize {
-        self.pods.informer.n_indexed(self.ended_pods, tenant.as_str())
-    }
-
-    /// Shows each of them.
-    pub(crate) fn each_ended_pod(
-        &self,
-        tenant: &TenantName,
-        look: impl FnMut(&Arc<Tenanted<Pod>>),
-    ) {
-        self.pods.informer.each_indexed(self.ended_pods, tenant.as_str(), look);
-    }
-}
-
-/// How a pool of devices is called among all drivers'.
-pub(crate) fn pool_of(driver: &str, pool: &str) -> String {
-    format!("{driver}/{pool}")
 }
 
 /// A change, of which only metadata matters.
@@ -593,8 +503,12 @@ struct Starts<'a> {
 }
 
 impl Starts<'_> {
+    fn builder<K: Kind>(&self) -> InformerBuilder<K> {
+        Informer::builder(self.client.all().collection::<K>())
+    }
+
     fn all<K: Kind>(&self) -> Informer<K> {
-        self.of(Informer::builder(self.client.all().collection::<K>()))
+        self.of(self.builder())
     }
 
     fn of<K: Object>(&self, builder: InformerBuilder<K>) -> Informer<K> {
@@ -624,7 +538,6 @@ impl Starts<'_> {
     }
 
     fn owned<K: Kind>(&self) -> Owned<K> {
-        let builder = Informer::builder(self.client.all().collection::<K>());
-        Owned::start(builder, N_PLAIN, self)
+        Owned::start(self.builder(), self)
     }
 }

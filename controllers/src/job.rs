@@ -85,7 +85,7 @@ impl Jobs {
 
     fn pod_changed(&self, change: &Change<'_, Pod>, queue: &Queue<ObjectKey>) {
         self.pods.saw(change);
-        wake_claimants(change, &self.informers.jobs.informer, queue);
+        wake_claimants(change, &self.informers.selectors.jobs, queue);
         if change.new.is_none_or(|new| !is_tracked(new))
             && let Some(pod) = change.latest()
             && let Some(owner) = controller_uid(&pod.object)
@@ -138,8 +138,8 @@ impl Jobs {
         // Asked before the pods are read: what is met by then, the pods show.
         let is_current = self.pods.is_current(job.uid());
         let memory = self.memory.lock().get(job.uid()).cloned().unwrap_or_default();
-        let pods =
-            claim(&self.client, job, &selector, self.informers.pods.candidates_of(job)).await?;
+        let candidates = self.informers.pods.candidates_of(job, &selector);
+        let pods = claim(&self.client, job, &selector, candidates).await?;
         for pod in pods.iter().filter(|pod| is_pod_active(pod) && !is_tracked(pod)) {
             hold(&self.client, pod).await?;
         }

@@ -49,6 +49,8 @@ mod disruption;
 mod ephemeral_volume;
 mod everything;
 mod expectations;
+#[cfg(test)]
+mod fake;
 pub mod framework;
 mod gc;
 mod informers;
@@ -70,6 +72,7 @@ mod root_ca;
 mod service_network;
 mod serviceaccount;
 mod services;
+mod starter;
 mod statefulset;
 mod status;
 mod taint_eviction;
@@ -89,51 +92,15 @@ use insula_client::{Client, ClientError, ControllerInstance, EventRecorder};
 use insula_membership::Membership;
 pub use insula_membership::{Ownership, Permit, Sole};
 use ipnet::IpNet;
-use k8s_openapi::api::{apps::v1::ReplicaSet, core::v1::ReplicationController};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{
-    attachments::Attachments,
-    autoscaler::Autoscalers,
-    bootstrap_tokens::{BootstrapSigner, TokenCleaner},
-    certificates::Certificates,
-    controller::Controller,
-    copies::Copies,
-    cronjob::CronJobs,
-    daemonset::DaemonSets,
-    deployment::Deployments,
-    device_taints::DeviceTaints,
-    disruption::Disruption,
-    ephemeral_volume::EphemeralVolumes,
-    everything::Everything,
-    gc::GarbageCollector,
-    informers::Informers,
-    job::{Jobs, Strays},
-    namespace::Namespaces,
-    node_ipam::NodeAddresses,
-    node_lifecycle::{NodeLifecycle, PodsOfNodes},
-    pod_gc::PodCollector,
-    protection::Protection,
-    quota::Quotas,
-    replicaset::ReplicaSets,
-    resource_claims::{ClaimsOfPods, UnusedClaims},
-    root_ca::RootCaPublisher,
-    service_network::ServiceNetworks,
-    serviceaccount::DefaultAccounts,
-    services::{EndpointsOfServices, MirroredSlices, Slices},
-    statefulset::StatefulSets,
-    taint_eviction::TaintEviction,
-    tenant::Tenants,
-    token_secrets::TokenSecrets,
-    ttl::TtlAfterFinished,
-    volume_binder::VolumeBinder,
-    volume_expander::VolumeExpander,
-};
 pub use self::{
     certificates::{SignError, Signer},
     controller::{Observer, Unobserved},
     node_ipam::PoolError,
+    starter::{Choice, UnknownController, controllers},
 };
+use self::{copies::Copies, everything::Everything, informers::Informers, starter::Starter};
 
 /// How long reconciles that have begun may take to end after shutdown.
 const DRAIN: Duration = Duration::from_secs(15);
@@ -165,6 +132,8 @@ pub struct Config {
     pub pod_ranges: Vec<(IpNet, u8)>,
     /// What of them is kept for others, such as services.
     pub kept_ranges: Vec<IpNet>,
+    /// Which controllers run. The first choice that is about one counts.
+    pub controllers: Vec<Choice>,
 }
 
 impl Config {
@@ -179,6 +148,7 @@ impl Config {
             autoscale_every: AUTOSCALE_EVERY,
             pod_ranges: Vec::new(),
             kept_ranges: Vec::new(),
+            controllers: vec![Choice::All],
         }
     }
 }
@@ -222,75 +192,19 @@ async fn run_all(config: Config, client: Client, shutdown: CancellationToken) ->
         Some(replica) => replica.held().clone(),
         None => Arc::new(Sole),
     };
+    let metadata = named(&client, "metadata")?;
+    let everything = Everything::new(metadata, &informers, slots, tasks.clone(), supplies.clone());
     let start = Starter {
         client: &client,
         config: &config,
+        informers: &informers,
+        everything: &everything,
+        events: &events,
         ownership,
         running: &running,
         shutdown: &shutdown,
     };
-    start.start(|client| Tenants::new(client, informers.clone(), &events))?;
-    start.start(|client| Namespaces::new(client, informers.clone()))?;
-    start.start(|client| DefaultAccounts::new(client, informers.clone()))?;
-    start
-        .start(|client| RootCaPublisher::new(client, informers.clone(), config.root_ca.clone()))?;
-    start.start(|client| TokenSecrets::new(client, informers.clone(), config.root_ca.clone()))?;
-    start.start(|client| TokenCleaner::new(client, informers.clone()))?;
-    start.start(|client| BootstrapSigner::new(client, informers.clone()))?;
-    start.start(|client| {
-        Certificates::new(client, informers.certificate_requests.clone(), config.signer.clone())
-    })?;
-    start.start(|client| ReplicaSets::<ReplicaSet>::new(client, informers.clone(), &events))?;
-    start.start(|client| {
-        ReplicaSets::<ReplicationController>::new(client, informers.clone(), &events)
-    })?;
-    start.start(|client| Jobs::new(client, informers.clone(), &events))?;
-    start.start(|client| StatefulSets::new(client, informers.clone(), &events))?;
-    start.start(|client| DaemonSets::new(client, informers.clone(), &events))?;
-    start.start(|client| CronJobs::new(client, informers.clone(), &events))?;
-    start.start(|client| Strays::new(client, informers.clone()))?;
-    start.start(|client| Deployments::new(client, informers.clone(), &events))?;
-    start.start(|client| Slices::new(client, informers.clone(), &events))?;
-    start.start(|client| MirroredSlices::new(client, informers.clone(), &events))?;
-    start.start(|client| EndpointsOfServices::new(client, informers.clone()))?;
-    start.start(|client| TtlAfterFinished::new(client, informers.clone()))?;
-    start.start(|client| {
-        NodeLifecycle::new(client, informers.clone(), &events, config.node_grace)
-    })?;
-    start.start(|client| PodsOfNodes::new(client, informers.clone(), &events))?;
-    let addresses = NodeAddresses::new(
-        named(&client, NodeAddresses::NAME)?,
-        informers.clone(),
-        &events,
-        &config.pod_ranges,
-        &config.kept_ranges,
-    )?;
-    start.start(|_| addresses)?;
-    start.start(|client| TaintEviction::new(client, informers.clone(), &events))?;
-    start.start(|client| DeviceTaints::new(client, informers.clone(), &events))?;
-    start.start(|client| PodCollector::new(client, informers.clone()))?;
-    start.start(|client| Protection::new(client, informers.claims.clone(), informers.clone()))?;
-    start.start(|client| Protection::new(client, informers.volumes.clone(), informers.clone()))?;
-    start.start(|client| {
-        Protection::new(client, informers.volume_classes.clone(), informers.clone())
-    })?;
-    start.start(|client| VolumeBinder::new(client, informers.clone(), &events))?;
-    start.start(|client| VolumeExpander::new(client, informers.clone(), &events))?;
-    start.start(|client| Attachments::new(client, informers.clone(), &events))?;
-    start.start(|client| EphemeralVolumes::new(client, informers.clone(), &events))?;
-    start.start(|client| ClaimsOfPods::new(client, informers.clone(), &events))?;
-    start.start(|client| UnusedClaims::new(client, informers.clone()))?;
-    let metadata = named(&client, "metadata")?;
-    let everything = Everything::new(metadata, &informers, slots, tasks.clone(), supplies.clone());
-    start.start(|client| GarbageCollector::new(client, everything.clone()))?;
-    start.start(|client| Quotas::new(client, &informers, everything.clone()))?;
-    start.start(|client| ServiceNetworks::new(client, &informers, everything.clone()))?;
-    start
-        .start(|client| Disruption::new(client, informers.clone(), everything.clone(), &events))?;
-    start.start(|client| {
-        let every = config.autoscale_every;
-        Autoscalers::new(client, informers.clone(), everything.clone(), &events, every)
-    })?;
+    start.start_chosen()?;
     everything.start();
     let membership = replica.map(|replica| {
         let copies = Copies {
@@ -319,29 +233,6 @@ async fn run_all(config: Config, client: Client, shutdown: CancellationToken) ->
         tracing::warn!("some watches did not end in time");
     }
     Ok(())
-}
-
-/// Starts controllers of every type in the same way.
-struct Starter<'a> {
-    client: &'a Client,
-    config: &'a Config,
-    ownership: Arc<dyn Ownership>,
-    running: &'a TaskTracker,
-    shutdown: &'a CancellationToken,
-}
-
-impl Starter<'_> {
-    /// `make` is given a client that goes by the controller's name.
-    fn start<C: Controller>(&self, make: impl FnOnce(Client) -> C) -> Result<(), Error> {
-        let client = named(self.client, C::NAME)?;
-        self.running.spawn(controller::run(
-            Arc::new(make(client)),
-            self.ownership.clone(),
-            self.config.observer.clone(),
-            self.shutdown.clone(),
-        ));
-        Ok(())
-    }
 }
 
 /// A client that servers see as `name`.

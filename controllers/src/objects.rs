@@ -1,8 +1,8 @@
 //! Small questions that controllers ask of objects.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeMap};
 
-use insula_api::selector::Selector;
+use insula_api::selector::{Selector, SelectorError};
 pub(crate) use insula_client::compile;
 use insula_client::{Kind, Object, Tenanted};
 use jiff::Timestamp;
@@ -76,6 +76,16 @@ pub(crate) fn compile_of<K: Object>(
         object: object.key().to_string(),
         why: error.to_string(),
     })
+}
+
+/// A selector of those that have all of these labels. One without any is none.
+pub(crate) fn equal_to(
+    labels: Option<&BTreeMap<String, String>>,
+) -> Option<Result<Selector, SelectorError>> {
+    let labels = labels.filter(|it| !it.is_empty())?;
+    let equal = labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+    let none: [(&str, &str, &[String]); 0] = [];
+    Some(Selector::from_parts(equal, none))
 }
 
 /// Whether a selector matches an object's labels.

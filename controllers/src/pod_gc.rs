@@ -216,56 +216,12 @@ impl Controller for PodCollector {
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-
-    use insula_api::slots::Slots;
-    use insula_client::Sent;
-    use parking_lot::Mutex;
-    use serde_json::Value;
-    use tokio_util::{sync::CancellationToken, task::TaskTracker};
-
     use super::*;
-
-    /// A client of a server that has these pods and nothing else; and what was deleted by it.
-    fn client_of(pods: &[Value]) -> (Client, Arc<Mutex<Vec<String>>>) {
-        let list = |items: &[Value]| {
-            json!({"metadata": {"resourceVersion": "1"}, "items": items}).to_string()
-        };
-        let (all, none) = (list(pods), list(&[]));
-        let deleted = Arc::<Mutex<Vec<String>>>::default();
-        let noted = deleted.clone();
-        let service = tower::service_fn(move |request: http::Request<Sent>| {
-            let is_watch = request.uri().query().is_some_and(|it| it.contains("watch="));
-            let path = request.uri().path();
-            let body = match path.rsplit_once('/') {
-                Some((_, name)) if request.method() == "DELETE" => {
-                    noted.lock().push(name.to_owned());
-                    json!({"kind": "Status", "status": "Success"}).to_string()
-                }
-                Some((_, "pods")) => all.clone(),
-                _ => none.clone(),
-            };
-            async move {
-                if is_watch {
-                    std::future::pending::<()>().await;
-                }
-                Ok::<_, Infallible>(http::Response::new(body))
-            }
-        });
-        (Client::in_process(service, "test").unwrap(), deleted)
-    }
+    use crate::fake::{Fake, acme, object};
 
     #[tokio::test]
     async fn those_that_have_ended_are_counted_and_no_others() {
-        let pod = |name: String, phase: &str| {
-            json!({
-                "metadata": {
-                    "tenant": "acme", "namespace": "ns", "name": name, "uid": name,
-                    "resourceVersion": "1",
-                },
-                "status": {"phase": phase},
-            })
-        };
+        let pod = |name: String, phase: &str| object(&name, json!({"status": {"phase": phase}}));
         let ended = (0..KEPT).map(|n| pod(format!("p{n:05}"), "Succeeded"));
         let others = ["Running", "Pending", ""].map(|phase| pod(format!("a-{phase}"), phase));
         let mut pods: Vec<_> = ended.chain(others).collect();
@@ -276,21 +232,16 @@ mod tests {
         let mut other = pod("a-other".into(), "Failed");
         other["metadata"]["tenant"] = json!("acm");
         pods.push(other);
-        let acme = TenantName::parse("acme").unwrap();
         for n_more in [0, 2] {
             pods.extend((0..n_more).map(|n| pod(format!("b{n}"), "Failed")));
-            let (client, deleted) = client_of(&pods);
-            let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
-            let informers = Informers::start(&client, &Slots::all(), &tasks, &shutdown);
-            let collector = PodCollector::new(client, informers);
-            assert!(collector.synced().await);
-            assert_eq!(collector.informers.n_ended_pods(&acme), KEPT + n_more);
-            let next = collector.look(&acme).await.unwrap();
+            let fake = Fake::serving(&[("pods", pods.clone())]).await;
+            let collector = PodCollector::new(fake.client.clone(), fake.informers.clone());
+            assert_eq!(collector.informers.n_ended_pods(&acme()), KEPT + n_more);
+            let next = collector.look(&acme()).await.unwrap();
             assert_eq!(next, Next::After(LOOK_EVERY), "one is being deleted");
-            assert_eq!(*deleted.lock(), ["b0", "b1"][..n_more]);
+            assert_eq!(fake.asked(), ["DELETE b0", "DELETE b1"][..n_more]);
             let acm = TenantName::parse("acm").unwrap();
             assert_eq!(collector.look(&acm).await.unwrap(), Next::WhenChanged);
-            shutdown.cancel();
         }
     }
 

@@ -50,7 +50,7 @@ impl<K: Replicated> ReplicaSets<K> {
     /// Notes what a pod's change fulfils, and asks for reconciles of those it concerns.
     fn pod_changed(&self, change: &Change<'_, Pod>, queue: &Queue<ObjectKey>) {
         self.pods.saw(change);
-        wake_claimants(change, &K::all(&self.informers).informer, queue);
+        wake_claimants(change, K::selectors(&self.informers), queue);
     }
 
     /// The active pods of all sets that share this one's manager, for spreading.
@@ -120,7 +120,7 @@ impl<K: Replicated> Controller for ReplicaSets<K> {
         })?;
         // Asked before the pods are read: what is met by then, the pods show.
         let is_current = self.pods.is_current(set.uid());
-        let candidates = self.informers.pods.candidates_of(&set);
+        let candidates = self.informers.pods.candidates_of(&set, &selector);
         let pods = claim(&self.client, &*set, &selector, candidates).await?;
         let (mut active, terminating): (Vec<_>, Vec<_>) =
             pods.into_iter().partition(|pod| is_pod_active(pod));

@@ -216,27 +216,13 @@ impl Controller for ClaimsOfPods {
         });
         let (it, keys) = (self.clone(), queue.clone());
         self.informers.resource_claims.informer.on_change(move |change| {
-            let Some(claim) = change.latest() else { return };
-            let pods = &it.informers.pods.informer;
-            for pod in pods.in_namespace(&claim.tenant, claim.namespace()) {
-                let is_asked = |asked| match called(&pod, asked) {
-                    Called::ByName(name) | Called::Made(name) => name == claim.name(),
-                    _ => false,
-                };
-                if asked_by(&pod).any(is_asked) {
-                    keys.add(pod.key());
-                }
-            }
+            it.informers.keys_of_pods_asking(change.key).into_iter().for_each(|pod| keys.add(pod));
         });
         let (it, keys) = (self.clone(), queue.clone());
         self.informers.resource_claim_templates.on_change(move |change| {
-            let (None, Some(template)) = (change.old, change.new) else { return };
-            let pods = &it.informers.pods.informer;
-            for pod in pods.in_namespace(&template.tenant, template.namespace()) {
-                let waits = |asked| called(&pod, asked) == Called::ToBeMade(template.name());
-                if asked_by(&pod).any(waits) {
-                    keys.add(pod.key());
-                }
+            if change.old.is_none() {
+                let pods = it.informers.keys_of_pods_awaiting(change.key);
+                pods.into_iter().for_each(|pod| keys.add(pod));
             }
         });
     }
@@ -420,6 +406,36 @@ impl Controller for UnusedClaims {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fake::{Fake, key, object};
+
+    #[tokio::test]
+    async fn pods_are_found_by_their_claims_and_templates() {
+        let pod = |name: &str, asked: serde_json::Value, made: serde_json::Value| {
+            let status = json!({"resourceClaimStatuses": made});
+            let spec = json!({"containers": [], "resourceClaims": asked});
+            object(name, json!({"spec": spec, "status": status}))
+        };
+        let shared = json!([
+            {"name": "a", "resourceClaimName": "shared"}, {"name": "b", "resourceClaimName": "shared"},
+        ]);
+        let mut elsewhere = pod("elsewhere", shared.clone(), json!([]));
+        elsewhere["metadata"]["namespace"] = json!("ns2");
+        let of_template = json!([{"name": "a", "resourceClaimTemplateName": "shared"}]);
+        let made = json!([{"name": "a", "resourceClaimName": "made-x"}]);
+        let pods = vec![
+            pod("named", shared, json!([])),
+            pod("made", of_template.clone(), made),
+            pod("waits", of_template.clone(), json!([])),
+            pod("needs-none", of_template, json!([{"name": "a"}])),
+            pod("plain", json!([]), json!([])),
+            elsewhere,
+        ];
+        let it = Fake::serving(&[("pods", pods)]).await.informers.clone();
+        assert_eq!(it.keys_of_pods_asking(&key("shared")), [key("named")]);
+        assert_eq!(it.keys_of_pods_asking(&key("made-x")), [key("made")]);
+        assert_eq!(it.keys_of_pods_awaiting(&key("shared")), [key("waits")]);
+        assert!(it.keys_of_pods_awaiting(&key("made-x")).is_empty());
+    }
 
     #[test]
     fn both_names_are_in_the_base() {

@@ -12,7 +12,8 @@ mod writer;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use insula_client::{Change, Informer, ObjectKey, Tenanted};
+use insula_api::selector::{Selector, SelectorError};
+use insula_client::{Change, ObjectKey, Tenanted};
 use k8s_openapi::api::{
     core::v1::{ObjectReference, Pod, Service, ServiceSpec},
     discovery::v1::EndpointSlice,
@@ -20,8 +21,9 @@ use k8s_openapi::api::{
 
 pub(crate) use self::{endpoints::EndpointsOfServices, mirrored::MirroredSlices, slices::Slices};
 use crate::{
-    informers::Informers,
-    objects::{is_pod_ready, pod_phase},
+    claim::Claimant,
+    informers::{Informers, Selectors},
+    objects::{equal_to, is_pod_finished, is_pod_ready, pod_phase},
     queue::Queue,
 };
 
@@ -31,24 +33,25 @@ const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 /// On what belongs to a service that has no address of its own.
 const HEADLESS: &str = "service.kubernetes.io/headless";
 
+impl Claimant for Service {
+    fn selector(&self) -> Option<Result<Selector, SelectorError>> {
+        equal_to(self.spec.as_ref()?.selector.as_ref())
+    }
+}
+
 /// The pods of a service that have an address. `None` where others say what is behind it.
 fn pods_of(informers: &Informers, service: &Tenanted<Service>) -> Option<Vec<Arc<Tenanted<Pod>>>> {
-    let selector = service.spec.as_ref()?.selector.as_ref().filter(|it| !it.is_empty())?;
+    let selector = service.selector()?;
     if service.spec.as_ref()?.type_.as_deref() == Some("ExternalName") {
         return None;
     }
-    let mut pods = informers.pods.informer.in_namespace(&service.tenant, service.namespace());
-    pods.retain(|pod| {
-        is_labelled(pod, selector)
-            && !matches!(pod_phase(pod), "Succeeded" | "Failed")
-            && addresses(pod).next().is_some()
-    });
+    // No pod has a label that could not be one.
+    let mut pods = selector.map_or_else(
+        |_| Vec::new(),
+        |it| informers.pods.selected(&service.tenant, service.namespace(), &it),
+    );
+    pods.retain(|pod| !is_pod_finished(pod) && addresses(pod).next().is_some());
     Some(pods)
-}
-
-fn is_labelled(pod: &Pod, selector: &BTreeMap<String, String>) -> bool {
-    let labels = pod.metadata.labels.as_ref();
-    selector.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
 }
 
 fn addresses(pod: &Pod) -> impl Iterator<Item = &str> {
@@ -107,7 +110,7 @@ fn labels_for(service: &Tenanted<Service>, more: &[(&str, &str)]) -> BTreeMap<St
 }
 
 /// Asks for reconciles of the services whose pods a change may have changed.
-fn pod_changed(services: &Informer<Service>, change: &Change<'_, Pod>, queue: &Queue<ObjectKey>) {
+fn pod_changed(services: &Selectors<Service>, change: &Change<'_, Pod>, queue: &Queue<ObjectKey>) {
     // What services tell of a pod; heartbeats of conditions do not matter.
     fn told(pod: &Tenanted<Pod>) -> impl PartialEq {
         let ips = pod.status.as_ref().and_then(|status| status.pod_ips.as_ref());
@@ -116,12 +119,42 @@ fn pod_changed(services: &Informer<Service>, change: &Change<'_, Pod>, queue: &Q
     if change.old.map(|it| told(it)) == change.new.map(|it| told(it)) {
         return;
     }
-    let Some(latest) = change.latest() else { return };
-    for service in services.in_namespace(&latest.tenant, latest.namespace()) {
-        let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
-        let Some(selector) = selector.filter(|it| !it.is_empty()) else { continue };
-        if [change.old, change.new].into_iter().flatten().any(|pod| is_labelled(pod, selector)) {
-            queue.add(service.key());
-        }
+    services.selecting_either(change, |service| queue.add(service.key()));
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::fake::{Fake, object};
+
+    #[tokio::test]
+    async fn behind_a_service_are_pods_with_an_address_that_it_selects() {
+        let pod = |name: &str, app: &str, phase: &str, ips: Value| {
+            let status = json!({"phase": phase, "podIPs": ips});
+            object(name, json!({"metadata": {"labels": {"app": app}}, "status": status}))
+        };
+        let ip = || json!([{"ip": "10.0.0.1"}]);
+        let pods = vec![
+            pod("b", "web", "Running", ip()),
+            pod("a", "web", "Pending", ip()),
+            pod("c", "web", "Failed", ip()),
+            pod("d", "web", "Running", json!([{"ip": ""}])),
+            pod("e", "db", "Running", ip()),
+        ];
+        let fake = Fake::serving(&[("pods", pods)]).await;
+        let behind = |spec: Value| {
+            let service = serde_json::from_value(object("s", json!({"spec": spec}))).unwrap();
+            let pods = pods_of(&fake.informers, &service)?;
+            Some(pods.iter().map(|pod| pod.name().to_owned()).collect::<Vec<_>>())
+        };
+        let of = |names: &[&str]| Some(names.iter().map(|it| (*it).to_owned()).collect());
+        assert_eq!(behind(json!({"selector": {"app": "web"}})), of(&["a", "b"]));
+        assert_eq!(behind(json!({"selector": {"app": "no label"}})), of(&[]));
+        assert_eq!(behind(json!({"selector": {}})), None);
+        assert_eq!(behind(json!({})), None);
+        let named = json!({"selector": {"app": "web"}, "type": "ExternalName"});
+        assert_eq!(behind(named), None);
     }
 }

@@ -233,7 +233,7 @@ impl StatefulSets {
         spec: &StatefulSetSpec,
     ) -> Result<Next, ReconcileError> {
         let selector = compile_of(set, &spec.selector)?;
-        let mut candidates = self.informers.pods.candidates_of(set);
+        let mut candidates = self.informers.pods.candidates_of(set, &selector);
         candidates.retain(|pod| pod::ordinal(set.name(), pod.name()).is_some());
         let pods = claim(&self.client, set, &selector, candidates).await?;
         let versioned = Versioned {
@@ -273,7 +273,7 @@ impl Controller for StatefulSets {
     fn watch(self: &Arc<Self>, queue: &Queue<ObjectKey>) {
         let keys = queue.clone();
         self.informers.stateful_sets.on_change(move |change| keys.add(change.key.clone()));
-        let (sets, keys) = (self.informers.stateful_sets.clone(), queue.clone());
+        let (sets, keys) = (self.informers.selectors.stateful_sets.clone(), queue.clone());
         self.informers.pods.informer.on_change(move |change| wake_claimants(change, &sets, &keys));
     }
 

@@ -24,7 +24,7 @@ use serde_json::{Map, Value, json};
 
 pub(crate) use self::plan::BIND_COMPLETED;
 use self::{
-    matching::is_meant_for,
+    matching::{class_of_claim, is_meant_for},
     plan::{
         BOUND_BY_CONTROLLER, ClaimStep, Known, News, Reclaim, VolumeStep, plan_claim, plan_volume,
     },
@@ -32,7 +32,7 @@ use self::{
 use crate::{
     controller::{Controller, Next, ReconcileError},
     informers::Informers,
-    objects::{annotation, claims_of},
+    objects::{annotation, is_pod_finished, node_of},
     queue::Queue,
     status::write_status_at,
 };
@@ -94,13 +94,8 @@ impl VolumeBinder {
 
     /// The names of pods that use a claim and have no node yet.
     fn waiting_pods(&self, claim: &Claim) -> Vec<String> {
-        let pods = self.informers.pods.informer.in_namespace(&claim.tenant, claim.namespace());
-        let waits = |pod: &&Arc<Tenanted<Pod>>| {
-            let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
-            node.unwrap_or_default().is_empty()
-                && !crate::objects::is_pod_finished(pod)
-                && claims_of(pod).any(|it| it == claim.name())
-        };
+        let pods = self.informers.pods_with(&claim.key());
+        let waits = |pod: &&Arc<Tenanted<Pod>>| node_of(pod).is_none() && !is_pod_finished(pod);
         pods.iter().filter(waits).map(|pod| pod.name().to_owned()).collect()
     }
 
@@ -162,8 +157,32 @@ impl VolumeBinder {
         Ok(())
     }
 
+    /// The volumes that a claim may have to do with, by name: the one it names, those that name it,
+    /// and, if it has none, those of its class that are free.
+    fn volumes_for(&self, claim: &Claim) -> Vec<Arc<Volume>> {
+        let mut volumes = self.informers.volumes_naming(&claim.key());
+        let named = claim.spec.as_ref().and_then(|it| it.volume_name.as_deref());
+        match named.filter(|it| !it.is_empty()) {
+            Some(name) => {
+                volumes.extend(self.informers.volumes.get(&ObjectKey::new(
+                    &claim.tenant,
+                    "",
+                    name,
+                )));
+            }
+            None if annotation(&claim.object, BIND_COMPLETED).is_some() => (),
+            None => {
+                let class = class_of_claim(&claim.object);
+                volumes.extend(self.informers.free_volumes(&claim.tenant, class));
+            }
+        }
+        volumes.sort_unstable_by(|one, other| one.name().cmp(other.name()));
+        volumes.dedup_by(|one, other| one.name() == other.name());
+        volumes
+    }
+
     fn plan(&self, claim: &Claim) -> ClaimStep {
-        let volumes = self.informers.volumes.in_tenant(&claim.tenant);
+        let volumes = self.volumes_for(claim);
         let classes = self.informers.classes_of(&claim.tenant);
         let known = Known { classes: &classes, waiting_pods: &|| self.waiting_pods(claim) };
         plan_claim(claim, &volumes, &known)

@@ -4,9 +4,16 @@
 
 mod cloud;
 
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
 use futures::{StreamExt as _, stream};
 use insula_api::kinds::TenantPhase;
 use insula_client::{DeleteOptions, ListOptions, Patch, Tenant};
+use insula_controllers::{Config, Observer};
 use k8s_openapi::api::{
     core::v1::{ConfigMap, Namespace, Node, Pod, Secret, ServiceAccount},
     rbac::v1::{ClusterRole, ClusterRoleBinding},
@@ -40,6 +47,45 @@ async fn a_tenant_begins_with_its_namespaces_and_what_each_namespace_has() {
             })
             .await;
     }
+    cloud.end().await;
+}
+
+/// Which controllers have reconciled something, by the names that metrics have.
+#[derive(Debug, Default)]
+struct Seen(Mutex<BTreeSet<&'static str>>);
+
+impl Observer for Seen {
+    fn reconciled(&self, controller: &'static str, _succeeded: bool, _took: Duration) {
+        self.0.lock().unwrap().insert(controller);
+    }
+    fn waiting(&self, _controller: &'static str, _n_keys: usize) {}
+    fn copied(&self, _n_objects: usize) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_controllers_that_are_chosen_run() {
+    let cloud = Cloud::start(1).await;
+    let run = |choices: &[&str]| {
+        let seen = Arc::new(Seen::default());
+        let mut config = Config::new("the root of trust");
+        config.observer = seen.clone();
+        config.controllers = choices.iter().map(|it| it.parse().unwrap()).collect();
+        cloud.run_controllers(config);
+        seen
+    };
+    let most = run(&["*", "-root-ca-certificate-publisher-controller"]);
+    let acme = cloud.tenant("acme").await;
+    let accounts = cloud.client.tenant(&acme).namespaced::<ServiceAccount>("default");
+    let has_account = async || accounts.get_opt("default").await.unwrap().is_some();
+    cloud.until("the namespace has its account", has_account).await;
+    let one = run(&["root-ca-certificate-publisher-controller"]);
+    let maps = cloud.client.tenant(&acme).namespaced::<ConfigMap>("default");
+    let is_published = async || maps.get_opt("kube-root-ca.crt").await.unwrap().is_some();
+    cloud.until("the other publishes the authority", is_published).await;
+    let most = most.0.lock().unwrap().clone();
+    assert!(most.contains("service-account-controller"), "{most:?}");
+    assert!(!most.contains("root-ca-cert-publisher"), "{most:?}");
+    assert_eq!(*one.0.lock().unwrap(), BTreeSet::from(["root-ca-cert-publisher"]));
     cloud.end().await;
 }
 

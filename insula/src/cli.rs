@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use insula_apiserver::OutboundNetworks;
+use insula_controllers::Choice;
 use ipnet::IpNet;
 
 use crate::config::{AuditLog, default_connections_per_address};
@@ -45,6 +46,7 @@ pub(crate) enum Command {
     SIGHUP.")]
     Apiserver(Apiserver),
     /// Run the controllers as a process of its own.
+    #[command(after_help = known_controllers())]
     Controllers(Controllers),
     /// Run the scheduler as a process of its own.
     Scheduler(Scheduler),
@@ -292,6 +294,14 @@ pub(crate) struct Up {
     pub(crate) accept_lost_keys: bool,
 }
 
+fn known_controllers() -> String {
+    let names: Vec<_> = insula_controllers::controllers().collect();
+    format!(
+        "All but jobs: `--controllers '*,-job-controller,-cronjob-controller'`. There are:\n  {}",
+        names.join("\n  ")
+    )
+}
+
 fn probability(text: &str) -> Result<f64, String> {
     let number: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
     if (0.0..=1.0).contains(&number) { Ok(number) } else { Err("not from 0 to 1".into()) }
@@ -484,6 +494,16 @@ pub(crate) struct Controllers {
     /// Its key. Only this process needs it, and reads it when something is to be signed.
     #[arg(long, value_name = "FILE", requires = "cluster_signing_cert_file")]
     pub(crate) cluster_signing_key_file: Option<PathBuf>,
+    /// Controllers to run, separated by commas: `*` all, NAME that one, -NAME not that one. Without
+    /// `*` no others than are named; the first that is about one counts.
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        allow_hyphen_values = true,
+        default_value = "*"
+    )]
+    pub(crate) controllers: Vec<Choice>,
     /// Where /metrics and /healthz are served, to everyone who can reach it. Nowhere by default.
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: Option<SocketAddr>,
@@ -654,5 +674,30 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn controllers_are_chosen_by_name() {
+        let read = |more: &[&str]| {
+            let begin = ["insula", "controllers", "--kubeconfig", "k", "--root-ca", "c"];
+            let Command::Controllers(it) =
+                Cli::try_parse_from(begin.iter().chain(more)).map_err(|it| it.to_string())?.command
+            else {
+                panic!("another command");
+            };
+            Ok::<_, String>(it.controllers)
+        };
+        let (all, jobs) = (Choice::All, Choice::Without("job-controller"));
+        assert_eq!(read(&[]), Ok(vec![all]));
+        assert_eq!(read(&["--controllers", "*,-job-controller"]), Ok(vec![all, jobs]));
+        assert_eq!(read(&["--controllers=-job-controller,*"]), Ok(vec![jobs, all]));
+        let deployments = Choice::With("deployment-controller");
+        let twice = ["--controllers", "-job-controller", "--controllers", "deployment-controller"];
+        assert_eq!(read(&twice), Ok(vec![jobs, deployments]));
+        let error = read(&["--controllers", "*,-jobs"]).unwrap_err();
+        assert!(error.contains("\"jobs\" is no controller; there are: "), "{error}");
+        let mut command = Cli::command();
+        let help = command.find_subcommand_mut("controllers").unwrap().render_help().to_string();
+        assert!(help.contains("--controllers") && help.contains("\n  job-controller\n"), "{help}");
     }
 }

@@ -20,6 +20,7 @@ pub(crate) fn controllers(options: &cli::Controllers) -> Result<()> {
         let mut config = insula_controllers::Config::new(root_ca);
         config.host = Some(up::host_name());
         config.pod_ranges = options.pod_ranges()?;
+        config.controllers.clone_from(&options.controllers);
         config.kept_ranges.clone_from(&options.service_cluster_ip_range);
         if let (Some(certificate), Some(key)) =
             (&options.cluster_signing_cert_file, &options.cluster_signing_key_file)

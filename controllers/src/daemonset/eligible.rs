@@ -20,6 +20,26 @@ pub(super) struct Eligible {
     pub(super) stays: bool,
 }
 
+/// All of a template that [`eligible`] looks at.
+pub(super) fn placement(template: &PodTemplateSpec) -> PodTemplateSpec {
+    let required = |spec: &PodSpec| Affinity {
+        node_affinity: Some(NodeAffinity {
+            required_during_scheduling_ignored_during_execution: required(spec).cloned(),
+            ..NodeAffinity::default()
+        }),
+        ..Affinity::default()
+    };
+    let spec = template.spec.as_ref().map(|spec| PodSpec {
+        node_name: spec.node_name.clone(),
+        node_selector: spec.node_selector.clone(),
+        affinity: Some(required(spec)),
+        tolerations: spec.tolerations.clone(),
+        host_network: spec.host_network,
+        ..PodSpec::default()
+    });
+    PodTemplateSpec { spec, ..PodTemplateSpec::default() }
+}
+
 /// Judges a node as the scheduler would, without looking at what is free on it.
 pub(super) fn eligible(template: &PodTemplateSpec, node: &Node) -> Eligible {
     let never = Eligible { runs: false, stays: false };
@@ -163,6 +183,9 @@ mod tests {
         let template = serde_json::from_value(json!({"spec": spec})).unwrap();
         let node = serde_json::from_value(node).unwrap();
         assert_eq!(eligible(&template, &node), Eligible { runs, stays });
+        let placed = serde_json::to_string(&placement(&template)).unwrap();
+        let placed = serde_json::from_str(&placed).unwrap();
+        assert_eq!(eligible(&placed, &node), Eligible { runs, stays });
     }
 
     fn tainted(key: &str, effect: &str) -> Value {

@@ -8,7 +8,6 @@ use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 
 use super::{is_finished, observed::is_tracked, release};
 use crate::{
-    claim::wants,
     controller::{Controller, Next, ReconcileError},
     informers::Informers,
     objects::controller_of,
@@ -32,8 +31,8 @@ impl Strays {
         let jobs = &self.informers.jobs.informer;
         let Some(owner) = controller_of(&pod.object) else {
             // Whoever wants it takes it over.
-            let near = jobs.in_namespace(&pod.tenant, pod.namespace());
-            return !near.iter().any(|job| !job.is_deleting() && wants(&job.object, &pod.object));
+            let wanting = self.informers.selectors.jobs.selecting(pod);
+            return wanting.iter().all(|job| job.is_deleting());
         };
         if owner.kind != "Job" {
             return true;

@@ -12,8 +12,8 @@ use serde::Serialize;
 
 use crate::{
     claim::Claimant,
-    informers::{Informers, Owned},
-    objects::compile,
+    informers::{Informers, Owned, Selectors},
+    objects::{compile, equal_to},
 };
 
 /// A kind that keeps a number of equal pods. Its status is told in the terms of a ReplicaSet's.
@@ -23,6 +23,7 @@ pub(crate) trait Replicated: Claimant + Clone {
     type Status: Serialize + Send + Sync;
 
     fn all(informers: &Informers) -> &Owned<Self>;
+    fn selectors(informers: &Informers) -> &Selectors<Self>;
     /// How many pods there are to be.
     fn wanted(&self) -> i32;
     fn template(&self) -> Option<&PodTemplateSpec>;
@@ -44,6 +45,10 @@ impl Replicated for ReplicaSet {
 
     fn all(informers: &Informers) -> &Owned<Self> {
         &informers.replica_sets
+    }
+
+    fn selectors(informers: &Informers) -> &Selectors<Self> {
+        &informers.selectors.replica_sets
     }
 
     fn wanted(&self) -> i32 {
@@ -74,10 +79,7 @@ impl Replicated for ReplicaSet {
 impl Claimant for ReplicationController {
     fn selector(&self) -> Option<Result<Selector, SelectorError>> {
         // An empty one selects nothing: it is given the template's labels when it is left out.
-        let labels = self.spec.as_ref()?.selector.as_ref().filter(|it| !it.is_empty())?;
-        let equal = labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-        let none: [(&str, &str, &[String]); 0] = [];
-        Some(Selector::from_parts(equal, none))
+        equal_to(self.spec.as_ref()?.selector.as_ref())
     }
 }
 
@@ -87,6 +89,10 @@ impl Replicated for ReplicationController {
 
     fn all(informers: &Informers) -> &Owned<Self> {
         &informers.replication_controllers
+    }
+
+    fn selectors(informers: &Informers) -> &Selectors<Self> {
+        &informers.selectors.replication_controllers
     }
 
     fn wanted(&self) -> i32 {

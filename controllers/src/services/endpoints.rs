@@ -123,7 +123,7 @@ impl Controller for EndpointsOfServices {
         self.informers.services.on_change(move |change| keys.add(change.key.clone()));
         let (it, keys) = (self.clone(), queue.clone());
         self.informers.pods.informer.on_change(move |change| {
-            pod_changed(&it.informers.services, change, &keys);
+            pod_changed(&it.informers.selectors.services, change, &keys);
         });
         let keys = queue.clone();
         self.informers.endpoints.on_change(move |change| keys.add(change.key.clone()));

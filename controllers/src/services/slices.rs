@@ -209,7 +209,7 @@ impl Controller for Slices {
         });
         let (it, keys) = (self.clone(), queue.clone());
         self.informers.pods.informer.on_change(move |change| {
-            pod_changed(&it.informers.services, change, &keys);
+            pod_changed(&it.informers.selectors.services, change, &keys);
         });
         let (it, keys) = (self.clone(), queue.clone());
         self.informers.nodes.on_change(move |change| it.node_changed(change, &keys));

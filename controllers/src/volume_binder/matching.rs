@@ -44,7 +44,7 @@ pub(super) fn class_of_claim(claim: &PersistentVolumeClaim) -> &str {
     named_class(claim).unwrap_or_default()
 }
 
-pub(super) fn class_of_volume(volume: &PersistentVolume) -> &str {
+pub(crate) fn class_of_volume(volume: &PersistentVolume) -> &str {
     let old = annotation(volume, OLD_CLASS);
     old.or_else(|| volume.spec.as_ref()?.storage_class_name.as_deref()).unwrap_or_default()
 }

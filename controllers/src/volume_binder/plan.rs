@@ -81,7 +81,7 @@ fn default_class<'k>(known: &Known<'k>) -> Option<&'k Tenanted<StorageClass>> {
     })
 }
 
-/// Decides about a claim. `volumes` are all of its tenant, by name.
+/// Decides about a claim. `volumes` are those that it may have to do with, by name.
 pub(super) fn plan_claim(
     claim: &Tenanted<PersistentVolumeClaim>,
     volumes: &[Volume],

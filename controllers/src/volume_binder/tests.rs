@@ -9,10 +9,11 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::{
-    Claim, Volume, claim_status, naming_claim, naming_volume,
+    BIND_COMPLETED, Claim, Volume, VolumeBinder, claim_status, naming_claim, naming_volume,
     plan::{ClaimStep, Known, Reclaim, VolumeStep, plan_claim, plan_volume},
     unbinding,
 };
+use crate::fake::{Fake, object};
 
 fn tenanted<K: DeserializeOwned>(value: Value) -> Tenanted<K> {
     let tenant = TenantName::parse("acme").unwrap();
@@ -197,4 +198,47 @@ fn a_bound_claim_keeps_its_size() {
     let kept = claim_status(Some(&bound), "Bound", Some(&grown));
     assert_eq!(kept.capacity, bound.capacity);
     assert_eq!(claim_status(Some(&bound), "Lost", None).capacity, None);
+}
+
+#[tokio::test]
+async fn volumes_that_a_claim_may_have_to_do_with() {
+    let volume = |name: &str, class: &str, named: Value| {
+        let meta = json!({"tenant": "acme", "name": name, "uid": name, "resourceVersion": "1"});
+        json!({"metadata": meta, "spec": {"storageClassName": class, "claimRef": named}})
+    };
+    let named = |claim: &str| json!({"namespace": "ns", "name": claim});
+    let mut of_other = volume("v0", "fast", json!(null));
+    of_other["metadata"]["tenant"] = json!("globex");
+    let volumes = vec![
+        of_other,
+        volume("v1", "fast", json!(null)),
+        volume("v2", "slow", json!(null)),
+        volume("v3", "slow", named("c")),
+        volume("v4", "fast", named("other")),
+    ];
+    let waiting = |name: &str, node: Value, phase: &str| {
+        let volume = json!({"name": "v", "persistentVolumeClaim": {"claimName": "c"}});
+        let spec = json!({"nodeName": node, "containers": [], "volumes": [volume]});
+        object(name, json!({"spec": spec, "status": {"phase": phase}}))
+    };
+    let pods = vec![
+        waiting("ended", json!(null), "Failed"),
+        waiting("placed", json!("n"), "Pending"),
+        waiting("two", json!(null), "Pending"),
+        waiting("one", json!(""), ""),
+    ];
+    let fake = Fake::serving(&[("persistentvolumes", volumes), ("pods", pods)]).await;
+    let binder = VolumeBinder::new(fake.client.clone(), fake.informers.clone(), &fake.events);
+    let names = |annotations: Value, class: &str, volume: &str| {
+        let claim = claim(annotations, json!({"storageClassName": class, "volumeName": volume}));
+        let found = binder.volumes_for(&claim);
+        found.iter().map(|it| it.name().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(json!({}), "fast", ""), ["v1", "v3"]);
+    assert_eq!(names(json!({}), "slow", ""), ["v2", "v3"]);
+    assert_eq!(names(json!({}), "fast", "v4"), ["v3", "v4"]);
+    assert_eq!(names(json!({}), "fast", "v3"), ["v3"]);
+    assert_eq!(names(json!({BIND_COMPLETED: "yes"}), "fast", ""), ["v3"]);
+    let waiting = binder.waiting_pods(&claim(json!({}), json!({})));
+    assert_eq!(waiting, ["one", "two"]);
 }

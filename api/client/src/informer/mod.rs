@@ -186,7 +186,30 @@ impl<K: Object> Informer<K> {
         self.shared.store.read().indexed(index, value)
     }
 
-    /// Shows each of them once. Unlike with [`Self::indexed`] they are not all unpacked at the same
+    /// The objects that an index files under those values that begin with `prefix`, and that
+    /// `is_meant` chooses by what follows it; by key. It is asked about each value once, however
+    /// many objects there are, and what is filed under others is not unpacked.
+    pub fn indexed_where(
+        &self,
+        index: IndexId,
+        prefix: &str,
+        is_meant: impl FnMut(&str) -> bool,
+    ) -> Vec<Arc<Tenanted<K>>> {
+        self.shared.store.read().indexed_where(index, prefix, is_meant)
+    }
+
+    /// What they are called; none is unpacked.
+    pub fn keys_where(
+        &self,
+        index: IndexId,
+        prefix: &str,
+        is_meant: impl FnMut(&str) -> bool,
+    ) -> Vec<ObjectKey> {
+        let store = self.shared.store.read();
+        store.keys_where(index, prefix, is_meant).into_iter().cloned().collect()
+    }
+
+    /// Shows each of those under one value once. Unlike with [`Self::indexed`] they are not all unpacked at the same
     /// time.
     pub fn each_indexed(
         &self,

@@ -116,17 +116,42 @@ impl<K: Object> Store<K> {
         first: &ObjectKey,
         is_meant: impl Fn(&ObjectKey) -> bool,
     ) -> Vec<Arc<Tenanted<K>>> {
-        let meant = self.objects.range(first..).take_while(|(key, _)| is_meant(key));
-        let meant: Vec<_> = meant.collect();
+        let meant = self.objects.range(first..).map(|(key, _)| key);
+        self.look_at(meant.take_while(|key| is_meant(key)).collect())
+    }
+
+    /// Objects that somebody asks for together.
+    fn look_at(&self, keys: Vec<&ObjectKey>) -> Vec<Arc<Tenanted<K>>> {
         // More than may be plain would push each other out, and everything else.
-        match self.n_plain < meant.len() {
-            true => meant.iter().filter_map(|(key, it)| it.slot.lock().peek(&key.tenant)).collect(),
-            false => meant.iter().filter_map(|(key, kept)| self.look(key, kept)).collect(),
-        }
+        let are_many = self.n_plain < keys.len();
+        let one = |key| if are_many { self.peek(key) } else { self.get(key) };
+        keys.into_iter().filter_map(one).collect()
     }
 
     pub(super) fn indexed(&self, index: IndexId, value: &str) -> Vec<Arc<Tenanted<K>>> {
-        self.keys_indexed(index, value).filter_map(|key| self.get(key)).collect()
+        self.look_at(self.keys_indexed(index, value).collect())
+    }
+
+    pub(super) fn indexed_where(
+        &self,
+        index: IndexId,
+        prefix: &str,
+        is_meant: impl FnMut(&str) -> bool,
+    ) -> Vec<Arc<Tenanted<K>>> {
+        self.look_at(self.keys_where(index, prefix, is_meant))
+    }
+
+    pub(super) fn keys_where(
+        &self,
+        index: IndexId,
+        prefix: &str,
+        is_meant: impl FnMut(&str) -> bool,
+    ) -> Vec<&ObjectKey> {
+        let index = self.indexes.get(index.0);
+        let mut keys = index.map_or_else(Vec::new, |index| index.under_any(prefix, is_meant));
+        keys.sort_unstable();
+        keys.dedup();
+        keys
     }
 
     pub(super) fn keys_indexed(
@@ -246,6 +271,26 @@ impl<K> Index<K> {
         filed.filter_map(|it| it.key.as_ref())
     }
 
+    /// What is under those values that begin with `prefix` and are meant by what follows it.
+    fn under_any(&self, prefix: &str, mut is_meant: impl FnMut(&str) -> bool) -> Vec<&ObjectKey> {
+        let mut keys = Vec::new();
+        let mut next = self.filed.range(Filed { value: prefix.into(), key: None }..).peekable();
+        while let Some(first) = next.next() {
+            let Some(rest) = first.value.strip_prefix(prefix) else { break };
+            if is_meant(rest) {
+                keys.extend(&first.key);
+                while let Some(it) = next.next_if(|it| it.value == first.value) {
+                    keys.extend(&it.key);
+                }
+            } else if next.peek().is_some_and(|it| it.value == first.value) {
+                // There may be many of it; this is the least value that is greater.
+                let value = format!("{}\0", first.value).into();
+                next = self.filed.range(Filed { value, key: None }..).peekable();
+            }
+        }
+        keys
+    }
+
     fn put(&mut self, value: &str, key: &ObjectKey) {
         let first = Filed { value: value.into(), key: None };
         let near = self.filed.range(&first..).next().filter(|it| it.value == first.value);
@@ -329,6 +374,29 @@ mod tests {
     }
 
     #[test]
+    fn values_are_asked_about_once_each() {
+        let mut store = store();
+        let colours =
+            ["red", "blue-light", "blue", "blue-dark", "blue-light", "bluf", "blue-light"];
+        for (n, colour) in colours.into_iter().enumerate() {
+            let object = object("a", "n", &n.to_string(), colour);
+            store.put(&object.key(), object, 1);
+        }
+        let (mut asked, blue) = (Vec::new(), IndexId(0));
+        let found = store.indexed_where(blue, "blue", |rest| {
+            asked.push(rest.to_owned());
+            rest != "-dark"
+        });
+        assert_eq!(asked, ["", "-dark", "-light"]);
+        assert_eq!(names(&found), ["1", "2", "4", "6"]);
+        let light = store.keys_where(blue, "blue-light", |_| true);
+        assert_eq!(light.len(), 3);
+        assert!(store.keys_where(blue, "blue", |rest| rest == "-l").is_empty());
+        assert_eq!(store.keys_where(blue, "", |rest| rest == "red").len(), 1);
+        assert!(store.keys_where(IndexId(9), "", |_| true).is_empty());
+    }
+
+    #[test]
     fn no_more_than_allowed_are_plain_and_all_can_be_had() {
         let mut store = store();
         for n in 0..10 {
@@ -345,8 +413,12 @@ mod tests {
         assert_eq!(store.in_namespace(&tenant, "n").len(), 10);
         let slot = &store.objects[&three.key()].slot;
         assert!(slot.lock().is_plain(), "more than may be plain have pushed it out");
+        assert_eq!(store.indexed(IndexId(0), "red").len(), 11);
+        assert!(slot.lock().is_plain(), "those of an index have pushed it out");
         assert!(store.remove(&three.key()).is_some());
-        assert_eq!(store.indexed(IndexId(0), "red").len(), 10);
+        for key in store.keys() {
+            assert!(store.get(key).is_some());
+        }
         assert_eq!(n_plain(&store), 2);
         let five = object("a", "n", "5", "red");
         assert_eq!(store.peek(&five.key()), Some(five.clone()));
