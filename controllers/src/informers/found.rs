@@ -130,7 +130,8 @@ impl Informers {
         self.pods.informer.keys_indexed(self.pods_by_device_template, &template.to_string())
     }
 
-    /// The sets of a pod for each node whose [`placement`](crate::daemonset::placement) is meant. Each is asked about once.
+    /// The sets of a pod for each node whose [`placement`](crate::daemonset::placement) is meant.
+    /// Each is asked about once.
     pub(crate) fn sets_placed(&self, is_meant: impl FnMut(&str) -> bool) -> Vec<ObjectKey> {
         self.daemon_sets.keys_where(self.sets_by_placement, "", is_meant)
     }

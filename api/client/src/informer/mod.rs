@@ -209,8 +209,8 @@ impl<K: Object> Informer<K> {
         store.keys_where(index, prefix, is_meant).into_iter().cloned().collect()
     }
 
-    /// Shows each of those under one value once. Unlike with [`Self::indexed`] they are not all unpacked at the same
-    /// time.
+    /// Shows each of those under one value once. Unlike with [`Self::indexed`] they are not all
+    /// unpacked at the same time.
     pub fn each_indexed(
         &self,
         index: IndexId,
