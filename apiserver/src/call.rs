@@ -20,7 +20,7 @@ use crate::{
     Server,
     accept::Accept,
     custom::{compiled::Custom, object},
-    error::{ApiError, Result},
+    error::{ApiError, FieldError, Result},
     identity::Identity,
     registry::{Served, Whose},
     remarks::Remarks,
@@ -129,8 +129,10 @@ impl Call {
             if !decoded.value.is_object() {
                 return Err(ApiError::bad_request("the request body is not an object"));
             }
-            check_kind(&mut decoded.value, kind)?;
-            decoded.findings.extend(object::shape(&custom.version, &mut decoded.value)?);
+            check_custom(&decoded.value, kind, body)?;
+            let found = object::shape(&custom.version, &mut decoded.value)
+                .map_err(|error| unfit(&kind.kind, &kind.version, kind, &error.to_string()))?;
+            decoded.findings.extend(found);
             return judged(decoded, kind, validation);
         }
         let root = schema.by_kind(kind);
@@ -168,10 +170,19 @@ impl Call {
     ) -> Result<(Value, Vec<String>)> {
         let validation = FieldValidation::from_query(&self.query)?;
         if let Some(custom) = self.custom(&kind.api_version(), &kind.kind) {
-            check_kind(&mut value, kind)?;
+            let wrong = misnamed(&value, kind);
+            if !wrong.is_empty() {
+                let (found, name) = (own_kind(&value, kind), insula_api::object::name(&value));
+                return Err(ApiError::invalid(&kind.group, found, name, &wrong));
+            }
             let findings = object::shape(&custom.version, &mut value).map_err(&misfit)?;
             return judged(Decoded { value, findings }, kind, validation);
         }
+        let found = kind_of(&value, kind);
+        if found != *kind {
+            return Err(misfit(DecodeError::Mismatch(no_such(&found, kind))));
+        }
+        set_kind(&mut value, kind);
         let schema = Schema::built_in();
         let decoded = decode::value(schema, schema.by_kind(kind), value).map_err(misfit)?;
         judged(decoded, kind, validation)
@@ -188,8 +199,10 @@ impl Call {
     }
 }
 
-/// Most of a body that is shown to whoever sent it, in bytes.
+/// How much of a body that cannot be read is shown to whoever sent it, in bytes.
 const SHOWN: usize = 30;
+/// And most of one that can be.
+const MOST_SHOWN: usize = 4096;
 
 /// What is said of a body that could not be decoded as `kind`.
 fn undecodable(error: &DecodeError, kind: &Gvk, body: &[u8]) -> ApiError {
@@ -213,41 +226,32 @@ fn undecodable(error: &DecodeError, kind: &Gvk, body: &[u8]) -> ApiError {
             let found = found.unwrap_or(&kind.kind);
             unfit(found, version.unwrap_or(&kind.version), kind, why)
         }
-        DecodeError::Mismatch(why) | DecodeError::Syntax(why) => {
-            let begin = &body[..body.len().min(SHOWN)];
-            let mut shown = match body.first() {
-                None => "<empty>".to_owned(),
-                Some(b'{') => String::from_utf8_lossy(begin).into_owned(),
-                Some(_) => begin.iter().map(|byte| format!("{byte:02x}")).collect(),
-            };
-            if SHOWN < body.len() {
-                shown.push_str(" ...");
-            }
-            ApiError::bad_request(format!(
-                "the object provided is unrecognized (must be of type {}): couldn't get \
-                 version/kind; json parse error: {why} ({shown})",
-                kind.kind
-            ))
-        }
+        DecodeError::Mismatch(why) | DecodeError::Syntax(why) => ApiError::bad_request(format!(
+            "the object provided is unrecognized (must be of type {}): couldn't get \
+                 version/kind; json parse error: {why} ({})",
+            kind.kind,
+            summary(body)
+        )),
     }
 }
 
 /// What is said of a body that is no protobuf.
 fn unreadable(error: &ProtoError, kind: &Gvk, body: &[u8]) -> ApiError {
     ApiError::bad_request(format!(
-        "the object provided is unrecognized (must be of type {}): {error}{}",
+        "the object provided is unrecognized (must be of type {}): {error} ({})",
         kind.kind,
-        match body.starts_with(b"k8s\0") {
-            true => format!(" ({})", beginning(body)),
-            false => String::new(),
-        }
+        summary(body)
     ))
 }
 
-/// The first bytes of a body, as digits.
-fn beginning(body: &[u8]) -> String {
+/// The first bytes of a body: as they are if it is JSON, as digits if not.
+fn summary(body: &[u8]) -> String {
     let begin = &body[..body.len().min(SHOWN)];
-    let mut shown: String = begin.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut shown = match body.first() {
+        None => "<empty>".to_owned(),
+        Some(b'{') => String::from_utf8_lossy(begin).into_owned(),
+        Some(_) => begin.iter().map(|byte| format!("{byte:02x}")).collect(),
+    };
     if SHOWN < body.len() {
         shown.push_str(" ...");
     }
@@ -278,30 +282,99 @@ fn judged(
     }
 }
 
+/// Why a `found` is no `wanted`.
+fn no_such(found: &Gvk, wanted: &Gvk) -> String {
+    if Schema::built_in().by_kind(found).is_none() {
+        let version = found.api_version();
+        return format!("no kind {:?} is registered for version {version:?}", found.kind);
+    }
+    let package = match wanted.group.split('.').next() {
+        None | Some("") => "core",
+        Some(name) => name,
+    };
+    format!(
+        "converting ({}.{}) to ({package}.{}): unknown conversion",
+        found.version, found.kind, wanted.kind
+    )
+}
+
 /// What is said of a `found` that was sent in the place of a `wanted`.
 fn wrong_kind(found: &Gvk, wanted: &Gvk) -> ApiError {
     let of_group = (&found.group, &found.kind) == (&wanted.group, &wanted.kind);
-    if Schema::built_in().by_kind(found).is_none() {
-        let why =
-            format!("no kind {:?} is registered for version {:?}", found.kind, found.api_version());
-        return unfit(&found.kind, &found.version, wanted, &why);
-    }
-    if of_group && found.kind != "Status" {
+    let is_known = Schema::built_in().by_kind(found).is_some();
+    if is_known && of_group && found.kind != "Status" {
         return ApiError::bad_request(format!(
             "the API version in the data ({}) does not match the expected API version ({})",
             found.api_version(),
             wanted.api_version()
         ));
     }
-    let package = match wanted.group.split('.').next() {
-        None | Some("") => "core",
-        Some(name) => name,
+    unfit(&found.kind, &found.version, wanted, &no_such(found, wanted))
+}
+
+/// The kind that a value says it is of, or the one it should be of.
+fn own_kind<'a>(value: &'a Value, kind: &'a Gvk) -> &'a str {
+    value["kind"].as_str().unwrap_or(&kind.kind)
+}
+
+/// What a custom resource says of its kind that is not so.
+fn misnamed(value: &Value, kind: &Gvk) -> Vec<FieldError> {
+    let wanted = [("kind", kind.kind.clone()), ("apiVersion", kind.api_version())];
+    let wrong = wanted.into_iter().filter(|(field, wanted)| value[*field] != **wanted);
+    wrong
+        .map(|(field, wanted)| {
+            FieldError::invalid(field, &value[field], &format!("must be {wanted}"))
+        })
+        .collect()
+}
+
+/// The body of a custom resource says of what kind it is, and is of it.
+fn check_custom(value: &Value, kind: &Gvk, body: &[u8]) -> Result<()> {
+    let text = |field: &str| value[field].as_str().unwrap_or_default();
+    for (field, called) in [("kind", "Kind"), ("apiVersion", "apiVersion")] {
+        if text(field).is_empty() {
+            let whole = String::from_utf8_lossy(&body[..body.len().min(MOST_SHOWN)]);
+            return Err(ApiError::bad_request(format!(
+                "the object provided is unrecognized (must be of type {}): \
+                 Object '{called}' is missing in '{whole}' ({})",
+                kind.kind,
+                summary(body)
+            )));
+        }
+    }
+    if text("apiVersion") != kind.api_version() {
+        return Err(ApiError::bad_request(format!(
+            "the API version in the data ({}) does not match the expected API version ({})",
+            text("apiVersion"),
+            kind.api_version()
+        )));
+    }
+    match misnamed(value, kind) {
+        wrong if wrong.is_empty() => Ok(()),
+        wrong => {
+            let name = insula_api::object::name(value);
+            Err(ApiError::invalid(&kind.group, text("kind"), name, &wrong))
+        }
+    }
+}
+
+/// The kind that a value says it is of; what it leaves out is as in `kind`.
+fn kind_of(value: &Value, kind: &Gvk) -> Gvk {
+    let text = |field: &str| value[field].as_str().unwrap_or_default();
+    let (api_version, name) = (text("apiVersion"), text("kind"));
+    let (group, version) = match api_version {
+        "" => (&*kind.group, &*kind.version),
+        given => given.split_once('/').unwrap_or(("", given)),
     };
-    let why = format!(
-        "converting ({}.{}) to ({package}.{}): unknown conversion",
-        found.version, found.kind, wanted.kind
-    );
-    unfit(&found.kind, &found.version, wanted, &why)
+    Gvk::new(group, version, if name.is_empty() { &kind.kind } else { name })
+}
+
+/// Has an object say what kind it is of.
+pub(crate) fn set_kind(it: &mut Value, kind: &Gvk) {
+    if let Some(fields) = it.as_object_mut() {
+        fields.insert("apiVersion".into(), kind.api_version().into());
+        fields.insert("kind".into(), kind.kind.as_str().into());
+    }
 }
 
 /// A body may leave out its kind; it may not name another.
@@ -310,17 +383,10 @@ fn check_kind(value: &mut Value, kind: &Gvk) -> Result<()> {
         // As if nothing were said of it.
         *value = Value::Object(serde_json::Map::new());
     }
-    let text = |field: &str| value[field].as_str().unwrap_or_default();
-    let (api_version, name) = (text("apiVersion"), text("kind"));
-    let (group, version) = match api_version {
-        "" => (&*kind.group, &*kind.version),
-        given => given.split_once('/').unwrap_or(("", given)),
-    };
-    let found = Gvk::new(group, version, if name.is_empty() { &kind.kind } else { name });
+    let found = kind_of(value, kind);
     if found != *kind {
         return Err(wrong_kind(&found, kind));
     }
-    value["apiVersion"] = kind.api_version().into();
-    value["kind"] = kind.kind.as_str().into();
+    set_kind(value, kind);
     Ok(())
 }

@@ -3,6 +3,8 @@
 //! This is the only place that knows which HTTP code a failure has. Layers below have error types
 //! of their own and are turned into [`ApiError`] where their meaning for the request is known.
 
+use std::collections::HashSet;
+
 use http::StatusCode;
 use insula_api::{decode::DecodeError, path::PathError, proto::ProtoError};
 pub use insula_api::{error::chain, field::FieldError};
@@ -30,6 +32,8 @@ pub struct ApiError {
     pub is_moving: bool,
     /// Told in plain text: no API has the path, so nothing of an API is in the answer.
     pub is_plain: bool,
+    /// Upstream's router says it, before anybody has looked at what is asked for.
+    pub is_routing: bool,
     /// The whole `Status`, where somebody else made it.
     pub whole: Option<Box<Map<String, Value>>>,
 }
@@ -47,6 +51,7 @@ impl ApiError {
             fresh_token: None,
             is_moving: false,
             is_plain: false,
+            is_routing: false,
             whole: None,
         }
     }
@@ -147,8 +152,10 @@ impl ApiError {
     }
 
     pub fn invalid(group: &str, kind: &str, name: &str, errors: &[FieldError]) -> Self {
-        let texts: Vec<String> =
-            errors.iter().map(|it| format!("{}: {}", it.field, it.message)).collect();
+        let texts = errors.iter().map(|it| format!("{}: {}", it.field, it.message));
+        // What is found twice is said once.
+        let mut seen = HashSet::new();
+        let texts: Vec<String> = texts.filter(|it| seen.insert(it.clone())).collect();
         let list = match texts.as_slice() {
             [one] => one.clone(),
             many => format!("[{}]", many.join(", ")),
@@ -196,6 +203,7 @@ impl ApiError {
             "the server does not allow this method on the requested resource",
         );
         error.details = Some(json!({}));
+        error.is_routing = true;
         error
     }
 
@@ -218,6 +226,7 @@ impl ApiError {
              application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch",
         );
         error.details = Some(json!({}));
+        error.is_routing = true;
         error
     }
 
@@ -242,6 +251,7 @@ impl ApiError {
         let mut error =
             Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType", message);
         error.details = Some(json!({}));
+        error.is_routing = true;
         error
     }
 

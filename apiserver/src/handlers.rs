@@ -226,6 +226,7 @@ impl Server {
                     audit.received(record);
                 }
                 let wants_body = record.trail.as_ref().is_some_and(Trail::wants_body);
+                let is_custom = call.served.custom().is_some();
                 let warning = match call.served.custom() {
                     Some(custom) => custom.version.warning.clone(),
                     None => {
@@ -279,6 +280,8 @@ impl Server {
                     // What is handed on as a value has its place twice.
                     within(limit?, InTurn::new(turns, pin!(work))).await
                 };
+                let is_astray = matches!(&answer, Err(error) if error.is_routing && !is_custom);
+                let warning = warning.filter(|_| !is_astray);
                 let warnings = remarks.warnings();
                 let is_told = warning.is_some() || !warnings.is_empty();
                 match answer {

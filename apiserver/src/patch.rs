@@ -12,7 +12,7 @@ use insula_api::{
 use serde_json::Value;
 
 use crate::{
-    call::Call,
+    call::{Call, set_kind},
     error::{ApiError, FieldError, Result},
     ownership,
     request::{FieldValidation, media_type},
@@ -55,19 +55,17 @@ impl Patch {
                 .map(|it| it.value)
                 .map_err(|error| ApiError::bad_request(format!("error decoding patch: {error}")))
         };
+        let undecodable = |why: &dyn std::fmt::Display| {
+            ApiError::bad_request(format!("error decoding patch: {why}"))
+        };
         match media_type(&call.headers) {
             JSON => {
-                let undecodable = |why: &dyn std::fmt::Display| {
-                    ApiError::bad_request(format!("error decoding patch: {why}"))
-                };
-                let operations = json()?;
-                if operations.is_object() {
+                let operations = match json()? {
+                    it @ Value::Array(_) => it,
+                    Value::Null => Value::Array(Vec::new()),
                     // What people forget: it is a list. Upstream tells them so in Go's words.
-                    return Err(undecodable(
-                        &"json: cannot unmarshal object into Go value of type \
-                          []handlers.jsonPatchOp",
-                    ));
-                }
+                    other => return Err(undecodable(&unfit(&other, "[]handlers.jsonPatchOp"))),
+                };
                 let patch: json_patch::Patch =
                     serde_json::from_value(operations).map_err(|error| undecodable(&error))?;
                 if OPERATIONS < patch.0.len() {
@@ -78,12 +76,20 @@ impl Patch {
                 }
                 Ok(Self::Json(patch))
             }
-            MERGE => Ok(Self::Merge(json()?)),
+            MERGE => match json()? {
+                it @ Value::Object(_) => Ok(Self::Merge(it)),
+                Value::Null => Err(ApiError::bad_request("Invalid JSON Patch")),
+                other => Err(undecodable(&unfit(&other, MAP))),
+            },
             // Nothing says how lists of custom resources merge.
-            STRATEGIC if call.served.custom().is_some() && call.path.subresource != "scale" => {
+            _ if call.served.custom().is_some() => {
                 Err(ApiError::unsupported_media_type(&format!("{JSON}, {MERGE}, {APPLY}")))
             }
-            STRATEGIC => Ok(Self::Strategic(json()?)),
+            STRATEGIC => match json()? {
+                it @ Value::Object(_) => Ok(Self::Strategic(it)),
+                Value::Null => Ok(Self::Strategic(Value::Object(serde_json::Map::new()))),
+                other => Err(ApiError::bad_request(unfit(&other, MAP))),
+            },
             _ => Err(ApiError::unsupported_patch()),
         }
     }
@@ -156,6 +162,8 @@ impl Patch {
                             error => ApiError::untyped(error.to_string()),
                         }
                     })?;
+                // It is about fields, whatever it says of the kind.
+                set_kind(&mut value, &kind);
             }
         }
         if !value.is_object() {
@@ -167,6 +175,22 @@ impl Patch {
             ApiError::invalid("", "", "", &[error])
         })
     }
+}
+
+/// What Go calls the fields of a patch.
+const MAP: &str = "map[string]interface {}";
+
+/// What Go says of a value in the place of a `wanted`.
+fn unfit(found: &Value, wanted: &str) -> String {
+    let found = match found {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    };
+    format!("json: cannot unmarshal {found} into Go value of type {wanted}")
 }
 
 /// Does the operations of a JSON patch, one after the other.

@@ -76,7 +76,10 @@ pub(crate) fn prepare_create(served: &Served, by: &Identity, it: &mut Value) {
         ("", "persistentvolumes") => {
             it["status"] = json!({"phase": "Pending", "lastPhaseTransitionTime": time::now()});
         }
-        ("", "persistentvolumeclaims") => it["status"] = json!({"phase": "Pending"}),
+        ("", "persistentvolumeclaims") => {
+            parts::data_sources(None, it);
+            it["status"] = json!({"phase": "Pending"});
+        }
         ("batch", "jobs") => jobs::own_pods(it),
         ("certificates.k8s.io", "certificatesigningrequests") => requested_by(by, it),
         ("discovery.k8s.io", "endpointslices") => {
@@ -108,6 +111,7 @@ pub(crate) fn prepare_create(served: &Served, by: &Identity, it: &mut Value) {
         }
         _ => (),
     }
+    parts::unheeded(facts(resource), None, it);
     if !matches!(generation(served), Generation::None | Generation::Later) {
         object::metadata_mut(it).insert("generation".into(), 1.into());
     }
@@ -174,7 +178,6 @@ pub(crate) fn normalize(served: &Served, it: &mut Value) {
             labels["kubernetes.io/metadata.name"] = name.into();
         }
         ("", "nodes") => parts::pod_networks(it),
-        ("", "persistentvolumeclaims") => parts::data_sources(it),
         ("", "secrets") => string_data(it),
         (custom::GROUP, custom::RESOURCE) => custom::prepare(it),
         _ => (),
@@ -218,6 +221,10 @@ pub(crate) fn prepare_update(served: &Served, subresource: &str, old: &Value, ne
         crate::services::keep_what_is_held(old, new);
     }
     normalize(served, new);
+    parts::unheeded(facts, Some(old), new);
+    if (&*resource.group, &*resource.name) == ("", "persistentvolumeclaims") {
+        parts::data_sources(Some(old), new);
+    }
     if facts.counts_templates && subresource.is_empty() {
         template_generation(Some(old), new);
     }

@@ -11,6 +11,7 @@ mod containers;
 mod devices;
 mod events;
 mod formats;
+mod job_status;
 mod jobs;
 mod metadata;
 mod networks;
@@ -21,6 +22,7 @@ mod rule;
 mod rules;
 mod scheduling;
 mod services;
+mod status;
 mod storage;
 mod updates;
 mod workloads;
@@ -170,13 +172,8 @@ pub(crate) fn update(served: &Served, subresource: &str, old: &Value, new: &Valu
             walk(served, new, &mut errors);
             pod_updates::resize(old, new, &mut errors);
         }
-        "status" if served.resource.name == "pods" => {
-            pod_updates::status(old, new, &mut errors);
-        }
+        "status" => status::update(&served.resource, id, old, new, &mut errors),
         "approval" => certificates::update(old, new, true, &mut errors),
-        "status" if served.resource.name == "certificatesigningrequests" => {
-            certificates::update(old, new, false, &mut errors);
-        }
         _ => (),
     }
     errors

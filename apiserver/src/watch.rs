@@ -377,7 +377,10 @@ impl Watch {
     fn rows(&mut self, value: &Bytes) -> Result<Bytes> {
         let object: Value = serde_json::from_slice(value).map_err(ApiError::internal)?;
         let columns = !std::mem::replace(&mut self.sent_columns, true);
-        Ok(self.shown.table(&[object], &json!({}), columns).to_string().into())
+        // As if it were a list of one.
+        let revision = insula_api::object::meta_str(&object, "resourceVersion");
+        let metadata = json!({ "resourceVersion": revision });
+        Ok(self.shown.table(&[object], &metadata, columns).to_string().into())
     }
 
     fn put(&self, out: &mut BytesMut, kind: &str, made: &Bytes) {

@@ -57,7 +57,7 @@ pub(crate) async fn create_made(server: &Server, call: &Call, it: Value) -> Resu
 }
 
 /// Tenant, namespace and name of the body agree with the path; what the body leaves out is set.
-fn check_head(call: &Call, it: &mut Value) -> Result<()> {
+pub(crate) fn check_head(call: &Call, it: &mut Value) -> Result<()> {
     let tenant = call.tenant()?.clone();
     let namespace = call.namespace();
     let found = object::meta_str(it, "tenant");
@@ -156,7 +156,8 @@ pub(crate) async fn patch(server: &Server, call: &Call, body: &[u8]) -> Result<W
     };
     let writer = Writer::new(call)?;
     change(server, call, &writer, Vec::new(), |current, _| {
-        let (value, warnings) = patch.apply(call, current)?;
+        let (mut value, warnings) = patch.apply(call, current)?;
+        check_head(call, &mut value)?;
         let wanted = object::meta_str(&value, "resourceVersion");
         if wanted != object::meta_str(&current.object, "resourceVersion") && !wanted.is_empty() {
             return Err(call.modified(&call.path.name));

@@ -245,7 +245,7 @@ fn unknown_fields_go_and_wrong_values_are_refused() {
     assert!(said.contains(r#"unknown field "metadata.bogus""#), "{said}");
     // An update without a revision is no update.
     let item = "/tenants/acme/apis/stable.example.com/v1/namespaces/default/crontabs/x";
-    let body = r#"{"metadata":{"name":"x"},"spec":{"cronSpec":"* * * * *"}}"#;
+    let body = r#"{"apiVersion":"stable.example.com/v1","kind":"CronTab","metadata":{"name":"x"},"spec":{"cronSpec":"* * * * *"}}"#;
     let said = refused(&acme, &["replace", "--raw", item, "-f", "-"], body);
     let why = "metadata.resourceVersion: Invalid value: 0: must be specified for an update";
     assert!(said.contains(why), "{said}");

@@ -19,7 +19,11 @@ fn head_type() -> Option<TypeId> {
 pub fn coerce_metadata(it: &mut Value) -> Result<Vec<String>, decode::DecodeError> {
     let Some(metadata) = it.get_mut("metadata") else { return Ok(Vec::new()) };
     let head = json!({ "metadata": metadata.take() });
-    let decoded = decode::value(Types::built_in(), head_type(), head)?;
+    let decoded = decode::value(Types::built_in(), head_type(), head).map_err(|error| {
+        // Here it is decoded alone.
+        let why = error.to_string().replacen("ObjectMeta.metadata.", "ObjectMeta.", 1);
+        decode::DecodeError::Mismatch(why)
+    })?;
     match decoded.value {
         Value::Object(mut head) => *metadata = head.remove("metadata").unwrap_or_else(|| json!({})),
         _ => *metadata = json!({}),
@@ -27,35 +31,58 @@ pub fn coerce_metadata(it: &mut Value) -> Result<Vec<String>, decode::DecodeErro
     Ok(decoded.findings)
 }
 
-/// Brings the metadata of all embedded objects into shape. What cannot be is dropped, as what a
-/// schema does not know is.
-pub fn coerce(schema: &Schema, it: &mut Value) {
+/// Brings the metadata of all embedded objects into shape, as [`coerce_metadata`] does.
+pub fn coerce(schema: &Schema, it: &mut Value) -> Result<Vec<String>, decode::DecodeError> {
+    let mut findings = Vec::new();
+    below(schema, it, &Path::Root, &mut findings)?;
+    Ok(findings)
+}
+
+fn below(
+    schema: &Schema,
+    it: &mut Value,
+    path: &Path<'_>,
+    findings: &mut Vec<String>,
+) -> Result<(), decode::DecodeError> {
+    let mut part = |schema: &Schema, it: &mut Value, path: &Path<'_>| {
+        if schema.embedded {
+            findings.extend(embedded_metadata(it, path)?);
+        }
+        below(schema, it, path, findings)
+    };
     match it {
         Value::Object(fields) => {
             for (name, value) in fields.iter_mut() {
-                let Some(below) = schema.field(name) else { continue };
-                if below.embedded
-                    && coerce_metadata(value).is_err()
-                    && let Some(fields) = value.as_object_mut()
-                {
-                    fields.remove("metadata");
+                if let Some(schema) = schema.field(name) {
+                    part(schema, value, &path.field(name))?;
                 }
-                coerce(below, value);
             }
         }
         Value::Array(items) => {
-            let Some(below) = &schema.items else { return };
-            for item in items {
-                if below.embedded
-                    && coerce_metadata(item).is_err()
-                    && let Some(fields) = item.as_object_mut()
-                {
-                    fields.remove("metadata");
-                }
-                coerce(below, item);
+            let Some(schema) = &schema.items else { return Ok(()) };
+            for (index, item) in items.iter_mut().enumerate() {
+                part(schema, item, &path.index(index))?;
             }
         }
         _ => (),
+    }
+    Ok(())
+}
+
+/// As [`coerce_metadata`], of the object at `path`.
+fn embedded_metadata(it: &mut Value, path: &Path<'_>) -> Result<Vec<String>, decode::DecodeError> {
+    let sent = it.get("metadata").cloned().unwrap_or_default();
+    let at = path.field("metadata").to_string();
+    match coerce_metadata(it) {
+        Ok(findings) => {
+            let whole = format!("\"{at}");
+            Ok(findings.iter().map(|it| it.replacen("\"metadata", &whole, 1)).collect())
+        }
+        Err(error) => {
+            let error = FieldError::invalid(at, &sent, &error.to_string());
+            let why = format!("{}: {}", error.field, error.message);
+            Err(decode::DecodeError::Mismatch(why))
+        }
     }
 }
 
@@ -120,8 +147,14 @@ mod tests {
         let mut it = json!({"metadata": {"name": "n", "creationTimestamp": null, "bogus": 1}});
         assert_eq!(coerce_metadata(&mut it).unwrap(), [r#"unknown field "metadata.bogus""#]);
         assert_eq!(it, json!({"metadata": {"name": "n"}}));
-        let mut it = json!({"of": {"metadata": {"labels": 7}, "x": 1}});
-        coerce(&schema(), &mut it);
-        assert_eq!(it, json!({"of": {"x": 1}}));
+        let mut it = json!({"of": {"metadata": {"name": "n", "bogus": 1}, "x": 1}});
+        let found = coerce(&schema(), &mut it).unwrap();
+        assert_eq!(found, [r#"unknown field "of.metadata.bogus""#]);
+        assert_eq!(it, json!({"of": {"metadata": {"name": "n"}, "x": 1}}));
+        let mut it = json!({"of": {"metadata": {"labels": {"a": 1}, "name": "x"}}});
+        assert_eq!(
+            coerce(&schema(), &mut it).unwrap_err().to_string(),
+            r#"of.metadata: Invalid value: {"labels":{"a":1},"name":"x"}: json: cannot unmarshal number into Go struct field ObjectMeta.labels of type string"#
+        );
     }
 }

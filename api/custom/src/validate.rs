@@ -184,7 +184,7 @@ fn check(checks: &Checks, it: &Value, path: &Path<'_>, errors: &mut Errors) {
 
 fn check_text(checks: &Checks, text: &str, path: &Path<'_>, errors: &mut Errors) {
     let shown = Value::from(text);
-    // Lengths are counted in characters, and only where somebody asks.
+    // Lengths are counted in characters, and only where somebody asks. One finding is told.
     if let Some(most) = checks.max_length
         && usize::try_from(most).is_ok_and(|most| most < text.chars().count())
     {
@@ -192,14 +192,12 @@ fn check_text(checks: &Checks, text: &str, path: &Path<'_>, errors: &mut Errors)
             path.to_string(),
             usize::try_from(most).unwrap_or(usize::MAX),
         ));
-    }
-    if let Some(least) = checks.min_length
+    } else if let Some(least) = checks.min_length
         && (text.chars().count() as u64) < least
     {
         let detail = format!("{path} in body should be at least {least} chars long");
         errors.push(FieldError::invalid(path.to_string(), &shown, &detail));
-    }
-    if let Some(pattern) = &checks.pattern
+    } else if let Some(pattern) = &checks.pattern
         && !pattern.regex.is_match(text)
     {
         let detail = format!("{path} in body should match '{pattern}'", pattern = pattern.source);

@@ -38,6 +38,7 @@ pub(super) fn rule(name: &str) -> Option<Rule> {
                 it.insert("targetPort".into(), port.unwrap_or_else(|| 0.into()));
             }
         },
+        "core.v1.Service" => address_modes,
         "core.v1.ServiceSpec" => service,
         "core.v1.LimitRangeItem" => |it| {
             if is(it, "type", "Container") {
@@ -127,6 +128,18 @@ fn pull_policy(map: &mut Map<String, Value>, image: &str, policy: &str) {
     let wanted = if image_tag(image) == "latest" { "Always" } else { "IfNotPresent" };
     if map.get(policy).and_then(Value::as_str).unwrap_or_default().is_empty() {
         map.insert(policy.into(), wanted.into());
+    }
+}
+
+/// An address that somebody balances is one that nodes may keep for themselves.
+fn address_modes(service: &mut Map<String, Value>) {
+    let is_balanced = service.get("spec").is_some_and(|it| it["type"] == "LoadBalancer");
+    let Some(status) = service.get_mut("status").filter(|_| is_balanced) else { return };
+    let ingress = status.pointer_mut("/loadBalancer/ingress").and_then(Value::as_array_mut);
+    for it in ingress.into_iter().flatten().filter_map(Value::as_object_mut) {
+        if it.get("ip").and_then(Value::as_str).is_some_and(|it| !it.is_empty()) {
+            set(it, "ipMode", "VIP".into());
+        }
     }
 }
 
@@ -316,15 +329,56 @@ fn host_ports(spec: &mut Map<String, Value>) {
     }
 }
 
-/// The tag of an image reference; `latest` if it has neither tag nor digest.
+/// The tag of an image reference; `latest` if it has neither tag nor digest, and none if it is no
+/// reference.
 fn image_tag(image: &str) -> &str {
-    if image.contains('@') {
+    let (named, has_digest) = match image.split_once('@') {
+        Some((named, _)) => (named, true),
+        None => (image, false),
+    };
+    let (path, last) = match named.rsplit_once('/') {
+        Some((path, last)) => (Some(path), last),
+        None => (None, named),
+    };
+    let (name, tag) = match last.split_once(':') {
+        Some((name, tag)) => (name, Some(tag)),
+        None => (last, None),
+    };
+    let is_part = |text: &str| {
+        let fits = |it: u8| it.is_ascii_lowercase() || it.is_ascii_digit() || b"._-".contains(&it);
+        !text.is_empty() && text.bytes().all(fits)
+    };
+    // The first part may be a host.
+    let mut parts = path.into_iter().flat_map(|path| path.split('/').enumerate());
+    if !is_part(name) || !parts.all(|(index, part)| is_part(part) || index == 0) {
         return "";
     }
-    let name = image.rsplit('/').next().unwrap_or(image);
-    name.split_once(':').map_or("latest", |(_, tag)| tag)
+    tag.unwrap_or(if has_digest { "" } else { "latest" })
 }
 
 fn set(map: &mut Map<String, Value>, field: &str, value: Value) {
     map.entry(field).or_insert(value);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_have_tags() {
+        for (image, tag) in [
+            ("a", "latest"),
+            ("a:1", "1"),
+            ("Host:5000/a/b", "latest"),
+            ("host.io/a_b:v1.2", "v1.2"),
+            ("a@sha256:00", ""),
+            ("a:latest@sha256:00", "latest"),
+            ("", ""),
+            (" a", ""),
+            ("A", ""),
+            ("host.io/A/b", ""),
+        ] {
+            assert_eq!(image_tag(image), tag, "{image:?}");
+        }
+    }
 }

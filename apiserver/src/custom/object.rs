@@ -45,7 +45,7 @@ pub(crate) fn prune(version: &Version, it: &mut Value) -> Result<Vec<String>, De
     let mut findings = embedded::coerce_metadata(it)?;
     let mut pruned = prune::Pruned::telling();
     prune::object(&version.schema, it, &mut pruned);
-    embedded::coerce(&version.schema, it);
+    findings.extend(embedded::coerce(&version.schema, it)?);
     let unknown = pruned.paths.into_iter().flatten();
     findings.extend(unknown.map(|path| format!("unknown field {path:?}")));
     Ok(findings)
@@ -159,23 +159,66 @@ fn check_scale(scale: &Scale, it: &Value, of_status: bool, errors: &mut Vec<Fiel
         false => vec![&scale.spec_replicas, &scale.status_replicas],
     };
     for path in paths {
-        let names: Vec<&str> = path.iter().map(String::as_str).collect();
-        let Some(found) = object::at(it, &names).filter(|it| !it.is_null()) else { continue };
-        let field = format!(".{}", path.join("."));
-        match found.as_i64() {
-            Some(0..=0x7fff_ffff) => (),
-            Some(..0) => {
-                errors.push(FieldError::invalid(field, found, "should be a non-negative integer"))
+        let found = match number_at(it, path) {
+            Ok(Some(found)) => found,
+            Ok(None) => continue,
+            Err(error) => {
+                errors.push(error);
+                continue;
             }
-            Some(_) => {
-                let why = format!("should be less than or equal to {}", i32::MAX);
-                errors.push(FieldError::invalid(field, found, &why));
-            }
-            None => {
-                let why =
-                    format!("{field} accessor error: {found} is of another type, expected int64");
-                errors.push(FieldError::invalid(field.as_str(), &0.into(), &why));
-            }
+        };
+        let mut wrong = |why: &str| {
+            let field = format!(".{}", path.join("."));
+            errors.push(FieldError::invalid(field, &found.into(), why));
+        };
+        if found < 0 {
+            wrong("should be a non-negative integer");
+        } else if i64::from(i32::MAX) < found {
+            wrong(&format!("should be less than or equal to {}", i32::MAX));
+        }
+    }
+}
+
+/// The number at a path, which may be absent but nothing else.
+fn number_at(it: &Value, path: &[String]) -> Result<Option<i64>, FieldError> {
+    let misfit = |depth: usize, found: &Value, wanted: &str| {
+        let at = format!(".{}", path[..depth].join("."));
+        let (shown, kind) = as_go(found);
+        let why = format!("{at} accessor error: {shown} is of the type {kind}, expected {wanted}");
+        FieldError::invalid(format!(".{}", path.join(".")), &0.into(), &why)
+    };
+    let mut place = it;
+    for (depth, name) in path.iter().enumerate() {
+        let Value::Object(fields) = place else {
+            return Err(misfit(depth + 1, place, "map[string]interface{}"));
+        };
+        match fields.get(name).filter(|it| !it.is_null()) {
+            Some(found) => place = found,
+            None => return Ok(None),
+        }
+    }
+    match place.as_i64() {
+        Some(number) => Ok(Some(number)),
+        None => Err(misfit(path.len(), place, "int64")),
+    }
+}
+
+/// How Go shows a value, and what it calls its type.
+fn as_go(it: &Value) -> (String, &'static str) {
+    match it {
+        Value::Null => ("<nil>".into(), "<nil>"),
+        Value::Bool(is) => (is.to_string(), "bool"),
+        Value::Number(number) if number.is_i64() => (number.to_string(), "int64"),
+        Value::Number(number) => (number.to_string(), "float64"),
+        Value::String(text) => (text.clone(), "string"),
+        Value::Array(items) => {
+            let items: Vec<String> = items.iter().map(|it| as_go(it).0).collect();
+            (format!("[{}]", items.join(" ")), "[]interface {}")
+        }
+        Value::Object(fields) => {
+            let fields: Vec<String> =
+                fields.iter().map(|(name, it)| format!("{name}:{}", as_go(it).0)).collect();
+            (format!("map[{}]", fields.join(" ")), "map[string]interface {}")
         }
     }
 }
@@ -183,27 +226,24 @@ fn check_scale(scale: &Scale, it: &Value, of_status: bool, errors: &mut Vec<Fiel
 /// What `autoscaling/v1` Scale shows of an object.
 #[derive(Debug)]
 pub(crate) struct Scaled {
-    pub replicas: i64,
+    /// `None` if nobody ever asked for any.
+    pub replicas: Option<i64>,
     pub observed: i64,
     pub selector: String,
 }
 
 /// Reads the numbers of a scale.
-pub(crate) fn read_scale(scale: &Scale, it: &Value) -> Result<Scaled> {
+pub(crate) fn read_scale(scale: &Scale, it: &Value) -> Scaled {
     let at = |path: &[String]| {
         let names: Vec<&str> = path.iter().map(String::as_str).collect();
         object::at(it, &names)
     };
-    let replicas = at(&scale.spec_replicas).and_then(Value::as_i64).ok_or_else(|| {
-        let path = scale.spec_replicas.join(".");
-        ApiError::internal(format!("the spec replicas field \".{path}\" does not exist"))
-    })?;
     let selector = scale.selector.as_deref().and_then(at).and_then(Value::as_str);
-    Ok(Scaled {
-        replicas,
+    Scaled {
+        replicas: at(&scale.spec_replicas).and_then(Value::as_i64),
         observed: at(&scale.status_replicas).and_then(Value::as_i64).unwrap_or(0),
         selector: selector.unwrap_or_default().to_owned(),
-    })
+    }
 }
 
 /// Sets the replicas that are asked for.

@@ -70,6 +70,8 @@ pub(crate) struct Facts {
     /// Who creates it says what its status is.
     pub comes_with_status: bool,
     pub kept: Kept,
+    /// Fields that nobody here heeds, by their paths, with commas between: they are not taken.
+    pub unheeded: &'static str,
 }
 
 /// What is special about a resource.
@@ -77,12 +79,12 @@ pub(crate) fn of(resource: &Resource) -> Facts {
     static FACTS: LazyLock<HashMap<(&str, &str), Facts>> = LazyLock::new(|| {
         let rows = TABLE.lines().filter(|line| !line.starts_with('#'));
         rows.map(|row| {
-            let mut columns = [""; 6];
+            let mut columns = [""; 7];
             for (slot, column) in columns.iter_mut().zip(row.split('\t')) {
                 *slot = column;
             }
-            let [group, resource, name, generation, flags, kept] = columns;
-            ((group, resource), facts(name, generation, flags, kept))
+            let [group, resource, name, generation, flags, kept, unheeded] = columns;
+            ((group, resource), Facts { unheeded, ..facts(name, generation, flags, kept) })
         })
         .collect()
     });
@@ -123,12 +125,16 @@ fn facts(name: &str, generation: &str, flags: &str, kept: &str) -> Facts {
             "most" => Kept::Most,
             _ => Kept::Nothing,
         },
+        unheeded: "",
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use insula_api::resources::built_in;
+    use insula_api::{
+        resources::built_in,
+        schema::{Schema, Shape},
+    };
 
     use super::*;
 
@@ -137,8 +143,21 @@ mod tests {
         let rows = TABLE.lines().filter(|line| !line.starts_with('#'));
         for row in rows {
             let columns: Vec<&str> = row.split('\t').collect();
-            let known = built_in().iter().any(|it| it.group == columns[0] && it.name == columns[1]);
-            assert!(known, "{row}");
+            let known =
+                built_in().iter().find(|it| it.group == columns[0] && it.name == columns[1]);
+            let known = known.unwrap_or_else(|| panic!("{row}"));
+            for path in columns.get(6).into_iter().flat_map(|it| it.split(',')) {
+                let schema = Schema::built_in();
+                let mut id = schema.by_kind(&known.gvk());
+                for part in path.split('.') {
+                    let field = id.and_then(|id| schema.get(id).field(part));
+                    let field = field.unwrap_or_else(|| panic!("{row}: {path}"));
+                    id = match field.shape {
+                        Shape::Object(id) => Some(id),
+                        _ => None,
+                    };
+                }
+            }
             let words = [
                 "",
                 "label",
@@ -163,7 +182,7 @@ mod tests {
                 "ownerReferences",
                 "most",
             ];
-            for word in columns[2..].iter().flat_map(|it| it.split(',')) {
+            for word in columns[2..].iter().take(4).flat_map(|it| it.split(',')) {
                 assert!(words.contains(&word), "{row}: {word}");
             }
         }

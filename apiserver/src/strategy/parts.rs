@@ -6,7 +6,7 @@
 use insula_api::{object, pods::MACHINE, resources::Resource, time};
 use serde_json::{Map, Value, json};
 
-use super::{facts::Kept, restore, restore_metadata};
+use super::{Facts, facts::Kept, restore, restore_metadata};
 use crate::registry::Served;
 
 /// Metadata that most parts leave as it is.
@@ -216,27 +216,53 @@ pub(super) fn pod_networks(node: &mut Value) {
     }
 }
 
-/// A claim names what it is filled from twice: old clients know claims and snapshots only.
-pub(super) fn data_sources(claim: &mut Value) {
-    let Some(spec) = claim.get_mut("spec").and_then(Value::as_object_mut) else { return };
+/// A claim names what it is filled from twice: old clients know claims and snapshots only. What
+/// else they name is passed over, and so is what is in another namespace.
+pub(super) fn data_sources(old: Option<&Value>, claim: &mut Value) {
+    const FIELDS: [&str; 2] = ["dataSource", "dataSourceRef"];
+    let sources = |it: &Value| FIELDS.map(|field| it["spec"].get(field).cloned());
+    let had = old.map(sources).unwrap_or_default();
+    let [mut source, mut reference] = sources(claim);
+    if had == [source.clone(), reference.clone()] {
+        return;
+    }
+    let text = |it: &Value, field: &str| object::text(it, &[field]).to_owned();
     let is_old = |it: &Value| {
-        let text = |field: &str| object::text(it, &[field]);
         matches!(
-            (text("apiGroup"), text("kind")),
+            (&*text(it, "apiGroup"), &*text(it, "kind")),
             ("", "PersistentVolumeClaim") | ("snapshot.storage.k8s.io", "VolumeSnapshot")
         )
     };
-    if spec.get("dataSource").is_some_and(|it| !is_old(it)) {
-        spec.remove("dataSource");
+    let is_elsewhere = |it: &Value| !text(it, "namespace").is_empty();
+    reference = reference.filter(|it| had[1].is_some() || !is_elsewhere(it));
+    if had == [None, None] && reference.is_none() {
+        source = source.filter(is_old);
     }
-    match (spec.get("dataSource").cloned(), spec.get("dataSourceRef").cloned()) {
-        (Some(source), None) => {
-            spec.insert("dataSourceRef".into(), source);
-        }
-        (None, Some(source)) if source.get("namespace").is_none() && is_old(&source) => {
-            spec.insert("dataSource".into(), source);
+    match (&source, &reference) {
+        (Some(it), None) => reference = Some(it.clone()),
+        (None, Some(it)) if !is_elsewhere(it) => {
+            let mut it = it.clone();
+            put(&mut it, "namespace", None);
+            source = Some(it);
         }
         _ => (),
+    }
+    for (field, value) in FIELDS.into_iter().zip([source, reference]) {
+        put(&mut claim["spec"], field, value);
+    }
+}
+
+/// Takes out what nobody here heeds, unless it was there before.
+pub(super) fn unheeded(facts: Facts, old: Option<&Value>, new: &mut Value) {
+    for path in facts.unheeded.split(',').filter(|it| !it.is_empty()) {
+        let place = format!("/{}", path.replace('.', "/"));
+        let was_there = old.is_some_and(|it| it.pointer(&place).is_some());
+        if let Some((around, field)) = place.rsplit_once('/')
+            && !was_there
+            && let Some(fields) = new.pointer_mut(around).and_then(Value::as_object_mut)
+        {
+            fields.remove(field);
+        }
     }
 }
 
@@ -309,5 +335,42 @@ mod tests {
         assert_eq!((&it["metadata"], &it["spec"]), (&new["metadata"], &old["spec"]));
         let it = limited("apps", "replicasets", "", &old, &new);
         assert_eq!((&it["status"], &it["spec"]), (&old["status"], &new["spec"]));
+    }
+
+    #[test]
+    fn a_claim_names_its_source_twice() {
+        let sourced = |old: Option<&Value>, spec: Value| {
+            let mut it = json!({ "spec": spec });
+            data_sources(old, &mut it);
+            it["spec"].take()
+        };
+        let claim = json!({"kind": "PersistentVolumeClaim", "name": "c"});
+        let other = json!({"apiGroup": "example.com", "kind": "Image", "name": "i"});
+        let both = |it: &Value| json!({"dataSource": it, "dataSourceRef": it});
+        assert_eq!(sourced(None, json!({ "dataSource": claim })), both(&claim));
+        assert_eq!(sourced(None, json!({ "dataSourceRef": other })), both(&other));
+        assert_eq!(sourced(None, json!({ "dataSource": other })), json!({}));
+        let two = json!({"dataSource": claim, "dataSourceRef": other});
+        assert_eq!(sourced(None, two.clone()), two, "left for validation to refuse");
+        let mut elsewhere = other.clone();
+        elsewhere["namespace"] = "n".into();
+        assert_eq!(sourced(None, json!({ "dataSourceRef": elsewhere })), json!({}));
+        // Old clients leave out what they do not know, and claims made before have one alone.
+        let old = json!({ "spec": both(&other) });
+        assert_eq!(sourced(Some(&old), json!({ "dataSource": other })), both(&other));
+        let old = json!({"spec": {"dataSourceRef": other}});
+        assert_eq!(sourced(Some(&old), old["spec"].clone()), old["spec"]);
+    }
+
+    #[test]
+    fn what_nobody_heeds_is_not_taken() {
+        let facts = Facts { unheeded: "spec.a,spec.b.c", ..Facts::default() };
+        let new = json!({"spec": {"a": 1, "b": {"c": 2, "d": 3}}});
+        let mut it = new.clone();
+        unheeded(facts, None, &mut it);
+        assert_eq!(it, json!({"spec": {"b": {"d": 3}}}));
+        let mut it = new.clone();
+        unheeded(facts, Some(&json!({"spec": {"a": 0}})), &mut it);
+        assert_eq!(it, json!({"spec": {"a": 1, "b": {"d": 3}}}));
     }
 }

@@ -20,10 +20,10 @@ use crate::{
     write::{self, Changed},
 };
 
-/// An object as `autoscaling/v1` Scale.
-fn scale_of(served: &Served, it: &Value) -> Result<Value> {
+/// An object as `autoscaling/v1` Scale, without replicas if nobody ever asked for any.
+fn scale_of(served: &Served, it: &Value) -> Value {
     let scaled = match served.custom().and_then(|it| it.version.scale.as_ref()) {
-        Some(scale) => custom::object::read_scale(scale, it)?,
+        Some(scale) => custom::object::read_scale(scale, it),
         None => scale_of_built_in(it),
     };
     let metadata = object::metadata(it);
@@ -33,11 +33,34 @@ fn scale_of(served: &Served, it: &Value) -> Result<Value> {
             kept.insert(field.into(), value.clone());
         }
     }
-    Ok(json!({
-        "apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": kept,
-        "spec": {"replicas": scaled.replicas},
+    let mut scale = json!({
+        "apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": kept, "spec": {},
         "status": {"replicas": scaled.observed, "selector": scaled.selector},
-    }))
+    });
+    if let Some(replicas) = scaled.replicas {
+        scale["spec"]["replicas"] = replicas.into();
+    }
+    scale
+}
+
+/// As [`scale_of`], of an object that says how many it wants.
+fn known_scale(served: &Served, it: &Value) -> Result<Value> {
+    let scale = scale_of(served, it);
+    match scale["spec"].get("replicas") {
+        Some(_) => Ok(scale),
+        None => {
+            let at = place(served);
+            Err(ApiError::internal(format!("the spec replicas field {at:?} does not exist")))
+        }
+    }
+}
+
+/// Where an object says how many it wants.
+fn place(served: &Served) -> String {
+    match served.custom().and_then(|it| it.version.scale.as_ref()) {
+        Some(scale) => format!(".{}", scale.spec_replicas.join(".")),
+        None => ".spec.replicas".into(),
+    }
 }
 
 fn scale_of_built_in(it: &Value) -> Scaled {
@@ -54,7 +77,7 @@ fn scale_of_built_in(it: &Value) -> Scaled {
         None => String::new(),
     };
     Scaled {
-        replicas: it["spec"].get("replicas").and_then(Value::as_i64).unwrap_or(0),
+        replicas: Some(it["spec"].get("replicas").and_then(Value::as_i64).unwrap_or(0)),
         observed: it["status"].get("replicas").and_then(Value::as_i64).unwrap_or(0),
         selector,
     }
@@ -72,7 +95,7 @@ pub(crate) async fn get_scale(server: &Server, call: &Call) -> Result<Value> {
     let entry = read::get(&call.served, &*store, &call.key(name)?, name, ReadAt::Latest).await?;
     let mut it: Value = serde_json::from_slice(&entry.value.bytes()).map_err(ApiError::internal)?;
     server.show_value(&call.served, &mut it).await?;
-    scale_of(&call.served, &it)
+    known_scale(&call.served, &it)
 }
 
 /// What a request says about an object's scale.
@@ -103,16 +126,24 @@ pub(crate) async fn write_scale(
     of_object.path.subresource = String::new();
     let written = write::change(server, &of_object, &writer, Vec::new(), |current, versions| {
         let it = &current.object;
-        let scale = match &asked {
+        let mut scale = match &asked {
             Rescale::Whole(whole) => whole.clone(),
             Rescale::Patched(patch) => {
-                let scale = Stored { object: scale_of(&call.served, it)?, managed: String::new() };
-                patch.apply(call, &scale)?.0
+                let scale = Stored { object: scale_of(&call.served, it), managed: String::new() };
+                let patched = patch.apply(call, &scale)?.0;
+                if patched["spec"].get("replicas").is_none() {
+                    let at = place(&call.served);
+                    let why = format!("the spec replicas field {at:?} cannot be empty");
+                    return Err(ApiError::bad_request(why));
+                }
+                patched
             }
             Rescale::Applied(configuration) => configuration.value.clone(),
         };
+        write::check_head(call, &mut scale)?;
         let replicas = scale["spec"].get("replicas").and_then(Value::as_i64).unwrap_or(0);
-        if replicas < 0 {
+        // Custom ones are checked as what they are.
+        if replicas < 0 && call.served.custom().is_none() {
             let error = FieldError::invalid(
                 "spec.replicas",
                 &replicas.into(),
@@ -135,18 +166,18 @@ pub(crate) async fn write_scale(
                 Ok(applied) => applied,
                 Err(wanted) => return Ok(Err(wanted)),
             };
-            let (old, new) = (scale_of(&call.served, it)?, scale_of(&call.served, &applied.value)?);
+            let (old, new) = (scale_of(&call.served, it), scale_of(&call.served, &applied.value));
             let changed = Changed::new(applied.value, retry).of_scale(old, new);
             return Ok(Ok(changed.managed_by(applied.managed)));
         }
         let mut value = it.clone();
         set_replicas(&call.served, &mut value, replicas);
-        let (old, new) = (scale_of(&call.served, it)?, scale_of(&call.served, &value)?);
+        let (old, new) = (scale_of(&call.served, it), scale_of(&call.served, &value));
         Ok(Ok(Changed::new(value, retry).of_scale(old, new)))
     })
     .await?;
     let it = object::parse(&written.entry.value.bytes()).map_err(ApiError::internal)?;
-    scale_of(&call.served, &it)
+    known_scale(&call.served, &it)
 }
 
 /// Takes over what `scale` says of an object's replicas.

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use insula_api::{internal, object, schema::TypeId, selector::LabelSelector};
 use insula_custom::path::Path;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     Errors,
     at::{At, Check, texts},
     formats::Format,
-    updates::list,
+    updates::{list, put},
     workloads::labels_of,
 };
 use crate::error::FieldError;
@@ -266,8 +266,25 @@ fn success(it: &mut At<'_>, policy: &Value) {
 }
 
 /// How many indexes a text such as `1,3-5` means.
-fn n_indexes(text: &str, completions: i64) -> Result<i64, String> {
-    let number = |text: &str| -> Result<i64, String> {
+pub(super) fn n_indexes(text: &str, completions: i64) -> Result<i64, String> {
+    let (mut last, mut n_found) = (None, 0);
+    for interval in intervals(text, completions) {
+        let (first, end) = interval?;
+        if let Some(last) = last.filter(|last| first <= *last) {
+            return Err(format!("non-increasing order, previous: {last}, current: {first}"));
+        }
+        n_found += end - first + 1;
+        last = Some(end);
+    }
+    Ok(n_found)
+}
+
+/// The first and the last of each interval of indexes.
+pub(super) fn intervals(
+    text: &str,
+    completions: i64,
+) -> impl Iterator<Item = Result<(i64, i64), String>> {
+    let number = move |text: &str| -> Result<i64, String> {
         let found: i64 = text
             .parse()
             .map_err(|_| format!("cannot convert string to integer for index: {text:?}"))?;
@@ -276,56 +293,100 @@ fn n_indexes(text: &str, completions: i64) -> Result<i64, String> {
         }
         Ok(found)
     };
-    let (mut last, mut n_found) = (None, 0);
-    for part in text.split(',').filter(|_| !text.is_empty()) {
-        let (first, end) = match part.split_once('-') {
-            Some((_, end)) if end.contains('-') => {
-                return Err(format!(
-                    "the fragment {part:?} violates the requirement that an index interval can have at most two parts separated by '-'"
-                ));
+    let parts = text.split(',').filter(move |_| !text.is_empty());
+    parts.map(move |part| match part.split_once('-') {
+        Some((_, end)) if end.contains('-') => Err(format!(
+            "the fragment {part:?} violates the requirement that an index interval can have at most two parts separated by '-'"
+        )),
+        Some((first, end)) => match (number(first)?, number(end)?) {
+            (first, end) if end <= first => {
+                Err(format!("non-increasing order, previous: {first}, current: {end}"))
             }
-            Some((first, end)) => (number(first)?, number(end)?),
-            None => (number(part)?, number(part)?),
-        };
-        if last.is_some_and(|last| first <= last) {
-            return Err(format!(
-                "non-increasing order, previous: {}, current: {first}",
-                last.unwrap_or(0)
-            ));
-        }
-        if end < first || (part.contains('-') && end == first) {
-            return Err(format!("non-increasing order, previous: {first}, current: {end}"));
-        }
-        n_found += end - first + 1;
-        last = Some(end);
-    }
-    Ok(n_found)
+            interval => Ok(interval),
+        },
+        None => number(part).map(|it| (it, it)),
+    })
 }
 
-/// A job that leaves its selector to the server has the one that the server made.
+/// Whether a job is suspended and nothing of it runs: then it may be told where to run.
+pub(super) fn waits(job: &Value) -> bool {
+    let status = &job["status"];
+    let conditions = list(status, "conditions");
+    let is_told = conditions.iter().any(|it| it["type"] == "Suspended" && it["status"] == "True");
+    job["spec"].get("suspend") == Some(&Value::Bool(true))
+        && (is_told || status.get("startTime").is_none())
+        && status.get("active").is_none_or(|it| *it == 0)
+}
+
+/// What the pods of a job that waits were to be, with what they may be told more.
+pub(super) fn told_more(had: &Value, has: &Value) -> Value {
+    let mut allowed = had["spec"].clone();
+    let wanted = &has["spec"];
+    for field in ["nodeSelector", "tolerations", "schedulingGates"] {
+        put(&mut allowed, field, wanted.get(field).cloned());
+    }
+    let affinity = wanted.get("affinity");
+    let mut both = allowed.get("affinity").cloned().unwrap_or_else(|| json!({}));
+    put(&mut both, "nodeAffinity", affinity.and_then(|it| it.get("nodeAffinity")).cloned());
+    let is_needed = affinity.is_some() || both != json!({});
+    put(&mut allowed, "affinity", Some(both).filter(|_| is_needed));
+    for field in ["containers", "initContainers"] {
+        let wanted = list(wanted, field);
+        let containers = allowed.get_mut(field).and_then(Value::as_array_mut);
+        for it in containers.filter(|it| it.len() == wanted.len()).into_iter().flatten() {
+            if let Some(same) = wanted.iter().find(|same| same["name"] == it["name"]) {
+                put(it, "resources", same.get("resources").cloned());
+            }
+        }
+    }
+    allowed
+}
+
+/// A job that leaves its selector to the server has the one that the server made, and its pods the
+/// labels for it.
 pub(super) fn own_selector(id: TypeId, it: &Value, errors: &mut Errors) {
     if it["spec"].get("manualSelector") == Some(&Value::Bool(true)) {
         return;
     }
     let Some(selector) = it["spec"].get("selector").filter(|it| !it.is_null()) else { return };
-    let (uid, name) = (object::uid(it).to_owned(), object::name(it).to_owned());
-    let own: BTreeMap<String, String> = [
-        ("controller-uid", &uid),
-        ("job-name", &name),
-        ("batch.kubernetes.io/controller-uid", &uid),
-        ("batch.kubernetes.io/job-name", &name),
-    ]
-    .into_iter()
-    .map(|(key, value)| (key.to_owned(), value.clone()))
-    .collect();
+    let own = [
+        ("controller-uid", object::uid(it)),
+        ("job-name", object::name(it)),
+        ("batch.kubernetes.io/controller-uid", object::uid(it)),
+        ("batch.kubernetes.io/job-name", object::name(it)),
+    ];
+    let labels = it.pointer("/spec/template/metadata/labels").unwrap_or(&Value::Null);
+    let mut found = Vec::new();
+    for (key, value) in own {
+        let at = format!("spec.template.metadata.labels[{key}]");
+        let why = format!("must be '{value}'");
+        match labels.get(key) {
+            Some(is) if is == value => (),
+            Some(_) => found.push(FieldError::invalid(at, labels, &why)),
+            None => found.push(FieldError::required(at, &why)),
+        }
+    }
+    let own: BTreeMap<String, String> =
+        own.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
     let parsed: Option<LabelSelector> = serde_json::from_value(selector.clone()).ok();
     if let Some(Ok(compiled)) = parsed.map(|it| it.compile())
         && !compiled.matches(&own)
     {
         let shown = internal::line(id, "spec.selector", selector);
-        let error =
-            FieldError::invalid_form("spec.selector", &shown, "`selector` not auto-generated");
-        errors.insert(0, error);
+        let why = "`selector` not auto-generated";
+        found.push(FieldError::invalid_form("spec.selector", &shown, why));
+    }
+    errors.splice(0..0, found);
+}
+
+/// As [`own_selector`], of a change; what was like that before stays so.
+pub(super) fn kept_selector(id: TypeId, old: &Value, new: &Value, errors: &mut Errors) {
+    let parts = |it: &Value| {
+        let labels = it.pointer("/spec/template/metadata/labels").cloned();
+        (object::uid(it).to_owned(), labels, it["spec"].get("selector").cloned())
+    };
+    if parts(old) != parts(new) {
+        own_selector(id, new, errors);
     }
 }
 

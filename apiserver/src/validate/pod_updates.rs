@@ -231,13 +231,13 @@ pub(super) fn resize(old: &Value, new: &Value, errors: &mut Errors) {
         let (had, has) = (list(&old["spec"], field), list(&new["spec"], field));
         if had.len() != has.len() {
             let why = format!("{field} may not be added or removed on resize");
-            errors.push(FieldError::forbidden("spec", &why));
+            errors.push(FieldError::forbidden(format!("spec.{field}"), &why));
             return;
         }
         for (index, (had, has)) in had.iter().zip(has).enumerate() {
             if had["name"] != has["name"] {
                 let why = format!("{field} may not be renamed or reordered on resize");
-                errors.push(FieldError::forbidden("spec", &why));
+                errors.push(FieldError::forbidden(format!("spec.{field}[{index}].name"), &why));
                 return;
             }
             resize_container(had, has, &format!("spec.{field}[{index}].resources"), errors);
@@ -306,5 +306,97 @@ pub(super) fn status(old: &Value, new: &Value, errors: &mut Errors) {
         let at = format!("status.containerStatuses[{index}].state");
         let why = "may not be transitioned to non-terminated state";
         errors.push(FieldError::forbidden(at, why));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::tests::{compare, served},
+        *,
+    };
+
+    /// What upstream says of the same pod.
+    #[test]
+    fn changes_are_shown_by_their_lines() {
+        let pods = served("", "v1", "pods");
+        let made = |more: &Value| {
+            let wait = |key: &str| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300});
+            let mut spec = json!({
+                "automountServiceAccountToken": false, "serviceAccountName": "default",
+                "containers": [{"name": "a", "image": "i:1"}],
+                "priority": 0, "preemptionPolicy": "PreemptLowerPriority",
+                "tolerations": [wait("node.kubernetes.io/not-ready"), wait("node.kubernetes.io/unreachable")],
+            });
+            for (field, value) in more.as_object().unwrap() {
+                spec[field] = value.clone();
+            }
+            let mut it = json!({"metadata": {"name": "p"}, "spec": spec});
+            crate::strategy::normalize(&pods, &mut it);
+            it
+        };
+        let old = made(&json!({}));
+        for (more, shown) in [
+            (
+                json!({"restartPolicy": "Never", "containers": [{"name": "a", "image": "i:1", "tty": true, "env": [{"name": "A", "value": "<b>"}]}]}),
+                r#"@@ -10,7 +10,13 @@
+    "WorkingDir": "",
+    "Ports": null,
+    "EnvFrom": null,
+-   "Env": null,
++   "Env": [
++    {
++     "Name": "A",
++     "Value": "\u003cb\u003e",
++     "ValueFrom": null
++    }
++   ],
+    "Resources": {
+     "Limits": null,
+     "Requests": null,
+@@ -31,11 +37,11 @@
+    "SecurityContext": null,
+    "Stdin": false,
+    "StdinOnce": false,
+-   "TTY": false
++   "TTY": true
+   }
+  ],
+  "EphemeralContainers": null,
+- "RestartPolicy": "Always",
++ "RestartPolicy": "Never",
+  "TerminationGracePeriodSeconds": 30,
+  "ActiveDeadlineSeconds": null,
+  "DNSPolicy": "ClusterFirst",
+"#,
+            ),
+            (
+                json!({"restartPolicy": "Never", "terminationGracePeriodSeconds": 5, "hostname": "h"}),
+                r#"@@ -35,8 +35,8 @@
+   }
+  ],
+  "EphemeralContainers": null,
+- "RestartPolicy": "Always",
+- "TerminationGracePeriodSeconds": 30,
++ "RestartPolicy": "Never",
++ "TerminationGracePeriodSeconds": 5,
+  "ActiveDeadlineSeconds": null,
+  "DNSPolicy": "ClusterFirst",
+  "NodeSelector": null,
+@@ -64,7 +64,7 @@
+   "SELinuxChangePolicy": null
+  },
+  "ImagePullSecrets": null,
+- "Hostname": "",
++ "Hostname": "h",
+  "Subdomain": "",
+  "SetHostnameAsFQDN": null,
+  "Affinity": null,
+"#,
+            ),
+        ] {
+            let errors = super::super::update(&pods, "", &old, &made(&more));
+            compare(&errors, &[&format!("spec: Forbidden: {POD}\n{shown}")]);
+        }
     }
 }

@@ -1,12 +1,14 @@
 //! Volumes, claims and what they are made by.
 
-use serde_json::Value;
+use insula_api::object;
+use serde_json::{Value, json};
 
 use super::{
     at::{At, Check},
     formats::Format,
     rule::quantity,
 };
+use crate::error::FieldError;
 
 pub(super) const CHECKS: &[(&str, Check)] = &[
     ("api.core.v1.PersistentVolumeClaimSpec", claim),
@@ -120,6 +122,18 @@ fn claim(it: &mut At<'_>) {
         if group.is_empty() && kind != "PersistentVolumeClaim" && !kind.is_empty() {
             let why = "must be 'PersistentVolumeClaim' when referencing the default apiGroup";
             it.invalid(field, &kind.into(), why);
+        }
+        for why in Format::Subdomain.check(group).into_iter().filter(|_| !group.is_empty()) {
+            it.invalid(&format!("{field}.apiGroup"), &group.into(), &why);
+        }
+    }
+    if let (Some(source), Some(reference)) = (it.get("dataSource"), it.get("dataSourceRef")) {
+        let differs =
+            |field: &&str| object::text(source, &[field]) != object::text(reference, &[field]);
+        // Upstream shows a place here, of which its encoder shows nothing.
+        if ["apiGroup", "kind", "name"].iter().any(differs) {
+            let error = FieldError::invalid(it.at(""), &json!({}), "must match dataSourceRef");
+            it.errors.push(error);
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Objects that are refused, each with upstream's words.
 
+mod changes;
+
 use std::sync::Arc;
 
 use serde_json::json;
@@ -7,7 +9,7 @@ use serde_json::json;
 use super::*;
 use crate::registry::Registry;
 
-fn served(group: &str, version: &str, resource: &str) -> Arc<Served> {
+pub(super) fn served(group: &str, version: &str, resource: &str) -> Arc<Served> {
     Registry::built_in().get(group, version, resource).unwrap().clone()
 }
 
@@ -16,7 +18,7 @@ fn told(errors: &[FieldError]) -> Vec<String> {
 }
 
 #[track_caller]
-fn compare(errors: &[FieldError], expected: &[&str]) {
+pub(super) fn compare(errors: &[FieldError], expected: &[&str]) {
     let got = told(errors);
     assert_eq!(got.len(), expected.len(), "{got:#?}");
     for (got, expected) in got.iter().zip(expected) {
@@ -195,56 +197,6 @@ fn containers_are_checked() {
             "spec.initContainers[0].lifecycle: Forbidden: may not be set for init containers without restartPolicy=Always",
         ],
     );
-}
-
-#[test]
-fn pods_change_in_few_ways() {
-    let served = served(PODS.0, PODS.1, PODS.2);
-    let made = |spec: Value| {
-        let mut it = json!({"metadata": {"name": "p"}, "spec": spec});
-        crate::strategy::normalize(&served, &mut it);
-        it
-    };
-    let base = json!({"containers": [{"name": "c", "image": "1"}], "activeDeadlineSeconds": 10});
-    let old = made(base.clone());
-    let change = |field: &str, value: Value, expected: &[&str]| {
-        let mut spec = base.clone();
-        spec[field] = value;
-        compare(&update(&served, "", &old, &made(spec)), expected);
-    };
-    change("containers", json!([{"name": "c", "image": "2"}]), &[]);
-    change("activeDeadlineSeconds", 5.into(), &[]);
-    change(
-        "activeDeadlineSeconds",
-        50.into(),
-        &[
-            "spec.activeDeadlineSeconds: Invalid value: 50: must be less than or equal to previous value",
-        ],
-    );
-    change(
-        "containers",
-        json!([{"name": "c", "image": "1", "tty": true}]),
-        &["spec: Forbidden: pod updates may not change fields other than"],
-    );
-    change(
-        "containers",
-        json!([{"name": "c", "image": "1"}, {"name": "d", "image": "1"}]),
-        &["spec.containers: Forbidden: pod updates may not add or remove containers"],
-    );
-    change(
-        "schedulingGates",
-        json!([{"name": "g"}]),
-        &[
-            "spec.schedulingGates[0].name: Forbidden: only deletion is allowed, but found new scheduling gate 'g'",
-        ],
-    );
-    change("nodeSelector", json!({"a": "b"}), &["spec: Forbidden: pod updates"]);
-    let gated = made(
-        json!({"containers": [{"name": "c", "image": "1"}], "schedulingGates": [{"name": "g"}]}),
-    );
-    let mut told_more = gated.clone();
-    told_more["spec"]["nodeSelector"] = json!({"a": "b"});
-    compare(&update(&served, "", &gated, &told_more), &[]);
 }
 
 #[test]

@@ -111,6 +111,7 @@ pub(super) fn changed(
     new: &Value,
     errors: &mut Errors,
 ) {
+    as_before(resource, old, new, errors);
     let mut first = Vec::new();
     for row in ROWS.get(&(&*resource.group, &*resource.name)).into_iter().flatten() {
         let (had, has) = (object::at(old, &row.parts), object::at(new, &row.parts));
@@ -135,10 +136,25 @@ pub(super) fn changed(
         ("", "nodes") => node(old, new, errors),
         ("", "resourcequotas") => quota(old, new, errors),
         ("apps", "statefulsets") => stateful_set(old, new, errors),
-        ("batch", "jobs") => job(id, old, new, errors),
+        ("batch", "jobs") => {
+            job(id, old, new, errors);
+            jobs::kept_selector(id, old, new, errors);
+        }
         ("networking.k8s.io", "servicecidrs") => cidrs(old, new, errors),
         ("storage.k8s.io", "csinodes") => drivers(old, new, errors),
         _ => (),
+    }
+}
+
+/// Addresses that were let in once are not looked at again while they stay.
+fn as_before(resource: &Resource, old: &Value, new: &Value, errors: &mut Errors) {
+    let field = match (&*resource.group, &*resource.name) {
+        ("", "endpoints") => "subsets",
+        ("discovery.k8s.io", "endpointslices") => "endpoints",
+        _ => return,
+    };
+    if old.get(field) == new.get(field) {
+        errors.retain(|it| !it.field.starts_with(field));
     }
 }
 
@@ -194,28 +210,16 @@ fn stateful_set(old: &Value, new: &Value, errors: &mut Errors) {
 
 fn job(id: TypeId, old: &Value, new: &Value, errors: &mut Errors) {
     let (had, has) = (&old["spec"]["template"], &new["spec"]["template"]);
-    let is_suspended = old["spec"].get("suspend") == Some(&Value::Bool(true));
-    let mut allowed = had.clone();
-    if is_suspended && old["status"].get("startTime").is_none() {
-        // A job that never began may be told where to run.
-        for field in ["nodeSelector", "tolerations", "schedulingGates", "affinity"] {
-            put(&mut allowed["spec"], field, has["spec"].get(field).cloned());
-        }
-        for field in ["annotations", "labels"] {
-            put(&mut allowed["metadata"], field, has["metadata"].get(field).cloned());
-        }
-        for field in ["containers", "initContainers"] {
-            let wanted: Vec<Option<Value>> =
-                list(&has["spec"], field).iter().map(|it| it.get("resources").cloned()).collect();
-            let containers = allowed["spec"].get_mut(field).and_then(Value::as_array_mut);
-            for (it, resources) in containers.into_iter().flatten().zip(wanted) {
-                put(it, "resources", resources);
-            }
-        }
-    }
-    if allowed != *has {
-        let shown = internal::line(id, "spec.template", has);
-        errors.push(FieldError::invalid_form("spec.template", &shown, IMMUTABLE));
+    let waits = jobs::waits(old);
+    let place = if waits { "spec.template.spec" } else { "spec.template" };
+    let is_kept = match waits {
+        true => jobs::told_more(had, has) == has["spec"],
+        false => had == has,
+    };
+    if !is_kept {
+        let shown = if waits { &has["spec"] } else { has };
+        let shown = internal::line(id, place, shown);
+        errors.push(FieldError::invalid_form(place, &shown, IMMUTABLE));
     }
     let (had, has) = (old["spec"].get("completions"), new["spec"].get("completions"));
     let is_elastic = object::text(new, &["spec", "completionMode"]) == "Indexed"
@@ -259,6 +263,25 @@ fn claim(id: TypeId, old: &Value, new: &Value, errors: &mut Errors) {
     {
         let why = "field can not be less than status.capacity";
         errors.push(FieldError::forbidden("spec.resources.requests.storage", why));
+    }
+    let mode = |it: &Value| it["spec"].get("volumeMode").cloned();
+    if mode(old) != mode(new) {
+        let shown = mode(new).unwrap_or_default();
+        errors.push(FieldError::invalid("volumeMode", &shown, IMMUTABLE));
+    }
+    const CLASS: &str = "volumeAttributesClassName";
+    let class = |it: &Value| it["spec"].get(CLASS).cloned();
+    let what = match class(new) {
+        None => "nil",
+        Some(name) if name == "" => "empty string",
+        Some(_) => return,
+    };
+    let is_in_use = old["status"].get("currentVolumeAttributesClassName").is_some();
+    if is_in_use && class(old) != class(new) {
+        let why = format!(
+            "update to {what} is forbidden when status.currentVolumeAttributesClassName is not nil"
+        );
+        errors.push(FieldError::forbidden(format!("spec.{CLASS}"), &why));
     }
 }
 

@@ -108,16 +108,19 @@ pub(crate) async fn change(
         };
         let Changed { value: mut new, retry, managers, warnings: found, admitted } = changed;
         let Stored { object: old, managed: stored } = &current;
-        let uid = object::uid(&new);
+        let uid = object::uid(&new).to_owned();
         if !uid.is_empty() && uid != object::uid(old) {
             if call.verb == "patch" {
-                let error = FieldError::invalid("metadata.uid", &uid.into(), "field is immutable");
-                return Err(ApiError::invalid(
-                    call.served.told_group(),
-                    &resource.kind,
-                    &name,
-                    &[error],
-                ));
+                let shown = uid.into();
+                let mut errors =
+                    vec![FieldError::invalid("metadata.uid", &shown, "field is immutable")];
+                // What else is wrong is told as well, of the object as it would be.
+                let part = &*call.path.subresource;
+                strategy::prepare_update(&call.served, part, old, &mut new);
+                object::metadata_mut(&mut new).insert("uid".into(), shown);
+                errors.extend(validate::update(&call.served, part, old, &new));
+                let group = call.served.told_group();
+                return Err(ApiError::invalid(group, &resource.kind, &name, &errors));
             }
             let why = format!(
                 "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",

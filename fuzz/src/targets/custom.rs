@@ -43,7 +43,9 @@ fn shaped(schema: &insula_custom::schema::Schema, mut it: Value) {
         return;
     }
     prune::object(schema, &mut it, &mut prune::Pruned::telling());
-    embedded::coerce(schema, &mut it);
+    if embedded::coerce(schema, &mut it).is_err() {
+        return;
+    }
     default::fill(schema, &mut it);
     let once = it.clone();
     let mut pruned = prune::Pruned::default();

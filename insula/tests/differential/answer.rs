@@ -41,6 +41,10 @@ static SERVICE: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^10\.96\.\d+\.\d
 /// An age: of what was just made, which depends on who else is busy, or of what is years old.
 static AGE: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^(\d+s|\d+y(\d+d)?)$").unwrap());
 
+/// In which lines of a pod a change is.
+static HUNK: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"(pod updates may not change [^@]*@@ -)\d+(,\d+ \+)\d+").unwrap());
+
 /// A line of upstream's source.
 static SOURCE: LazyLock<Regex> = LazyLock::new(|| Regex::new(r#" in scheme "[^"]*""#).unwrap());
 
@@ -76,7 +80,7 @@ impl Answer {
 /// Takes out what differs from run to run; what our answers have more than upstream's (which
 /// tenant an object belongs to, and what kind the items of a list are); and what upstream's have
 /// more (columns come with sentences from its documentation, some causes are told twice, and a
-/// distribution gives every pod a certificate of its own).
+/// distribution gives every pod a certificate of its own, after which lines are counted otherwise).
 pub(crate) fn still(value: &mut Value) {
     match value {
         Value::Object(fields) => {
@@ -129,7 +133,9 @@ pub(crate) fn still(value: &mut Value) {
         }
         Value::Array(items) => items.iter_mut().for_each(still),
         Value::String(text) => {
-            *text = UNFORESEEN.replace_all(&SOURCE.replace_all(text, ""), "*").replace("**", "*");
+            let still =
+                UNFORESEEN.replace_all(&SOURCE.replace_all(text, ""), "*").replace("**", "*");
+            *text = HUNK.replace(&still, "$1*$2*").into_owned();
         }
         _ => (),
     }

@@ -101,20 +101,28 @@ impl Run {
                     given => given.to_owned(),
                 })
             }
-            Err(EvalError::Budget) if self.left == 0 => {
+            // That a rule says nothing is not what the rule would say.
+            Err(error) => return self.silent(schema, rule, path, &error),
+        };
+        self.is_over |= self.left == 0;
+        self.errors.push(error(rule, schema, place(path, &rule.field_path), it, &why));
+    }
+
+    /// A rule that came to no end.
+    fn silent(&mut self, schema: &Schema, rule: &Rule, path: &Path<'_>, error: &EvalError) {
+        let why = match error {
+            EvalError::Budget if self.left == 0 => {
                 "validation failed due to running out of cost budget, no further validation rules will be run".into()
             }
-            Err(error @ EvalError::Budget) => {
+            EvalError::Budget => {
                 self.is_over = true;
                 format!("'{error}': no further validation rules will be run due to call cost exceeds limit for rule: {}", shown(rule))
             }
-            Err(error) => format!("{error} evaluating rule: {}", shown(rule)),
+            _ => format!("{error} evaluating rule: {}", shown(rule)),
         };
         self.is_over |= self.left == 0;
-        let field = format!("{path}{}", rule.field_path);
-        let field = field.trim_start_matches('.').to_owned();
-        let field = if field.is_empty() { "<nil>".to_owned() } else { field };
-        self.errors.push(error(rule, schema, field, it, &why));
+        let kind = schema.kind.map_or("", Type::as_str).into();
+        self.errors.push(FieldError::invalid(place(path, ""), &kind, &why));
     }
 
     /// Runs a program within what is left.
@@ -139,17 +147,24 @@ fn shown(rule: &Rule) -> Cow<'_, str> {
     }
 }
 
+/// A place, and what is `below` it, as messages show it.
+fn place(path: &Path<'_>, below: &str) -> String {
+    let field = format!("{path}{below}");
+    match field.trim_start_matches('.') {
+        "" => "<nil>".to_owned(),
+        field => field.to_owned(),
+    }
+}
+
 fn error(rule: &Rule, schema: &Schema, field: String, it: &Value, why: &str) -> FieldError {
     match rule.reason.as_str() {
         "FieldValueForbidden" => FieldError::forbidden(field, why),
         "FieldValueRequired" => FieldError::required(field, why),
         "FieldValueDuplicate" => FieldError::duplicate(field, it),
         // What is large is not repeated.
-        _ if matches!(schema.kind, Some(Type::Object | Type::Array)) => FieldError {
-            field,
-            reason: "FieldValueInvalid",
-            message: format!("Invalid value: {why}"),
-        },
+        _ if matches!(schema.kind, Some(Type::Object | Type::Array)) => {
+            FieldError::invalid_whole(field, why)
+        }
         _ => FieldError::invalid(field, it, why),
     }
 }

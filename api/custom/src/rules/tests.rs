@@ -62,7 +62,9 @@ fn rules_hold_or_say_why() {
         &schema,
         &json!({"spec": {"min": 1, "name": "a"}}),
         None,
-        &["spec: Invalid value: no such key: max evaluating rule: self.min <= self.max"],
+        &[
+            "spec: Invalid value: \"object\": no such key: max evaluating rule: self.min <= self.max",
+        ],
     );
 }
 

@@ -48,14 +48,14 @@ fn values() {
         &json!({"x": "c"}),
         &[r#"x: Unsupported value: "c": supported values: "a", "b""#],
     );
-    check(
-        &of(json!({"type": "string", "pattern": "^a\\d$", "minLength": 2, "maxLength": 2})),
-        &json!({"x": "b"}),
-        &[
-            r#"x: Invalid value: "b": x in body should be at least 2 chars long"#,
-            r#"x: Invalid value: "b": x in body should match '^a\d$'"#,
-        ],
-    );
+    let text = of(json!({"type": "string", "pattern": "^a\\d$", "minLength": 2, "maxLength": 2}));
+    for (value, told) in [
+        ("b", r#"x: Invalid value: "b": x in body should be at least 2 chars long"#),
+        ("bb", r#"x: Invalid value: "bb": x in body should match '^a\d$'"#),
+        ("bbb", "x: Too long: may not be more than 2 bytes"),
+    ] {
+        check(&text, &json!({ "x": value }), &[told]);
+    }
     check(
         &of(json!({"type": "integer", "minimum": 1, "maximum": 10})),
         &json!({"x": 0}),
