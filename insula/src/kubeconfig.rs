@@ -12,27 +12,34 @@ use crate::{cli, data_dir::DataDir};
 
 /// `insula kubeconfig`.
 pub(crate) fn run(options: &cli::Kubeconfig) -> Result<()> {
-    let directory = DataDir::open(&options.data_dir)?;
-    if !directory.pki().join("ca.crt").exists() {
-        bail!(
-            "{} has no certificate authority; start `insula up --data-dir {}` once first",
-            options.data_dir.display(),
-            options.data_dir.display()
-        );
-    }
-    let authority = Authority::open_or_create(&directory.pki())?;
-    let server = fs::read_to_string(directory.path("endpoint")).context(
-        "the data directory does not say where its API server is; start `insula up` once",
-    )?;
-    issue(&authority, server.trim(), &options.of)
+    issue(&options.of, || {
+        let directory = DataDir::open(&options.data_dir)?;
+        if !directory.pki().join("ca.crt").exists() {
+            bail!(
+                "{} has no certificate authority; start `insula up --data-dir {}` once first",
+                options.data_dir.display(),
+                options.data_dir.display()
+            );
+        }
+        let authority = Authority::open_or_create(&directory.pki())?;
+        let server = fs::read_to_string(directory.path("endpoint")).context(
+            "the data directory does not say where its API server is; start `insula up` once",
+        )?;
+        Ok((authority, server.trim().to_owned()))
+    })
 }
 
-/// Writes a user's kubeconfig, with a new certificate of this authority.
-pub(crate) fn issue(authority: &Authority, server: &str, of: &cli::UserKubeconfig) -> Result<()> {
+/// Writes a user's kubeconfig, with a new certificate. The authority and the server's URL are asked
+/// for when it is known that there can be such a user.
+pub(crate) fn issue(
+    of: &cli::UserKubeconfig,
+    by: impl FnOnce() -> Result<(Authority, String)>,
+) -> Result<()> {
     let tenant = TenantName::parse(&of.tenant)?;
     check_names(&of.user, &of.group)?;
+    let (authority, server) = by()?;
     let pair = authority.client(&tenant, &of.user, &of.group)?;
-    write(of.out.as_deref(), &text(server, authority, &tenant, &of.user, &pair))
+    write(of.out.as_deref(), &text(&server, &authority, &tenant, &of.user, &pair))
 }
 
 /// Refuses what cannot stand in a certificate.

@@ -35,7 +35,7 @@ pub(crate) fn run(options: &cli::PkiCommand) -> Result<()> {
         cli::PkiCommand::Init(options) => init(options),
         cli::PkiCommand::Server(options) => server(options),
         cli::PkiCommand::Kubeconfig(options) => {
-            kubeconfig::issue(&open(&options.dir)?, &options.server, &options.of)
+            kubeconfig::issue(&options.of, || Ok((open(&options.dir)?, options.server.clone())))
         }
         cli::PkiCommand::Node(options) => node(options),
     }
