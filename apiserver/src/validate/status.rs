@@ -27,6 +27,9 @@ struct Counts {
     ready: &'static str,
 }
 
+/// What counts some of the replicas of a set.
+const OF_A_SET: &[&str] = &["fullyLabeledReplicas", "readyReplicas", "availableReplicas"];
+
 const COUNTS: &[Counts] = &[
     Counts {
         group: "",
@@ -38,7 +41,7 @@ const COUNTS: &[Counts] = &[
             "availableReplicas",
             "observedGeneration",
         ],
-        some: &["fullyLabeledReplicas", "readyReplicas", "availableReplicas"],
+        some: OF_A_SET,
         ready: "readyReplicas",
     },
     Counts {
@@ -85,7 +88,7 @@ const COUNTS: &[Counts] = &[
             "observedGeneration",
             "terminatingReplicas",
         ],
-        some: &["fullyLabeledReplicas", "readyReplicas", "availableReplicas"],
+        some: OF_A_SET,
         ready: "readyReplicas",
     },
     Counts {

@@ -108,7 +108,7 @@ pub(crate) async fn change(
         };
         let Changed { value: mut new, retry, managers, warnings: found, admitted } = changed;
         let Stored { object: old, managed: stored } = &current;
-        let uid = object::uid(&new).to_owned();
+        let uid = object::uid(&new);
         if !uid.is_empty() && uid != object::uid(old) {
             if call.verb == "patch" {
                 let shown = uid.into();
