@@ -1,6 +1,7 @@
 //! What is measured while a scenario runs.
 
 mod lag;
+mod network;
 mod own;
 mod processes;
 mod series;

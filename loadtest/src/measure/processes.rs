@@ -1,10 +1,12 @@
-//! CPU, memory and disk of the target's processes over time: of those on this machine from
+//! CPU, memory, disk and network of the target's processes over time: of those on this machine from
 //! `/proc`, else what the target says of itself.
 
 use std::{collections::BTreeMap, fs, time::Duration};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+
+use super::network::{Carried, Traffic, sockets};
 
 /// Points over time that are kept: beyond, each second one goes.
 const MOST_POINTS: usize = 1_200;
@@ -30,6 +32,11 @@ pub struct ProcessPoint {
     pub read: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub written: Option<u64>,
+    /// What its TCP connections carried; absent where that is not told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub received: Option<u64>,
 }
 
 /// A process over the whole run.
@@ -42,6 +49,14 @@ pub struct ProcessReport {
     pub memory_begin: u64,
     pub memory_most: u64,
     pub memory_end: u64,
+    /// To disk, during the run; absent where that is not told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written: Option<u64>,
+    /// By TCP, during the run; absent where that is not told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub received: Option<u64>,
     pub points: Vec<ProcessPoint>,
 }
 
@@ -50,18 +65,28 @@ pub struct ProcessReport {
 pub(crate) struct Processes {
     pub(crate) watched: Vec<Watched>,
     points: Mutex<BTreeMap<String, Vec<ProcessPoint>>>,
+    /// By process id.
+    traffic: Mutex<BTreeMap<u32, Traffic>>,
 }
 
 impl Processes {
     pub(crate) fn new(watched: Vec<Watched>) -> Self {
-        Self { watched, points: Mutex::default() }
+        Self { watched, ..Self::default() }
     }
 
     /// Looks at those on this machine.
     pub(crate) fn sample(&self, at: f64) {
-        for process in &self.watched {
-            if let Some(point) = look(process.pid, at) {
-                self.add(&process.name, point);
+        if self.watched.is_empty() {
+            return;
+        }
+        // A kernel that does not tell leaves them unknown.
+        let sockets = sockets().ok();
+        let mut traffic = self.traffic.lock();
+        for Watched { name, pid } in &self.watched {
+            let traffic = traffic.entry(*pid).or_default();
+            let carried = sockets.as_ref().and_then(|it| traffic.look(*pid, it));
+            if let Some(point) = look(*pid, carried, at) {
+                self.add(name, point);
             }
         }
     }
@@ -110,11 +135,20 @@ impl Processes {
                 memory_begin: first.memory,
                 memory_most: points.iter().map(|it| it.memory).max().unwrap_or(0),
                 memory_end: last.memory,
+                written: during(points, |it| it.written),
+                sent: during(points, |it| it.sent),
+                received: during(points, |it| it.received),
                 points: points.clone(),
             })
         };
         all.iter().filter_map(report).collect()
     }
+}
+
+/// How much came to a count between the first and the last point that tell it.
+fn during(points: &[ProcessPoint], count: impl Fn(&ProcessPoint) -> Option<u64>) -> Option<u64> {
+    let first = points.iter().find_map(&count)?;
+    Some(points.iter().rev().find_map(&count)?.saturating_sub(first))
 }
 
 /// Processor time over all points. A process that began anew counts from nothing.
@@ -134,7 +168,7 @@ pub(crate) fn metric(text: &str, name: &str) -> Option<f64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-fn look(pid: u32, at: f64) -> Option<ProcessPoint> {
+fn look(pid: u32, carried: Option<Carried>, at: f64) -> Option<ProcessPoint> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let kib: u64 = field(&status, "VmRSS:")?.trim_end_matches(" kB").parse().ok()?;
     // Who may not look at another's disk does without.
@@ -146,6 +180,8 @@ fn look(pid: u32, at: f64) -> Option<ProcessPoint> {
         memory: kib * 1024,
         read: bytes("read_bytes:"),
         written: bytes("write_bytes:"),
+        sent: carried.map(|it| it.sent),
+        received: carried.map(|it| it.received),
     })
 }
 
@@ -185,6 +221,16 @@ mod tests {
         assert_eq!(report.iter().map(|it| &*it.name).collect::<Vec<_>>(), ["me", "target"]);
         assert!(1 << 20 < report[0].memory_most);
         assert_eq!((report[1].memory_most, report[1].points[0].cpu), (3_000_000, 1.5));
+        let network = |it: &ProcessReport| (it.sent.is_some(), it.received.is_some());
+        assert_eq!((network(&report[0]), network(&report[1])), ((true, true), (false, false)));
+    }
+
+    #[test]
+    fn counts_are_of_the_run_alone() {
+        let sent = |sent| ProcessPoint { sent, ..ProcessPoint::default() };
+        let points = [sent(None), sent(Some(10)), sent(Some(15)), sent(Some(40)), sent(None)];
+        assert_eq!(during(&points, |it| it.sent), Some(30));
+        assert_eq!(during(&points, |it| it.received), None);
     }
 
     #[test]

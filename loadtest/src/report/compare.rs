@@ -68,6 +68,16 @@ fn figures(report: &Report) -> Vec<Figure> {
             add(name("CPU ms for each pod scheduled"), cpu, true);
         }
         add(name("most memory, bytes"), process.memory_most as f64, true);
+        let told = [
+            ("written to disk, bytes", process.written),
+            ("sent, bytes", process.sent),
+            ("received, bytes", process.received),
+        ];
+        for (figure, bytes) in told {
+            if let Some(bytes) = bytes {
+                add(name(figure), bytes as f64, true);
+            }
+        }
     }
     all.retain(|it| 0.0 < it.value);
     all

@@ -6,6 +6,7 @@ use super::{
     Ending, Report, Times, Verdict,
     plot::{Line, escape, plot, short},
 };
+use crate::measure::ProcessPoint;
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:64em;margin:2em auto;padding:0 1em;color:#111}\
 table{border-collapse:collapse;width:100%;margin:.5em 0 1.5em}th,td{padding:.25em .6em;border-bottom:1px solid #ddd;text-align:right}\
@@ -166,7 +167,7 @@ fn watches(page: &mut String, report: &Report) {
 }
 
 /// What of a process is plotted: seconds, and values.
-type Read<'a> = dyn Fn(&[crate::measure::ProcessPoint]) -> Vec<(f64, f64)> + 'a;
+type Read<'a> = dyn Fn(&[ProcessPoint]) -> Vec<(f64, f64)> + 'a;
 
 fn processes(page: &mut String, report: &Report) {
     if report.processes.is_empty() {
@@ -175,19 +176,24 @@ fn processes(page: &mut String, report: &Report) {
     put!(
         page,
         "<h2>Processes</h2><table><tr><th>process</th><th>CPU seconds</th><th>memory, begin</th>\
-         <th>most</th><th>end</th></tr>"
+         <th>most</th><th>end</th><th>written to disk</th><th>sent</th><th>received</th></tr>"
     );
-    #[allow(clippy::cast_precision_loss, reason = "bytes of memory")]
+    #[allow(clippy::cast_precision_loss, reason = "bytes")]
     let size = |bytes: u64| short(bytes as f64);
+    let told = |bytes: Option<u64>| bytes.map_or_else(String::new, size);
     for it in &report.processes {
         put!(
             page,
-            "<tr><td>{}</td><td>{:.1}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+            "<tr><td>{}</td><td>{:.1}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td>\
+             <td>{}</td></tr>",
             escape(&it.name),
             it.cpu_seconds,
             size(it.memory_begin),
             size(it.memory_most),
-            size(it.memory_end)
+            size(it.memory_end),
+            told(it.written),
+            told(it.sent),
+            told(it.received)
         );
     }
     put!(page, "</table>");
@@ -204,15 +210,22 @@ fn processes(page: &mut String, report: &Report) {
     });
     #[allow(clippy::cast_precision_loss, reason = "bytes of memory")]
     let memory = lines(&|points| points.iter().map(|it| (it.at, it.memory as f64)).collect());
-    #[allow(clippy::cast_precision_loss, reason = "bytes on disk")]
-    let written = lines(&|points| {
-        let steps = points.iter().zip(points.iter().skip(1));
-        let rate = |a: u64, b: u64, seconds: f64| b.saturating_sub(a) as f64 / seconds.max(0.001);
-        steps.filter_map(|(a, b)| Some((b.at, rate(a.written?, b.written?, b.at - a.at)))).collect()
-    });
+    #[allow(clippy::cast_precision_loss, reason = "bytes")]
+    let rate = |count: fn(&ProcessPoint) -> Option<u64>| {
+        lines(&|points| {
+            let steps = points.iter().zip(points.iter().skip(1));
+            let rates = steps.filter_map(|(a, b)| {
+                let more = count(b)?.saturating_sub(count(a)?);
+                Some((b.at, more as f64 / (b.at - a.at).max(0.001)))
+            });
+            rates.collect()
+        })
+    };
     page.push_str(&plot("CPU", "processors", &cpu));
     page.push_str(&plot("Memory", "bytes", &memory));
-    page.push_str(&plot("Written to disk", "bytes a second", &written));
+    page.push_str(&plot("Written to disk", "bytes a second", &rate(|it| it.written)));
+    page.push_str(&plot("Sent", "bytes a second", &rate(|it| it.sent)));
+    page.push_str(&plot("Received", "bytes a second", &rate(|it| it.received)));
 }
 
 fn surroundings(page: &mut String, report: &Report) {
