@@ -44,13 +44,12 @@ lint:
 docs:
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
-# Small, in minutes; FULL=1 for all of it. Peers are looked for in INSULA_PEERS, then in PATH.
-bench: PROFILE = dist
+# Small, in minutes; FULL=1 for all of it, PROFILE=dist as it is handed out. Peers are looked for in
+# INSULA_PEERS, then in PATH.
 bench: deps build
 	PROFILE=$(PROFILE) FULL=$(FULL) install/bench.sh
 
 # Tables of how figures grow, in bench/growth/.
-growth: PROFILE = dist
 growth: build
 	PROFILE=$(PROFILE) FULL=$(FULL) install/growth.sh
 

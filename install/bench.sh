@@ -11,7 +11,7 @@ set -uo pipefail
 . "$INSTALL_DIR/cloud.sh"
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-PROFILE=${PROFILE:-dist}
+PROFILE=${PROFILE:-release}
 FULL=${FULL:-}
 OUT=${BENCH_DIR:-bench}
 TARGET=${CARGO_TARGET_DIR:-target}

@@ -11,7 +11,7 @@ set -uo pipefail
 cd "$INSTALL_DIR/.."
 FULL=${FULL:-}
 OUT=${BENCH_DIR:-bench}/growth
-INSULA=${CARGO_TARGET_DIR:-target}/${PROFILE:-dist}/insula
+INSULA=${CARGO_TARGET_DIR:-target}/${PROFILE:-release}/insula
 failed=()
 mkdir -p "$OUT"
 

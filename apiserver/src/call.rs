@@ -31,14 +31,15 @@ use crate::{
 /// See the module.
 #[derive(Debug, Clone)]
 pub(crate) struct Call {
-    pub identity: Identity,
+    /// Shared by the calls that one request becomes, as its headers are.
+    pub identity: Arc<Identity>,
     pub whose: Whose,
     pub served: Arc<Served>,
     pub path: ResourcePath,
     pub verb: &'static str,
     pub query: Query,
     pub accept: Accept,
-    pub headers: HeaderMap,
+    pub headers: Arc<HeaderMap>,
     /// Nobody waits for the answer any longer.
     pub until: tokio::time::Instant,
     /// In which epoch it writes, if it writes for a task that changes hands.

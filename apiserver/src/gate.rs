@@ -296,7 +296,7 @@ impl Server {
         let patience = deadline(&query).unwrap_or(DEADLINE);
         let epoch = epochs::asked(headers, &identity)?;
         let mut call = Call {
-            identity,
+            identity: identity.into(),
             // Fleet objects are kept by the platform, whoever reads them.
             whose: kept,
             served,
@@ -304,7 +304,7 @@ impl Server {
             verb,
             query,
             accept: Accept::JSON,
-            headers: headers.clone(),
+            headers: headers.clone().into(),
             epoch,
             together: None,
             until: tokio::time::Instant::now() + patience,

@@ -146,7 +146,10 @@ fn a_small_density_passes_and_writes_both_reports() {
     assert_eq!(whole["pods"]["scheduled"], 30);
     // Each pod is made, and bound, and deleted; two watches are told.
     assert_eq!(whole["watch"]["lag"]["count"], 60, "{}", whole["watch"]);
-    assert!(1_000_000 < whole["processes"][0]["memoryMost"].as_u64().unwrap());
+    let server = |figure: &str| whole["processes"][0][figure].as_u64().unwrap();
+    assert!(1_000_000 < server("memoryMost"));
+    // Thirty pods were sent to it, and told to two watches.
+    assert!(10_000 < server("received") && 10_000 < server("sent"), "{}", whole["processes"]);
     let page = fs::read_to_string(dir.join("report/report.html")).unwrap();
     assert!(page.contains("<svg") && page.contains("loadtest run"), "{page}");
     assert!(!page.contains("http://") && !page.contains("<script"), "it needs nothing else");

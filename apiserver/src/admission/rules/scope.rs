@@ -94,7 +94,7 @@ impl Admission<'_> {
     /// The caller's and the tenant's rules.
     pub(in crate::admission) async fn judge(&self) -> Result<Judge> {
         Ok(Judge {
-            caller: self.call.identity.clone(),
+            caller: (*self.call.identity).clone(),
             whose: self.call.whose.clone(),
             of_caller: self.server.policy_for(self.call).await?,
             of_tenant: self.server.policy_of(self.tenant()?).await?,
