@@ -43,7 +43,15 @@ fn small_pages() {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::start();
-    if matches!(cli.command, Command::Up(_) | Command::Apiserver(_) | Command::Loadtest(_)) {
+    let stays = matches!(
+        cli.command,
+        Command::Up(_)
+            | Command::Apiserver(_)
+            | Command::Controllers(_)
+            | Command::Scheduler(_)
+            | Command::Loadtest(_)
+    );
+    if stays {
         small_pages();
     }
     let ran = match cli.command {
