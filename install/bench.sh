@@ -37,12 +37,23 @@ peers() {
     done
 }
 
-# bench PACKAGE EXAMPLE [ARGUMENTS..]
+# The examples that bench runs. In one go: each alone would have what they share built anew, with other
+# features.
+examples() {
+    say "building the benches"
+    cargo build --profile "$PROFILE" --locked -q \
+        -p insula-partition --example bench \
+        -p insula-apiserver --example forward_bench --example write_bench \
+        -p insula-scheduler --example throughput \
+        -p insula --example api_bench --example noise_bench --example tenant_bench
+}
+
+# bench EXAMPLE [ARGUMENTS..]
 bench() {
-    local package=$1 example=$2
-    shift 2
+    local example=$1
+    shift
     say "$example $*"
-    cargo run --profile "$PROFILE" --locked -q -p "$package" --example "$example" -- "$@" 2>&1 |
+    "$TARGET/$PROFILE/examples/$example" "$@" 2>&1 |
         tee "$OUT/$example.txt" || failed+=("$example")
 }
 
@@ -325,23 +336,24 @@ schedulers() {
 
 cores() {
     local with_peer=()
+    examples || die "the benches do not build"
     [ -z "$(peer kube-apiserver)" ] || with_peer=(--peer)
     if [ -n "$FULL" ]; then
-        bench insula-partition bench
-        bench insula-apiserver forward_bench
-        bench insula-apiserver write_bench
-        bench insula api_bench
-        bench insula noise_bench "${with_peer[@]}"
-        bench insula tenant_bench
-        bench insula-scheduler throughput
+        bench bench
+        bench forward_bench
+        bench write_bench
+        bench api_bench
+        bench noise_bench "${with_peer[@]}"
+        bench tenant_bench
+        bench throughput
     else
-        bench insula-partition bench --quick
-        bench insula-apiserver forward_bench 5000
-        bench insula-apiserver write_bench 5000
-        bench insula api_bench --quick
-        bench insula noise_bench --seconds 4 "${with_peer[@]}"
-        bench insula tenant_bench --tenants 2000
-        bench insula-scheduler throughput basic 1000 20000
+        bench bench --quick
+        bench forward_bench 5000
+        bench write_bench 5000
+        bench api_bench --quick
+        bench noise_bench --seconds 4 "${with_peer[@]}"
+        bench tenant_bench --tenants 2000
+        bench throughput basic 1000 20000
     fi
 }
 
