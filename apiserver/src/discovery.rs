@@ -50,10 +50,7 @@ impl<'a> Discovery<'a> {
     ) -> Self {
         let mut by_group: BTreeMap<&str, BTreeMap<&str, Version<'a>>> = BTreeMap::new();
         let new = |name| Version { name, resources: Vec::new(), is_elsewhere: false };
-        let stand_ins = registry
-            .stand_ins()
-            .iter()
-            .filter(|it| !customs.has(&it.resource.group, &it.resource.version));
+        let stand_ins = registry.stand_ins_beside(customs, apis);
         for served in registry.all().iter().chain(stand_ins).chain(customs.all()) {
             let resource = &*served.resource;
             let is_granted = resource.name == "nodes" && resource.group.is_empty();

@@ -16,13 +16,12 @@ use crate::{
     },
     answer, backup,
     body::{Body, empty},
-    custom::OfTenant,
     discovery::{AGGREGATED, Discovery},
     encryption,
     error::{ApiError, Result},
     health,
     identity::Identity,
-    openapi::{self, Document},
+    openapi::{self, Document, Reader},
     registry::Whose,
     request::Query,
     version,
@@ -63,8 +62,10 @@ impl Server {
             let it = Delegated::read(api, identity, head);
             return Ok(delegate::serve(self, &it, head, empty(), &mut None).await);
         }
+        let registry = &self.registry;
+        let reader = Reader { registry, customs: &customs, apis: &apis, platform };
         // Made only by the paths that show it.
-        let discovery = || Discovery::new(&self.registry, &customs, &apis, platform);
+        let discovery = || Discovery::new(registry, &customs, &apis, platform);
         let found = |document: Option<Value>| match document {
             Some(document) => json(&document),
             None => Err(ApiError::unknown_resource()),
@@ -114,10 +115,10 @@ impl Server {
             },
             ["openapi", "v2"] => {
                 let others = documents::v2_parts(self, &apis).await;
-                self.openapi_v2(&head.headers, &customs, &others, platform)
+                openapi_v2(&head.headers, reader, &others)
             }
             ["openapi", "v3"] => {
-                let mut index = openapi::index(&self.registry, &customs, platform);
+                let mut index = openapi::index(reader);
                 if let Some(paths) = index.get_mut("paths").and_then(Value::as_object_mut) {
                     paths.extend(documents::indexed(self, &apis).await);
                 }
@@ -125,7 +126,7 @@ impl Server {
             }
             ["openapi", "v3", rest @ ..] => {
                 let rest = rest.join("/");
-                match openapi::document(&self.registry, &customs, &rest) {
+                match openapi::document(reader, &rest) {
                     Some(document) => openapi_v3(head, &rest, &document),
                     None => Err(ApiError::unknown_resource()),
                 }
@@ -139,34 +140,29 @@ impl Server {
             _ => Ok(nowhere()),
         }
     }
+}
 
-    fn openapi_v2(
-        &self,
-        headers: &HeaderMap,
-        customs: &OfTenant,
-        others: &[Arc<openapi::v2::Foreign>],
-        platform: bool,
-    ) -> Result<Response<Body>> {
-        const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
-        const OLD: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
-        let protobuf = wants_message(headers, &[PROTOBUF, OLD])?;
-        let tag = openapi::v2::tag(&self.registry, customs, others, platform);
-        let media_type = if protobuf { PROTOBUF } else { answer::JSON };
-        let mut response = match is_known(headers, &tag) {
-            true => not_modified(),
-            false if protobuf => {
-                let body = openapi::v2::message(&self.registry, customs, others, platform);
-                answer::bytes(StatusCode::OK, body, media_type)
-            }
-            false => {
-                let body = openapi::v2::document(&self.registry, customs, others, platform);
-                answer::bytes(StatusCode::OK, body, media_type)
-            }
-        };
-        set_tag(&mut response, &tag);
-        response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
-        Ok(response)
-    }
+/// All in one document.
+fn openapi_v2(
+    headers: &HeaderMap,
+    reader: Reader<'_>,
+    others: &[Arc<openapi::v2::Foreign>],
+) -> Result<Response<Body>> {
+    const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+    const OLD: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+    let protobuf = wants_message(headers, &[PROTOBUF, OLD])?;
+    let tag = openapi::v2::tag(reader, others);
+    let media_type = if protobuf { PROTOBUF } else { answer::JSON };
+    let mut response = match is_known(headers, &tag) {
+        true => not_modified(),
+        false if protobuf => {
+            answer::bytes(StatusCode::OK, openapi::v2::message(reader, others), media_type)
+        }
+        false => answer::bytes(StatusCode::OK, openapi::v2::document(reader, others), media_type),
+    };
+    set_tag(&mut response, &tag);
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
+    Ok(response)
 }
 
 /// There is no such path.

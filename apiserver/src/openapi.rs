@@ -17,7 +17,17 @@ use insula_api::{
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
-use crate::{custom::OfTenant, registry::Registry};
+use crate::{aggregation, custom::OfTenant, registry::Registry};
+
+/// Whom documents are for: what they say is what that caller is served.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reader<'a> {
+    pub registry: &'a Registry,
+    pub customs: &'a OfTenant,
+    pub apis: &'a aggregation::OfTenant,
+    /// Fleet resources are told to the platform alone.
+    pub platform: bool,
+}
 
 /// A document and the hash that changes with it.
 #[derive(Debug)]
@@ -57,10 +67,12 @@ fn path_of(group: &str, version: &str) -> String {
 }
 
 /// `/openapi/v3`.
-pub(crate) fn index(registry: &Registry, customs: &OfTenant, platform: bool) -> Value {
+pub(crate) fn index(reader: Reader<'_>) -> Value {
+    let Reader { registry, customs, apis, platform } = reader;
     let versions: BTreeSet<(&str, &str)> = registry
         .all()
         .iter()
+        .chain(registry.stand_ins_beside(customs, apis))
         .chain(customs.all())
         .filter(|it| platform || !it.resource.is_platforms())
         .map(|it| (&*it.resource.group, &*it.resource.version))
@@ -68,7 +80,7 @@ pub(crate) fn index(registry: &Registry, customs: &OfTenant, platform: bool) -> 
     let mut paths = Map::new();
     for (group, version) in versions {
         let path = path_of(group, version);
-        if let Some(document) = document(registry, customs, &path) {
+        if let Some(document) = document(reader, &path) {
             let url = format!("/openapi/v3/{path}?hash={}", document.hash);
             paths.insert(path, json!({ "serverRelativeURL": url }));
         }
@@ -77,14 +89,8 @@ pub(crate) fn index(registry: &Registry, customs: &OfTenant, platform: bool) -> 
 }
 
 /// `/openapi/v3/<path>`; `None` if there is no such group version.
-pub(crate) fn document(
-    registry: &Registry,
-    customs: &OfTenant,
-    path: &str,
-) -> Option<Arc<Document>> {
-    if let Some(known) = cache().lock().get(path) {
-        return Some(known.clone());
-    }
+pub(crate) fn document(reader: Reader<'_>, path: &str) -> Option<Arc<Document>> {
+    let Reader { registry, customs, apis, .. } = reader;
     let mut parts = path.split('/');
     let (group, version) = match (parts.next()?, parts.next()?, parts.next(), parts.next()) {
         ("api", version, None, None) => ("", version),
@@ -94,11 +100,15 @@ pub(crate) fn document(
     let resources: Vec<&Resource> = registry
         .all()
         .iter()
+        .chain(registry.stand_ins_beside(customs, apis))
         .map(|it| &*it.resource)
         .filter(|it| (&*it.group, &*it.version) == (group, version))
         .collect();
     if resources.is_empty() {
         return custom::document(customs, group, version);
+    }
+    if let Some(known) = cache().lock().get(path) {
+        return Some(known.clone());
     }
     let document = Arc::new(Document::new(&make(&resources)));
     cache().lock().insert(path.to_owned(), document.clone());
@@ -279,12 +289,18 @@ fn shape_schema(schema: &Schema, shape: &Shape, wanted: &mut Vec<TypeId>) -> Val
 mod tests {
     use super::*;
 
+    /// The platform, which has nothing of its own.
+    pub(super) fn everything() -> Reader<'static> {
+        static IT: LazyLock<(Registry, OfTenant, aggregation::OfTenant)> =
+            LazyLock::new(|| (Registry::built_in(), OfTenant::default(), Default::default()));
+        let (registry, customs, apis) = &*IT;
+        Reader { registry, customs, apis, platform: true }
+    }
+
     #[test]
     fn documents_are_closed() {
-        let registry = Registry::built_in();
-        for (path, _) in index(&registry, &OfTenant::default(), true)["paths"].as_object().unwrap()
-        {
-            let document = document(&registry, &OfTenant::default(), path).unwrap();
+        for (path, _) in index(everything())["paths"].as_object().unwrap() {
+            let document = document(everything(), path).unwrap();
             let value: Value = serde_json::from_slice(&document.body).unwrap();
             let schemas = value["components"]["schemas"].as_object().unwrap();
             let text = String::from_utf8(document.body.to_vec()).unwrap();
@@ -297,9 +313,7 @@ mod tests {
 
     #[test]
     fn kubectl_finds_what_it_reads() {
-        let registry = Registry::built_in();
-        let body =
-            document(&registry, &OfTenant::default(), &path_of("apps", "v1")).unwrap().body.clone();
+        let body = document(everything(), &path_of("apps", "v1")).unwrap().body.clone();
         let value: Value = serde_json::from_slice(&body).unwrap();
         let post = &value["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments"]["post"];
         assert_eq!(post["x-kubernetes-group-version-kind"]["kind"], "Deployment");

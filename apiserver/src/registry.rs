@@ -20,7 +20,7 @@ use insula_partition::{
 
 use crate::{
     aggregation,
-    custom::compiled::Custom,
+    custom::{self, compiled::Custom},
     measured,
     metrics::{self, Names},
     request::ListOptions,
@@ -106,6 +106,18 @@ impl Registry {
     /// What is served where a tenant has nothing of its own in that group version.
     pub(crate) fn stand_ins(&self) -> &[Arc<Served>] {
         &self.stand_ins
+    }
+
+    /// Those of them that a tenant is served that has these things of its own.
+    pub(crate) fn stand_ins_beside(
+        &self,
+        customs: &custom::OfTenant,
+        apis: &aggregation::OfTenant,
+    ) -> impl Iterator<Item = &Arc<Served>> {
+        self.stand_ins.iter().filter(|it| {
+            let (group, version) = (&*it.resource.group, &*it.resource.version);
+            !customs.has(group, version) && apis.remote(group, version).is_none()
+        })
     }
 
     /// In discovery order.

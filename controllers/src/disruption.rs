@@ -78,7 +78,34 @@ impl Disruption {
             return;
         }
         let budgets = &self.informers.selectors.budgets;
-        budgets.selecting_either(change, |it| queue.add(it.key()));
+        let mut n_budgets = 0;
+        budgets.selecting_either(change, |it| {
+            n_budgets += 1;
+            queue.add(it.key());
+        });
+        // As it was and as it is.
+        if 1 < n_budgets
+            && let Some(pod) = change.new.filter(|it| !it.is_deleting())
+        {
+            self.tell_if_shared(pod);
+        }
+    }
+
+    /// Tells that a pod has several budgets, so that no eviction of it is allowed.
+    fn tell_if_shared(&self, pod: &Tenanted<Pod>) {
+        let budgets = self.informers.selectors.budgets.selecting(pod);
+        let mut names: Vec<&str> = budgets.iter().map(|it| it.name()).collect();
+        names.sort_unstable();
+        if names.len() < 2 {
+            return;
+        }
+        let message = format!(
+            "Pod {:?}/{:?} matches multiple PodDisruptionBudgets, and cannot be evicted: {}",
+            pod.namespace(),
+            pod.name(),
+            names.join(", ")
+        );
+        self.events.record(pod, EventType::Warning, "MultiplePodDisruptionBudgets", message);
     }
 
     /// Asks for reconciles where the number of pods that a workload wants changes.

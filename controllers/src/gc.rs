@@ -32,9 +32,12 @@ use crate::{
 };
 use insula_api::names::TenantName;
 use insula_client::{
-    Api, Client, DeleteOptions, ObjectKey, PartialObject, Patch, Propagation, ResourceRef, Tenanted,
+    Api, Client, DeleteOptions, EventRecorder, EventType, PartialObject, Patch, Propagation,
+    ResourceRef, Tenanted,
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::{
+    api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::OwnerReference,
+};
 use parking_lot::Mutex;
 use serde_json::json;
 
@@ -66,14 +69,16 @@ pub(crate) struct GarbageCollector {
     client: Client,
     graph: Mutex<Graph>,
     everything: Everything,
+    events: EventRecorder,
     queue: OnceLock<Queue<Suspect>>,
     absent: Mutex<Absent>,
 }
 
 impl GarbageCollector {
-    pub(crate) fn new(client: Client, everything: Everything) -> Self {
+    pub(crate) fn new(client: Client, everything: Everything, events: &EventRecorder) -> Self {
+        let events = events.named("garbage-collector-controller");
         let (graph, absent) = (Mutex::default(), Mutex::default());
-        Self { client, graph, everything, queue: OnceLock::new(), absent }
+        Self { client, graph, everything, events, queue: OnceLock::new(), absent }
     }
 
     fn changed(&self, resource: &Arc<ResourceRef>, change: &MetaChange<'_>) {
@@ -226,15 +231,44 @@ impl GarbageCollector {
         }
     }
 
+    /// Tells that `node` names an owner that is in a namespace in which it can own nothing of it.
+    fn misplaced(&self, node: &Node, owner: &OwnerReference) {
+        let (resource, key) = (&node.resource, &node.key);
+        let about = ObjectReference {
+            api_version: Some(resource.api_version()),
+            kind: Some(resource.kind.to_string()),
+            name: Some(key.name.to_string()),
+            namespace: Some(key.namespace.to_string()).filter(|it| !it.is_empty()),
+            uid: Some(node.uid.to_string()),
+            ..ObjectReference::default()
+        };
+        let OwnerReference { api_version, kind, name, uid, .. } = owner;
+        let namespace = &key.namespace;
+        let message = format!(
+            "ownerRef [{api_version}/{kind}, namespace: {namespace}, name: {name}, uid: {uid}] \
+             does not exist in namespace {namespace:?}"
+        );
+        let reason = "OwnerRefInvalidNamespace";
+        self.events.record_about(&key.tenant, about, EventType::Warning, reason, message);
+    }
+
     /// Looks an owner up: in the graph, else on the server.
     async fn owner_state(
         &self,
-        dependent: &ObjectKey,
+        node: &Node,
         owner: &OwnerReference,
     ) -> Result<OwnerState, ReconcileError> {
-        let known = self.graph.lock().owner_state(dependent, &owner.uid);
+        let dependent = &node.key;
+        let (known, is_elsewhere) = {
+            let graph = self.graph.lock();
+            let known = graph.owner_state(dependent, &owner.uid);
+            (known, graph.is_elsewhere(dependent, &owner.uid))
+        };
         if known != OwnerState::Unknown {
             return Ok(known);
+        }
+        if is_elsewhere {
+            self.misplaced(node, owner);
         }
         if self.absent.lock().has(dependent, owner) {
             return Ok(OwnerState::Unknown);
@@ -249,7 +283,10 @@ impl GarbageCollector {
             )));
         };
         if resource.namespaced && dependent.namespace.is_empty() {
-            tracing::warn!(%dependent, owner = owner.name, "an object outside namespaces names one in a namespace as its owner");
+            // It cannot be looked for, so nobody knows that it is gone.
+            if !is_elsewhere {
+                self.misplaced(node, owner);
+            }
             return Ok(OwnerState::Solid);
         }
         let api = self.api(&resource, &dependent.tenant, &dependent.namespace);
@@ -276,7 +313,7 @@ impl GarbageCollector {
         }
         let mut owners = Vec::new();
         for owner in live.metadata.owner_references.iter().flatten() {
-            owners.push((owner.uid.clone(), self.owner_state(&node.key, owner).await?));
+            owners.push((owner.uid.clone(), self.owner_state(node, owner).await?));
         }
         let (has_dependents, is_circle) = {
             let graph = self.graph.lock();

@@ -83,7 +83,7 @@ const CONTROLLERS: &[(&str, Start)] = &[
         it.start(|client| EphemeralVolumes::new(client, it.copies(), it.events))
     }),
     ("garbage-collector-controller", |it| {
-        it.start(|client| GarbageCollector::new(client, it.everything.clone()))
+        it.start(|client| GarbageCollector::new(client, it.everything.clone(), it.events))
     }),
     ("horizontal-pod-autoscaler-controller", |it| {
         let (everything, every) = (it.everything.clone(), it.config.autoscale_every);

@@ -13,6 +13,7 @@ use insula_client::{Patch, Tenanted};
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, ReplicaSet, StatefulSet},
     core::v1::{Event, Pod, ResourceQuota, ServiceAccount},
+    policy::v1::PodDisruptionBudget,
 };
 use serde_json::json;
 
@@ -66,6 +67,46 @@ async fn sets_that_select_the_same_pods_keep_to_their_own() {
     tokio::time::sleep(A_WHILE).await;
     assert_eq!(versions().await, before, "nobody writes on");
     assert_eq!(owned(&cloud, &acme).await, wanted);
+    cloud.end().await;
+}
+
+/// An eviction would have to heed several budgets at once, and is refused: users are told before.
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_that_two_budgets_select_say_so() {
+    let cloud = Cloud::with_controllers(1).await;
+    let acme = cloud.tenant("acme").await;
+    for (name, app) in [("all", "web"), ("many", "web"), ("other", "db")] {
+        let budget = json!({"metadata": {"name": name}, "spec": {
+            "minAvailable": 1, "selector": {"matchLabels": {"app": app}}}});
+        cloud.create::<PodDisruptionBudget>(&acme, "default", budget).await;
+    }
+    let budgets = cloud.client.tenant(&acme).namespaced::<PodDisruptionBudget>("default");
+    cloud
+        .until("they are known", async || {
+            let all = budgets.get("many").await.unwrap();
+            all.object.status.is_some_and(|it| it.observed_generation == Some(1))
+        })
+        .await;
+    for app in ["web", "db"] {
+        cloud.create::<ReplicaSet>(&acme, "default", replicated(app, app, 1)).await;
+    }
+    let told = async || {
+        let events = cloud.list::<Event>(&acme, "default").await;
+        let told = events.into_iter().map(|it| it.object);
+        let told = told.filter(|it| it.reason.as_deref() == Some("MultiplePodDisruptionBudgets"));
+        told.map(|it| (it.involved_object.name, it.message.unwrap())).collect::<Vec<_>>()
+    };
+    cloud.until("it is said", async || !told().await.is_empty()).await;
+    cloud
+        .until("all run", async || {
+            let all = budgets.get("other").await.unwrap();
+            all.object.status.is_some_and(|it| it.current_healthy == Some(1))
+        })
+        .await;
+    for (pod, message) in told().await {
+        assert!(pod.unwrap().starts_with("web-"), "{message}");
+        assert!(message.ends_with(": all, many"), "{message}");
+    }
     cloud.end().await;
 }
 

@@ -4,11 +4,14 @@
 
 mod cloud;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use insula_api::names::TenantName;
 use insula_client::{DeleteOptions, Patch, Propagation};
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::{
+    core::v1::{ConfigMap, Event, Secret},
+    rbac::v1::ClusterRole,
+};
 use serde_json::{Value, json};
 
 use self::cloud::{Cloud, names};
@@ -138,6 +141,16 @@ async fn one_owner_that_stays_is_enough() {
     family.cloud.end().await;
 }
 
+/// Who was told to name an owner that is in another namespace.
+async fn misplaced(family: &Family) -> Vec<String> {
+    let events = family.cloud.list::<Event>(&family.acme, "default").await;
+    let told = events
+        .into_iter()
+        .filter(|it| it.reason.as_deref() == Some("OwnerRefInvalidNamespace"))
+        .filter_map(|it| it.object.involved_object.name);
+    BTreeSet::from_iter(told).into_iter().collect()
+}
+
 /// Owners that never were, or are another tenant's or another namespace's, own nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn false_owners_own_nothing() {
@@ -155,6 +168,8 @@ async fn false_owners_own_nothing() {
         cloud.create::<ConfigMap>(acme, "default", map(name, &[(owner, uid, false)])).await;
     }
     family.until_left(&["child", "grandchild", "owner"]).await;
+    // Only of what the tenant has elsewhere it is told that it is elsewhere.
+    cloud.until("it is said", async || misplaced(&family).await == ["of-elsewhere"]).await;
     assert!(
         cloud.list::<ConfigMap>(&globex, "default").await.iter().any(|it| it.name() == "foreign")
     );
@@ -166,5 +181,14 @@ async fn false_owners_own_nothing() {
     cloud.create::<Secret>(acme, "default", unknown).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(names(&cloud.list::<Secret>(acme, "default").await), ["s"]);
+
+    // What is in no namespace cannot say in which to look: it stays.
+    let owners = map("of-all", &[("owner", &family.owner, false)]);
+    let roles = cloud.client.tenant(acme).api::<ClusterRole>();
+    roles.create(&serde_json::from_value(owners).unwrap()).await.unwrap();
+    cloud
+        .until("it is said", async || misplaced(&family).await == ["of-all", "of-elsewhere"])
+        .await;
+    assert!(!roles.get("of-all").await.unwrap().is_deleting());
     family.cloud.end().await;
 }

@@ -107,6 +107,88 @@ async fn tenants_see_what_their_own_pods_use() {
     assert!(texts(&refused).1.contains("Forbidden"), "{:?}", texts(&refused));
 }
 
+const VERSION: &str = "metrics.k8s.io/v1beta1";
+
+/// The paths of the group that the documents of OpenAPI have, v3 and v2, and whether its v3
+/// document is one of ours.
+fn documented(user: &Kubectl) -> (bool, bool, bool) {
+    let get =
+        |path: &str| serde_json::from_str::<Value>(&user.ok(&["get", "--raw", path])).unwrap();
+    let path = format!("apis/{VERSION}");
+    let index = get("/openapi/v3");
+    let v2 = get("/openapi/v2");
+    let pods = format!("/{path}/namespaces/{{namespace}}/pods");
+    let in_v2 = v2["paths"].get(&pods).is_some();
+    assert_eq!(in_v2, v2["definitions"].get(PODS).is_some(), "paths go with definitions");
+    let out = user.run(&["get", "--raw", &format!("/openapi/v3/{path}")]);
+    let ours = out.status.success() && texts(&out).0.contains(PODS);
+    (index["paths"].get(&path).is_some(), in_v2, ours)
+}
+
+const PODS: &str = "io.k8s.metrics.pkg.apis.metrics.v1beta1.PodMetrics";
+
+/// What clients ask a server of metrics for before they read any.
+#[test]
+fn the_group_is_described_until_a_tenant_has_its_own() {
+    let cloud = Cloud::start(false, &[]);
+    let (admin, (acme, globex)) = (cloud.admin(), cloud.tenants());
+    let all = (true, true, true);
+    let both = "nodes.metrics.k8s.io\npods.metrics.k8s.io\n";
+    let own = "pods.metrics.k8s.io\n";
+    for (user, listed) in [(&admin, both), (&acme, own), (&globex, own)] {
+        assert_eq!(documented(user), all);
+        let of_group = ["api-resources", "--api-group=metrics.k8s.io", "-o", "name"];
+        assert_eq!(user.ok(&of_group), listed);
+    }
+    let explained = acme.ok(&["explain", "pods.containers", "--api-version", VERSION]);
+    for expected in ["KIND:       PodMetrics", "<[]ContainerMetrics>", "usage", "cpu on average"] {
+        assert!(explained.contains(expected), "{expected}: {explained}");
+    }
+    let explained = admin.ok(&["explain", "nodes", "--api-version", VERSION]);
+    assert!(explained.contains("What a node uses."), "{explained}");
+
+    // Somebody else has it, who is not there.
+    let service = json!({
+        "apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
+        "metadata": {"name": "v1beta1.metrics.k8s.io"},
+        "spec": {
+            "group": "metrics.k8s.io", "version": "v1beta1", "insecureSkipTLSVerify": true,
+            "groupPriorityMinimum": 100, "versionPriority": 100,
+            "service": {"namespace": "default", "name": "metrics-server"},
+        },
+    });
+    create(&acme, &service);
+    assert_eq!(documented(&acme), (false, false, false));
+    // A definition says what it says.
+    let definition = json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {
+            "name": "gauges.metrics.k8s.io",
+            "annotations": {"api-approved.kubernetes.io": "unapproved, a test"},
+        },
+        "spec": {
+            "group": "metrics.k8s.io", "scope": "Namespaced",
+            "names": {"plural": "gauges", "kind": "Gauge"},
+            "versions": [{
+                "name": "v1beta1", "served": true, "storage": true,
+                "schema": {"openAPIV3Schema": {"type": "object"}},
+            }],
+        },
+    });
+    create(&globex, &definition);
+    globex.ok(&["wait", "--for=condition=Established", "crd/gauges.metrics.k8s.io"]);
+    assert_eq!(documented(&globex), (true, false, false));
+    let explained = globex.ok(&["explain", "gauges", "--api-version", VERSION]);
+    assert!(explained.contains("KIND:       Gauge"), "{explained}");
+    assert_eq!(documented(&admin), all, "theirs is theirs alone");
+
+    acme.ok(&["delete", "apiservice", "v1beta1.metrics.k8s.io"]);
+    globex.ok(&["delete", "crd", "gauges.metrics.k8s.io"]);
+    for user in [&acme, &globex] {
+        assert_eq!(documented(user), all, "ours is back");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn any_server_tells_what_another_has_heard() {
     let mut servers = Servers::new();

@@ -1,14 +1,15 @@
 //! Records what happened to an object as Events that users can read.
 //!
 //! Recording never blocks and never fails: events wait in a bounded queue, and one task writes
-//! them. Repeats of an event raise the `count` of the first. One object cannot flood: after a
-//! burst its events are admitted slowly, as upstream does. An event is written by the epoch in which
-//! it was recorded: who was replaced says nothing any more.
+//! them. Repeats of an event raise the `count` of the first; those that differ in their messages
+//! alone do so too once there are some. One object cannot flood: after a burst its events are
+//! admitted slowly. All of that is as upstream does it. An event is written by the epoch in which it
+//! was recorded: who was replaced says nothing any more.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
-    hash::Hash,
+    hash::{BuildHasher as _, Hash, RandomState},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -35,6 +36,10 @@ const MAX_REMEMBERED: usize = 4096;
 /// Events one object may cause at once, and how long until it may cause one more.
 const BURST: f64 = 25.0;
 const REFILL: Duration = Duration::from_secs(300);
+/// So many events that differ in their messages alone are one, until there was none for a while.
+const SIMILAR: usize = 10;
+const SIMILAR_WITHIN: Duration = Duration::from_secs(600);
+const COMBINED: &str = "(combined from similar events): ";
 /// The longest message that the API accepts.
 const MAX_MESSAGE: usize = 1024;
 /// How long writing goes on after shutdown began.
@@ -234,9 +239,14 @@ impl Writer {
     }
 
     async fn write(&mut self, occurrence: Occurrence) {
-        let Occurrence { tenant, event, .. } = occurrence;
-        let identity = Identity::of(&tenant, &event);
-        let verdict = self.memory.admit(identity.clone(), Instant::now());
+        let Occurrence { tenant, mut event, .. } = occurrence;
+        let now = Instant::now();
+        let mut identity = Identity::of(&tenant, &event);
+        if let Some(combined) = self.memory.combined(&identity, now) {
+            event.message = Some(cut(format!("{COMBINED}{}", identity.message)));
+            identity = combined;
+        }
+        let verdict = self.memory.admit(identity.clone(), now);
         let namespace = event.metadata.namespace.clone().unwrap_or_default();
         let events = self.client.tenant(&tenant).namespaced::<Event>(&namespace);
         let written = match verdict {
@@ -310,6 +320,13 @@ impl Identity {
     }
 }
 
+/// Messages that events have had that are alike in all else.
+#[derive(Debug)]
+struct Messages {
+    hashes: HashSet<u64>,
+    at: Instant,
+}
+
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     Create,
@@ -321,6 +338,9 @@ enum Verdict {
 #[derive(Debug, Default)]
 struct Memory {
     written: HashMap<Identity, Written>,
+    /// By identities without message.
+    similar: HashMap<Identity, Messages>,
+    hasher: RandomState,
     allowances: HashMap<Origin, Allowance>,
 }
 
@@ -338,6 +358,25 @@ struct Allowance {
 }
 
 impl Memory {
+    /// As what an event counts if there were enough that differ from it in their messages alone.
+    fn combined(&mut self, identity: &Identity, now: Instant) -> Option<Identity> {
+        forget_oldest(&mut self.similar, |it| it.at);
+        let alike =
+            Identity { field_path: String::new(), message: String::new(), ..identity.clone() };
+        let hash = self.hasher.hash_one(&identity.message);
+        let new = || Messages { hashes: HashSet::new(), at: now };
+        let messages = self.similar.entry(alike.clone()).or_insert_with(new);
+        if SIMILAR_WITHIN < now.duration_since(messages.at) {
+            messages.hashes.clear();
+        }
+        messages.at = now;
+        if messages.hashes.len() + 1 < SIMILAR || messages.hashes.contains(&hash) {
+            messages.hashes.insert(hash);
+            return None;
+        }
+        Some(alike)
+    }
+
     fn admit(&mut self, identity: Identity, now: Instant) -> Verdict {
         forget_oldest(&mut self.allowances, |it| it.at);
         let allowance = self
@@ -423,16 +462,38 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn many_that_say_nearly_the_same_are_one() {
+        let mut memory = Memory::default();
+        let start = Instant::now();
+        let saying = |n: usize| identity("a", &format!("pod {n}"));
+        for n in 1..SIMILAR {
+            assert_eq!(memory.combined(&saying(n), start), None, "{n}");
+        }
+        let combined = memory.combined(&saying(10), start).unwrap();
+        assert_eq!(memory.combined(&saying(11), start), Some(combined.clone()));
+        assert_eq!(combined.message, "");
+        // One that has been said is said again, and what is of another kind counts by itself.
+        assert_eq!(memory.combined(&saying(3), start), None);
+        let other = Identity { reason: "Other".into(), ..saying(12) };
+        assert_eq!(memory.combined(&other, start), None);
+        assert_eq!(memory.combined(&identity("b", "pod 12"), start), None);
+        let later = start + SIMILAR_WITHIN + Duration::from_secs(1);
+        assert_eq!(memory.combined(&saying(12), later), None);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn memory_is_bounded_and_keeps_the_newest() {
         let mut memory = Memory::default();
         for n in 0..3 * MAX_REMEMBERED {
             tokio::time::advance(Duration::from_millis(1)).await;
             let identity = identity(&n.to_string(), "m");
+            memory.combined(&identity, Instant::now());
             memory.admit(identity.clone(), Instant::now());
             memory.remember(identity, format!("{n}"), 1, Instant::now());
         }
         assert!(memory.written.len() <= MAX_REMEMBERED);
         assert!(memory.allowances.len() <= MAX_REMEMBERED);
+        assert!(memory.similar.len() <= MAX_REMEMBERED);
         let last = (3 * MAX_REMEMBERED - 1).to_string();
         assert!(memory.written.contains_key(&identity(&last, "m")));
     }

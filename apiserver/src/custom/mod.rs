@@ -366,14 +366,13 @@ impl Server {
         if let Some(served) = self.registry.get(group, version, resource) {
             return Ok(Some(Found::Here(served.clone())));
         }
-        let stand_ins = self.registry.stand_ins().iter().map(|it| (it, &it.resource));
-        let stand_in = stand_ins
-            .filter(|(_, it)| it.group == group && it.version == version && it.name == resource)
-            .map(|(it, _)| Found::Here(it.clone()))
-            .next();
+        let is_it = |served: &&Arc<Served>| {
+            let it = &served.resource;
+            it.group == group && it.version == version && it.name == resource
+        };
         let Some(tenant) = whose.tenant() else {
-            if stand_in.is_some() {
-                return Ok(stand_in);
+            if let Some(it) = self.registry.stand_ins().iter().find(is_it) {
+                return Ok(Some(Found::Here(it.clone())));
             }
             let all = || Served::of_all(group, version, resource);
             let all = (!self.registry.has_group(group)).then(all).flatten();
@@ -383,8 +382,8 @@ impl Server {
         if let Some(api) = apis.remote(group, version) {
             return Ok(Some(Found::Elsewhere(api.clone())));
         }
-        if let Some(it) = stand_in.filter(|_| !customs.has(group, version)) {
-            return Ok(Some(it));
+        if let Some(it) = self.registry.stand_ins_beside(&customs, &apis).find(is_it) {
+            return Ok(Some(Found::Here(it.clone())));
         }
         let found = customs.get(group, version, resource);
         Ok(found.filter(|_| !self.registry.has_group(group)).cloned().map(Found::Here))

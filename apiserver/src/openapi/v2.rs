@@ -1,23 +1,28 @@
 //! OpenAPI v2 (Swagger): all group versions in one document, for clients from before v3.
 //!
-//! It is made of the same schemas as v3, less what v2 cannot say. The built-in part is made once;
+//! It is made of the same schemas as v3, less what v2 cannot say. The built-in parts are made once;
 //! what a tenant adds is made when its tag is not the client's, and what its extension servers say
 //! is added as they say it.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+};
 
 use bytes::Bytes;
 use insula_api::resources::Resource;
 use serde_json::{Map, Value, json};
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::{assemble, custom, gnostic};
-use crate::{custom::OfTenant, registry::Registry};
+use super::{Reader, assemble, custom, gnostic};
+use crate::custom::OfTenant;
 
 /// Entries of the two maps that a document consists of, as JSON without the outer braces.
 struct Part {
     paths: String,
     definitions: String,
+    /// The same as a message, of what is kept.
+    message: OnceLock<gnostic::Part>,
 }
 
 /// What a document of somebody else says of one group version: entries, each with its name.
@@ -28,15 +33,12 @@ pub(crate) struct Foreign {
 }
 
 /// What changes with the document.
-pub(crate) fn tag(
-    registry: &Registry,
-    customs: &OfTenant,
-    others: &[Arc<Foreign>],
-    platform: bool,
-) -> String {
-    let mut seed =
-        xxh3_128(built_in(registry, platform).definitions.as_bytes()).to_le_bytes().to_vec();
-    for compiled in customs.compiled() {
+pub(crate) fn tag(reader: Reader<'_>, others: &[Arc<Foreign>]) -> String {
+    let mut seed = Vec::new();
+    for part in built_in(reader) {
+        seed.extend_from_slice(&xxh3_128(part.definitions.as_bytes()).to_le_bytes());
+    }
+    for compiled in reader.customs.compiled() {
         seed.extend_from_slice(&compiled.hash.to_le_bytes());
     }
     for (_, text) in others.iter().flat_map(|it| it.paths.iter().chain(&it.definitions)) {
@@ -103,7 +105,7 @@ fn references(it: &Value) -> Vec<String> {
 
 /// What a tenant adds: its definitions, and its extension servers, which do not say anew what was
 /// said.
-fn added(customs: &OfTenant, others: &[Arc<Foreign>], built_in: &Part) -> Part {
+fn added(customs: &OfTenant, others: &[Arc<Foreign>], built_in: &[&Part]) -> Part {
     let mut part = own(customs, built_in);
     let add = |to: &mut String, text: &str| {
         if !to.is_empty() {
@@ -116,7 +118,7 @@ fn added(customs: &OfTenant, others: &[Arc<Foreign>], built_in: &Part) -> Part {
             add(&mut part.paths, text);
         }
         for (name, text) in &foreign.definitions {
-            if !built_in.has(name) && !part.has(name) {
+            if !have(built_in, name) && !part.has(name) {
                 add(&mut part.definitions, text);
             }
         }
@@ -125,45 +127,34 @@ fn added(customs: &OfTenant, others: &[Arc<Foreign>], built_in: &Part) -> Part {
 }
 
 /// What a tenant's definitions add.
-fn own(customs: &OfTenant, built_in: &Part) -> Part {
+fn own(customs: &OfTenant, built_in: &[&Part]) -> Part {
     let parts: Vec<_> =
         customs.compiled().flat_map(|it| it.versions().map(move |version| (it, version))).collect();
     let resources: Vec<&Resource> = parts.iter().map(|(_, version)| &*version.resource).collect();
-    part(&resources, custom::schemas(&parts), |name| built_in.has(name))
+    part(&resources, custom::schemas(&parts), |name| have(built_in, name))
 }
 
 /// The document as a message.
-pub(crate) fn message(
-    registry: &Registry,
-    customs: &OfTenant,
-    others: &[Arc<Foreign>],
-    platform: bool,
-) -> Bytes {
-    static MADE: [OnceLock<gnostic::Part>; 2] = [OnceLock::new(), OnceLock::new()];
-    let json = built_in(registry, platform);
-    let made = |part: &Part| gnostic::part(&part.paths, &part.definitions);
-    let built_in = MADE[usize::from(platform)].get_or_init(|| made(json));
-    gnostic::document(
-        crate::version::GIT_VERSION,
-        &[built_in, &made(&added(customs, others, json))],
-    )
+pub(crate) fn message(reader: Reader<'_>, others: &[Arc<Foreign>]) -> Bytes {
+    let built_in = built_in(reader);
+    let added = added(reader.customs, others, &built_in).message();
+    let parts: Vec<&gnostic::Part> = built_in
+        .iter()
+        .map(|part| part.message.get_or_init(|| part.message()))
+        .chain([&added])
+        .collect();
+    gnostic::document(crate::version::GIT_VERSION, &parts)
 }
 
 /// The document.
-pub(crate) fn document(
-    registry: &Registry,
-    customs: &OfTenant,
-    others: &[Arc<Foreign>],
-    platform: bool,
-) -> Bytes {
-    let built_in = built_in(registry, platform);
-    let own = added(customs, others, built_in);
-    let join = |left: &str, right: &str| match right {
-        "" => left.to_owned(),
-        right => format!("{left},{right}"),
+pub(crate) fn document(reader: Reader<'_>, others: &[Arc<Foreign>]) -> Bytes {
+    let built_in = built_in(reader);
+    let added = added(reader.customs, others, &built_in);
+    let join = |of: fn(&Part) -> &str| {
+        let texts = built_in.iter().copied().chain([&added]).map(of);
+        texts.filter(|it| !it.is_empty()).collect::<Vec<_>>().join(",")
     };
-    let (paths, definitions) =
-        (join(&built_in.paths, &own.paths), join(&built_in.definitions, &own.definitions));
+    let (paths, definitions) = (join(|it| &it.paths), join(|it| &it.definitions));
     let version = crate::version::GIT_VERSION;
     format!(
         "{{\"swagger\":\"2.0\",\"info\":{{\"title\":\"Kubernetes\",\"version\":\"{version}\"}},\
@@ -173,27 +164,50 @@ pub(crate) fn document(
 }
 
 impl Part {
+    fn new(paths: String, definitions: String) -> Self {
+        Self { paths, definitions, message: OnceLock::new() }
+    }
+
     fn has(&self, name: &str) -> bool {
         self.definitions.contains(&format!("\"{name}\":{{"))
     }
+
+    fn message(&self) -> gnostic::Part {
+        gnostic::part(&self.paths, &self.definitions)
+    }
 }
 
-fn built_in(registry: &Registry, platform: bool) -> &'static Part {
+fn have(parts: &[&Part], name: &str) -> bool {
+    parts.iter().any(|it| it.has(name))
+}
+
+/// What everybody is told, and what stands in for what a tenant may have of its own.
+fn built_in(reader: Reader<'_>) -> Vec<&'static Part> {
     static PARTS: [OnceLock<Part>; 2] = [OnceLock::new(), OnceLock::new()];
-    PARTS[usize::from(platform)].get_or_init(|| {
+    static STAND_INS: OnceLock<Part> = OnceLock::new();
+    let Reader { registry, customs, apis, platform } = reader;
+    let base = PARTS[usize::from(platform)].get_or_init(|| {
         let all = registry.all().iter().map(|it| &*it.resource);
         let resources: Vec<&Resource> = all.filter(|it| platform || !it.is_platforms()).collect();
-        part(&resources, std::collections::BTreeMap::new(), |_| false)
-    })
+        part(&resources, BTreeMap::new(), |_| false)
+    });
+    // There is one group version of them.
+    let shown: Vec<&Resource> =
+        registry.stand_ins_beside(customs, apis).map(|it| &*it.resource).collect();
+    if shown.is_empty() {
+        return vec![base];
+    }
+    let stand_ins = STAND_INS.get_or_init(|| part(&shown, BTreeMap::new(), |name| base.has(name)));
+    vec![base, stand_ins]
 }
 
 fn part(
     resources: &[&Resource],
-    own: std::collections::BTreeMap<String, Value>,
+    own: BTreeMap<String, Value>,
     is_known: impl Fn(&str) -> bool,
 ) -> Part {
     if resources.is_empty() {
-        return Part { paths: String::new(), definitions: String::new() };
+        return Part::new(String::new(), String::new());
     }
     let mut document = assemble(resources, own);
     let entries = |map: Option<Map<String, Value>>, change: fn(Value) -> Value| {
@@ -208,7 +222,7 @@ fn part(
         _ => None,
     };
     let (paths, schemas) = (take("/paths"), take("/components/schemas"));
-    Part { paths: entries(paths, path), definitions: entries(schemas, schema) }
+    Part::new(entries(paths, path), entries(schemas, schema))
 }
 
 /// A path's operations: a parameter's type is said in the parameter itself.
@@ -280,12 +294,12 @@ fn schema(it: Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::openapi::tests::everything;
 
     #[test]
     fn the_document_is_whole() {
-        let registry = Registry::built_in();
-        let customs = OfTenant::default();
-        let body = document(&registry, &customs, &[], false);
+        let reader = Reader { platform: false, ..everything() };
+        let body = document(reader, &[]);
         let it: Value = serde_json::from_slice(&body).unwrap();
         let definitions = it["definitions"].as_object().unwrap();
         let text = String::from_utf8(body.to_vec()).unwrap();
@@ -297,7 +311,10 @@ mod tests {
         assert!(it["paths"]["/api/v1/namespaces/{namespace}/pods"]["post"].is_object());
         assert!(!it["paths"].to_string().contains("insula.io/v1/partitions"));
         assert!(it["paths"]["/apis/insula.io/v1/authenticationconfigurations"].is_object());
-        assert_ne!(tag(&registry, &customs, &[], true), tag(&registry, &customs, &[], false));
+        assert_ne!(tag(everything(), &[]), tag(reader, &[]));
+        assert!(
+            it["paths"]["/apis/metrics.k8s.io/v1beta1/namespaces/{namespace}/pods"].is_object()
+        );
     }
 
     #[test]
@@ -315,8 +332,7 @@ mod tests {
             },
         });
         let foreign = [Arc::new(of_others(document, "x.y", "v1"))];
-        let (registry, customs) = (Registry::built_in(), OfTenant::default());
-        let body = super::document(&registry, &customs, &foreign, false);
+        let body = super::document(everything(), &foreign);
         let it: Value = serde_json::from_slice(&body).unwrap();
         assert!(it["paths"]["/apis/x.y/v1/foos"].is_object());
         assert!(it["paths"].get("/apis/x.y/v10/foos").is_none());
@@ -325,7 +341,7 @@ mod tests {
         assert!(definitions.get("y.x.v1.Unused").is_none());
         let ours = &definitions["io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"]["description"];
         assert_ne!(ours, "theirs");
-        let tag = |others: &[Arc<Foreign>]| super::tag(&registry, &customs, others, false);
+        let tag = |others: &[Arc<Foreign>]| super::tag(everything(), others);
         assert_ne!(tag(&foreign), tag(&[]));
     }
 

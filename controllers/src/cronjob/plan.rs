@@ -18,6 +18,8 @@ pub(super) type JobRef = Arc<Tenanted<Job>>;
 const MANY: usize = 100;
 /// The list of active Jobs may be read before the newest are written into it.
 const FRESH: jiff::SignedDuration = jiff::SignedDuration::from_secs(10);
+/// Clocks of replicas may differ by so much without being worth a word.
+const SKEW: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
 /// More are not counted: a clock may have jumped by years.
 const MOST: usize = 10_000;
 
@@ -179,8 +181,14 @@ fn start(it: &Observed<'_>, plan: &mut Plan) {
             + Duration::from_millis(100)
     });
     plan.next = until;
-    let Some(at) = latest_missed(it, plan, &schedule, &zone) else { return };
     let last = plan.status.last_schedule_time.as_ref().map(|time| time.0);
+    if let Some(last) = last.filter(|last| SKEW < last.duration_since(it.now)) {
+        let message = format!(
+            "last scheduled for {last}, which is yet to come: nothing is started before. Check clock skew"
+        );
+        plan.news.push((false, "LastScheduleInFuture", message));
+    }
+    let Some(at) = latest_missed(it, plan, &schedule, &zone) else { return };
     if last == Some(at) {
         return;
     }
@@ -318,6 +326,19 @@ mod tests {
         let last = json!({"lastScheduleTime": "2001-01-01T00:00:00Z"});
         let plan = plan_at("03:10:30", json!({"schedule": "* * * * *"}), last, &[]);
         assert_eq!(started(&plan).unwrap(), "2026-11-21T03:10:00Z");
+    }
+
+    /// Nothing is started again that was started before the clock was set back.
+    #[test]
+    fn a_clock_that_was_set_back_is_told_of() {
+        let soon = json!({"lastScheduleTime": "2026-11-21T03:11:00Z"});
+        let soon = plan_at("03:10:30", json!({"schedule": "* * * * *"}), soon, &[]);
+        assert!(soon.start.is_none() && reasons(&soon).is_empty(), "another replica's clock");
+        let last = json!({"lastScheduleTime": "2027-01-01T00:00:00Z"});
+        let plan = plan_at("03:10:30", json!({"schedule": "* * * * *"}), last, &[]);
+        assert!(plan.start.is_none());
+        assert_eq!(reasons(&plan), ["LastScheduleInFuture"]);
+        assert_eq!(plan.next, Some(Duration::from_millis(30_100)));
     }
 
     #[test]

@@ -113,6 +113,13 @@ impl Graph {
         }
     }
 
+    /// Whether the owner that `dependent` names is in another namespace of its tenant, where it
+    /// can own nothing of this one.
+    pub(super) fn is_elsewhere(&self, dependent: &ObjectKey, owner: &str) -> bool {
+        let owner = self.nodes.get(owner).filter(|it| it.key.tenant == dependent.tenant);
+        owner.is_some_and(|it| !it.can_own(dependent))
+    }
+
     /// Notes an object as it is now; returns the uids that are worth a look.
     pub(super) fn put(&mut self, mut node: Node) -> Vec<Arc<str>> {
         if let Some(known) = self.nodes.get(&node.uid) {

@@ -153,7 +153,7 @@ fn stem(word: &str) -> &str {
 
 /// What an event says, without how often and about whom of several that are alike.
 fn event(it: &Value) -> String {
-    // Of many that are alike, upstream's client makes one in the end; so steps have no numbers.
+    // Of many that are alike one is made in the end; so steps have no numbers.
     let message =
         text(it, "/message").trim().trim_start_matches("(combined from similar events): ");
     let message = if text(it, "/reason") == "ScalingReplicaSet" {
