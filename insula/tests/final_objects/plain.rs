@@ -205,6 +205,15 @@ pub(crate) fn plain(mut objects: Vec<Value>) -> BTreeMap<String, Value> {
                 None => (),
             }
         }
+        // Whether the last step was one of those that are timed is by chance.
+        if let Some(metadata) = it["metadata"].as_object_mut()
+            && let Some(annotations) =
+                metadata.get_mut("annotations").and_then(Value::as_object_mut)
+            && annotations.remove("endpoints.kubernetes.io/last-change-trigger-time").is_some()
+            && annotations.is_empty()
+        {
+            metadata.remove("annotations");
+        }
         if text(&it, "/metadata/name") == "kube-root-ca.crt" {
             // Each says in its own words what it is for.
             (it["data"], it["metadata"]["annotations"]) = (json!(null), json!(null));
