@@ -113,7 +113,12 @@ impl Server {
             Some(account) if !body::is_short(response.body()) => {
                 response.map(|body| self.fair.paced(account, body))
             }
-            _ => response,
+            Some(account) => {
+                let exact = http_body::Body::size_hint(response.body()).exact();
+                account.used.sent(exact.and_then(|it| usize::try_from(it).ok()).unwrap_or(0));
+                response
+            }
+            None => response,
         }
     }
 
@@ -261,6 +266,9 @@ impl Server {
                     let turns = self.fair.turns(record.pass.as_ref());
                     let work = async {
                         let body = body.bytes().await?;
+                        if let Some(account) = record.pass.as_ref().and_then(Pass::account) {
+                            account.used.received(body.len());
+                        }
                         if wants_body {
                             record.body = Some(body.clone());
                         }

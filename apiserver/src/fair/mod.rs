@@ -28,6 +28,7 @@ mod line;
 mod pieces;
 mod shuffle;
 mod turn;
+mod used;
 
 use std::{
     num::NonZero,
@@ -49,10 +50,11 @@ use self::{
     turn::{Paced, Turns},
 };
 pub(crate) use self::{
-    account::{Account, Counted},
+    account::{Account, Counted, Lasting},
     connection::{Connection, Payer},
     pieces::Pieces,
     turn::{InTurn, without_a_break},
+    used::{Amounts, Billed},
 };
 use crate::{
     Server,
@@ -190,6 +192,16 @@ impl Fair {
         Paced::body(self.turns_of(account), body)
     }
 
+    /// The tenants of which anything was asked here lately.
+    pub(crate) fn tenants(&self) -> Vec<TenantName> {
+        self.accounts.tenants()
+    }
+
+    /// The account of one of them.
+    pub(crate) fn account(&self, tenant: &TenantName) -> Option<Arc<Account>> {
+        self.accounts.known(tenant)
+    }
+
     /// One more request that is sent to another server.
     pub(crate) fn sent_on(&self, tenant: &TenantName) -> Result<Counted> {
         let account = self.accounts.of(tenant);
@@ -197,7 +209,7 @@ impl Fair {
     }
 
     /// One more request that goes on.
-    pub(crate) fn lasting(&self, pass: &Pass) -> Result<Option<Counted>> {
+    pub(crate) fn lasting(&self, pass: &Pass) -> Result<Option<Lasting>> {
         match pass.is_exempt {
             true => Ok(None),
             false => pass.account.goes_on(LASTING).map(Some).ok_or_else(ApiError::busy),
@@ -287,6 +299,7 @@ impl Server {
         };
         if !is_exempt {
             self.fair.line.charge(&account, REQUEST);
+            account.used.asked(matches!(verb, "get" | "list" | "watch" | "head"));
         }
         let pass = |held| Pass { account: account.clone(), is_exempt, learns, held };
         let Some(flow) = flows.of(request) else { return Ok(pass(None)) };

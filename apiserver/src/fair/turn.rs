@@ -163,7 +163,13 @@ impl http_body::Body for Paced {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Self { turns, body } = &mut *self;
-        turns.poll(context, |context| Pin::new(body).poll_frame(context))
+        let polled = turns.poll(context, |context| Pin::new(body).poll_frame(context));
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && let Some(data) = frame.data_ref()
+        {
+            turns.account.used.sent(data.len());
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
