@@ -263,6 +263,33 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn others_have_their_turn_while_much_comes_in() {
+        let (near, mut far) = tokio::io::duplex(1 << 20);
+        let sent = vec![7; 1 << 20];
+        far.write_all(&sent).await.unwrap();
+        drop(far);
+        let (mut reader, gathering) = gather(near);
+        let mut got = Vec::new();
+        let read = async {
+            let mut piece = [0; 16 * 1024];
+            loop {
+                match reader.read(&mut piece).await? {
+                    0 => return Ok(()),
+                    read => got.extend_from_slice(&piece[..read]),
+                }
+            }
+        };
+        let mut driving = Box::pin(gathering.drive(read));
+        let mut turns = 1;
+        while let Poll::Pending = futures::poll!(&mut driving) {
+            turns += 1;
+        }
+        assert!((8..=10).contains(&turns), "{turns}");
+        drop(driving);
+        assert_eq!(got, sent);
+    }
+
+    #[tokio::test]
     async fn others_have_their_turn_first() {
         let (near, mut far) = tokio::io::duplex(1 << 10);
         let (mut writer, gathering) = gather(Counted(near, 0));

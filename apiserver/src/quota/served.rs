@@ -140,6 +140,51 @@ fn count(status: &mut Value, more: &Amounts, server: &str, mark: &str) {
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn what_is_in_doubt_is_added_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::alone(dir.path()).await.unwrap();
+        let (acme, account) = (TenantName::parse("acme").unwrap(), Account::of_test(1));
+        let used = &account.used;
+        let add = async || add(&server, &acme, &account).await.unwrap();
+        let collection = Collection::new(GROUP, RESOURCE);
+        let key: Arc<str> = registry::key(&acme, "", PLATFORM).into();
+        let store = server.partitions.place(&registry::shard_of_tenant(&acme)).store;
+        let status = async || -> Value {
+            let snapshot = store.read(&collection, ReadAt::Latest).await.unwrap();
+            let it: Value =
+                serde_json::from_slice(&snapshot.get(&key).unwrap().value.bytes()).unwrap();
+            it["status"].clone()
+        };
+        let received = async || status().await["total"]["insula.io/bytes-received"].clone();
+        used.received(5);
+        add().await;
+        let quota = json!({
+            "apiVersion": "insula.io/v1", "kind": "TenantQuota", "metadata": {"name": PLATFORM},
+            "spec": {"hard": {}}, "status": {"since": "2026-01-01T00:00:00Z", "total": {}},
+        });
+        let change = Change::Put(quota.to_string().into());
+        let write = Write::durable(collection.clone(), key.clone(), Expect::Absent, change);
+        store.write(write).await.unwrap();
+        used.received(7);
+        add().await;
+        assert_eq!(received().await, "7.000000", "what came before the quota is dropped");
+        let before = used.amounts();
+        used.received(10);
+        let after = used.amounts();
+        add().await;
+        // As if it had not been told so.
+        let mark = status().await["counted"][server.partitions.server_name()].clone();
+        let in_doubt = |mark: &str| Some((mark.to_owned(), after));
+        *used.billed.lock() =
+            Billed { amounts: before, in_doubt: in_doubt(mark.as_str().unwrap()) };
+        add().await;
+        assert_eq!(received().await, "17.000000", "it had happened");
+        *used.billed.lock() = Billed { amounts: before, in_doubt: in_doubt("another time") };
+        add().await;
+        assert_eq!(received().await, "27.000000", "it had not happened");
+    }
+
     #[test]
     fn several_servers_add_to_one_sum() {
         let more = Amounts { reads: 3, writes: 2, received: 10, sent: 700, watched: 1500 };

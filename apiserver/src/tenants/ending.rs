@@ -85,3 +85,37 @@ pub(crate) async fn sweep(server: &Server, tenant: &TenantName) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use insula_partition::store::Collection;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn all_kinds_go_and_other_tenants_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::alone(dir.path()).await.unwrap();
+        let acme = TenantName::parse("acme").unwrap();
+        let store = server.partitions.place(&registry::shard_of_tenant(&acme)).store;
+        let kinds = ["pods", "configmaps", "gone"].map(|it| Collection::new("example.com", it));
+        let put = |kind: &Collection, key: String| {
+            let change = Change::Put(r#"{"metadata":{}}"#.to_owned().into());
+            Write::durable(kind.clone(), key, Expect::Absent, change)
+        };
+        let keys = |n: usize| ["acme", "acme-2", "a"].map(|it| format!("{it}/default/x{n}"));
+        for (kind, most) in kinds.iter().zip([AT_ONCE + 10, 3, 1]) {
+            let writes = (0..most).flat_map(keys).map(|key| put(kind, key)).collect();
+            for done in store.write_all(writes).await {
+                done.unwrap();
+            }
+        }
+        sweep(&server, &acme).await.unwrap();
+        sweep(&server, &acme).await.unwrap();
+        for (kind, most) in kinds.iter().zip([AT_ONCE + 10, 3, 1]) {
+            let left = store.read(kind, ReadAt::Latest).await.unwrap();
+            assert_eq!(left.range("acme/", None).count(), 0, "{kind:?}");
+            assert_eq!(left.range("", None).count(), 2 * most, "{kind:?}");
+        }
+    }
+}
