@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use prost::Message;
 use serde_json::{Value, json};
 
-use super::{MAGIC, ProtoError, decode, enveloped, event, list, message};
+use super::{List, MAGIC, ProtoError, decode, enveloped, event, message};
 use crate::schema::{Gvk, Schema};
 
 fn envelope(api_version: &str, kind: &str, raw: Vec<u8>) -> Vec<u8> {
