@@ -281,7 +281,7 @@ mod tests {
         };
         let mut driving = Box::pin(gathering.drive(read));
         let mut turns = 1;
-        while let Poll::Pending = futures::poll!(&mut driving) {
+        while futures::poll!(&mut driving).is_pending() {
             turns += 1;
         }
         assert!((8..=10).contains(&turns), "{turns}");

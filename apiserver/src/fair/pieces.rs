@@ -39,7 +39,7 @@ impl Pieces {
 
 #[cfg(test)]
 mod tests {
-    use std::{pin::pin, task::Poll};
+    use std::pin::pin;
 
     use futures::poll;
 
@@ -55,7 +55,7 @@ mod tests {
         };
         let mut copying = pin!(copying);
         let mut turns = 1;
-        while let Poll::Pending = poll!(&mut copying) {
+        while poll!(&mut copying).is_pending() {
             turns += 1;
         }
         assert!((95..=105).contains(&turns), "{turns}");
