@@ -10,7 +10,7 @@ mod encode;
 mod tests;
 
 pub use decode::decode;
-pub use encode::{EncodeError, enveloped, event, list, message};
+pub use encode::{EncodeError, List, enveloped, event, message};
 
 const MAGIC: &[u8] = b"k8s\0";
 

@@ -11,6 +11,7 @@ use crate::{
     call::Call,
     compress::Whole,
     error::{ApiError, Result},
+    fair,
     forms::{self, ListMeta, Shown},
     read::Page,
     request::Encoding,
@@ -20,6 +21,9 @@ use crate::{
 pub(crate) const JSON: &str = "application/json";
 pub(crate) const TEXT: &str = "text/plain; charset=utf-8";
 pub(crate) const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+
+/// From so many bytes on, what is made in one go is made while another thread does all else.
+const LONG: usize = 128 * 1024;
 
 /// Turns an error into its answer.
 pub(crate) fn error(error: &ApiError) -> Response<Body> {
@@ -77,18 +81,18 @@ pub(crate) fn bytes(code: StatusCode, bytes: Bytes, media_type: &'static str) ->
 /// What [`Shown`] made, as it goes out.
 fn document(code: StatusCode, made: Bytes, accept: Accept) -> Result<Response<Body>> {
     match accept.encoding {
-        Encoding::Protobuf => Ok(bytes(code, made, PROTOBUF)),
-        Encoding::Json if !accept.pretty => Ok(bytes(code, made, JSON)),
-        Encoding::Json => {
-            let parsed: Value = serde_json::from_slice(&made).map_err(ApiError::internal)?;
-            Ok(value(code, &parsed, true))
-        }
-        Encoding::Yaml => {
-            let parsed: Value = serde_json::from_slice(&made).map_err(ApiError::internal)?;
-            let text = serde_saphyr::to_string(&parsed).map_err(ApiError::internal)?;
-            Ok(bytes(code, text.into(), "application/yaml"))
-        }
+        Encoding::Protobuf => return Ok(bytes(code, made, PROTOBUF)),
+        Encoding::Json if !accept.pretty => return Ok(bytes(code, made, JSON)),
+        Encoding::Json | Encoding::Yaml => (),
     }
+    fair::without_a_break(LONG <= made.len(), || {
+        let parsed: Value = serde_json::from_slice(&made).map_err(ApiError::internal)?;
+        if accept.encoding == Encoding::Json {
+            return Ok(value(code, &parsed, true));
+        }
+        let text = serde_saphyr::to_string(&parsed).map_err(ApiError::internal)?;
+        Ok(bytes(code, text.into(), "application/yaml"))
+    })
 }
 
 fn shown(call: &Call) -> Result<Shown> {
@@ -105,14 +109,14 @@ pub(crate) fn object(call: &Call, code: StatusCode, json: &Bytes) -> Result<Resp
 }
 
 /// A value that was made here and is no stored object, such as a Scale or a review.
-pub(crate) fn made(call: &Call, code: StatusCode, it: &Value) -> Result<Response<Body>> {
+pub(crate) async fn made(call: &Call, code: StatusCode, it: &Value) -> Result<Response<Body>> {
     match (call.accept.form, it.get("items").and_then(Value::as_array)) {
         (Form::Object, _) => made_as(call.accept, code, it),
         (_, None) => object(call, code, &it.to_string().into()),
         (_, Some(items)) => {
             let items: Vec<Text> = items.iter().map(|it| it.to_string().into()).collect();
             let metadata = it.get("metadata").cloned().unwrap_or_else(|| json!({}));
-            let made = shown(call)?.list(&ListMeta(metadata), items.iter())?;
+            let made = shown(call)?.list(&ListMeta(metadata), items.iter()).await?;
             document(code, made, call.accept)
         }
     }
@@ -129,7 +133,7 @@ fn made_as(accept: Accept, code: StatusCode, it: &Value) -> Result<Response<Body
 }
 
 /// One page of a list.
-pub(crate) fn list(call: &Call, page: &Page) -> Result<Response<Body>> {
+pub(crate) async fn list(call: &Call, page: &Page) -> Result<Response<Body>> {
     let mut metadata = json!({"resourceVersion": page.revision.to_string()});
     if let Some(token) = &page.token {
         metadata["continue"] = token.as_str().into();
@@ -138,7 +142,8 @@ pub(crate) fn list(call: &Call, page: &Page) -> Result<Response<Body>> {
         metadata["remainingItemCount"] = remaining.into();
     }
     let items = page.entries.iter().map(|(_, entry)| &entry.value);
-    document(StatusCode::OK, shown(call)?.list(&ListMeta(metadata), items)?, call.accept)
+    let made = shown(call)?.list(&ListMeta(metadata), items).await?;
+    document(StatusCode::OK, made, call.accept)
 }
 
 /// Adds a `Warning` header per finding. What a header cannot hold is left out of its text.

@@ -1,6 +1,6 @@
 //! Long answers are compressed for those who can take that.
 
-use std::{io::Write as _, sync::Arc};
+use std::{io::Write as _, pin::pin, sync::Arc};
 
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
@@ -10,13 +10,13 @@ use crate::{
     answer,
     body::{Body, Held},
     error::ApiError,
-    fair::Account,
+    fair::{Account, Fair, InTurn, Pieces},
 };
 
 /// Answers up to this length are sent as they are, in bytes.
 const SHORT: usize = 128 * 1024;
-/// Beyond this length others are let in while it is done, in bytes.
-const LONG: usize = 512 * 1024;
+/// So much is compressed before others may be let in, in bytes.
+const PIECE: usize = 16 * 1024;
 
 /// The body of an answer that is known whole, beside the answer itself.
 #[derive(Debug, Clone)]
@@ -24,7 +24,7 @@ pub(crate) struct Whole(pub Bytes);
 
 /// The answer as it is sent to who sent `headers`; another one if too much is being sent.
 pub(crate) async fn compressed(
-    held: (&Held, Option<&Arc<Account>>),
+    to: (&Held, &Fair, Option<&Arc<Account>>),
     headers: &HeaderMap,
     mut response: Response<Body>,
 ) -> Response<Body> {
@@ -32,33 +32,27 @@ pub(crate) async fn compressed(
     let accepted = headers.get(header::ACCEPT_ENCODING).and_then(|it| it.to_str().ok());
     let takes = accepted.unwrap_or_default().split(',').any(|it| it.trim() == "gzip");
     if !takes || bytes.len() <= SHORT {
-        return sent(held, response, bytes);
+        return sent(to, response, bytes);
     }
-    let plain = bytes.clone();
-    let made = match bytes.len() < LONG {
-        true => gzip(&bytes),
-        // It is all that this thread would do for a while.
-        false => match tokio::task::spawn_blocking(move || gzip(&plain)).await {
-            Ok(made) => made,
-            Err(error) => Err(std::io::Error::other(error)),
-        },
-    };
+    let (_, fair, account) = to;
+    let turns = account.map(|it| fair.turns_of(it.clone()));
+    let made = InTurn::new(turns, pin!(gzip(&bytes))).await;
     match made {
         Ok(made) => {
             let headers = response.headers_mut();
             headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
             headers.append(header::VARY, HeaderValue::from_static("Accept-Encoding"));
-            sent(held, response, made.into())
+            sent(to, response, made.into())
         }
         Err(error) => {
             tracing::warn!(%error, "an answer is sent uncompressed");
-            sent(held, response, bytes)
+            sent(to, response, bytes)
         }
     }
 }
 
 fn sent(
-    (held, account): (&Held, Option<&Arc<Account>>),
+    (held, _, account): (&Held, &Fair, Option<&Arc<Account>>),
     mut response: Response<Body>,
     bytes: Bytes,
 ) -> Response<Body> {
@@ -74,9 +68,13 @@ fn sent(
     }
 }
 
-fn gzip(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+async fn gzip(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut encoder = GzEncoder::new(Vec::with_capacity(bytes.len() / 8), Compression::fast());
-    encoder.write_all(bytes)?;
+    let mut pieces = Pieces::default();
+    for piece in bytes.chunks(PIECE) {
+        encoder.write_all(piece)?;
+        pieces.read(piece.len()).await;
+    }
     encoder.finish()
 }
 
@@ -95,18 +93,19 @@ mod tests {
         let bytes = Bytes::from(vec![b'a'; length]);
         let mut response = Response::new(full(bytes.clone()));
         response.extensions_mut().insert(Whole(bytes));
-        let response = compressed((&Held::default(), None), &headers, response).await;
+        let response =
+            compressed((&Held::default(), &Fair::default(), None), &headers, response).await;
         let encoding = response.headers().get(header::CONTENT_ENCODING).cloned();
         (encoding, response.into_body().collect().await.unwrap().to_bytes())
     }
 
     #[tokio::test]
     async fn long_answers_only_and_for_those_who_ask() {
-        for (accepted, length) in [("gzip", SHORT), ("deflate, br", LONG), ("", LONG)] {
+        for (accepted, length) in [("gzip", SHORT), ("deflate, br", 4 * SHORT), ("", 4 * SHORT)] {
             let (encoding, body) = sent(accepted, length).await;
             assert_eq!((encoding, body.len()), (None, length), "{accepted}");
         }
-        for (accepted, length) in [("gzip", SHORT + 1), ("deflate, gzip", 2 * LONG)] {
+        for (accepted, length) in [("gzip", SHORT + 1), ("deflate, gzip", 8 * SHORT)] {
             let (encoding, body) = sent(accepted, length).await;
             assert_eq!(encoding.unwrap(), "gzip");
             assert!(body.len() < length / 10);

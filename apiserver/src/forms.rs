@@ -19,6 +19,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::{
     accept::{Accept, Form},
     error::{ApiError, Result},
+    fair::Pieces,
     registry::{Nature, Served},
     request::Encoding,
     table::{self, IncludeObject},
@@ -130,76 +131,106 @@ impl Shown {
         table
     }
 
-    /// A list, in protobuf or JSON. What is packed is unpacked one after the other.
-    pub(crate) fn list<'a>(
+    /// A list, in protobuf or JSON: one object after the other, and in pieces.
+    pub(crate) async fn list<'a>(
         &self,
         metadata: &ListMeta,
-        items: impl Iterator<Item = &'a Text> + Clone,
+        items: impl Iterator<Item = &'a Text> + Clone + Send,
     ) -> Result<Bytes> {
         let resource = &self.served.resource;
         let (api_version, kind) = match self.accept.form {
             Form::Object => (resource.api_version(), self.served.list_kind()),
             _ => (self.accept.meta.to_owned(), "PartialObjectMetadataList".to_owned()),
         };
+        let head = || {
+            let head = format!(
+                "{{\"kind\":\"{kind}\",\"apiVersion\":\"{api_version}\",\"metadata\":{},\"items\":[]}}",
+                metadata.0
+            );
+            Open::new(head)
+        };
+        let size = || items.clone().map(|it| it.len() + 1).sum();
+        let mut pieces = Pieces::default();
         match (self.accept.form, self.accept.encoding) {
             (Form::PartialMetadata, _) => Err(ApiError::unfit_form(&format!(
                 "you requested PartialObjectMetadata, but the requested object is a list ({}List)",
                 resource.kind
             ))),
             (Form::Table, _) => {
-                let objects = items.map(|it| serde_json::from_slice(&it.bytes()));
-                let objects: std::result::Result<Vec<Value>, _> = objects.collect();
-                let objects = objects.map_err(ApiError::internal)?;
-                Ok(self.table(&objects, &metadata.0, true).to_string().into())
+                let mut open = Open::new(self.table(&[], &metadata.0, true).to_string());
+                for item in items {
+                    let it: Value =
+                        serde_json::from_slice(&item.bytes()).map_err(ApiError::internal)?;
+                    let row = table::row(&self.served, &it, self.include);
+                    open.push(row.to_string().as_bytes());
+                    pieces.read(item.len()).await;
+                }
+                Ok(open.closed())
             }
             (_, Encoding::Protobuf) => {
-                let (id, head) = (self.message_type()?, metadata.0.to_string());
+                let (schema, head) = (Schema::built_in(), metadata.0.to_string());
                 let kind = (&*api_version, &*kind);
-                let texts: Vec<_> = items.map(Text::bytes).collect();
-                let texts = texts.iter().map(|it| &***it);
-                let made = proto::list(Schema::built_in(), id, kind, head.as_bytes(), texts);
-                Ok(made.map_err(encoding_failed)?.into())
+                // Messages are about half as long as their JSON.
+                let (id, half) = (self.message_type()?, size() / 2);
+                let list = proto::List::begin(schema, id, kind, head.as_bytes(), half);
+                let mut list = list.map_err(encoding_failed)?;
+                for item in items {
+                    list.push(schema, &item.bytes()).map_err(encoding_failed)?;
+                    pieces.read(item.len()).await;
+                }
+                Ok(list.finish().into())
             }
-            (Form::Object, _) => Ok(join(&kind, &api_version, metadata, items)),
+            (Form::Object, _) => {
+                let mut open = head();
+                open.reserve(size());
+                for item in items {
+                    open.push(&item.bytes());
+                    pieces.copied(item.len()).await;
+                }
+                Ok(open.closed())
+            }
             (Form::PartialMetadataList, _) => {
-                let partial = |it: &Text| partial(self.accept.meta, &it.bytes()).map(Text::from);
-                let items = items.map(partial).collect::<Result<Vec<Text>>>()?;
-                Ok(join(&kind, &api_version, metadata, items.iter()))
+                let mut open = head();
+                for item in items {
+                    open.push(&partial(self.accept.meta, &item.bytes())?);
+                    pieces.read(item.len()).await;
+                }
+                Ok(open.closed())
             }
         }
     }
 }
 
-/// So much of a list is joined before threads that wait for the processor have it, in bytes.
-const PIECE: usize = 64 * 1024;
+/// The JSON of something that ends with a list, to which items are added.
+struct Open {
+    text: Vec<u8>,
+    begun: usize,
+}
 
-/// The JSON of a list, from that of its items.
-fn join<'a>(
-    kind: &str,
-    api_version: &str,
-    metadata: &ListMeta,
-    items: impl Iterator<Item = &'a Text> + Clone,
-) -> Bytes {
-    let size: usize = items.clone().map(|it| it.len() + 1).sum();
-    let mut out = Vec::with_capacity(size + 512);
-    let head = format!(
-        "{{\"kind\":\"{kind}\",\"apiVersion\":\"{api_version}\",\"metadata\":{},\"items\":[",
-        metadata.0
-    );
-    out.extend_from_slice(head.as_bytes());
-    let mut rested = 0;
-    for (index, item) in items.enumerate() {
-        if index != 0 {
-            out.push(b',');
-        }
-        out.extend_from_slice(&item.bytes());
-        if PIECE <= out.len() - rested {
-            rested = out.len();
-            std::thread::yield_now();
-        }
+impl Open {
+    /// From what it is without any.
+    fn new(empty: String) -> Self {
+        let mut text = empty.into_bytes();
+        debug_assert!(text.ends_with(b"[]}"), "its list is not at the end");
+        text.truncate(text.len().saturating_sub(2));
+        Self { begun: text.len(), text }
     }
-    out.extend_from_slice(b"]}");
-    out.into()
+
+    fn reserve(&mut self, bytes: usize) {
+        self.text.reserve_exact(bytes + 2);
+    }
+
+    fn push(&mut self, item: &[u8]) {
+        if self.begun < self.text.len() {
+            self.text.push(b',');
+        }
+        self.text.extend_from_slice(item);
+    }
+
+    fn closed(mut self) -> Bytes {
+        self.text.extend_from_slice(b"]}");
+        self.text.into()
+    }
 }
 
 /// What was made of objects lately, for others who want the same of them.
@@ -353,17 +384,52 @@ mod tests {
         assert!(all.map(Bytes::len).sum::<usize>() <= 2 * (HALF + 200_000));
     }
 
-    #[test]
-    fn lists_of_metadata_are_not_asked_for_of_one() {
+    #[tokio::test]
+    async fn long_lists_are_made_in_pieces() {
+        use std::{pin::pin, task::Poll};
+
+        let item = |n: usize| {
+            let text = json!({"metadata": {"name": format!("n{n}")}, "x": "x".repeat(1000)});
+            Text::from(Bytes::from(text.to_string()))
+        };
+        let items: Vec<Text> = (0..3000).map(item).collect();
+        let meta = ListMeta(json!({"resourceVersion": "1"}));
+        for (form, encoding, least) in [
+            (Form::Object, Encoding::Json, 10),
+            (Form::Object, Encoding::Protobuf, 100),
+            (Form::Table, Encoding::Json, 100),
+            (Form::PartialMetadataList, Encoding::Json, 100),
+        ] {
+            let shown = pods(form, encoding);
+            let mut turns = 1;
+            let mut list = pin!(shown.list(&meta, items.iter()));
+            let made = loop {
+                match futures::poll!(&mut list) {
+                    Poll::Ready(made) => break made.unwrap(),
+                    Poll::Pending => turns += 1,
+                }
+            };
+            assert!(least < turns, "{form:?} {encoding:?}: {turns} turns");
+            if encoding == Encoding::Json {
+                let list: Value = serde_json::from_slice(&made).unwrap();
+                let all = list.get("items").or_else(|| list.get("rows")).unwrap();
+                assert_eq!(all.as_array().unwrap().len(), items.len());
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn lists_of_metadata_are_not_asked_for_of_one() {
         let json: Bytes = "{}".into();
         let error = pods(Form::PartialMetadataList, Encoding::Json).object(&json).unwrap_err();
         assert_eq!(error.code, 406);
         let meta = ListMeta(json!({"resourceVersion": "1"}));
         let shown = pods(Form::PartialMetadata, Encoding::Json);
-        assert_eq!(shown.list(&meta, [json.clone().into()].iter()).unwrap_err().code, 406);
+        let error = shown.list(&meta, [json.clone().into()].iter()).await.unwrap_err();
+        assert_eq!(error.code, 406);
         let shown = pods(Form::PartialMetadataList, Encoding::Json);
         assert_eq!(
-            shown.list(&meta, [json.into()].iter()).unwrap(),
+            shown.list(&meta, [json.into()].iter()).await.unwrap(),
             r#"{"kind":"PartialObjectMetadataList","apiVersion":"meta.k8s.io/v1","metadata":{"resourceVersion":"1"},"items":[{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/v1","metadata":{}}]}"#
         );
     }

@@ -19,7 +19,7 @@ use crate::{
     ending::Open,
     epochs,
     error::{ApiError, Result},
-    fair::{InTurn, Pass},
+    fair::{InTurn, Pass, Pieces},
     feed,
     finishing::Finishing,
     forms::Shown,
@@ -40,9 +40,6 @@ use crate::{
     websocket::{self, Messages},
     write,
 };
-
-/// How many objects of a list are looked at in one turn.
-const AT_ONCE: usize = 100;
 
 impl Server {
     /// Answers a request of a caller in the same process.
@@ -110,13 +107,18 @@ impl Server {
         let account = open.record.pass.as_ref().and_then(Pass::account).cloned();
         tracing::debug!(method = %head.method, path = head.uri.path(), code = response.status().as_u16(), elapsed = ?open.record.started.elapsed(), "answered");
         let response = open.answered(response);
-        let held = (&self.held, account.as_ref());
-        let response = compress::compressed(held, &head.headers, response).await;
+        let to = (&self.held, &*self.fair, account.as_ref());
+        let response = compress::compressed(to, &head.headers, response).await;
         match account {
             Some(account) if !body::is_short(response.body()) => {
                 response.map(|body| self.fair.paced(account, body))
             }
-            _ => response,
+            Some(account) => {
+                let exact = http_body::Body::size_hint(response.body()).exact();
+                account.used.sent(exact.and_then(|it| usize::try_from(it).ok()).unwrap_or(0));
+                response
+            }
+            None => response,
         }
     }
 
@@ -264,6 +266,9 @@ impl Server {
                     let turns = self.fair.turns(record.pass.as_ref());
                     let work = async {
                         let body = body.bytes().await?;
+                        if let Some(account) = record.pass.as_ref().and_then(Pass::account) {
+                            account.used.received(body.len());
+                        }
                         if wants_body {
                             record.body = Some(body.clone());
                         }
@@ -327,7 +332,7 @@ impl Server {
             }
             "create" if !resource.is_stored() => {
                 let review = subresources::review(self, call, body).await?;
-                answer::made(call, StatusCode::CREATED, &review)
+                answer::made(call, StatusCode::CREATED, &review).await
             }
             "create" => written(call, write::create(self, call, body).await?),
             "get" | "list" => self.read(call).await,
@@ -353,7 +358,7 @@ impl Server {
             }
             "deletecollection" => {
                 let options = delete::Options::parse(call, body)?;
-                answer::list(call, &delete::delete_collection(self, call, &options).await?)
+                answer::list(call, &delete::delete_collection(self, call, &options).await?).await
             }
             _ => Err(ApiError::method_not_allowed()),
         }
@@ -364,7 +369,7 @@ impl Server {
         let resource = &call.served.resource;
         if measured::is_of_these(&call.served) {
             if call.verb == "list" {
-                return answer::list(call, &measured::list(self, call).await?);
+                return answer::list(call, &measured::list(self, call).await?).await;
             }
             return answer::object(call, StatusCode::OK, &measured::get(self, call).await?);
         }
@@ -374,15 +379,15 @@ impl Server {
             let places = call.served.places(&self.partitions, &call.whose, &namespace, &options);
             let mut page =
                 read::list(self, &call.served, &places, &call.whose, &namespace, &options).await?;
-            for (number, (_, entry)) in page.entries.iter_mut().enumerate() {
+            let mut pieces = Pieces::default();
+            for (_, entry) in &mut page.entries {
                 *entry = read::opened_for(call.accept.form, entry.clone())?;
                 entry.value = for_caller(call, &entry.value.bytes())?.into();
-                if number % AT_ONCE == AT_ONCE - 1 {
-                    // A turn is over before others would miss their processor.
-                    tokio::task::yield_now().await;
-                }
+                pieces.copied(0).await;
             }
-            return answer::list(call, &page);
+            let answer = answer::list(call, &page).await;
+            page.forget().await;
+            return answer;
         }
         let name = &call.path.name;
         let at = read::read_at(call.query.get("resourceVersion").unwrap_or_default())?;
@@ -415,12 +420,12 @@ impl Server {
             (_, "PATCH") if is_part => written(call, write::patch(self, call, body).await?),
             ("scale", "GET") => {
                 let scale = subresources::get_scale(self, call).await?;
-                answer::made(call, StatusCode::OK, &scale)
+                answer::made(call, StatusCode::OK, &scale).await
             }
             ("scale", "PUT" | "PATCH") => {
                 let put = *method == Method::PUT;
                 let scale = subresources::write_scale(self, call, body, put).await?;
-                answer::made(call, StatusCode::OK, &scale)
+                answer::made(call, StatusCode::OK, &scale).await
             }
             ("binding", "POST") => {
                 let status = subresources::bind(self, call, body).await?;
@@ -428,7 +433,7 @@ impl Server {
             }
             ("bindings", "POST") => {
                 let bindings = subresources::bind_all(self, call, body).await?;
-                answer::made(call, StatusCode::CREATED, &bindings)
+                answer::made(call, StatusCode::CREATED, &bindings).await
             }
             ("eviction", "POST") => {
                 let status = subresources::evict(self, call, body).await?;
@@ -436,11 +441,11 @@ impl Server {
             }
             ("fence", "POST") => {
                 let fence = subresources::fence(self, call, body).await?;
-                answer::made(call, StatusCode::CREATED, &fence)
+                answer::made(call, StatusCode::CREATED, &fence).await
             }
             ("token", "POST") => {
                 let token = subresources::token(self, call, body).await?;
-                answer::made(call, StatusCode::CREATED, &token)
+                answer::made(call, StatusCode::CREATED, &token).await
             }
             (sub, _) if !is_part => {
                 let mut error = ApiError::method_not_allowed();

@@ -235,6 +235,7 @@ impl Server {
         server.tasks.spawn(shown::copies::follow(server.clone()));
         server.tasks.spawn(custom::look_after(server.clone()));
         server.tasks.spawn(quota::usage::look_after(server.clone()));
+        server.tasks.spawn(quota::served::look_after(server.clone()));
         server.tasks.spawn(aggregation::available::look_after(server.clone()));
         server.tasks.spawn(encryption::look_after(server.clone()));
         Ok(server)

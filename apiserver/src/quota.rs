@@ -7,8 +7,9 @@
 //! Amounts that are kept (objects, bytes, pods, their resources, claims, services) are limited by
 //! the store as it writes, see [`insula_partition::quota`]: here is only found which limits a
 //! write carries. What goes on (requests, watches) is limited by [`crate::fair`]. [`usage`] writes
-//! what is used into the objects' status.
+//! what is used into the objects' status, and [`served`] what this server did for whom.
 
+pub(crate) mod served;
 pub(crate) mod usage;
 
 use std::{collections::BTreeSet, sync::Arc};

@@ -20,6 +20,7 @@ use crate::{
     Server,
     accept::Form,
     error::{ApiError, Result},
+    fair::Pieces,
     matcher::Matcher,
     registry::{self, Served, Whose},
     request::ListOptions,
@@ -33,6 +34,16 @@ pub(crate) struct Page {
     pub revision: Vector,
     pub token: Option<String>,
     pub remaining: Option<usize>,
+}
+
+impl Page {
+    /// Lets go of it. What it holds may be held by nobody else any more, and there may be much.
+    pub(crate) async fn forget(mut self) {
+        let mut pieces = Pieces::default();
+        while self.entries.pop().is_some() {
+            pieces.copied(0).await;
+        }
+    }
 }
 
 /// Where a paged list goes on. Opaque to clients.
@@ -248,6 +259,7 @@ pub(crate) async fn list(
     // Of each partition a page needs no more than its own entries.
     let enough = if 0 < options.limit { options.limit + 1 } else { usize::MAX };
     let mut entries: Vec<(Arc<str>, Entry)> = Vec::new();
+    let mut pieces = Pieces::default();
     for (index, snapshot) in snapshots.iter().enumerate() {
         let keys = on_node.get(index).and_then(Option::as_ref);
         let found = candidates(snapshot, &prefix, start, keys.or(one.as_ref()));
@@ -256,9 +268,19 @@ pub(crate) async fn list(
             entries.extend(shown(server, served, &matcher, found, enough).await?);
             continue;
         }
-        let found =
-            found.filter(|(_, entry)| matcher.matches(&served.resource, entry)).take(enough);
-        entries.extend(found.map(|(key, entry)| (key.clone(), entry.clone())));
+        let most = entries.len().saturating_add(enough);
+        for (key, entry) in found {
+            if most <= entries.len() {
+                break;
+            }
+            if matcher.matches(&served.resource, entry) {
+                entries.push((key.clone(), entry.clone()));
+            }
+            match matcher.is_empty() {
+                true => pieces.copied(0).await,
+                false => pieces.read(0).await,
+            }
+        }
     }
     if 1 < snapshots.len() {
         entries.sort_by(|(left, _), (right, _)| left.cmp(right));

@@ -14,7 +14,7 @@ use crate::{
     audit::{self, Trail},
     call::Call,
     error::Result,
-    fair::{Counted, Fair, Pass, Told},
+    fair::{Fair, Lasting, Pass, Told},
     identity::Identity,
     metrics::{Labels, LongRunning},
     registry::Whose,
@@ -52,7 +52,7 @@ pub(crate) struct Record {
     pub pass: Option<Pass>,
     pub told: Told,
     /// One of those that go on, if it does.
-    pub lasting: Option<Counted>,
+    pub lasting: Option<Lasting>,
 }
 
 /// Who asks.

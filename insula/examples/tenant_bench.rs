@@ -31,6 +31,7 @@ use subject::{Subject, Which};
 pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 pub(crate) const JSON: &str = "application/json";
 
+const MERGE: &str = "application/merge-patch+json";
 const TENANTS: &str = "/apis/insula.io/v1/tenants";
 /// Requests under way at once, each on a connection of its own.
 const CLIENTS: usize = 32;
@@ -68,5 +69,15 @@ async fn main() -> Result<(), Failure> {
     println!("{:40} {}", "a tenant's first request", first.await?);
     let listed = once("", &subject, &clients[0], TENANTS, 5).await?;
     println!("{:40} {listed}", "list of all tenants");
+    // Nobody else is there to do what is done before: it is the server's part that is measured.
+    let marked = measure("", &subject, &clients, n_tenants, StatusCode::OK, |n| {
+        (Method::DELETE, format!("{TENANTS}/t{n}"), JSON, String::new())
+    });
+    println!("{:40} {}", "ask a tenant to end", marked.await?);
+    let ended = measure("", &subject, &clients, n_tenants, StatusCode::OK, |n| {
+        let none = r#"{"metadata":{"finalizers":null}}"#.to_owned();
+        (Method::PATCH, format!("{TENANTS}/t{n}"), MERGE, none)
+    });
+    println!("{:40} {}", "remove all that it has", ended.await?);
     subject.stop().await
 }

@@ -146,6 +146,29 @@ fn the_platform_limits_a_tenant() {
     assert!(metrics.contains(row), "{metrics}");
     assert!(metrics.contains("insula_tenant_limit{tenant=\"acme\",resource=\"pods\"} 3.0"));
 
+    // So do requests and bytes, which each server adds; one that is killed adds nothing twice.
+    let billed = |wanted: &dyn Fn([f64; 4]) -> bool| {
+        let rows = ["read-requests", "write-requests", "bytes-received", "bytes-sent"];
+        let path = rows.map(|it| format!("{{.status.total.insula\\.io/{it}}} ")).concat();
+        let parse = |text: &str| {
+            let found: Vec<f64> = text.split_whitespace().map_while(|it| it.parse().ok()).collect();
+            <[f64; 4]>::try_from(found).ok()
+        };
+        let path = format!("jsonpath={path}");
+        let get = ["get", "tenantquota", "platform", "-o", &path];
+        acme.until(&get, |it| parse(it).is_some_and(wanted));
+        parse(&acme.ok(&get)).unwrap()
+    };
+    let before = billed(&|[reads, writes, received, sent]| {
+        10.0 < reads && 10.0 < writes && 1000.0 < received && 1000.0 < sent
+    });
+    cloud.kill();
+    cloud.again();
+    let after = billed(&|it| before[0] < it[0]);
+    let asked = after[0] - before[0];
+    assert!(asked < 1000.0, "what was counted before the kill is added once: {before:?} {after:?}");
+    assert!(before.iter().zip(after).all(|(before, after)| *before <= after), "{after:?}");
+
     // Taken away, all is as before.
     cloud.admin().ok(&["--server", &at(&cloud, "acme"), "delete", "tenantquota", "platform"]);
     map(&acme, "atlast").unwrap();

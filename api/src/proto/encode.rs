@@ -50,31 +50,48 @@ pub fn enveloped(
     Ok(out)
 }
 
-/// A list, of the JSON of its metadata and of its items, which are of type `id`.
-pub fn list<'a>(
-    schema: &Schema,
+/// A list that is made of one item after the other.
+#[derive(Debug)]
+pub struct List {
+    out: Vec<u8>,
+    raw: usize,
     id: TypeId,
-    (api_version, kind): (&str, &str),
-    metadata: &[u8],
-    items: impl Iterator<Item = &'a [u8]> + Clone,
-) -> Result<Vec<u8>, EncodeError> {
-    const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
-    // Messages are about half as long as their JSON.
-    let size: usize = items.clone().map(|it| it.len() / 2).sum();
-    let mut out = Vec::with_capacity(size + 256);
-    let raw = begin(&mut out, api_version, kind);
-    let head = open(&mut out, 1);
-    if let Some(id) = schema.by_name(LIST_META) {
-        message(schema, id, metadata, &mut out)?;
+}
+
+impl List {
+    /// Begins one of items of type `id`, with the JSON of its metadata. It has room for `size`
+    /// bytes.
+    pub fn begin(
+        schema: &Schema,
+        id: TypeId,
+        (api_version, kind): (&str, &str),
+        metadata: &[u8],
+        size: usize,
+    ) -> Result<Self, EncodeError> {
+        const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
+        let mut out = Vec::with_capacity(size + 256);
+        let raw = begin(&mut out, api_version, kind);
+        let head = open(&mut out, 1);
+        if let Some(id) = schema.by_name(LIST_META) {
+            message(schema, id, metadata, &mut out)?;
+        }
+        close(&mut out, head);
+        Ok(Self { out, raw, id })
     }
-    close(&mut out, head);
-    for item in items {
-        let begin = open(&mut out, 2);
-        message(schema, id, item, &mut out)?;
-        close(&mut out, begin);
+
+    /// Adds an item, given as its JSON.
+    pub fn push(&mut self, schema: &Schema, item: &[u8]) -> Result<(), EncodeError> {
+        let begin = open(&mut self.out, 2);
+        message(schema, self.id, item, &mut self.out)?;
+        close(&mut self.out, begin);
+        Ok(())
     }
-    close(&mut out, raw);
-    Ok(out)
+
+    /// The whole.
+    pub fn finish(mut self) -> Vec<u8> {
+        close(&mut self.out, self.raw);
+        self.out
+    }
 }
 
 /// One event of a watch as a frame: its length, then the message, whose object is enveloped.

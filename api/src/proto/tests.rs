@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use prost::Message;
 use serde_json::{Value, json};
 
-use super::{MAGIC, ProtoError, decode, enveloped, event, list, message};
+use super::{List, MAGIC, ProtoError, decode, enveloped, event, message};
 use crate::schema::{Gvk, Schema};
 
 fn envelope(api_version: &str, kind: &str, raw: Vec<u8>) -> Vec<u8> {
@@ -246,8 +246,9 @@ fn lists_and_events_hold_objects() {
     let id = schema.by_kind(&Gvk::new("", "v1", "ConfigMap")).unwrap();
     let item = br#"{"metadata":{"name":"a"},"data":{"k":"v"}}"#.as_slice();
     let metadata = br#"{"resourceVersion":"7","continue":"c","remainingItemCount":0}"#;
-    let body = list(schema, id, ("v1", "ConfigMapList"), metadata, [item, item].into_iter());
-    let body = body.unwrap();
+    let mut list = List::begin(schema, id, ("v1", "ConfigMapList"), metadata, 0).unwrap();
+    (0..2).for_each(|_| list.push(schema, item).unwrap());
+    let body = list.finish();
     let unknown = Unknown::decode(body.strip_prefix(MAGIC).unwrap()).unwrap();
     let read = core::ConfigMapList::decode(unknown.raw.unwrap().as_slice()).unwrap();
     assert_eq!(read.items.len(), 2);

@@ -13,7 +13,7 @@ use insula_api::names::TenantName;
 use parking_lot::RwLock;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::config::Known;
+use super::{config::Known, used::Used};
 use crate::quota::Rates;
 
 /// The weight of a tenant of which nothing else is said.
@@ -51,6 +51,8 @@ pub(crate) struct Account {
     exempt: AtomicU32,
     /// Bytes of long answers that are being read.
     pub(crate) held: AtomicUsize,
+    /// What it used until now.
+    pub(crate) used: Used,
     /// Bytes of the last whole list of a resource.
     sizes: [AtomicU32; SIZES],
     /// Its flow schemas and priority levels.
@@ -73,6 +75,7 @@ impl Account {
             sent_on: AtomicU32::new(0),
             exempt: AtomicU32::new(0),
             held: AtomicUsize::new(0),
+            used: Used::default(),
             sizes: std::array::from_fn(|_| AtomicU32::new(0)),
             known: Known::default(),
             seen: AtomicU64::new(0),
@@ -122,9 +125,10 @@ impl Account {
     }
 
     /// One more request that goes on, if there may be `most` of them or what a quota says.
-    pub(crate) fn goes_on(self: &Arc<Self>, most: u32) -> Option<Counted> {
+    pub(crate) fn goes_on(self: &Arc<Self>, most: u32) -> Option<Lasting> {
         let quota = Some(self.most_lasting.load(Relaxed)).filter(|it| *it != u32::MAX);
-        Counted::new(self, |it| &it.lasting, quota.unwrap_or(most))
+        let counted = Counted::new(self, |it| &it.lasting, quota.unwrap_or(most))?;
+        Some(Lasting { began: self.used.watch_begins(), counted })
     }
 
     /// One more request that is sent to another server, if there may be `most` of them.
@@ -173,6 +177,19 @@ impl Drop for Counted {
     }
 }
 
+/// One of those that go on, until it is dropped: how long it did is billed.
+#[derive(Debug)]
+pub(crate) struct Lasting {
+    counted: Counted,
+    began: u64,
+}
+
+impl Drop for Lasting {
+    fn drop(&mut self) {
+        self.counted.account.used.watch_ends(self.began);
+    }
+}
+
 type Shard = RwLock<HashMap<TenantName, Arc<Account>>>;
 
 /// The accounts of all tenants that asked for something lately.
@@ -214,6 +231,12 @@ impl Accounts {
     /// The account of a tenant that asked for something lately.
     pub(super) fn known(&self, tenant: &TenantName) -> Option<Arc<Account>> {
         self.shard(tenant).read().get(tenant).cloned()
+    }
+
+    /// All tenants that have one.
+    pub(super) fn tenants(&self) -> Vec<TenantName> {
+        let of = |it: &Shard| it.read().keys().cloned().collect::<Vec<_>>();
+        self.shards.iter().flat_map(of).collect()
     }
 
     /// Forgets who has nothing under way and has not been seen since the last two times.

@@ -55,7 +55,7 @@ impl<F: Future + Unpin> Future for Connection<F> {
         if let Some(paying) = &*payer.0.load()
             && !turns.as_ref().is_some_and(|it| it.is_of(&paying.account))
         {
-            *turns = Some(Turns::new(paying.line.clone(), paying.account.clone(), false));
+            *turns = Some(Turns::new(paying.line.clone(), paying.account.clone()));
         }
         let Some(turns) = turns else { return Pin::new(work).poll(context) };
         turns.poll(context, |context| Pin::new(work).poll(context))

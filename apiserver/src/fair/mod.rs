@@ -25,8 +25,10 @@ mod counters;
 mod flows;
 mod levels;
 mod line;
+mod pieces;
 mod shuffle;
 mod turn;
+mod used;
 
 use std::{
     num::NonZero,
@@ -48,9 +50,11 @@ use self::{
     turn::{Paced, Turns},
 };
 pub(crate) use self::{
-    account::{Account, Counted},
+    account::{Account, Counted, Lasting},
     connection::{Connection, Payer},
-    turn::InTurn,
+    pieces::Pieces,
+    turn::{InTurn, without_a_break},
+    used::{Amounts, Billed},
 };
 use crate::{
     Server,
@@ -76,8 +80,6 @@ const WIDEST: u32 = 10;
 const REQUEST: u64 = 5_000;
 /// How much of a list is one object, about, in bytes.
 const OBJECT: u32 = 2_500;
-/// A list from so many bytes on keeps a processor for a time that others would notice.
-const LONG: u32 = 1_000_000;
 /// How often those are forgotten who ask nothing any more.
 const TIDY: Duration = Duration::from_secs(60);
 
@@ -116,7 +118,6 @@ pub(crate) struct Pass {
     account: Arc<Account>,
     /// Passes everything.
     is_exempt: bool,
-    is_long: bool,
     /// What a list of its resource is learned as.
     learns: Option<String>,
     held: Option<(Option<Seat>, [Option<Counted>; 2], Executing)>,
@@ -171,7 +172,12 @@ impl Fair {
     /// The turns of a request; none if it need not take any.
     pub(crate) fn turns(&self, pass: Option<&Pass>) -> Option<Turns> {
         let pass = pass.filter(|it| !it.is_exempt)?;
-        Some(Turns::new(self.line.clone(), pass.account.clone(), pass.is_long))
+        Some(self.turns_of(pass.account.clone()))
+    }
+
+    /// The turns of who is charged.
+    pub(crate) fn turns_of(&self, account: Arc<Account>) -> Turns {
+        Turns::new(self.line.clone(), account)
     }
 
     /// Whoever sent this request pays for the connection it came over.
@@ -183,7 +189,17 @@ impl Fair {
 
     /// A body whose pieces are made when it is the turn of whom it is for.
     pub(crate) fn paced(&self, account: Arc<Account>, body: Body) -> Body {
-        Paced::body(Turns::new(self.line.clone(), account, false), body)
+        Paced::body(self.turns_of(account), body)
+    }
+
+    /// The tenants of which anything was asked here lately.
+    pub(crate) fn tenants(&self) -> Vec<TenantName> {
+        self.accounts.tenants()
+    }
+
+    /// The account of one of them.
+    pub(crate) fn account(&self, tenant: &TenantName) -> Option<Arc<Account>> {
+        self.accounts.known(tenant)
     }
 
     /// One more request that is sent to another server.
@@ -193,7 +209,7 @@ impl Fair {
     }
 
     /// One more request that goes on.
-    pub(crate) fn lasting(&self, pass: &Pass) -> Result<Option<Counted>> {
+    pub(crate) fn lasting(&self, pass: &Pass) -> Result<Option<Lasting>> {
         match pass.is_exempt {
             true => Ok(None),
             false => pass.account.goes_on(LASTING).map(Some).ok_or_else(ApiError::busy),
@@ -266,11 +282,10 @@ impl Server {
                 (verb, Target::Resource(path), learns)
             }
         };
-        let (mut width, mut is_long) = (1, false);
+        let mut width = 1;
         if let (Target::Resource(path), "list" | "watch") = (target, verb) {
             let bytes = expected(account.size_of(&path.resource), query);
             width = (bytes / SEAT_BYTES).clamp(1, WIDEST);
-            is_long = LONG <= bytes;
         }
         let request = Request { identity, verb, target };
         let is_exempt = identity.is_superuser();
@@ -284,8 +299,9 @@ impl Server {
         };
         if !is_exempt {
             self.fair.line.charge(&account, REQUEST);
+            account.used.asked(matches!(verb, "get" | "list" | "watch" | "head"));
         }
-        let pass = |held| Pass { account: account.clone(), is_exempt, is_long, learns, held };
+        let pass = |held| Pass { account: account.clone(), is_exempt, learns, held };
         let Some(flow) = flows.of(request) else { return Ok(pass(None)) };
         told.0 = Some(flow.clone());
         let patience = deadline(query).unwrap_or(DEADLINE) / 4;

@@ -25,13 +25,11 @@ pub(crate) struct Turns {
     waiter: Option<Arc<Waiter>>,
     /// Everybody who is ready was heard since it was given its seat.
     has_yielded: bool,
-    /// A turn may take so long that others would miss its processor.
-    is_long: bool,
 }
 
 impl Turns {
-    pub(super) fn new(line: Arc<Line>, account: Arc<Account>, is_long: bool) -> Self {
-        Self { line, account, waiter: None, has_yielded: false, is_long }
+    pub(super) fn new(line: Arc<Line>, account: Arc<Account>) -> Self {
+        Self { line, account, waiter: None, has_yielded: false }
     }
 
     /// Whether they are the turns of that tenant.
@@ -47,7 +45,7 @@ impl Turns {
     ) -> Poll<T> {
         let begin = self.line.now();
         if self.waiter.is_none() {
-            if !self.is_long && self.account.is_light(begin) {
+            if self.account.is_light(begin) {
                 let done = work(context);
                 let now = self.line.now();
                 self.line.charge(&self.account, now - begin);
@@ -73,10 +71,7 @@ impl Turns {
         // The kernel would let them wait for milliseconds while one works without a break.
         std::thread::yield_now();
         seat.begin = seat.turns.line.now();
-        match seat.turns.is_long && runs_on_several() {
-            true => tokio::task::block_in_place(|| work(context)),
-            false => work(context),
-        }
+        work(context)
     }
 }
 
@@ -95,10 +90,16 @@ fn after_others(context: &mut Context<'_>) {
     let _ = later.poll(context);
 }
 
-/// Whether other threads can go on while this one is busy.
-fn runs_on_several() -> bool {
+/// Does what cannot be done in pieces. If it `is_long`, another thread takes over what else this
+/// one has to do.
+pub(crate) fn without_a_break<T>(is_long: bool, work: impl FnOnce() -> T) -> T {
     let handle = Handle::try_current();
-    handle.is_ok_and(|it| it.runtime_flavor() == RuntimeFlavor::MultiThread)
+    let is_one_of_several =
+        || handle.is_ok_and(|it| it.runtime_flavor() == RuntimeFlavor::MultiThread);
+    match is_long && is_one_of_several() {
+        true => tokio::task::block_in_place(work),
+        false => work(),
+    }
 }
 
 struct Seat<'t> {
@@ -162,7 +163,13 @@ impl http_body::Body for Paced {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Self { turns, body } = &mut *self;
-        turns.poll(context, |context| Pin::new(body).poll_frame(context))
+        let polled = turns.poll(context, |context| Pin::new(body).poll_frame(context));
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && let Some(data) = frame.data_ref()
+        {
+            turns.account.used.sent(data.len());
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -198,7 +205,7 @@ mod tests {
         let count = Arc::new(AtomicUsize::new(0));
         let counted = count.clone();
         let busy = tokio::spawn(async move {
-            let mut turns = Turns::new(line, account, false);
+            let mut turns = Turns::new(line, account);
             for n in 1..=1000 {
                 poll_fn(|context| turns.poll(context, |_| Poll::Ready(()))).await;
                 counted.store(n, Relaxed);

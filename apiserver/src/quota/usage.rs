@@ -164,6 +164,9 @@ fn renew(quota: &mut Value, used: &Amounts, now: Timestamp) -> bool {
         new["total"] = total(status, &before, used, now).into();
         new["since"] = since.unwrap_or_else(|| now.to_string()).into();
         new["time"] = now.to_string().into();
+        if let Some(counted) = status.get("counted") {
+            new["counted"] = counted.clone();
+        }
     }
     quota["status"] = new;
     true
@@ -187,12 +190,12 @@ fn total(status: &Value, before: &Amounts, used: &Amounts, now: Timestamp) -> Ma
     all.into_iter().map(|name| (name.clone(), print(sum(name)).into())).collect()
 }
 
-fn print(millionths: i128) -> String {
+pub(super) fn print(millionths: i128) -> String {
     format!("{}.{:06}", millionths / MILLIONTHS, millionths % MILLIONTHS)
 }
 
 /// What [`print`] wrote.
-fn parse(text: &str) -> i128 {
+pub(super) fn parse(text: &str) -> i128 {
     let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
     let number = |text: &str| text.parse::<i128>().unwrap_or(0);
     number(whole).saturating_mul(MILLIONTHS).saturating_add(number(part))

@@ -72,12 +72,6 @@ pub(crate) fn table(
     list_metadata: &Value,
 ) -> Value {
     let columns = columns::of(&served.resource);
-    // A kind has the same columns in all its versions.
-    let kept = |it: &Value| {
-        let mut kept = it.clone();
-        served.other?.keep(&mut kept);
-        Some(kept)
-    };
     let own = served.custom().map(|it| it.version.columns.as_slice());
     let built_in = || {
         columns
@@ -94,30 +88,36 @@ pub(crate) fn table(
             .collect::<Vec<_>>()
     };
     let definitions = own.map_or_else(built_in, custom::definitions);
-    let rows: Vec<Value> = objects
-        .iter()
-        .map(|it| {
-            let cells: Vec<Value> = match own {
-                Some(own) => custom::cells(own, it),
-                None => {
-                    let kept = kept(it);
-                    let it = kept.as_ref().unwrap_or(it);
-                    columns.iter().map(|column| cell(column, it)).collect()
-                }
-            };
-            let mut row = json!({ "cells": cells });
-            match include {
-                IncludeObject::None => row["object"] = Value::Null,
-                IncludeObject::Metadata => row["object"] = object::partial_metadata(it),
-                IncludeObject::Object => row["object"] = it.clone(),
-            }
-            row
-        })
-        .collect();
+    let rows: Vec<Value> = objects.iter().map(|it| row(served, it, include)).collect();
     json!({
         "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": list_metadata,
         "columnDefinitions": definitions, "rows": rows,
     })
+}
+
+/// The row of one object.
+pub(crate) fn row(served: &Served, it: &Value, include: IncludeObject) -> Value {
+    // A kind has the same columns in all its versions.
+    let kept = |it: &Value| {
+        let mut kept = it.clone();
+        served.other?.keep(&mut kept);
+        Some(kept)
+    };
+    let cells: Vec<Value> = match served.custom().map(|it| it.version.columns.as_slice()) {
+        Some(own) => custom::cells(own, it),
+        None => {
+            let kept = kept(it);
+            let it = kept.as_ref().unwrap_or(it);
+            columns::of(&served.resource).iter().map(|column| cell(column, it)).collect()
+        }
+    };
+    let mut row = json!({ "cells": cells });
+    match include {
+        IncludeObject::None => row["object"] = Value::Null,
+        IncludeObject::Metadata => row["object"] = object::partial_metadata(it),
+        IncludeObject::Object => row["object"] = it.clone(),
+    }
+    row
 }
 
 fn cell(column: &Column, object: &Value) -> Value {

@@ -5,12 +5,10 @@
 //! the partition map keeps for it. It runs before the last finalizer goes, so a server that dies
 //! half-way leaves a tenant that still is ending, and once more when the tenant is gone.
 
-use std::sync::Arc;
-
 use insula_api::{kinds::TENANT_FINALIZER, names::TenantName, object};
 use insula_partition::{
     moves::MoveError,
-    store::{Change, Expect, ReadAt, StoreError, Write},
+    store::{Change, Expect, ReadAt, Store, StoreError, Write},
 };
 use serde_json::Value;
 
@@ -20,7 +18,8 @@ use crate::{
     registry,
 };
 
-/// Keys that go in one step of their partition.
+/// Keys that go in one step of their partition, of all kinds together: an idle tenant's all do, and
+/// the disk is waited for once.
 const AT_ONCE: usize = 512;
 
 /// Whether a change of a Tenant lets it go.
@@ -44,6 +43,23 @@ pub(crate) async fn end(server: &Server, tenant: &TenantName) -> Result<()> {
     Ok(())
 }
 
+/// Deletes what is still there of these keys, and says how much that was.
+async fn write(store: &dyn Store, writes: Vec<Write>) -> Result<usize> {
+    if writes.is_empty() {
+        return Ok(0);
+    }
+    let mut count = 0;
+    for done in store.write_all(writes).await {
+        match done {
+            Ok(_) => count += 1,
+            // Somebody else was faster.
+            Err(StoreError::Conflict { .. }) => (),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(count)
+}
+
 /// Deletes every key of a tenant where it lives.
 pub(crate) async fn sweep(server: &Server, tenant: &TenantName) -> Result<()> {
     if tenant.is_system() {
@@ -51,26 +67,55 @@ pub(crate) async fn sweep(server: &Server, tenant: &TenantName) -> Result<()> {
     }
     let store = server.partitions.place(&registry::shard_of_tenant(tenant)).store;
     let prefix = format!("{tenant}/");
-    let mut count = 0_usize;
+    let mut writes = Vec::new();
+    let mut count = 0;
     for collection in store.collections().await? {
         let snapshot = store.read(&collection, ReadAt::Latest).await?;
-        let keys: Vec<_> = snapshot.range(&prefix, None).map(|(key, _)| key.clone()).collect();
-        for keys in keys.chunks(AT_ONCE) {
-            let delete = |key: &Arc<str>| {
-                Write::durable(collection.clone(), key.clone(), Expect::Present, Change::Delete)
-            };
-            for done in store.write_all(keys.iter().map(delete).collect()).await {
-                match done {
-                    Ok(_) => count += 1,
-                    // Somebody else was faster.
-                    Err(StoreError::Conflict { .. }) => (),
-                    Err(error) => return Err(error.into()),
-                }
+        for (key, _) in snapshot.range(&prefix, None) {
+            let (collection, key) = (collection.clone(), key.clone());
+            writes.push(Write::durable(collection, key, Expect::Present, Change::Delete));
+            if writes.len() == AT_ONCE {
+                count += write(&*store, std::mem::take(&mut writes)).await?;
             }
         }
     }
+    count += write(&*store, writes).await?;
     if count != 0 {
         tracing::info!(%tenant, count, "removed what was left of a tenant");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use insula_partition::store::Collection;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn all_kinds_go_and_other_tenants_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::alone(dir.path()).await.unwrap();
+        let acme = TenantName::parse("acme").unwrap();
+        let store = server.partitions.place(&registry::shard_of_tenant(&acme)).store;
+        let kinds = ["pods", "configmaps", "gone"].map(|it| Collection::new("example.com", it));
+        let put = |kind: &Collection, key: String| {
+            let change = Change::Put(r#"{"metadata":{}}"#.to_owned().into());
+            Write::durable(kind.clone(), key, Expect::Absent, change)
+        };
+        let keys = |n: usize| ["acme", "acme-2", "a"].map(|it| format!("{it}/default/x{n}"));
+        for (kind, most) in kinds.iter().zip([AT_ONCE + 10, 3, 1]) {
+            let writes = (0..most).flat_map(keys).map(|key| put(kind, key)).collect();
+            for done in store.write_all(writes).await {
+                done.unwrap();
+            }
+        }
+        sweep(&server, &acme).await.unwrap();
+        sweep(&server, &acme).await.unwrap();
+        for (kind, most) in kinds.iter().zip([AT_ONCE + 10, 3, 1]) {
+            let left = store.read(kind, ReadAt::Latest).await.unwrap();
+            assert_eq!(left.range("acme/", None).count(), 0, "{kind:?}");
+            assert_eq!(left.range("", None).count(), 2 * most, "{kind:?}");
+        }
+    }
 }

@@ -22,7 +22,7 @@ const WRITERS: usize = 32;
 const LISTERS: usize = 4;
 const LARGE: usize = 4;
 /// Watches of what is written; a hundred on a connection.
-const WATCHES: usize = 1_000;
+const WATCHES: usize = 10_000;
 /// Objects that are there before.
 const OBJECTS: usize = 3_000;
 

@@ -45,6 +45,18 @@ pub(crate) struct Measured {
 }
 
 impl Measured {
+    /// As if both had been measured at once.
+    pub(crate) fn extend(&mut self, other: Self) {
+        for (mine, more) in [
+            (&mut self.get, other.get),
+            (&mut self.create, other.create),
+            (&mut self.told, other.told),
+        ] {
+            mine.0.extend(more.0);
+            mine.0.sort_unstable();
+        }
+    }
+
     pub(crate) fn pairs<'a>(
         &'a self,
         other: &'a Self,
