@@ -71,14 +71,21 @@ pub(crate) fn table(
     include: IncludeObject,
     list_metadata: &Value,
 ) -> Value {
-    let columns = columns::of(&served.resource);
+    let is_scale = objects.first().is_some_and(is_scale);
+    let columns = match is_scale {
+        true => columns::of_scales(),
+        false => columns::of(&served.resource),
+    };
     // A kind has the same columns in all its versions.
     let kept = |it: &Value| {
         let mut kept = it.clone();
         served.other?.keep(&mut kept);
         Some(kept)
     };
-    let own = served.custom().map(|it| it.version.columns.as_slice());
+    let own = served.custom().map(|it| match is_scale {
+        true => custom::of_scales(),
+        false => it.version.columns.as_slice(),
+    });
     let built_in = || {
         columns
             .iter()
@@ -86,7 +93,7 @@ pub(crate) fn table(
                 json!({
                     "name": column.name,
                     "type": column.kind,
-                    "format": if is_name(column.name) { "name" } else { "" },
+                    "format": if is_name(column.name) && !is_scale { "name" } else { "" },
                     "description": "",
                     "priority": column.priority,
                 })
@@ -148,6 +155,11 @@ fn absent_cell(kind: &str, text: &str) -> Value {
         _ if text == "false" => false.into(),
         _ => text.parse::<i64>().map_or_else(|_| text.into(), Value::from),
     }
+}
+
+/// Whether a value is no object of the resource asked for, but the scale of one.
+fn is_scale(it: &Value) -> bool {
+    it["kind"] == "Scale" && it["apiVersion"] == "autoscaling/v1"
 }
 
 /// The column that clients know rows by.
