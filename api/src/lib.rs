@@ -6,6 +6,7 @@ pub mod defaults;
 pub mod discovery;
 pub mod error;
 pub mod field;
+pub mod formats;
 pub mod internal;
 pub mod kinds;
 pub mod lines;

@@ -29,29 +29,25 @@ const MOST: usize = 1000;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SelectorError {
     /// The text does not follow the grammar.
-    #[error("unable to parse requirement: found '{found}', expected: {expected}")]
-    Syntax { found: String, expected: &'static str },
-    #[error(
-        "key: Invalid value: {0:?}: name part must consist of alphanumeric characters, '-', '_' \
-         or '.', and must start and end with an alphanumeric character, with an optional DNS \
-         subdomain prefix and '/'"
-    )]
-    Key(String),
-    #[error(
-        "values: Invalid value: {value:?} of key {key:?}: a valid label must be an empty string or \
-         consist of alphanumeric characters, '-', '_' or '.', and must start and end with an \
-         alphanumeric character, and must be no more than 63 bytes"
-    )]
-    Value { key: String, value: String },
-    #[error("values: Invalid value: {key:?}: for '{operator}' operators, {expected}")]
-    Values { key: String, operator: Operator, expected: &'static str },
+    #[error("found '{found}'{comma} expected: {expected}")]
+    Syntax { found: String, comma: &'static str, expected: &'static str },
+    /// It is one of its requirements that does not.
+    #[error("unable to parse requirement: {0}")]
+    Requirement(#[source] Box<Self>),
+    /// Upstream's path is that of the requirement in a list, if it is in one.
+    #[error("<nil>: Invalid value: {key:?}: {why}")]
+    Key { key: String, why: String },
+    #[error("values[{index}][{key}]: Invalid value: {value:?}: {why}")]
+    Value { key: String, index: usize, value: String, why: String },
+    #[error("values{place}: Invalid value: {shown}: {why}")]
+    Values { place: &'static str, shown: String, why: &'static str },
     #[error("{0:?} is not a valid label selector operator")]
     Operator(String),
     #[error("invalid selector: '{selector}'; can't understand '{term}'")]
     Term { selector: String, term: String },
     #[error("selectors have at most {MOST} requirements")]
     TooMany,
-    #[error("invalid field selector: invalid escape sequence in {0:?}")]
+    #[error("invalid field selector: invalid escape sequence: {0}")]
     Escape(String),
     /// The number of the character, as upstream shows it.
     #[error("invalid field selector: unescaped character in value: {0}")]

@@ -121,8 +121,18 @@ impl Call {
         ApiError::forbidden(&resource.group, &resource.name, name, why)
     }
 
-    /// Decodes a body that should be a `kind`. Returns it with warnings about its fields.
-    pub(crate) fn decode(&self, kind: &Gvk, body: &[u8]) -> Result<(Value, Vec<String>)> {
+    /// Decodes a body that should be a `kind`. Its sender is warned about its fields.
+    pub(crate) fn decode(&self, kind: &Gvk, body: &[u8]) -> Result<Value> {
+        self.decode_either(kind, None, body)
+    }
+
+    /// As [`Call::decode`], of a kind that has `another` version in which it is the same.
+    pub(crate) fn decode_either(
+        &self,
+        kind: &Gvk,
+        another: Option<&Gvk>,
+        body: &[u8],
+    ) -> Result<Value> {
         let schema = Schema::built_in();
         let validation = FieldValidation::from_query(&self.query)?;
         if let Some(custom) = self.custom(&kind.api_version(), &kind.kind) {
@@ -134,7 +144,7 @@ impl Call {
             let found = object::shape(&custom.version, &mut decoded.value)
                 .map_err(|error| unfit(&kind.kind, &kind.version, kind, &error.to_string()))?;
             decoded.findings.extend(found);
-            return judged(decoded, kind, validation);
+            return self.judged(decoded, kind, validation);
         }
         let root = schema.by_kind(kind);
         let decoded = match body_encoding(&self.headers)? {
@@ -150,8 +160,11 @@ impl Call {
             }
         };
         let mut decoded = decoded.map_err(|error| undecodable(&error, kind, body))?;
+        if another.is_some_and(|it| kind_of(&decoded.value, kind) == *it) {
+            set_kind(&mut decoded.value, kind);
+        }
         check_kind(&mut decoded.value, kind)?;
-        judged(decoded, kind, validation)
+        self.judged(decoded, kind, validation)
     }
 
     /// The definition of objects of this kind, if they are custom ones.
@@ -161,14 +174,13 @@ impl Call {
         self.served.custom().filter(|_| is_own)
     }
 
-    /// Checks an object that was put together here, by a patch, as if it had been sent. Returns
-    /// it with warnings about its fields.
+    /// Checks an object that was put together here, by a patch, as if it had been sent.
     pub(crate) fn check(
         &self,
         kind: &Gvk,
         mut value: Value,
         misfit: impl Fn(DecodeError) -> ApiError,
-    ) -> Result<(Value, Vec<String>)> {
+    ) -> Result<Value> {
         let validation = FieldValidation::from_query(&self.query)?;
         if let Some(custom) = self.custom(&kind.api_version(), &kind.kind) {
             let wrong = misnamed(&value, kind);
@@ -177,7 +189,7 @@ impl Call {
                 return Err(ApiError::invalid(&kind.group, found, name, &wrong));
             }
             let findings = object::shape(&custom.version, &mut value).map_err(&misfit)?;
-            return judged(Decoded { value, findings }, kind, validation);
+            return self.judged(Decoded { value, findings }, kind, validation);
         }
         let found = kind_of(&value, kind);
         if found != *kind {
@@ -186,7 +198,21 @@ impl Call {
         set_kind(&mut value, kind);
         let schema = Schema::built_in();
         let decoded = decode::value(schema, schema.by_kind(kind), value).map_err(misfit)?;
-        judged(decoded, kind, validation)
+        self.judged(decoded, kind, validation)
+    }
+
+    /// What unknown and duplicate fields lead to. Their sender is warned even if the request is
+    /// refused for another reason.
+    fn judged(&self, decoded: Decoded, kind: &Gvk, validation: FieldValidation) -> Result<Value> {
+        match validation {
+            FieldValidation::Strict if !decoded.findings.is_empty() => {
+                let why = format!("strict decoding error: {}", decoded.findings.join(", "));
+                return Err(unfit(&kind.kind, &kind.version, kind, &why));
+            }
+            FieldValidation::Warn => self.remarks.warn_all(decoded.findings),
+            _ => (),
+        }
+        Ok(decoded.value)
     }
 
     /// Reads a part of an object of this kind, without filling in anything.
@@ -265,22 +291,6 @@ fn unfit(found: &str, version: &str, kind: &Gvk, why: &str) -> ApiError {
         "{found} in version {version:?} cannot be handled as a {}: {why}",
         kind.kind
     ))
-}
-
-/// What unknown and duplicate fields lead to.
-fn judged(
-    decoded: Decoded,
-    kind: &Gvk,
-    validation: FieldValidation,
-) -> Result<(Value, Vec<String>)> {
-    match validation {
-        FieldValidation::Strict if !decoded.findings.is_empty() => {
-            let why = format!("strict decoding error: {}", decoded.findings.join(", "));
-            Err(unfit(&kind.kind, &kind.version, kind, &why))
-        }
-        FieldValidation::Warn => Ok((decoded.value, decoded.findings)),
-        _ => Ok((decoded.value, Vec::new())),
-    }
 }
 
 /// Why a `found` is no `wanted`.

@@ -70,7 +70,7 @@ impl Options {
             let found = first.or_else(|error| {
                 places[1..].iter().find_map(|place| decode(*place).ok()).ok_or(error)
             });
-            found?.0
+            found?
         };
         Self::from_value(&body, dry_run)
     }
@@ -82,6 +82,13 @@ impl Options {
         options.uid = body["preconditions"]["uid"].as_str().map(str::to_owned);
         options.revision = body["preconditions"]["resourceVersion"].as_str().map(str::to_owned);
         options.dry_run |= body["dryRun"].as_array().is_some_and(|it| !it.is_empty());
+        if let Some(other) =
+            body["dryRun"].as_array().filter(|list| list.iter().any(|it| it != "All"))
+        {
+            let shown = Value::from(other.clone());
+            let error = crate::error::FieldError::unsupported("dryRun", &shown, &["All"]);
+            return Err(ApiError::invalid("meta.k8s.io", "DeleteOptions", "", &[error]));
+        }
         let orphan = body["orphanDependents"].as_bool();
         options.propagation = match (body["propagationPolicy"].as_str(), orphan) {
             (Some(_), Some(_)) => {

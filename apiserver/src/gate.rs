@@ -384,12 +384,11 @@ fn check_outsider(caller: &Caller, whose: &Whose, method: &Method, place: &Place
 
 /// What a request does, as rules name it, if it does anything.
 pub(crate) fn verb(method: &Method, path: &ResourcePath, query: &Query) -> Option<&'static str> {
-    let watches = path.watch || query.flag("watch");
     Some(match (method.as_str(), path.name.is_empty()) {
-        ("GET" | "HEAD", true) if watches => "watch",
+        // An object itself is watched in the old form alone: asked to be watched it is read.
+        ("GET" | "HEAD", false) if path.watch && path.subresource.is_empty() => "watch",
+        ("GET" | "HEAD", true) if path.watch || query.flag("watch") => "watch",
         ("GET" | "HEAD", true) => "list",
-        // The old form of watching one object.
-        ("GET" | "HEAD", false) if watches && path.subresource.is_empty() => "watch",
         ("GET" | "HEAD", false) => "get",
         ("POST", true) => "create",
         ("POST", false) if !path.subresource.is_empty() => "create",

@@ -518,9 +518,7 @@ async fn within<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> Re
 
 fn written(call: &Call, written: write::Written) -> Result<Response<Body>> {
     let code = if written.created { StatusCode::CREATED } else { StatusCode::OK };
-    let mut response = answer::object(call, code, &written.entry.value.bytes())?;
-    answer::warn(&mut response, &written.warnings);
-    Ok(response)
+    answer::object(call, code, &written.entry.value.bytes())
 }
 
 /// What of an object its reader may see.

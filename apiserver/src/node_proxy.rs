@@ -20,7 +20,7 @@ use crate::{
     Server,
     body::{Body, BodyError, empty},
     call::Call,
-    error::{ApiError, Result, chain},
+    error::{ApiError, FieldError, Result, chain},
     forward, read,
     websocket::{self, Messages},
 };
@@ -62,20 +62,31 @@ pub(crate) async fn serve(
     let name = &call.path.name;
     let tenant = call.tenant()?.clone();
     let namespace = call.namespace();
+    let is_log = call.path.subresource == "log";
+    if is_log {
+        check_log(call)?;
+    }
     let (_, store) = call.served.place(&server.partitions, &tenant, &namespace, name);
     let entry = read::get(&call.served, &*store, &call.key(name)?, name, ReadAt::Latest).await?;
     let pod: Value = serde_json::from_slice(&entry.value.bytes()).map_err(ApiError::internal)?;
+    let container = match &*call.path.subresource {
+        "portforward" => String::new(),
+        _ => container(&pod, call)?,
+    };
     let node = object::text(&pod, &["spec", "nodeName"]);
+    if node.is_empty() && is_log {
+        // Nothing was written yet, and nothing is wrong with that.
+        let mut response = Response::new(empty());
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        return Ok(response);
+    }
     if node.is_empty() {
         return Err(ApiError::bad_request(format!("pod {name} does not have a host assigned")));
     }
     let place = match &*call.path.subresource {
         "portforward" => format!("portForward/{namespace}/{name}"),
-        sub => {
-            let container = container(&pod, call)?;
-            let action = if sub == "log" { "containerLogs" } else { sub };
-            format!("{action}/{namespace}/{name}/{container}")
-        }
+        "log" => format!("containerLogs/{namespace}/{name}/{container}"),
+        sub => format!("{sub}/{namespace}/{name}/{container}"),
     };
     let query = query(call, &pod);
     let uri = format!("/tenants/{tenant}/{place}?{query}");
@@ -138,6 +149,41 @@ pub(crate) async fn serve(
     let lasting = server.splice(upgrade, hyper::upgrade::on(answer));
     response.extensions_mut().insert(lasting);
     Ok(response)
+}
+
+/// What somebody may ask of a log.
+fn check_log(call: &Call) -> Result<()> {
+    let mut errors = Vec::new();
+    if let Some(lines) = call.query.number("tailLines")?.filter(|it| *it < 0) {
+        let why = "must be greater than or equal to 0";
+        errors.push(FieldError::invalid("tailLines", &lines.into(), why));
+    }
+    let above_zero = "must be greater than 0";
+    if let Some(limit) = call.query.number("limitBytes")?.filter(|it| *it < 1) {
+        errors.push(FieldError::invalid("limitBytes", &limit.into(), above_zero));
+    }
+    let (seconds, since) = (call.query.number("sinceSeconds")?, call.query.get("sinceTime"));
+    if let Some(text) = since.filter(|it| insula_api::time::normalize(it).is_none()) {
+        const FORM: &str = "2006-01-02T15:04:05Z07:00";
+        let text: String = text.chars().take(64).collect();
+        return Err(ApiError::bad_request(format!(
+            "parsing time {text:?} as {FORM:?}: cannot parse {text:?} as \"2006\""
+        )));
+    }
+    match (seconds, since) {
+        (Some(_), Some(_)) => {
+            let why = "at most one of `sinceTime` or `sinceSeconds` may be specified";
+            errors.push(FieldError::forbidden("[]", why));
+        }
+        (Some(seconds), None) if seconds < 1 => {
+            errors.push(FieldError::invalid("sinceSeconds", &seconds.into(), above_zero));
+        }
+        _ => (),
+    }
+    match errors.is_empty() {
+        true => Ok(()),
+        false => Err(ApiError::invalid("", "PodLogOptions", &call.path.name, &errors)),
+    }
 }
 
 /// How a log is cut into messages, if it is to be read from a WebSocket.

@@ -137,8 +137,8 @@ impl Patch {
         text
     }
 
-    /// What becomes of `current`, checked by its type; with warnings about unknown fields.
-    pub(crate) fn apply(&self, call: &Call, current: &Stored) -> Result<(Value, Vec<String>)> {
+    /// What becomes of `current`, checked by its type.
+    pub(crate) fn apply(&self, call: &Call, current: &Stored) -> Result<Value> {
         let schema = Schema::built_in();
         let text = |field: &str| current.object[field].as_str().unwrap_or_default();
         let api_version = text("apiVersion");
@@ -308,7 +308,6 @@ fn check_options(call: &Call) -> Result<()> {
 pub(crate) struct Configuration {
     pub value: Value,
     pub force: bool,
-    pub warnings: Vec<String>,
 }
 
 impl Configuration {
@@ -326,7 +325,7 @@ impl Configuration {
             && decoded.value["kind"] == kind.kind
             && !object::metadata(&decoded.value).contains_key("managedFields")
         {
-            return Ok(Self { value: decoded.value, force, warnings: Vec::new() });
+            return Ok(Self { value: decoded.value, force });
         }
         // Most clients send JSON, which is YAML that can be read in a tenth of the time.
         let decoded = decode::json(schema, None, body)
@@ -354,15 +353,15 @@ impl Configuration {
             let why = format!(".{path}: field not declared in schema");
             return Err(ownership::untyped(&value, &why));
         }
-        let warnings = match validation {
+        match validation {
             FieldValidation::Strict if !repeated.is_empty() => {
                 let list = repeated.join(", ");
                 return Err(ApiError::bad_request(format!("error strict decoding YAML: {list}")));
             }
-            FieldValidation::Warn => repeated,
-            _ => Vec::new(),
-        };
-        Ok(Self { value: typed.value, force, warnings })
+            FieldValidation::Warn => call.remarks.warn_all(repeated),
+            _ => (),
+        }
+        Ok(Self { value: typed.value, force })
     }
 
     /// It asks for a certain revision.

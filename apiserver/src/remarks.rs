@@ -47,6 +47,11 @@ impl Remarks {
         }
     }
 
+    /// Tells the client several things.
+    pub(crate) fn warn_all(&self, warnings: impl IntoIterator<Item = String>) {
+        warnings.into_iter().for_each(|it| self.warn(it));
+    }
+
     /// Tells the audit log something, if there is one. What was said first stays.
     pub(crate) fn annotate(&self, key: impl Into<String>, value: impl FnOnce() -> String) {
         let Some(annotations) = &self.annotations else { return };

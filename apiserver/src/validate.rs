@@ -173,6 +173,7 @@ pub(crate) fn update(served: &Served, subresource: &str, old: &Value, new: &Valu
             pod_updates::resize(old, new, &mut errors);
         }
         "status" => status::update(&served.resource, id, old, new, &mut errors),
+        "finalize" => metadata::finalizers_of_namespace(new, &mut errors),
         "approval" => certificates::update(old, new, true, &mut errors),
         _ => (),
     }

@@ -33,7 +33,6 @@ const RETRIES: usize = 8;
 pub(crate) struct Written {
     pub entry: Entry,
     pub created: bool,
-    pub warnings: Vec<String>,
 }
 
 /// Who manages the result of a write.
@@ -47,13 +46,13 @@ pub(crate) enum Managers {
 
 /// Creates the object of `body`.
 pub(crate) async fn create(server: &Server, call: &Call, body: &[u8]) -> Result<Written> {
-    let (value, warnings) = call.decode(&call.served.resource.gvk(), body)?;
-    create_value(server, call, &Writer::new(call)?, value, Managers::Compared, warnings).await
+    let value = call.decode(&call.served.resource.gvk(), body)?;
+    create_value(server, call, &Writer::new(call)?, value, Managers::Compared).await
 }
 
 /// Creates `it`, an object of the call's kind that was made here.
 pub(crate) async fn create_made(server: &Server, call: &Call, it: Value) -> Result<Written> {
-    create_value(server, call, &Writer::new(call)?, it, Managers::Compared, Vec::new()).await
+    create_value(server, call, &Writer::new(call)?, it, Managers::Compared).await
 }
 
 /// Tenant, namespace and name of the body agree with the path; what the body leaves out is set.
@@ -95,15 +94,16 @@ pub(crate) fn check_head(call: &Call, it: &mut Value) -> Result<()> {
 /// Replaces the object of the path by `body`.
 pub(crate) async fn update(server: &Server, call: &Call, body: &[u8]) -> Result<Written> {
     let kind = call.served.resource.gvk();
-    let (mut value, warnings) = call.decode(&kind, body)?;
+    let mut value = call.decode(&kind, body)?;
     let writer = Writer::new(call)?;
     check_head(call, &mut value)?;
     let wanted = object::meta_str(&value, "resourceVersion").to_owned();
     let conditional = !wanted.is_empty() && wanted != "0";
     let resource = &call.served.resource;
-    if call.path.subresource.is_empty() {
-        let unguarded = !conditional && strategy::needs_revision(&call.served);
-        let may_create = strategy::facts(resource).put_creates;
+    let is_part = !call.path.subresource.is_empty();
+    let unguarded = !conditional && strategy::needs_revision(&call.served);
+    if unguarded || !is_part {
+        let may_create = !is_part && strategy::facts(resource).put_creates;
         let exists = (!unguarded && !may_create) || exists(server, call).await?;
         if unguarded && exists {
             let mut error = FieldError::required("metadata.resourceVersion", "");
@@ -116,10 +116,10 @@ pub(crate) async fn update(server: &Server, call: &Call, body: &[u8]) -> Result<
             object::metadata_mut(&mut value).remove("resourceVersion");
             server.authorize_verb(call, "create").await?;
             let managers = Managers::Compared;
-            return create_value(server, call, &writer, value, managers, warnings).await;
+            return create_value(server, call, &writer, value, managers).await;
         }
     }
-    change(server, call, &writer, warnings, |current, _| {
+    change(server, call, &writer, |current, _| {
         let is = object::meta_str(&current.object, "resourceVersion");
         if conditional && is != wanted {
             return Err(call.modified(&call.path.name));
@@ -155,8 +155,8 @@ pub(crate) async fn patch(server: &Server, call: &Call, body: &[u8]) -> Result<W
         Err(error) => return Err(error),
     };
     let writer = Writer::new(call)?;
-    change(server, call, &writer, Vec::new(), |current, _| {
-        let (mut value, warnings) = patch.apply(call, current)?;
+    change(server, call, &writer, |current, _| {
+        let mut value = patch.apply(call, current)?;
         // What the platform shows says whose it is, and is refused where it is written.
         if object::meta_str(&current.object, "tenant") == call.tenant()?.as_str() {
             check_head(call, &mut value)?;
@@ -165,7 +165,7 @@ pub(crate) async fn patch(server: &Server, call: &Call, body: &[u8]) -> Result<W
         if wanted != object::meta_str(&current.object, "resourceVersion") && !wanted.is_empty() {
             return Err(call.modified(&call.path.name));
         }
-        Ok(Ok(Changed::new(value, !patch.has_revision()).warn(warnings)))
+        Ok(Ok(Changed::new(value, !patch.has_revision())))
     })
     .await
 }
@@ -178,8 +178,7 @@ async fn apply(server: &Server, call: &Call, body: &[u8]) -> Result<Written> {
     let config = &configuration.value;
     check_head(call, &mut json!({ "metadata": object::metadata(config) }))?;
     for _ in 0..RETRIES {
-        let warnings = configuration.warnings.clone();
-        let changed = change(server, call, &writer, warnings, |current, versions| {
+        let changed = change(server, call, &writer, |current, versions| {
             let force = configuration.force;
             let applied = match writer.applied(versions, current, config, force)? {
                 Ok(applied) => applied,
@@ -216,8 +215,7 @@ async fn apply(server: &Server, call: &Call, body: &[u8]) -> Result<Written> {
         let mut value = applied.value;
         check_head(call, &mut value)?;
         let managers = Managers::Given(applied.managed);
-        let warnings = configuration.warnings.clone();
-        match create_value(server, call, &writer, value, managers, warnings).await {
+        match create_value(server, call, &writer, value, managers).await {
             // Somebody else was faster; it is there to be changed now.
             Err(error) if error.reason == "AlreadyExists" => (),
             result => return result,

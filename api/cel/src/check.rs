@@ -251,10 +251,16 @@ impl Checker {
             None if !is_known => {
                 Err(wrong(at, format!("undeclared reference to '{shown}' (in container '')")))
             }
-            None => {
-                let all: Vec<Type> = target.into_iter().chain(arguments).collect();
-                Err(no_overload(at, &shown, &all))
-            }
+            None => Err(match target {
+                None => no_overload(at, &shown, &arguments),
+                Some(target) => {
+                    let arguments: Vec<String> = arguments.iter().map(Type::to_string).collect();
+                    let applied = format!("{target}.({})", arguments.join(", "));
+                    let message =
+                        format!("found no matching overload for '{shown}' applied to '{applied}'");
+                    wrong(at, message)
+                }
+            }),
         }
     }
 

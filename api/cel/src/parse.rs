@@ -99,8 +99,8 @@ impl Parser {
 
     fn expression(&mut self) -> Result<Expr> {
         self.deeper(|it| {
-            let at = it.at();
             let condition = it.or()?;
+            let at = it.at();
             if !it.take("?") {
                 return Ok(condition);
             }
@@ -252,9 +252,11 @@ impl Parser {
             if self.take(".") {
                 let is_optional = self.take("?");
                 let field = self.name()?;
+                // Calls are where their arguments begin.
+                let called = self.at();
                 if !is_optional && self.take("(") {
                     let arguments = self.arguments(")")?;
-                    of = call(at, Some(of), field, arguments)?;
+                    of = call(called, Some(of), field, arguments)?;
                 } else {
                     of = expr(at, Node::Select { of: of.into(), field, is_optional });
                 }
@@ -327,7 +329,9 @@ impl Parser {
                     "true" => Node::Bool(true),
                     "false" => Node::Bool(false),
                     "null" => Node::Null,
-                    _ if self.take("(") => {
+                    _ if self.is("(") => {
+                        let at = self.at();
+                        self.next += 1;
                         let arguments = self.arguments(")")?;
                         return call(at, None, name, arguments);
                     }
@@ -420,11 +424,16 @@ fn call(
     let bad = |message: &str| ParseError { at, message: message.to_owned() };
     let Some(target) = target else {
         if function == "has" && arguments.len() == 1 {
-            return match arguments.pop().map(|it| it.node) {
+            let argument = arguments.pop();
+            let begin = argument.as_ref().map_or(at, |it| it.at);
+            return match argument.map(|it| it.node) {
                 Some(Node::Select { of, field, is_optional: false }) => {
                     Ok(expr(at, Node::Has { of, field }))
                 }
-                _ => Err(bad("invalid argument to has() macro")),
+                _ => {
+                    let message = "invalid argument to has() macro".to_owned();
+                    Err(ParseError { at: begin, message })
+                }
             };
         }
         return Ok(expr(at, Node::Call { target: None, function, arguments }));

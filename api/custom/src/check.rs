@@ -111,7 +111,7 @@ fn check_versions(spec: &Fields, old: Option<&Fields>, path: &Path<'_>, errors: 
         n_storage += usize::from(version.get("storage") == Some(&Value::Bool(true)));
         if let Some(why) = label_error(name) {
             errors.push(FieldError::invalid(path.field("name").to_string(), &name.into(), &why));
-            if index == 0 {
+            if index == 0 && !name.is_empty() {
                 // The first of them was once the only one.
                 errors.push(FieldError::invalid("spec.version", &name.into(), &why));
             }
@@ -152,6 +152,9 @@ fn is_common(spec: &Fields, part: &str) -> bool {
 
 /// The versions as messages show them.
 fn shown_versions(spec: &Fields) -> String {
+    if spec.get("versions").is_none_or(Value::is_null) {
+        return "null".into();
+    }
     let own: Vec<Value> = versions(spec)
         .map(|(_, version)| {
             let mut version = version.clone();
@@ -246,7 +249,8 @@ fn check_names(spec: &Fields, path: &Path<'_>, errors: &mut Errors) {
         let path = path.field(name);
         for (index, found) in list.into_iter().flatten().enumerate() {
             if let Some(why) = label_error(found.as_str().unwrap_or_default()) {
-                errors.push(FieldError::invalid(path.index(index).to_string(), found, &why));
+                let shown = found.as_str().unwrap_or_default().into();
+                errors.push(FieldError::invalid(path.index(index).to_string(), &shown, &why));
             }
         }
     }

@@ -3,6 +3,7 @@
 use insula_api::{
     decode,
     field::FieldError,
+    formats,
     schema::{Schema as Types, TypeId},
 };
 use serde_json::{Value, json};
@@ -22,6 +23,7 @@ pub fn coerce_metadata(it: &mut Value) -> Result<Vec<String>, decode::DecodeErro
     let decoded = decode::value(Types::built_in(), head_type(), head).map_err(|error| {
         // Here it is decoded alone.
         let why = error.to_string().replacen("ObjectMeta.metadata.", "ObjectMeta.", 1);
+        let why = why.replacen("Go struct field ConfigMap.metadata of type", "Go value of type", 1);
         decode::DecodeError::Mismatch(why)
     })?;
     match decoded.value {
@@ -45,7 +47,15 @@ fn below(
     findings: &mut Vec<String>,
 ) -> Result<(), decode::DecodeError> {
     let mut part = |schema: &Schema, it: &mut Value, path: &Path<'_>| {
-        if schema.embedded {
+        if schema.embedded && it.is_object() {
+            for name in ["apiVersion", "kind"] {
+                if let Some(found) = it.get(name).filter(|it| !it.is_string()) {
+                    let at = path.field(name).to_string();
+                    let error = FieldError::invalid(at, found, "must be a string");
+                    let why = format!("{}: {}", error.field, error.message);
+                    return Err(decode::DecodeError::Mismatch(why));
+                }
+            }
             findings.extend(embedded_metadata(it, path)?);
         }
         below(schema, it, path, findings)
@@ -119,6 +129,25 @@ fn head(it: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
             }
             Some(other) => errors.push(FieldError::invalid(path, other, "must be a string")),
         }
+    }
+    let of_metadata = path.field("metadata");
+    let metadata = |name: &str| it.get("metadata")?.get(name);
+    let mut wrong = |name: &str, found: &str, why: Vec<String>| {
+        let field = of_metadata.field(name).to_string();
+        for why in why {
+            errors.push(FieldError::invalid(field.as_str(), &found.into(), &why));
+        }
+    };
+    if let Some(namespace) = metadata("namespace").and_then(Value::as_str).filter(|it| *it != "") {
+        wrong("namespace", namespace, formats::label(namespace));
+    }
+    for (key, value) in metadata("labels").and_then(Value::as_object).into_iter().flatten() {
+        let value = value.as_str().unwrap_or_default();
+        wrong("labels", key, formats::qualified(key));
+        wrong("labels", value, formats::label_value(value));
+    }
+    for (key, _) in metadata("annotations").and_then(Value::as_object).into_iter().flatten() {
+        wrong("annotations", key, formats::qualified(&key.to_lowercase()));
     }
 }
 

@@ -16,6 +16,7 @@ pub enum Format {
     DateTime,
     Duration,
     Email,
+    Float,
     HexColor,
     Hostname,
     Int32,
@@ -46,6 +47,7 @@ impl Format {
                     _ => None,
                 };
             }
+            "number" => return (name == "float").then_some(Self::Float),
             "" | "string" => (),
             _ => return None,
         }
@@ -91,6 +93,7 @@ impl Format {
             Self::DateTime => "date-time",
             Self::Duration => "duration",
             Self::Email => "email",
+            Self::Float => "float",
             Self::HexColor => "hexcolor",
             Self::Hostname => "hostname",
             Self::Int32 => "int32",
@@ -130,7 +133,7 @@ impl Format {
                 matches!(digits.len(), 3 | 6) && is_hex(digits)
             }
             Self::Hostname => is_hostname(text),
-            Self::Int32 | Self::Int64 | Self::Password => true,
+            Self::Float | Self::Int32 | Self::Int64 | Self::Password => true,
             Self::Ipv4 => text.parse::<Ipv4Addr>().is_ok(),
             Self::Ipv6 => text.parse::<Ipv6Addr>().is_ok(),
             Self::Isbn => is_isbn10(text) || is_isbn13(text),

@@ -20,6 +20,14 @@ pub fn check(schema: &Schema, it: &Value, path: &Path<'_>) -> Vec<FieldError> {
             ListType::Set => twice(items.iter().map(Value::clone), path, &mut errors),
             ListType::Map(keys) => {
                 let defaults = schema.items.as_deref();
+                for (index, item) in items.iter().enumerate() {
+                    if !item.is_object() && !item.is_null() {
+                        let why = "must be an object for an array of list-type map";
+                        errors.push(FieldError::invalid(path.index(index).to_string(), item, why));
+                    }
+                }
+                let items = items.iter().filter(|it| it.is_object());
+                let items: Vec<&Value> = items.collect();
                 twice(items.iter().map(|it| keys_of(keys, it, defaults)), path, &mut errors);
             }
         }

@@ -17,17 +17,20 @@ use insula_cel::{
 };
 
 use crate::{
-    jsonpath::JsonPath,
     path::Path,
     schema::{Additional, ListType, Rule, Schema, SchemaError, Type},
 };
 
 pub use self::run::validate;
+pub(crate) use self::run::validate_at;
 
 /// What one rule may cost by estimate, with all the places where it runs.
 const MAX_ESTIMATE: u64 = 10_000_000;
 /// What all rules of a schema may.
 const MAX_ESTIMATE_OF_ALL: u64 = 100_000_000;
+
+/// How many of the rules that cost most are named.
+const MOST_TOLD: usize = 4;
 
 /// The rules of one place, compiled.
 #[derive(Debug)]
@@ -116,6 +119,7 @@ pub fn compile(schema: &mut Schema) -> Result<(), SchemaError> {
 pub fn check(schema: &mut Schema, path: &Path<'_>) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let mut total: u64 = 0;
+    let mut expensive: Vec<(u64, String)> = Vec::new();
     each(schema, path, 1, true, &mut |schema, path, times, is_root| {
         let decl = declare(schema, is_root);
         let rules = path.field("x-kubernetes-validations");
@@ -141,6 +145,9 @@ pub fn check(schema: &mut Schema, path: &Path<'_>) -> Vec<FieldError> {
                         let Some(program) = program else { continue };
                         let cost = program.estimate(&variables).saturating_mul(times);
                         total = total.saturating_add(cost);
+                        if MAX_ESTIMATE_OF_ALL <= cost {
+                            expensive.push((cost, field(name)));
+                        }
                         if MAX_ESTIMATE < cost {
                             let why = over_budget(what, cost, MAX_ESTIMATE);
                             errors.push(FieldError::forbidden(field(name), &why));
@@ -152,6 +159,11 @@ pub fn check(schema: &mut Schema, path: &Path<'_>) -> Vec<FieldError> {
         }
     });
     if MAX_ESTIMATE_OF_ALL < total {
+        expensive.sort_by_key(|(cost, _)| std::cmp::Reverse(*cost));
+        for (_, field) in expensive.into_iter().take(MOST_TOLD) {
+            let why = "contributed to estimated rule cost total exceeding cost limit for entire OpenAPIv3 schema";
+            errors.push(FieldError::forbidden(field, why));
+        }
         let what = "x-kubernetes-validations estimated rule cost total for entire OpenAPIv3 schema";
         let why = over_budget(what, total, MAX_ESTIMATE_OF_ALL);
         errors.push(FieldError::forbidden(path.to_string(), &why));
@@ -222,30 +234,64 @@ fn texts(rule: &Rule, schema: &Schema, path: &Path<'_>, errors: &mut Vec<FieldEr
         let why = "message must be specified if rule contains line breaks";
         errors.push(FieldError::required(field("message"), why));
     }
+    if !rule.message_expression.is_empty() && rule.message_expression.trim().is_empty() {
+        let why = "messageExpression must be non-empty if specified";
+        errors.push(FieldError::required(field("messageExpression"), why));
+    }
     if !rule.reason.is_empty() && !REASONS.contains(&rule.reason.as_str()) {
         let shown = rule.reason.as_str().into();
         errors.push(FieldError::unsupported(field("reason"), &shown, &REASONS));
     }
     if !rule.field_path.is_empty() {
-        let parsed = JsonPath::parse(&rule.field_path).ok();
-        let steps = parsed.as_ref().filter(|_| rule.field_path.starts_with('.'));
-        let mut place = Some(schema);
-        for name in steps.and_then(JsonPath::fields).unwrap_or_default() {
-            place = place.and_then(|it| it.field(name));
-        }
-        if steps.and_then(JsonPath::fields).is_none_or(|it| it.is_empty()) || place.is_none() {
+        let mut wrong = |why: &str| {
             let shown = rule.field_path.as_str().into();
-            errors.push(FieldError::invalid(field("fieldPath"), &shown, "must be a valid path"));
+            errors.push(FieldError::invalid(field("fieldPath"), &shown, why));
+        };
+        if rule.field_path.trim().is_empty() {
+            wrong("must be non-empty if specified");
+        }
+        if has_breaks(&rule.field_path) {
+            wrong("must not contain line breaks");
+        }
+        let place = steps(&rule.field_path)
+            .and_then(|it| it.into_iter().try_fold(schema, |schema, name| schema.field(name)));
+        if place.is_none() {
+            wrong("must be a valid path");
         }
     }
 }
 
+/// The names in the path of a field: `.name` and `['any name']`.
+fn steps(path: &str) -> Option<Vec<&str>> {
+    let (mut rest, mut names) = (path, Vec::new());
+    while !rest.is_empty() {
+        let (name, after) = match rest.strip_prefix("['") {
+            Some(rest) => rest.split_once("']")?,
+            None => {
+                let rest = rest.strip_prefix('.')?;
+                rest.split_at(rest.find(['.', '[']).unwrap_or(rest.len()))
+            }
+        };
+        if name.is_empty() {
+            return None;
+        }
+        names.push(name);
+        rest = after;
+    }
+    Some(names)
+}
+
 fn over_budget(what: &str, cost: u64, limit: u64) -> String {
-    // A factor is for people: tenths are enough, and large ones say only that.
-    let tenths = cost.saturating_mul(10) / limit;
-    let factor = match tenths {
-        1001.. => "more than 100x".to_owned(),
-        tenths => format!("{}.{}x", tenths / 10, tenths % 10),
+    // A factor is for people: tenths are enough, unless it is about one, and large ones say only
+    // that. In millionths, so that nothing is rounded twice.
+    let millionths = u128::from(cost) * 1_000_000 / u128::from(limit);
+    let factor = match millionths {
+        100_000_001.. => "more than 100x".to_owned(),
+        1_500_000.. => {
+            let tenths = (millionths + 50_000) / 100_000;
+            format!("{}.{}x", tenths / 10, tenths % 10)
+        }
+        _ => format!("{}.{:06}x", millionths / 1_000_000, millionths % 1_000_000),
     };
     format!(
         "{what} exceeds budget by factor of {factor} (try simplifying the rule, or adding maxItems, maxProperties, and maxLength where arrays, maps, and strings are declared)"
@@ -303,13 +349,12 @@ fn transitions(
         }
     }
     let here = path.to_string();
-    let of_map = lost_at.or_else(|| schema.map_atomic.then_some(here.as_str()));
     let properties = path.field("properties");
     for (name, property) in &schema.properties {
-        transitions(property, &properties.key(name), of_map, errors);
+        transitions(property, &properties.key(name), lost_at, errors);
     }
     if let Some(Additional::Of(additional)) = &schema.additional {
-        transitions(additional, &path.field("additionalProperties"), of_map, errors);
+        transitions(additional, &path.field("additionalProperties"), lost_at, errors);
     }
     if let Some(items) = &schema.items {
         let is_keyed = matches!(schema.list, ListType::Map(_));

@@ -59,6 +59,9 @@ pub fn check(document: &Value, path: &Path<'_>) -> Errors {
                 if errors.is_empty() {
                     errors.extend(rules::check(&mut schema, path));
                 }
+                if errors.is_empty() && rules::compile(&mut schema).is_ok() {
+                    ruled_defaults(&schema, path, &mut errors);
+                }
             }
             Err(error) => {
                 let source = insula_api::error::chain(&error).to_string();
@@ -460,24 +463,53 @@ fn defaults(it: &Schema, path: &Path<'_>, is_root: bool, errors: &mut Errors) {
             // The default itself has no name.
             let named = format!("{path} in body");
             errors.extend(found.into_iter().map(|mut error| {
+                // What is in it has, below it.
+                let below = [(format!("{path}."), ""), (format!("{path}["), "[")];
                 error.message = error.message.replace(&named, " in body");
+                for (whole, part) in below {
+                    error.message = error.message.replace(&whole, part);
+                }
                 error
             }));
-            errors.extend(crate::lists::check(it, &filled, &path));
+            let head = if is_root { &with_head(it) } else { it };
+            errors.extend(crate::embedded::check(head, &filled, &path));
         }
     }
+    each_below(it, path, is_root, &mut |it, path| defaults(it, path, false, errors));
+}
+
+/// A schema of whole objects, at its root as in its fields.
+fn with_head(it: &Schema) -> Schema {
+    Schema { embedded: true, ..it.clone() }
+}
+
+/// Defaults are what the rules of the schema let through.
+fn ruled_defaults(it: &Schema, path: &Path<'_>, errors: &mut Errors) {
+    if let Some(found) = &it.default {
+        errors.extend(rules::validate_at(it, found, None, &path.field("default")));
+    }
+    each_below(it, path, false, &mut |it, path| ruled_defaults(it, path, errors));
+}
+
+/// Visits what a schema says of parts. What every object has at its `is_root` is not its own.
+fn each_below(
+    it: &Schema,
+    path: &Path<'_>,
+    is_root: bool,
+    visit: &mut impl FnMut(&Schema, &Path<'_>),
+) {
     let properties = path.field("properties");
     for (name, property) in &it.properties {
         if is_root && matches!(name.as_str(), "apiVersion" | "kind" | "metadata") {
             continue;
         }
-        defaults(property, &properties.key(name), false, errors);
+        visit(property, &properties.key(name));
     }
     if let Some(crate::schema::Additional::Of(additional)) = &it.additional {
-        defaults(additional, &path.field("additionalProperties"), false, errors);
+        visit(additional, &path.field("additionalProperties"));
     }
     if let Some(items) = &it.items {
-        defaults(items, &path.field("items"), false, errors);
+        visit(items, &path.field("items"));
     }
 }
 

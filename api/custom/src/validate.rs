@@ -43,7 +43,15 @@ fn node(schema: &Schema, it: &Value, old: Option<&Value>, path: &Path<'_>, error
     if let Some(wanted) = wrong_type(schema, it) {
         let found = type_of(it);
         let detail = format!("{path} in body must be of type {wanted}: {found:?}");
-        errors.push(FieldError::type_invalid(path.to_string(), &found.into(), &detail));
+        match (it, wanted) {
+            (Value::Number(number), "integer") => {
+                not_an_integer(schema, number, path, errors);
+            }
+            _ => errors.push(FieldError::type_invalid(path.to_string(), &found.into(), &detail)),
+        }
+        if let Some(checks) = &schema.checks {
+            check_allowed(checks, it, path, errors);
+        }
         return;
     }
     if let Some(checks) = &schema.checks {
@@ -110,7 +118,9 @@ fn wrong_type(schema: &Schema, it: &Value) -> Option<&'static str> {
 fn is_integer(it: &Value) -> bool {
     match it {
         Value::Number(number) => {
-            !number.is_f64() || number.as_f64().is_some_and(|it| it.fract() == 0.0)
+            // Others are not told apart by what reads JSON.
+            let is_exact = |it: f64| it.fract() == 0.0 && it.abs() < 9_007_199_254_740_992.0;
+            number.is_i64() || number.as_f64().is_some_and(is_exact)
         }
         _ => false,
     }
@@ -128,7 +138,30 @@ fn type_of(it: &Value) -> &'static str {
     }
 }
 
-fn check(checks: &Checks, it: &Value, path: &Path<'_>, errors: &mut Errors) {
+/// A number where an integer should be: what else is wrong with it is told as well.
+fn not_an_integer(schema: &Schema, number: &Number, path: &Path<'_>, errors: &mut Errors) {
+    let checks = schema.checks.as_deref();
+    let format = checks.and_then(|it| it.format);
+    let (wanted, found) = format.map_or(("integer", "number"), |it| (it.name(), "float64"));
+    let detail = format!("{path} in body must be of type {wanted}: {found:?}");
+    errors.push(FieldError::type_invalid(path.to_string(), &found.into(), &detail));
+    let format = format.map_or_else(
+        || "integer (default format)".to_owned(),
+        |it| format!("integer with format {}", it.name()),
+    );
+    errors.push(out_of_range(&format, path));
+    if let Some(checks) = checks {
+        check_number(checks, number, path, errors);
+    }
+}
+
+/// Upstream tells of numbers that do not fit without a place.
+fn out_of_range(format: &str, path: &Path<'_>) -> FieldError {
+    let why = format!("Checked value must be of type {format} in {path}");
+    FieldError::invalid(NOWHERE, &"".into(), &why)
+}
+
+fn check_allowed(checks: &Checks, it: &Value, path: &Path<'_>, errors: &mut Errors) {
     if let Some(allowed) = &checks.allowed
         && !allowed.contains(it)
     {
@@ -139,6 +172,10 @@ fn check(checks: &Checks, it: &Value, path: &Path<'_>, errors: &mut Errors) {
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
         errors.push(FieldError::unsupported(path.to_string(), it, &texts));
     }
+}
+
+fn check(checks: &Checks, it: &Value, path: &Path<'_>, errors: &mut Errors) {
+    check_allowed(checks, it, path, errors);
     match it {
         Value::String(text) => check_text(checks, text, path, errors),
         Value::Number(number) => check_number(checks, number, path, errors),
@@ -217,9 +254,23 @@ fn check_number(checks: &Checks, number: &Number, path: &Path<'_>, errors: &mut 
         let detail = format!("{path} in body should be {text}");
         errors.push(FieldError::invalid(path.to_string(), &shown, &detail));
     };
+    if let (Some(factor), Some(it)) = (checks.multiple_of, number.as_f64())
+        && factor != 0.0
+    {
+        let times = it / factor;
+        // Of numbers this large nobody knows.
+        if 1e-9 < (times - times.round()).abs() || 9e15 < times.abs() {
+            refuse(format!("a multiple of {}", go_float(factor)));
+        }
+    }
+    // A limit is shown in the type of what it limits.
+    let shown_limit = |limit: &Number| {
+        let limit = limit.as_f64().unwrap_or_default();
+        go_float(if number.is_i64() { limit.trunc() } else { limit })
+    };
     if let Some(limit) = &checks.maximum {
         let order = compare(number, limit);
-        let limit = go_float(limit.as_f64().unwrap_or_default());
+        let limit = shown_limit(limit);
         match checks.exclusive_maximum {
             true if order != Some(std::cmp::Ordering::Less) => refuse(format!("less than {limit}")),
             false if order == Some(std::cmp::Ordering::Greater) => {
@@ -230,7 +281,7 @@ fn check_number(checks: &Checks, number: &Number, path: &Path<'_>, errors: &mut 
     }
     if let Some(limit) = &checks.minimum {
         let order = compare(number, limit);
-        let limit = go_float(limit.as_f64().unwrap_or_default());
+        let limit = shown_limit(limit);
         match checks.exclusive_minimum {
             true if order != Some(std::cmp::Ordering::Greater) => {
                 refuse(format!("greater than {limit}"));
@@ -241,19 +292,15 @@ fn check_number(checks: &Checks, number: &Number, path: &Path<'_>, errors: &mut 
             _ => (),
         }
     }
-    if let (Some(factor), Some(it)) = (checks.multiple_of, number.as_f64())
-        && factor != 0.0
-    {
-        let times = it / factor;
-        if 1e-9 < (times - times.round()).abs() {
-            refuse(format!("a multiple of {}", go_float(factor)));
-        }
-    }
     let out_of_32_bits = checks.format == Some(crate::formats::Format::Int32)
-        && number.as_i64().is_none_or(|it| i32::try_from(it).is_err());
+        && number.as_i64().is_some_and(|it| i32::try_from(it).is_err());
     if out_of_32_bits {
-        let detail = format!("{path} in body must be of type int32: \"{number}\"");
-        errors.push(FieldError::type_invalid(path.to_string(), &shown, &detail));
+        errors.push(out_of_range("integer with format int32", path));
+    }
+    let out_of_float = checks.format == Some(crate::formats::Format::Float)
+        && number.as_f64().is_some_and(|it| f64::from(f32::MAX) < it.abs());
+    if out_of_float {
+        errors.push(out_of_range("number with format float", path));
     }
 }
 
@@ -265,7 +312,7 @@ fn compare(left: &Number, right: &Number) -> Option<std::cmp::Ordering> {
 }
 
 /// A number as Go prints it: `10`, `1.5`, `1e+06`.
-pub(crate) fn go_float(it: f64) -> String {
+pub fn go_float(it: f64) -> String {
     let scientific = format!("{it:e}");
     let Some((digits, exponent)) = scientific.split_once('e') else { return scientific };
     let exponent: i32 = exponent.parse().unwrap_or(0);

@@ -118,7 +118,10 @@ fn unescape(value: &str) -> Result<String, SelectorError> {
         match c {
             '\\' => match chars.next() {
                 Some(c @ ('\\' | ',' | '=')) => plain.push(c),
-                _ => return Err(SelectorError::Escape(value.to_owned())),
+                other => {
+                    let sequence = std::iter::once('\\').chain(other).collect();
+                    return Err(SelectorError::Escape(sequence));
+                }
             },
             // An operator within a value is a mistake more likely than a value.
             '=' => return Err(SelectorError::Unescaped('='.into())),

@@ -9,7 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{SelectorError, text};
-use crate::names::is_dns1123_subdomain;
+use crate::{formats, names::is_dns1123_subdomain};
 
 /// A label selector as specs hold it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,28 +88,40 @@ impl Requirement {
         values: impl IntoIterator<Item = impl Into<String>>,
     ) -> Result<Self, SelectorError> {
         if !is_qualified_name(key) {
-            return Err(SelectorError::Key(key.to_owned()));
+            let why = formats::qualified(key).join("; ");
+            return Err(SelectorError::Key { key: key.to_owned(), why });
         }
         let values: BTreeSet<String> = values.into_iter().map(Into::into).collect();
-        let wrong =
-            |expected| Err(SelectorError::Values { key: key.to_owned(), operator, expected });
+        let wrong = |why| {
+            let shown: Vec<String> = values.iter().map(|it| format!("{it:?}")).collect();
+            Err(SelectorError::Values { place: "", shown: format!("[{}]", shown.join(",")), why })
+        };
         match operator {
             Operator::In | Operator::NotIn if values.is_empty() => {
-                return wrong("values set can't be empty");
+                return wrong("for 'in', 'notin' operators, values set can't be empty");
             }
             Operator::Exists | Operator::DoesNotExist if !values.is_empty() => {
-                return wrong("values set must be empty");
+                return wrong("values set must be empty for exists and does not exist");
             }
             Operator::GreaterThan | Operator::LessThan => {
-                let mut numbers = values.iter().map(|value| value.parse::<i64>());
-                if !matches!((numbers.next(), numbers.next()), (Some(Ok(_)), None)) {
-                    return wrong("exactly one integer is required");
+                let mut values = values.iter();
+                let (Some(value), None) = (values.next(), values.next()) else {
+                    return wrong("for 'Gt', 'Lt' operators, exactly one value is required");
+                };
+                if value.parse::<i64>().is_err() {
+                    let why = "for 'Gt', 'Lt' operators, the value must be an integer";
+                    let shown = format!("{value:?}");
+                    return Err(SelectorError::Values { place: "[0]", shown, why });
                 }
             }
             _ => (),
         }
-        match values.iter().find(|value| !is_label_value(value)) {
-            Some(value) => Err(SelectorError::Value { key: key.to_owned(), value: value.clone() }),
+        match values.iter().enumerate().find(|(_, value)| !is_label_value(value)) {
+            Some((index, value)) => {
+                let why = formats::label_value(value).join("; ");
+                let (key, value) = (key.to_owned(), value.clone());
+                Err(SelectorError::Value { key, index, value, why })
+            }
             None => Ok(Self { key: key.to_owned(), operator, values }),
         }
     }

@@ -79,7 +79,7 @@ impl<'a> Tokens<'a> {
 }
 
 fn wrong<T>(found: Token<'_>, expected: &'static str) -> Result<T, SelectorError> {
-    Err(SelectorError::Syntax { found: found.shown().to_owned(), expected })
+    Err(SelectorError::Syntax { found: found.shown().to_owned(), comma: ",", expected })
 }
 
 pub(super) fn parse(text: &str) -> Result<Vec<Requirement>, SelectorError> {
@@ -89,7 +89,15 @@ pub(super) fn parse(text: &str) -> Result<Vec<Requirement>, SelectorError> {
         return Ok(requirements);
     }
     loop {
-        requirements.push(requirement(&mut tokens)?);
+        match tokens.peek() {
+            Token::Word(_) | Token::Not => (),
+            other if requirements.is_empty() => {
+                return wrong(other, "!, identifier, or 'end of string'");
+            }
+            other => return wrong(other, "identifier after ','"),
+        }
+        let found = requirement(&mut tokens);
+        requirements.push(found.map_err(|it| SelectorError::Requirement(Box::new(it)))?);
         if super::MOST < requirements.len() {
             return Err(SelectorError::TooMany);
         }
@@ -107,9 +115,10 @@ fn requirement(tokens: &mut Tokens<'_>) -> Result<Requirement, SelectorError> {
     if negated {
         first = tokens.next();
     }
+    // A word that could be an operator is one, but at the beginning.
     let key = match first {
-        Token::Word(key) if !matches!(key, "in" | "notin") => key,
-        other => return wrong(other, "!, identifier, or 'end of string'"),
+        Token::Word(key) => key,
+        other => return wrong(other, "identifier"),
     };
     if negated {
         return Requirement::new(key, Operator::DoesNotExist, [""; 0]);
@@ -146,7 +155,11 @@ fn requirement(tokens: &mut Tokens<'_>) -> Result<Requirement, SelectorError> {
 fn values<'a>(tokens: &mut Tokens<'a>) -> Result<Vec<&'a str>, SelectorError> {
     match tokens.next() {
         Token::Open => (),
-        other => return wrong(other, "'('"),
+        // Upstream leaves out the comma.
+        other => {
+            let found = other.shown().to_owned();
+            return Err(SelectorError::Syntax { found, comma: "", expected: "'('" });
+        }
     }
     let mut values = Vec::new();
     loop {
@@ -155,7 +168,9 @@ fn values<'a>(tokens: &mut Tokens<'a>) -> Result<Vec<&'a str>, SelectorError> {
                 tokens.next();
                 values.push(value);
             }
-            _ => values.push(""),
+            Token::Comma | Token::Close => values.push(""),
+            other if values.is_empty() => return wrong(other, "',', ')' or identifier"),
+            other => return wrong(other, "',', or identifier"),
         }
         match tokens.next() {
             Token::Comma => (),
@@ -212,8 +227,6 @@ mod tests {
             "x in (a",
             "x in (a b)",
             "x in (a))",
-            "in",
-            "notin=x",
             "x<a",
             "x>",
             "x=(a)",

@@ -209,7 +209,9 @@ fn as_go(it: &Value) -> (String, &'static str) {
         Value::Null => ("<nil>".into(), "<nil>"),
         Value::Bool(is) => (is.to_string(), "bool"),
         Value::Number(number) if number.is_i64() => (number.to_string(), "int64"),
-        Value::Number(number) => (number.to_string(), "float64"),
+        Value::Number(number) => {
+            (insula_custom::validate::go_float(number.as_f64().unwrap_or_default()), "float64")
+        }
         Value::String(text) => (text.clone(), "string"),
         Value::Array(items) => {
             let items: Vec<String> = items.iter().map(|it| as_go(it).0).collect();

@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Binds a pod to a node.
 pub(crate) async fn bind(server: &Server, call: &Call, body: &[u8]) -> Result<Value> {
-    let (binding, _) = call.decode(&kind(), body)?;
+    let binding = call.decode(&kind(), body)?;
     bind_as(server, call, binding).await?;
     Ok(super::success())
 }
@@ -57,7 +57,7 @@ pub(super) async fn bind_as(server: &Server, call: &Call, mut binding: Value) ->
     of_pod.path.subresource = "binding".into();
     // Being bound makes nobody a manager.
     let writer = Writer::new(call)?.untracked();
-    let bound = write::change(server, &of_pod, &writer, Vec::new(), |current, _| {
+    let bound = write::change(server, &of_pod, &writer, |current, _| {
         let current = &current.object;
         let name = &call.path.name;
         let conflict = |why: String| Err(ApiError::conflict("", "pods/binding", name, &why));
@@ -110,7 +110,7 @@ pub(super) async fn bind_as(server: &Server, call: &Call, mut binding: Value) ->
 
 /// Binds the pod that a binding names, by the old path that does not name it.
 pub(crate) async fn bind_named(server: &Server, call: &Call, body: &[u8]) -> Result<Value> {
-    let (binding, _) = call.decode(&kind(), body)?;
+    let binding = call.decode(&kind(), body)?;
     let of_pod = call.about(server, "", "pods", object::name(&binding), "binding")?;
     bind(server, &of_pod, body).await
 }

@@ -44,7 +44,7 @@ pub(crate) fn is_in_partition(path: &ResourcePath) -> bool {
 pub(crate) async fn bind_all(server: &Server, call: &Call, body: &[u8]) -> Result<Value> {
     let kind = Gvk::new("insula.io", "v1", "PodBindings");
     // What is admitted is each binding, where its pod is.
-    let (mut request, _) = call.decode(&kind, body)?;
+    let mut request = call.decode(&kind, body)?;
     check_may(server, call, "pods", "binding").await?;
     let spec: PodBindingsSpec =
         serde_json::from_value(request["spec"].take()).map_err(ApiError::internal)?;

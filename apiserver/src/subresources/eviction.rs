@@ -26,7 +26,9 @@ const VIOLATES: &str = "Cannot evict pod as it would violate the pod's disruptio
 /// Evicts the pod of the path.
 pub(crate) async fn evict(server: &Server, call: &Call, body: &[u8]) -> Result<Value> {
     let kind = Gvk::new("policy", "v1", "Eviction");
-    let (mut eviction, _) = call.decode(&kind, body)?;
+    // The first version of it says the same.
+    let first = Gvk::new("policy", "v1beta1", "Eviction");
+    let mut eviction = call.decode_either(&kind, Some(&first), body)?;
     super::admit(server, call, kind, &mut eviction).await?;
     let name = &call.path.name;
     if object::name(&eviction) != name {
@@ -40,12 +42,12 @@ pub(crate) async fn evict(server: &Server, call: &Call, body: &[u8]) -> Result<V
         return Err(ApiError::invalid("policy", "Eviction", name, &[error]));
     }
     let dry_run = call.query.dry_run()?;
-    let options = delete::Options::from_value(&wanted, dry_run)?;
     for _ in 0..RETRIES {
         let pod = server
             .find(call.tenant()?, "", "pods", &call.namespace(), name)
             .await?
             .ok_or_else(|| call.not_found(name))?;
+        let mut options = delete::Options::from_value(&wanted, dry_run)?;
         let guard = match is_past_budgets(&pod) {
             true => match is_over(&pod) {
                 true => Guard::None,
@@ -53,7 +55,6 @@ pub(crate) async fn evict(server: &Server, call: &Call, body: &[u8]) -> Result<V
             },
             false => take_from_budget(server, call, &pod, options.is_dry_run()).await?,
         };
-        let mut options = options.clone();
         let is_guarded = guard != Guard::None && !options.has_revision();
         if is_guarded {
             options.only_at(object::meta_str(&pod, "resourceVersion"));
@@ -123,7 +124,7 @@ async fn take_from_budget(
     }
     let of_budget = call.about(server, "policy", "poddisruptionbudgets", name, "status")?;
     let writer = Writer::new(&of_budget)?;
-    write::change(server, &of_budget, &writer, Vec::new(), |current, _| {
+    write::change(server, &of_budget, &writer, |current, _| {
         allows(&current.object)?;
         let mut budget = current.object.clone();
         let left = allowed(&budget) - 1;
@@ -247,7 +248,7 @@ async fn remove(server: &Server, call: &Call, options: &delete::Options) -> Resu
         // The whole pod is at hand, and only its status changes.
         let of_status = call.about(server, "", "pods", &call.path.name, "status")?;
         let writer = Writer::new(&of_status)?;
-        let written = write::change(server, &of_status, &writer, Vec::new(), |current, _| {
+        let written = write::change(server, &of_status, &writer, |current, _| {
             options.check(call, &current.object)?;
             let mut pod = current.object.clone();
             conditions::set_of_pod(

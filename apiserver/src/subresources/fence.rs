@@ -36,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Fences what the holder that the body names has claimed in the table of the path.
 pub(crate) async fn fence(server: &Server, call: &Call, body: &[u8]) -> Result<Value> {
     let kind = Gvk::new("insula.io", "v1", "SlotFence");
-    let (mut request, _) = call.decode(&kind, body)?;
+    let mut request = call.decode(&kind, body)?;
     super::admit(server, call, kind, &mut request).await?;
     let holder = object::text(&request, &["spec", "holder"]);
     if holder.is_empty() {

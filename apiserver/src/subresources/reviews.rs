@@ -15,7 +15,7 @@ use crate::{
 /// Answers a review: objects that are asked, not kept.
 pub(crate) async fn review(server: &Server, call: &Call, body: &[u8]) -> Result<Value> {
     let kind = call.served.resource.gvk();
-    let (mut it, _) = call.decode(&kind, body)?;
+    let mut it = call.decode(&kind, body)?;
     check(call, &it)?;
     super::admit(server, call, kind, &mut it).await?;
     let status = match &*call.served.resource.name {

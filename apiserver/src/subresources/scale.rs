@@ -35,8 +35,11 @@ fn scale_of(served: &Served, it: &Value) -> Value {
     }
     let mut scale = json!({
         "apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": kept, "spec": {},
-        "status": {"replicas": scaled.observed, "selector": scaled.selector},
+        "status": {"replicas": scaled.observed},
     });
+    if !scaled.selector.is_empty() {
+        scale["status"]["selector"] = scaled.selector.into();
+    }
     if let Some(replicas) = scaled.replicas {
         scale["spec"]["replicas"] = replicas.into();
     }
@@ -115,7 +118,7 @@ pub(crate) async fn write_scale(
     let kind = Gvk::new("autoscaling", "v1", "Scale");
     let writer = Writer::new(call)?;
     let asked = if put {
-        Rescale::Whole(call.decode(&kind, body)?.0)
+        Rescale::Whole(call.decode(&kind, body)?)
     } else if patch::is_apply(call) {
         Rescale::Applied(Configuration::parse(call, &kind, body)?)
     } else {
@@ -124,13 +127,13 @@ pub(crate) async fn write_scale(
     // The object is changed as a whole: replicas are part of its specification.
     let mut of_object = call.clone();
     of_object.path.subresource = String::new();
-    let written = write::change(server, &of_object, &writer, Vec::new(), |current, versions| {
+    let written = write::change(server, &of_object, &writer, |current, versions| {
         let it = &current.object;
         let mut scale = match &asked {
             Rescale::Whole(whole) => whole.clone(),
             Rescale::Patched(patch) => {
                 let scale = Stored { object: scale_of(&call.served, it), managed: String::new() };
-                let patched = patch.apply(call, &scale)?.0;
+                let patched = patch.apply(call, &scale)?;
                 if patched["spec"].get("replicas").is_none() {
                     let at = place(&call.served);
                     let why = format!("the spec replicas field {at:?} cannot be empty");

@@ -19,7 +19,7 @@ const LONGEST: i64 = 1 << 32;
 /// Issues a token for a service account.
 pub(crate) async fn token(server: &Server, call: &Call, body: &[u8]) -> Result<Value> {
     let kind = Gvk::new("authentication.k8s.io", "v1", "TokenRequest");
-    let (mut request, _) = call.decode(&kind, body)?;
+    let mut request = call.decode(&kind, body)?;
     super::admit(server, call, kind, &mut request).await?;
     let tenant = call.tenant()?.clone();
     let (namespace, name) = (call.namespace(), call.path.name.clone());

@@ -91,6 +91,23 @@ const FUNCTIONS: &[(&str, Function)] = &[
 
 /// The columns of `resource`.
 pub(super) fn of(resource: &Resource) -> &'static [Column] {
+    // Both groups of events show the same.
+    let group = match (&*resource.group, &*resource.name) {
+        ("events.k8s.io", "events") => "",
+        (group, _) => group,
+    };
+    named(group, &resource.name)
+}
+
+/// The columns of what says how many replicas there are of an object.
+pub(super) fn of_scales() -> &'static [Column] {
+    named("autoscaling", SCALES)
+}
+
+/// Rows by this name are of no resource, but of a part of several.
+const SCALES: &str = "scales";
+
+fn named(group: &str, name: &str) -> &'static [Column] {
     static COLUMNS: LazyLock<HashMap<&str, HashMap<&str, Vec<Column>>>> = LazyLock::new(|| {
         let mut all: HashMap<_, HashMap<_, Vec<Column>>> = HashMap::new();
         for row in TABLE.lines().filter(|row| !row.starts_with('#')) {
@@ -107,13 +124,8 @@ pub(super) fn of(resource: &Resource) -> &'static [Column] {
         }
         all
     });
-    // Both groups of events show the same.
-    let group = match (&*resource.group, &*resource.name) {
-        ("events.k8s.io", "events") => "",
-        (group, _) => group,
-    };
     let get = |group: &str, name: &str| COLUMNS.get(group)?.get(name);
-    get(group, &resource.name).or_else(|| get("*", "*")).map_or(&[], Vec::as_slice)
+    get(group, name).or_else(|| get("*", "*")).map_or(&[], Vec::as_slice)
 }
 
 fn parse(text: &'static str) -> Option<Cell> {
@@ -148,7 +160,7 @@ mod tests {
             let columns: Vec<&str> = row.split('\t').collect();
             let [group, resource, _, kind, priority, cell] = columns[..] else { panic!("{row}") };
             let known = built_in().iter().any(|it| it.group == group && it.name == resource);
-            assert!(known || group == "*", "{row}");
+            assert!(known || group == "*" || resource == SCALES, "{row}");
             assert!(["string", "integer", "boolean", "date"].contains(&kind), "{row}");
             assert!(["0", "1"].contains(&priority), "{row}");
             assert!(parse(Box::leak(cell.to_owned().into_boxed_str())).is_some(), "{row}");

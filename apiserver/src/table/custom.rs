@@ -1,9 +1,34 @@
 //! Tables of custom resources: a name, and the columns of the definition.
 
-use insula_custom::definition::Column;
+use std::sync::LazyLock;
+
+use insula_custom::{definition::Column, jsonpath::JsonPath};
 use serde_json::{Value, json};
 
 use super::cells;
+
+/// The columns of what says how many replicas there are of an object.
+pub(super) fn of_scales() -> &'static [Column] {
+    static COLUMNS: LazyLock<Vec<Column>> = LazyLock::new(|| {
+        let columns = [
+            ("Desired", "integer", ".spec.replicas"),
+            ("Available", "integer", ".status.replicas"),
+            ("Age", "date", ".metadata.creationTimestamp"),
+        ];
+        let column = |(name, kind, path): (&str, &str, &str)| {
+            Some(Column {
+                name: name.into(),
+                kind: kind.into(),
+                format: String::new(),
+                description: String::new(),
+                priority: 0,
+                path: JsonPath::parse(path).ok()?,
+            })
+        };
+        columns.into_iter().filter_map(column).collect()
+    });
+    &COLUMNS
+}
 
 /// `columnDefinitions`.
 pub(super) fn definitions(columns: &[Column]) -> Vec<Value> {
@@ -52,8 +77,6 @@ fn cell(column: &Column, it: &Value) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use insula_custom::jsonpath::JsonPath;
-
     use super::*;
 
     #[track_caller]

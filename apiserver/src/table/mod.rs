@@ -71,23 +71,23 @@ pub(crate) fn table(
     include: IncludeObject,
     list_metadata: &Value,
 ) -> Value {
-    let columns = columns::of(&served.resource);
-    let own = served.custom().map(|it| it.version.columns.as_slice());
-    let built_in = || {
-        columns
-            .iter()
-            .map(|column| {
-                json!({
-                    "name": column.name,
-                    "type": column.kind,
-                    "format": if is_name(column.name) { "name" } else { "" },
-                    "description": "",
-                    "priority": column.priority,
-                })
+    let is_scale = objects.first().is_some_and(is_scale);
+    let built_in = |columns: &[Column]| {
+        let definition = |column: &Column| {
+            json!({
+                "name": column.name,
+                "type": column.kind,
+                "format": if is_name(column.name) && !is_scale { "name" } else { "" },
+                "description": "",
+                "priority": column.priority,
             })
-            .collect::<Vec<_>>()
+        };
+        columns.iter().map(definition).collect::<Vec<_>>()
     };
-    let definitions = own.map_or_else(built_in, custom::definitions);
+    let definitions = match Columns::of(served, is_scale) {
+        Columns::BuiltIn(columns) => built_in(columns),
+        Columns::Own(columns) => custom::definitions(columns),
+    };
     let rows: Vec<Value> = objects.iter().map(|it| row(served, it, include)).collect();
     json!({
         "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": list_metadata,
@@ -103,12 +103,12 @@ pub(crate) fn row(served: &Served, it: &Value, include: IncludeObject) -> Value 
         served.other?.keep(&mut kept);
         Some(kept)
     };
-    let cells: Vec<Value> = match served.custom().map(|it| it.version.columns.as_slice()) {
-        Some(own) => custom::cells(own, it),
-        None => {
+    let cells: Vec<Value> = match Columns::of(served, is_scale(it)) {
+        Columns::Own(columns) => custom::cells(columns, it),
+        Columns::BuiltIn(columns) => {
             let kept = kept(it);
             let it = kept.as_ref().unwrap_or(it);
-            columns::of(&served.resource).iter().map(|column| cell(column, it)).collect()
+            columns.iter().map(|column| cell(column, it)).collect()
         }
     };
     let mut row = json!({ "cells": cells });
@@ -118,6 +118,23 @@ pub(crate) fn row(served: &Served, it: &Value, include: IncludeObject) -> Value 
         IncludeObject::Object => row["object"] = it.clone(),
     }
     row
+}
+
+/// The columns of a kind, or of a tenant's own definition.
+enum Columns<'a> {
+    BuiltIn(&'static [Column]),
+    Own(&'a [insula_custom::definition::Column]),
+}
+
+impl<'a> Columns<'a> {
+    fn of(served: &'a Served, is_scale: bool) -> Self {
+        match served.custom() {
+            Some(_) if is_scale => Self::Own(custom::of_scales()),
+            Some(it) => Self::Own(&it.version.columns),
+            None if is_scale => Self::BuiltIn(columns::of_scales()),
+            None => Self::BuiltIn(columns::of(&served.resource)),
+        }
+    }
 }
 
 fn cell(column: &Column, object: &Value) -> Value {
@@ -148,6 +165,11 @@ fn absent_cell(kind: &str, text: &str) -> Value {
         _ if text == "false" => false.into(),
         _ => text.parse::<i64>().map_or_else(|_| text.into(), Value::from),
     }
+}
+
+/// Whether a value is no object of the resource asked for, but the scale of one.
+fn is_scale(it: &Value) -> bool {
+    it["kind"] == "Scale" && it["apiVersion"] == "autoscaling/v1"
 }
 
 /// The column that clients know rows by.

@@ -2,14 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use insula_api::names::is_dns1123_subdomain;
+pub(super) use insula_api::formats::qualified;
+use insula_api::formats::{
+    self, characters, is_dns1123_label_of_any_length, is_subdomain_of_any_length,
+};
 use ipnet::IpNet;
 
-pub(super) const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
-pub(super) const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
-const LABEL_1035: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
-const LABEL_VALUE: &str = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')";
-const QUALIFIED: &str = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
 const CONFIG_KEY: &str = "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')";
 const ENV_NAME: &str = "a valid environment variable name must consist only of printable ASCII characters other than '='";
 const WILDCARD: &str = "a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which must consist of lower case alphanumeric characters, '-' or '.' and end with an alphanumeric character (e.g. '*.example.com', regex used for validation is '\\*\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
@@ -78,12 +76,9 @@ impl Format {
     /// What is wrong with a text; nothing, mostly.
     pub(super) fn check(self, text: &str) -> Vec<String> {
         match self {
-            Self::Label => label(text),
-            Self::Label1035 => {
-                let starts = text.starts_with(|it: char| it.is_ascii_lowercase());
-                characters(text, 63, starts && is_dns1123_label_of_any_length(text), LABEL_1035)
-            }
-            Self::Subdomain => characters(text, 253, is_subdomain_of_any_length(text), SUBDOMAIN),
+            Self::Label => formats::label(text),
+            Self::Label1035 => formats::label_1035(text),
+            Self::Subdomain => formats::subdomain(text),
             Self::Underscored => {
                 let plain = text.split('.').map(|it| it.strip_prefix('_').unwrap_or(it));
                 let is = plain
@@ -97,7 +92,7 @@ impl Format {
                 characters(text, 253, is, WILDCARD)
             }
             Self::Qualified => qualified(text),
-            Self::LabelValue => bounded(text, 63, is_label_value_of_any_length(text), LABEL_VALUE),
+            Self::LabelValue => formats::label_value(text),
             Self::PathSegment => path_segment(text),
             Self::ConfigKey => config_key(text),
             Self::EnvName => {
@@ -127,23 +122,6 @@ impl Format {
     }
 }
 
-fn bounded(text: &str, limit: usize, is: bool, message: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    if limit < text.len() {
-        found.push(format!("must be no more than {limit} bytes"));
-    }
-    if !is {
-        found.push(message.to_owned());
-    }
-    found
-}
-
-fn label(text: &str) -> Vec<String> {
-    let is = is_dns1123_label_of_any_length(text);
-    let message = if is_subdomain_of_any_length(text) { "must not contain dots" } else { LABEL };
-    characters(text, 63, is, message)
-}
-
 fn domain_path(text: &str) -> Vec<String> {
     match text.split_once('/').filter(|(host, path)| !host.is_empty() && !path.is_empty()) {
         None => vec!["must be a domain-prefixed path (such as \"acme.io/foo\")".into()],
@@ -156,66 +134,6 @@ fn domain_path(text: &str) -> Vec<String> {
             found
         }
     }
-}
-
-fn characters(text: &str, limit: usize, is: bool, message: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    if limit < text.len() {
-        found.push(format!("must be no more than {limit} characters"));
-    }
-    if !is {
-        found.push(message.to_owned());
-    }
-    found
-}
-
-fn is_dns1123_label_of_any_length(text: &str) -> bool {
-    let inner = |it: u8| it.is_ascii_lowercase() || it.is_ascii_digit() || it == b'-';
-    !text.is_empty() && text.bytes().all(inner) && !text.starts_with('-') && !text.ends_with('-')
-}
-
-fn is_subdomain_of_any_length(text: &str) -> bool {
-    is_dns1123_subdomain(text) || text.split('.').all(is_dns1123_label_of_any_length)
-}
-
-fn is_label_value_of_any_length(text: &str) -> bool {
-    let edge = |it: Option<char>| it.is_none_or(|it| it.is_ascii_alphanumeric());
-    let inner = |it: u8| it.is_ascii_alphanumeric() || matches!(it, b'-' | b'_' | b'.');
-    edge(text.chars().next()) && edge(text.chars().next_back()) && text.bytes().all(inner)
-}
-
-/// `name` or `prefix/name`.
-pub(super) fn qualified(text: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    let name = match text.split_once('/') {
-        Some((prefix, name)) if !name.contains('/') => {
-            if prefix.is_empty() {
-                found.push("prefix part must be non-empty".to_owned());
-            } else {
-                let wrong = bounded(prefix, 253, is_subdomain_of_any_length(prefix), SUBDOMAIN);
-                found.extend(wrong.into_iter().map(|it| format!("prefix part {it}")));
-            }
-            name
-        }
-        Some(_) => {
-            let why = QUALIFIED.strip_prefix("name part must").unwrap_or(QUALIFIED);
-            found.push(format!(
-                "a valid label key must{} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')",
-                why
-            ));
-            return found;
-        }
-        None => text,
-    };
-    if name.is_empty() {
-        found.push("name part must be non-empty".to_owned());
-    } else if 63 < name.len() {
-        found.push("name part must be no more than 63 bytes".to_owned());
-    }
-    if name.is_empty() || !is_label_value_of_any_length(name) {
-        found.push(QUALIFIED.to_owned());
-    }
-    found
 }
 
 fn path_segment(text: &str) -> Vec<String> {

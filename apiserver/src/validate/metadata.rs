@@ -52,9 +52,29 @@ pub(super) fn check(served: &Served, it: &Value, errors: &mut Errors) {
     }
 }
 
+/// A finalizer is one of upstream's, or somebody's.
+fn known_finalizer(name: &str, at: &str, errors: &mut Errors) {
+    const KNOWN: [&str; 3] = ["foregroundDeletion", "kubernetes", "orphan"];
+    if !name.contains('/') && !KNOWN.contains(&name) {
+        let why = "name is neither a standard finalizer name nor is it fully qualified";
+        errors.push(FieldError::invalid(at, &name.into(), why));
+    }
+}
+
+/// What waits for a namespace's end, and has names as finalizers of objects do.
+pub(super) fn finalizers_of_namespace(it: &Value, errors: &mut Errors) {
+    let list = it["spec"]["finalizers"].as_array();
+    for (index, name) in list.into_iter().flatten().filter_map(Value::as_str).enumerate() {
+        let at = format!("spec.finalizers[{index}]");
+        for why in Format::Qualified.check(name) {
+            errors.push(FieldError::invalid(at.as_str(), &name.into(), &why));
+        }
+        known_finalizer(name, &at, errors);
+    }
+}
+
 /// Finalizers of built-in kinds are known, or somebody's.
 fn kept_finalizers(served: &Served, it: &Value, errors: &mut Errors) {
-    const KNOWN: [&str; 3] = ["foregroundDeletion", "kubernetes", "orphan"];
     // These groups are checked as custom resources are.
     const OTHERS: [&str; 3] =
         ["admissionregistration.k8s.io", "apiextensions.k8s.io", "apiregistration.k8s.io"];
@@ -62,11 +82,7 @@ fn kept_finalizers(served: &Served, it: &Value, errors: &mut Errors) {
         return;
     }
     for (index, name) in object::finalizers(it).into_iter().enumerate() {
-        if !name.contains('/') && !KNOWN.contains(&name) {
-            let at = format!("metadata.finalizers[{index}]");
-            let why = "name is neither a standard finalizer name nor is it fully qualified";
-            errors.push(FieldError::invalid(at, &name.into(), why));
-        }
+        known_finalizer(name, &format!("metadata.finalizers[{index}]"), errors);
     }
 }
 

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Errors,
+    formats::{self, Format},
     updates::{IMMUTABLE, difference, list, put},
 };
 use crate::error::FieldError;
@@ -287,6 +288,24 @@ pub(super) fn status(old: &Value, new: &Value, errors: &mut Errors) {
         let why = "may not be set on pods that are already bound to a node";
         errors.push(FieldError::forbidden("status.nominatedNodeName", why));
     }
+    let node = nominated(new);
+    for why in Format::Subdomain.check(&node).into_iter().filter(|_| !node.is_empty()) {
+        errors.push(FieldError::invalid("status.nominatedNodeName", &node.as_str().into(), &why));
+    }
+    addresses(old, new, "pod", errors);
+    addresses(old, new, "host", errors);
+    claims(new, errors);
+    for (index, it) in list(&new["status"], "conditions").iter().enumerate() {
+        let kind = object::text(it, &["type"]);
+        for why in Format::Qualified.check(kind) {
+            let at = format!("status.conditions[{index}].Type");
+            errors.push(FieldError::invalid(at, &kind.into(), &why));
+        }
+    }
+    if let Some(seen) = new["status"]["observedGeneration"].as_i64().filter(|it| *it < 0) {
+        let why = "must be a non-negative integer";
+        errors.push(FieldError::invalid("status.observedGeneration", &seen.into(), why));
+    }
     // What has ended for good does not run again.
     let policy = object::text(old, &["spec", "restartPolicy"]);
     if policy == "Always" {
@@ -306,6 +325,70 @@ pub(super) fn status(old: &Value, new: &Value, errors: &mut Errors) {
         let at = format!("status.containerStatuses[{index}].state");
         let why = "may not be transitioned to non-terminated state";
         errors.push(FieldError::forbidden(at, why));
+    }
+}
+
+/// The addresses that a pod, or its host, is said to have: at most one of each family.
+fn addresses(old: &Value, new: &Value, whose: &str, errors: &mut Errors) {
+    let field = format!("{whose}IPs");
+    let at = format!("status.{field}");
+    let texts = |it: &Value| -> Vec<String> {
+        let all = list(&it["status"], &field).iter();
+        all.map(|it| object::text(it, &["ip"]).to_owned()).collect()
+    };
+    let (known, found) = (texts(old), texts(new));
+    let Some(first) = found.first() else { return };
+    if whose == "host" && *first != object::text(new, &["status", "hostIP"]) {
+        let why = "must be equal to `hostIP`";
+        errors.push(FieldError::invalid(format!("{at}[0].ip"), &first.as_str().into(), why));
+    }
+    for (index, text) in found.iter().enumerate().filter(|(_, it)| !known.contains(*it)) {
+        for why in formats::ip(text) {
+            errors.push(FieldError::invalid(format!("{at}[{index}]"), &text.as_str().into(), &why));
+        }
+    }
+    let families: Vec<bool> =
+        found.iter().filter_map(|it| formats::sloppy_address(it)).map(|it| it.is_ipv4()).collect();
+    let is_one_of_each = matches!(families[..], [one, other] if one != other);
+    if 1 < found.len() && families.len() == found.len() && !is_one_of_each {
+        let shown: Vec<Value> = found.iter().map(|it| json!({"IP": it})).collect();
+        let why = "may specify no more than one IP for each IP family";
+        errors.push(FieldError::invalid_form(at, &Value::from(shown).to_string(), why));
+    }
+}
+
+/// The claims that were made for a pod are those that it asks for.
+fn claims(new: &Value, errors: &mut Errors) {
+    let mut name_of_claim = |at: &str, it: &Value| {
+        let name = object::text(it, &["resourceClaimName"]);
+        for why in Format::Subdomain.check(name) {
+            let at = format!("{at}.resourceClaimName");
+            errors.push(FieldError::invalid(at, &name.into(), &why));
+        }
+    };
+    let extended = &new["status"]["extendedResourceClaimStatus"];
+    if extended.is_object() {
+        name_of_claim("status.extendedResourceClaimStatus", extended);
+    }
+    let all = list(&new["status"], "resourceClaimStatuses");
+    for (index, it) in all.iter().enumerate().filter(|(_, it)| it["resourceClaimName"].is_string())
+    {
+        name_of_claim(&format!("status.resourceClaimStatuses[{index}]"), it);
+    }
+    if extended.is_object() && list(extended, "requestMappings").is_empty() {
+        let at = "status.extendedResourceClaimStatus.requestMappings";
+        errors.push(FieldError::required(at, "at least one request mapping is required"));
+    }
+    let wanted = list(&new["spec"], "resourceClaims");
+    for (index, it) in all.iter().enumerate() {
+        let at = format!("status.resourceClaimStatuses[{index}].name");
+        if !wanted.iter().any(|wanted| wanted["name"] == it["name"]) {
+            let why = "must match the name of an entry in `spec.resourceClaims`";
+            errors.push(FieldError::invalid(at.as_str(), &it["name"], why));
+        }
+        if all.iter().take(index).any(|other| other["name"] == it["name"]) {
+            errors.push(FieldError::duplicate(at, &it["name"]));
+        }
     }
 }
 

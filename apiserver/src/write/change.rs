@@ -30,7 +30,6 @@ pub(crate) struct Changed {
     /// Whether the change may be made again from a newer object.
     retry: bool,
     managers: Managers,
-    warnings: Vec<String>,
     admitted: Admitted,
 }
 
@@ -50,13 +49,7 @@ enum Admitted {
 
 impl Changed {
     pub(crate) fn new(value: Value, retry: bool) -> Self {
-        Self {
-            value,
-            retry,
-            managers: Managers::Compared,
-            warnings: Vec::new(),
-            admitted: Admitted::Object,
-        }
+        Self { value, retry, managers: Managers::Compared, admitted: Admitted::Object }
     }
 
     /// The change is one of the object's scale.
@@ -75,11 +68,6 @@ impl Changed {
         self.managers = Managers::Given(managed);
         self
     }
-
-    pub(super) fn warn(mut self, warnings: Vec<String>) -> Self {
-        self.warnings = warnings;
-        self
-    }
 }
 
 /// Applies `make` to the current object until nobody else was faster.
@@ -87,7 +75,6 @@ pub(crate) async fn change(
     server: &Server,
     call: &Call,
     writer: &Writer,
-    mut warnings: Vec<String>,
     make: impl Fn(&Stored, &Versions) -> Result<Made>,
 ) -> Result<Written> {
     let resource = &call.served.resource;
@@ -106,7 +93,7 @@ pub(crate) async fn change(
                 Err(wanted) => versions.to_mut().learn(server, *wanted).await?,
             }
         };
-        let Changed { value: mut new, retry, managers, warnings: found, admitted } = changed;
+        let Changed { value: mut new, retry, managers, admitted } = changed;
         let Stored { object: old, managed: stored } = &current;
         let uid = object::uid(&new);
         if !uid.is_empty() && uid != object::uid(old) {
@@ -183,20 +170,16 @@ pub(crate) async fn change(
         if let (Some(false), Some(admission)) = (is_written, &admission) {
             admission.undo().await;
         }
-        let told = || match call.path.subresource.as_str() {
-            "status" => Vec::new(),
-            _ => strategy::warnings::of_object(resource, &new, false),
-        };
-        match outcome? {
+        let outcome = outcome?;
+        if !matches!(outcome, Put::Newer(_)) && call.path.subresource != "status" {
+            call.remarks.warn_all(strategy::warnings::of_object(resource, &new, false));
+        }
+        match outcome {
             Put::Unchanged => {
-                warnings.extend(found.into_iter().chain(told()));
                 let entry = server.show_entry(&call.served, entry).await?;
-                return Ok(Written { entry, created: false, warnings });
+                return Ok(Written { entry, created: false });
             }
-            Put::Written(entry) => {
-                warnings.extend(found.into_iter().chain(told()));
-                return Ok(Written { entry, created: false, warnings });
-            }
+            Put::Written(entry) => return Ok(Written { entry, created: false }),
             Put::Newer(newer) if retry => entry = read::opened(newer)?,
             Put::Newer(_) => return Err(call.modified(&name)),
         }

@@ -28,7 +28,6 @@ pub(super) async fn create_value(
     writer: &Writer,
     mut it: Value,
     managers: Managers,
-    warnings: Vec<String>,
 ) -> Result<Written> {
     let resource = &call.served.resource;
     let namespace = call.namespace();
@@ -83,9 +82,8 @@ pub(super) async fn create_value(
         }
         match outcome? {
             Some(entry) => {
-                let told = strategy::warnings::of_object(resource, &it, true);
-                let warnings = warnings.into_iter().chain(told).collect();
-                return Ok(Written { entry, created: true, warnings });
+                call.remarks.warn_all(strategy::warnings::of_object(resource, &it, true));
+                return Ok(Written { entry, created: true });
             }
             None if generated && attempt + 1 < RETRIES => (),
             None => {

@@ -200,7 +200,7 @@ fn what_makes_no_sense_is_refused_before() {
     refused("self.name.nope()", "undeclared reference to 'nope' (in container '')");
     refused(
         "self.count.startsWith('a')",
-        "found no matching overload for 'startsWith' applied to '(int, string)'",
+        "found no matching overload for 'startsWith' applied to 'int.(string)'",
     );
     refused(
         "self.count.all(x, true)",

@@ -14,9 +14,14 @@ pub(super) fn conversion(spec: &Fields, path: &Path<'_>, errors: &mut Errors) {
     match text(conversion, "strategy") {
         "" => errors.push(FieldError::required(path.field("strategy").to_string(), "")),
         "None" => {
-            if webhook.is_some() {
-                let why = "should not be set when strategy is not set to Webhook";
+            let why = "should not be set when strategy is not set to Webhook";
+            let is_set = |name: &str| webhook.is_some_and(|it| it.contains_key(name));
+            if is_set("clientConfig") {
                 errors.push(FieldError::forbidden(of_config.to_string(), why));
+            }
+            if is_set("conversionReviewVersions") {
+                let field = path.field("conversionReviewVersions").to_string();
+                errors.push(FieldError::forbidden(field, why));
             }
         }
         "Webhook" => {
@@ -45,25 +50,29 @@ fn client_config(config: &Fields, path: &Path<'_>, errors: &mut Errors) {
     match (url, service) {
         (Some(url), None) => {
             let field = path.field("url").to_string();
-            let shown = url.into();
-            if !url.starts_with("https://") {
-                let why =
-                    "'https' is the only allowed URL scheme; desired format: https://host[/path]";
-                errors.push(FieldError::invalid(field.as_str(), &shown, why));
-            }
-            let rest = url.trim_start_matches("https://");
-            let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
-            if host.is_empty() {
-                let why = "host must be specified; desired format: https://host[/path]";
-                errors.push(FieldError::invalid(field.as_str(), &shown, why));
-            }
-            for (sign, why) in [
-                ('@', "user information is not permitted in the URL"),
-                ('#', "fragments are not permitted in the URL"),
-                ('?', "query parameters are not permitted in the URL"),
+            // Each part is shown for itself.
+            let (rest, fragment) = url.split_once('#').unwrap_or((url, ""));
+            let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+            let (scheme, rest) = rest.split_once("://").unwrap_or(("", ""));
+            let authority = rest.split('/').next().unwrap_or_default();
+            let (user, host) = authority.rsplit_once('@').unwrap_or(("", authority));
+            for (is_wrong, part, why) in [
+                (
+                    scheme != "https",
+                    scheme,
+                    "'https' is the only allowed URL scheme; desired format: https://host[/path]",
+                ),
+                (
+                    host.is_empty(),
+                    host,
+                    "host must be specified; desired format: https://host[/path]",
+                ),
+                (!user.is_empty(), user, "user information is not permitted in the URL"),
+                (!fragment.is_empty(), fragment, "fragments are not permitted in the URL"),
+                (!query.is_empty(), query, "query parameters are not permitted in the URL"),
             ] {
-                if rest.contains(sign) {
-                    errors.push(FieldError::invalid(field.as_str(), &shown, why));
+                if is_wrong {
+                    errors.push(FieldError::invalid(field.as_str(), &part.into(), why));
                 }
             }
         }

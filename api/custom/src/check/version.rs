@@ -164,6 +164,21 @@ pub(super) fn columns(version: &Fields, path: &Path<'_>, errors: &mut Errors) {
     }
 }
 
+/// What a schema says of a field that selectors may ask for.
+fn selected<'a>(path: &str, schema: Option<&'a Schema>) -> Result<&'a Schema, String> {
+    match path.chars().next() {
+        Some('.' | '[') | None => (),
+        Some(other) => return Err(format!("expected [ or . but got: {other}")),
+    }
+    if path.contains('[') {
+        return Err("array notation is not allowed".into());
+    }
+    let names = path.strip_prefix('.').filter(|it| !it.is_empty());
+    let names = names.ok_or("unexpected end of JSON path")?;
+    let target = names.split('.').try_fold(schema, |schema, name| Some(schema?.field(name)));
+    target.flatten().ok_or_else(|| "does not refer to a valid field".into())
+}
+
 pub(super) fn selectable_fields(
     version: &Fields,
     schema: Option<&Value>,
@@ -182,25 +197,18 @@ pub(super) fn selectable_fields(
             errors.push(FieldError::required(field, ""));
             continue;
         }
-        let parsed = JsonPath::parse(found).ok().filter(|_| found.starts_with('.'));
-        let Some(names) = parsed.as_ref().and_then(JsonPath::fields) else {
-            let why = "is an invalid path: expected dots and names of fields";
-            errors.push(FieldError::invalid(field, &shown, why));
-            continue;
+        let target = match selected(found, compiled.as_ref()) {
+            Ok(target) => target,
+            Err(why) => {
+                let why = format!("is an invalid path: {why}");
+                errors.push(FieldError::invalid(field, &shown, &why));
+                continue;
+            }
         };
-        if names.first() == Some(&"metadata") {
+        if found.starts_with(".metadata.") {
             errors.push(FieldError::invalid(field, &shown, "must not point to fields in metadata"));
             continue;
         }
-        let target = names
-            .iter()
-            .try_fold(compiled.as_ref(), |schema, name| Some(schema?.properties.get(*name)))
-            .flatten();
-        let Some(target) = target else {
-            let why = "is an invalid path: does not refer to a valid field";
-            errors.push(FieldError::invalid(field, &shown, why));
-            continue;
-        };
         use crate::schema::Type::{Boolean, Integer, String as Text};
         if !matches!(target.kind, Some(Boolean | Integer | Text)) {
             let why = "must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.";

@@ -20,8 +20,18 @@ const MAX_COST_OF_ALL: u64 = 10_000_000;
 
 /// What rules say of an object; `old` is what it was, if it was.
 pub fn validate(schema: &Schema, it: &Value, old: Option<&Value>) -> Vec<FieldError> {
+    validate_at(schema, it, old, &Path::Root)
+}
+
+/// As [`validate`], of a value at `path`.
+pub(crate) fn validate_at(
+    schema: &Schema,
+    it: &Value,
+    old: Option<&Value>,
+    path: &Path<'_>,
+) -> Vec<FieldError> {
     let mut run = Run { errors: Vec::new(), left: MAX_COST_OF_ALL, is_over: false };
-    run.node(schema, it, old, &Path::Root);
+    run.node(schema, it, old, path);
     run.errors
 }
 
@@ -55,7 +65,10 @@ impl Run {
                 for (name, value) in fields {
                     if let Some(below) = schema.field(name) {
                         let old = old.and_then(|old| old.get(name));
-                        let path = path.field(name);
+                        let path = match schema.properties.contains_key(name) {
+                            true => path.field(name),
+                            false => path.key(name),
+                        };
                         self.node(below, value, old, &path);
                     }
                 }
@@ -157,14 +170,18 @@ fn place(path: &Path<'_>, below: &str) -> String {
 }
 
 fn error(rule: &Rule, schema: &Schema, field: String, it: &Value, why: &str) -> FieldError {
+    let is_large = matches!(schema.kind, Some(Type::Object | Type::Array));
     match rule.reason.as_str() {
         "FieldValueForbidden" => FieldError::forbidden(field, why),
         "FieldValueRequired" => FieldError::required(field, why),
-        "FieldValueDuplicate" => FieldError::duplicate(field, it),
         // What is large is not repeated.
-        _ if matches!(schema.kind, Some(Type::Object | Type::Array)) => {
-            FieldError::invalid_whole(field, why)
+        "FieldValueDuplicate" if is_large => {
+            let mut error = FieldError::duplicate(field, it);
+            error.message = "Duplicate value".into();
+            error
         }
+        "FieldValueDuplicate" => FieldError::duplicate(field, it),
+        _ if is_large => FieldError::invalid_whole(field, why),
         _ => FieldError::invalid(field, it, why),
     }
 }
