@@ -138,7 +138,9 @@ fn head(it: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
             errors.push(FieldError::invalid(field.as_str(), &found.into(), &why));
         }
     };
-    if let Some(namespace) = metadata("namespace").and_then(Value::as_str).filter(|it| *it != "") {
+    if let Some(namespace) =
+        metadata("namespace").and_then(Value::as_str).filter(|it| !it.is_empty())
+    {
         wrong("namespace", namespace, formats::label(namespace));
     }
     for (key, value) in metadata("labels").and_then(Value::as_object).into_iter().flatten() {
