@@ -7,9 +7,9 @@
 //! was recorded: who was replaced says nothing any more.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fmt,
-    hash::{BuildHasher as _, Hash, RandomState},
+    hash::{BuildHasher as _, RandomState},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -241,12 +241,13 @@ impl Writer {
     async fn write(&mut self, occurrence: Occurrence) {
         let Occurrence { tenant, mut event, .. } = occurrence;
         let now = Instant::now();
-        let mut identity = Identity::of(&tenant, &event);
-        if let Some(combined) = self.memory.combined(&identity, now) {
-            event.message = Some(cut(format!("{COMBINED}{}", identity.message)));
-            identity = combined;
+        let mut identity = Identity::of(&self.memory.hasher, &tenant, &event);
+        if self.memory.combines(identity, now) {
+            let message = event.message.unwrap_or_default();
+            event.message = Some(cut(format!("{COMBINED}{message}")));
+            identity.whole = identity.alike;
         }
-        let verdict = self.memory.admit(identity.clone(), now);
+        let verdict = self.memory.admit(identity, now);
         let namespace = event.metadata.namespace.clone().unwrap_or_default();
         let events = self.client.tenant(&tenant).namespaced::<Event>(&namespace);
         let written = match verdict {
@@ -278,52 +279,40 @@ impl Writer {
     }
 }
 
-/// The object an event is about and who saw it: the unit of flood protection.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Origin {
-    tenant: TenantName,
-    namespace: String,
-    component: String,
-    kind: String,
-    name: String,
-    uid: String,
-}
-
-/// Events with equal identity are repeats of one another.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// What an event is known by: hashes of 64 bits by a key of this process, so that the memory of
+/// thousands of them is small, and two are not taken for one another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Identity {
-    origin: Origin,
-    field_path: String,
-    event_type: String,
-    reason: String,
-    message: String,
+    /// The object that it is about and who saw it: the unit of flood protection.
+    origin: u64,
+    /// All but the message, and but the part of the object.
+    alike: u64,
+    message: u64,
+    /// Events with the same are repeats of one another.
+    whole: u64,
 }
 
 impl Identity {
-    fn of(tenant: &TenantName, event: &Event) -> Self {
-        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    fn of(hasher: &RandomState, tenant: &TenantName, event: &Event) -> Self {
         let about = &event.involved_object;
-        Self {
-            origin: Origin {
-                tenant: tenant.clone(),
-                namespace: text(&event.metadata.namespace),
-                component: text(&event.reporting_component),
-                kind: text(&about.kind),
-                name: text(&about.name),
-                uid: text(&about.uid),
-            },
-            field_path: text(&about.field_path),
-            event_type: text(&event.type_),
-            reason: text(&event.reason),
-            message: text(&event.message),
-        }
+        let origin = hasher.hash_one((
+            tenant,
+            &event.metadata.namespace,
+            &event.reporting_component,
+            &about.kind,
+            &about.name,
+            &about.uid,
+        ));
+        let alike = hasher.hash_one((origin, &event.type_, &event.reason));
+        let message = hasher.hash_one(&event.message);
+        Self { origin, alike, message, whole: hasher.hash_one((alike, &about.field_path, message)) }
     }
 }
 
-/// Messages that events have had that are alike in all else.
+/// Messages, as their hashes, that events have had that are alike in all else.
 #[derive(Debug)]
 struct Messages {
-    hashes: HashSet<u64>,
+    hashes: Vec<u64>,
     at: Instant,
 }
 
@@ -337,11 +326,11 @@ enum Verdict {
 /// What was written lately, and how much each object may still cause.
 #[derive(Debug, Default)]
 struct Memory {
-    written: HashMap<Identity, Written>,
-    /// By identities without message.
-    similar: HashMap<Identity, Messages>,
     hasher: RandomState,
-    allowances: HashMap<Origin, Allowance>,
+    /// By the whole of what they are known by, or by what many have that are alike.
+    written: HashMap<u64, Written>,
+    similar: HashMap<u64, Messages>,
+    allowances: HashMap<u64, Allowance>,
 }
 
 #[derive(Debug)]
@@ -358,31 +347,28 @@ struct Allowance {
 }
 
 impl Memory {
-    /// As what an event counts if there were enough that differ from it in their messages alone.
-    fn combined(&mut self, identity: &Identity, now: Instant) -> Option<Identity> {
+    /// Whether there were enough that differ from an event in their messages alone: then it is one
+    /// more of them.
+    fn combines(&mut self, identity: Identity, now: Instant) -> bool {
         forget_oldest(&mut self.similar, |it| it.at);
-        let alike =
-            Identity { field_path: String::new(), message: String::new(), ..identity.clone() };
-        let hash = self.hasher.hash_one(&identity.message);
-        let new = || Messages { hashes: HashSet::new(), at: now };
-        let messages = self.similar.entry(alike.clone()).or_insert_with(new);
+        let new = || Messages { hashes: Vec::new(), at: now };
+        let messages = self.similar.entry(identity.alike).or_insert_with(new);
         if SIMILAR_WITHIN < now.duration_since(messages.at) {
             messages.hashes.clear();
         }
         messages.at = now;
-        if messages.hashes.len() + 1 < SIMILAR || messages.hashes.contains(&hash) {
-            messages.hashes.insert(hash);
-            return None;
+        let is_known = messages.hashes.contains(&identity.message);
+        if !is_known && messages.hashes.len() + 1 < SIMILAR {
+            messages.hashes.push(identity.message);
+            return false;
         }
-        Some(alike)
+        !is_known
     }
 
     fn admit(&mut self, identity: Identity, now: Instant) -> Verdict {
         forget_oldest(&mut self.allowances, |it| it.at);
-        let allowance = self
-            .allowances
-            .entry(identity.origin.clone())
-            .or_insert(Allowance { tokens: BURST, at: now });
+        let allowance =
+            self.allowances.entry(identity.origin).or_insert(Allowance { tokens: BURST, at: now });
         let earned = now.duration_since(allowance.at).as_secs_f64() / REFILL.as_secs_f64();
         allowance.tokens = (allowance.tokens + earned).min(BURST);
         allowance.at = now;
@@ -390,7 +376,7 @@ impl Memory {
             return Verdict::Drop;
         }
         allowance.tokens -= 1.0;
-        match self.written.get(&identity) {
+        match self.written.get(&identity.whole) {
             Some(it) => Verdict::Count { name: it.name.clone(), count: it.count.saturating_add(1) },
             None => Verdict::Create,
         }
@@ -398,12 +384,12 @@ impl Memory {
 
     fn remember(&mut self, identity: Identity, name: String, count: i32, at: Instant) {
         forget_oldest(&mut self.written, |it| it.at);
-        self.written.insert(identity, Written { name, count, at });
+        self.written.insert(identity.whole, Written { name, count, at });
     }
 }
 
 /// Makes room by forgetting the older half of a full map.
-fn forget_oldest<K: Clone + Eq + Hash, V>(map: &mut HashMap<K, V>, at: impl Fn(&V) -> Instant) {
+fn forget_oldest<V>(map: &mut HashMap<u64, V>, at: impl Fn(&V) -> Instant) {
     if map.len() < MAX_REMEMBERED {
         return;
     }
@@ -416,23 +402,24 @@ fn forget_oldest<K: Clone + Eq + Hash, V>(map: &mut HashMap<K, V>, at: impl Fn(&
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
 
+    fn of_reason(object: &str, reason: &str, message: &str) -> Identity {
+        static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        let about = ObjectReference { name: Some(object.to_owned()), ..ObjectReference::default() };
+        let event = Event {
+            involved_object: about,
+            reason: Some(reason.to_owned()),
+            message: Some(message.to_owned()),
+            ..Event::default()
+        };
+        Identity::of(&HASHER, &TenantName::parse("acme").unwrap(), &event)
+    }
+
     fn identity(object: &str, message: &str) -> Identity {
-        Identity {
-            origin: Origin {
-                tenant: TenantName::parse("acme").unwrap(),
-                namespace: "default".into(),
-                component: "test".into(),
-                kind: "Pod".into(),
-                name: object.into(),
-                uid: object.into(),
-            },
-            field_path: String::new(),
-            event_type: "Normal".into(),
-            reason: "Tested".into(),
-            message: message.into(),
-        }
+        of_reason(object, "Tested", message)
     }
 
     #[tokio::test(start_paused = true)]
@@ -467,18 +454,16 @@ mod tests {
         let start = Instant::now();
         let saying = |n: usize| identity("a", &format!("pod {n}"));
         for n in 1..SIMILAR {
-            assert_eq!(memory.combined(&saying(n), start), None, "{n}");
+            assert!(!memory.combines(saying(n), start), "{n}");
         }
-        let combined = memory.combined(&saying(10), start).unwrap();
-        assert_eq!(memory.combined(&saying(11), start), Some(combined.clone()));
-        assert_eq!(combined.message, "");
+        assert!(memory.combines(saying(10), start) && memory.combines(saying(11), start));
+        assert_eq!(saying(10).alike, saying(11).alike);
         // One that has been said is said again, and what is of another kind counts by itself.
-        assert_eq!(memory.combined(&saying(3), start), None);
-        let other = Identity { reason: "Other".into(), ..saying(12) };
-        assert_eq!(memory.combined(&other, start), None);
-        assert_eq!(memory.combined(&identity("b", "pod 12"), start), None);
+        assert!(!memory.combines(saying(3), start));
+        assert!(!memory.combines(of_reason("a", "Other", "pod 12"), start));
+        assert!(!memory.combines(identity("b", "pod 12"), start));
         let later = start + SIMILAR_WITHIN + Duration::from_secs(1);
-        assert_eq!(memory.combined(&saying(12), later), None);
+        assert!(!memory.combines(saying(12), later));
     }
 
     #[tokio::test(start_paused = true)]
@@ -487,15 +472,15 @@ mod tests {
         for n in 0..3 * MAX_REMEMBERED {
             tokio::time::advance(Duration::from_millis(1)).await;
             let identity = identity(&n.to_string(), "m");
-            memory.combined(&identity, Instant::now());
-            memory.admit(identity.clone(), Instant::now());
+            memory.combines(identity, Instant::now());
+            memory.admit(identity, Instant::now());
             memory.remember(identity, format!("{n}"), 1, Instant::now());
         }
         assert!(memory.written.len() <= MAX_REMEMBERED);
         assert!(memory.allowances.len() <= MAX_REMEMBERED);
         assert!(memory.similar.len() <= MAX_REMEMBERED);
         let last = (3 * MAX_REMEMBERED - 1).to_string();
-        assert!(memory.written.contains_key(&identity(&last, "m")));
+        assert!(memory.written.contains_key(&identity(&last, "m").whole));
     }
 
     #[test]
