@@ -459,16 +459,13 @@ fn defaults(it: &Schema, path: &Path<'_>, is_root: bool, errors: &mut Errors) {
         } else {
             let mut filled = found.clone();
             default::fill(it, &mut filled);
-            let found = validate::value(it, &filled, None, &path);
-            // The default itself has no name.
-            let named = format!("{path} in body");
+            // As if it were an object of its own, whose places are then below that of the default.
+            let found = validate::value(it, &filled, None, &Path::Root);
             errors.extend(found.into_iter().map(|mut error| {
-                // What is in it has, below it.
-                let below = [(format!("{path}."), ""), (format!("{path}["), "[")];
-                error.message = error.message.replace(&named, " in body");
-                for (whole, part) in below {
-                    error.message = error.message.replace(&whole, part);
-                }
+                error.field = match &*error.field {
+                    "" | validate::NOWHERE => path.to_string(),
+                    below => format!("{path}.{below}"),
+                };
                 error
             }));
             let head = if is_root { &with_head(it) } else { it };

@@ -14,7 +14,7 @@ use crate::{
 const MAX_ERRORS: usize = 64;
 
 /// Where errors without a place of their own are shown, as upstream does.
-const NOWHERE: &str = "<nil>";
+pub(crate) const NOWHERE: &str = "<nil>";
 
 /// Checks `it`, and what is in it. `old` is what it was before, if it was.
 pub fn value(schema: &Schema, it: &Value, old: Option<&Value>, path: &Path<'_>) -> Vec<FieldError> {
