@@ -160,7 +160,7 @@ fn the_platform_limits_a_tenant() {
         parse(&acme.ok(&get)).unwrap()
     };
     let before = billed(&|[reads, writes, received, sent]| {
-        10.0 < reads && 10.0 < writes && 1000.0 < received && 1000.0 < sent
+        10.0 < reads && 5.0 < writes && 500.0 < received && 1000.0 < sent
     });
     cloud.kill();
     cloud.again();
