@@ -253,11 +253,11 @@ impl Server {
 
     async fn resource(&self, method: &Method, asked: Asked, headers: &HeaderMap) -> Result<Call> {
         let Asked { served, identity, whose, exists, mut path, mut query } = asked;
+        let verb = verb(method, &path, &query);
         if path.watch {
             query.set("watch", "true");
             path.watch = false;
         }
-        let verb = verb(method, &path, &query);
         let attributes =
             attributes_of(&path, &query, judged_verb(&path, verb.unwrap_or_else(|| told(method))));
         let of_platform = identity.tenant.is_system();
