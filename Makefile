@@ -23,10 +23,11 @@ deps:
 	@install/deps.sh
 
 # What the program says of itself: that of the last commit.
+SAID = INSULA_COMMIT=$$(git rev-parse HEAD 2>/dev/null || echo unknown) \
+	INSULA_BUILT=$$(TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null || date -u +%Y-%m-%dT%H:%M:%SZ)
+
 build:
-	INSULA_COMMIT=$$(git rev-parse HEAD 2>/dev/null || echo unknown) \
-	INSULA_BUILT=$$(TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null || date -u +%Y-%m-%dT%H:%M:%SZ) \
-	cargo build --profile $(PROFILE) --locked -p insula
+	$(SAID) cargo build --profile $(PROFILE) --locked -p insula
 
 install: build
 	install -m 755 $(INSULA) /usr/local/bin/insula
@@ -47,7 +48,7 @@ docs:
 # Small, in minutes; FULL=1 for all of it, PROFILE=dist as it is handed out. Peers are looked for in
 # INSULA_PEERS, then in PATH.
 bench: deps build
-	PROFILE=$(PROFILE) FULL=$(FULL) install/bench.sh
+	$(SAID) PROFILE=$(PROFILE) FULL=$(FULL) install/bench.sh
 
 # Tables of how figures grow, in bench/growth/.
 growth: build
