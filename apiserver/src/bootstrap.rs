@@ -255,7 +255,7 @@ pub(crate) async fn system(server: &Server) -> Result<()> {
     for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
         put(server, &system, namespace(name)).await?;
     }
-    for it in roles::all() {
+    for it in roles::of_platform() {
         let is_cluster_wide = it["kind"] == "ClusterRoleBinding";
         put(server, &system, it.clone()).await?;
         if is_cluster_wide {

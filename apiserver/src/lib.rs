@@ -333,7 +333,11 @@ impl Server {
             false => insula_partition::map::ShardKey::Tenant(tenant.as_str().to_owned()),
         };
         let store = Scoped::new(self.partitions.place(&key).store, key);
-        Ok(self.policies.of(tenant, &store).await?)
+        let policy = self.policies.of(tenant, &store).await?;
+        if policy.is_to_be_settled() {
+            rbac::aggregate::begin(self, tenant);
+        }
+        Ok(policy)
     }
 
     /// The rules that the caller is judged by.

@@ -90,6 +90,11 @@ impl Writer {
         }
     }
 
+    /// As somebody whose work the server does.
+    pub(crate) fn named(self, name: &str) -> Self {
+        Self { name: name.to_owned(), ..self }
+    }
+
     /// Its writes change who manages what for nobody.
     pub(crate) fn untracked(mut self) -> Self {
         self.is_tracked = false;

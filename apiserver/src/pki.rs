@@ -20,7 +20,7 @@ use rcgen::{
     Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, string::Ia5String,
 };
 
-pub use self::requests::{Asked, RequestError};
+pub use self::requests::{Asked, RequestError, node_asked_for};
 
 /// Days that a leaf certificate is valid.
 const LEAF_DAYS: i64 = 365;

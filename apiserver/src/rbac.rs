@@ -7,6 +7,7 @@
 //! matches; `ClusterRoleBinding`s count everywhere, `RoleBinding`s in their namespace.
 //! Of the platform's own `ClusterRoleBinding`s those count in tenants that say so, see [`reach`].
 
+pub(crate) mod aggregate;
 mod policies;
 #[cfg(test)]
 mod property;
@@ -14,15 +15,21 @@ pub(crate) mod reach;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
 
 use insula_api::names::TenantName;
 use insula_partition::snapshot::Snapshot;
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 pub(crate) use self::policies::Policies;
-use self::{policies::Sources, reach::Reach};
+use self::{aggregate::Roles, policies::Sources, reach::Reach};
 use crate::{identity::Identity, registry::Whose};
 
 const GROUP: &str = "rbac.authorization.k8s.io";
@@ -41,14 +48,17 @@ pub(crate) struct Attributes {
 }
 
 /// One policy rule.
-#[derive(Debug, Clone, Default, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq, Hash)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Rule {
     pub verbs: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub api_groups: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub resources: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub resource_names: Vec<String>,
-    #[serde(rename = "nonResourceURLs")]
+    #[serde(rename = "nonResourceURLs", skip_serializing_if = "Vec::is_empty")]
     pub non_resource_urls: Vec<String>,
 }
 
@@ -173,32 +183,11 @@ fn resource_matches(known: &str, it: &Attributes) -> bool {
     }
 }
 
-/// A role or cluster role.
+/// A role. Of cluster roles see [`aggregate`].
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Role {
     rules: Option<Vec<Rule>>,
-    #[serde(rename = "aggregationRule")]
-    aggregation: Option<Aggregation>,
-    metadata: Meta,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Meta {
-    labels: HashMap<String, String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Aggregation {
-    cluster_role_selectors: Vec<LabelsOnly>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct LabelsOnly {
-    match_labels: HashMap<String, String>,
 }
 
 /// A role binding or cluster role binding.
@@ -258,6 +247,9 @@ pub(crate) struct Policy {
     everywhere: Vec<(Reach, Grant)>,
     /// By namespace.
     within: HashMap<String, Vec<Grant>>,
+    /// Some cluster role's object does not show what came together in it, and nobody has taken
+    /// care of that yet.
+    is_unsettled: AtomicBool,
 }
 
 impl Policy {
@@ -303,6 +295,11 @@ impl Policy {
         found.map(AsRef::as_ref)
     }
 
+    /// True once, for whoever is to have aggregated cluster roles show what they are.
+    pub(crate) fn is_to_be_settled(&self) -> bool {
+        self.is_unsettled.load(Relaxed) && self.is_unsettled.swap(false, Relaxed)
+    }
+
     /// `SelfSubjectRulesReview.status`.
     pub(crate) fn review(&self, identity: &Identity, whose: &Whose, namespace: &str) -> Value {
         let (others, resources): (Vec<&Rule>, Vec<&Rule>) = self
@@ -316,40 +313,34 @@ impl Policy {
     }
 }
 
+/// Namespace and name of each object below `prefix`, a tenant's, with its value. What cannot be
+/// read grants nothing.
+fn each<'a, T: DeserializeOwned>(
+    snapshot: &'a Snapshot,
+    prefix: &'a str,
+) -> impl Iterator<Item = ((&'a str, &'a str), T)> {
+    snapshot.range(prefix, None).filter_map(move |(key, entry)| {
+        let place = key[prefix.len()..].split_once('/')?;
+        match serde_json::from_slice(&entry.value.bytes()) {
+            Ok(value) => Some((place, value)),
+            Err(error) => {
+                tracing::error!(%key, %error, "a role or binding cannot be read");
+                None
+            }
+        }
+    })
+}
+
 fn compile(tenant: &TenantName, sources: &Sources) -> Policy {
     let prefix = format!("{tenant}/");
-    // (namespace, name) of each object of the tenant, with its value. What cannot be read grants
-    // nothing.
-    fn each<'a, T: DeserializeOwned>(
-        snapshot: &'a Snapshot,
-        prefix: &'a str,
-    ) -> impl Iterator<Item = ((&'a str, &'a str), T)> {
-        snapshot.range(prefix, None).filter_map(move |(key, entry)| {
-            let place = key[prefix.len()..].split_once('/')?;
-            match serde_json::from_slice(&entry.value.bytes()) {
-                Ok(value) => Some((place, value)),
-                Err(error) => {
-                    tracing::error!(%key, %error, "a role or binding cannot be read");
-                    None
-                }
-            }
-        })
-    }
-    let cluster_roles: HashMap<&str, Role> =
-        each(&sources.cluster_roles, &prefix).map(|((_, name), role)| (name, role)).collect();
-    let rules_of = |name: &str| -> Arc<[Rule]> {
-        let mut rules = Vec::new();
-        collect(name, &cluster_roles, &mut rules, 0);
-        rules.into()
-    };
-    let mut compiled: HashMap<&str, Arc<[Rule]>> = HashMap::new();
-    for name in cluster_roles.keys() {
-        compiled.insert(name, rules_of(name));
-    }
+    let cluster_roles = Roles::read(&sources.cluster_roles, &prefix);
+    let compiled: HashMap<&str, Arc<[Rule]>> =
+        cluster_roles.names().map(|name| (name, cluster_roles.gather(name).into())).collect();
     let roles: HashMap<(&str, &str), Arc<[Rule]>> = each::<Role>(&sources.roles, &prefix)
         .map(|(place, role)| (place, role.rules.unwrap_or_default().into()))
         .collect();
-    let mut policy = Policy::default();
+    let is_unsettled = !cluster_roles.are_settled();
+    let mut policy = Policy { is_unsettled: is_unsettled.into(), ..Policy::default() };
     for (_, binding) in each::<Binding>(&sources.cluster_bindings, &prefix) {
         if let Some(rules) = compiled.get(binding.role_ref.name.as_str()) {
             // What cannot be read grants nothing.
@@ -376,25 +367,4 @@ fn compile(tenant: &TenantName, sources: &Sources) -> Policy {
         .map(|((namespace, name), rules)| (((*namespace).into(), (*name).into()), rules.clone()))
         .collect();
     policy
-}
-
-/// Gathers a cluster role's rules, following aggregation.
-fn collect(name: &str, roles: &HashMap<&str, Role>, out: &mut Vec<Rule>, depth: usize) {
-    let Some(role) = roles.get(name).filter(|_| depth < 8) else { return };
-    let Some(aggregation) = &role.aggregation else {
-        out.extend(role.rules.iter().flatten().cloned());
-        return;
-    };
-    for (other, it) in roles {
-        let selected = aggregation.cluster_role_selectors.iter().any(|selector| {
-            !selector.match_labels.is_empty()
-                && selector
-                    .match_labels
-                    .iter()
-                    .all(|(key, value)| it.metadata.labels.get(key) == Some(value))
-        });
-        if selected && *other != name {
-            collect(other, roles, out, depth + 1);
-        }
-    }
 }

@@ -1,9 +1,10 @@
 //! Keeps a pod on every node that takes it.
 //!
-//! [`eligible`] judges nodes, [`plan`] decides what is made and deleted; this file observes and
-//! acts. Pods are bound by the scheduler: each asks for its node by name.
+//! [`eligible`] judges nodes, [`plan`] decides what is made and deleted, [`failing`] how long failed
+//! pods stay; this file observes and acts. Pods are bound by the scheduler: each asks for its node by name.
 
 mod eligible;
+mod failing;
 mod plan;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
@@ -15,13 +16,17 @@ use k8s_openapi::api::{
     apps::v1::{DaemonSet, DaemonSetSpec, DaemonSetStatus},
     core::v1::{Node, Pod},
 };
+use parking_lot::Mutex;
 
-use self::plan::{Observed, plan};
+use self::{
+    failing::{Failing, Held},
+    plan::{Observed, plan},
+};
 use crate::{
     claim::{Claimant, claim, wake_claimants},
     controller::{Controller, Next, ReconcileError, Rest},
     informers::Informers,
-    objects::{compile, compile_of, is_pod_ready},
+    objects::{compile, compile_of, is_pod_ready, pod_phase},
     pod_control::{PodControl, pod_from},
     queue::Queue,
     revisions::{HASH, Versioned, hash_of},
@@ -41,6 +46,7 @@ pub(crate) struct DaemonSets {
     informers: Informers,
     events: EventRecorder,
     pods: PodControl,
+    failing: Mutex<Failing>,
 }
 
 impl Claimant for DaemonSet {
@@ -53,7 +59,7 @@ impl DaemonSets {
     pub(crate) fn new(client: Client, informers: Informers, events: &EventRecorder) -> Self {
         let events = events.named("daemonset-controller");
         let pods = PodControl::new(client.clone(), events.clone());
-        Self { client, informers, events, pods }
+        Self { client, informers, events, pods, failing: Mutex::default() }
     }
 
     fn pod_changed(&self, change: &Change<'_, Pod>, queue: &Queue<ObjectKey>) {
@@ -108,8 +114,13 @@ impl DaemonSets {
         let in_use: BTreeSet<String> = in_use.cloned().collect();
         let now = Timestamp::now();
         let it = Observed::new(set, spec, pods, &self.informers.nodes.list(), hash, now);
+        let mut held = Held::default();
         let acted = match is_current {
-            true => self.act(&it).await,
+            true => {
+                let generation = set.metadata.generation.unwrap_or_default();
+                held = self.failing.lock().replace(set.uid(), generation, it.failed());
+                self.act(&it, &held).await
+            }
             false => Ok(()),
         };
         let mut new = status(&it);
@@ -124,20 +135,25 @@ impl DaemonSets {
         // A pod becomes available by the passing of time alone.
         let waits = 0 < spec.min_ready_seconds.unwrap_or(0)
             && Some(new.number_ready) != new.number_available;
-        Ok(if waits { Next::After(Duration::from_secs(1)) } else { Next::WhenChanged })
+        let waits = waits.then_some(Duration::from_secs(1));
+        Ok(waits.into_iter().chain(held.least).min().map_or(Next::WhenChanged, Next::After))
     }
 
-    async fn act(&self, it: &Observed<'_>) -> Result<(), insula_client::Error> {
-        let (set, plan) = (it.set, plan(it));
-        for pod in &plan.failed {
+    async fn act(&self, it: &Observed<'_>, held: &Held) -> Result<(), insula_client::Error> {
+        let (set, plan) = (it.set, plan(it, &held.nodes));
+        for pod in &plan.ended {
+            let (kind, reason, phase, what) = match pod_phase(pod) {
+                "Failed" => (EventType::Warning, "FailedDaemonPod", "failed", "kill"),
+                _ => (EventType::Normal, "SucceededDaemonPod", "succeeded", "delete"),
+            };
             let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
             let message = format!(
-                "Found failed daemon pod {}/{} on node {}, will try to kill it",
+                "Found {phase} daemon pod {}/{} on node {}, will try to {what} it",
                 pod.namespace(),
                 pod.name(),
                 node.unwrap_or_default()
             );
-            self.events.record(set, EventType::Warning, "FailedDaemonPod", message);
+            self.events.record(set, kind, reason, message);
         }
         let make = |n: usize| pod_of(set, it.spec, &plan.create[n], &it.hash);
         let made = self.pods.create_many(set, plan.create.len(), make).await;
@@ -215,6 +231,7 @@ impl Controller for DaemonSets {
                 && let Some(old) = change.old
             {
                 it.pods.forget(old.uid());
+                it.failing.lock().forget(old.uid());
             }
             keys.add(change.key.clone());
         });

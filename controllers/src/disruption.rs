@@ -4,6 +4,7 @@
 //! to be. Evictions themselves are allowed by the API server, which counts them in the status.
 
 mod budget;
+mod stale;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -24,6 +25,7 @@ use k8s_openapi::{
 };
 
 use self::budget::{Verdict, counts_wanted, failed, judge};
+pub(crate) use self::stale::StaleDisruptions;
 use crate::{
     claim::Claimant,
     controller::{Controller, Next, ReconcileError, Rest},

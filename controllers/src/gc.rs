@@ -231,7 +231,7 @@ impl GarbageCollector {
         }
     }
 
-    /// Tells that `node` names an owner that is in a namespace in which it can own nothing of it.
+    /// Tells that `node` names an owner that is not where it could own it, or nowhere.
     fn misplaced(&self, node: &Node, owner: &OwnerReference) {
         let (resource, key) = (&node.resource, &node.key);
         let about = ObjectReference {
@@ -259,20 +259,32 @@ impl GarbageCollector {
         owner: &OwnerReference,
     ) -> Result<OwnerState, ReconcileError> {
         let dependent = &node.key;
-        let (known, is_elsewhere) = {
+        let (known, is_elsewhere, was_there) = {
             let graph = self.graph.lock();
             let known = graph.owner_state(dependent, &owner.uid);
-            (known, graph.is_elsewhere(dependent, &owner.uid))
+            (known, graph.is_elsewhere(dependent, &owner.uid), graph.was_there(&owner.uid))
         };
         if known != OwnerState::Unknown {
             return Ok(known);
         }
-        if is_elsewhere {
+        let is_absent = self.absent.lock().has(dependent, owner);
+        let state = match is_absent {
+            true => OwnerState::Unknown,
+            false => self.live_state(node, owner).await?,
+        };
+        if state == OwnerState::Unknown && (is_elsewhere || !was_there) {
             self.misplaced(node, owner);
         }
-        if self.absent.lock().has(dependent, owner) {
-            return Ok(OwnerState::Unknown);
-        }
+        Ok(state)
+    }
+
+    /// Looks an owner up on the server.
+    async fn live_state(
+        &self,
+        node: &Node,
+        owner: &OwnerReference,
+    ) -> Result<OwnerState, ReconcileError> {
+        let dependent = &node.key;
         let (group, _) = owner.api_version.split_once('/').unwrap_or_default();
         let found = self.everything.of_kind(&dependent.tenant, group, &owner.kind).await?;
         let Some(resource) = found else {
@@ -284,9 +296,7 @@ impl GarbageCollector {
         };
         if resource.namespaced && dependent.namespace.is_empty() {
             // It cannot be looked for, so nobody knows that it is gone.
-            if !is_elsewhere {
-                self.misplaced(node, owner);
-            }
+            self.misplaced(node, owner);
             return Ok(OwnerState::Solid);
         }
         let api = self.api(&resource, &dependent.tenant, &dependent.namespace);

@@ -37,6 +37,7 @@
 mod attachments;
 mod autoscaler;
 mod bootstrap_tokens;
+mod certificate_approval;
 mod certificates;
 mod claim;
 mod controller;
@@ -95,6 +96,7 @@ use ipnet::IpNet;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
+    certificate_approval::NodeAskedFor,
     certificates::{SignError, Signer},
     controller::{Observer, Unobserved},
     node_ipam::PoolError,
@@ -118,6 +120,8 @@ pub struct Config {
     pub root_ca: String,
     /// Signs certificate requests that are approved.
     pub signer: Option<Arc<dyn Signer>>,
+    /// Which certificate requests are for nodes, and so approved if their makers may be nodes.
+    pub node_asked_for: NodeAskedFor,
     /// The host on which this is a replica among others, with which it shares the work. Without
     /// one it is the only one, and does all of it.
     pub host: Option<String>,
@@ -142,6 +146,7 @@ impl Config {
         Self {
             root_ca: root_ca.into(),
             signer: None,
+            node_asked_for: |_, _| None,
             host: None,
             observer: Arc::new(Unobserved),
             node_grace: NODE_GRACE,

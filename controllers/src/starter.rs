@@ -12,13 +12,14 @@ use crate::{
     attachments::Attachments,
     autoscaler::Autoscalers,
     bootstrap_tokens::{BootstrapSigner, TokenCleaner},
+    certificate_approval::Approvals,
     certificates::Certificates,
     controller::{self, Controller},
     cronjob::CronJobs,
     daemonset::DaemonSets,
     deployment::Deployments,
     device_taints::DeviceTaints,
-    disruption::Disruption,
+    disruption::{Disruption, StaleDisruptions},
     ephemeral_volume::EphemeralVolumes,
     everything::Everything,
     gc::GarbageCollector,
@@ -54,6 +55,11 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ("bootstrap-signer-controller", |it| {
         it.start(|client| BootstrapSigner::new(client, it.copies()))
     }),
+    ("certificatesigningrequest-approving-controller", |it| {
+        let requests = &it.informers.certificate_requests;
+        let node_asked_for = it.config.node_asked_for;
+        it.start(|client| Approvals::new(client, requests.clone(), node_asked_for))
+    }),
     ("certificatesigningrequest-signing-controller", |it| {
         let requests = &it.informers.certificate_requests;
         let signer = it.config.signer.clone();
@@ -70,6 +76,7 @@ const CONTROLLERS: &[(&str, Start)] = &[
         it.start(|client| DeviceTaints::new(client, it.copies(), it.events))
     }),
     ("disruption-controller", |it| {
+        it.start(|client| StaleDisruptions::new(client, it.copies()))?;
         it.start(|client| Disruption::new(client, it.copies(), it.everything.clone(), it.events))
     }),
     ("endpoints-controller", |it| it.start(|client| EndpointsOfServices::new(client, it.copies()))),

@@ -1,8 +1,10 @@
 //! Keeps pods that have a name, a place in an order and claims of their own.
 //!
-//! [`plan`] decides the next step, [`pod`] is what the pods look like; this file observes and acts.
+//! [`plan`] decides the next step, [`pod`] is what the pods look like, [`claims`] whose their claims
+//! are; this file observes and acts.
 //! Names are given once, so a step that is taken twice meets what the first made.
 
+mod claims;
 mod plan;
 mod pod;
 
@@ -21,16 +23,13 @@ use serde_json::json;
 
 use self::{
     plan::{Action, Observed},
-    pod::{claims_of, pod_name, pod_of, retention, revision_of},
+    pod::{claim_names, claims_of, pod_name, pod_of, revision_of},
 };
 use crate::{
     claim::{Claimant, claim, wake_claimants},
     controller::{Controller, Next, ReconcileError},
     informers::Informers,
-    objects::{
-        compile, compile_of, controller_reference, controller_uid, is_pod_available, is_pod_ready,
-        pod_phase,
-    },
+    objects::{compile, compile_of, controller_uid, is_pod_available, is_pod_ready, pod_phase},
     queue::Queue,
     revisions::{Revisions, STATEFUL_HASH, Versioned, template_of},
     status::write_status,
@@ -61,6 +60,9 @@ impl StatefulSets {
         revisions: &Revisions,
         actions: &[Action],
     ) -> Result<(), Error> {
+        for (ordinal, pod) in &it.pods {
+            self.settle_claims(it, pod, *ordinal).await?;
+        }
         for action in actions {
             match action {
                 Action::Create { ordinal, is_update } => {
@@ -70,11 +72,8 @@ impl StatefulSets {
                     self.ensure_claims(it.set, *ordinal).await?;
                     self.create(it.set, &pod_of(it.set, template, name, *ordinal)).await?;
                 }
-                Action::Delete { ordinal, is_scaled } => {
+                Action::Delete { ordinal } => {
                     let Some(pod) = it.pods.get(ordinal) else { continue };
-                    if *is_scaled && retention(it.set).1 {
-                        self.give_claims_to(it.set, pod, *ordinal).await?;
-                    }
                     self.delete(it.set, pod).await?;
                 }
             }
@@ -115,27 +114,33 @@ impl StatefulSets {
         Ok(())
     }
 
-    /// Has the claims of a pod that is scaled away go with it.
-    async fn give_claims_to(
+    /// Has the claims of a pod go with whom they are to go.
+    async fn settle_claims(
         &self,
-        set: &Tenanted<StatefulSet>,
+        it: &Observed<'_>,
         pod: &Tenanted<Pod>,
         ordinal: i32,
     ) -> Result<(), Error> {
-        let api = self.client.tenant(&set.tenant);
-        let api = api.namespaced::<PersistentVolumeClaim>(set.namespace());
-        for claim in claims_of(set, ordinal) {
-            let name = claim.metadata.name.unwrap_or_default();
-            let patch = Patch::Strategic(json!({
-                "metadata": {"ownerReferences": [controller_reference(pod)]},
-            }));
+        let (set, is_scaled) = (it.set, !it.wanted().contains(&ordinal));
+        for name in claim_names(set, ordinal) {
+            let key = ObjectKey::new(&set.tenant, set.namespace(), &name);
+            let api = self.client.tenant(&set.tenant);
+            let api = api.namespaced::<PersistentVolumeClaim>(set.namespace());
+            let claim = match self.informers.claims.get(&key) {
+                // The pod goes now; there is no later time for a copy that is late.
+                None if is_scaled => api.get_opt(&name).await?.map(Arc::new),
+                known => known,
+            };
+            let Some(claim) = claim else { continue };
+            let Some(owners) = claims::owners(&claim, set, pod, is_scaled) else { continue };
+            let patch = Patch::Merge(json!({"metadata": {
+                "uid": claim.uid(),
+                "resourceVersion": claim.resource_version(),
+                "ownerReferences": owners,
+            }}));
             match api.patch(&name, &patch).await {
-                Ok(_) => (),
-                // There is none, or it goes with the set already.
-                Err(error) if error.is_not_found() || error.is_invalid() => {
-                    tracing::debug!(claim = name, error = chain(&error), "goes with nothing new");
-                }
-                Err(error) => return Err(error),
+                Err(error) if error.is_not_found() => (),
+                other => drop(other?),
             }
         }
         Ok(())

@@ -141,7 +141,7 @@ async fn one_owner_that_stays_is_enough() {
     family.cloud.end().await;
 }
 
-/// Who was told to name an owner that is in another namespace.
+/// Who was told to name an owner that is not where it could own.
 async fn misplaced(family: &Family) -> Vec<String> {
     let events = family.cloud.list::<Event>(&family.acme, "default").await;
     let told = events
@@ -168,8 +168,8 @@ async fn false_owners_own_nothing() {
         cloud.create::<ConfigMap>(acme, "default", map(name, &[(owner, uid, false)])).await;
     }
     family.until_left(&["child", "grandchild", "owner"]).await;
-    // Only of what the tenant has elsewhere it is told that it is elsewhere.
-    cloud.until("it is said", async || misplaced(&family).await == ["of-elsewhere"]).await;
+    let told = ["of-elsewhere", "of-foreign", "of-former", "of-nobody"];
+    cloud.until("it is said", async || misplaced(&family).await == told).await;
     assert!(
         cloud.list::<ConfigMap>(&globex, "default").await.iter().any(|it| it.name() == "foreign")
     );
@@ -186,9 +186,13 @@ async fn false_owners_own_nothing() {
     let owners = map("of-all", &[("owner", &family.owner, false)]);
     let roles = cloud.client.tenant(acme).api::<ClusterRole>();
     roles.create(&serde_json::from_value(owners).unwrap()).await.unwrap();
-    cloud
-        .until("it is said", async || misplaced(&family).await == ["of-all", "of-elsewhere"])
-        .await;
+    let told = ["of-all", "of-elsewhere", "of-foreign", "of-former", "of-nobody"];
+    cloud.until("it is said", async || misplaced(&family).await == told).await;
     assert!(!roles.get("of-all").await.unwrap().is_deleting());
+
+    // Who loses an owner that was there is told nothing.
+    family.delete_owner(Propagation::Background).await;
+    family.until_left(&[]).await;
+    assert_eq!(misplaced(&family).await, told);
     family.cloud.end().await;
 }

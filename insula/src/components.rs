@@ -8,7 +8,12 @@ use insula_metrics::Collector;
 use insula_nodeagent::NodeConfig;
 use tokio_util::sync::CancellationToken;
 
-use crate::{cli, observed, signals::run_until_signalled, signing::Signing, up};
+use crate::{
+    cli, observed,
+    signals::run_until_signalled,
+    signing::{self, Signing},
+    up,
+};
 
 /// `insula controllers`.
 pub(crate) fn controllers(options: &cli::Controllers) -> Result<()> {
@@ -19,6 +24,7 @@ pub(crate) fn controllers(options: &cli::Controllers) -> Result<()> {
             .with_context(|| format!("cannot read the CA {}", options.root_ca.display()))?;
         let mut config = insula_controllers::Config::new(root_ca);
         config.host = Some(up::host_name());
+        config.node_asked_for = signing::node_asked_for;
         config.pod_ranges = options.pod_ranges()?;
         config.controllers.clone_from(&options.controllers);
         config.kept_ranges.clone_from(&options.service_cluster_ip_range);

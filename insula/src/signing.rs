@@ -23,6 +23,25 @@ impl Signing {
     }
 }
 
+fn asked<'a>(tenant: &'a TenantName, spec: &'a CertificateSigningRequestSpec) -> Asked<'a> {
+    Asked {
+        tenant,
+        signer: &spec.signer_name,
+        pem: &spec.request.0,
+        usages: spec.usages.as_deref().unwrap_or_default(),
+        seconds: spec.expiration_seconds,
+        user: spec.username.as_deref().unwrap_or_default(),
+    }
+}
+
+/// The node whose client certificate is asked for; that needs no key.
+pub(crate) fn node_asked_for(
+    tenant: &TenantName,
+    spec: &CertificateSigningRequestSpec,
+) -> Option<String> {
+    insula_apiserver::pki::node_asked_for(&asked(tenant, spec))
+}
+
 impl Signer for Signing {
     fn sign(
         &self,
@@ -31,15 +50,7 @@ impl Signer for Signing {
     ) -> Result<Option<String>, SignError> {
         let unavailable = |error| SignError::Unavailable(chain(&error));
         let authority = Authority::open(&self.certificate, &self.key).map_err(unavailable)?;
-        let asked = Asked {
-            tenant,
-            signer: &spec.signer_name,
-            pem: &spec.request.0,
-            usages: spec.usages.as_deref().unwrap_or_default(),
-            seconds: spec.expiration_seconds,
-            user: spec.username.as_deref().unwrap_or_default(),
-        };
-        authority.sign_request(&asked).map_err(|error| match error.is_final() {
+        authority.sign_request(&asked(tenant, spec)).map_err(|error| match error.is_final() {
             true => SignError::Refused(chain(&error)),
             false => SignError::Unavailable(chain(&error)),
         })

@@ -31,7 +31,7 @@ use crate::{
     reload::{self, Group},
     sealing::Sealing,
     signals::run_until_signalled,
-    signing::Signing,
+    signing::{self, Signing},
     store,
 };
 
@@ -228,6 +228,7 @@ impl Parts<'_> {
             let mut config = insula_controllers::Config::new(self.authority.certificate());
             let [certificate, key] = ["ca.crt", "ca.key"].map(|it| self.directory.pki().join(it));
             config.signer = Some(Arc::new(Signing::new(&certificate, &key)));
+            config.node_asked_for = signing::node_asked_for;
             config.host = Some(host_name());
             let stop = stop.clone();
             run(

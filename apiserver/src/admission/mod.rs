@@ -38,6 +38,7 @@ use crate::{
     call::Call,
     custom,
     error::{ApiError, Result},
+    rbac::aggregate,
     shown,
 };
 
@@ -505,6 +506,9 @@ pub(crate) async fn changed(server: &Server, call: &Call) {
     let Some(tenant) = call.whose.tenant() else { return };
     if custom::holds_definitions(&call.served) {
         custom::changed(server, tenant).await;
+    }
+    if aggregate::holds_cluster_roles(&call.served) {
+        aggregate::changed(server, tenant).await;
     }
     if aggregation::holds_services(&call.served) {
         // What definitions make comes back.

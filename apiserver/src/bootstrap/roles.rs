@@ -6,6 +6,7 @@ use insula_api::object;
 use serde_json::{Map, Value, json};
 
 use super::GROUP;
+use crate::rbac::aggregate;
 
 const TABLES: [&str; 2] = [
     include_str!("../../../api/tables/default-rbac.tsv"),
@@ -31,7 +32,7 @@ const FOR_TENANTS: &[&str] = &[
 ];
 
 /// The default roles and bindings of the tables, as objects.
-pub(super) fn all() -> Vec<Value> {
+fn all() -> Vec<Value> {
     let mut objects: BTreeMap<(String, String, String), Value> = BTreeMap::new();
     let list =
         |text: &str| -> Value { text.split(',').map(Value::from).collect::<Vec<_>>().into() };
@@ -90,6 +91,13 @@ pub(super) fn all() -> Vec<Value> {
     objects.into_values().collect()
 }
 
+/// All of the platform's.
+pub(super) fn of_platform() -> Vec<Value> {
+    let mut roles = all();
+    aggregate::fill(&mut roles);
+    roles
+}
+
 /// Those that every tenant has.
 pub(super) fn of_tenants() -> Vec<Value> {
     let mut roles = all();
@@ -98,6 +106,7 @@ pub(super) fn of_tenants() -> Vec<Value> {
             // Superusers are the platform's; in a tenant their group is a name like any other.
             && !(it["kind"] == "ClusterRoleBinding" && object::name(it) == "cluster-admin")
     });
+    aggregate::fill(&mut roles);
     roles
 }
 

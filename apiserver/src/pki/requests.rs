@@ -95,12 +95,17 @@ struct Names {
     has_others: bool,
 }
 
-impl Authority {
-    /// Signs what is asked for, if it is what its signer signs; `None` of signers that are not ours.
-    pub fn sign_request(&self, asked: &Asked<'_>) -> Result<Option<String>, RequestError> {
-        if ![CLIENT, NODE_CLIENT, NODE_SERVING].contains(&asked.signer) {
-            return Ok(None);
-        }
+/// A request that is what its signer signs.
+struct Request {
+    identity: Identity,
+    names: Names,
+    /// What its certificate is good for.
+    purpose: ExtendedKeyUsagePurpose,
+    key: SubjectPublicKeyInfo,
+}
+
+impl Request {
+    fn read(asked: &Asked<'_>) -> Result<Self, RequestError> {
         let unreadable = |why: &str| RequestError::Unreadable(why.to_owned());
         let (_, pem) = parse_x509_pem(asked.pem).map_err(|_| unreadable("no PEM"))?;
         if pem.label != "CERTIFICATE REQUEST" {
@@ -112,27 +117,37 @@ impl Authority {
             return Err(unreadable("trailing data"));
         }
         request.verify_signature().map_err(|_| unreadable("the signature is wrong"))?;
-        let subject = &request.certification_request_info.subject;
-        let identity = Identity::from_subject(subject, Some(asked.tenant))?;
+        let info = &request.certification_request_info;
+        let identity = Identity::from_subject(&info.subject, Some(asked.tenant))?;
         if identity.tenant != *asked.tenant {
             return Err(IdentityError::BadTenant.into());
         }
         let names = names(&request)?;
         let purpose = check(asked, &identity, &names)?;
-        let key =
-            SubjectPublicKeyInfo::from_der(request.certification_request_info.subject_pki.raw)
-                .map_err(|error| RequestError::Key(error.to_string()))?;
-        Ok(Some(self.certify(asked, &identity, &names, purpose, &key)?))
+        let key = SubjectPublicKeyInfo::from_der(info.subject_pki.raw)
+            .map_err(|error| RequestError::Key(error.to_string()))?;
+        Ok(Self { identity, names, purpose, key })
+    }
+}
+
+/// The user name of the node for which a client certificate is asked, as its signer signs it;
+/// `None` of all other requests.
+pub fn node_asked_for(asked: &Asked<'_>) -> Option<String> {
+    let request = (asked.signer == NODE_CLIENT).then(|| Request::read(asked).ok()).flatten();
+    request.map(|it| it.identity.user)
+}
+
+impl Authority {
+    /// Signs what is asked for, if it is what its signer signs; `None` of signers that are not ours.
+    pub fn sign_request(&self, asked: &Asked<'_>) -> Result<Option<String>, RequestError> {
+        if ![CLIENT, NODE_CLIENT, NODE_SERVING].contains(&asked.signer) {
+            return Ok(None);
+        }
+        Ok(Some(self.certify(asked, &Request::read(asked)?)?))
     }
 
-    fn certify(
-        &self,
-        asked: &Asked<'_>,
-        identity: &Identity,
-        names: &Names,
-        purpose: ExtendedKeyUsagePurpose,
-        key: &SubjectPublicKeyInfo,
-    ) -> Result<String, PkiError> {
+    fn certify(&self, asked: &Asked<'_>, request: &Request) -> Result<String, PkiError> {
+        let Request { identity, names, purpose, key } = request;
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, &identity.user);
@@ -151,7 +166,7 @@ impl Authority {
         if asked.usages.iter().any(|it| it == "key encipherment") {
             params.key_usages.push(KeyUsagePurpose::KeyEncipherment);
         }
-        params.extended_key_usages = vec![purpose];
+        params.extended_key_usages = vec![purpose.clone()];
         let seconds = asked.seconds.map_or(LONGEST, i64::from).clamp(600, LONGEST);
         let now = std::time::SystemTime::now();
         let after = |seconds: i64| now + std::time::Duration::from_secs(seconds.unsigned_abs());

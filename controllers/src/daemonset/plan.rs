@@ -1,6 +1,9 @@
 //! Which pods of a DaemonSet to make and to delete.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use insula_client::Tenanted;
 use jiff::Timestamp;
@@ -42,8 +45,8 @@ pub(super) struct Plan {
     /// For nodes of these names.
     pub(super) create: Vec<String>,
     pub(super) delete: Vec<PodRef>,
-    /// Pods among those that have failed, to be told of.
-    pub(super) failed: Vec<PodRef>,
+    /// Pods among those that have ended, to be told of.
+    pub(super) ended: Vec<PodRef>,
 }
 
 impl<'a> Observed<'a> {
@@ -76,6 +79,16 @@ impl<'a> Observed<'a> {
         !pod.is_deleting() && is_pod_available(pod, seconds, self.now)
     }
 
+    /// Nodes that would keep a pod which has failed.
+    pub(super) fn failed(&self) -> impl Iterator<Item = &str> {
+        let staying = self.nodes.iter().filter(|(_, judged)| judged.stays);
+        let has_failed = |node: &String| {
+            let mut pods = self.pods.get(node).into_iter().flatten();
+            pods.any(|pod| !pod.is_deleting() && pod_phase(pod) == "Failed")
+        };
+        staying.map(|(node, _)| node).filter(move |node| has_failed(node)).map(String::as_str)
+    }
+
     fn rolls(&self) -> bool {
         let strategy = self.spec.update_strategy.as_ref().and_then(|it| it.type_.as_deref());
         strategy != Some("OnDelete")
@@ -99,8 +112,8 @@ impl<'a> Observed<'a> {
     }
 }
 
-/// Decides.
-pub(super) fn plan(it: &Observed<'_>) -> Plan {
+/// Decides. On nodes that are `held`, pods that have failed stay for now.
+pub(super) fn plan(it: &Observed<'_>, held: &BTreeSet<String>) -> Plan {
     let mut plan = Plan::default();
     if it.set.is_deleting() {
         return plan;
@@ -108,7 +121,8 @@ pub(super) fn plan(it: &Observed<'_>) -> Plan {
     let (surge, missing) = it.limits();
     for (node, judged) in &it.nodes {
         let pods = it.pods.get(node).map_or(&[][..], Vec::as_slice);
-        on_node(it, &mut plan, node, *judged, pods, surge);
+        let judged = (*judged, held.contains(node));
+        on_node(it, &mut plan, node, judged, pods, surge);
     }
     // Nodes that are gone: the collector of pods takes care of those that were on them; those
     // that wait for one wait in vain.
@@ -131,7 +145,7 @@ fn on_node(
     it: &Observed<'_>,
     plan: &mut Plan,
     node: &str,
-    judged: Eligible,
+    (judged, is_held): (Eligible, bool),
     pods: &[PodRef],
     surge: usize,
 ) {
@@ -144,12 +158,11 @@ fn on_node(
     for pod in pods {
         if pod.is_deleting() {
             is_emptying = true;
-        } else if pod_phase(pod) == "Failed" {
-            plan.delete.push(pod.clone());
-            plan.failed.push(pod.clone());
+        } else if pod_phase(pod) == "Failed" && is_held {
             is_emptying = true;
-        } else if pod_phase(pod) == "Succeeded" {
+        } else if matches!(pod_phase(pod), "Failed" | "Succeeded") {
             plan.delete.push(pod.clone());
+            plan.ended.push(pod.clone());
             is_emptying = true;
         } else {
             alive.push(pod.clone());
@@ -230,6 +243,18 @@ mod tests {
     /// Plans for `pods`, each `NODE:HASH:STATE`, on nodes `a` to `d`; `d` does not take any.
     #[track_caller]
     fn check(strategy: Value, pods: &[&str], created: &[&str], deleted: &[&str]) {
+        check_held(strategy, &[], pods, created, deleted);
+    }
+
+    /// As [`check`], while failed pods stay on nodes that are `held`.
+    #[track_caller]
+    fn check_held(
+        strategy: Value,
+        held: &[&str],
+        pods: &[&str],
+        created: &[&str],
+        deleted: &[&str],
+    ) {
         let tenant = TenantName::parse("acme").unwrap();
         let set = json!({
             "metadata": {"name": "s", "uid": "u"},
@@ -269,7 +294,8 @@ mod tests {
         let pods = pods.iter().map(pod).collect();
         let spec = set.spec.as_ref().unwrap();
         let it = Observed::new(&set, spec, pods, &nodes, "2", Timestamp::UNIX_EPOCH);
-        let plan = plan(&it);
+        let held = held.iter().map(|it| (*it).to_owned()).collect();
+        let plan = plan(&it, &held);
         let mut names: Vec<_> = plan.delete.iter().map(|pod| pod.name()).collect();
         names.sort_unstable();
         assert_eq!(
@@ -284,6 +310,13 @@ mod tests {
         check(json!({}), &["a:2:ready", "d:2:ready"], &["b", "c"], &["d:2:ready"]);
         check(json!({}), &["a:2:ready", "b:2:leaving", "c:2:failed"], &[], &["c:2:failed"]);
         check(json!({}), &["a:2:ready", "a:2:x", "b:2:x", "c:2:x"], &[], &["a:2:x"]);
+    }
+
+    #[test]
+    fn what_failed_may_have_to_stay_for_a_while() {
+        let pods = ["a:2:failed", "b:2:failed", "c:2:ready", "d:2:failed"];
+        check(json!({}), &pods, &[], &["a:2:failed", "b:2:failed", "d:2:failed"]);
+        check_held(json!({}), &["a", "d"], &pods, &[], &["b:2:failed", "d:2:failed"]);
     }
 
     #[test]

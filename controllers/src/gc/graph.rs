@@ -8,10 +8,11 @@
 //!
 //! * An owner is only one that its dependent may have: of the same tenant, and of the same
 //!   namespace or of none. Any other object with that uid is someone else's.
-//! * `dependents` holds exactly the uids that nodes name as owners.
+//! * `dependents` holds exactly the uids that nodes name as owners; `gone` those of them that were
+//!   there, and are no more.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -85,6 +86,7 @@ pub(super) enum OwnerState {
 pub(super) struct Graph {
     nodes: HashMap<Arc<str>, Node>,
     dependents: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
+    gone: HashSet<Arc<str>>,
 }
 
 impl Graph {
@@ -120,6 +122,12 @@ impl Graph {
         owner.is_some_and(|it| !it.can_own(dependent))
     }
 
+    /// Whether an owner that is not there any more was, as far as can be told: those named by what
+    /// came after them, from a backup or from elsewhere, never were.
+    pub(super) fn was_there(&self, owner: &str) -> bool {
+        self.gone.contains(owner)
+    }
+
     /// Notes an object as it is now; returns the uids that are worth a look.
     pub(super) fn put(&mut self, mut node: Node) -> Vec<Arc<str>> {
         if let Some(known) = self.nodes.get(&node.uid) {
@@ -129,6 +137,7 @@ impl Graph {
             node.owners = sibling.owners.clone();
         }
         let uid = node.uid.clone();
+        self.gone.remove(&uid);
         let old = self.nodes.insert(uid.clone(), node.clone());
         let old_owners = old.as_ref().map(|it| &*it.owners).unwrap_or_default();
         let mut look = Vec::new();
@@ -163,6 +172,9 @@ impl Graph {
         let Some(node) = self.nodes.remove(uid) else { return Vec::new() };
         let mut look: Vec<Arc<str>> =
             self.dependents.get(uid).into_iter().flatten().cloned().collect();
+        if !look.is_empty() {
+            self.gone.insert(node.uid.clone());
+        }
         for owner in &*node.owners {
             self.unlink(&owner.uid, uid);
             look.extend(self.if_waiting(&owner.uid));
@@ -197,6 +209,7 @@ impl Graph {
             dependents.remove(dependent);
             if dependents.is_empty() {
                 self.dependents.remove(owner);
+                self.gone.remove(owner);
             }
         }
     }
@@ -261,7 +274,22 @@ mod tests {
         assert!(graph.put(node(NS, "a", "owner")).is_empty(), "its owner is there");
         assert_eq!(shown(graph.remove("owner")), ["a"]);
         assert!(graph.remove("a").is_empty());
-        assert!(graph.dependents.is_empty() && graph.nodes.is_empty());
+        assert!(graph.dependents.is_empty() && graph.nodes.is_empty() && graph.gone.is_empty());
+    }
+
+    #[test]
+    fn an_owner_was_there_or_never_was() {
+        let mut graph = Graph::default();
+        graph.put(node(NS, "owner", ""));
+        graph.put(node(NS, "a", "owner"));
+        graph.put(node(NS, "b", "nobody"));
+        graph.remove("owner");
+        graph.put(node(NS, "late", "owner"));
+        graph.remove("a");
+        assert!(graph.was_there("owner"), "one still names it");
+        assert!(!graph.was_there("nobody"));
+        graph.remove("late");
+        assert!(!graph.was_there("owner"), "nothing is kept of what nobody names");
     }
 
     /// What is told once more, when a tenant is taken over, changes nothing in the graph.

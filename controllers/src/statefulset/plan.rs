@@ -30,15 +30,8 @@ pub(super) struct Observed<'a> {
 /// One step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Action {
-    Create {
-        ordinal: i32,
-        is_update: bool,
-    },
-    /// `is_scaled`: it is one too many.
-    Delete {
-        ordinal: i32,
-        is_scaled: bool,
-    },
+    Create { ordinal: i32, is_update: bool },
+    Delete { ordinal: i32 },
 }
 
 impl<'a> Observed<'a> {
@@ -62,7 +55,8 @@ impl<'a> Observed<'a> {
         self.spec.replicas.unwrap_or(1).max(0)
     }
 
-    fn wanted(&self) -> std::ops::Range<i32> {
+    /// The ordinals that there are to be.
+    pub(super) fn wanted(&self) -> std::ops::Range<i32> {
         self.first()..self.first().saturating_add(self.replicas())
     }
 
@@ -128,7 +122,7 @@ pub(super) fn plan(it: &Observed<'_>) -> Vec<Action> {
             }
             Some(pod) if pod.is_deleting() => (),
             Some(pod) if is_pod_finished(pod) => {
-                actions.push(Action::Delete { ordinal, is_scaled: false });
+                actions.push(Action::Delete { ordinal });
             }
             Some(pod) if it.is_available(pod) => continue,
             Some(_) => (),
@@ -149,7 +143,7 @@ pub(super) fn plan(it: &Observed<'_>) -> Vec<Action> {
             if in_order && !is_well(pod) && first_ill != Some(*ordinal) {
                 return actions;
             }
-            actions.push(Action::Delete { ordinal: *ordinal, is_scaled: true });
+            actions.push(Action::Delete { ordinal: *ordinal });
         }
         if in_order {
             return actions;
@@ -181,7 +175,7 @@ fn roll(it: &Observed<'_>, actions: &mut Vec<Action>) {
             return;
         }
         n_ill += usize::from(!is_ill);
-        actions.push(Action::Delete { ordinal, is_scaled: false });
+        actions.push(Action::Delete { ordinal });
         if most == 1 {
             return;
         }
@@ -233,9 +227,7 @@ mod tests {
             Action::Create { ordinal, is_update } => {
                 format!("+{ordinal}{}", if is_update { "b" } else { "a" })
             }
-            Action::Delete { ordinal, is_scaled } => {
-                format!("-{ordinal}{}", if is_scaled { "!" } else { "" })
-            }
+            Action::Delete { ordinal } => format!("-{ordinal}"),
         });
         assert_eq!(shown.collect::<Vec<_>>().join(" "), expected);
     }
@@ -259,16 +251,16 @@ mod tests {
             "updateStrategy": {"rollingUpdate": {"partition": 1}},
         });
         check(spec.clone(), &[], "+5a +6b +7b");
-        check(spec, &["6:b:failed", "0:a:ready", "9:a:pending"], "+5a -6 +7b -9! -0!");
+        check(spec, &["6:b:failed", "0:a:ready", "9:a:pending"], "+5a -6 +7b -9 -0");
     }
 
     #[test]
     fn scaled_down_from_the_end() {
         let spec = json!({"replicas": 1});
-        check(spec.clone(), &["0:b:ready", "1:b:ready", "2:b:ready"], "-2!");
+        check(spec.clone(), &["0:b:ready", "1:b:ready", "2:b:ready"], "-2");
         check(spec.clone(), &["0:b:ready", "1:b:ready", "2:b:leaving"], "");
         check(spec.clone(), &["0:b:pending", "1:b:ready", "2:b:ready"], "");
-        check(spec.clone(), &["0:b:ready", "1:b:pending", "2:b:ready"], "-2!");
+        check(spec.clone(), &["0:b:ready", "1:b:pending", "2:b:ready"], "-2");
         check(spec, &["0:b:ready", "1:b:pending", "2:b:pending"], "");
     }
 

@@ -71,6 +71,18 @@ fn claim_name(volume: &str, pod: &str) -> String {
     format!("{volume}-{pod}")
 }
 
+/// The names of the claims of the pod with `ordinal`.
+pub(super) fn claim_names(
+    set: &Tenanted<StatefulSet>,
+    ordinal: i32,
+) -> impl Iterator<Item = String> {
+    let templates = set.spec.iter().flat_map(|it| it.volume_claim_templates.iter().flatten());
+    templates.map(move |template| {
+        let volume = template.metadata.name.as_deref().unwrap_or_default();
+        claim_name(volume, &pod_name(set.name(), ordinal))
+    })
+}
+
 /// The claims of the pod with `ordinal`, whether they are there or not.
 pub(super) fn claims_of(set: &Tenanted<StatefulSet>, ordinal: i32) -> Vec<PersistentVolumeClaim> {
     let Some(spec) = &set.spec else { return Vec::new() };

@@ -9,6 +9,7 @@ mod bad;
 mod keys;
 mod providers;
 mod requests;
+mod roles;
 mod tokens;
 
 use std::process::Command;
