@@ -156,9 +156,7 @@ fn on_node(
     let mut alive = Vec::new();
     let mut is_emptying = false;
     for pod in pods {
-        if pod.is_deleting() {
-            is_emptying = true;
-        } else if pod_phase(pod) == "Failed" && is_held {
+        if pod.is_deleting() || is_held && pod_phase(pod) == "Failed" {
             is_emptying = true;
         } else if matches!(pod_phase(pod), "Failed" | "Succeeded") {
             plan.delete.push(pod.clone());
