@@ -7,6 +7,7 @@ mod cloud;
 use insula_api::names::TenantName;
 use insula_client::{DeleteOptions, Kind, Patch, Tenanted};
 use k8s_openapi::api::{
+    apps::v1::StatefulSet,
     core::v1::{Event, PersistentVolume, PersistentVolumeClaim, Pod},
     resource::v1::{ResourceClaim, ResourceClaimTemplate},
     storage::v1::StorageClass,
@@ -316,5 +317,47 @@ async fn pods_have_claims_of_their_own() {
     pods.patch_status("r", &ended).await.unwrap();
     let gone = async || devices.get_opt(&name).await.unwrap().is_none();
     storage.cloud.until("it is let go of", gone).await;
+    storage.cloud.end().await;
+}
+
+/// Whose the claims of a set's pods are follows the set's policy, whenever that changes.
+#[tokio::test(flavor = "multi_thread")]
+async fn claims_go_with_whom_their_set_says() {
+    let storage = Storage::start().await;
+    let (cloud, acme) = (&storage.cloud, &storage.acme);
+    cloud.run_pods();
+    let mut set = self::cloud::replicated("db", "db", 2);
+    set["spec"]["serviceName"] = "db".into();
+    set["spec"]["podManagementPolicy"] = "Parallel".into();
+    set["spec"]["volumeClaimTemplates"] = json!([{"metadata": {"name": "data"}, "spec": {
+        "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}},
+    }}]);
+    cloud.create::<StatefulSet>(acme, "default", set).await;
+    let owners = async || {
+        let claims = cloud.list::<PersistentVolumeClaim>(acme, "default").await;
+        let owner = |it: &Tenanted<PersistentVolumeClaim>| {
+            let owners = it.metadata.owner_references.iter().flatten();
+            let owners: Vec<&str> = owners.map(|it| it.name.as_str()).collect();
+            format!("{} {}", it.name(), owners.join(" "))
+        };
+        let mut all: Vec<String> = claims.iter().map(owner).collect();
+        all.sort();
+        all
+    };
+    let sets = cloud.client.tenant(acme).namespaced::<StatefulSet>("default");
+    let policy = async |when_deleted: &str, when_scaled: &str, replicas: i32| {
+        let policy = json!({"whenDeleted": when_deleted, "whenScaled": when_scaled});
+        let spec = json!({"replicas": replicas, "persistentVolumeClaimRetentionPolicy": policy});
+        sets.patch("db", &Patch::Merge(json!({"spec": spec}))).await.unwrap();
+    };
+    cloud.until("nobody's", async || owners().await == ["data-db-0 ", "data-db-1 "]).await;
+    policy("Delete", "Retain", 2).await;
+    cloud.until("the set's", async || owners().await == ["data-db-0 db", "data-db-1 db"]).await;
+    policy("Retain", "Retain", 2).await;
+    cloud.until("nobody's again", async || owners().await == ["data-db-0 ", "data-db-1 "]).await;
+    policy("Delete", "Delete", 1).await;
+    cloud.until("one went with its pod", async || owners().await == ["data-db-0 db"]).await;
+    sets.delete("db", &DeleteOptions::default()).await.unwrap();
+    cloud.until("and one with the set", async || owners().await.is_empty()).await;
     storage.cloud.end().await;
 }
