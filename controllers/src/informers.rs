@@ -68,8 +68,8 @@ pub(crate) const NODE_LEASES: &str = "kube-node-lease";
 /// How many objects of a resource lie ready to be looked at; the others lie packed. A replica works
 /// on few at a time, and of most tenants' it is never asked. Whole sets of pods are looked at;
 /// others are larger, some 15 KB if they have a template.
-const N_PLAIN_PODS: usize = 512;
-const N_PLAIN: usize = 128;
+const N_PLAIN_PODS: usize = 256;
+const N_PLAIN: usize = 64;
 
 /// Those, and the slot of what the platform shows to all tenants.
 pub(crate) fn with_platform(slots: &Slots) -> Slots {

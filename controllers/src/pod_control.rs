@@ -88,16 +88,16 @@ impl PodControl {
         let name = pod.metadata.name.clone().unwrap_or_default();
         self.expectations.expect_create(owner.uid(), &name);
         let api = self.client.tenant(&owner.tenant).namespaced::<Pod>(owner.namespace());
-        let mut created = api.create(&pod).await;
+        let mut created = api.create_unread(&pod).await;
         // Where it is not known whether the pod came to be, its name tells.
         if created.as_ref().is_err_and(Error::is_ambiguous)
             && let Ok(Some(there)) = api.get_opt(&name).await
             && controller_uid(&there.object) == Some(owner.uid())
         {
-            created = Ok(there);
+            created = Ok(());
         }
         match created {
-            Ok(_) => {
+            Ok(()) => {
                 let message = format!("Created pod: {name}");
                 self.events.record(owner, EventType::Normal, "SuccessfulCreate", message);
                 Ok(())

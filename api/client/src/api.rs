@@ -189,6 +189,13 @@ impl<K: Object> Api<K> {
         self.write_object(Method::POST, &uri, JSON, object).await
     }
 
+    /// Creates an object; what the server made of it is not read.
+    pub async fn create_unread(&self, object: &K) -> Result<(), Error> {
+        let (method, uri) = (Method::POST, self.path());
+        let body = encode(&method, &uri, JSON, object)?;
+        self.client.fetch(&method, &uri, K::ACCEPT, Some(body)).await.map(drop)
+    }
+
     /// Replaces an object, if it still has the version that `object` carries.
     pub async fn update(&self, object: &K) -> Result<Tenanted<K>, Error> {
         self.replace(object, None, &WriteOptions::default()).await
