@@ -4,20 +4,38 @@
 //! the connection's task for its stream drives whenever the stream can take more: an event costs
 //! one wake-up, and while the reader takes nothing, nothing is made for it.
 
-use std::{future::poll_fn, sync::Arc, task::Poll};
+use std::{
+    future::poll_fn,
+    sync::{
+        Arc,
+        atomic::{
+            AtomicBool,
+            Ordering::{AcqRel, Release},
+        },
+    },
+    task::{Context, Poll},
+};
 
 use bytes::Bytes;
-use futures::FutureExt as _;
+use futures::{
+    FutureExt as _,
+    task::{ArcWake, AtomicWaker, waker},
+};
 use parking_lot::Mutex;
 
 use super::{Body, polled};
 
 /// What is written and not yet read: one piece at most.
-type Slot = Arc<Mutex<Option<Bytes>>>;
+#[derive(Debug, Default)]
+struct Slot {
+    bytes: Option<Bytes>,
+    /// The writer waits for room.
+    is_full: bool,
+}
 
 /// What the writer of a body holds.
 #[derive(Debug)]
-pub(crate) struct Pen(Slot);
+pub(crate) struct Pen(Arc<Mutex<Slot>>);
 
 impl Pen {
     /// Hands `bytes` to the reader, when it has taken what came before.
@@ -26,15 +44,29 @@ impl Pen {
         // Nobody has to wake the writer: who reads asks it for more as soon as there is room.
         poll_fn(|_| {
             let mut slot = self.0.lock();
-            match *slot {
-                Some(_) => Poll::Pending,
-                None => {
-                    *slot = bytes.take();
-                    Poll::Ready(())
-                }
+            slot.is_full = slot.bytes.is_some();
+            if slot.is_full {
+                return Poll::Pending;
             }
+            slot.bytes = bytes.take();
+            Poll::Ready(())
         })
         .await;
+    }
+}
+
+/// Wakes the reader, and remembers that there is something for the writer to do: a reader asks once
+/// more after each piece, and mostly for nothing.
+#[derive(Debug, Default)]
+struct Bell {
+    has_rung: AtomicBool,
+    reader: AtomicWaker,
+}
+
+impl ArcWake for Bell {
+    fn wake_by_ref(it: &Arc<Self>) {
+        it.has_rung.store(true, Release);
+        it.reader.wake();
     }
 }
 
@@ -44,18 +76,31 @@ pub(crate) fn penned<F>(write: impl FnOnce(Pen) -> F) -> Body
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    let slot = Slot::default();
+    let slot = Arc::<Mutex<Slot>>::default();
     // Until it has ended.
     let mut writer = Some(write(Pen(slot.clone())).boxed());
+    let bell = Arc::<Bell>::default();
+    let rings = waker(bell.clone());
+    let mut is_due = true;
     polled(move |context| {
-        let mut taken = slot.lock().take();
+        let take = || {
+            let mut slot = slot.lock();
+            (slot.bytes.take(), std::mem::take(&mut slot.is_full))
+        };
+        let (mut taken, was_full) = take();
+        is_due |= was_full;
         if taken.is_none()
             && let Some(writing) = &mut writer
         {
-            if writing.poll_unpin(context).is_ready() {
-                writer = None;
+            // Before looking, so that whoever rings from now on is heard.
+            bell.reader.register(context.waker());
+            if bell.has_rung.swap(false, AcqRel) || std::mem::take(&mut is_due) {
+                is_due = false;
+                if writing.poll_unpin(&mut Context::from_waker(&rings)).is_ready() {
+                    writer = None;
+                }
+                (taken, is_due) = take();
             }
-            taken = slot.lock().take();
         }
         match taken {
             None if writer.is_some() => Poll::Pending,
@@ -88,6 +133,43 @@ mod tests {
         let read = body.collect().await.unwrap().to_bytes();
         let wanted: Vec<u8> = (0..1000_u32).flat_map(u32::to_be_bytes).collect();
         assert!(read == wanted);
+    }
+
+    #[tokio::test]
+    async fn a_writer_with_nothing_to_do_is_not_asked() {
+        let asked = Arc::new(Mutex::new(0));
+        let count = asked.clone();
+        let (sender, mut receiver) = tokio::sync::mpsc::channel::<Bytes>(4);
+        let mut body = penned(|pen| async move {
+            loop {
+                let next = poll_fn(|context| {
+                    *count.lock() += 1;
+                    receiver.poll_recv(context)
+                });
+                match next.await {
+                    Some(bytes) => pen.write(bytes).await,
+                    None => return,
+                }
+            }
+        });
+        let mut frames = Vec::new();
+        for n in 0..3_u8 {
+            assert!(body.frame().now_or_never().is_none());
+            assert!(body.frame().now_or_never().is_none(), "nothing has come");
+            sender.send(vec![n].into()).await.unwrap();
+            let frame = body.frame().now_or_never().unwrap().unwrap().unwrap();
+            frames.extend(frame.into_data().unwrap());
+        }
+        assert_eq!(frames, [0, 1, 2]);
+        // Once at the beginning; then for each piece, and for the one after it.
+        assert_eq!(*asked.lock(), 1 + 3 * 2);
+        // More than there is room for at once.
+        for n in 3..6_u8 {
+            sender.send(vec![n].into()).await.unwrap();
+        }
+        drop(sender);
+        let rest = body.collect().now_or_never().unwrap().unwrap().to_bytes();
+        assert_eq!(&rest[..], [3, 4, 5]);
     }
 
     #[tokio::test]
