@@ -17,8 +17,9 @@ use super::{Wal, WalError};
 /// How long to wait before trying again to prepare a segment.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Old segments kept to be written again; more are removed.
-const KEPT: usize = 2;
+/// Old segments kept to be written again; more are removed. As many as a checkpoint lets go of at
+/// once: a new one is 16 MB of zeros, and whoever writes meanwhile waits several times as long.
+const KEPT: usize = 8;
 
 /// What the writers and the housekeeping thread tell each other.
 #[derive(Debug)]
