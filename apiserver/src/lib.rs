@@ -288,6 +288,7 @@ impl Server {
             &self.customs.shared.tenants,
             &self.aggregation.tenants,
             self.providers.memory(),
+            &*self.keys,
         ];
         all.extend(self.rules.memories());
         all

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, request::Parts};
+use insula_api::names::TenantName;
 use jiff::{Timestamp, ToSpan as _, tz::TimeZone};
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_128;
@@ -70,6 +71,8 @@ impl Server {
             Some(document) => json(&document),
             None => Err(ApiError::unknown_resource()),
         };
+        // Of all tenants at once nobody issues anything.
+        let issuer = || whose.tenant().cloned().unwrap_or_else(TenantName::system);
         let accept = head.headers.get(header::ACCEPT).and_then(|it| it.to_str().ok());
         let aggregated = accept
             .is_some_and(|it| it.contains("as=APIGroupDiscoveryList") && it.contains("v=v2;"));
@@ -131,9 +134,9 @@ impl Server {
                     None => Err(ApiError::unknown_resource()),
                 }
             }
-            [".well-known", "openid-configuration"] => json(&self.keys.discovery()),
+            [".well-known", "openid-configuration"] => json(&self.keys.discovery(&issuer())),
             ["openid", "v1", "jwks"] => {
-                let text = self.keys.jwks().to_string();
+                let text = self.keys.jwks(&issuer()).map_err(ApiError::internal)?.to_string();
                 Ok(answer::bytes(StatusCode::OK, text.into(), "application/jwk-set+json"))
             }
             [] => json(&json!({ "paths": discovery().paths() })),

@@ -1,4 +1,4 @@
-//! The listener: TLS 1.2 and 1.3, HTTP/1.1 and HTTP/2, graceful end.
+//! The listener: TLS 1.3, 1.2 if asked for, HTTP/1.1 and HTTP/2, graceful end.
 
 mod crowd;
 mod heads;
@@ -25,7 +25,7 @@ use hyper_util::{
     server::conn::auto,
 };
 use rustls::{
-    RootCertStore, ServerConfig,
+    RootCertStore, ServerConfig, SupportedProtocolVersion,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
     server::WebPkiClientVerifier,
 };
@@ -96,12 +96,22 @@ fn roots(ca: &str) -> Result<RootCertStore, ServeError> {
 }
 
 impl Tls {
-    /// Presents `pair`; client certificates are optional and must be signed by `ca`.
+    /// Presents `pair`; client certificates are optional and must be signed by `ca`. TLS 1.3.
     pub fn new(ca: &str, pair: &Pair) -> Result<Self, ServeError> {
+        Self::of_versions(ca, pair, &[&rustls::version::TLS13])
+    }
+
+    /// As [`Tls::new`], of these versions.
+    pub fn of_versions(
+        ca: &str,
+        pair: &Pair,
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> Result<Self, ServeError> {
         let verifier =
             WebPkiClientVerifier::builder(Arc::new(roots(ca)?)).allow_unauthenticated().build()?;
-        let mut config =
-            ServerConfig::builder().with_client_cert_verifier(verifier).with_single_cert(
+        let mut config = ServerConfig::builder_with_protocol_versions(versions)
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(
                 certificates(&pair.certificate)?,
                 PrivateKeyDer::from_pem_slice(pair.key.as_bytes())?,
             )?;

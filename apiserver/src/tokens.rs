@@ -3,13 +3,19 @@
 //! A token is a JWT (ES256) with upstream's claims plus the tenant: `iss`, `sub`
 //! (`system:serviceaccount:<ns>:<name>`), `aud`, `exp`, `nbf`, `iat`, `jti`, and under
 //! `kubernetes.io` the namespace, service account, bound pod or secret, and `tenant`.
+//!
+//! Each tenant has an issuer and keys of its own (decision 85). What was signed before that, with
+//! the keys and issuer that are now those of tenant `system`, goes on being good.
 
+mod pair;
 mod ring;
+mod tenants;
 
 use std::{
     fs,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Instant,
 };
 
 use arc_swap::ArcSwap;
@@ -20,19 +26,30 @@ use serde_json::{Value, json};
 
 pub use self::ring::KeyFile;
 pub(crate) use self::ring::Ring;
+use self::ring::Signer;
 use crate::{
     identity::Identity,
+    lately::Forgets,
     pki::{PkiError, write_private},
 };
 
 /// The audience of tokens that are meant for the API server itself.
 pub const API_AUDIENCE: &str = "https://kubernetes.default.svc";
+/// Who issues tokens of tenant `system`.
 const ISSUER: &str = "https://kubernetes.default.svc";
 /// Longest and shortest life of a requested token, in seconds.
 pub const MAX_LIFE: i64 = 365 * 86_400;
 pub const MIN_LIFE: i64 = 600;
 /// Longest token that is looked at, in bytes.
 pub(crate) const MAX_TOKEN: usize = 256 * 1024;
+
+/// Who issues a tenant's tokens: where its discovery documents are.
+fn issuer(tenant: &TenantName) -> String {
+    match tenant.is_system() {
+        true => ISSUER.to_owned(),
+        false => format!("{ISSUER}/tenants/{tenant}"),
+    }
+}
 
 /// A reference to an object that must still exist for a token to be good.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,7 +91,7 @@ impl Claims {
     /// Claims of a token that begins at `now` and lives `seconds`.
     pub fn new(kubernetes: Kubernetes, audiences: Vec<String>, now: i64, seconds: i64) -> Self {
         Self {
-            iss: ISSUER.into(),
+            iss: issuer(&kubernetes.tenant),
             sub: format!(
                 "system:serviceaccount:{}:{}",
                 kubernetes.namespace, kubernetes.serviceaccount.name
@@ -120,6 +137,10 @@ pub enum TokenError {
     TooLong,
     #[error("no key of ours signed the token")]
     Foreign,
+    #[error("the token was signed with the key of tenant {0}, and says that it is another's")]
+    OtherTenant(TenantName),
+    #[error(transparent)]
+    Key(#[from] KeyError),
     #[error("the token is not valid")]
     Invalid(#[from] jsonwebtoken::errors::Error),
 }
@@ -139,6 +160,8 @@ pub enum KeyError {
     Unusable(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("a token key is no ECDSA P-256 key")]
     OtherKind,
+    #[error("a tenant's token key cannot be derived")]
+    Derivation,
     #[error("there is no token key")]
     Empty,
     #[error("the token key {0} is there twice")]
@@ -194,8 +217,14 @@ impl Keys {
 
     pub fn sign(&self, claims: &Claims) -> Result<String, TokenError> {
         let ring = self.ring.load();
-        let key = ring.signing();
-        Ok(jsonwebtoken::encode(&key.header(), claims, &key.encoding)?)
+        let (key, tenant) = (ring.signing(), &claims.kubernetes.tenant);
+        if tenant.is_system() {
+            return Ok(jsonwebtoken::encode(&key.pair.header(), claims, &key.pair.encoding)?);
+        }
+        let own = key.tenants.of(tenant)?;
+        let token = jsonwebtoken::encode(&own.pair.header(), claims, &own.pair.encoding)?;
+        key.tenants.keep(&own);
+        Ok(token)
     }
 
     /// Checks signature, issuer and times, and that `audience` is among the token's.
@@ -204,29 +233,54 @@ impl Keys {
             return Err(TokenError::TooLong);
         }
         let ring = self.ring.load();
-        let key = ring.of_token(token).ok_or(TokenError::Foreign)?;
+        let signer = ring.of_token(token)?.ok_or(TokenError::Foreign)?;
         let mut validation = Validation::new(Algorithm::ES256);
         validation.set_audience(audiences);
-        validation.set_issuer(&[ISSUER]);
         validation.validate_nbf = true;
         validation.leeway = 10;
-        Ok(jsonwebtoken::decode::<Claims>(token, &key.decoding, &validation)?.claims)
+        let (tenants, key) = match signer {
+            Signer::Own(pair) => {
+                validation.set_issuer(&[ISSUER]);
+                let read = jsonwebtoken::decode::<Claims>(token, &pair.decoding, &validation)?;
+                return Ok(read.claims);
+            }
+            Signer::Tenants(tenants, key) => (tenants, key),
+        };
+        validation.set_issuer(&[issuer(&key.tenant)]);
+        let read = jsonwebtoken::decode::<Claims>(token, &key.pair.decoding, &validation)?;
+        if read.claims.kubernetes.tenant != key.tenant {
+            return Err(TokenError::OtherTenant(key.tenant));
+        }
+        tenants.keep(&key);
+        Ok(read.claims)
     }
 
-    /// `/openid/v1/jwks`.
-    pub fn jwks(&self) -> Value {
-        self.ring.load().jwks()
+    /// `/openid/v1/jwks` of a tenant.
+    pub fn jwks(&self, tenant: &TenantName) -> Result<Value, KeyError> {
+        self.ring.load().jwks(tenant)
     }
 
-    /// `/.well-known/openid-configuration`.
-    pub fn discovery(&self) -> Value {
+    /// `/.well-known/openid-configuration` of a tenant.
+    pub fn discovery(&self, tenant: &TenantName) -> Value {
+        let issuer = issuer(tenant);
         json!({
-            "issuer": ISSUER,
-            "jwks_uri": format!("{ISSUER}/openid/v1/jwks"),
+            "issuer": issuer,
+            "jwks_uri": format!("{issuer}/openid/v1/jwks"),
             "response_types_supported": ["id_token"],
             "subject_types_supported": ["public"],
             "id_token_signing_alg_values_supported": ["ES256"],
         })
+    }
+}
+
+impl Forgets for Keys {
+    fn tidy(&self, now: Instant) {
+        self.ring.load().all().for_each(|it| it.tenants.made().tidy(now));
+    }
+
+    fn len(&self) -> usize {
+        // All keys together would be more than there are tenants.
+        self.ring.load().all().map(|it| it.tenants.made().len()).max().unwrap_or_default()
     }
 }
 
@@ -240,8 +294,12 @@ mod tests {
     use super::*;
 
     fn claims(now: i64) -> Claims {
+        of("acme", now)
+    }
+
+    fn of(tenant: &str, now: i64) -> Claims {
         let kubernetes = Kubernetes {
-            tenant: TenantName::parse("acme").unwrap(),
+            tenant: TenantName::parse(tenant).unwrap(),
             namespace: "ns".into(),
             serviceaccount: Bound { name: "sa".into(), uid: "u".into() },
             pod: Some(Bound { name: "p".into(), uid: "pu".into() }),
@@ -261,6 +319,90 @@ mod tests {
         let read = again.verify(&token, &[API_AUDIENCE]).unwrap();
         assert_eq!(read.identity().user, "system:serviceaccount:ns:sa");
         assert_eq!(read.identity().tenant.as_str(), "acme");
+    }
+
+    /// Whether somebody who has read a tenant's keys, and looks at nothing else, believes a token.
+    fn is_believed(keys: &Keys, tenant: &str, token: &str) -> bool {
+        let shown = keys.jwks(&TenantName::parse(tenant).unwrap()).unwrap();
+        let mut validation = Validation::new(Algorithm::ES256);
+        validation.validate_aud = false;
+        shown["keys"].as_array().unwrap().iter().any(|it| {
+            let (x, y) = (it["x"].as_str().unwrap(), it["y"].as_str().unwrap());
+            let key = jsonwebtoken::DecodingKey::from_ec_components(x, y).unwrap();
+            jsonwebtoken::decode::<Value>(token, &key, &validation).is_ok()
+        })
+    }
+
+    #[test]
+    fn tenants_keys_believe_no_other_tenants_tokens() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("sa.key");
+        let [keys, others] = [(); 2].map(|()| Keys::open_or_create(&path).unwrap());
+        let now = jiff::Timestamp::now().as_second();
+        let all = ["acme", "globex", "system"];
+        for signed in all {
+            let token = keys.sign(&of(signed, now)).unwrap();
+            for trusted in all {
+                assert_eq!(is_believed(&others, trusted, &token), signed == trusted, "{signed}");
+            }
+            // Another server, which never saw it, knows whose it is.
+            let read = others.verify(&token, &[API_AUDIENCE]).unwrap();
+            assert_eq!(read.kubernetes.tenant.as_str(), signed);
+            let discovered = others.discovery(&read.kubernetes.tenant);
+            assert_eq!(discovered["issuer"], read.iss);
+            assert_eq!(discovered["jwks_uri"], format!("{}/openid/v1/jwks", read.iss));
+        }
+        assert_eq!(of("acme", now).iss, "https://kubernetes.default.svc/tenants/acme");
+        assert_eq!(of("system", now).iss, ISSUER);
+        // Only what was in use is kept.
+        assert_eq!(others.len(), 2);
+        let stranger = Keys::open_or_create(&directory.path().join("other")).unwrap();
+        let forged = stranger.sign(&of("umbrella", now)).unwrap();
+        let kid = |key: &Ring| format!("{}.umbrella", key.signing().id());
+        let named = jsonwebtoken::Header {
+            kid: Some(kid(&others.ring())),
+            ..jsonwebtoken::Header::new(Algorithm::ES256)
+        };
+        let key = stranger.ring();
+        let renamed =
+            jsonwebtoken::encode(&named, &of("umbrella", now), &key.signing().pair.encoding);
+        assert!(matches!(others.verify(&forged, &[API_AUDIENCE]), Err(TokenError::Foreign)));
+        let refused = others.verify(&renamed.unwrap(), &[API_AUDIENCE]);
+        assert!(matches!(refused, Err(TokenError::Invalid(_))));
+        assert_eq!(others.len(), 2);
+    }
+
+    #[test]
+    fn what_a_tenants_key_signed_is_of_the_tenant() {
+        let directory = tempfile::tempdir().unwrap();
+        let keys = Keys::open_or_create(&directory.path().join("sa.key")).unwrap();
+        let now = jiff::Timestamp::now().as_second();
+        let ring = keys.ring();
+        let own = ring.signing().tenants.of(&TenantName::parse("acme").unwrap()).unwrap();
+        let sign = |claims: &Claims| {
+            jsonwebtoken::encode(&own.pair.header(), claims, &own.pair.encoding).unwrap()
+        };
+        let verify = |claims: &Claims| keys.verify(&sign(claims), &[API_AUDIENCE]);
+        assert!(verify(&of("acme", now)).is_ok());
+        let (mut other, mut issuer) = (of("acme", now), of("acme", now));
+        other.kubernetes.tenant = TenantName::parse("globex").unwrap();
+        issuer.iss = ISSUER.into();
+        assert!(matches!(verify(&other), Err(TokenError::OtherTenant(_))));
+        assert!(matches!(verify(&issuer), Err(TokenError::Invalid(_))));
+    }
+
+    #[test]
+    fn what_was_signed_before_tenants_had_keys_is_good() {
+        let directory = tempfile::tempdir().unwrap();
+        let keys = Keys::open_or_create(&directory.path().join("sa.key")).unwrap();
+        let mut old = claims(jiff::Timestamp::now().as_second());
+        old.iss = ISSUER.into();
+        let ring = keys.ring();
+        let pair = &ring.signing().pair;
+        let token = jsonwebtoken::encode(&pair.header(), &old, &pair.encoding).unwrap();
+        let read = keys.verify(&token, &[API_AUDIENCE]).unwrap();
+        assert_eq!(read.identity().tenant.as_str(), "acme");
+        assert!(!is_believed(&keys, "acme", &token));
     }
 
     #[test]
@@ -294,7 +436,10 @@ mod tests {
             file.ids().map(str::to_owned).collect::<Vec<_>>()
         };
         let now = jiff::Timestamp::now().as_second();
-        let kid = |token: &str| jsonwebtoken::decode_header(token).unwrap().kid.unwrap();
+        let kid = |token: &str| {
+            let kid = jsonwebtoken::decode_header(token).unwrap().kid.unwrap();
+            kid.strip_suffix(".acme").unwrap().to_owned()
+        };
         let old = keys.sign(&claims(now)).unwrap();
         let ids = change(&|it| drop(it.add().unwrap()));
         assert_eq!(kid(&keys.sign(&claims(now)).unwrap()), ids[0], "a new key waits");
@@ -305,7 +450,7 @@ mod tests {
             keys.verify(&old, &[API_AUDIENCE]).is_ok()
                 && keys.verify(&new, &[API_AUDIENCE]).is_ok()
         );
-        let shown = keys.jwks();
+        let shown = keys.jwks(&TenantName::parse("acme").unwrap()).unwrap();
         assert_eq!(shown["keys"].as_array().unwrap().len(), 2);
         change(&|it| {
             assert!(matches!(it.remove(&ids[1]), Err(KeyError::Signs(_))));

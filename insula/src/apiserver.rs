@@ -25,7 +25,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     cli,
-    config::{AuditLog, Config, Pki, Serve},
+    config::{AuditLog, Config, LeastTls, Pki, Serve},
     reload::{self, Group},
     sealing::Sealing,
     signals::run_until_signalled,
@@ -39,6 +39,9 @@ pub(crate) fn run(options: &cli::Apiserver) -> Result<()> {
     }
     if let Some(advertise) = &options.advertise {
         config.advertise = Some(advertise.clone());
+    }
+    if let Some(least) = options.tls_min_version {
+        config.tls_min_version = least;
     }
     if let Some(data_dir) = &options.data_dir {
         config.data_dir.clone_from(data_dir);
@@ -80,12 +83,18 @@ impl Material {
             to_nodes: pair(&pki.node_client_certificate, &pki.node_client_key)?,
         })
     }
+
+    /// What clients and other servers meet.
+    fn listener(&self, least: LeastTls) -> Result<Tls> {
+        Ok(Tls::of_versions(&self.ca, &self.server, least.versions())?)
+    }
 }
 
 /// What a running server is made of; the same for `insula up` and `insula apiserver`.
 pub(crate) struct Running {
     pub(crate) server: Arc<Server>,
     pub(crate) front: Arc<Front>,
+    least_tls: LeastTls,
     peers: Option<HttpPeers>,
     partitions: Arc<Partitions>,
     /// Ends what servers say to each other, after storage has ended.
@@ -98,6 +107,7 @@ pub(crate) struct Running {
 pub(crate) struct Parts {
     pub(crate) listener: TcpListener,
     pub(crate) material: Material,
+    pub(crate) least_tls: LeastTls,
     pub(crate) keys: Arc<Keys>,
     pub(crate) static_tokens: Option<Arc<StaticTokens>>,
     pub(crate) advertise: String,
@@ -114,7 +124,7 @@ pub(crate) struct Parts {
 impl Running {
     /// Takes connections at once, and returns when clients are answered.
     pub(crate) async fn start(parts: Parts, shutdown: &CancellationToken) -> Result<Self> {
-        let Parts { listener, material, keys, static_tokens, .. } = parts;
+        let Parts { listener, material, least_tls, keys, static_tokens, .. } = parts;
         let Parts { advertise, partitions: mut config, audit, seeds, sealing, outbound, .. } =
             parts;
         config.vault = sealing.vault()?;
@@ -132,7 +142,7 @@ impl Running {
             }
             None => None,
         };
-        let tls = Tls::new(&material.ca, &material.server)?;
+        let tls = material.listener(least_tls)?;
         let front = Front::new(tls, peers.clone(), shutdown.clone(), closed.clone());
         let others = peers.clone();
         let audit_log = audit.clone();
@@ -180,7 +190,7 @@ impl Running {
         server.add_metrics(Box::new(insula_client::metrics::Requests));
         server.add_metrics(Box::new(insula_controllers::metrics::Queues));
         front.open(server.clone());
-        Ok(Self { server, front, peers: others, partitions, closed, tasks, audit_log })
+        Ok(Self { server, front, least_tls, peers: others, partitions, closed, tasks, audit_log })
     }
 
     /// What is read again: the keys of tokens, static ones, and the keys of what is stored.
@@ -216,9 +226,10 @@ impl Running {
     /// What presents other certificates to clients, other servers and nodes, and trusts others.
     pub(crate) fn presents(&self) -> impl Fn(&Material) -> Result<()> + Send + 'static {
         let (server, front, peers) = (self.server.clone(), self.front.clone(), self.peers.clone());
+        let least_tls = self.least_tls;
         move |material| {
             // All are made before any is used.
-            let tls = Tls::new(&material.ca, &material.server)?;
+            let tls = material.listener(least_tls)?;
             let to_nodes = Tls::client(&material.ca, &material.to_nodes)?;
             let to_peers = peers.as_ref().map(|_| PeerTls::new(&material.ca, &material.server));
             if let (Some(peers), Some(tls)) = (&peers, to_peers) {
@@ -288,6 +299,7 @@ async fn serve(config: &Config, accepts_lost: bool, shutdown: CancellationToken)
     let parts = Parts {
         listener,
         material,
+        least_tls: config.tls_min_version,
         keys: keys.clone(),
         static_tokens: static_tokens.clone(),
         advertise: config.address(),

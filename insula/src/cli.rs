@@ -8,7 +8,7 @@ use insula_apiserver::OutboundNetworks;
 use insula_controllers::Choice;
 use ipnet::IpNet;
 
-use crate::config::{AuditLog, default_connections_per_address};
+use crate::config::{AuditLog, LeastTls, default_connections_per_address};
 
 /// A Kubernetes-compatible cloud control plane, sharded by tenant.
 #[derive(Debug, Parser)]
@@ -370,6 +370,9 @@ pub(crate) struct Apiserver {
     /// In the place of `advertise`.
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) advertise: Option<String>,
+    /// In the place of `tlsMinVersion`.
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) tls_min_version: Option<LeastTls>,
     /// In the place of `dataDir`.
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
@@ -565,6 +568,9 @@ pub(crate) struct Agent {
         default_value = "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,pid.available<5%"
     )]
     pub(crate) eviction_hard: insula_nodeagent::Thresholds,
+    /// The oldest TLS that clients may speak.
+    #[arg(long, value_name = "VERSION", default_value = "VersionTLS13")]
+    pub(crate) tls_min_version: LeastTls,
 }
 
 #[derive(Debug, clap::Args)]

@@ -83,6 +83,7 @@ pub(crate) fn node(options: &cli::Node) -> Result<()> {
         config.pod_logs_dir = options.data_dir.join("logs");
         config.runtime_endpoint.clone_from(&options.agent.container_runtime_endpoint);
         config.eviction_hard = options.agent.eviction_hard;
+        config.tls_versions = options.agent.tls_min_version.versions();
         config.listen = options.listen;
         config.apiserver_address = options.apiserver_address;
         Ok(insula_nodeagent::run(config, client, shutdown).await?)

@@ -20,6 +20,7 @@ use insula_partition::{
     map::ServerInfo,
     partitions::{EtcdPartition, StoreConfig},
 };
+use rustls::SupportedProtocolVersion;
 use serde::{Deserialize, Serialize};
 
 /// See the module.
@@ -37,6 +38,9 @@ pub(crate) struct Config {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) advertise: Option<String>,
     pub(crate) pki: Pki,
+    /// The oldest TLS that clients may speak.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub(crate) tls_min_version: LeastTls,
     /// How the cluster begins, or whom to ask for it.
     #[serde(default)]
     pub(crate) cluster: Cluster,
@@ -72,6 +76,30 @@ pub(crate) struct Config {
 
 fn default_listen() -> SocketAddr {
     SocketAddr::from(([0, 0, 0, 0], 6443))
+}
+
+const TLS13: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
+
+/// The oldest TLS that a listener speaks, in upstream's words.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+pub(crate) enum LeastTls {
+    #[serde(rename = "VersionTLS12")]
+    #[value(name = "VersionTLS12")]
+    Tls12,
+    #[default]
+    #[serde(rename = "VersionTLS13")]
+    #[value(name = "VersionTLS13")]
+    Tls13,
+}
+
+impl LeastTls {
+    /// All that are as new.
+    pub(crate) fn versions(self) -> &'static [&'static SupportedProtocolVersion] {
+        match self {
+            Self::Tls12 => rustls::ALL_VERSIONS,
+            Self::Tls13 => TLS13,
+        }
+    }
 }
 
 /// PEM files. Relative paths begin at the configuration file.
@@ -454,6 +482,7 @@ mod tests {
         let config = parse("advertise: 10.0.0.1:6443").unwrap();
         assert_eq!(config.listen.port(), 6443);
         assert_eq!(config.serve, Serve::All);
+        assert_eq!(config.tls_min_version, LeastTls::Tls13);
         assert_eq!(config.cluster, Cluster::Begin(Begin { partitions: 2, etcd: vec![] }));
         let again = Config::parse(&config.to_yaml().unwrap()).unwrap();
         assert_eq!(again, config);
@@ -487,6 +516,7 @@ mod tests {
             "dataDir",
             "listen",
             "advertise",
+            "tlsMinVersion",
             "serve",
             "goawayChance",
             "connectionsPerAddress",
@@ -506,6 +536,7 @@ mod tests {
         refused("advertise: nowhere", "HOST:PORT");
         refused("advertise: h:1\nlisten: 1.2.3.4", "listen");
         refused("advertise: h:1\nservers: 3", "servers");
+        refused("advertise: h:1\ntlsMinVersion: VersionTLS11", "VersionTLS13");
         refused("advertise: h:1\ncluster: {join: []}", "no other server");
         refused("advertise: h:1\ncluster: {begin: {partitions: 0}}", "1 to 64");
         refused("advertise: h:1\netcd: {p1: {user: root}}", "passwordFile");

@@ -22,7 +22,7 @@ use insula_apiserver::{
 
 use crate::{
     cli,
-    config::{Begin, Cluster, Config, Pki, Seed, Serve},
+    config::{Begin, Cluster, Config, LeastTls, Pki, Seed, Serve},
     kubeconfig,
 };
 
@@ -120,6 +120,7 @@ fn server(options: &cli::PkiServer) -> Result<()> {
             [] => Cluster::Begin(Begin { partitions: options.partitions, etcd: Vec::new() }),
             seeds => Cluster::Join(seeds.iter().map(|text| seed(text)).collect::<Result<_>>()?),
         },
+        tls_min_version: LeastTls::default(),
         goaway_chance: 0.0,
         connections_per_address: crate::config::default_connections_per_address(),
         audit: None,

@@ -91,6 +91,7 @@ async fn cloud(options: &cli::Up, shutdown: CancellationToken) -> Result<()> {
         apiserver::Parts {
             listener,
             material: material(&authority, &addresses)?,
+            least_tls: options.agent.tls_min_version,
             keys: keys.clone(),
             static_tokens: static_tokens.clone(),
             advertise: SocketAddr::new(address, port).to_string(),
@@ -284,6 +285,7 @@ impl Parts<'_> {
         config.pod_logs_dir = self.directory.path("logs");
         config.runtime_endpoint.clone_from(&self.options.agent.container_runtime_endpoint);
         config.eviction_hard = self.options.agent.eviction_hard;
+        config.tls_versions = self.options.agent.tls_min_version.versions();
         // Only who reaches this machine reaches its agent.
         let listen = if address.is_loopback() { address } else { self.options.listen.ip() };
         config.listen = SocketAddr::new(listen, self.options.node_port);

@@ -487,3 +487,20 @@ fn documents_of_openapi_are_messages_too() {
     assert!(code == 200 && headers.contains("content-type: application/json"), "{headers}");
     assert_eq!(get(&acme, path, "Accept: text/html").0, 406);
 }
+
+#[test]
+fn tls_is_as_new_as_the_operator_says() {
+    const HEALTH: &str = "/healthz";
+    let old = ["--tls-max", "1.2"];
+    let cloud = Cloud::without_node();
+    let admin = cloud.admin();
+    assert_eq!(admin.curl(HEALTH, &[]).0, 200);
+    let refused = admin.try_curl(HEALTH, &old).unwrap_err();
+    // In the words of OpenSSL, which was told why.
+    assert!(refused.contains("protocol version"), "{refused}");
+    drop(cloud);
+
+    let cloud = Cloud::start(false, &["--tls-min-version", "VersionTLS12"]);
+    let admin = cloud.admin();
+    assert_eq!((admin.curl(HEALTH, &old).0, admin.curl(HEALTH, &[]).0), (200, 200));
+}

@@ -5,7 +5,12 @@ use std::{
     path::PathBuf,
 };
 
+use rustls::SupportedProtocolVersion;
+
 use crate::registration::Thresholds;
+
+/// What its server speaks if nothing else is said.
+const TLS: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
 
 /// Configuration of one node agent. Fill in what has no default with [`NodeConfig::new`].
 #[derive(Debug, Clone)]
@@ -22,6 +27,8 @@ pub struct NodeConfig {
     pub listen: SocketAddr,
     pub serving_cert: PathBuf,
     pub serving_key: PathBuf,
+    /// What that server speaks: TLS 1.3 if nothing else is said.
+    pub tls_versions: &'static [&'static SupportedProtocolVersion],
     /// The authority that signs the certificates of those who may ask that server.
     pub client_ca: PathBuf,
     /// The address under which others reach this machine; becomes `status.hostIP` of its pods.
@@ -61,6 +68,7 @@ impl NodeConfig {
             listen: SocketAddr::new(IpAddr::from([0, 0, 0, 0]), 10250),
             serving_cert: serving_cert.into(),
             serving_key: serving_key.into(),
+            tls_versions: TLS,
             client_ca: client_ca.into(),
             node_ip,
             cluster_dns: Vec::new(),

@@ -7,12 +7,16 @@
 use std::str;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, decode_header};
-use rcgen::KeyPair;
+use insula_api::names::TenantName;
+use jsonwebtoken::decode_header;
 use rustls_pki_types::{PrivateKeyDer, pem::PemObject as _};
 use serde_json::{Value, json};
 
-use super::KeyError;
+use super::{
+    KeyError,
+    pair::{self, Pair},
+    tenants::{Derived, Tenants},
+};
 use crate::{aggregation::front_proxy::FrontProxies, passport::Stamp, pki::PkiError};
 
 /// Most keys of a file: each is one more that anybody's token may be signed with.
@@ -27,15 +31,20 @@ pub(crate) struct Ring {
 
 /// One key pair, and what is derived from it.
 pub(crate) struct Key {
-    id: String,
-    /// What the tokens that we sign with it begin with: nothing has to be read to know them.
-    head: String,
-    pub(super) encoding: EncodingKey,
-    pub(super) decoding: DecodingKey,
-    /// `x` and `y` of the public point, base64url.
-    point: (String, String),
+    /// Signs tokens of tenant `system`, and signed those of all tenants once.
+    pub(super) pair: Pair,
+    /// Sign those of others.
+    pub(super) tenants: Tenants,
     stamp: Stamp,
     front_proxies: FrontProxies,
+}
+
+/// Which key a token says it was signed with.
+pub(super) enum Signer<'a> {
+    /// One of the file.
+    Own(&'a Pair),
+    /// A tenant's.
+    Tenants(&'a Tenants, Derived),
 }
 
 impl Ring {
@@ -44,8 +53,8 @@ impl Ring {
         let mut keys: Vec<Key> = Vec::new();
         for found in PrivateKeyDer::pem_slice_iter(pem) {
             let key = Key::new(&found.map_err(|error| KeyError::Unusable(Box::new(error)))?)?;
-            if keys.iter().any(|it| it.id == key.id) {
-                return Err(KeyError::Twice(key.id));
+            if keys.iter().any(|it| it.id() == key.id()) {
+                return Err(KeyError::Twice(key.id().to_owned()));
             }
             keys.push(key);
         }
@@ -69,61 +78,49 @@ impl Ring {
 
     /// The key of this id.
     pub(crate) fn by_id(&self, id: &str) -> Option<&Key> {
-        self.all().find(|it| it.id == id)
+        self.all().find(|it| it.id() == id)
     }
 
     /// The key that a token says it was signed with, if that is one of ours.
-    pub(super) fn of_token(&self, token: &str) -> Option<&Key> {
-        if let Some(key) = self.all().find(|it| token.starts_with(&it.head)) {
-            return Some(key);
+    pub(super) fn of_token(&self, token: &str) -> Result<Option<Signer<'_>>, KeyError> {
+        if let Some(key) = self.all().find(|it| it.pair.begins(token)) {
+            return Ok(Some(Signer::Own(&key.pair)));
         }
-        self.by_id(&decode_header(token).ok()?.kid?)
+        let Some(id) = decode_header(token).ok().and_then(|it| it.kid) else { return Ok(None) };
+        if let Some(key) = self.by_id(&id) {
+            return Ok(Some(Signer::Own(&key.pair)));
+        }
+        let Some((id, tenant)) = Tenants::parse(&id) else { return Ok(None) };
+        let Some(key) = self.by_id(id) else { return Ok(None) };
+        Ok(Some(Signer::Tenants(&key.tenants, key.tenants.of(&tenant)?)))
     }
 
-    pub(super) fn jwks(&self) -> Value {
-        json!({ "keys": self.all().map(Key::jwk).collect::<Vec<_>>() })
+    /// What a tenant's tokens are checked with: nothing of another tenant's.
+    pub(super) fn jwks(&self, tenant: &TenantName) -> Result<Value, KeyError> {
+        let shown = self.all().map(|key| match tenant.is_system() {
+            true => Ok(key.pair.jwk()),
+            false => Ok(key.tenants.of(tenant)?.pair.jwk()),
+        });
+        Ok(json!({ "keys": shown.collect::<Result<Vec<_>, KeyError>>()? }))
     }
 }
 
 impl Key {
     fn new(private: &PrivateKeyDer<'_>) -> Result<Self, KeyError> {
+        let pair = pair::read(private)?;
+        let id = xxhash_rust::xxh3::xxh3_128(pair.public_key_raw()).to_be_bytes();
+        let (id, secret) = (URL_SAFE_NO_PAD.encode(id), pair.serialize_der());
         let unusable = |error| KeyError::Unusable(Box::new(error));
-        let pair = KeyPair::try_from(private).map_err(PkiError::from)?;
-        if !pair.is_compatible(&rcgen::PKCS_ECDSA_P256_SHA256) {
-            return Err(KeyError::OtherKind);
-        }
-        let pem = pair.serialize_pem();
-        let encoding = EncodingKey::from_ec_pem(pem.as_bytes()).map_err(unusable)?;
-        let public = pair.public_key_pem();
-        let decoding = DecodingKey::from_ec_pem(public.as_bytes()).map_err(unusable)?;
-        // The raw key is the uncompressed point: 0x04, x, y.
-        let raw = pair.public_key_raw();
-        let url = URL_SAFE_NO_PAD;
-        let (x, y) = raw.get(1..65).map(|point| point.split_at(32)).unwrap_or_default();
-        let id = url.encode(xxhash_rust::xxh3::xxh3_128(raw).to_be_bytes());
-        let secret = pair.serialize_der();
-        let unusable = |error| KeyError::Unusable(Box::new(error));
-        let stamp = Stamp::derive(&id, &secret).map_err(unusable)?;
-        let front_proxies = FrontProxies::derive(&secret).map_err(unusable)?;
-        let header = serde_json::to_vec(&header(&id))
-            .map_err(|error| KeyError::Unusable(Box::new(error)))?;
         Ok(Self {
-            head: format!("{}.", url.encode(header)),
-            id,
-            encoding,
-            decoding,
-            point: (url.encode(x), url.encode(y)),
-            stamp,
-            front_proxies,
+            stamp: Stamp::derive(&id, &secret).map_err(unusable)?,
+            front_proxies: FrontProxies::derive(&secret).map_err(unusable)?,
+            tenants: Tenants::derive(&id, &secret),
+            pair: Pair::new(&pair, id)?,
         })
     }
 
     pub(crate) fn id(&self) -> &str {
-        &self.id
-    }
-
-    pub(super) fn header(&self) -> Header {
-        header(&self.id)
+        self.pair.id()
     }
 
     /// Signs what servers tell each other of callers.
@@ -135,19 +132,6 @@ impl Key {
     pub(crate) fn front_proxies(&self) -> &FrontProxies {
         &self.front_proxies
     }
-
-    fn jwk(&self) -> Value {
-        json!({
-            "use": "sig", "kty": "EC", "kid": self.id, "crv": "P-256", "alg": "ES256",
-            "x": self.point.0, "y": self.point.1,
-        })
-    }
-}
-
-fn header(id: &str) -> Header {
-    let mut header = Header::new(Algorithm::ES256);
-    header.kid = Some(id.to_owned());
-    header
 }
 
 /// A file of keys as text, for those who change it: a key is a block in PEM.
@@ -167,7 +151,7 @@ impl KeyFile {
         // What is no private key, such as parameters of a curve, is left out.
         let blocks = blocks.filter(|it| it.contains("PRIVATE KEY-----"));
         let keys =
-            ring.all().zip(blocks).map(|(key, block)| (key.id.clone(), format!("{block}\n")));
+            ring.all().zip(blocks).map(|(key, block)| (key.id().to_owned(), format!("{block}\n")));
         Ok(Self { keys: keys.collect() })
     }
 
@@ -183,9 +167,10 @@ impl KeyFile {
 
     /// Makes a key that verifies, but does not sign yet; returns its id.
     pub fn add(&mut self) -> Result<String, KeyError> {
-        let pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(PkiError::from)?;
+        let pair =
+            rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(PkiError::from)?;
         let pem = pair.serialize_pem();
-        let id = Ring::read(pem.as_bytes())?.signing.id;
+        let id = Ring::read(pem.as_bytes())?.signing.id().to_owned();
         if MAX_KEYS <= self.keys.len() {
             return Err(KeyError::TooMany(self.keys.len() + 1));
         }

@@ -156,13 +156,19 @@ fn bad_credentials_are_refused_and_written_down_once() {
         jsonwebtoken::encode(&header, &value, &EncodingKey::from_secret(jwks.as_bytes())).unwrap();
     let mut of_all = value.clone();
     of_all["kubernetes.io"]["tenant"] = "all".into();
+    // As all tokens once were: with the key of the file, by one issuer.
     let signed_by_ours = |value: &Value| {
         let pem = fs::read_to_string(cloud.path("pki/sa.key")).unwrap();
         let mut header = Header::new(Algorithm::ES256);
-        header.kid = Some(kid.clone());
+        header.kid = kid.strip_suffix(".acme").map(str::to_owned);
         let key = EncodingKey::from_ec_pem(pem.as_bytes()).unwrap();
-        jsonwebtoken::encode(&header, value, &key).unwrap()
+        let mut value = value.clone();
+        value["iss"] = API_AUDIENCE.into();
+        jsonwebtoken::encode(&header, &value, &key).unwrap()
     };
+    let with_good_old = format!("Authorization: Bearer {}", signed_by_ours(&value));
+    assert_eq!(crate::bare(&cloud, "/version", &["-H", &with_good_old]).0, 200);
+    let globex: Vec<&str> = of_globex.split('.').collect();
     let mut look_alike = value.clone();
     look_alike["kubernetes.io"]["tenant"] = "\u{430}cme".into();
     let es256 = json!({"alg": "ES256", "typ": "JWT", "kid": kid});
@@ -195,6 +201,8 @@ fn bad_credentials_are_refused_and_written_down_once() {
             "another tenant's claims",
             &format!("{}.{}.{}", body[0], of_globex.split('.').nth(1).unwrap(), body[2]),
         ),
+        bearer("another tenant's key id", &format!("{}.{}.{}", globex[0], body[1], body[2])),
+        bearer("another tenant's key", &format!("{}.{}.{}", globex[0], body[1], globex[2])),
         bearer("nobody signed it", &jwt(&json!({"alg": "none"}), &value, "")),
         bearer(
             "nobody signed it, with our key id",

@@ -32,8 +32,13 @@ fn keys(file: &Path, args: &[&str]) -> Vec<String> {
     text.lines().map(|line| line.split('\t').next().unwrap().to_owned()).collect()
 }
 
+/// The key of the file from which that of the token's tenant is derived.
 fn kid(token: &str) -> String {
-    decode_header(token).unwrap().kid.unwrap()
+    of_file(&decode_header(token).unwrap().kid.unwrap())
+}
+
+fn of_file(id: &str) -> String {
+    id.strip_suffix(".acme").unwrap().to_owned()
 }
 
 #[track_caller]
@@ -54,7 +59,7 @@ fn shown(ask: &dyn Fn(&str) -> (u16, String)) -> BTreeSet<String> {
     let (_, body) = ask("/openid/v1/jwks");
     let found: Value = serde_json::from_str(&body).unwrap();
     let keys = found["keys"].as_array().unwrap().iter();
-    keys.map(|it| it["kid"].as_str().unwrap().to_owned()).collect()
+    keys.map(|it| of_file(it["kid"].as_str().unwrap())).collect()
 }
 
 /// Asks for something with a token: status and body.

@@ -6,6 +6,7 @@
 mod harness;
 
 mod bad;
+mod issuers;
 mod keys;
 mod providers;
 mod requests;

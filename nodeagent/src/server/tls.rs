@@ -38,7 +38,7 @@ pub(crate) fn tls_config(config: &NodeConfig) -> Result<Arc<ServerConfig>, NodeE
     let key = PrivateKeyDer::from_pem_file(&config.serving_key)
         .map_err(|error| unusable(&config.serving_key, error.into()))?;
     let mut tls = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(config.tls_versions)
         .map_err(NodeError::Tls)?
         .with_client_cert_verifier(verifier)
         .with_single_cert(certificates(&config.serving_cert)?, key)
@@ -82,6 +82,7 @@ fn may_call(leaf: &[u8]) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use rcgen::{CertificateParams, DnType, KeyPair};
+    use rustls::{ClientConfig, ClientConnection, SupportedProtocolVersion, version};
 
     use super::*;
 
@@ -94,6 +95,41 @@ mod tests {
         let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
         let found = may_call(certificate.der()).is_ok();
         assert_eq!(found, expected, "{name} {organization} {unit}");
+    }
+
+    /// Whether a client of only one version is let further than its greeting.
+    #[track_caller]
+    fn greets(server: &Arc<ServerConfig>, version: &'static SupportedProtocolVersion) -> bool {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let client = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .with_root_certificates(RootCertStore::empty())
+            .with_no_client_auth();
+        let name = "127.0.0.1".try_into().unwrap();
+        let mut client = ClientConnection::new(client.into(), name).unwrap();
+        let mut hello = Vec::new();
+        client.write_tls(&mut hello).unwrap();
+        let mut server = ServerConnection::new(server.clone()).unwrap();
+        server.read_tls(&mut hello.as_slice()).unwrap();
+        server.process_new_packets().is_ok()
+    }
+
+    #[test]
+    fn old_versions_are_for_those_who_ask() {
+        let dir = tempfile::tempdir().unwrap();
+        let [certificate, key] = ["a.crt", "a.key"].map(|it| dir.path().join(it));
+        let pair = KeyPair::generate().unwrap();
+        let made = CertificateParams::new(Vec::new()).unwrap().self_signed(&pair).unwrap();
+        std::fs::write(&certificate, made.pem()).unwrap();
+        std::fs::write(&key, pair.serialize_pem()).unwrap();
+        let address = "127.0.0.1".parse().unwrap();
+        let mut config = NodeConfig::new("n", address, &certificate, &key, &certificate);
+        let server = tls_config(&config).unwrap();
+        assert!(greets(&server, &version::TLS13) && !greets(&server, &version::TLS12));
+        config.tls_versions = rustls::ALL_VERSIONS;
+        let server = tls_config(&config).unwrap();
+        assert!(greets(&server, &version::TLS13) && greets(&server, &version::TLS12));
     }
 
     #[test]

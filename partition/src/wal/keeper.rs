@@ -17,8 +17,10 @@ use super::{Wal, WalError};
 /// How long to wait before trying again to prepare a segment.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Old segments kept to be written again; more are removed.
-const KEPT: usize = 2;
+/// Old segments kept to be written again; more are removed. As many as are let go of at once where
+/// partitions that write little hold the log until it has 512 MB: what it needs again, and had. To
+/// make one is to write 16 MB of zeros, while others' flushes take several times as long.
+const KEPT: usize = 32;
 
 /// What the writers and the housekeeping thread tell each other.
 #[derive(Debug)]
