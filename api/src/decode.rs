@@ -11,7 +11,8 @@ use serde_json::{Map, Number, Value};
 use serde_saphyr::DuplicateKeyPolicy;
 
 use crate::{
-    schema::{Either, Schema, Shape, TypeId},
+    quantity::{Quantity, QuantityError},
+    schema::{Either, Field, Schema, Shape, TypeId},
     time,
 };
 
@@ -65,7 +66,7 @@ impl From<serde_json::Error> for DecodeError {
 /// Decodes JSON as `root`; `None` keeps any JSON (still checking duplicates and depth).
 pub fn json(schema: &Schema, root: Option<TypeId>, body: &[u8]) -> Result<Decoded, DecodeError> {
     let mut context = Context::new(schema);
-    let seed = Node { context: &mut context, shape: root_shape(root), owner: "" };
+    let seed = Node { context: &mut context, shape: root_shape(root), owner: "", go: "" };
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let value = seed.deserialize(&mut deserializer)?;
     deserializer.end().map_err(|error| match byte_at(body, &error) {
@@ -109,7 +110,7 @@ pub fn yaml(schema: &Schema, root: Option<TypeId>, body: &[u8]) -> Result<Decode
                 serde_saphyr::from_str_with_options(text, options).map_err(syntax)?
             }
         };
-    let seed = Node { context: &mut context, shape: root_shape(root), owner: "" };
+    let seed = Node { context: &mut context, shape: root_shape(root), owner: "", go: "" };
     let value = seed.deserialize(raw)?;
     Ok(Decoded { value, findings: context.findings })
 }
@@ -129,7 +130,7 @@ fn repeated_key(error: &serde_saphyr::Error) -> Option<String> {
 /// Checks a value that was put together here (by a patch) as if it had been sent.
 pub fn value(schema: &Schema, root: Option<TypeId>, raw: Value) -> Result<Decoded, DecodeError> {
     let mut context = Context::new(schema);
-    let seed = Node { context: &mut context, shape: root_shape(root), owner: "" };
+    let seed = Node { context: &mut context, shape: root_shape(root), owner: "", go: "" };
     let value = seed.deserialize(raw)?;
     Ok(Decoded { value, findings: context.findings })
 }
@@ -137,7 +138,21 @@ pub fn value(schema: &Schema, root: Option<TypeId>, raw: Value) -> Result<Decode
 /// As [`value`], of what somebody applies: an empty list says something there.
 pub fn applied(schema: &Schema, root: Option<TypeId>, raw: Value) -> Result<Decoded, DecodeError> {
     let mut context = Context { keeps_empty: true, ..Context::new(schema) };
-    let seed = Node { context: &mut context, shape: root_shape(root), owner: "" };
+    let seed = Node { context: &mut context, shape: root_shape(root), owner: "", go: "" };
+    let value = seed.deserialize(raw)?;
+    Ok(Decoded { value, findings: context.findings })
+}
+
+/// As [`value`], of a part that lies at `place` in what was sent: fields are told from there. What
+/// has the wrong type is told as of the part alone, as it is alone that Go decodes it.
+pub fn part(
+    schema: &Schema,
+    root: Option<TypeId>,
+    place: &str,
+    raw: Value,
+) -> Result<Decoded, DecodeError> {
+    let mut context = Context { place, ..Context::new(schema) };
+    let seed = Node { context: &mut context, shape: root_shape(root), owner: "", go: "" };
     let value = seed.deserialize(raw)?;
     Ok(Decoded { value, findings: context.findings })
 }
@@ -154,7 +169,9 @@ fn root_shape(root: Option<TypeId>) -> &'static Shape {
 struct Context<'a> {
     schema: &'a Schema,
     findings: Vec<String>,
-    path: Vec<Step>,
+    path: Vec<Step<'a>>,
+    /// Where the root lies in what was sent.
+    place: &'a str,
     /// Lists and maps without anything in them are not the same as none.
     keeps_empty: bool,
     /// How many values of either of two types this one is within. What is unknown there is left
@@ -162,8 +179,8 @@ struct Context<'a> {
     depth_untold: usize,
 }
 
-enum Step {
-    Field(&'static str),
+enum Step<'a> {
+    Field(&'a Field),
     /// Of a map.
     Key(String),
     Index(usize),
@@ -172,27 +189,27 @@ enum Step {
 impl<'a> Context<'a> {
     fn new(schema: &'a Schema) -> Self {
         let (findings, path) = (Vec::new(), Vec::new());
-        Self { schema, findings, path, keeps_empty: false, depth_untold: 0 }
+        Self { schema, findings, path, place: "", keeps_empty: false, depth_untold: 0 }
     }
 
     /// The path without places in lists and keys of maps, as Go's decoder tells it.
     fn fields(&self) -> String {
-        let names = self.path.iter().filter_map(|step| match step {
-            Step::Field(name) => Some(*name),
-            Step::Key(_) | Step::Index(_) => None,
+        let names = self.path.iter().flat_map(|step| match step {
+            Step::Field(field) => [field.go.embedded, field.name],
+            Step::Key(_) | Step::Index(_) => [""; 2],
         });
-        names.collect::<Vec<_>>().join(".")
+        names.filter(|name| !name.is_empty()).collect::<Vec<_>>().join(".")
     }
 
     fn path_to(&self, last: Option<&str>) -> String {
-        let mut out = String::new();
+        let mut out = self.place.to_owned();
         for step in &self.path {
             let name = match step {
                 Step::Index(index) => {
                     out.push_str(&format!("[{index}]"));
                     continue;
                 }
-                Step::Field(name) => name,
+                Step::Field(field) => field.name,
                 Step::Key(name) => name.as_str(),
             };
             if !out.is_empty() {
@@ -223,13 +240,21 @@ struct Node<'c, 'a, 's> {
     shape: &'s Shape,
     /// Short name of the type that has this field, for messages.
     owner: &'static str,
+    /// What Go calls the shape, if that does not follow from it.
+    go: &'static str,
 }
 
 impl Node<'_, '_, '_> {
     /// The message of Go's decoder, which users know.
     fn mismatch<E: de::Error>(&self, found: &str) -> E {
+        if *self.shape == Shape::Quantity {
+            return E::custom(QuantityError::Format);
+        }
         let path = self.context.fields();
-        let wanted = go_type(self.context.schema, self.shape);
+        let wanted = match self.go {
+            "" => go_type(self.context.schema, self.shape),
+            named => named.to_owned(),
+        };
         if path.is_empty() {
             return E::custom(format!(
                 "json: cannot unmarshal {found} into Go value of type {wanted}"
@@ -242,12 +267,35 @@ impl Node<'_, '_, '_> {
     }
 }
 
+/// Whether it is a scalar of which Go says that it is not set.
+fn is_zero(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.is_empty(),
+        Value::Bool(is) => !is,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        _ => false,
+    }
+}
+
+/// What Go has where an item of a list or a value of a map is null.
+fn nothing(shape: &Shape) -> Value {
+    match shape {
+        Shape::String | Shape::Bytes => "".into(),
+        Shape::Quantity => "0".into(),
+        Shape::Bool => false.into(),
+        Shape::Int32 | Shape::Int64 | Shape::IntOrString => 0.into(),
+        Shape::Object(_) => Value::Object(Map::new()),
+        _ => Value::Null,
+    }
+}
+
 /// What Go's decoder calls a shape.
 fn go_type(schema: &Schema, shape: &Shape) -> String {
     let name = match shape {
-        Shape::String | Shape::Quantity | Shape::IntOrString | Shape::Duration => "string",
-        Shape::Time => "v1.Time",
-        Shape::MicroTime => "v1.MicroTime",
+        Shape::String | Shape::Quantity | Shape::Duration | Shape::Time | Shape::MicroTime => {
+            "string"
+        }
+        Shape::IntOrString => "int32",
         Shape::Bytes => "[]uint8",
         Shape::Bool => "bool",
         Shape::Int32 => "int32",
@@ -304,11 +352,12 @@ impl<'de> Visitor<'de> for Node<'_, '_, '_> {
 
     fn visit_i64<E: de::Error>(self, value: i64) -> Result<Value, E> {
         match self.shape {
-            Shape::Int32 if i32::try_from(value).is_err() => {
+            Shape::Int32 | Shape::IntOrString if i32::try_from(value).is_err() => {
                 Err(self.mismatch(&format!("number {value}")))
             }
-            Shape::Int32 | Shape::Int64 | Shape::Double | Shape::Any => Ok(value.into()),
-            Shape::IntOrString if i32::try_from(value).is_ok() => Ok(value.into()),
+            Shape::Int32 | Shape::Int64 | Shape::IntOrString | Shape::Double | Shape::Any => {
+                Ok(value.into())
+            }
             Shape::Quantity => Ok(Value::String(value.to_string())),
             _ => Err(self.mismatch("number")),
         }
@@ -347,7 +396,7 @@ impl<'de> Visitor<'de> for Node<'_, '_, '_> {
                 Some(at) => Err(E::custom(format!("illegal base64 data at input byte {at}"))),
                 None => Ok(Value::String(value.to_owned())),
             },
-            Shape::Quantity => crate::quantity::Quantity::parse(value)
+            Shape::Quantity => Quantity::parse(value)
                 .map(|quantity| Value::String(quantity.to_string()))
                 .map_err(|error| E::custom(error.to_string())),
             Shape::Duration if time::go_duration(value).is_none() => {
@@ -377,10 +426,12 @@ impl<'de> Visitor<'de> for Node<'_, '_, '_> {
         let mut out = Vec::new();
         loop {
             self.context.path.push(Step::Index(out.len()));
-            let node = Node { context: self.context, shape: inner, owner: self.owner };
+            let go = self.go.strip_prefix("[]").unwrap_or_default();
+            let node = Node { context: self.context, shape: inner, owner: self.owner, go };
             let item = items.next_element_seed(node)?;
             self.context.path.pop();
             match item {
+                Some(Value::Null) => out.push(nothing(inner)),
                 Some(item) => out.push(item),
                 None => {
                     self.context.depth_untold -= usize::from(is_either);
@@ -408,9 +459,14 @@ impl<'de> Visitor<'de> for Node<'_, '_, '_> {
                 self.context.find("duplicate", &key);
             }
             let field = it.and_then(|it| it.field(&key));
-            let (shape, owner, step) = match (it, field) {
-                (None, _) => (inner, self.owner, Step::Key(std::mem::take(&mut key))),
-                (Some(it), Some(field)) => (&field.shape, it.short_name(), Step::Field(field.name)),
+            let (shape, owner, go, step) = match (it, field) {
+                (None, _) => {
+                    let go = self.go.split_once(']').map_or("", |(_, value)| value);
+                    (inner, self.owner, go, Step::Key(std::mem::take(&mut key)))
+                }
+                (Some(it), Some(field)) => {
+                    (&field.shape, it.short_name(), field.go.shape, Step::Field(field))
+                }
                 (Some(_), None) => {
                     self.context.find("unknown", &key);
                     entries.next_value::<de::IgnoredAny>()?;
@@ -418,25 +474,33 @@ impl<'de> Visitor<'de> for Node<'_, '_, '_> {
                 }
             };
             self.context.path.push(step);
-            let value = entries.next_value_seed(Node { context: self.context, shape, owner })?;
+            let node = Node { context: self.context, shape, owner, go };
+            let value = entries.next_value_seed(node)?;
             if let Some(Step::Key(taken)) = self.context.path.pop() {
                 key = taken;
             }
             // Go's encoder leaves out what has nothing in it, unless it is told not to.
-            let is_empty = match (shape, &value) {
-                (Shape::List(_), Value::Array(list)) => list.is_empty(),
-                (Shape::Map(_), Value::Object(map)) => map.is_empty(),
-                _ => false,
-            };
-            let is_out = is_empty
-                && !self.context.keeps_empty
+            let is_out = !self.context.keeps_empty
                 && key != MANAGERS
-                && field.is_some_and(|field| !field.always);
+                && field.is_some_and(|field| match (shape, &value) {
+                    (Shape::List(_), Value::Array(list)) => list.is_empty() && !field.always,
+                    (Shape::Map(_), Value::Object(map)) => map.is_empty() && !field.always,
+                    (
+                        Shape::String
+                        | Shape::Bytes
+                        | Shape::Bool
+                        | Shape::Int32
+                        | Shape::Int64
+                        | Shape::Double,
+                        value,
+                    ) => field.drops_zero() && is_zero(value),
+                    _ => false,
+                });
             if (value.is_null() && it.is_some()) || is_out {
                 out.remove(&key);
                 nulls.push(key);
-            } else if value.is_null() && *shape == Shape::String {
-                out.insert(key, Value::String(String::new()));
+            } else if value.is_null() {
+                out.insert(key, nothing(shape));
             } else {
                 out.insert(key, value);
             }

@@ -23,13 +23,23 @@ impl FieldError {
     }
 
     pub fn invalid(field: impl Into<String>, value: &Value, detail: &str) -> Self {
-        let message = format!("Invalid value: {}: {detail}", shown(value));
+        let message = told(&shown(value), detail);
         Self { field: field.into(), reason: "FieldValueInvalid", message }
+    }
+
+    /// The same error of what lies in `field`.
+    pub fn below(mut self, field: &str) -> Self {
+        self.field = match self.field.chars().next() {
+            None | Some('<') => field.to_owned(),
+            Some('[') => format!("{field}{}", self.field),
+            Some(_) => format!("{field}.{}", self.field),
+        };
+        self
     }
 
     /// As [`FieldError::invalid`], of a value in the form that messages have of it.
     pub fn invalid_form(field: impl Into<String>, form: &str, detail: &str) -> Self {
-        let message = format!("Invalid value: {}: {detail}", cut(form));
+        let message = told(&cut(form), detail);
         Self { field: field.into(), reason: "FieldValueInvalid", message }
     }
 
@@ -125,6 +135,14 @@ fn shown(value: &Value) -> String {
     match value {
         Value::String(text) => Beginning::of(|out| quote(out, text)),
         other => Beginning::of(|out| write!(out, "{other}")),
+    }
+}
+
+/// That a value is wrong, and why, if there is more to say.
+fn told(value: &str, detail: &str) -> String {
+    match detail {
+        "" => format!("Invalid value: {value}"),
+        detail => format!("Invalid value: {value}: {detail}"),
     }
 }
 

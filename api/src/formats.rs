@@ -11,27 +11,31 @@ pub const LABEL_1035: &str = "a DNS-1035 label must consist of lower case alphan
 const LABEL_VALUE: &str = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')";
 const QUALIFIED: &str = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
 
+/// What upstream counts lengths in, in its words.
+pub const BYTES: &str = "bytes";
+pub const CHARACTERS: &str = "characters";
+
 /// What is wrong with a DNS-1123 subdomain.
 pub fn subdomain(text: &str) -> Vec<String> {
-    characters(text, 253, is_subdomain_of_any_length(text), SUBDOMAIN)
+    bounded(text, 253, CHARACTERS, is_subdomain_of_any_length(text), SUBDOMAIN)
 }
 
 /// What is wrong with a DNS-1123 label.
 pub fn label(text: &str) -> Vec<String> {
     let is = is_dns1123_label_of_any_length(text);
     let message = if is_subdomain_of_any_length(text) { "must not contain dots" } else { LABEL };
-    characters(text, 63, is, message)
+    bounded(text, 63, CHARACTERS, is, message)
 }
 
 /// What is wrong with a DNS-1035 label.
 pub fn label_1035(text: &str) -> Vec<String> {
     let starts = text.starts_with(|it: char| it.is_ascii_lowercase());
-    characters(text, 63, starts && is_dns1123_label_of_any_length(text), LABEL_1035)
+    bounded(text, 63, CHARACTERS, starts && is_dns1123_label_of_any_length(text), LABEL_1035)
 }
 
 /// What is wrong with the value of a label.
 pub fn label_value(text: &str) -> Vec<String> {
-    bounded(text, 63, is_label_value_of_any_length(text), LABEL_VALUE)
+    bounded(text, 63, BYTES, is_label_value_of_any_length(text), LABEL_VALUE)
 }
 
 /// What is wrong with a key of labels: `name` or `prefix/name`.
@@ -42,7 +46,8 @@ pub fn qualified(text: &str) -> Vec<String> {
             if prefix.is_empty() {
                 found.push("prefix part must be non-empty".to_owned());
             } else {
-                let wrong = bounded(prefix, 253, is_subdomain_of_any_length(prefix), SUBDOMAIN);
+                let wrong =
+                    bounded(prefix, 253, BYTES, is_subdomain_of_any_length(prefix), SUBDOMAIN);
                 found.extend(wrong.into_iter().map(|it| format!("prefix part {it}")));
             }
             name
@@ -68,23 +73,12 @@ pub fn qualified(text: &str) -> Vec<String> {
     found
 }
 
-fn bounded(text: &str, limit: usize, is: bool, message: &str) -> Vec<String> {
+/// What is wrong with a text that has `limit` bytes at most, which upstream calls `unit`, and
+/// otherwise is what it should be if it `is`.
+pub fn bounded(text: &str, limit: usize, unit: &str, is: bool, message: &str) -> Vec<String> {
     let mut found = Vec::new();
     if limit < text.len() {
-        found.push(format!("must be no more than {limit} bytes"));
-    }
-    if !is {
-        found.push(message.to_owned());
-    }
-    found
-}
-
-/// What is wrong with a text that has `limit` characters at most, and otherwise is what it should
-/// be if it `is`.
-pub fn characters(text: &str, limit: usize, is: bool, message: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    if limit < text.len() {
-        found.push(format!("must be no more than {limit} characters"));
+        found.push(format!("must be no more than {limit} {unit}"));
     }
     if !is {
         found.push(message.to_owned());

@@ -16,6 +16,7 @@ use serde_json::Value;
 const TYPES: &str = include_str!("../tables/types.tsv");
 const POINTERS: &str = include_str!("../tables/pointers.tsv");
 const PRESENCE: &str = include_str!("../tables/presence.tsv");
+const GO_NAMES: &str = include_str!("../tables/go_names.tsv");
 const OURS: &str = include_str!("../tables/insula.tsv");
 const DOCS: &str = include_str!("../tables/insula-docs.tsv");
 
@@ -98,6 +99,7 @@ pub struct Field {
     pub pointer: bool,
     /// Go's encoder writes it even if nobody ever set it.
     pub always: bool,
+    pub go: GoName,
     pub list: ListKind,
     /// A map or structure that server-side apply replaces as a whole here.
     pub atomic: bool,
@@ -107,6 +109,23 @@ pub struct Field {
     /// Field numbers from the outer message inwards: more than one where Go embeds a message
     /// that is flat in JSON. Empty if the field cannot be sent in protobuf.
     pub proto: Vec<u32>,
+}
+
+impl Field {
+    /// Whether a scalar that is zero, false or empty is the same as none. In our own kinds, which
+    /// have no form in protobuf, it is not.
+    pub fn drops_zero(&self) -> bool {
+        !self.always && !self.pointer && !self.proto.is_empty()
+    }
+}
+
+/// What Go calls a field where that does not follow from the rest.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct GoName {
+    /// The structures that it embeds on the way to the field.
+    pub embedded: &'static str,
+    /// The field's type, if that has a name of its own.
+    pub shape: &'static str,
 }
 
 /// What a value looks like in JSON.
@@ -279,6 +298,14 @@ impl Schema {
                 Some(((name, field), how == "always"))
             })
             .collect();
+        let go_names: HashMap<(&str, &str), GoName> = GO_NAMES
+            .lines()
+            .filter_map(|line| {
+                let mut columns = line.split('\t');
+                let field = (columns.next()?, columns.next()?);
+                Some((field, GoName { embedded: columns.next()?, shape: columns.next()? }))
+            })
+            .collect();
         for [name, field, json, list, patch, default, proto, _] in rows() {
             let Some(&id) = schema.by_name.get(name).filter(|_| !field.is_empty()) else {
                 continue;
@@ -292,6 +319,7 @@ impl Schema {
             let always = presence.get(&(name, field)).copied();
             let field = Field {
                 name: field,
+                go: go_names.get(&(name, field)).copied().unwrap_or_default(),
                 shape,
                 required,
                 pointer,

@@ -20,7 +20,19 @@ EXTRA = [(META + "OwnerReference", "controller"), (META + "OwnerReference", "blo
          (META + "ObjectMeta", "deletionGracePeriodSeconds"),
          (META + "DeleteOptions", "gracePeriodSeconds"), (META + "DeleteOptions", "orphanDependents"),
          (META + "DeleteOptions", "propagationPolicy"), (META + "Preconditions", "uid"),
-         (META + "Preconditions", "resourceVersion"), (META + "ListMeta", "remainingItemCount")]
+         (META + "Preconditions", "resourceVersion"), (META + "ListMeta", "remainingItemCount"),
+         (META + "DeleteOptions", "ignoreStoreReadErrorWithClusterBreakingPotential")]
+CUSTOM = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1."
+EXTRA += [(CUSTOM + "JSONSchemaProps", field) for field in
+          ("$ref", "maximum", "minimum", "multipleOf", "maxLength", "minLength", "maxItems",
+           "minItems", "maxProperties", "minProperties", "x-kubernetes-preserve-unknown-fields",
+           "x-kubernetes-list-type", "x-kubernetes-map-type")]
+EXTRA += [(CUSTOM + "ValidationRule", "reason"), (CUSTOM + "ValidationRule", "optionalOldSelf"),
+          (CUSTOM + "CustomResourceDefinitionVersion", "deprecationWarning"),
+          (CUSTOM + "CustomResourceSubresourceScale", "labelSelectorPath"),
+          (CUSTOM + "WebhookClientConfig", "url"), (CUSTOM + "ServiceReference", "path"),
+          (CUSTOM + "ServiceReference", "port"),
+          ("io.k8s.kube-aggregator.pkg.apis.apiregistration.v1.ServiceReference", "port")]
 FIELD = re.compile(r'^\s+\w+\s+\*([\w.]+)\s+`json:"([^,"]+)')
 EMBED = re.compile(r'^\s+(\w+)\s+`json:",inline"')
 

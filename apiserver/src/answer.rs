@@ -138,6 +138,10 @@ pub(crate) async fn list(call: &Call, page: &Page) -> Result<Response<Body>> {
     if let Some(token) = &page.token {
         metadata["continue"] = token.as_str().into();
     }
+    // Where nothing decides what is left out, upstream leaves out nothing.
+    if call.served.custom().is_some() && call.accept.form == Form::Object && page.token.is_none() {
+        metadata["continue"] = "".into();
+    }
     if let Some(remaining) = page.remaining {
         metadata["remainingItemCount"] = remaining.into();
     }

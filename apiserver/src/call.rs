@@ -136,9 +136,11 @@ impl Call {
         let schema = Schema::built_in();
         let validation = FieldValidation::from_query(&self.query)?;
         if let Some(custom) = self.custom(&kind.api_version(), &kind.kind) {
-            let mut decoded = object::read_body(&self.headers, body)?;
-            if !decoded.value.is_object() {
-                return Err(ApiError::bad_request("the request body is not an object"));
+            let decoded = object::read_body(&self.headers, body)?;
+            let mut decoded = decoded.map_err(|error| undecodable(&error, kind, body))?;
+            if let Some(found) = not_an_object(&decoded.value) {
+                let why = format!("json: cannot unmarshal {found} into Go value of type struct");
+                return Err(unrecognized(kind, &why, body));
             }
             check_custom(&decoded.value, kind, body)?;
             let found = object::shape(&custom.version, &mut decoded.value)
@@ -236,29 +238,57 @@ fn undecodable(error: &DecodeError, kind: &Gvk, body: &[u8]) -> ApiError {
     #[derive(Default, serde::Deserialize)]
     #[serde(rename_all = "camelCase", default)]
     struct Head {
-        api_version: String,
-        kind: String,
+        api_version: Value,
+        kind: Value,
     }
     let head: Head = serde_json::from_slice(body).unwrap_or_default();
+    for (field, value) in [("apiVersion", &head.api_version), ("kind", &head.kind)] {
+        if matches!(value, Value::Null | Value::String(_)) {
+            continue;
+        }
+        let found = not_an_object(value).unwrap_or("object");
+        let why =
+            format!("json: cannot unmarshal {found} into Go struct field .{field} of type string");
+        return unrecognized(kind, &why, body);
+    }
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let (api_version, found_kind) = (text(&head.api_version), text(&head.kind));
     let is_object = body.trim_ascii_start().starts_with(b"{");
     // Of another kind nothing has to fit.
-    let mut other = serde_json::json!({"apiVersion": head.api_version, "kind": head.kind});
+    let mut other = serde_json::json!({"apiVersion": api_version, "kind": found_kind});
     if is_object && let Err(error) = check_kind(&mut other, kind) {
         return error;
     }
     match error {
         DecodeError::Mismatch(why) if is_object => {
-            let version = head.api_version.rsplit('/').next().filter(|it| !it.is_empty());
-            let found = Some(head.kind.as_str()).filter(|it| !it.is_empty());
+            let version = api_version.rsplit('/').next().filter(|it| !it.is_empty());
+            let found = Some(found_kind.as_str()).filter(|it| !it.is_empty());
             let found = found.unwrap_or(&kind.kind);
             unfit(found, version.unwrap_or(&kind.version), kind, why)
         }
-        DecodeError::Mismatch(why) | DecodeError::Syntax(why) => ApiError::bad_request(format!(
-            "the object provided is unrecognized (must be of type {}): couldn't get \
-                 version/kind; json parse error: {why} ({})",
-            kind.kind,
-            summary(body)
-        )),
+        DecodeError::Mismatch(why) | DecodeError::Syntax(why) => unrecognized(kind, why, body),
+    }
+}
+
+/// What is said of a body that does not even say what it is.
+fn unrecognized(kind: &Gvk, why: &str, body: &[u8]) -> ApiError {
+    ApiError::bad_request(format!(
+        "the object provided is unrecognized (must be of type {}): couldn't get version/kind; \
+         json parse error: {why} ({})",
+        kind.kind,
+        summary(body)
+    ))
+}
+
+/// What Go calls a value that is no object.
+fn not_an_object(value: &Value) -> Option<&'static str> {
+    match value {
+        Value::Object(_) => None,
+        Value::Null => Some("null"),
+        Value::Bool(_) => Some("bool"),
+        Value::Number(_) => Some("number"),
+        Value::String(_) => Some("string"),
+        Value::Array(_) => Some("array"),
     }
 }
 
@@ -342,16 +372,14 @@ fn misnamed(value: &Value, kind: &Gvk) -> Vec<FieldError> {
 /// The body of a custom resource says of what kind it is, and is of it.
 fn check_custom(value: &Value, kind: &Gvk, body: &[u8]) -> Result<()> {
     let text = |field: &str| value[field].as_str().unwrap_or_default();
-    for (field, called) in [("kind", "Kind"), ("apiVersion", "apiVersion")] {
-        if text(field).is_empty() {
-            let whole = String::from_utf8_lossy(&body[..body.len().min(MOST_SHOWN)]);
-            return Err(ApiError::bad_request(format!(
-                "the object provided is unrecognized (must be of type {}): \
-                 Object '{called}' is missing in '{whole}' ({})",
-                kind.kind,
-                summary(body)
-            )));
-        }
+    if text("kind").is_empty() {
+        let whole = String::from_utf8_lossy(&body[..body.len().min(MOST_SHOWN)]);
+        return Err(ApiError::bad_request(format!(
+            "the object provided is unrecognized (must be of type {}): \
+             Object 'Kind' is missing in '{whole}' ({})",
+            kind.kind,
+            summary(body)
+        )));
     }
     if text("apiVersion") != kind.api_version() {
         return Err(ApiError::bad_request(format!(

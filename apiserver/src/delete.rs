@@ -47,6 +47,11 @@ const RETRIES: usize = 8;
 /// How many objects of a collection are deleted at the same time: they share steps of their store.
 const TOGETHER: usize = 16;
 
+/// A flag of a query: whatever does not say no says yes.
+fn is_meant(flag: &str) -> bool {
+    !flag.eq_ignore_ascii_case("false") && flag != "0"
+}
+
 impl Options {
     pub(crate) fn parse(call: &Call, body: &[u8]) -> Result<Self> {
         let dry_run = call.query.dry_run()?;
@@ -54,7 +59,7 @@ impl Options {
             json!({
                 "gracePeriodSeconds": call.query.number("gracePeriodSeconds")?,
                 "propagationPolicy": call.query.get("propagationPolicy"),
-                "orphanDependents": call.query.get("orphanDependents").map(|it| it == "true"),
+                "orphanDependents": call.query.get("orphanDependents").map(is_meant),
             })
         } else {
             let mut lenient = call.clone();

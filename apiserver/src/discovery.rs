@@ -5,6 +5,7 @@ use std::{cmp::Reverse, collections::BTreeMap};
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine as _;
 use insula_api::{
+    discovery::rank_of_version,
     resources::{Resource, Scope},
     versions,
 };
@@ -241,24 +242,6 @@ impl<'a> Discovery<'a> {
             "kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2",
             "metadata": {}, "items": items,
         })
-    }
-}
-
-/// Stable versions before beta before alpha, each with the highest first; others last, by name.
-fn rank_of_version(version: &str) -> (u8, u64, u64, Reverse<String>) {
-    let other = || (0, 0, 0, Reverse(version.to_owned()));
-    let Some(rest) = version.strip_prefix('v') else { return other() };
-    let end = rest.find(|it: char| !it.is_ascii_digit()).unwrap_or(rest.len());
-    let (major, rest) = rest.split_at(end);
-    let Ok(major) = major.parse::<u64>() else { return other() };
-    let stage = |prefix: &str, rank: u8| {
-        let minor = rest.strip_prefix(prefix)?;
-        let minor = if minor.is_empty() { 0 } else { minor.parse::<u64>().ok()? };
-        Some((rank, major, minor, Reverse(String::new())))
-    };
-    match rest {
-        "" => (3, major, 0, Reverse(String::new())),
-        _ => stage("beta", 2).or_else(|| stage("alpha", 1)).unwrap_or_else(other),
     }
 }
 

@@ -207,6 +207,15 @@ impl ApiError {
         error
     }
 
+    /// A custom resource, or part of one, that this is not done with.
+    pub(crate) fn not_supported(verb: &str, group: &str, resource: &str) -> Self {
+        let what = qualified(group, resource);
+        let mut error = Self::method_not_allowed();
+        error.message = format!("{verb} is not supported on resources of kind {what:?}");
+        error.details = Some(json!({"group": group, "kind": resource}));
+        error
+    }
+
     /// Nothing that is on offer is accepted. `stream`: of a watch.
     pub fn not_acceptable(stream: bool) -> Self {
         let offered = match stream {

@@ -272,19 +272,22 @@ impl Server {
             return Err(denied(&identity, &attributes));
         }
         // Only now, so that nobody else is told what there is.
-        check_place(&served, &path)?;
+        if served.custom().is_none() {
+            check_place(&served, &path)?;
+        }
         if !matches!(whose, Whose::All) && query.all(SLOTS).next().is_some() {
             let why = "slots can only be asked for where all tenants are";
             return Err(ApiError::bad_request(why));
         }
-        let verb = verb.ok_or_else(ApiError::method_not_allowed)?;
+        let verb = match served.custom() {
+            Some(_) => verb_of_custom(&served, &mut path, method, verb)?,
+            // Upstream has no routes for these.
+            None if *method == Method::HEAD => return Err(ApiError::method_not_allowed()),
+            None => verb.ok_or_else(ApiError::method_not_allowed)?,
+        };
         if !path.subresource.is_empty() && served.resource.subresource(&path.subresource).is_none()
         {
-            let it = &served.resource;
-            return Err(match self.registry.has_group(&it.group) {
-                true => ApiError::unknown_resource(),
-                false => ApiError::not_found(&it.group, &it.name, &path.name),
-            });
+            return Err(ApiError::unknown_resource());
         }
         // Limits that hold whatever the rules of a tenant say.
         if is_fleets
@@ -345,6 +348,44 @@ fn check_place(served: &Served, path: &ResourcePath) -> Result<()> {
     {
         true => Ok(()),
         false => Err(ApiError::unknown_resource()),
+    }
+}
+
+/// What is asked of a custom resource. Upstream has no routes for these, and looks at the parts of
+/// the path alone: what stands behind a subresource means nothing, nor does the name of what is
+/// to be made.
+fn verb_of_custom(
+    served: &Served,
+    path: &mut ResourcePath,
+    method: &Method,
+    verb: Option<&'static str>,
+) -> Result<&'static str> {
+    let it = &served.resource;
+    let of_all = it.is_namespaced() && matches!(verb, Some("list" | "watch"));
+    if it.is_namespaced() == path.namespace.is_empty() && !of_all {
+        return Err(ApiError::unknown_path());
+    }
+    let asked = verb.unwrap_or_else(|| told(method));
+    path.rest.clear();
+    if !path.subresource.is_empty() {
+        let Some(part) = it.subresource(&path.subresource) else {
+            return Err(ApiError::not_found(&it.group, &it.name, &path.name));
+        };
+        return match part.verbs.iter().any(|verb| verb == asked) {
+            true => Ok(asked),
+            false => Err(ApiError::not_supported(asked, &it.group, &it.name)),
+        };
+    }
+    match asked {
+        "" => Err(ApiError::not_supported(asked, &it.group, &it.name)),
+        "create" => {
+            path.name.clear();
+            Ok(asked)
+        }
+        "update" | "patch" if path.name.is_empty() => {
+            Err(ApiError::bad_request("name must be provided"))
+        }
+        _ => Ok(asked),
     }
 }
 

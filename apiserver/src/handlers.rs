@@ -411,14 +411,14 @@ impl Server {
         let is_part = served.is_some_and(|it| it.kind == resource.gvk());
         match (&*call.path.subresource, method.as_str()) {
             _ if served.is_none() => Err(ApiError::method_not_allowed()),
-            (_, "GET") if is_part => {
+            (_, "GET" | "HEAD") if is_part => {
                 let mut whole = call.clone();
                 whole.path.subresource = String::new();
                 Box::pin(self.resource_answer(&whole, method, body)).await
             }
             (_, "PUT") if is_part => written(call, write::update(self, call, body).await?),
             (_, "PATCH") if is_part => written(call, write::patch(self, call, body).await?),
-            ("scale", "GET") => {
+            ("scale", "GET" | "HEAD") => {
                 let scale = subresources::get_scale(self, call).await?;
                 answer::made(call, StatusCode::OK, &scale).await
             }

@@ -158,6 +158,9 @@ fn check_log(call: &Call) -> Result<()> {
         let why = "must be greater than or equal to 0";
         errors.push(FieldError::invalid("tailLines", &lines.into(), why));
     }
+    if call.query.get("stream").is_some() {
+        errors.push(FieldError::forbidden("stream", "may not be specified"));
+    }
     let above_zero = "must be greater than 0";
     if let Some(limit) = call.query.number("limitBytes")?.filter(|it| *it < 1) {
         errors.push(FieldError::invalid("limitBytes", &limit.into(), above_zero));

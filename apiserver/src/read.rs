@@ -91,7 +91,7 @@ impl Token {
         const LENIENT: GeneralPurpose =
             GeneralPurpose::new(&alphabet::URL_SAFE, NO_PAD.with_decode_allow_trailing_bits(true));
         let bytes = LENIENT.decode(text);
-        let bytes = bytes.map_err(|_| bad(""))?;
+        let bytes = bytes.map_err(|error| bad(&not_base64(text, &error)))?;
         let token: Self = serde_json::from_slice(&bytes).map_err(|_| match bytes.first() {
             // As Go's decoder would say it.
             Some(first) if !first.is_ascii() => {
@@ -130,6 +130,16 @@ impl Token {
         error.fresh_token = Some(Self::new(String::new(), self.start.clone(), self.begun).encode());
         error
     }
+}
+
+/// Why Go's decoder refuses a text.
+fn not_base64(text: &str, error: &base64::DecodeError) -> String {
+    let at = match error {
+        base64::DecodeError::InvalidByte(at, _) => *at,
+        // The last group lacks something.
+        _ => text.len() / 4 * 4,
+    };
+    format!(": illegal base64 data at input byte {at}")
 }
 
 /// Reads one object.

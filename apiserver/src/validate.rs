@@ -35,7 +35,9 @@ use insula_custom::path::Path;
 use serde_json::Value;
 
 use self::at::Check;
-pub(crate) use self::{formats::sloppy_address, services::cluster_addresses};
+pub(crate) use self::{
+    formats::sloppy_address, metadata::KNOWN_FINALIZERS, services::cluster_addresses,
+};
 use crate::{
     admission, aggregation, custom,
     error::FieldError,

@@ -91,11 +91,23 @@ pub(crate) fn check_head(call: &Call, it: &mut Value) -> Result<()> {
     Ok(())
 }
 
+/// What takes the place of the object of the path has a name.
+fn check_name(call: &Call, it: &Value) -> Result<()> {
+    match object::name(it).is_empty() {
+        true => Err(ApiError::bad_request(format!(
+            "the name of the object ({} based on URL) was undeterminable: name must be provided",
+            call.path.name
+        ))),
+        false => Ok(()),
+    }
+}
+
 /// Replaces the object of the path by `body`.
 pub(crate) async fn update(server: &Server, call: &Call, body: &[u8]) -> Result<Written> {
     let kind = call.served.resource.gvk();
     let mut value = call.decode(&kind, body)?;
     let writer = Writer::new(call)?;
+    check_name(call, &value)?;
     check_head(call, &mut value)?;
     let wanted = object::meta_str(&value, "resourceVersion").to_owned();
     let conditional = !wanted.is_empty() && wanted != "0";
@@ -157,6 +169,7 @@ pub(crate) async fn patch(server: &Server, call: &Call, body: &[u8]) -> Result<W
     let writer = Writer::new(call)?;
     change(server, call, &writer, |current, _| {
         let mut value = patch.apply(call, current)?;
+        check_name(call, &value)?;
         // What the platform shows says whose it is, and is refused where it is written.
         if object::meta_str(&current.object, "tenant") == call.tenant()?.as_str() {
             check_head(call, &mut value)?;
@@ -213,6 +226,7 @@ async fn apply(server: &Server, call: &Call, body: &[u8]) -> Result<Written> {
         // What nobody has yet nobody has in another version.
         let applied = applied.map_err(|_| ApiError::internal("a new object has managers"))?;
         let mut value = applied.value;
+        check_name(call, &value)?;
         check_head(call, &mut value)?;
         let managers = Managers::Given(applied.managed);
         match create_value(server, call, &writer, value, managers).await {

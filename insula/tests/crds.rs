@@ -512,7 +512,8 @@ fn controllers_list_and_watch_and_versions_are_one() {
     }
     watch.kill().unwrap();
     watch.wait().unwrap();
-    // The other version: its own fields and defaults, and a warning.
+    // The other version: its own fields, and a warning. What it fills in it fills in where it is
+    // sent, not where it is read.
     let out = acme.run(&[
         "get",
         "crontabs.v1beta1.stable.example.com",
@@ -521,7 +522,7 @@ fn controllers_list_and_watch_and_versions_are_one() {
         "jsonpath={.apiVersion} {.spec.extra} {.spec.image}",
     ]);
     let (stdout, stderr) = texts(&out);
-    assert_eq!(stdout, "stable.example.com/v1beta1 here ");
+    assert_eq!(stdout, "stable.example.com/v1beta1  ");
     assert!(
         stderr.contains("Warning: stable.example.com/v1beta1 CronTab is deprecated"),
         "{stderr}"

@@ -71,8 +71,29 @@ impl Budget {
     }
 }
 
+/// The variables of an expression.
+pub trait Variables<'a> {
+    /// Those whose values are known.
+    fn known(&self) -> &[(&'a str, Value<'a>)];
+
+    /// The variable `base.field`, if it is one that is computed when it is asked for.
+    fn later(&self, base: &str, field: &str) -> Option<Value<'a>>;
+}
+
+impl<'a> Variables<'a> for &[(&'a str, Value<'a>)] {
+    fn known(&self) -> &[(&'a str, Value<'a>)] {
+        self
+    }
+
+    fn later(&self, _: &str, _: &str) -> Option<Value<'a>> {
+        None
+    }
+}
+
 struct Scope<'a, 'b> {
     variables: Vec<(&'a str, Value<'a>)>,
+    /// Those that are not among them yet.
+    others: &'b dyn Variables<'a>,
     patterns: &'a Patterns,
     budget: &'b mut Budget,
 }
@@ -81,10 +102,11 @@ struct Scope<'a, 'b> {
 pub(crate) fn eval<'a>(
     expr: &'a Expr,
     patterns: &'a Patterns,
-    variables: &[(&'a str, Value<'a>)],
+    variables: &dyn Variables<'a>,
     budget: &mut Budget,
 ) -> Result<Value<'a>> {
-    Scope { variables: variables.to_vec(), patterns, budget }.node(expr)
+    let known = variables.known().to_vec();
+    Scope { variables: known, others: variables, patterns, budget }.node(expr)
 }
 
 impl<'a> Scope<'a, '_> {
@@ -199,7 +221,10 @@ impl<'a> Scope<'a, '_> {
     fn qualified(&self, of: &Expr, field: &str) -> Option<Result<Value<'a>>> {
         let Node::Variable(base) = &of.node else { return None };
         let found = self.variables.iter().rev().find(|(name, _)| is_qualified(name, base, field));
-        found.map(|(_, value)| given(value))
+        match found {
+            Some((_, value)) => Some(given(value)),
+            None => self.others.later(base, field).map(|value| given(&value)),
+        }
     }
 
     fn with(&mut self, name: &'a str, value: Value<'a>, body: &'a Expr) -> Result<Value<'a>> {

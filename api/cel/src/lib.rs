@@ -28,7 +28,7 @@ pub use self::{
     authorizer::Authorizer,
     check::CheckError,
     decl::{Decl, Type},
-    eval::{Budget, EvalError},
+    eval::{Budget, EvalError, Variables},
     parse::ParseError,
     value::Value,
 };
@@ -111,6 +111,19 @@ impl Program {
         self.expr.uses(variable)
     }
 
+    /// The fields of a variable that it speaks of.
+    pub fn fields_of(&self, variable: &str) -> Vec<&str> {
+        let mut found = Vec::new();
+        self.expr.each(&mut |it| {
+            if let ast::Node::Select { of, field, .. } | ast::Node::Has { of, field } = &it.node
+                && matches!(&of.node, ast::Node::Variable(name) if name == variable)
+            {
+                found.push(field.as_str());
+            }
+        });
+        found
+    }
+
     /// All texts that are written in it, as they come.
     pub fn texts(&self) -> Vec<&str> {
         let mut texts = Vec::new();
@@ -131,6 +144,15 @@ impl Program {
     pub fn eval<'a>(
         &'a self,
         variables: &[(&'a str, Value<'a>)],
+        budget: &mut Budget,
+    ) -> Result<Value<'a>, EvalError> {
+        self.eval_over(&variables, budget)
+    }
+
+    /// As [`Program::eval`], of variables of which some may be computed on the way.
+    pub fn eval_over<'a>(
+        &'a self,
+        variables: &dyn Variables<'a>,
         budget: &mut Budget,
     ) -> Result<Value<'a>, EvalError> {
         eval::eval(&self.expr, &self.patterns, variables, budget)

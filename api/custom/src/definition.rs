@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use insula_api::{
+    discovery::rank_of_version,
     resources::{Resource, Scope, Subresource},
     schema::Gvk,
 };
@@ -208,10 +209,14 @@ impl Definition {
         let namespaced = spec.scope == "Namespaced";
         let storage = spec.versions.iter().position(|it| it.storage);
         let storage = storage.ok_or(DefinitionError::NoStorage)?;
+        let best = spec.versions.iter().filter(|it| it.served && !it.deprecated);
+        let best = best.map(|it| it.name.clone()).max_by_key(|it| rank_of_version(it));
         let versions = spec
             .versions
             .into_iter()
-            .map(|it| Version::compile(it, &spec.group, namespaced, names).map(Arc::new))
+            .map(|it| {
+                Version::compile(it, &spec.group, namespaced, names, best.as_deref()).map(Arc::new)
+            })
             .collect::<Result<_, _>>()?;
         let conversion = match (spec.conversion.strategy.as_str(), spec.conversion.webhook) {
             ("Webhook", Some(webhook)) => Conversion::Webhook(Box::new(webhook)),
@@ -236,6 +241,7 @@ impl Version {
         group: &str,
         namespaced: bool,
         names: &Names,
+        best: Option<&str>,
     ) -> Result<Self, DefinitionError> {
         let refuse = |source| DefinitionError::Schema { version: it.name.clone(), source };
         let mut schema = Schema::compile(&it.schema.schema).map_err(refuse)?;
@@ -252,8 +258,12 @@ impl Version {
         }
         let api_version = insula_api::schema::api_version(group, &it.name);
         let warning = it.deprecated.then(|| {
-            it.deprecation_warning
-                .unwrap_or_else(|| format!("{api_version} {} is deprecated", names.kind))
+            it.deprecation_warning.unwrap_or_else(|| {
+                let kind = &names.kind;
+                let better = best.filter(|best| rank_of_version(&it.name) < rank_of_version(best));
+                let instead = better.map(|best| format!("; use {group}/{best} {kind}"));
+                format!("{api_version} {kind} is deprecated{}", instead.unwrap_or_default())
+            })
         });
         let selectable = it.selectable_fields.iter();
         let resource = Resource {
@@ -360,6 +370,9 @@ mod tests {
         assert_eq!(v1.scale.as_ref().unwrap().spec_replicas, ["spec", "replicas"]);
         assert_eq!(v1.columns[0].name, "Age");
         let old = it.version("v1beta1").unwrap();
-        assert_eq!(old.warning.as_deref(), Some("example.com/v1beta1 CronTab is deprecated"));
+        assert_eq!(
+            old.warning.as_deref(),
+            Some("example.com/v1beta1 CronTab is deprecated; use example.com/v1 CronTab")
+        );
     }
 }

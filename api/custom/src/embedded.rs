@@ -10,26 +10,20 @@ use serde_json::{Value, json};
 
 use crate::{names::label_error, path::Path, schema::Schema};
 
-/// A type whose `metadata` is that of every object: any will do.
+/// The type of every object's `metadata`.
 fn head_type() -> Option<TypeId> {
-    Types::built_in().by_name("io.k8s.api.core.v1.ConfigMap")
+    Types::built_in().by_name("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta")
 }
 
-/// Brings an object's `metadata` into shape. What is unknown is dropped, and its paths are
-/// returned, in the object at `path`; what has the wrong type is an error.
-pub fn coerce_metadata(it: &mut Value) -> Result<Vec<String>, decode::DecodeError> {
+/// Brings an object's `metadata` into shape, which lies at `at`. What is unknown is dropped and
+/// returned; what has the wrong type is an error.
+pub fn coerce_metadata(it: &mut Value, at: &str) -> Result<Vec<String>, decode::DecodeError> {
     let Some(metadata) = it.get_mut("metadata") else { return Ok(Vec::new()) };
-    let head = json!({ "metadata": metadata.take() });
-    let decoded = decode::value(Types::built_in(), head_type(), head).map_err(|error| {
-        // Here it is decoded alone.
-        let why = error.to_string().replacen("ObjectMeta.metadata.", "ObjectMeta.", 1);
-        let why = why.replacen("Go struct field ConfigMap.metadata of type", "Go value of type", 1);
-        decode::DecodeError::Mismatch(why)
-    })?;
-    match decoded.value {
-        Value::Object(mut head) => *metadata = head.remove("metadata").unwrap_or_else(|| json!({})),
-        _ => *metadata = json!({}),
-    }
+    let decoded = decode::part(Types::built_in(), head_type(), at, metadata.take())?;
+    *metadata = match decoded.value {
+        Value::Null => json!({}),
+        head => head,
+    };
     Ok(decoded.findings)
 }
 
@@ -83,17 +77,10 @@ fn below(
 fn embedded_metadata(it: &mut Value, path: &Path<'_>) -> Result<Vec<String>, decode::DecodeError> {
     let sent = it.get("metadata").cloned().unwrap_or_default();
     let at = path.field("metadata").to_string();
-    match coerce_metadata(it) {
-        Ok(findings) => {
-            let whole = format!("\"{at}");
-            Ok(findings.iter().map(|it| it.replacen("\"metadata", &whole, 1)).collect())
-        }
-        Err(error) => {
-            let error = FieldError::invalid(at, &sent, &error.to_string());
-            let why = format!("{}: {}", error.field, error.message);
-            Err(decode::DecodeError::Mismatch(why))
-        }
-    }
+    coerce_metadata(it, &at).map_err(|error| {
+        let error = FieldError::invalid(at, &sent, &error.to_string());
+        decode::DecodeError::Mismatch(format!("{}: {}", error.field, error.message))
+    })
 }
 
 /// Checks the heads of all embedded objects.
@@ -176,8 +163,16 @@ mod tests {
     #[test]
     fn metadata_takes_its_shape() {
         let mut it = json!({"metadata": {"name": "n", "creationTimestamp": null, "bogus": 1}});
-        assert_eq!(coerce_metadata(&mut it).unwrap(), [r#"unknown field "metadata.bogus""#]);
+        assert_eq!(
+            coerce_metadata(&mut it, "metadata").unwrap(),
+            [r#"unknown field "metadata.bogus""#]
+        );
         assert_eq!(it, json!({"metadata": {"name": "n"}}));
+        let mut it = json!({"metadata": []});
+        assert_eq!(
+            coerce_metadata(&mut it, "metadata").unwrap_err().to_string(),
+            "json: cannot unmarshal array into Go value of type v1.ObjectMeta"
+        );
         let mut it = json!({"of": {"metadata": {"name": "n", "bogus": 1}, "x": 1}});
         let found = coerce(&schema(), &mut it).unwrap();
         assert_eq!(found, [r#"unknown field "of.metadata.bogus""#]);

@@ -160,3 +160,42 @@ fn quantities_are_canonical() {
     let limits = &decoded.value["spec"]["containers"][0]["resources"]["limits"];
     assert_eq!(*limits, value!({"cpu": "1", "memory": "64"}));
 }
+
+#[test]
+fn go_has_names_of_its_own() {
+    let error = |text: &str| deployment(text).unwrap_err().to_string();
+    let of_pod = |text: &str| error(&format!(r#"{{"spec":{{"template":{{"spec":{text}}}}}}}"#));
+    let whole = "json: cannot unmarshal";
+    assert_eq!(
+        of_pod(r#"{"restartPolicy":1}"#),
+        format!(
+            "{whole} number into Go struct field PodSpec.spec.template.spec.restartPolicy of type v1.RestartPolicy"
+        )
+    );
+    assert_eq!(
+        of_pod(r#"{"volumes":[{"configMap":{"name":1}}]}"#),
+        format!(
+            "{whole} number into Go struct field ConfigMapVolumeSource.spec.template.spec.volumes.VolumeSource.configMap.LocalObjectReference.name of type string"
+        )
+    );
+    assert_eq!(
+        error(r#"{"spec":{"strategy":{"rollingUpdate":{"maxSurge":[]}}}}"#),
+        format!(
+            "{whole} array into Go struct field RollingUpdateDeployment.spec.strategy.rollingUpdate.maxSurge of type int32"
+        )
+    );
+    let amounts =
+        |text: &str| of_pod(&format!(r#"{{"containers":[{{"resources":{{"limits":{text}}}}}]}}"#));
+    assert!(amounts("[]").ends_with("of type v1.ResourceList"), "{}", amounts("[]"));
+    assert!(amounts(r#"{"cpu":true}"#).starts_with("quantities must match"));
+}
+
+#[test]
+fn what_is_zero_is_not_there() {
+    let read = |text: &str| deployment(&format!(r#"{{"spec":{text}}}"#)).unwrap().value;
+    let found = read(r#"{"paused":false,"minReadySeconds":0,"replicas":0}"#);
+    assert_eq!(found, value!({"spec": {"replicas": 0}}), "a pointer says something");
+    let found = read(r#"{"template":{"spec":{"containers":[null,{"args":[null]}]}}}"#);
+    let wanted = value!({"spec": {"template": {"spec": {"containers": [{}, {"args": [""]}]}}}});
+    assert_eq!(found, wanted);
+}

@@ -335,13 +335,20 @@ impl Server {
         if it["apiVersion"] == wanted {
             return Ok(Cow::Borrowed(it));
         }
-        let Conversion::Webhook(webhook) = &custom.definition.conversion else {
-            let mut kept = it.clone();
-            kept["apiVersion"] = wanted.into();
-            return Ok(Cow::Owned(kept));
+        let converted = match &custom.definition.conversion {
+            Conversion::Webhook(webhook) => {
+                let made = self.convert(custom, webhook, std::slice::from_ref(it), &wanted).await?;
+                made.into_iter().next()
+            }
+            Conversion::None => {
+                let mut kept = it.clone();
+                kept["apiVersion"] = wanted.into();
+                Some(kept)
+            }
         };
-        let made = self.convert(custom, webhook, std::slice::from_ref(it), &wanted).await?;
-        Ok(made.into_iter().next().map_or(Cow::Borrowed(it), Cow::Owned))
+        let Some(mut kept) = converted else { return Ok(Cow::Borrowed(it)) };
+        object::prune_silently(custom.definition.storage(), &mut kept);
+        Ok(Cow::Owned(kept))
     }
 
     /// Definitions of a tenant, and what it says of group versions, at the same moment.

@@ -22,10 +22,10 @@ use crate::{
 };
 
 /// Decodes a body. What is wrong with its fields is among the findings.
-pub(crate) fn read_body(headers: &HeaderMap, body: &[u8]) -> Result<Decoded> {
+pub(crate) fn read_body(headers: &HeaderMap, body: &[u8]) -> Result<Result<Decoded, DecodeError>> {
     match body_encoding(headers)? {
-        Encoding::Json => Ok(decode::json(Types::built_in(), None, body)?),
-        Encoding::Yaml => Ok(decode::yaml(Types::built_in(), None, body)?),
+        Encoding::Json => Ok(decode::json(Types::built_in(), None, body)),
+        Encoding::Yaml => Ok(decode::yaml(Types::built_in(), None, body)),
         Encoding::Protobuf => {
             Err(ApiError::unsupported_media_type("application/json, application/yaml"))
         }
@@ -42,7 +42,7 @@ pub(crate) fn shape(version: &Version, it: &mut Value) -> Result<Vec<String>, De
 
 /// As [`shape`], without defaults.
 pub(crate) fn prune(version: &Version, it: &mut Value) -> Result<Vec<String>, DecodeError> {
-    let mut findings = embedded::coerce_metadata(it)?;
+    let mut findings = embedded::coerce_metadata(it, "metadata")?;
     let mut pruned = prune::Pruned::telling();
     prune::object(&version.schema, it, &mut pruned);
     findings.extend(embedded::coerce(&version.schema, it)?);
@@ -51,12 +51,11 @@ pub(crate) fn prune(version: &Version, it: &mut Value) -> Result<Vec<String>, De
     Ok(findings)
 }
 
-/// Brings a kept object into the shape that `version` has now. False if it already had it.
-fn refresh(version: &Version, it: &mut Value) -> bool {
+/// Drops what `version` does not know. False if there is nothing of the kind.
+pub(crate) fn prune_silently(version: &Version, it: &mut Value) -> bool {
     let mut pruned = prune::Pruned::default();
     prune::object(&version.schema, it, &mut pruned);
-    let filled = default::fill(&version.schema, it);
-    pruned.any || filled
+    pruned.any
 }
 
 impl Custom {
@@ -79,11 +78,22 @@ impl Custom {
     pub(crate) fn show_value(&self, it: &mut Value) -> bool {
         let wanted = self.version.api_version();
         let converted = it["apiVersion"] != wanted;
+        let filled = match converted {
+            true => self.fill(it),
+            false => default::fill(&self.version.schema, it),
+        };
         if converted {
             it["apiVersion"] = wanted.into();
         }
-        let refreshed = refresh(&self.version, it);
-        converted || refreshed
+        converted | filled | prune_silently(&self.version, it)
+    }
+
+    /// Fills in what an object lacks in the version that it is kept in: others fill in nothing
+    /// but what is sent in them.
+    fn fill(&self, it: &mut Value) -> bool {
+        let mut versions = self.definition.versions.iter();
+        let kept_in = versions.find(|version| it["apiVersion"] == version.api_version());
+        kept_in.is_some_and(|version| default::fill(&version.schema, it))
     }
 
     /// What is wrong with an object; `old` is what it was, if it was.
@@ -99,7 +109,9 @@ impl Custom {
             ("status", Some(of_status)) => match it.get("status") {
                 Some(status) => {
                     let old = old.and_then(|it| it.get("status"));
-                    validate::value(of_status, status, old, &root.field("status"))
+                    let found = validate::value(of_status, status, old, &root);
+                    // Upstream's words leave out where it lies, and its path does not.
+                    found.into_iter().map(|error| error.below("status")).collect()
                 }
                 None => Vec::new(),
             },

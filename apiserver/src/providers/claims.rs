@@ -148,7 +148,7 @@ fn holds<'a>(
     variables: &[(&'a str, Cel<'a>)],
     left: &mut u64,
 ) -> Result<(), ClaimsError> {
-    match expression.eval(variables, left)? {
+    match expression.eval(&variables, left)? {
         Ok(Cel::Bool(true)) => Ok(()),
         Ok(_) if message.is_empty() => {
             Err(ClaimsError::Rule(format!("{:?} does not hold", expression.source)))
@@ -161,7 +161,7 @@ fn holds<'a>(
 impl<'a> Looking<'a> {
     fn eval(&mut self, expression: &'a Expression) -> Result<Cel<'a>, ClaimsError> {
         expression
-            .eval(&self.variables, &mut self.left)?
+            .eval(&self.variables.as_slice(), &mut self.left)?
             .map_err(|why| ClaimsError::Expression { source_text: expression.source.clone(), why })
     }
 

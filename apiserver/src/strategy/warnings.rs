@@ -5,6 +5,8 @@ use std::collections::HashSet;
 use insula_api::{names::is_dns1123_label, object, resources::Resource};
 use serde_json::Value;
 
+use crate::{registry::Served, validate::KNOWN_FINALIZERS};
+
 /// A resource that clients should not use any longer, whatever they do with it.
 pub(crate) fn of_resource(resource: &Resource) -> Option<&'static str> {
     match (&*resource.group, &*resource.name) {
@@ -23,9 +25,13 @@ pub(crate) fn of_delete(resource: &Resource) -> Option<&'static str> {
     )
 }
 
-/// What is told of an object that is written; `is_new` if it was not there.
-pub(crate) fn of_object(resource: &Resource, it: &Value, is_new: bool) -> Vec<String> {
+/// What is told of an object that is written; `old` is what it was, if it was.
+pub(crate) fn of_object(served: &Served, it: &Value, old: Option<&Value>) -> Vec<String> {
+    let (resource, is_new) = (&served.resource, old.is_none());
     let mut found = Vec::new();
+    if served.custom().is_some() {
+        finalizers(it, old, &mut found);
+    }
     match (&*resource.group, &*resource.name) {
         // Machines change pods, and nobody would read it.
         ("", "pods") if is_new => {
@@ -57,6 +63,21 @@ pub(crate) fn of_object(resource: &Resource, it: &Value, is_new: bool) -> Vec<St
         _ => (),
     }
     found
+}
+
+/// Of built-in kinds such names are refused.
+fn finalizers(it: &Value, old: Option<&Value>, found: &mut Vec<String>) {
+    let before = old.map(object::finalizers).unwrap_or_default();
+    let mut names = object::finalizers(it);
+    names.retain(|name| !before.contains(name) && !name.contains('/'));
+    names.retain(|name| !KNOWN_FINALIZERS.contains(name));
+    names.sort_unstable();
+    names.dedup();
+    for name in names {
+        found.push(format!(
+            "metadata.finalizers: {name:?}: prefer a domain-qualified finalizer name to avoid accidental conflicts with other finalizer writers"
+        ));
+    }
 }
 
 fn list<'a>(it: &'a Value, field: &str) -> &'a [Value] {
@@ -104,11 +125,11 @@ mod tests {
     #[test]
     fn pods_are_warned_about_when_they_are_new() {
         let registry = Registry::built_in();
-        let pods = &registry.get("", "v1", "pods").unwrap().resource;
+        let pods = registry.get("", "v1", "pods").unwrap();
         let it = json!({"metadata": {"name": "a.b"}, "spec": {"containers": [
             {"name": "c", "env": [{"name": "x"}, {"name": "x"}]},
         ]}});
-        assert_eq!(of_object(pods, &it, true).len(), 2);
-        assert_eq!(of_object(pods, &it, false).len(), 0);
+        assert_eq!(of_object(pods, &it, None).len(), 2);
+        assert_eq!(of_object(pods, &it, Some(&it)).len(), 0);
     }
 }

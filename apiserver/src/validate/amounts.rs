@@ -192,6 +192,12 @@ fn limit_range(it: &mut At<'_>) {
         |field: &str| it.get(field).and_then(Value::as_object).cloned().unwrap_or_default();
     let [min, max, default, request, ratio] =
         ["min", "max", "default", "defaultRequest", "maxLimitRequestRatio"].map(amounts);
+    const KINDS: [&str; 3] = ["Container", "PersistentVolumeClaim", "Pod"];
+    let is_name = !kind.is_empty() && insula_api::formats::qualified(&kind).is_empty();
+    if is_name && !kind.contains('/') && !KINDS.contains(&&*kind) {
+        let shown = kind.as_str().into();
+        it.invalid("type", &shown, "must be a standard limit type or fully qualified");
+    }
     if kind == "Pod" {
         for (field, map) in [("default", &default), ("defaultRequest", &request)] {
             if !map.is_empty() {
@@ -279,6 +285,21 @@ fn autoscaler(it: &mut At<'_>) {
         let why = "must specify at least one Object or External metric to support scaling to zero replicas";
         it.forbidden("metrics", why);
     }
+    let of_target = |field: &str| {
+        let target = it.get("scaleTargetRef").and_then(|it| it.get(field));
+        target.and_then(Value::as_str).unwrap_or_default().to_owned()
+    };
+    let (api_version, kind) = (of_target("apiVersion"), of_target("kind"));
+    let why = match api_version.split_once('/') {
+        Some((_, version)) if version.contains('/') => {
+            format!("unexpected GroupVersion string: {api_version}")
+        }
+        Some(("", _)) | None if kind != "ReplicationController" => {
+            "apiVersion must specify API group".to_owned()
+        }
+        _ => return,
+    };
+    it.invalid("scaleTargetRef.apiVersion", &api_version.into(), &why);
 }
 
 fn metric(it: &mut At<'_>) {

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 pub(super) use insula_api::formats::qualified;
 use insula_api::formats::{
-    self, characters, is_dns1123_label_of_any_length, is_subdomain_of_any_length,
+    self, CHARACTERS, bounded, is_dns1123_label_of_any_length, is_subdomain_of_any_length,
 };
 use ipnet::IpNet;
 
@@ -84,12 +84,12 @@ impl Format {
                 let is = plain
                     .map(|it| it.replace('_', "-"))
                     .all(|it| is_dns1123_label_of_any_length(&it));
-                characters(text, 253, is, UNDERSCORED)
+                bounded(text, 253, CHARACTERS, is, UNDERSCORED)
             }
             Self::DomainPath => domain_path(text),
             Self::Wildcard => {
                 let is = text.strip_prefix("*.").is_some_and(is_subdomain_of_any_length);
-                characters(text, 253, is, WILDCARD)
+                bounded(text, 253, CHARACTERS, is, WILDCARD)
             }
             Self::Qualified => qualified(text),
             Self::LabelValue => formats::label_value(text),
@@ -146,7 +146,8 @@ fn path_segment(text: &str) -> Vec<String> {
 
 fn config_key(text: &str) -> Vec<String> {
     let is = |it: u8| it.is_ascii_alphanumeric() || matches!(it, b'-' | b'_' | b'.');
-    let mut found = characters(text, 253, !text.is_empty() && text.bytes().all(is), CONFIG_KEY);
+    let mut found =
+        bounded(text, 253, CHARACTERS, !text.is_empty() && text.bytes().all(is), CONFIG_KEY);
     match text {
         "." => found.push("must not be '.'".into()),
         ".." => found.push("must not be '..'".into()),

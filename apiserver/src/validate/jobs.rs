@@ -67,9 +67,7 @@ fn job(it: &mut At<'_>) {
     };
     if !is_selected {
         let why = "`selector` does not match template `labels`";
-        let shown =
-            if labels.as_object().is_some_and(|it| it.is_empty()) { Value::Null } else { labels };
-        it.invalid("template.metadata.labels", &shown, why);
+        it.invalid("template.metadata.labels", &labels, why);
     }
 }
 

@@ -52,10 +52,12 @@ pub(super) fn check(served: &Served, it: &Value, errors: &mut Errors) {
     }
 }
 
+/// Finalizers that are upstream's own.
+pub(crate) const KNOWN_FINALIZERS: [&str; 3] = ["foregroundDeletion", "kubernetes", "orphan"];
+
 /// A finalizer is one of upstream's, or somebody's.
 fn known_finalizer(name: &str, at: &str, errors: &mut Errors) {
-    const KNOWN: [&str; 3] = ["foregroundDeletion", "kubernetes", "orphan"];
-    if !name.contains('/') && !KNOWN.contains(&name) {
+    if !name.contains('/') && !KNOWN_FINALIZERS.contains(&name) {
         let why = "name is neither a standard finalizer name nor is it fully qualified";
         errors.push(FieldError::invalid(at, &name.into(), why));
     }
@@ -93,8 +95,10 @@ pub(super) fn check_update(served: &Served, old: &Value, new: &Value, errors: &m
         let added: Vec<&str> =
             object::finalizers(new).into_iter().filter(|it| !had.contains(it)).collect();
         if !added.is_empty() {
+            let added: Vec<String> = added.iter().map(|it| format!("{it:?}")).collect();
+            let added = added.join(", ");
             let why = format!(
-                "no new finalizers can be added if the object is being deleted, found new finalizers {added:?}"
+                "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{added}}}"
             );
             errors.push(FieldError::forbidden("metadata.finalizers", &why));
         }

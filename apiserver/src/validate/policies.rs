@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use insula_api::formats;
 use serde_json::Value;
 
 use super::{
@@ -61,6 +62,13 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
             let why =
                 "resource rules that are not cluster scoped must supply at least one namespace";
             it.required("namespaces", why);
+        }
+        for (index, name) in it.list("namespaces").iter().enumerate().filter(|(_, it)| *it != "*") {
+            for why in formats::label(name.as_str().unwrap_or_default()) {
+                let why =
+                    format!("each member of this list must be '*' or a DNS-1123 label; {why}");
+                it.invalid(&format!("namespaces[{index}]"), name, &why);
+            }
         }
     }),
     ("api.flowcontrol.v1.Subject", flow_subject),

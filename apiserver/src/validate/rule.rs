@@ -30,12 +30,18 @@ enum Rule {
     Keys(Format),
     /// Amounts of a map are at least zero.
     Amounts,
+    /// `*` in a list stands alone.
+    Alone,
+    /// Items of a list are of these, unless `*` stands for all. What is told shows the list.
+    Within(Vec<&'static str>),
     /// A count, or a part in percent.
     CountOrPercent,
     /// A part in percent is not more than the whole.
     AtMostAll,
     /// A set of labels.
     Labels,
+    /// Who makes volumes, in whatever case.
+    Provisioner,
     Quantity,
 }
 
@@ -84,9 +90,12 @@ fn parse(word: &'static str) -> Option<Rule> {
         "max-length" => Rule::MaxLength(argument.parse().ok()?),
         "keys" => Rule::Keys(Format::parse(argument)?),
         "amounts" => Rule::Amounts,
+        "alone" => Rule::Alone,
+        "within" => Rule::Within(argument.split('|').collect()),
         "count-or-percent" => Rule::CountOrPercent,
         "at-most-all" => Rule::AtMostAll,
         "labels" => Rule::Labels,
+        "provisioner" => Rule::Provisioner,
         "quantity" => Rule::Quantity,
         _ => Rule::Format(Format::parse(name)?),
     })
@@ -197,6 +206,18 @@ pub(super) fn apply(
                 }
             }
         }
+        Rule::Alone => {
+            if has_all(value) && value.as_array().is_some_and(|it| 1 < it.len()) {
+                invalid("");
+            }
+        }
+        Rule::Within(allowed) => {
+            let known = |it: &Value| allowed.contains(&it.as_str().unwrap_or_default());
+            let is_known = value.as_array().is_none_or(|it| it.iter().all(known));
+            if !is_known && !has_all(value) {
+                errors.push(FieldError::unsupported(path.to_string(), value, allowed));
+            }
+        }
         Rule::Quantity => {
             if quantity(value).is_some_and(|it| it.is_negative()) {
                 invalid(NEGATIVE);
@@ -214,7 +235,18 @@ pub(super) fn apply(
             }
         }
         Rule::Labels => labels(value, &path.to_string(), errors),
+        Rule::Provisioner => {
+            let name = value.as_str().unwrap_or_default().to_lowercase();
+            for why in Format::Qualified.check(&name) {
+                errors.push(FieldError::invalid(path.to_string(), &name.as_str().into(), &why));
+            }
+        }
     }
+}
+
+/// Whether a list has the item that stands for all.
+fn has_all(list: &Value) -> bool {
+    list.as_array().is_some_and(|it| it.iter().any(|it| it == "*"))
 }
 
 pub(super) const NEGATIVE: &str = "must be greater than or equal to 0";

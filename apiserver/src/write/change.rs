@@ -9,7 +9,7 @@ use insula_api::{
 };
 use insula_partition::{
     snapshot::Entry,
-    store::{Change, Expect, ReadAt, Store, StoreError, Write},
+    store::{Change, Expect, ReadAt, Revision, Store, StoreError, Write},
 };
 use serde_json::Value;
 
@@ -172,7 +172,7 @@ pub(crate) async fn change(
         }
         let outcome = outcome?;
         if !matches!(outcome, Put::Newer(_)) && call.path.subresource != "status" {
-            call.remarks.warn_all(strategy::warnings::of_object(resource, &new, false));
+            call.remarks.warn_all(strategy::warnings::of_object(&call.served, &new, Some(old)));
         }
         match outcome {
             Put::Unchanged => {
@@ -210,6 +210,12 @@ enum Put {
     Newer(Entry),
 }
 
+/// An entry that nobody keeps.
+fn as_written(it: &Value, managed: Option<&str>, modified: Revision) -> Entry {
+    let bytes = object::encode_with(it, managed).into();
+    Entry { value: insula_partition::value::with_revision(&bytes, modified).into(), modified }
+}
+
 /// Checks and stores a change.
 async fn put_changed(
     server: &Server,
@@ -234,9 +240,8 @@ async fn put_changed(
         return Ok(Put::Unchanged);
     }
     if call.query.dry_run()? {
-        let bytes = object::encode_with(new, managed).into();
-        let value = insula_partition::value::with_revision(&bytes, entry.modified);
-        return Ok(Put::Written(Entry { value: value.into(), modified: entry.modified }));
+        let made = as_written(&to_keep, managed, entry.modified);
+        return Ok(Put::Written(server.show_entry(&call.served, made).await?));
     }
     let leaving = match is_finished(new) {
         true => Some(services::leaving(server, call, new).await?),
@@ -262,7 +267,12 @@ async fn put_changed(
                 leaving.end(server, call, Some(true)).await;
             }
             admission::written(server, call, new).await;
-            Ok(Put::Written(server.show_entry(&call.served, committed.entry).await?))
+            // What is gone is shown as it would have been kept.
+            let made = match is_finished(new) {
+                true => as_written(&to_keep, managed, committed.entry.modified),
+                false => committed.entry,
+            };
+            Ok(Put::Written(server.show_entry(&call.served, made).await?))
         }
         Err(StoreError::Conflict { found: Some(found), .. }) => Ok(Put::Newer(found)),
         Err(StoreError::Conflict { found: None, .. }) => Err(call.not_found(name)),

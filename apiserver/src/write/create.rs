@@ -82,13 +82,16 @@ pub(super) async fn create_value(
         }
         match outcome? {
             Some(entry) => {
-                call.remarks.warn_all(strategy::warnings::of_object(resource, &it, true));
+                call.remarks.warn_all(strategy::warnings::of_object(&call.served, &it, None));
                 return Ok(Written { entry, created: true });
             }
             None if generated && attempt + 1 < RETRIES => (),
             None => {
                 let name = object::name(&it);
                 let mut error = ApiError::already_exists(&resource.group, &resource.name, name);
+                if is_leaving(server, call, name).await? {
+                    error.message = format!("object is being deleted: {}", error.message);
+                }
                 error.retry_after = generated.then_some(1);
                 return Err(error);
             }
@@ -119,9 +122,10 @@ async fn put_new(
             return Ok(None);
         }
         // What was never written has no revision.
+        let mut made = server.keep(&call.served, it).await?.into_owned();
+        server.show_value(&call.served, &mut made).await?;
         let managed = managed.unwrap_or_default().to_owned();
-        let mut whole =
-            Stored { object: it.clone(), managed }.whole().map_err(ApiError::internal)?;
+        let mut whole = Stored { object: made, managed }.whole().map_err(ApiError::internal)?;
         object::metadata_mut(&mut whole).remove("resourceVersion");
         let value = whole.to_string().into();
         return Ok(Some(Entry { value, modified: Revision(0) }));
@@ -148,6 +152,15 @@ async fn put_new(
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// Whether the object that has this name is on its way out.
+async fn is_leaving(server: &Server, call: &Call, name: &str) -> Result<bool> {
+    let (_, store) = call.served.place(&server.partitions, call.tenant()?, &call.namespace(), name);
+    let current = store.read(&call.served.collection, ReadAt::Latest).await?;
+    let Some(found) = current.get(&call.key(name)?) else { return Ok(false) };
+    let found = object::parse(&found.value.bytes()).map_err(ApiError::internal)?;
+    Ok(object::is_deleting(&found))
 }
 
 /// Five characters that make no words, behind at most 58 of the base.

@@ -1,4 +1,5 @@
-//! The requests: for each kind of `corpus/` its life and its bad input, and what is asked once.
+//! The requests: for each kind of `corpus/` its life and its bad input, what is asked once, the
+//! life of a definition of custom resources, and policies of admission.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -9,6 +10,8 @@ const KINDS: [&str; 3] = [
     include_str!("corpus/cluster.yaml"),
 ];
 const ONCE: &str = include_str!("corpus/once.yaml");
+const CUSTOM: &str = include_str!("corpus/custom.yaml");
+const POLICIES: &str = include_str!("corpus/policies.yaml");
 
 /// Where namespaced objects are made.
 pub(crate) const NAMESPACE: &str = "diff";
@@ -38,7 +41,7 @@ pub(crate) struct Kind {
     pub(crate) frozen: Vec<Value>,
 }
 
-/// A request that depends on none before it.
+/// A request by itself: it depends on none before it, or on all.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Once {
@@ -51,6 +54,9 @@ pub(crate) struct Once {
     /// Sent as JSON, or as it is if it is text.
     #[serde(default)]
     pub(crate) body: Option<Value>,
+    /// It is asked again until it is answered so: what came before takes its time.
+    #[serde(default)]
+    pub(crate) until: Option<u16>,
 }
 
 fn get() -> String {
@@ -102,6 +108,16 @@ impl Kind {
 impl Once {
     pub(crate) fn all() -> Vec<Self> {
         serde_saphyr::from_str(ONCE).unwrap()
+    }
+
+    /// Those about custom resources, each after the one before it.
+    pub(crate) fn of_custom() -> Vec<Self> {
+        serde_saphyr::from_str(CUSTOM).unwrap()
+    }
+
+    /// Those about policies of admission, likewise.
+    pub(crate) fn of_policies() -> Vec<Self> {
+        serde_saphyr::from_str(POLICIES).unwrap()
     }
 }
 

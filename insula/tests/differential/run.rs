@@ -1,6 +1,6 @@
 //! Sends the corpus to a server.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use http::{Method, Request, header};
 use http_body_util::BodyExt as _;
@@ -17,6 +17,9 @@ use crate::{
     corpus::{Kind, NAMESPACE, Once, merge},
 };
 
+/// How long what takes its time is waited for, and between two looks.
+const PATIENCE: u32 = 600;
+const PAUSE: Duration = Duration::from_millis(100);
 const JSON: &str = "application/json";
 const MERGE: &str = "application/merge-patch+json";
 const JSON_PATCH: &str = "application/json-patch+json";
@@ -39,7 +42,9 @@ pub(crate) async fn all(user: &Path, fleet: &Path) -> Vec<(String, Answers)> {
         let answers = answers.into_iter().map(|(step, it)| (format!("{title}: {step}"), it));
         all.push((title.replace(' ', "_"), answers.collect()));
     }
-    all.push(("once".into(), user.once().await));
+    all.push(("once".into(), user.each(Once::all()).await));
+    all.push(("custom".into(), user.each(Once::of_custom()).await));
+    all.push(("policies".into(), user.each(Once::of_policies()).await));
     all
 }
 
@@ -234,21 +239,18 @@ impl Asker {
         serde_json::from_slice(&body.collect().await.unwrap().to_bytes()).unwrap()
     }
 
-    /// What depends on nothing before it.
-    async fn once(&self) -> Answers {
+    /// Requests by themselves, one after the other.
+    async fn each(&self, list: Vec<Once>) -> Answers {
         let mut answers = Answers::new();
-        for it in Once::all() {
-            let mut request = Request::builder().method(it.method.as_str()).uri(&it.path);
-            request = request.header(header::USER_AGENT, "differ");
-            for (name, value) in &it.headers {
-                request = request.header(name, value);
+        for it in list {
+            let mut answer = self.once(&it).await;
+            for _ in 0..PATIENCE {
+                if it.until.is_none_or(|code| answer.code == code) {
+                    break;
+                }
+                tokio::time::sleep(PAUSE).await;
+                answer = self.once(&it).await;
             }
-            let body = match it.body {
-                None => Vec::new(),
-                Some(Value::String(text)) => text.into_bytes(),
-                Some(value) => value.to_string().into_bytes(),
-            };
-            let answer = self.send(request.body(body).unwrap()).await;
             assert!(
                 answers.insert(it.name.clone(), answer).is_none(),
                 "{} is there twice",
@@ -256,5 +258,19 @@ impl Asker {
             );
         }
         answers
+    }
+
+    async fn once(&self, it: &Once) -> Answer {
+        let mut request = Request::builder().method(it.method.as_str()).uri(&it.path);
+        request = request.header(header::USER_AGENT, "differ");
+        for (name, value) in &it.headers {
+            request = request.header(name, value);
+        }
+        let body = match &it.body {
+            None => Vec::new(),
+            Some(Value::String(text)) => text.clone().into_bytes(),
+            Some(value) => value.to_string().into_bytes(),
+        };
+        self.send(request.body(body).unwrap()).await
     }
 }

@@ -8,6 +8,7 @@ mod params;
 mod patches;
 pub(super) mod typing;
 mod validating;
+mod variables;
 mod written;
 
 use insula_cel::Value as Cel;
@@ -101,6 +102,17 @@ impl<'a> Context<'a> {
                 false => None,
             },
         })
+    }
+
+    /// Without whom could be asked who may do what.
+    fn plain_variables<'v>(
+        &'v self,
+        admission: &Admission<'_>,
+        params: Option<&'v Value>,
+    ) -> Vec<(&'v str, Cel<'v>)> {
+        let mut list = self.variables(admission, params);
+        list.retain(|(_, it)| !matches!(it, Cel::Asking(_)));
+        list
     }
 
     fn variables<'v>(

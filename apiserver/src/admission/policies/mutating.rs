@@ -10,6 +10,7 @@ use super::{
     Context, bindings_of,
     params::{self, Found},
     patches,
+    variables::Computed,
     written::{Binding, Mutation, Policy},
 };
 use crate::{
@@ -221,15 +222,13 @@ fn evaluate(
     param: Option<&Value>,
     meant: &Meant,
 ) -> Result<Option<Value>, String> {
-    let mut values = context.variables(admission, param);
-    let mut left = BUDGET;
-    policy.compute(&mut values, &mut left).map_err(|error| error.to_string())?;
+    let values = context.variables(admission, param);
+    let computed = Computed::new(&policy.variables, values, BUDGET);
     let (Mutation::Apply(expression) | Mutation::Patch(expression)) = mutation;
     if let Some(error) = expression.error() {
         return Err(error.to_owned());
     }
-    let found: Cel<'_> =
-        expression.run(&values, &mut left).map_err(|error| error.to_string())??;
+    let found: Cel<'_> = computed.run(expression).map_err(|error| error.to_string())??;
     match mutation {
         Mutation::Apply(_) => {
             patches::apply(meant, admission.has_own_kind(), &context.shown.object, &found).map(Some)

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::{
     Context, bindings_of,
     params::{self, Found},
+    variables::Computed,
     written::{Binding, Policy, Validation},
 };
 use crate::{
@@ -261,7 +262,7 @@ fn evaluate(
     context: &Context<'_>,
     param: Option<&Value>,
 ) -> Outcome {
-    let mut values = context.variables(admission, param);
+    let values = context.variables(admission, param);
     let mut outcome = Outcome::default();
     let failed = |outcome: &mut Outcome, denial: Denial| match policy.fails {
         true => outcome.denials.push(denial),
@@ -275,27 +276,42 @@ fn evaluate(
             return outcome;
         }
     }
-    let mut left = BUDGET;
-    let done = policy.compute(&mut values, &mut left).and_then(|()| {
-        for (index, validation) in policy.validations.iter().enumerate() {
-            let denial = judge(validation, index, &values, &mut left)?;
-            match denial {
-                Some(denial) if denial.error != NO_ERROR && !policy.fails => {
-                    outcome.passed.push(denial);
-                }
-                denial => outcome.denials.extend(denial),
-            }
+    let computed = Computed::new(&policy.variables, values, BUDGET);
+    let found: Result<Vec<_>, OutOfBudget> =
+        policy.validations.iter().map(|it| computed.run(&it.expression)).collect();
+    let found = match found {
+        Ok(found) => found,
+        Err(error) => {
+            failed(&mut outcome, Denial::out_of_budget(error));
+            return outcome;
         }
-        Ok(())
-    });
-    if let Err(error) = done {
-        outcome.denials.clear();
-        failed(&mut outcome, Denial::out_of_budget(error));
-        return outcome;
+    };
+    // All messages are made, wanted or not: what they cost decides for all.
+    let plain = || context.plain_variables(admission, param);
+    let of_messages = Computed::new(&policy.variables, plain(), computed.left());
+    let expressions = policy.validations.iter().map(|it| it.message_expression.as_ref());
+    let messages: Result<Vec<_>, OutOfBudget> =
+        expressions.map(|it| it.map(|it| of_messages.run(it)).transpose()).collect();
+    for (index, (validation, found)) in policy.validations.iter().zip(found).enumerate() {
+        let denial = match (&messages, found) {
+            (_, Err(error)) => Denial::failed(index, error),
+            (Err(error), _) => {
+                let why = format!("failed messageExpression: {error}");
+                Denial { error: OUT_OF_BUDGET, ..Denial::failed(index, why) }
+            }
+            (_, Ok(Cel::Bool(true))) => continue,
+            (Ok(messages), Ok(_)) => {
+                let message = words(validation, messages.get(index).and_then(Option::as_ref));
+                let reason = validation.reason.clone();
+                outcome.denials.push(Denial { index, message, reason, error: NO_ERROR });
+                continue;
+            }
+        };
+        failed(&mut outcome, denial);
     }
-    let mut left = BUDGET;
+    let of_annotations = Computed::new(&policy.variables, plain(), BUDGET);
     for (index, (key, expression)) in policy.annotations.iter().enumerate() {
-        match expression.run(&values, &mut left) {
+        match of_annotations.run(expression) {
             Ok(Ok(Cel::Text(text))) => {
                 let mut text = text.trim().to_owned();
                 let end = (0..=MAX_ANNOTATION).rev().find(|end| text.is_char_boundary(*end));
@@ -307,7 +323,9 @@ fn evaluate(
             Ok(Ok(_)) => (),
             Ok(Err(error)) if policy.fails => outcome.faults.push(Denial::failed(index, error)),
             Ok(Err(error)) => outcome.passed.push(Denial::failed(index, error)),
+            // Nothing else counts then.
             Err(error) => {
+                outcome = Outcome::default();
                 failed(&mut outcome, Denial::out_of_budget(error));
                 break;
             }
@@ -316,37 +334,17 @@ fn evaluate(
     outcome
 }
 
-/// What a validation finds wrong, if anything.
-fn judge<'a>(
-    validation: &'a Validation,
-    index: usize,
-    values: &[(&'a str, Cel<'a>)],
-    left: &mut u64,
-) -> Result<Option<Denial>, OutOfBudget> {
-    match validation.expression.run(values, left)? {
-        Ok(Cel::Bool(true)) => return Ok(None),
-        Ok(_) => (),
-        Err(error) => return Ok(Some(Denial::failed(index, error))),
+/// What is said of a validation that does not hold; `made` is what its expression came to.
+fn words(validation: &Validation, made: Option<&Result<Cel<'_>, String>>) -> String {
+    let made = match made {
+        Some(Ok(Cel::Text(text))) => text.trim(),
+        _ => "",
+    };
+    if !made.is_empty() && made.len() <= MAX_MESSAGE && !made.contains('\n') {
+        return made.to_owned();
     }
-    let mut message = String::new();
-    if let Some(expression) = &validation.message_expression {
-        match expression.run(values, left) {
-            Ok(Ok(Cel::Text(text))) => text.trim().clone_into(&mut message),
-            Ok(_) => (),
-            Err(error) => {
-                let why = format!("failed messageExpression: {error}");
-                return Ok(Some(Denial { error: OUT_OF_BUDGET, ..Denial::failed(index, why) }));
-            }
-        }
+    match validation.message.trim() {
+        "" => format!("failed expression: {}", validation.expression.source.trim()),
+        message => message.to_owned(),
     }
-    if MAX_MESSAGE < message.len() || message.contains('\n') {
-        message.clear();
-    }
-    if message.is_empty() {
-        validation.message.trim().clone_into(&mut message);
-    }
-    if message.is_empty() {
-        message = format!("failed expression: {}", validation.expression.source.trim());
-    }
-    Ok(Some(Denial { index, message, reason: validation.reason.clone(), error: NO_ERROR }))
 }

@@ -1,17 +1,18 @@
 //! Policies and bindings as they are written, and what they are compiled to.
 
 use insula_api::selector::LabelSelector;
-use insula_cel::{Decl, Value as Cel};
+use insula_cel::Decl;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::variables::Own;
 use crate::{
     admission::{
         Admission,
         rules::{
             MatchResources, Meant, Rule, Selectors,
             conditions::{Conditions, MatchCondition},
-            expression::{Expression, Has, OutOfBudget, Wants, declared, no_variables},
+            expression::{Expression, Has, Wants, declared, no_variables},
         },
     },
     error::Result,
@@ -136,8 +137,7 @@ pub(in crate::admission) struct Policy {
     pub(super) params: Option<ParamKind>,
     pub(super) matching: Matching,
     pub(super) conditions: Conditions,
-    /// With their names as they are declared.
-    variables: Vec<(String, Expression)>,
+    pub(super) variables: Own,
     pub(super) validations: Vec<Validation>,
     pub(super) annotations: Vec<(String, Expression)>,
     pub(super) mutations: Vec<Mutation>,
@@ -163,11 +163,10 @@ impl Declared {
     }
 
     /// Compiles a variable, which those after it can use.
-    pub(in crate::admission) fn variable(&mut self, it: &Variable) -> (String, Expression) {
+    pub(in crate::admission) fn variable(&mut self, it: &Variable) -> Expression {
         let expression = self.compile(&it.expression, Wants::Anything);
-        let name = format!("variables.{}", it.name);
-        self.0.push((name.clone(), expression.decl()));
-        (name, expression)
+        self.0.push((format!("variables.{}", it.name), expression.decl()));
+        expression
     }
 }
 
@@ -178,10 +177,10 @@ pub(in crate::admission) fn compile(policy: &Value) -> Result<Policy, serde_json
     let params = written.param_kind.is_some();
     let mut whole = Declared::new(declared(Has { params, authorizer: true }));
     let mut quiet = Declared::new(declared(Has { params, authorizer: false }));
-    let mut variables = Vec::with_capacity(written.variables.len());
+    let mut variables = Own::default();
     for it in &written.variables {
         quiet.variable(it);
-        variables.push(whole.variable(it));
+        variables.push(&it.name, whole.variable(it));
     }
     let fails = written.failure_policy.as_deref() != Some("Ignore");
     let validation = |it: WrittenValidation| Validation {
@@ -233,32 +232,7 @@ impl Policy {
         let name = "authorizer";
         self.conditions.uses(name)
             || self.expressions().any(|it| it.uses(name))
-            || self.variables.iter().any(|(_, it)| it.uses(name))
-    }
-
-    /// Adds the policy's own variables. One that fails only fails those that use it.
-    pub(super) fn compute<'a>(
-        &'a self,
-        values: &mut Vec<(&'a str, Cel<'a>)>,
-        left: &mut u64,
-    ) -> Result<(), OutOfBudget> {
-        if !self.expressions().any(|it| it.uses("variables")) {
-            return Ok(());
-        }
-        for (name, expression) in &self.variables {
-            let short = name.strip_prefix("variables.").unwrap_or(name);
-            let value = match expression.error() {
-                Some(error) => {
-                    Err(format!("composited variable {short:?} fails to compile: {error}"))
-                }
-                None => expression.eval(values, left)?.map_err(|error| {
-                    format!("composited variable {short:?} fails to evaluate: {error}")
-                }),
-            };
-            let value = value.unwrap_or_else(|error| Cel::Failed(error.into()));
-            values.push((name.as_str(), value));
-        }
-        Ok(())
+            || self.variables.use_it(name)
     }
 }
 

@@ -79,7 +79,7 @@ fn policy(it: &Value, old: Option<&Value>, findings: &mut Findings) -> Compiler 
         }
         let variable = Variable { name: name.to_owned(), expression: source.to_owned() };
         compiler.quiet.variable(&variable);
-        let (_, expression) = compiler.whole.variable(&variable);
+        let expression = compiler.whole.variable(&variable);
         compiled(&expression, source, &format!("{path}.expression"), findings);
     }
     compiler

@@ -43,16 +43,18 @@ impl Conditions {
         variables: &[(&'a str, Value<'a>)],
     ) -> Result<bool, String> {
         let mut left = CONDITIONS_BUDGET;
-        let mut errors = Vec::new();
+        let (mut errors, mut holds) = (Vec::new(), true);
+        // One that is false decides, but what those after it cost is counted all the same.
         for condition in &self.list {
-            match condition.run(variables, &mut left) {
-                Ok(Ok(Value::Bool(false))) => return Ok(false),
+            match condition.run(&variables, &mut left) {
+                Ok(Ok(Value::Bool(false))) => holds = false,
                 Ok(Ok(_)) => (),
                 Ok(Err(error)) => errors.push(error),
                 Err(error) => return if self.fails { Err(error.to_string()) } else { Ok(false) },
             }
         }
         match (errors.as_slice(), self.fails) {
+            _ if !holds => Ok(false),
             ([], _) => Ok(true),
             (_, false) => Ok(false),
             ([one], true) => Err(one.clone()),

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use insula_cel::{
-    Budget, Decl, EvalError, Program, Type, Value,
+    Budget, Decl, EvalError, Program, Type, Value, Variables,
     authorizer::{authorizer_decl, resource_check_decl},
     decl::{DeclKind, Fields},
     made,
@@ -98,6 +98,11 @@ impl Expression {
         Decl::of(DeclKind::Type(kind))
     }
 
+    /// The fields of a variable that it speaks of.
+    pub(crate) fn fields_of(&self, variable: &str) -> Vec<&str> {
+        self.program.as_ref().map_or_else(|_| Vec::new(), |it| it.fields_of(variable))
+    }
+
     pub(crate) fn uses(&self, variable: &str) -> bool {
         self.program.as_ref().is_ok_and(|it| it.uses(variable))
     }
@@ -105,7 +110,7 @@ impl Expression {
     /// Runs it, and says what it comes to or why it comes to nothing.
     pub(crate) fn run<'a>(
         &'a self,
-        variables: &[(&'a str, Value<'a>)],
+        variables: &dyn Variables<'a>,
         left: &mut u64,
     ) -> Result<Result<Value<'a>, String>, OutOfBudget> {
         if let Some(error) = self.error() {
@@ -119,7 +124,7 @@ impl Expression {
     /// As [`Expression::run`], with the bare reason.
     pub(crate) fn eval<'a>(
         &'a self,
-        variables: &[(&'a str, Value<'a>)],
+        variables: &dyn Variables<'a>,
         left: &mut u64,
     ) -> Result<Result<Value<'a>, String>, OutOfBudget> {
         let program = match &self.program {
@@ -128,7 +133,7 @@ impl Expression {
         };
         let limit = PER_CALL.min(*left);
         let mut budget = Budget::new(limit);
-        let found = program.eval(variables, &mut budget);
+        let found = program.eval_over(variables, &mut budget);
         *left -= limit - budget.left();
         if matches!(found, Err(EvalError::Budget)) && limit < PER_CALL {
             return Err(OutOfBudget);
@@ -297,19 +302,20 @@ mod tests {
 
     #[test]
     fn what_one_costs_the_others_lack() {
+        let none: &[(&str, Value<'_>)] = &[];
         let all = Expression::new("[1, 2, 3].all(x, x > 0)", &[], Wants::Bool);
         let mut left = 1000;
-        assert!(matches!(all.run(&[], &mut left), Ok(Ok(Value::Bool(true)))));
+        assert!(matches!(all.run(&none, &mut left), Ok(Ok(Value::Bool(true)))));
         assert!(left < 1000);
         left = 2;
-        assert_eq!(all.run(&[], &mut left).map(|_| ()), Err(OutOfBudget));
+        assert_eq!(all.run(&none, &mut left).map(|_| ()), Err(OutOfBudget));
         let ten = "[1, 2, 3, 4, 5, 6, 7, 8, 9, 0]";
         let nested = ["a", "b", "c", "d", "e", "f"]
             .iter()
             .fold("true".to_owned(), |body, name| format!("{ten}.all({name}, {body})"));
         let dear = Expression::new(&nested, &[], Wants::Bool);
         left = BUDGET;
-        let found = dear.run(&[], &mut left).unwrap();
+        let found = dear.run(&none, &mut left).unwrap();
         assert!(
             found.is_err_and(|it| it.ends_with("operation cancelled: actual cost limit exceeded"))
         );
