@@ -39,7 +39,7 @@ pub(super) fn definitions(bytes: &[u8]) {
 
 /// What is pruned and filled in once needs it no more; checking it comes to an end.
 fn shaped(schema: &insula_custom::schema::Schema, mut it: Value) {
-    if embedded::coerce_metadata(&mut it).is_err() {
+    if embedded::coerce_metadata(&mut it, "metadata").is_err() {
         return;
     }
     prune::object(schema, &mut it, &mut prune::Pruned::telling());
