@@ -90,7 +90,7 @@ async fn boats(client: &Client) {
     // A default of the schema is that of the Rust type.
     let strict = PatchParams::apply("t").validation(ValidationDirective::Strict);
     let bare = json!({
-        "apiVersion": "harbour.example.com/v1", "kind": "Boat",
+        "apiVersion": "harbour.example.com/v1", "kind": "Boat", "metadata": { "name": "e" },
         "spec": { "owner": "eve", "masts": 0 },
     });
     let made = boats.patch("e", &strict, &Patch::Apply(&bare)).await.unwrap();
