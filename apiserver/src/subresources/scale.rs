@@ -101,6 +101,9 @@ pub(crate) async fn get_scale(server: &Server, call: &Call) -> Result<Value> {
     known_scale(&call.served, &it)
 }
 
+/// What a patch finds in the scale of an object that says nothing of replicas, as upstream.
+const UNSAID: i64 = -2_147_483_648;
+
 /// What a request says about an object's scale.
 enum Rescale {
     Whole(Value),
@@ -132,9 +135,13 @@ pub(crate) async fn write_scale(
         let mut scale = match &asked {
             Rescale::Whole(whole) => whole.clone(),
             Rescale::Patched(patch) => {
-                let scale = Stored { object: scale_of(&call.served, it), managed: String::new() };
-                let patched = patch.apply(call, &scale)?;
-                if patched["spec"].get("replicas").is_none() {
+                let mut object = scale_of(&call.served, it);
+                // None asked for is as good as none said, in a scale that is decoded.
+                if object["spec"].get("replicas").is_none() {
+                    object["spec"]["replicas"] = UNSAID.into();
+                }
+                let patched = patch.apply(call, &Stored { object, managed: String::new() })?;
+                if patched["spec"]["replicas"] == UNSAID {
                     let at = place(&call.served);
                     let why = format!("the spec replicas field {at:?} cannot be empty");
                     return Err(ApiError::bad_request(why));
