@@ -277,8 +277,8 @@ fn is_zero(value: &Value) -> bool {
     }
 }
 
-/// What Go has where an item of a list or a value of a map is null.
-fn nothing(shape: &Shape) -> Value {
+/// What Go has where an item of a list or a value of a map is null, or absent.
+pub(crate) fn nothing(shape: &Shape) -> Value {
     match shape {
         Shape::String | Shape::Bytes => "".into(),
         Shape::Quantity => "0".into(),

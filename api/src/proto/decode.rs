@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::{MAGIC, ProtoError};
 use crate::{
+    decode::nothing,
     schema::{Either, Field, Gvk, Numbered, Schema, Shape, Type, TypeId},
     time,
 };
@@ -129,11 +130,7 @@ fn read(
             }
             let map = out.entry(field.name).or_insert_with(|| Value::Object(Map::new()));
             if let Value::Object(map) = map {
-                let empty = match **item {
-                    Shape::String => Value::String(String::new()),
-                    _ => Value::Null,
-                };
-                map.insert(key, found.unwrap_or(empty));
+                map.insert(key, found.unwrap_or_else(|| nothing(item)));
             }
         }
         shape => {
