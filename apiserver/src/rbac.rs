@@ -334,12 +334,16 @@ fn each<'a, T: DeserializeOwned>(
 fn compile(tenant: &TenantName, sources: &Sources) -> Policy {
     let prefix = format!("{tenant}/");
     let cluster_roles = Roles::read(&sources.cluster_roles, &prefix);
-    let compiled: HashMap<&str, Arc<[Rule]>> =
-        cluster_roles.names().map(|name| (name, cluster_roles.gather(name).into())).collect();
+    let mut compiled: HashMap<&str, Arc<[Rule]>> = HashMap::new();
+    let mut is_unsettled = false;
+    for name in cluster_roles.names() {
+        let rules = cluster_roles.gather(name);
+        is_unsettled |= !cluster_roles.shows(name, &rules);
+        compiled.insert(name, rules.into());
+    }
     let roles: HashMap<(&str, &str), Arc<[Rule]>> = each::<Role>(&sources.roles, &prefix)
         .map(|(place, role)| (place, role.rules.unwrap_or_default().into()))
         .collect();
-    let is_unsettled = !cluster_roles.are_settled();
     let mut policy = Policy { is_unsettled: is_unsettled.into(), ..Policy::default() };
     for (_, binding) in each::<Binding>(&sources.cluster_bindings, &prefix) {
         if let Some(rules) = compiled.get(binding.role_ref.name.as_str()) {

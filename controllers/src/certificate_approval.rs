@@ -8,18 +8,14 @@ use std::sync::Arc;
 
 use insula_api::names::TenantName;
 use insula_client::{Client, Informer, ObjectKey, WriteOptions};
-use jiff::Timestamp;
 use k8s_openapi::api::{
     authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec},
-    certificates::v1::{
-        CertificateSigningRequest, CertificateSigningRequestCondition,
-        CertificateSigningRequestSpec,
-    },
+    certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec},
 };
 
 use crate::{
+    certificates::{condition, is_issued, say},
     controller::{Controller, Next, ReconcileError},
-    objects::to_time,
     queue::Queue,
 };
 
@@ -91,10 +87,8 @@ fn kinds(
 
 /// Whether nobody has said anything of a request yet.
 fn is_open(request: &CertificateSigningRequest) -> bool {
-    let Some(status) = &request.status else { return true };
-    let is_issued = status.certificate.as_ref().is_some_and(|it| !it.0.is_empty());
-    let mut conditions = status.conditions.iter().flatten();
-    !is_issued && !conditions.any(|it| matches!(it.type_.as_str(), "Approved" | "Denied"))
+    let status = request.status.as_ref();
+    !is_issued(status) && ["Approved", "Denied"].iter().all(|it| condition(status, it).is_none())
 }
 
 impl Controller for Approvals {
@@ -130,17 +124,8 @@ impl Controller for Approvals {
                 continue;
             }
             let mut request = found.object.clone();
-            let now = Some(to_time(Timestamp::now()));
-            let approved = CertificateSigningRequestCondition {
-                type_: "Approved".to_owned(),
-                status: "True".to_owned(),
-                reason: Some("AutoApproved".to_owned()),
-                message: Some(message.to_owned()),
-                last_update_time: now.clone(),
-                last_transition_time: now,
-            };
             let status = request.status.get_or_insert_default();
-            status.conditions.get_or_insert_default().push(approved);
+            say(status, "Approved", "AutoApproved", message.to_owned());
             let api = self.client.tenant(&key.tenant).api::<CertificateSigningRequest>();
             api.replace(&request, Some("approval"), &WriteOptions::default()).await?;
             return Ok(Next::WhenChanged);

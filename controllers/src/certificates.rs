@@ -86,15 +86,7 @@ impl Certificates {
             Ok(None) => return Ok(()),
             Err(SignError::Refused(why)) => {
                 tracing::info!(request = %key, why, "a certificate request is not signed");
-                let failed = CertificateSigningRequestCondition {
-                    type_: "Failed".to_owned(),
-                    status: "True".to_owned(),
-                    reason: Some("SignerValidationFailure".to_owned()),
-                    message: Some(why),
-                    last_update_time: Some(to_time(Timestamp::now())),
-                    last_transition_time: Some(to_time(Timestamp::now())),
-                };
-                status.conditions.get_or_insert_default().push(failed);
+                say(status, "Failed", "SignerValidationFailure", why);
             }
             Err(SignError::Unavailable(why)) => return Err(ReconcileError::Incomplete(why)),
         }
@@ -150,7 +142,29 @@ impl Controller for Certificates {
     }
 }
 
-fn condition<'a>(
+/// Says of a request that it is of this kind from now on.
+pub(crate) fn say(
+    status: &mut CertificateSigningRequestStatus,
+    kind: &str,
+    reason: &str,
+    message: String,
+) {
+    let now = Some(to_time(Timestamp::now()));
+    status.conditions.get_or_insert_default().push(CertificateSigningRequestCondition {
+        type_: kind.to_owned(),
+        status: "True".to_owned(),
+        reason: Some(reason.to_owned()),
+        message: Some(message),
+        last_update_time: now.clone(),
+        last_transition_time: now,
+    });
+}
+
+pub(crate) fn is_issued(status: Option<&CertificateSigningRequestStatus>) -> bool {
+    status.and_then(|it| it.certificate.as_ref()).is_some_and(|it| !it.0.is_empty())
+}
+
+pub(crate) fn condition<'a>(
     status: Option<&'a CertificateSigningRequestStatus>,
     kind: &str,
 ) -> Option<&'a CertificateSigningRequestCondition> {
@@ -165,12 +179,9 @@ fn step(request: &CertificateSigningRequest, can_sign: bool, now: Timestamp) -> 
         let found = condition(status, kind)?;
         Some(found.last_update_time.as_ref().map_or(created, |it| it.0))
     };
-    let is_issued = status
-        .and_then(|it| it.certificate.as_ref())
-        .is_some_and(|certificate| !certificate.0.is_empty());
     let over = match (decided("Denied").or_else(|| decided("Failed")), decided("Approved")) {
         (Some(at), _) => until(at, DECIDED, now),
-        (None, Some(at)) if is_issued => until(at, DECIDED, now),
+        (None, Some(at)) if is_issued(status) => until(at, DECIDED, now),
         (None, Some(_)) if can_sign => return Step::Sign,
         (None, Some(_)) => return Step::Wait(PENDING),
         (None, None) => until(created, PENDING, now),

@@ -113,18 +113,19 @@ impl<'a> Roles<'a> {
         rules
     }
 
-    /// Those whose objects do not show what comes together in them, with what does.
-    fn unsettled(&self) -> impl Iterator<Item = (&'a str, Vec<Rule>)> {
-        let gathering = self.0.iter().filter(|(_, role)| role.aggregation.is_some());
-        gathering.filter_map(|(name, role)| {
-            let rules = self.gather(name);
-            (role.rules.as_deref().unwrap_or_default() != rules).then_some((*name, rules))
+    /// Whether the object of `name` shows `rules`, what comes together in it. Those that are not
+    /// put together show what they are.
+    pub(super) fn shows(&self, name: &str, rules: &[Rule]) -> bool {
+        self.0.get(name).is_none_or(|role| {
+            role.aggregation.is_none() || role.rules.as_deref().unwrap_or_default() == rules
         })
     }
 
-    /// Whether every object shows what comes together in it.
-    pub(super) fn are_settled(&self) -> bool {
-        self.unsettled().next().is_none()
+    /// Those whose objects do not show what comes together in them, with what does.
+    fn unsettled(&self) -> impl Iterator<Item = (&'a str, Vec<Rule>)> {
+        let gathering = self.0.iter().filter(|(_, role)| role.aggregation.is_some());
+        let all = gathering.map(|(name, _)| (*name, self.gather(name)));
+        all.filter(|(name, rules)| !self.shows(name, rules))
     }
 }
 
@@ -264,7 +265,8 @@ mod tests {
         assert_eq!(resources(&roles, "all"), ["services", "pods", "nodes", "secrets"]);
         assert_eq!(resources(&roles, "z"), ["pods", "nodes"]);
         assert_eq!(resources(&roles, "absent"), Vec::<String>::new());
-        assert!(!roles.are_settled());
+        assert!(!roles.shows("all", &roles.gather("all")));
+        assert!(roles.shows("z", &roles.gather("z")));
     }
 
     #[test]

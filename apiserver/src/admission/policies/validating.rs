@@ -287,9 +287,13 @@ fn evaluate(
         }
     };
     // All messages are made, wanted or not: what they cost decides for all.
-    let plain = || context.plain_variables(admission, param);
-    let of_messages = Computed::new(&policy.variables, plain(), computed.left());
+    let plain = |is_wanted: bool| match is_wanted {
+        true => context.plain_variables(admission, param),
+        false => Vec::new(),
+    };
     let expressions = policy.validations.iter().map(|it| it.message_expression.as_ref());
+    let has_messages = expressions.clone().any(|it| it.is_some());
+    let of_messages = Computed::new(&policy.variables, plain(has_messages), computed.left());
     let messages: Result<Vec<_>, OutOfBudget> =
         expressions.map(|it| it.map(|it| of_messages.run(it)).transpose()).collect();
     for (index, (validation, found)) in policy.validations.iter().zip(found).enumerate() {
@@ -309,7 +313,8 @@ fn evaluate(
         };
         failed(&mut outcome, denial);
     }
-    let of_annotations = Computed::new(&policy.variables, plain(), BUDGET);
+    let of_annotations =
+        Computed::new(&policy.variables, plain(!policy.annotations.is_empty()), BUDGET);
     for (index, (key, expression)) in policy.annotations.iter().enumerate() {
         match of_annotations.run(expression) {
             Ok(Ok(Cel::Text(text))) => {
