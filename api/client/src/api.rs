@@ -193,7 +193,7 @@ impl<K: Object> Api<K> {
     pub async fn create_unread(&self, object: &K) -> Result<(), Error> {
         let (method, uri) = (Method::POST, self.path());
         let body = encode(&method, &uri, JSON, object)?;
-        self.client.fetch(&method, &uri, K::ACCEPT, Some(body)).await.map(drop)
+        self.client.call_unread(&method, &uri, K::ACCEPT, Some(body)).await
     }
 
     /// Replaces an object, if it still has the version that `object` carries.
@@ -269,8 +269,7 @@ impl<K: Object> Api<K> {
             .map_err(|source| Error::Encode { request: describe(&Method::DELETE, &uri), source })?;
         // Whatever form objects are wanted in: a server has no list of metadata alone for this.
         let body = Some((JSON, Bytes::from(body)));
-        let _: Box<RawValue> = self.client.call(Method::DELETE, &uri, JSON, body).await?;
-        Ok(())
+        self.client.call_unread(&Method::DELETE, &uri, JSON, body).await
     }
 
     /// Reads a subresource that has a shape of its own, such as `scale`.

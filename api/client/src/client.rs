@@ -221,29 +221,57 @@ impl Client {
         accept: &'static str,
         body: Option<(&'static str, Bytes)>,
     ) -> Result<Bytes, Error> {
-        let exchange = self.exchange(method, uri, accept, body);
+        let request = describe(method, uri);
+        let fetched = async {
+            read(self.exchange(method, uri, accept, body, &request).await?, &request).await
+        };
+        self.in_time(fetched, &request).await
+    }
+
+    /// Sends a request that must succeed, and whose answer says nothing more: however much of it
+    /// there is, none is kept.
+    pub(crate) async fn call_unread(
+        &self,
+        method: &Method,
+        uri: &str,
+        accept: &'static str,
+        body: Option<(&'static str, Bytes)>,
+    ) -> Result<(), Error> {
+        let request = describe(method, uri);
+        let passed_over = async {
+            let answer = self.exchange(method, uri, accept, body, &request).await?;
+            pass_over(answer, &request).await
+        };
+        self.in_time(passed_over, &request).await
+    }
+
+    async fn in_time<R>(
+        &self,
+        exchange: impl Future<Output = Result<R, Error>>,
+        request: &str,
+    ) -> Result<R, Error> {
         tokio::time::timeout(self.timeout, exchange).await.unwrap_or_else(|_| {
-            let request = describe(method, uri);
-            Err(Error::Timeout { request, seconds: self.timeout.as_secs() })
+            Err(Error::Timeout { request: request.to_owned(), seconds: self.timeout.as_secs() })
         })
     }
 
+    /// Sends a request until the server has room for it; the answer is a success, not yet read.
     async fn exchange(
         &self,
         method: &Method,
         uri: &str,
         accept: &'static str,
         body: Option<(&'static str, Bytes)>,
-    ) -> Result<Bytes, Error> {
+        request: &str,
+    ) -> Result<Response<Body>, Error> {
         let mut n_refusals = 0;
         loop {
             let response = self.send(method, uri, accept, body.clone()).await?;
             let Some(delay) = refusal_delay(&response, n_refusals) else {
-                let request = describe(method, uri);
-                return read(checked(response, &request).await?, &request).await;
+                return checked(response, request).await;
             };
             n_refusals += 1;
-            tracing::debug!(request = describe(method, uri), ?delay, "refused for lack of room");
+            tracing::debug!(%request, ?delay, "refused for lack of room");
             tokio::time::sleep(delay).await;
         }
     }
@@ -382,6 +410,13 @@ pub(crate) async fn read(response: Response<Body>, request: &str) -> Result<Byte
         source,
     })?;
     Ok(collected.to_bytes())
+}
+
+/// Reads an answer to its end and keeps nothing of it.
+async fn pass_over(response: Response<Body>, request: &str) -> Result<(), Error> {
+    let mut rest = Download { body: response.into_body(), request: request.to_owned() };
+    while rest.next().await?.is_some() {}
+    Ok(())
 }
 
 /// The error in an answer that is not a success. Proxies on the way may answer in any language.
