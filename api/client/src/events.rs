@@ -70,10 +70,18 @@ pub struct EventRecorder {
     n_dropped: Arc<AtomicU64>,
 }
 
+/// What the event is made of when it is written: of these thousands may wait, and an event takes
+/// several times the room.
 #[derive(Debug)]
 struct Occurrence {
     tenant: TenantName,
-    event: Event,
+    about: ObjectReference,
+    event_type: EventType,
+    reason: Box<str>,
+    message: Box<str>,
+    component: Arc<str>,
+    host: Arc<str>,
+    at: Timestamp,
     /// By which it may be written, if that is limited.
     fence: Option<Fence>,
 }
@@ -128,8 +136,17 @@ impl EventRecorder {
         reason: &str,
         message: String,
     ) {
-        let event = self.build(about, event_type, reason, message, Timestamp::now());
-        let occurrence = Occurrence { tenant: tenant.clone(), event, fence: Fence::current() };
+        let occurrence = Occurrence {
+            tenant: tenant.clone(),
+            about,
+            event_type,
+            reason: reason.into(),
+            message: cut(message).into(),
+            component: self.component.clone(),
+            host: self.host.clone(),
+            at: Timestamp::now(),
+            fence: Fence::current(),
+        };
         if let Err(error) = self.queue.try_send(occurrence) {
             // In a burst there are thousands: told when there are twice as many.
             let n_dropped = self.n_dropped.fetch_add(1, Ordering::Relaxed) + 1;
@@ -138,36 +155,32 @@ impl EventRecorder {
             }
         }
     }
+}
 
-    fn build(
-        &self,
-        about: ObjectReference,
-        event_type: EventType,
-        reason: &str,
-        message: String,
-        now: Timestamp,
-    ) -> Event {
+impl Occurrence {
+    fn event(self) -> Event {
+        let Self { about, at, component, host, .. } = self;
         let namespace = about.namespace.clone().filter(|it| !it.is_empty());
         let name = about.name.as_deref().unwrap_or_default();
         Event {
             metadata: ObjectMeta {
-                name: Some(format!("{name}.{:x}", now.as_nanosecond())),
+                name: Some(format!("{name}.{:x}", at.as_nanosecond())),
                 // Events about objects outside namespaces are kept in the first one.
                 namespace: Some(namespace.unwrap_or_else(|| "default".to_owned())),
                 ..ObjectMeta::default()
             },
             involved_object: about,
-            reason: Some(reason.to_owned()),
-            message: Some(cut(message)),
-            type_: Some(event_type.to_string()),
+            reason: Some(self.reason.into()),
+            message: Some(self.message.into()),
+            type_: Some(self.event_type.to_string()),
             source: Some(EventSource {
-                component: Some(self.component.to_string()),
-                host: Some(self.host.to_string()).filter(|host| !host.is_empty()),
+                component: Some(component.to_string()),
+                host: Some(host.to_string()).filter(|host| !host.is_empty()),
             }),
-            reporting_component: Some(self.component.to_string()),
-            reporting_instance: Some(self.host.to_string()),
-            first_timestamp: Some(Time(now)),
-            last_timestamp: Some(Time(now)),
+            reporting_component: Some(component.to_string()),
+            reporting_instance: Some(host.to_string()),
+            first_timestamp: Some(Time(at)),
+            last_timestamp: Some(Time(at)),
             count: Some(1),
             ..Event::default()
         }
@@ -239,7 +252,8 @@ impl Writer {
     }
 
     async fn write(&mut self, occurrence: Occurrence) {
-        let Occurrence { tenant, mut event, .. } = occurrence;
+        let tenant = occurrence.tenant.clone();
+        let mut event = occurrence.event();
         let now = Instant::now();
         let mut identity = Identity::of(&self.memory.hasher, &tenant, &event);
         if self.memory.combines(identity, now) {
