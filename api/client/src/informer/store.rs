@@ -1,7 +1,8 @@
 //! The objects of an informer, by key and by index.
 //!
 //! A bounded number of them are plain, the ones that were looked at lately; the others lie packed.
-//! What neighbours have alike of their keys they share: there are many objects in a namespace.
+//! A key lies here once, wherever it is filed, and what neighbours have alike of theirs they share:
+//! there are many objects in a namespace.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -21,13 +22,13 @@ pub struct IndexId(pub(super) usize);
 pub(super) type IndexFn<K> = Box<dyn Fn(&Tenanted<K>) -> Vec<String> + Send + Sync>;
 
 pub(super) struct Store<K> {
-    objects: BTreeMap<ObjectKey, Kept<K>>,
+    objects: BTreeMap<Arc<ObjectKey>, Kept<K>>,
     indexes: Vec<Index<K>>,
     packer: Packer,
     /// How many objects may be plain.
     n_plain: usize,
     /// Those that are, in the order in which they are asked to pack themselves. Some may be gone.
-    plain: Mutex<VecDeque<ObjectKey>>,
+    plain: Mutex<VecDeque<Arc<ObjectKey>>>,
 }
 
 struct Kept<K> {
@@ -45,7 +46,7 @@ struct Index<K> {
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Filed {
     value: Arc<str>,
-    key: Option<ObjectKey>,
+    key: Option<Arc<ObjectKey>>,
 }
 
 impl<K: Object> Store<K> {
@@ -90,7 +91,7 @@ impl<K: Object> Store<K> {
     }
 
     pub(super) fn keys(&self) -> impl Iterator<Item = &ObjectKey> {
-        self.objects.keys()
+        self.objects.keys().map(|key| &**key)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -116,7 +117,7 @@ impl<K: Object> Store<K> {
         first: &ObjectKey,
         is_meant: impl Fn(&ObjectKey) -> bool,
     ) -> Vec<Arc<Tenanted<K>>> {
-        let meant = self.objects.range(first..).map(|(key, _)| key);
+        let meant = self.objects.range::<ObjectKey, _>(first..).map(|(key, _)| &**key);
         self.look_at(meant.take_while(|key| is_meant(key)).collect())
     }
 
@@ -162,7 +163,7 @@ impl<K: Object> Store<K> {
         self.indexes.get(index.0).into_iter().flat_map(move |index| index.under(value))
     }
 
-    fn look(&self, key: &ObjectKey, kept: &Kept<K>) -> Option<Arc<Tenanted<K>>> {
+    fn look(&self, key: &Arc<ObjectKey>, kept: &Kept<K>) -> Option<Arc<Tenanted<K>>> {
         let (object, was_plain) = {
             let mut slot = kept.slot.lock();
             let was_plain = slot.is_plain();
@@ -174,7 +175,7 @@ impl<K: Object> Store<K> {
         object
     }
 
-    fn has_become_plain(&self, key: &ObjectKey) {
+    fn has_become_plain(&self, key: &Arc<ObjectKey>) {
         if self.n_plain == usize::MAX {
             return;
         }
@@ -204,7 +205,7 @@ impl<K: Object> Store<K> {
     ) -> (ObjectKey, Option<Arc<Tenanted<K>>>) {
         let (key, old) = match self.objects.get_key_value(key) {
             Some((known, kept)) => (known.clone(), Some(kept.slot.lock().peek(&known.tenant))),
-            None => (self.shared(key), None),
+            None => (Arc::new(self.shared(key)), None),
         };
         for index in &mut self.indexes {
             let new_values = (index.values)(&object);
@@ -222,13 +223,13 @@ impl<K: Object> Store<K> {
         if !replaced.is_some_and(|it| it.slot.into_inner().is_plain()) {
             self.has_become_plain(&key);
         }
-        (key, old.flatten())
+        (ObjectKey::clone(&key), old.flatten())
     }
 
     /// `key` with what it has in common with the one before it.
     fn shared(&self, key: &ObjectKey) -> ObjectKey {
         let mut shared = key.clone();
-        if let Some((before, _)) = self.objects.range(..key).next_back()
+        if let Some((before, _)) = self.objects.range::<ObjectKey, _>(..key).next_back()
             && before.tenant == key.tenant
         {
             shared.tenant = before.tenant.clone();
@@ -240,11 +241,11 @@ impl<K: Object> Store<K> {
     }
 
     pub(super) fn remove(&mut self, key: &ObjectKey) -> Option<Arc<Tenanted<K>>> {
-        let kept = self.objects.remove(key)?;
+        let (key, kept) = self.objects.remove_entry(key)?;
         let object = kept.slot.into_inner().peek(&key.tenant)?;
         for index in &mut self.indexes {
             let values = (index.values)(&object);
-            index.remove(key, &values);
+            index.remove(&key, &values);
         }
         Some(object)
     }
@@ -258,7 +259,8 @@ impl<K: Object> Store<K> {
 
     /// The keys of objects in these slots that the list `seen` did not show.
     pub(super) fn unseen(&self, seen: u64, slots: &Slots) -> Vec<ObjectKey> {
-        let unseen = self.objects.iter().filter(|(_, kept)| kept.seen != seen).map(|(key, _)| key);
+        let unseen = self.objects.iter().filter(|(_, kept)| kept.seen != seen);
+        let unseen = unseen.map(|(key, _)| &**key);
         unseen.filter(|key| slots.has_tenant(key.tenant.as_str())).cloned().collect()
     }
 }
@@ -268,7 +270,7 @@ impl<K> Index<K> {
         let first = Filed { value: value.into(), key: None };
         let value = first.value.clone();
         let filed = self.filed.range(first..).take_while(move |it| it.value == value);
-        filed.filter_map(|it| it.key.as_ref())
+        filed.filter_map(|it| it.key.as_deref())
     }
 
     /// What is under those values that begin with `prefix` and are meant by what follows it.
@@ -278,9 +280,9 @@ impl<K> Index<K> {
         while let Some(first) = next.next() {
             let Some(rest) = first.value.strip_prefix(prefix) else { break };
             if is_meant(rest) {
-                keys.extend(&first.key);
+                keys.extend(first.key.as_deref());
                 while let Some(it) = next.next_if(|it| it.value == first.value) {
-                    keys.extend(&it.key);
+                    keys.extend(it.key.as_deref());
                 }
             } else if next.peek().is_some_and(|it| it.value == first.value) {
                 // There may be many of it; this is the least value that is greater.
@@ -291,14 +293,14 @@ impl<K> Index<K> {
         keys
     }
 
-    fn put(&mut self, value: &str, key: &ObjectKey) {
+    fn put(&mut self, value: &str, key: &Arc<ObjectKey>) {
         let first = Filed { value: value.into(), key: None };
         let near = self.filed.range(&first..).next().filter(|it| it.value == first.value);
         let value = near.map_or_else(|| first.value.clone(), |it| it.value.clone());
         self.filed.insert(Filed { value, key: Some(key.clone()) });
     }
 
-    fn remove(&mut self, key: &ObjectKey, values: &[String]) {
+    fn remove(&mut self, key: &Arc<ObjectKey>, values: &[String]) {
         for value in values {
             self.filed.remove(&Filed { value: value.as_str().into(), key: Some(key.clone()) });
         }
