@@ -1,18 +1,25 @@
 # Thin: it calls cargo and install/. Build artefacts stay outside the checkout.
 CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/insula/target
 export CARGO_TARGET_DIR
-# `dist` takes longer to build and is faster.
+# `dist` takes longer to build and is faster; most so by the counts of what runs how often.
 PROFILE ?= release
+COUNTS := $(CARGO_TARGET_DIR)/counts.profdata
+ifeq ($(PROFILE),dist)
+ifneq ($(wildcard $(COUNTS)),)
+export RUSTFLAGS += -Cprofile-use=$(COUNTS)
+endif
+endif
 INSULA := $(CARGO_TARGET_DIR)/$(PROFILE)/insula
 DATA_DIR ?= run
 
-.PHONY: help deps build install run test lint docs bench growth soak fuzz
+.PHONY: help deps build counts install run test lint docs bench growth soak fuzz
 
 help:
 	@echo "make run    install what is needed, build, and run a cloud in ./$(DATA_DIR)"
 	@echo "make test   everything that is tested"
 	@echo "make deps   system packages, containerd and the test images (root; safe to repeat)"
 	@echo "make install  put the insula command into /usr/local/bin (PROFILE=dist: the faster one)"
+	@echo "make counts   count what runs how often, in an hour; PROFILE=dist is built by that from then on"
 	@echo "make soak   thousands of random runs under faults: SEEDS=5000 RUNS=1000 SEED=1"
 	@echo "make fuzz   random input for what faces the network: SECONDS_EACH=60 NAMES=\"cel json\""
 	@echo "make bench  side by side with the peers on this machine, reports in bench/: FULL=1 INSULA_PEERS=DIR"
@@ -28,6 +35,10 @@ SAID = INSULA_COMMIT=$$(git rev-parse HEAD 2>/dev/null || echo unknown) \
 
 build:
 	$(SAID) cargo build --profile $(PROFILE) --locked -p insula
+
+# Not by older counts.
+counts: deps
+	env -u RUSTFLAGS install/counts.sh $(COUNTS)
 
 install: build
 	install -m 755 $(INSULA) /usr/local/bin/insula

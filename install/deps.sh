@@ -12,27 +12,6 @@ PACKAGES=(
     libfaketime python3-venv runc strace util-linux
 )
 SYSTEM_SOCKET=/run/containerd/containerd.sock
-APT=(apt-get -o DPkg::Lock::Timeout=600 -q -y)
-
-install_packages() {
-    local wanted=() package
-    for package in "$@"; do
-        dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed ||
-            wanted+=("$package")
-    done
-    [ ${#wanted[@]} = 0 ] && return
-    command -v apt-get >/dev/null ||
-        die "this is no Debian machine: install these by hand, then run again: ${wanted[*]}"
-    say "installing ${wanted[*]}"
-    export DEBIAN_FRONTEND=noninteractive
-    "${APT[@]}" update >/dev/null || say "apt-get update failed; trying with the lists at hand"
-    "${APT[@]}" install --no-install-recommends "${wanted[@]}" >/dev/null && return
-    # One at a time, so that the message names the one that failed.
-    for package in "${wanted[@]}"; do
-        "${APT[@]}" install --no-install-recommends "$package" >/dev/null ||
-            die "cannot install package $package; see the lines above"
-    done
-}
 
 # Debian's kubernetes-client claims /usr/bin/kubectl, which a vendor's kubectl package owns where it
 # is installed; so only where there is no kubectl at all.

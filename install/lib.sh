@@ -18,6 +18,27 @@ need_root() {
     [ "$(id -u)" = 0 ] || die "needs root; run: sudo $1"
 }
 
+# install_packages PACKAGE..: those that are not there yet.
+install_packages() {
+    local wanted=() package apt=(apt-get -o DPkg::Lock::Timeout=600 -q -y)
+    for package in "$@"; do
+        dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed ||
+            wanted+=("$package")
+    done
+    [ ${#wanted[@]} = 0 ] && return
+    command -v apt-get >/dev/null ||
+        die "this is no Debian machine: install these by hand, then run again: ${wanted[*]}"
+    say "installing ${wanted[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    "${apt[@]}" update >/dev/null || say "apt-get update failed; trying with the lists at hand"
+    "${apt[@]}" install --no-install-recommends "${wanted[@]}" >/dev/null && return
+    # One at a time, so that the message names the one that failed.
+    for package in "${wanted[@]}"; do
+        "${apt[@]}" install --no-install-recommends "$package" >/dev/null ||
+            die "cannot install package $package; see the lines above"
+    done
+}
+
 # Succeeds where systemd is this machine's init and not merely installed.
 has_systemd() { [ -d /run/systemd/system ]; }
 
