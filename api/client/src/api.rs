@@ -9,8 +9,11 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
 use crate::{
-    Client, DeleteOptions, Error, ListOptions, Object, Patch, PatchOptions, ResourceRef, Tenanted,
-    WatchOptions, WriteOptions, client::describe, path, watch::Watch,
+    Client, DeleteOptions, Error, Follow, ListOptions, Object, Patch, PatchOptions, ResourceRef,
+    Tenanted, WatchOptions, WriteOptions,
+    client::{checked, describe},
+    path,
+    watch::Watch,
 };
 
 const JSON: &str = "application/json";
@@ -52,31 +55,44 @@ pub struct Page<K> {
     pub n_remaining: Option<i64>,
 }
 
+/// A list, its objects not yet read.
 #[derive(Deserialize)]
-struct WireList<'a> {
+pub(crate) struct WireList<'a> {
     metadata: ListMeta,
     // Servers may send null for an empty list.
     #[serde(borrow, default)]
-    items: Option<Vec<&'a RawValue>>,
+    pub(crate) items: Option<Vec<&'a RawValue>>,
+}
+
+impl<'a> WireList<'a> {
+    /// Reads what a list of `collection` was answered with.
+    pub(crate) fn read<K>(answer: &'a [u8], collection: &Collection<K>) -> Result<Self, Error> {
+        serde_json::from_slice(answer).map_err(|source| Error::Decode {
+            request: describe(&Method::GET, &collection.path()),
+            source,
+        })
+    }
+
+    /// From which to watch; empty if there is none.
+    pub(crate) fn version(&self) -> &str {
+        self.metadata.resource_version.as_deref().unwrap_or_default()
+    }
+
+    /// With which the next page is asked for.
+    pub(crate) fn continue_token(&self) -> Option<&str> {
+        self.metadata.continue_.as_deref().filter(|token| !token.is_empty())
+    }
 }
 
 impl<K: Object> Collection<K> {
-    /// The resource that is read.
-    pub fn resource(&self) -> &ResourceRef {
-        &self.resource
-    }
-
     /// One page, or all if no limit is set.
     ///
     /// An object that breaks its schema is logged and left out: it must not hide all others.
     pub async fn list(&self, options: &ListOptions) -> Result<Page<K>, Error> {
-        let uri = self.path() + options.query().as_str();
-        let answer = self.client.fetch(&Method::GET, &uri, K::ACCEPT_LIST, None).await?;
-        let list: WireList<'_> = serde_json::from_slice(&answer)
-            .map_err(|source| Error::Decode { request: describe(&Method::GET, &uri), source })?;
-        let raw = list.items.unwrap_or_default();
-        let mut items = Vec::with_capacity(raw.len());
-        for item in raw {
+        let answer = self.list_text(options, K::ACCEPT_LIST).await?;
+        let list = WireList::read(&answer, self)?;
+        let mut items = Vec::with_capacity(list.items.as_ref().map_or(0, Vec::len));
+        for item in list.items.iter().flatten() {
             match self.read(item.get()) {
                 Ok(object) => items.push(object),
                 Err(error) => {
@@ -86,8 +102,8 @@ impl<K: Object> Collection<K> {
         }
         Ok(Page {
             items,
-            resource_version: list.metadata.resource_version.unwrap_or_default(),
-            continue_token: list.metadata.continue_.filter(|token| !token.is_empty()),
+            resource_version: list.version().to_owned(),
+            continue_token: list.continue_token().map(str::to_owned),
             n_remaining: list.metadata.remaining_item_count,
         })
     }
@@ -110,17 +126,56 @@ impl<K: Object> Collection<K> {
 
     /// Follows changes.
     pub async fn watch(&self, options: &WatchOptions) -> Result<Watch<K>, Error> {
-        let uri = self.path() + options.query().as_str();
-        Watch::open(&self.client, &uri, self.tenant.clone()).await
+        Ok(Watch::new(self.watch_text(options, K::ACCEPT).await?, self.tenant.clone()))
     }
 
     /// An object of an answer.
     fn read(&self, text: &str) -> Result<Tenanted<K>, serde_json::Error> {
         Tenanted::read(&self.tenant, text)
     }
+}
+
+impl<K> Collection<K> {
+    /// The resource that is read.
+    pub fn resource(&self) -> &ResourceRef {
+        &self.resource
+    }
+
+    /// The same, of whatever kind.
+    pub(crate) fn untyped(&self) -> Collection<()> {
+        Collection {
+            client: self.client.clone(),
+            tenant: self.tenant.clone(),
+            namespace: self.namespace.clone(),
+            resource: self.resource.clone(),
+            object: PhantomData,
+        }
+    }
 
     pub(crate) fn path(&self) -> String {
         path::collection(&self.tenant, &self.resource, self.namespace.as_deref())
+    }
+
+    /// A page as it is answered.
+    pub(crate) async fn list_text(
+        &self,
+        options: &ListOptions,
+        accept: &'static str,
+    ) -> Result<Bytes, Error> {
+        let uri = self.path() + options.query().as_str();
+        self.client.fetch(&Method::GET, &uri, accept, None).await
+    }
+
+    /// The lines of a watch.
+    pub(crate) async fn watch_text(
+        &self,
+        options: &WatchOptions,
+        accept: &'static str,
+    ) -> Result<Follow, Error> {
+        let uri = self.path() + options.query().as_str();
+        let request = describe(&Method::GET, &uri);
+        let response = self.client.send(&Method::GET, &uri, accept, None).await?;
+        Ok(Follow::new(checked(response, &request).await?.into_body(), request))
     }
 }
 

@@ -80,9 +80,9 @@ impl Follow {
         Self { body, lines: Lines::new(MAX_EVENT), request }
     }
 
-    /// What was asked for.
-    pub(crate) fn request(&self) -> &str {
-        &self.request
+    /// The failure to make sense of a line.
+    pub(crate) fn undecoded(&self, source: serde_json::Error) -> Error {
+        Error::Decode { request: self.request.clone(), source }
     }
 
     /// The next line that is not blank; `None` at the end. Dropping the returned future loses

@@ -2,15 +2,11 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use http::Method;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::{
-    Client, Error, Follow, Object, Tenanted,
-    client::{checked, describe},
-};
+use crate::{Error, Follow, Object, Tenanted};
 
 /// The longest event: several times the largest object that can be stored.
 pub(crate) const MAX_EVENT: usize = 16 << 20;
@@ -56,13 +52,8 @@ struct WireBookmarkMeta {
 }
 
 impl<K: Object> Watch<K> {
-    /// Begins to watch what `tenant` has; `all` are all tenants.
-    pub(crate) async fn open(client: &Client, uri: &str, tenant: Arc<str>) -> Result<Self, Error> {
-        let request = describe(&Method::GET, uri);
-        let response = client.send(&Method::GET, uri, K::ACCEPT, None).await?;
-        let body = checked(response, &request).await?.into_body();
-        let follow = Follow::new(body, request);
-        Ok(Self { follow, tenant, object: std::marker::PhantomData })
+    pub(crate) fn new(follow: Follow, tenant: Arc<str>) -> Self {
+        Self { follow, tenant, object: std::marker::PhantomData }
     }
 
     /// The next event; `None` once the server has ended the watch.
@@ -76,18 +67,40 @@ impl<K: Object> Watch<K> {
     }
 
     fn decode(&self, line: &[u8]) -> Result<WatchEvent<K>, Error> {
-        let decode = |source| Error::Decode { request: self.follow.request().to_owned(), source };
-        let wire: WireEvent<'_> = serde_json::from_slice(line).map_err(decode)?;
+        let object = |text: &str| {
+            Tenanted::read(&self.tenant, text).map_err(|source| self.follow.undecoded(source))
+        };
+        Ok(match Line::read(line, &self.follow)? {
+            Line::Added(text) => WatchEvent::Added(object(text)?),
+            Line::Modified(text) => WatchEvent::Modified(object(text)?),
+            Line::Deleted(text) => WatchEvent::Deleted(object(text)?),
+            Line::Bookmark { resource_version } => WatchEvent::Bookmark { resource_version },
+        })
+    }
+}
+
+/// What a line of a watch says, the object not yet read.
+pub(crate) enum Line<'a> {
+    Added(&'a str),
+    Modified(&'a str),
+    Deleted(&'a str),
+    Bookmark { resource_version: String },
+}
+
+impl<'a> Line<'a> {
+    /// Reads a line of `follow`. An event of type ERROR is an error.
+    pub(crate) fn read(line: &'a [u8], follow: &Follow) -> Result<Self, Error> {
+        let decode = |source| follow.undecoded(source);
+        let wire: WireEvent<'a> = serde_json::from_slice(line).map_err(decode)?;
         let text = wire.object.get();
-        let object = || Tenanted::<K>::read(&self.tenant, text).map_err(decode);
         match wire.event.as_ref() {
-            "ADDED" => object().map(WatchEvent::Added),
-            "MODIFIED" => object().map(WatchEvent::Modified),
-            "DELETED" => object().map(WatchEvent::Deleted),
+            "ADDED" => Ok(Self::Added(text)),
+            "MODIFIED" => Ok(Self::Modified(text)),
+            "DELETED" => Ok(Self::Deleted(text)),
             "BOOKMARK" => {
                 let bookmark: WireBookmark = serde_json::from_str(text).map_err(decode)?;
                 let resource_version = bookmark.metadata.resource_version;
-                Ok(WatchEvent::Bookmark { resource_version })
+                Ok(Self::Bookmark { resource_version })
             }
             "ERROR" => {
                 let status: Status = serde_json::from_str(text).map_err(decode)?;

@@ -14,6 +14,7 @@
 //! An informer over all tenants may be of some slots only, and of others at any time
 //! ([`Informer::select`]).
 
+mod copied;
 mod packed;
 mod reflect;
 mod store;
@@ -27,6 +28,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::store::IndexId;
 use self::{
+    copied::Known,
     reflect::Reflector,
     store::{IndexFn, Store},
 };
@@ -74,6 +76,14 @@ struct Shared<K> {
     store: RwLock<Store<K>>,
     /// Held while a change is shown and told, so that a new handler misses none.
     handlers: Mutex<Vec<Handler<K>>>,
+    /// Whose objects they are; all tenants' objects say so themselves.
+    tenant: Arc<str>,
+    trim: Option<Trim<K>>,
+    signals: Arc<Signals>,
+}
+
+/// What readers and the task behind a copy tell each other.
+struct Signals {
     synced: watch::Sender<bool>,
     /// How often somebody asked to be told when the copy is as new as the server was then, and
     /// the last of these that was answered.
@@ -100,19 +110,19 @@ impl<K: Object> Informer<K> {
 
     /// Waits until the copy is complete. Returns `false` if the informer stopped before.
     pub async fn synced(&self) -> bool {
-        self.shared.synced.subscribe().wait_for(|synced| *synced).await.is_ok()
+        self.shared.signals.synced.subscribe().wait_for(|synced| *synced).await.is_ok()
     }
 
     /// Whether the copy has been complete once.
     pub fn has_synced(&self) -> bool {
-        *self.shared.synced.borrow()
+        *self.shared.signals.synced.borrow()
     }
 
     /// Has an informer over all tenants be of those in these slots from now on. Of what it shows
     /// already nothing is read again. Objects that it is to show no longer are gone for handlers,
     /// too; which shows nobody that they were deleted.
     pub fn select(&self, slots: &Slots) {
-        self.shared.wanted.send_if_modified(|wanted| {
+        self.shared.signals.wanted.send_if_modified(|wanted| {
             let is_new = wanted != slots;
             if is_new {
                 wanted.clone_from(slots);
@@ -124,9 +134,9 @@ impl<K: Object> Informer<K> {
     /// Waits until the copy, and so the handlers too, know of everything that was written before
     /// the call, of all that was selected by then. Returns `false` if the informer stopped before.
     pub async fn caught_up(&self) -> bool {
-        let mut answered = self.shared.answered.subscribe();
+        let mut answered = self.shared.signals.answered.subscribe();
         let mut number = 0;
-        self.shared.asked.send_modify(|asked| {
+        self.shared.signals.asked.send_modify(|asked| {
             *asked += 1;
             number = *asked;
         });
@@ -323,26 +333,29 @@ impl<K: Object> InformerBuilder<K> {
 
     /// Starts the task, which ends at `shutdown`.
     pub fn start(self, tasks: &TaskTracker, shutdown: CancellationToken) -> Informer<K> {
-        let (synced, _) = watch::channel(false);
-        let shared = Arc::new(Shared {
-            store: RwLock::new(Store::new(self.indexes, self.n_plain)),
-            handlers: Mutex::new(Vec::new()),
-            synced,
+        let signals = Arc::new(Signals {
+            synced: watch::channel(false).0,
             asked: watch::channel(0).0,
             answered: watch::channel(0).0,
             wanted: watch::channel(self.slots).0,
         });
+        let shared = Arc::new(Shared {
+            store: RwLock::new(Store::new(self.indexes, self.n_plain)),
+            handlers: Mutex::new(Vec::new()),
+            tenant: self.collection.tenant.clone(),
+            trim: self.trim,
+            signals: signals.clone(),
+        });
         let reflector = Reflector {
-            collection: self.collection,
+            collection: self.collection.untyped(),
+            accept_list: K::ACCEPT_LIST,
+            accept: K::ACCEPT,
             label_selector: self.label_selector,
             field_selector: self.field_selector,
-            trim: self.trim,
             idle_limit: self.idle_limit,
-            shared: shared.clone(),
-            round: 0,
-            watch: 0,
-            deleted: reflect::Deletions::default(),
-            held: Slots::none(),
+            copied: shared.clone(),
+            signals,
+            known: Known::default(),
             gain: None,
             losing: Vec::new(),
         };

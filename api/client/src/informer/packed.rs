@@ -83,7 +83,9 @@ impl Packed {
         let text = block::decompress_with_dict(&self.bytes, self.length as usize, &self.template);
         let read = text
             .map_err(|error| error.to_string())
-            .and_then(|text| serde_json::from_slice(&text).map_err(|error| error.to_string()));
+            .and_then(|text| String::from_utf8(text).map_err(|error| error.to_string()))
+            // As what servers say is read: that is compiled anyway.
+            .and_then(|text| serde_json::from_str(&text).map_err(|error| error.to_string()));
         match read {
             Ok(object) => Some(Tenanted { tenant: tenant.clone(), object }),
             Err(error) => {

@@ -15,20 +15,23 @@
 //! begins with a bookmark: one that is about to end does.
 
 use std::{
-    collections::HashMap,
     future::{Future, pending},
     pin::Pin,
     sync::Arc,
     time::Duration,
 };
 
+use bytes::Bytes;
 use insula_api::slots::Slots;
 use rand::Rng;
 
-use super::{Change, Shared, Trim};
+use super::{
+    Signals,
+    copied::{Copied, Known},
+};
 use crate::{
-    Backoff, Collection, Error, ListOptions, Object, ObjectKey, Page, Tenanted, Watch, WatchEvent,
-    WatchOptions, chain, newer_version,
+    Backoff, Collection, Error, Follow, ListOptions, ObjectKey, WatchOptions, api::WireList, chain,
+    watch::Line,
 };
 
 /// Servers send bookmarks about once a minute: silence for twice that is a dead connection.
@@ -46,57 +49,36 @@ const AGAIN: Duration = Duration::from_millis(20);
 const HEALTHY_AFTER: Duration = Duration::from_secs(5);
 /// Objects that are dropped before it is looked whether anything happened.
 const DROPPED_AT_ONCE: usize = 64;
-/// Deletions remembered to recognise their replay; forgotten all at once beyond.
-const MAX_DELETIONS: usize = 65_536;
 
-pub(super) struct Reflector<K> {
-    pub(super) collection: Collection<K>,
+pub(super) struct Reflector {
+    pub(super) collection: Collection<()>,
+    /// How a list and a watch of it are asked for.
+    pub(super) accept_list: &'static str,
+    pub(super) accept: &'static str,
     pub(super) label_selector: Option<String>,
     pub(super) field_selector: Option<String>,
-    pub(super) trim: Option<Trim<K>>,
     pub(super) idle_limit: Duration,
-    pub(super) shared: Arc<Shared<K>>,
-    /// Counts lists begun. Objects that the newest did not show are gone.
-    pub(super) round: u64,
-    /// Counts watches begun.
-    pub(super) watch: u64,
-    pub(super) deleted: Deletions,
-    /// The slots that the copy shows.
-    pub(super) held: Slots,
-    /// The list of those that it is to show, too.
-    pub(super) gain: Option<Listing<K>>,
+    pub(super) copied: Arc<dyn Copied>,
+    pub(super) signals: Arc<Signals>,
+    pub(super) known: Known,
+    /// The list of the slots that the copy is to show, too.
+    pub(super) gain: Option<Listing>,
     /// Objects of slots that it is to show no longer, and does yet.
     pub(super) losing: Vec<ObjectKey>,
 }
 
 /// A list under way, of some slots.
-pub(super) struct Listing<K> {
+pub(super) struct Listing {
     slots: Slots,
     options: ListOptions,
     /// That of the first page.
     version: Option<String>,
-    page: NextPage<K>,
+    page: NextPage,
     backoff: Backoff,
 }
 
 /// A page that has been asked for.
-type NextPage<K> = Pin<Box<dyn Future<Output = Result<Page<K>, Error>> + Send>>;
-
-/// What was deleted since the version from which the watch would resume. An event of such an
-/// object up to the deletion is a replay.
-pub(super) type Deletions = HashMap<ObjectKey, Deletion>;
-
-#[derive(Debug)]
-pub(super) struct Deletion {
-    version: String,
-    /// The last watch that told of it. Only that one's bookmarks cover it.
-    watch: u64,
-}
-
-/// Whether something at version `known` is as new as `version`, of the same object.
-fn is_as_new(known: &str, version: &str) -> bool {
-    known == version || newer_version(known, version).is_some_and(|order| order.is_gt())
-}
+type NextPage = Pin<Box<dyn Future<Output = Result<Bytes, Error>> + Send>>;
 
 /// What somebody waits for.
 struct Sought {
@@ -174,21 +156,18 @@ fn asked_as(slots: &Slots) -> Option<Slots> {
     (!slots.is_all()).then(|| slots.clone())
 }
 
-impl<K: Object> Reflector<K> {
+impl Reflector {
     /// Runs until dropped.
     pub(super) async fn run(mut self) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(15));
         loop {
             self.idle().await;
-            let version = match self.relist().await {
-                Ok(version) => version,
-                Err(error) => {
-                    self.pause(&mut backoff, &error, "list failed").await;
-                    continue;
-                }
-            };
-            self.shared.synced.send_replace(true);
-            match self.follow(version, &mut backoff).await {
+            if let Err(error) = self.relist().await {
+                self.pause(&mut backoff, &error, "list failed").await;
+                continue;
+            }
+            self.signals.synced.send_replace(true);
+            match self.follow(&mut backoff).await {
                 // The list that answers an expired version must not become a loop of its own.
                 Lost::Expired => tokio::time::sleep(backoff.next_delay()).await,
                 Lost::Slots => (),
@@ -199,7 +178,7 @@ impl<K: Object> Reflector<K> {
     /// As long as no slot is wanted there is nothing to ask for, and nothing that is not known.
     async fn idle(&mut self) {
         let (mut wanted, mut asked) =
-            (self.shared.wanted.subscribe(), self.shared.asked.subscribe());
+            (self.signals.wanted.subscribe(), self.signals.asked.subscribe());
         loop {
             // In this order: who asks has selected before.
             let number = *asked.borrow_and_update();
@@ -208,7 +187,7 @@ impl<K: Object> Reflector<K> {
             }
             self.narrow(&Slots::none());
             self.drop_lost().await;
-            self.shared.synced.send_replace(true);
+            self.signals.synced.send_replace(true);
             self.answer(number);
             // Neither can fail while `self` holds the senders.
             tokio::select! {
@@ -221,22 +200,20 @@ impl<K: Object> Reflector<K> {
     /// Begins to drop what is not wanted any more.
     fn narrow(&mut self, wanted: &Slots) {
         let gaining = self.gain.take_if(|it| !it.slots.clone().without(wanted).is_none());
-        let shown = gaining.iter().fold(self.held.clone(), |held, it| held.with(&it.slots));
+        let shown = gaining.iter().fold(self.known.held.clone(), |held, it| held.with(&it.slots));
         let lost = shown.without(wanted);
         if lost.is_none() {
             return;
         }
-        self.held = std::mem::replace(&mut self.held, Slots::none()).without(&lost);
-        let store = self.shared.store.read();
-        self.losing =
-            store.keys().filter(|key| !wanted.has_tenant(key.tenant.as_str())).cloned().collect();
+        self.known.held = std::mem::replace(&mut self.known.held, Slots::none()).without(&lost);
+        self.losing = self.copied.outside(wanted);
     }
 
     /// Drops some of what is not wanted any more; says whether that was the last of it.
     fn drop_some(&mut self) -> bool {
         for _ in 0..DROPPED_AT_ONCE {
             let Some(key) = self.losing.pop() else { return true };
-            self.remove(&key, None);
+            self.copied.forget(&key);
         }
         self.losing.is_empty()
     }
@@ -249,8 +226,8 @@ impl<K: Object> Reflector<K> {
     }
 
     /// Begins to list the objects of some slots.
-    fn listing(&mut self, slots: Slots) -> Listing<K> {
-        self.round += 1;
+    fn listing(&mut self, slots: Slots) -> Listing {
+        self.known.round += 1;
         let options = ListOptions {
             label_selector: self.label_selector.clone(),
             field_selector: self.field_selector.clone(),
@@ -263,13 +240,14 @@ impl<K: Object> Reflector<K> {
         Listing { slots, options, version: None, page, backoff }
     }
 
-    fn page(&self, options: &ListOptions, delay: Duration) -> NextPage<K> {
-        let (collection, options) = (self.collection.clone(), options.clone());
+    fn page(&self, options: &ListOptions, delay: Duration) -> NextPage {
+        let (collection, accept) = (self.collection.clone(), self.accept_list);
+        let options = options.clone();
         Box::pin(async move {
             if !delay.is_zero() {
                 tokio::time::sleep(delay).await;
             }
-            collection.list(&options).await
+            collection.list_text(&options, accept).await
         })
     }
 
@@ -277,8 +255,8 @@ impl<K: Object> Reflector<K> {
     /// version that is returned.
     fn listed(
         &mut self,
-        listing: &mut Listing<K>,
-        page: Result<Page<K>, Error>,
+        listing: &mut Listing,
+        page: Result<Bytes, Error>,
     ) -> Result<Option<String>, Error> {
         let page = match page {
             // Slower than the server keeps the state: take everything in one answer.
@@ -287,36 +265,41 @@ impl<K: Object> Reflector<K> {
                 listing.options.limit = None;
                 listing.version = None;
                 listing.page = self.page(&listing.options, Duration::ZERO);
-                self.round += 1;
+                self.known.round += 1;
                 return Ok(None);
             }
             other => other?,
         };
+        let page = WireList::read(&page, &self.collection)?;
         // Pages are of one version; should a server not keep to that, the first is safe.
-        let version = listing.version.get_or_insert(page.resource_version).clone();
-        for object in page.items {
-            // A server that does not know of slots tells of all.
-            if listing.slots.has_tenant(object.tenant.as_str()) {
-                self.show_listed(object);
+        let version = listing.version.get_or_insert_with(|| page.version().to_owned()).clone();
+        for item in page.items.iter().flatten() {
+            // One object that breaks its schema must not hide all others.
+            let shown = self.copied.listed(item.get(), &listing.slots, self.known.round);
+            if let Err(error) = shown {
+                let resource = self.collection.resource();
+                tracing::warn!(%resource, %error, "object left out of a list");
             }
         }
-        if page.continue_token.is_none() {
-            self.forget_unseen(&listing.slots);
+        let Some(token) = page.continue_token() else {
+            for key in self.copied.unseen(self.known.round, &listing.slots) {
+                self.copied.forget(&key);
+            }
             return Ok(Some(version));
-        }
-        listing.options.continue_token = page.continue_token;
+        };
+        listing.options.continue_token = Some(token.to_owned());
         listing.page = self.page(&listing.options, Duration::ZERO);
         Ok(None)
     }
 
-    /// Goes on with the list of what is wanted anew; says whether that is there now, and watches
-    /// begin at `version` from then on.
-    fn gained(&mut self, page: Result<Page<K>, Error>, version: &mut String) -> bool {
+    /// Goes on with the list of what is wanted anew; says whether that is there now.
+    fn gained(&mut self, page: Result<Bytes, Error>) -> bool {
         let Some(mut gain) = self.gain.take() else { return false };
         match self.listed(&mut gain, page) {
             Ok(Some(listed)) => {
-                *version = older(version, &listed);
-                self.held = std::mem::replace(&mut self.held, Slots::none()).with(&gain.slots);
+                self.known.version = older(&self.known.version, &listed);
+                self.known.held =
+                    std::mem::replace(&mut self.known.held, Slots::none()).with(&gain.slots);
                 return true;
             }
             Ok(None) => (),
@@ -343,35 +326,35 @@ impl<K: Object> Reflector<K> {
         tokio::time::sleep(delay).await;
     }
 
-    /// Brings the copy to the newest state; returns its version.
-    async fn relist(&mut self) -> Result<String, Error> {
-        let asked = *self.shared.asked.borrow();
-        let wanted = self.shared.wanted.borrow().clone();
+    /// Brings the copy to the newest state.
+    async fn relist(&mut self) -> Result<(), Error> {
+        let asked = *self.signals.asked.borrow();
+        let wanted = self.signals.wanted.borrow().clone();
         self.narrow(&wanted);
         self.drop_lost().await;
         self.gain = None;
-        self.held.clone_from(&wanted);
+        self.known.held.clone_from(&wanted);
         let mut listing = self.listing(wanted);
         loop {
             let page = (&mut listing.page).await;
             if let Some(version) = self.listed(&mut listing, page)? {
-                self.deleted.clear();
+                self.known.listed(version);
                 self.answer(asked);
-                return Ok(version);
+                return Ok(());
             }
         }
     }
 
-    /// Watches from `version` on until only a new list can help.
-    async fn follow(&mut self, mut version: String, backoff: &mut Backoff) -> Lost {
+    /// Watches until only a new list can help.
+    async fn follow(&mut self, backoff: &mut Backoff) -> Lost {
         loop {
-            let wanted = self.shared.wanted.borrow().clone();
+            let wanted = self.signals.wanted.borrow().clone();
             self.narrow(&wanted);
-            if self.held.is_none() {
+            if self.known.held.is_none() {
                 return Lost::Slots;
             }
-            let gained = wanted.clone().without(&self.held);
-            let is_new = |known: &Listing<K>| known.slots != gained;
+            let gained = wanted.clone().without(&self.known.held);
+            let is_new = |known: &Listing| known.slots != gained;
             if !gained.is_none() && self.gain.as_ref().is_none_or(is_new) {
                 self.drop_lost().await;
                 self.gain = Some(self.listing(gained));
@@ -391,13 +374,13 @@ impl<K: Object> Reflector<K> {
             let options = WatchOptions {
                 label_selector: self.label_selector.clone(),
                 field_selector: self.field_selector.clone(),
-                resource_version: Some(version.clone()),
+                resource_version: Some(self.known.version.clone()),
                 timeout_seconds: Some(seconds),
-                slots: asked_as(&self.held),
+                slots: asked_as(&self.known.held),
             };
-            self.watch += 1;
-            let outcome = match self.collection.watch(&options).await {
-                Ok(watch) => self.consume(watch, &mut version, &wanted, sought.as_ref()).await,
+            self.known.watch += 1;
+            let outcome = match self.collection.watch_text(&options, self.accept).await {
+                Ok(lines) => self.consume(lines, &wanted, sought.as_ref()).await,
                 Err(error) => Err(error),
             };
             if began.elapsed() >= HEALTHY_AFTER {
@@ -422,19 +405,20 @@ impl<K: Object> Reflector<K> {
 
     /// How far the copy has to come, if somebody asked.
     async fn seek(&mut self) -> Result<Option<Sought>, Error> {
-        let number = *self.shared.asked.borrow();
-        let is_whole = self.is_whole() && *self.shared.wanted.borrow() == self.held;
-        if number <= *self.shared.answered.borrow() || !is_whole {
+        let number = *self.signals.asked.borrow();
+        let is_whole = self.is_whole() && *self.signals.wanted.borrow() == self.known.held;
+        if number <= *self.signals.answered.borrow() || !is_whole {
             return Ok(None);
         }
         let options = ListOptions {
             label_selector: self.label_selector.clone(),
             field_selector: self.field_selector.clone(),
             limit: Some(1),
-            slots: asked_as(&self.held),
+            slots: asked_as(&self.known.held),
             ..ListOptions::default()
         };
-        let version = self.collection.list(&options).await?.resource_version;
+        let answer = self.collection.list_text(&options, self.accept_list).await?;
+        let version = WireList::read(&answer, &self.collection)?.version().to_owned();
         Ok(Some(Sought { number, version }))
     }
 
@@ -444,7 +428,7 @@ impl<K: Object> Reflector<K> {
     }
 
     fn answer(&self, number: u64) {
-        self.shared.answered.send_if_modified(|answered| {
+        self.signals.answered.send_if_modified(|answered| {
             let newer = *answered < number;
             *answered = number.max(*answered);
             newer
@@ -452,25 +436,24 @@ impl<K: Object> Reflector<K> {
     }
 
     /// Applies events until the watch ends, or has come as far as is sought, or somebody asks, or
-    /// other slots are to be watched; `version` is then the one to resume from.
+    /// other slots are to be watched.
     async fn consume(
         &mut self,
-        mut watch: Watch<K>,
-        version: &mut String,
+        mut lines: Follow,
         chosen: &Slots,
         sought: Option<&Sought>,
     ) -> Result<End, Error> {
         let (mut asked, mut wanted) =
-            (self.shared.asked.subscribe(), self.shared.wanted.subscribe());
-        let known = sought.map_or_else(|| *self.shared.answered.borrow(), |it| it.number);
+            (self.signals.asked.subscribe(), self.signals.wanted.subscribe());
+        let known = sought.map_or_else(|| *self.signals.answered.borrow(), |it| it.number);
         loop {
             if let Some(sought) = sought
-                && covers(version, &sought.version)
+                && covers(&self.known.version, &sought.version)
             {
                 self.answer(sought.number);
                 return Ok(End::Asked);
             }
-            let next = tokio::time::timeout(self.idle_limit, watch.next());
+            let next = tokio::time::timeout(self.idle_limit, lines.next());
             let (is_whole, is_losing) = (self.is_whole(), !self.losing.is_empty());
             let gain = self.gain.as_mut();
             let page = async {
@@ -489,7 +472,7 @@ impl<K: Object> Reflector<K> {
             };
             let event = match happens {
                 Happens::Event(event) => event,
-                Happens::Page(page) => match self.gained(page, version) {
+                Happens::Page(page) => match self.gained(page) {
                     true => return Ok(End::Asked),
                     false => continue,
                 },
@@ -499,156 +482,46 @@ impl<K: Object> Reflector<K> {
                 }
                 Happens::Asked => return Ok(End::Asked),
             };
-            let event = match event {
-                Ok(Ok(Some(event))) => event,
+            let line = match event {
+                Ok(Ok(Some(line))) => line,
                 Ok(Ok(None)) => return Ok(End::Watch),
-                // One object that breaks its schema must not hide all others.
-                Ok(Err(error @ Error::Decode { .. })) => {
-                    let resource = self.collection.resource();
-                    tracing::warn!(%resource, error = chain(&error), "event skipped");
-                    continue;
-                }
                 Ok(Err(error)) => return Err(error),
                 Err(_) => {
                     tracing::debug!(resource = %self.collection.resource(), "watch fell silent");
                     return Ok(End::Watch);
                 }
             };
-            let is_bookmark = matches!(event, WatchEvent::Bookmark { .. });
-            self.apply(event, version);
-            if let Some(sought) = sought
-                && is_bookmark
-                && !covers(version, &sought.version)
-            {
-                return Ok(End::Watch);
-            }
-        }
-    }
-
-    fn apply(&mut self, event: WatchEvent<K>, version: &mut String) {
-        match event {
-            WatchEvent::Bookmark { resource_version } => {
-                if !resource_version.is_empty() {
-                    *version = resource_version;
-                    let watch = self.watch;
-                    if self.gain.is_none() {
-                        self.deleted.retain(|_, it| it.watch != watch);
+            match self.apply(&line, &lines) {
+                Ok(is_bookmark) => {
+                    if let Some(sought) = sought
+                        && is_bookmark
+                        && !covers(&self.known.version, &sought.version)
+                    {
+                        return Ok(End::Watch);
                     }
                 }
-            }
-            WatchEvent::Added(object) | WatchEvent::Modified(object) => {
-                self.advance(version, object.resource_version());
-                if self.held.has_tenant(object.tenant.as_str()) {
-                    self.show_changed(object);
+                // One object that breaks its schema must not hide all others.
+                Err(error @ Error::Decode { .. }) => {
+                    let resource = self.collection.resource();
+                    tracing::warn!(%resource, error = chain(&error), "event skipped");
                 }
-            }
-            WatchEvent::Deleted(object) => {
-                self.advance(version, object.resource_version());
-                if self.held.has_tenant(object.tenant.as_str()) {
-                    self.show_deleted(object);
-                }
+                Err(error) => return Err(error),
             }
         }
     }
 
-    /// Notes the version of an event, if versions here are those of single objects.
-    fn advance(&mut self, version: &mut String, reached: &str) {
-        if newer_version(reached, version).is_some_and(|order| order.is_gt()) {
-            reached.clone_into(version);
-            // After a list beside the watch it begins where that was made, perhaps further back.
-            if self.gain.is_none() {
-                self.deleted.retain(|_, it| !is_as_new(reached, &it.version));
+    /// Shows what a line of a watch says; says whether that was a bookmark.
+    fn apply(&mut self, line: &[u8], of: &Follow) -> Result<bool, Error> {
+        self.known.is_gaining = self.gain.is_some();
+        let shown = match Line::read(line, of)? {
+            Line::Bookmark { resource_version } => {
+                self.known.bookmark(resource_version);
+                return Ok(true);
             }
-        }
-    }
-
-    fn show_listed(&self, object: Tenanted<K>) {
-        let key = object.key();
-        let known = self.shared.store.read().get(&key).is_some_and(|old| {
-            old.uid() == object.uid() && old.resource_version() == object.resource_version()
-        });
-        if known {
-            self.shared.store.write().touch(&key, self.round);
-        } else {
-            self.put(&key, object);
-        }
-    }
-
-    fn show_changed(&self, object: Tenanted<K>) {
-        let key = object.key();
-        let is_past = |known: &str| is_as_new(known, object.resource_version());
-        let was_deleted = self.deleted.get(&key).is_some_and(|it| is_past(&it.version));
-        let is_known = || {
-            let store = self.shared.store.read();
-            store.get(&key).is_some_and(|old| is_past(old.resource_version()))
+            Line::Added(text) | Line::Modified(text) => self.copied.changed(text, &mut self.known),
+            Line::Deleted(text) => self.copied.deleted(text, &mut self.known),
         };
-        if !was_deleted && !is_known() {
-            self.put(&key, object);
-        }
-    }
-
-    fn show_deleted(&mut self, object: Tenanted<K>) {
-        let key = object.key();
-        let is_newer = |known: &str| {
-            newer_version(known, object.resource_version()).is_some_and(|it| it.is_gt())
-        };
-        let is_past = self
-            .shared
-            .store
-            .read()
-            .get(&key)
-            .is_some_and(|old| old.uid() != object.uid() || is_newer(old.resource_version()));
-        if self.deleted.len() >= MAX_DELETIONS {
-            self.deleted.clear();
-        }
-        let deletion =
-            Deletion { version: object.resource_version().to_owned(), watch: self.watch };
-        match self.deleted.get_mut(&key) {
-            // The replay of an earlier one; what was deleted last is not replayed yet.
-            Some(known) if !is_as_new(&deletion.version, &known.version) => (),
-            Some(known) => *known = deletion,
-            None => drop(self.deleted.insert(key.clone(), deletion)),
-        }
-        // Deleted long ago, and created anew since, or chosen by a selector anew: a replay.
-        if !is_past {
-            self.remove(&key, Some(self.trimmed(object)));
-        }
-    }
-
-    fn forget_unseen(&self, slots: &Slots) {
-        let unseen = self.shared.store.read().unseen(self.round, slots);
-        for key in unseen {
-            self.remove(&key, None);
-        }
-    }
-
-    fn trimmed(&self, mut object: Tenanted<K>) -> Arc<Tenanted<K>> {
-        object.object.meta_mut().managed_fields = None;
-        if let Some(trim) = &self.trim {
-            trim(&mut object.object);
-        }
-        Arc::new(object)
-    }
-
-    fn put(&self, key: &ObjectKey, object: Tenanted<K>) {
-        let object = self.trimmed(object);
-        let handlers = self.shared.handlers.lock();
-        let (key, old) = self.shared.store.write().put(key, object.clone(), self.round);
-        for handler in handlers.iter() {
-            handler(&Change { key: &key, old: old.as_ref(), new: Some(&object) });
-        }
-    }
-
-    /// `last` is the object's last state, where the server told it.
-    fn remove(&self, key: &ObjectKey, last: Option<Arc<Tenanted<K>>>) {
-        let handlers = self.shared.handlers.lock();
-        let Some(known) = self.shared.store.write().remove(key) else {
-            return;
-        };
-        let old = last.unwrap_or(known);
-        for handler in handlers.iter() {
-            handler(&Change { key, old: Some(&old), new: None });
-        }
+        shown.map_err(|source| of.undecoded(source)).map(|()| false)
     }
 }
 
