@@ -5,7 +5,7 @@
 //! since then come again. Those are recognised by their versions: all versions of one object are
 //! of one partition. What was deleted since is remembered until its deletion has come again.
 //!
-//! Of all tenants it may be some slots' only, and these may change ([`Shared::wanted`]). What is
+//! Of all tenants it may be some slots' only, and these may change ([`Signals::wanted`]). What is
 //! not wanted any more goes at once. What is wanted anew is listed while the watch of the rest goes
 //! on; then all is watched together, from the older of both versions on, and what comes again is
 //! recognised as ever. An object of a new slot that was deleted in between may so be there for a
