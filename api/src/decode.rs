@@ -89,6 +89,7 @@ fn byte_at(body: &[u8], error: &serde_json::Error) -> Option<u8> {
 pub fn yaml(schema: &Schema, root: Option<TypeId>, body: &[u8]) -> Result<Decoded, DecodeError> {
     // YAML's own types go through a JSON value first.
     let text = std::str::from_utf8(body).map_err(|error| DecodeError::Syntax(error.to_string()))?;
+    let text = first_document(text);
     let mut context = Context::new(schema);
     let syntax = |error: serde_saphyr::Error| DecodeError::Syntax(error.to_string());
     let options = |duplicate_keys| {
@@ -113,6 +114,22 @@ pub fn yaml(schema: &Schema, root: Option<TypeId>, body: &[u8]) -> Result<Decode
     let seed = Node { context: &mut context, shape: root_shape(root), owner: "", go: "" };
     let value = seed.deserialize(raw)?;
     Ok(Decoded { value, findings: context.findings })
+}
+
+/// What comes before the second document: upstream reads no further.
+fn first_document(text: &str) -> &str {
+    let (mut at, mut begun) = (0, false);
+    for line in text.split_inclusive('\n') {
+        let bare = line.trim_end();
+        let is_mark = bare == "---" || bare.starts_with("--- ");
+        if is_mark && begun {
+            return &text[..at];
+        }
+        // A mark begins the first document unless something came before it.
+        begun |= !bare.is_empty() && !bare.starts_with(['#', '%']);
+        at += line.len();
+    }
+    text
 }
 
 /// What upstream says of a key that is there twice, if that is what is wrong.

@@ -21,6 +21,8 @@ pub enum ProtoError {
         "provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]"
     )]
     Magic,
+    #[error("empty body")]
+    Empty,
     #[error("unexpected EOF")]
     Truncated,
     #[error("illegal protobuf data: {0}")]

@@ -17,6 +17,7 @@ const TYPES: &str = include_str!("../tables/types.tsv");
 const POINTERS: &str = include_str!("../tables/pointers.tsv");
 const PRESENCE: &str = include_str!("../tables/presence.tsv");
 const GO_NAMES: &str = include_str!("../tables/go_names.tsv");
+const ENUMS: &str = include_str!("../tables/enums.tsv");
 const OURS: &str = include_str!("../tables/insula.tsv");
 const DOCS: &str = include_str!("../tables/insula-docs.tsv");
 
@@ -410,6 +411,25 @@ impl Schema {
     pub fn types(&self) -> impl ExactSizeIterator<Item = (TypeId, &Type)> {
         self.types.iter().enumerate().map(|(index, it)| (TypeId(index as u32), it))
     }
+}
+
+/// What the table says of a field of a type: what it is in JSON, such as
+/// `[->io.k8s.api.core.v1.Volume]`, and how lists and maps are divided, if that is said. Documents
+/// tell what a [`Field`] no longer tells apart.
+pub fn words() -> impl Iterator<Item = ((&'static str, &'static str), [&'static str; 2])> {
+    [TYPES, OURS].into_iter().flat_map(str::lines).filter_map(|line| {
+        let mut columns = line.split('\t');
+        let field = (columns.next()?, columns.next()?);
+        Some((field, [columns.next()?, columns.next().unwrap_or_default()]))
+    })
+}
+
+/// The values that documents name for a field of a type, with `|` between them.
+pub fn enums() -> impl Iterator<Item = ((&'static str, &'static str), &'static str)> {
+    ENUMS.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
+        let mut columns = line.split('\t');
+        Some(((columns.next()?, columns.next()?), columns.next()?))
+    })
 }
 
 /// What a type of ours is, or a field of it; `None` for those of Kubernetes.

@@ -9,7 +9,7 @@ use crate::{
     accept::{Accept, Form},
     body::{Body, full},
     call::Call,
-    compress::Whole,
+    compress::{Packed, Whole},
     error::{ApiError, Result},
     fair,
     forms::{self, ListMeta, Shown},
@@ -65,6 +65,14 @@ pub(crate) fn status(code: StatusCode, it: &Value, accept: Accept) -> Response<B
 pub(crate) fn value(code: StatusCode, value: &Value, pretty: bool) -> Response<Body> {
     let text = if pretty { format!("{value:#}\n") } else { format!("{value}\n") };
     bytes(code, text.into(), JSON)
+}
+
+/// A document that is kept compressed.
+pub(crate) fn packed(body: Packed, media_type: &'static str) -> Response<Body> {
+    let mut response = bytes(StatusCode::OK, Bytes::new(), media_type);
+    response.extensions_mut().remove::<Whole>();
+    response.extensions_mut().insert(body);
+    response
 }
 
 /// A body that is ready.

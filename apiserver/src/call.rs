@@ -211,7 +211,13 @@ impl Call {
                 let why = format!("strict decoding error: {}", decoded.findings.join(", "));
                 return Err(unfit(&kind.kind, &kind.version, kind, &why));
             }
-            FieldValidation::Warn => self.remarks.warn_all(decoded.findings),
+            FieldValidation::Warn => {
+                // Of YAML each is told by itself.
+                let told = decoded.findings.into_iter().map(|it| {
+                    it.strip_prefix("yaml: unmarshal errors:\n  ").map_or(it.clone(), str::to_owned)
+                });
+                self.remarks.warn_all(told);
+            }
             _ => (),
         }
         Ok(decoded.value)
@@ -241,7 +247,9 @@ fn undecodable(error: &DecodeError, kind: &Gvk, body: &[u8]) -> ApiError {
         api_version: Value,
         kind: Value,
     }
-    let head: Head = serde_json::from_slice(body).unwrap_or_default();
+    let sent = read_again(body).filter(|_| matches!(error, DecodeError::Mismatch(_)));
+    let head: Option<Head> = serde_json::from_slice(body).ok();
+    let head = head.or_else(|| serde_json::from_value(sent.clone()?).ok()).unwrap_or_default();
     for (field, value) in [("apiVersion", &head.api_version), ("kind", &head.kind)] {
         if matches!(value, Value::Null | Value::String(_)) {
             continue;
@@ -253,7 +261,13 @@ fn undecodable(error: &DecodeError, kind: &Gvk, body: &[u8]) -> ApiError {
     }
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let (api_version, found_kind) = (text(&head.api_version), text(&head.kind));
-    let is_object = body.trim_ascii_start().starts_with(b"{");
+    // What nests too deeply cannot be read again.
+    let is_object =
+        body.trim_ascii_start().starts_with(b"{") || sent.as_ref().is_some_and(Value::is_object);
+    if let Some(found) = sent.as_ref().and_then(not_an_object) {
+        let why = format!("json: cannot unmarshal {found} into Go value of type {HEAD}");
+        return unrecognized(kind, &why, body);
+    }
     // Of another kind nothing has to fit.
     let mut other = serde_json::json!({"apiVersion": api_version, "kind": found_kind});
     if is_object && let Err(error) = check_kind(&mut other, kind) {
@@ -270,6 +284,16 @@ fn undecodable(error: &DecodeError, kind: &Gvk, body: &[u8]) -> ApiError {
     }
 }
 
+/// What Go calls the part of a body that says what it is.
+pub(crate) const HEAD: &str = r#"struct { APIVersion string "json:\"apiVersion,omitempty\""; Kind string "json:\"kind,omitempty\"" }"#;
+
+/// A body that was refused, as it was sent, if it can be read at all.
+fn read_again(body: &[u8]) -> Option<Value> {
+    let schema = Schema::built_in();
+    let read = decode::json(schema, None, body).or_else(|_| decode::yaml(schema, None, body));
+    read.ok().map(|it| it.value)
+}
+
 /// What is said of a body that does not even say what it is.
 fn unrecognized(kind: &Gvk, why: &str, body: &[u8]) -> ApiError {
     ApiError::bad_request(format!(
@@ -281,7 +305,7 @@ fn unrecognized(kind: &Gvk, why: &str, body: &[u8]) -> ApiError {
 }
 
 /// What Go calls a value that is no object.
-fn not_an_object(value: &Value) -> Option<&'static str> {
+pub(crate) fn not_an_object(value: &Value) -> Option<&'static str> {
     match value {
         Value::Object(_) => None,
         Value::Null => Some("null"),

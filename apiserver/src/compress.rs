@@ -1,9 +1,13 @@
 //! Long answers are compressed for those who can take that.
 
-use std::{io::Write as _, pin::pin, sync::Arc};
+use std::{
+    io::{Read as _, Write as _},
+    pin::pin,
+    sync::Arc,
+};
 
 use bytes::Bytes;
-use flate2::{Compression, write::GzEncoder};
+use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use http::{HeaderMap, HeaderValue, Response, header};
 
 use crate::{
@@ -22,15 +26,45 @@ const PIECE: usize = 16 * 1024;
 #[derive(Debug, Clone)]
 pub(crate) struct Whole(pub Bytes);
 
+/// What is kept compressed, and sent so to those who can take that.
+#[derive(Debug, Clone)]
+pub(crate) struct Packed(Bytes);
+
+impl Packed {
+    pub(crate) fn new(bytes: &[u8]) -> Self {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        // A vector takes everything.
+        let packed = encoder.write_all(bytes).and_then(|()| encoder.finish());
+        Self(packed.unwrap_or_default().into())
+    }
+
+    pub(crate) fn unpacked(&self) -> Bytes {
+        let mut bytes = Vec::new();
+        // It was packed here.
+        let read = GzDecoder::new(&*self.0).read_to_end(&mut bytes);
+        if let Err(error) = read {
+            tracing::warn!(%error, "what was packed cannot be read");
+        }
+        bytes.into()
+    }
+}
+
 /// The answer as it is sent to who sent `headers`; another one if too much is being sent.
 pub(crate) async fn compressed(
     to: (&Held, &Fair, Option<&Arc<Account>>),
     headers: &HeaderMap,
     mut response: Response<Body>,
 ) -> Response<Body> {
-    let Some(Whole(bytes)) = response.extensions_mut().remove::<Whole>() else { return response };
     let accepted = headers.get(header::ACCEPT_ENCODING).and_then(|it| it.to_str().ok());
     let takes = accepted.unwrap_or_default().split(',').any(|it| it.trim() == "gzip");
+    if let Some(packed) = response.extensions_mut().remove::<Packed>() {
+        if takes {
+            say_packed(&mut response);
+            return sent(to, response, packed.0);
+        }
+        return sent(to, response, packed.unpacked());
+    }
+    let Some(Whole(bytes)) = response.extensions_mut().remove::<Whole>() else { return response };
     if !takes || bytes.len() <= SHORT {
         return sent(to, response, bytes);
     }
@@ -39,9 +73,7 @@ pub(crate) async fn compressed(
     let made = InTurn::new(turns, pin!(gzip(&bytes))).await;
     match made {
         Ok(made) => {
-            let headers = response.headers_mut();
-            headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-            headers.append(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+            say_packed(&mut response);
             sent(to, response, made.into())
         }
         Err(error) => {
@@ -49,6 +81,12 @@ pub(crate) async fn compressed(
             sent(to, response, bytes)
         }
     }
+}
+
+fn say_packed(response: &mut Response<Body>) {
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    headers.append(header::VARY, HeaderValue::from_static("Accept-Encoding"));
 }
 
 fn sent(

@@ -2,8 +2,9 @@
 
 use futures::future::join_all;
 use insula_api::{
+    decode,
     object::{self, Stored},
-    schema::Gvk,
+    schema::{Gvk, Schema},
     time,
 };
 use insula_partition::{
@@ -16,11 +17,11 @@ use serde_json::{Value, json};
 use crate::{
     Server,
     admission::{self, Admission},
-    call::Call,
+    call::{Call, HEAD, not_an_object},
     custom,
     error::{ApiError, Result},
     read::{self, Page},
-    request::ListOptions,
+    request::{Encoding, ListOptions, body_encoding},
     services, shown, strategy, write,
 };
 
@@ -41,6 +42,7 @@ enum Propagation {
     Orphan,
 }
 
+const KIND: &str = "DeleteOptions";
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
 const RETRIES: usize = 8;
@@ -62,20 +64,7 @@ impl Options {
                 "orphanDependents": call.query.get("orphanDependents").map(is_meant),
             })
         } else {
-            let mut lenient = call.clone();
-            // A body without kind is fine; unknown fields are the client's business.
-            lenient.query = crate::request::Query::parse(Some("fieldValidation=Ignore"));
-            // Every group has this kind under its own versions too.
-            let resource = &call.served.resource;
-            let places =
-                [("", "v1"), ("meta.k8s.io", "v1"), (&*resource.group, &*resource.version)];
-            let decode =
-                |(group, version)| lenient.decode(&Gvk::new(group, version, "DeleteOptions"), body);
-            let first = decode(places[0]);
-            let found = first.or_else(|error| {
-                places[1..].iter().find_map(|place| decode(*place).ok()).ok_or(error)
-            });
-            found?
+            decoded(call, body)?
         };
         Self::from_value(&body, dry_run)
     }
@@ -143,6 +132,50 @@ impl Options {
     pub(crate) fn check(&self, call: &Call, it: &Value) -> Result<()> {
         check_preconditions(call, object::name(it), it, self)
     }
+}
+
+/// What a body says. Upstream has this kind in every version, known or not; unknown fields are the
+/// client's business.
+fn decoded(call: &Call, body: &[u8]) -> Result<Value> {
+    let schema = Schema::built_in();
+    let kind = Gvk::new("", "v1", KIND);
+    let raw = match body_encoding(&call.headers)? {
+        Encoding::Json => decode::json(schema, None, body),
+        Encoding::Yaml => decode::yaml(schema, None, body),
+        Encoding::Protobuf => {
+            let mut lenient = call.clone();
+            lenient.query = crate::request::Query::parse(Some("fieldValidation=Ignore"));
+            let resource = &call.served.resource;
+            let own = Gvk::new(&resource.group, &resource.version, KIND);
+            let meta = Gvk::new("meta.k8s.io", "v1", KIND);
+            let others = [meta, own];
+            return lenient.decode(&kind, body).or_else(|error| {
+                others.iter().find_map(|it| lenient.decode(it, body).ok()).ok_or(error)
+            });
+        }
+    };
+    let unread = |why: &dyn std::fmt::Display| {
+        ApiError::bad_request(format!("couldn't get version/kind; json parse error: {why}"))
+    };
+    let raw = raw.map_err(|error| unread(&error))?.value;
+    let text = |field: &str| raw.get(field).and_then(Value::as_str).unwrap_or_default();
+    match &raw {
+        Value::Null => return Ok(json!({})),
+        Value::Object(_) if ["", KIND].contains(&text("kind")) => (),
+        Value::Object(_) => {
+            let (found, version) = (text("kind"), text("apiVersion"));
+            let why = format!("no kind {found:?} is registered for version {version:?}");
+            return Err(ApiError::bad_request(why));
+        }
+        other => {
+            let found = not_an_object(other).unwrap_or_default();
+            return Err(unread(&format!(
+                "json: cannot unmarshal {found} into Go value of type {HEAD}"
+            )));
+        }
+    }
+    let decoded = decode::value(schema, schema.by_kind(&kind), raw);
+    Ok(decoded.map_err(|error| ApiError::bad_request(error.to_string()))?.value)
 }
 
 impl Options {

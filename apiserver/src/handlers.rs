@@ -356,6 +356,10 @@ impl Server {
                 };
                 Ok(answer)
             }
+            // Of one namespace at a time.
+            "deletecollection" if resource.is_namespaced() && call.path.namespace.is_empty() => {
+                Err(ApiError::method_not_allowed())
+            }
             "deletecollection" => {
                 let options = delete::Options::parse(call, body)?;
                 answer::list(call, &delete::delete_collection(self, call, &options).await?).await

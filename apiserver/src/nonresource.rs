@@ -205,8 +205,8 @@ fn openapi_v3(head: &Parts, path: &str, document: &Document) -> Result<Response<
     let tag = format!("\"{}\"", document.hash);
     let mut response = match is_known(&head.headers, &tag) {
         true => not_modified(),
-        false if protobuf => answer::bytes(StatusCode::OK, document.message(), PROTOBUF),
-        false => answer::bytes(StatusCode::OK, document.body.clone(), answer::JSON),
+        false if protobuf => answer::packed(document.message(), PROTOBUF),
+        false => answer::packed(document.body.clone(), answer::JSON),
     };
     set_tag(&mut response, &tag);
     response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));

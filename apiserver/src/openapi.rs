@@ -2,22 +2,22 @@
 
 mod custom;
 mod gnostic;
+mod operations;
+mod schemas;
 pub(crate) mod v2;
+mod words;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, LazyLock, OnceLock},
 };
 
-use bytes::Bytes;
-use insula_api::{
-    resources::Resource,
-    schema::{Field, ListKind, Schema, Shape, TypeId, description},
-};
+use insula_api::resources::Resource;
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
-use crate::{aggregation, custom::OfTenant, registry::Registry};
+use self::schemas::{META, Schemas};
+use crate::{aggregation, compress::Packed, custom::OfTenant, registry::Registry};
 
 /// Whom documents are for: what they say is what that caller is served.
 #[derive(Debug, Clone, Copy)]
@@ -29,27 +29,27 @@ pub(crate) struct Reader<'a> {
     pub platform: bool,
 }
 
-/// A document and the hash that changes with it.
+/// A document and the hash that changes with it. They are long, and kept as most clients take them.
 #[derive(Debug)]
 pub(crate) struct Document {
-    pub body: Bytes,
+    pub body: Packed,
     pub hash: String,
-    message: OnceLock<Bytes>,
+    message: OnceLock<Packed>,
 }
 
 impl Document {
     fn new(it: &Value) -> Self {
         let body = it.to_string();
         let hash = format!("{:032X}", xxhash_rust::xxh3::xxh3_128(body.as_bytes()));
-        Self { body: body.into(), hash, message: OnceLock::new() }
+        Self { body: Packed::new(body.as_bytes()), hash, message: OnceLock::new() }
     }
 
     /// The document as a message of protobuf, made when first asked for.
-    pub(crate) fn message(&self) -> Bytes {
+    pub(crate) fn message(&self) -> Packed {
         let made = || {
             // It is this program that wrote it.
-            let it: Value = serde_json::from_slice(&self.body).unwrap_or_default();
-            gnostic::v3::document(&it)
+            let it: Value = serde_json::from_slice(&self.body.unpacked()).unwrap_or_default();
+            Packed::new(&gnostic::v3::document(&it))
         };
         self.message.get_or_init(made).clone()
     }
@@ -77,9 +77,12 @@ pub(crate) fn index(reader: Reader<'_>) -> Value {
         .filter(|it| platform || !it.resource.is_platforms())
         .map(|it| (&*it.resource.group, &*it.resource.version))
         .collect();
+    let groups: BTreeSet<&str> = registry.all().iter().map(|it| &*it.resource.group).collect();
+    let groups = groups.into_iter().filter(|it| !it.is_empty()).map(|it| format!("apis/{it}"));
+    let general = GENERAL.iter().map(|it| (*it).to_owned()).chain(groups);
     let mut paths = Map::new();
-    for (group, version) in versions {
-        let path = path_of(group, version);
+    for path in general.chain(versions.into_iter().map(|(group, version)| path_of(group, version)))
+    {
         if let Some(document) = document(reader, &path) {
             let url = format!("/openapi/v3/{path}?hash={}", document.hash);
             paths.insert(path, json!({ "serverRelativeURL": url }));
@@ -91,6 +94,15 @@ pub(crate) fn index(reader: Reader<'_>) -> Value {
 /// `/openapi/v3/<path>`; `None` if there is no such group version.
 pub(crate) fn document(reader: Reader<'_>, path: &str) -> Option<Arc<Document>> {
     let Reader { registry, customs, apis, .. } = reader;
+    let is_group = |group: &str| registry.all().iter().any(|it| it.resource.group == group);
+    let group = path.strip_prefix("apis/").filter(|it| !it.contains('/') && is_group(it));
+    if GENERAL.contains(&path) || group.is_some() {
+        return Some(kept(path, || {
+            let mut document = Parts::new(BTreeMap::new(), None);
+            document.general(path);
+            document.whole()
+        }));
+    }
     let mut parts = path.split('/');
     let (group, version) = match (parts.next()?, parts.next()?, parts.next(), parts.next()) {
         ("api", version, None, None) => ("", version),
@@ -107,182 +119,130 @@ pub(crate) fn document(reader: Reader<'_>, path: &str) -> Option<Arc<Document>> 
     if resources.is_empty() {
         return custom::document(customs, group, version);
     }
-    if let Some(known) = cache().lock().get(path) {
-        return Some(known.clone());
-    }
-    let document = Arc::new(Document::new(&make(&resources)));
-    cache().lock().insert(path.to_owned(), document.clone());
-    Some(document)
+    Some(kept(path, || make(&resources)))
 }
+
+/// The document of a path that is the same for every tenant.
+fn kept(path: &str, make: impl FnOnce() -> Value) -> Arc<Document> {
+    if let Some(known) = cache().lock().get(path) {
+        return known.clone();
+    }
+    let document = Arc::new(Document::new(&make()));
+    cache().lock().insert(path.to_owned(), document.clone());
+    document
+}
+
+/// Documents of what is of no group.
+const GENERAL: &[&str] =
+    &[".well-known/openid-configuration", "api", "apis", "openid/v1/jwks", "version"];
 
 fn make(resources: &[&Resource]) -> Value {
-    assemble(resources, BTreeMap::new())
-}
-
-/// A document of `resources`, of which those that are not built in have their schemas in `own`.
-fn assemble(resources: &[&Resource], own: BTreeMap<String, Value>) -> Value {
-    let schema = Schema::built_in();
-    let mut paths = Map::new();
-    let mut wanted: Vec<TypeId> = Vec::new();
-    if !own.is_empty() {
-        const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
-        let names = ["ObjectMeta", "ListMeta", "DeleteOptions", "Status"];
-        wanted.extend(names.iter().filter_map(|it| schema.by_name(&format!("{META}{it}"))));
-    }
+    let of = resources.first().map(|it| (&*it.group, &*it.version));
+    let mut document = Parts::new(BTreeMap::new(), of);
+    document.versions(resources);
     for resource in resources {
-        wanted.extend(schema.by_kind(&resource.gvk()));
-        for sub in &resource.subresources {
-            wanted.extend(schema.by_kind(&sub.kind));
-        }
-        add_paths(resource, &mut paths);
+        document.add(resource, None);
     }
-    let mut schemas: BTreeMap<String, Value> = own;
-    while let Some(id) = wanted.pop() {
-        let it = schema.get(id);
-        if !schemas.contains_key(it.name) {
-            schemas.insert(it.name.to_owned(), type_schema(schema, id, &mut wanted));
-        }
-    }
-    json!({
-        "openapi": "3.0.0",
-        "info": {"title": "Kubernetes", "version": crate::version::GIT_VERSION},
-        "paths": paths,
-        "components": {"schemas": schemas},
-    })
+    document.whole()
 }
 
-fn add_paths(resource: &Resource, paths: &mut Map<String, Value>) {
-    let root = format!("/{}", path_of(&resource.group, &resource.version));
-    let collection = match resource.is_namespaced() {
-        true => format!("{root}/namespaces/{{namespace}}/{}", resource.name),
-        false => format!("{root}/{}", resource.name),
-    };
-    let gvk = json!({
-        "group": resource.group, "version": resource.version, "kind": resource.kind,
-    });
-    let parameter = |name: &str| json!({"name": name, "in": "query", "schema": {"type": "string", "uniqueItems": true}});
-    let write = ["dryRun", "fieldManager", "fieldValidation", "pretty"].map(parameter);
-    let read = ["labelSelector", "fieldSelector", "limit", "continue", "resourceVersion", "watch"]
-        .map(parameter);
-    let operation = |action: &str, parameters: &[Value]| {
-        json!({
-            "x-kubernetes-action": action, "x-kubernetes-group-version-kind": gvk,
-            "parameters": parameters, "responses": {"200": {"description": "OK"}},
-        })
-    };
-    let mut of_collection = json!({});
-    let mut of_item = json!({});
-    for verb in &resource.verbs {
-        match verb.as_str() {
-            "list" => of_collection["get"] = operation("list", &read),
-            "create" => of_collection["post"] = operation("post", &write),
-            "deletecollection" => of_collection["delete"] = operation("deletecollection", &read),
-            "get" => of_item["get"] = operation("get", &[]),
-            "update" => of_item["put"] = operation("put", &write),
-            "patch" => of_item["patch"] = operation("patch", &write),
-            "delete" => of_item["delete"] = operation("delete", &write),
-            _ => (),
-        }
-    }
-    paths.insert(format!("{collection}/{{name}}"), of_item);
-    paths.insert(collection, of_collection);
+/// A document under way.
+struct Parts {
+    schemas: Schemas,
+    paths: Map<String, Value>,
 }
 
-fn type_schema(schema: &Schema, id: TypeId, wanted: &mut Vec<TypeId>) -> Value {
-    let it = schema.get(id);
-    let mut properties = Map::new();
-    let mut required = Vec::new();
-    for field in &it.fields {
-        let mut property = field_schema(schema, field, wanted);
-        if let Some(text) = description(it.name, Some(field.name)) {
-            property["description"] = text.into();
-        }
-        properties.insert(field.name.into(), property);
-        if field.required {
-            required.push(field.name);
-        }
+impl Parts {
+    /// `own` has schemas that are not built in, `of` the one group version it is of.
+    fn new(own: BTreeMap<String, Value>, of: Option<(&str, &str)>) -> Self {
+        Self { schemas: Schemas::new(own, of), paths: Map::new() }
     }
-    let mut out = json!({"type": "object", "properties": properties});
-    if !required.is_empty() {
-        out["required"] = json!(required);
-    }
-    if let Some(text) = description(it.name, None) {
-        out["description"] = text.into();
-    }
-    if it.atomic {
-        out["x-kubernetes-map-type"] = "atomic".into();
-    }
-    let kinds: Vec<Value> = schema
-        .kinds()
-        .filter(|(_, known)| *known == id)
-        .map(|(gvk, _)| json!({"group": gvk.group, "version": gvk.version, "kind": gvk.kind}))
-        .collect();
-    if !kinds.is_empty() {
-        out["x-kubernetes-group-version-kind"] = kinds.into();
-    }
-    out
-}
 
-fn field_schema(schema: &Schema, field: &Field, wanted: &mut Vec<TypeId>) -> Value {
-    let mut out = shape_schema(schema, &field.shape, wanted);
-    // A `$ref` may have no neighbours, so it is wrapped.
-    if out.get("$ref").is_some() {
-        out = json!({ "allOf": [out] });
+    /// Adds a resource, with the name of its schema if it is not built in.
+    fn add(&mut self, resource: &Resource, schema: Option<&str>) {
+        let mut paths = operations::Paths { schemas: &mut self.schemas, paths: &mut self.paths };
+        paths.add(resource, schema);
     }
-    if let Some(default) = &field.default {
-        out["default"] = default.clone();
+
+    /// Adds what is asked of the group versions of `resources` themselves.
+    fn versions(&mut self, resources: &[&Resource]) {
+        let all: BTreeSet<(&str, &str)> =
+            resources.iter().map(|it| (&*it.group, &*it.version)).collect();
+        for (group, version) in all {
+            let path = path_of(group, version);
+            let (tag, name) = words::names(group, version);
+            let id = format!("get{name}APIResources");
+            self.describe(&path, &id, &tag, "get available resources", "APIResourceList");
+        }
     }
-    if matches!(field.shape, Shape::List(_)) {
-        match &field.list {
-            ListKind::Atomic => out["x-kubernetes-list-type"] = "atomic".into(),
-            ListKind::Set => out["x-kubernetes-list-type"] = "set".into(),
-            ListKind::Map(keys) => {
-                out["x-kubernetes-list-type"] = "map".into();
-                out["x-kubernetes-list-map-keys"] = json!(keys);
+
+    /// Adds a path that tells of the API.
+    fn describe(&mut self, path: &str, id: &str, tag: &str, description: &str, kind: &str) {
+        let answer = self.schemas.refer(&format!("{META}{kind}"));
+        let it = words::described(id, tag, description, &answer);
+        self.paths.insert(format!("/{path}/"), it);
+    }
+
+    /// Adds one of [`GENERAL`], or what is asked of a group.
+    fn general(&mut self, path: &str) {
+        let versions = "get available API versions";
+        match path {
+            "api" => self.describe(path, "getCoreAPIVersions", "core", versions, "APIVersions"),
+            "apis" => self.describe(path, "getAPIVersions", path, versions, "APIGroupList"),
+            _ if let Some(group) = path.strip_prefix("apis/") => {
+                let (tag, name) = words::group_names(group);
+                let id = format!("get{name}APIGroup");
+                self.describe(path, &id, &tag, "get information of a group", "APIGroup");
+            }
+            _ => {
+                let (id, tag, description, answer, media_type) = match path {
+                    "version" => (
+                        "getCodeVersion",
+                        path,
+                        "get the version information for this server",
+                        self.schemas.refer("io.k8s.apimachinery.pkg.version.Info"),
+                        "application/json",
+                    ),
+                    "openid/v1/jwks" => (
+                        "getServiceAccountIssuerOpenIDKeyset",
+                        "openid",
+                        "get the keys that tokens of service accounts are signed with",
+                        json!({"type": "string"}),
+                        "application/jwk-set+json",
+                    ),
+                    _ => (
+                        "getServiceAccountIssuerOpenIDConfiguration",
+                        "WellKnown",
+                        "get the discovery document of the issuer of service accounts' tokens",
+                        json!({"type": "string"}),
+                        "application/json",
+                    ),
+                };
+                let it = words::single(id, tag, description, &answer, &[media_type]);
+                self.paths.insert(format!("/{path}/"), it);
             }
         }
     }
-    let mut strategies = Vec::new();
-    if field.patch.merge {
-        strategies.push("merge");
+
+    fn whole(self) -> Value {
+        json!({
+            "openapi": "3.0.0",
+            "info": {"title": "Kubernetes", "version": crate::version::GIT_VERSION},
+            "paths": self.paths,
+            "components": {
+                "schemas": self.schemas.all(),
+                "securitySchemes": {"BearerToken": bearer()},
+            },
+        })
     }
-    if field.patch.retain_keys {
-        strategies.push("retainKeys");
-    }
-    if !strategies.is_empty() {
-        out["x-kubernetes-patch-strategy"] = strategies.join(",").into();
-    }
-    if !field.patch.merge_key.is_empty() {
-        out["x-kubernetes-patch-merge-key"] = field.patch.merge_key.into();
-    }
-    out
 }
 
-fn shape_schema(schema: &Schema, shape: &Shape, wanted: &mut Vec<TypeId>) -> Value {
-    match shape {
-        Shape::String => json!({"type": "string"}),
-        Shape::Bytes => json!({"type": "string", "format": "byte"}),
-        Shape::Bool => json!({"type": "boolean"}),
-        Shape::Int32 => json!({"type": "integer", "format": "int32"}),
-        Shape::Int64 => json!({"type": "integer", "format": "int64"}),
-        Shape::Double => json!({"type": "number", "format": "double"}),
-        Shape::Quantity => json!({"oneOf": [{"type": "string"}, {"type": "number"}]}),
-        Shape::IntOrString => {
-            json!({"format": "int-or-string", "oneOf": [{"type": "integer"}, {"type": "string"}]})
-        }
-        Shape::Duration => json!({"type": "string"}),
-        Shape::Time | Shape::MicroTime => json!({"type": "string", "format": "date-time"}),
-        Shape::Raw => json!({"type": "object"}),
-        Shape::Any | Shape::Either(..) => json!({}),
-        Shape::Object(id) => {
-            wanted.push(*id);
-            json!({ "$ref": format!("#/components/schemas/{}", schema.get(*id).name) })
-        }
-        Shape::List(item) => json!({"type": "array", "items": shape_schema(schema, item, wanted)}),
-        Shape::Map(item) => {
-            json!({"type": "object", "additionalProperties": shape_schema(schema, item, wanted)})
-        }
-    }
+/// How callers prove who they are.
+fn bearer() -> Value {
+    json!({
+        "type": "apiKey", "name": "authorization", "in": "header",
+        "description": "Bearer Token authentication",
+    })
 }
 
 #[cfg(test)]
@@ -300,10 +260,10 @@ mod tests {
     #[test]
     fn documents_are_closed() {
         for (path, _) in index(everything())["paths"].as_object().unwrap() {
-            let document = document(everything(), path).unwrap();
-            let value: Value = serde_json::from_slice(&document.body).unwrap();
+            let document = document(everything(), path).unwrap().body.unpacked();
+            let value: Value = serde_json::from_slice(&document).unwrap();
             let schemas = value["components"]["schemas"].as_object().unwrap();
-            let text = String::from_utf8(document.body.to_vec()).unwrap();
+            let text = String::from_utf8(document.to_vec()).unwrap();
             for part in text.split("#/components/schemas/").skip(1) {
                 let name = part.split('"').next().unwrap();
                 assert!(schemas.contains_key(name), "{path}: {name}");
@@ -311,10 +271,63 @@ mod tests {
         }
     }
 
+    fn of(group: &str, version: &str) -> Value {
+        let body = document(everything(), &path_of(group, version)).unwrap().body.unpacked();
+        serde_json::from_slice(&body).unwrap()
+    }
+
+    #[track_caller]
+    fn check(document: &Value, path: &str, method: &str, id: &str, names: &[&str]) {
+        let path = &document["paths"][path];
+        assert_eq!(path[method]["operationId"], id);
+        let own = path[method]["parameters"].as_array().into_iter().flatten();
+        let all = own.chain(path["parameters"].as_array().unwrap());
+        let all: BTreeSet<&str> = all.map(|it| it["name"].as_str().unwrap()).collect();
+        for name in names {
+            assert!(all.contains(name), "{id}: {name} of {all:?}");
+        }
+    }
+
+    /// As in upstream's documents.
+    #[test]
+    fn operations_are_called_as_people_know_them() {
+        let core = of("", "v1");
+        let pod = "/api/v1/namespaces/{namespace}/pods/{name}";
+        let at = |rest: &str| format!("{pod}{rest}");
+        check(&core, pod, "put", "replaceCoreV1NamespacedPod", &["dryRun", "name", "pretty"]);
+        check(&core, pod, "patch", "patchCoreV1NamespacedPod", &["force", "namespace"]);
+        check(&core, &at("/log"), "get", "readCoreV1NamespacedPodLog", &["follow"]);
+        check(&core, &at("/exec"), "post", "connectCoreV1PostNamespacedPodExec", &["command"]);
+        let id = "connectCoreV1HeadNamespacedPodProxyWithPath";
+        check(&core, &at("/proxy/{path}"), "head", id, &["path"]);
+        check(&core, "/api/v1/pods", "get", "listCoreV1PodForAllNamespaces", &["watch"]);
+        let id = "deleteCoreV1CollectionNamespacedPod";
+        let all = "/api/v1/namespaces/{namespace}/pods";
+        check(&core, all, "delete", id, &["propagationPolicy", "continue"]);
+        check(&core, "/api/v1/watch/nodes", "get", "watchCoreV1NodeList", &["watch"]);
+        let body = &core["paths"][pod]["put"]["requestBody"];
+        let reference = &body["content"]["*/*"]["schema"]["$ref"];
+        assert_eq!(reference, "#/components/schemas/io.k8s.api.core.v1.Pod");
+        // What all operations of a path take is said of the path alone.
+        let named = |it: &Value| it["name"] == "pretty";
+        assert!(core["paths"][pod]["parameters"].as_array().unwrap().iter().any(named));
+        assert!(!core["paths"][pod]["put"]["parameters"].as_array().unwrap().iter().any(named));
+        let container = &core["components"]["schemas"]["io.k8s.api.core.v1.Container"];
+        let policy = &container["properties"]["imagePullPolicy"];
+        assert_eq!(policy["enum"], json!(["Always", "IfNotPresent", "Never"]));
+
+        let roles = of("rbac.authorization.k8s.io", "v1");
+        let path = "/apis/rbac.authorization.k8s.io/v1/clusterroles";
+        check(&roles, path, "post", "createRbacAuthorizationV1ClusterRole", &["fieldManager"]);
+        assert_eq!(roles["paths"][path]["post"]["tags"], json!(["rbacAuthorization_v1"]));
+        let group = document(everything(), "apis/apps").unwrap().body.unpacked();
+        let group: Value = serde_json::from_slice(&group).unwrap();
+        assert_eq!(group["paths"]["/apis/apps/"]["get"]["operationId"], "getAppsAPIGroup");
+    }
+
     #[test]
     fn kubectl_finds_what_it_reads() {
-        let body = document(everything(), &path_of("apps", "v1")).unwrap().body.clone();
-        let value: Value = serde_json::from_slice(&body).unwrap();
+        let value = of("apps", "v1");
         let post = &value["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments"]["post"];
         assert_eq!(post["x-kubernetes-group-version-kind"]["kind"], "Deployment");
         let names: Vec<&str> = post["parameters"]

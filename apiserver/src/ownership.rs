@@ -325,15 +325,18 @@ fn refusal(config: &Value, error: ApplyError) -> ApiError {
     }
 }
 
+/// As upstream shows a group and version beside a kind: `/v1`, `apps/v1`.
+pub(crate) fn full_version(api_version: &str) -> String {
+    if api_version.contains('/') { api_version.to_owned() } else { format!("/{api_version}") }
+}
+
 /// What was sent to be applied does not fit the kind.
 pub(crate) fn untyped(config: &Value, why: &str) -> ApiError {
     let text = |it: Option<&Value>| it.and_then(Value::as_str).unwrap_or_default().to_owned();
     let (namespace, name) =
         (insula_api::object::namespace(config), insula_api::object::name(config));
     let (api_version, kind) = (text(config.get("apiVersion")), text(config.get("kind")));
-    // As upstream shows a group, version and kind.
-    let api_version =
-        if api_version.contains('/') { api_version } else { format!("/{api_version}") };
+    let api_version = full_version(&api_version);
     ApiError::untyped(format!(
         "failed to create typed patch object ({namespace}/{name}; {api_version}, Kind={kind}): {why}"
     ))

@@ -8,6 +8,7 @@ use insula_api::{
     object::{self, Stored},
     schema::{Gvk, Schema, Shape},
     strategic,
+    structural::built_in::{BuiltIn, check},
 };
 use serde_json::Value;
 
@@ -317,21 +318,14 @@ impl Configuration {
         let validation = FieldValidation::from_query(&call.query)?;
         let force = call.query.flag("force");
         let schema = Schema::built_in();
-        // With nothing to tell, one pass does.
-        if call.served.custom().is_none()
-            && let Ok(decoded) = decode::json(schema, schema.by_kind(kind), body)
-            && decoded.findings.is_empty()
-            && decoded.value["apiVersion"] == kind.api_version()
-            && decoded.value["kind"] == kind.kind
-            && !object::metadata(&decoded.value).contains_key("managedFields")
-        {
-            return Ok(Self { value: decoded.value, force });
-        }
         // Most clients send JSON, which is YAML that can be read in a tenth of the time.
         let decoded = decode::json(schema, None, body)
             .or_else(|_| decode::yaml(schema, None, body))
             .map_err(|error| ApiError::bad_request(format!("error decoding YAML: {error}")))?;
-        let Decoded { value, findings: repeated } = decoded;
+        let Decoded { mut value, findings: repeated } = decoded;
+        if value.is_null() {
+            value = Value::Object(serde_json::Map::new());
+        }
         if !value.is_object() {
             return Err(ApiError::bad_request("error decoding YAML: the document is no object"));
         }
@@ -345,14 +339,14 @@ impl Configuration {
         if object::metadata(&value).get("managedFields").is_some_and(|it| !it.is_null()) {
             return Err(ApiError::bad_request("metadata.managedFields must be nil"));
         }
-        let typed = call
-            .typed(kind, value.clone())
-            .map_err(|error| ownership::untyped(&value, &error.to_string()))?;
-        if let Some(unknown) = typed.findings.first() {
-            let path = unknown.trim_start_matches("unknown field ").trim_matches('"');
-            let why = format!(".{path}: field not declared in schema");
-            return Err(ownership::untyped(&value, &why));
-        }
+        let typed = match schema.by_kind(kind) {
+            // What says nothing, a null or an empty map, is somebody's all the same.
+            Some(root) => check(BuiltIn::root(root), &value)
+                .map(|()| None)
+                .map_err(|misfit| misfit.to_string()),
+            None => typed_custom(call, kind, value.clone()).map(Some),
+        };
+        let typed = typed.map_err(|why| ownership::untyped(&value, &why))?;
         match validation {
             FieldValidation::Strict if !repeated.is_empty() => {
                 let list = repeated.join(", ");
@@ -361,12 +355,24 @@ impl Configuration {
             FieldValidation::Warn => call.remarks.warn_all(repeated),
             _ => (),
         }
-        Ok(Self { value: typed.value, force })
+        Ok(Self { value: typed.unwrap_or(value), force })
     }
 
     /// It asks for a certain revision.
     pub(crate) fn has_revision(&self) -> bool {
         !object::meta_str(&self.value, "resourceVersion").is_empty()
+    }
+}
+
+/// A custom resource without what its schema does not know, of which there must be nothing.
+fn typed_custom(call: &Call, kind: &Gvk, value: Value) -> std::result::Result<Value, String> {
+    let typed = call.typed(kind, value).map_err(|error| error.to_string())?;
+    match typed.findings.first() {
+        None => Ok(typed.value),
+        Some(unknown) => {
+            let path = unknown.trim_start_matches("unknown field ").trim_matches('"');
+            Err(format!(".{path}: field not declared in schema"))
+        }
     }
 }
 

@@ -7,7 +7,10 @@ mod change;
 mod create;
 mod together;
 
-use insula_api::object;
+use insula_api::{
+    decode, object,
+    schema::{Gvk, Schema},
+};
 use insula_partition::{snapshot::Entry, store::ReadAt};
 use serde_json::{Value, json};
 
@@ -66,7 +69,8 @@ pub(crate) fn check_head(call: &Call, it: &mut Value) -> Result<()> {
         ));
     }
     let found = object::namespace(it);
-    if !found.is_empty() && found != namespace {
+    // What is in no namespace loses one that it says it is in.
+    if !found.is_empty() && !namespace.is_empty() && found != namespace {
         return Err(ApiError::bad_request(
             "the namespace of the provided object does not match the namespace sent on the request",
         ));
@@ -186,7 +190,18 @@ pub(crate) async fn patch(server: &Server, call: &Call, body: &[u8]) -> Result<W
 /// Applies the body to the object of the path, or creates it.
 async fn apply(server: &Server, call: &Call, body: &[u8]) -> Result<Written> {
     let kind = call.served.resource.gvk();
-    let configuration = Configuration::parse(call, &kind, body)?;
+    let configuration = match Configuration::parse(call, &kind, body) {
+        Ok(configuration) => configuration,
+        // A part of what is not there is not there, whatever is said of it.
+        Err(error)
+            if error.code == http::StatusCode::BAD_REQUEST
+                && !call.path.subresource.is_empty()
+                && !exists(server, call).await? =>
+        {
+            return Err(call.not_found(&call.path.name));
+        }
+        Err(error) => return Err(error),
+    };
     let writer = Writer::new(call)?;
     let config = &configuration.value;
     check_head(call, &mut json!({ "metadata": object::metadata(config) }))?;
@@ -202,7 +217,8 @@ async fn apply(server: &Server, call: &Call, body: &[u8]) -> Result<Written> {
             if configuration.has_revision() && wanted != is {
                 return Err(call.modified(&call.path.name));
             }
-            let changed = Changed::new(applied.value, !configuration.has_revision());
+            let value = merged(call, &kind, config, applied.value)?;
+            let changed = Changed::new(value, !configuration.has_revision());
             Ok(Ok(changed.managed_by(applied.managed)))
         })
         .await;
@@ -225,7 +241,7 @@ async fn apply(server: &Server, call: &Call, body: &[u8]) -> Result<Written> {
         let applied = writer.applied(versions, &nothing, config, configuration.force)?;
         // What nobody has yet nobody has in another version.
         let applied = applied.map_err(|_| ApiError::internal("a new object has managers"))?;
-        let mut value = applied.value;
+        let mut value = merged(call, &kind, config, applied.value)?;
         check_name(call, &value)?;
         check_head(call, &mut value)?;
         let managers = Managers::Given(applied.managed);
@@ -236,4 +252,21 @@ async fn apply(server: &Server, call: &Call, body: &[u8]) -> Result<Written> {
         }
     }
     Err(call.modified(&call.path.name))
+}
+
+/// What came of an apply, as an object of its kind: what says nothing is left out.
+fn merged(call: &Call, kind: &Gvk, config: &Value, value: Value) -> Result<Value> {
+    let schema = Schema::built_in();
+    let Some(root) = schema.by_kind(kind).filter(|_| call.served.custom().is_none()) else {
+        return Ok(value);
+    };
+    let (namespace, name) = (object::namespace(config), object::name(config));
+    let decoded = decode::value(schema, Some(root), value).map_err(|error| {
+        let shown = format!("{}, Kind={}", ownership::full_version(&kind.api_version()), kind.kind);
+        ApiError::untyped(format!(
+            "failed to convert new object ({namespace}/{name}; {shown}) to proper version: unable \
+             to convert unstructured object to {shown}: {error}"
+        ))
+    })?;
+    Ok(decoded.value)
 }

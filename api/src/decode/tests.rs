@@ -199,3 +199,14 @@ fn what_is_zero_is_not_there() {
     let wanted = value!({"spec": {"template": {"spec": {"containers": [{}, {"args": [""]}]}}}});
     assert_eq!(found, wanted);
 }
+
+/// What comes after the first of several documents is not read.
+#[test]
+fn the_first_document_counts() {
+    let read = |text: &str| yaml(Schema::built_in(), None, text.as_bytes()).unwrap().value;
+    let expected = serde_json::json!({"a": "1\n-- x\n"});
+    let first = "# b\n---\na: |\n  1\n  -- x\n";
+    assert_eq!(read(first), expected);
+    assert_eq!(read(&format!("{first}---\nb: [\n")), expected);
+    assert_eq!(read("---\n"), Value::Null);
+}

@@ -21,6 +21,9 @@ pub fn decode(
     fallback: Option<&Gvk>,
 ) -> Result<(Gvk, Value), ProtoError> {
     let rest = body.strip_prefix(MAGIC).ok_or(ProtoError::Magic)?;
+    if rest.is_empty() {
+        return Err(ProtoError::Empty);
+    }
     let (mut api_version, mut kind, mut raw) = (String::new(), String::new(), &[][..]);
     for field in Fields::new(rest) {
         match field? {

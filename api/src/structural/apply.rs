@@ -153,7 +153,8 @@ pub fn apply<'a, V: Versions>(
     }
     managers.take(&by.api_version, &comparison, &elsewhere, Some(by));
     scope.strip(&mut set);
-    let time = if is_same && set == last { time } else { Some(Cow::Borrowed(now)) };
+    // Who wants what is there already has no time of its own.
+    let time = if is_same { time } else { Some(Cow::Borrowed(now)) };
     managers.set(by, set, time);
     drop(comparison);
     Ok((!is_same).then_some(new))

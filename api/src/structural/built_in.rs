@@ -2,7 +2,12 @@
 
 use serde_json::Value;
 
-use super::place::{Division, Member, Place};
+use super::{
+    extract::{at_index, is_divided_list, member, mismatch},
+    go,
+    place::{Division, Form, Member, Misfit, Place, item_step},
+    set::Step,
+};
 use crate::schema::{ListKind, Schema, Shape, TypeId, object_shape};
 
 /// A place in an object of a built-in kind.
@@ -16,7 +21,6 @@ pub struct BuiltIn {
 }
 
 static ATOMIC: ListKind = ListKind::Atomic;
-static RAW: Shape = Shape::Raw;
 
 impl BuiltIn {
     /// The whole of an object of a type of the built-in schema.
@@ -29,6 +33,50 @@ impl BuiltIn {
     }
 }
 
+/// Says what in `value` no object of the kind at `place` can have, in upstream's words.
+pub fn check(place: BuiltIn, value: &Value) -> Result<(), Misfit> {
+    match (place.shape, value) {
+        (_, Value::Null) | (Shape::Any | Shape::Either(..), _) => Ok(()),
+        (Shape::Object(_) | Shape::Map(_), Value::Object(map)) => {
+            for (name, value) in map {
+                let step = Step::field(name);
+                let member = member(place, name, &step)?;
+                check(member.place, value).map_err(|error| error.below(&step))?;
+            }
+            Ok(())
+        }
+        (Shape::Raw, Value::Object(_)) => Ok(()),
+        (Shape::Object(_) | Shape::Map(_) | Shape::Raw, _) => Err(mismatch(Form::Map, value)),
+        (Shape::List(_), Value::Array(list)) => {
+            for (index, item) in list.iter().enumerate() {
+                let step = match is_divided_list(place.division()) {
+                    true => item_step(place, item).map_err(|error| at_index(index, error))?,
+                    false => Step::index(index),
+                };
+                check(place.item(), item).map_err(|error| error.below(&step))?;
+            }
+            Ok(())
+        }
+        (Shape::List(_), _) => Err(mismatch(Form::List, value)),
+        (shape, value) => check_scalar(shape, value),
+    }
+}
+
+fn check_scalar(shape: &Shape, value: &Value) -> Result<(), Misfit> {
+    let is_scalar = !value.is_object() && !value.is_array();
+    let (fits, wanted, found) = match shape {
+        Shape::String | Shape::Duration => {
+            (value.is_string(), "string", go::literal_wrapped(value))
+        }
+        Shape::Bool => (value.is_boolean(), "boolean", go::wrapped(value)),
+        Shape::Int32 | Shape::Int64 | Shape::Double => {
+            (value.is_number(), "numeric (int or float)", go::type_name(value).to_owned())
+        }
+        _ => (is_scalar, "any scalar", go::wrapped(value)),
+    };
+    if fits { Ok(()) } else { Err(Misfit::here(format!("expected {wanted}, got {found}"))) }
+}
+
 impl Place for BuiltIn {
     fn division(self) -> Division {
         match (self.shape, self.list) {
@@ -37,7 +85,6 @@ impl Place for BuiltIn {
             (Shape::Object(_) | Shape::Map(_), _) => Division::Fields,
             (Shape::List(_), ListKind::Set) => Division::Set,
             (Shape::List(_), ListKind::Map(_)) => Division::Keyed,
-            (Shape::Raw, _) => Division::Deduced,
             _ => Division::Whole,
         }
     }
@@ -57,7 +104,6 @@ impl Place for BuiltIn {
             Shape::Map(inner) => {
                 Some(Member { place: Self::new(inner), named: false, always: false })
             }
-            Shape::Raw => Some(Member { place: Self::new(&RAW), named: false, always: false }),
             _ => None,
         }
     }

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::{
+    go,
     place::{Division, Form, Member, Misfit, Place, form, item_step},
     set::{Set, Step},
 };
@@ -85,8 +86,8 @@ pub(super) fn at_index(index: usize, error: Misfit) -> Misfit {
 
 pub(super) fn mismatch(form: Form, value: &Value) -> Misfit {
     let wanted = if form == Form::Map { "map" } else { "list" };
-    let found: String = value.to_string().chars().take(120).collect();
-    Misfit::here(format!("expected {wanted}, got {found}"))
+    let found: String = go::plain(value).chars().take(120).collect();
+    Misfit::here(format!("expected {wanted}, got &{{{found}}}"))
 }
 
 pub(super) fn member<P: Place>(place: P, name: &str, step: &Step<'_>) -> Result<Member<P>, Misfit> {

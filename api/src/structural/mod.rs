@@ -14,7 +14,7 @@ pub mod built_in;
 pub mod compare;
 pub mod extract;
 pub mod fields;
-
+mod go;
 pub mod last_applied;
 pub mod managers;
 pub mod merge;

@@ -30,6 +30,11 @@ impl<'a> Step<'a> {
         Self::Field(Cow::Borrowed(name))
     }
 
+    /// An item of a list that is not divided.
+    pub fn index(index: usize) -> Self {
+        Self::Item(Cow::Owned(format!("i:{index}")))
+    }
+
     fn into_owned(self) -> Step<'static> {
         match self {
             Self::Field(name) => Step::Field(Cow::Owned(name.into_owned())),

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{
-    built_in::BuiltIn,
+    built_in::{self, BuiltIn},
     compare::compare,
     extract::{Duplicates, created, set_of},
     fields,
@@ -98,7 +98,34 @@ fn what_does_not_fit_is_told_by_its_path() {
         json!({"metadata": {"ownerReferences": [{}]}, "spec": {"containers": ["x"]}}),
         ".spec.containers: element 0: associative list with keys may not have non-map elements",
     );
-    check(json!({"spec": {"containers": {}}}), ".spec.containers: expected list, got {}");
+    check(json!({"spec": {"containers": {}}}), ".spec.containers: expected list, got &{map[]}");
+}
+
+/// What is applied is looked at before it is decoded, within what is one field, too.
+#[test]
+fn wrong_types_are_told_as_go_sees_them() {
+    let check = |spec: Value, expected: &str| {
+        let object = json!({ "spec": spec });
+        let error = built_in::check(root("", "Pod"), &object).unwrap_err();
+        assert_eq!(error.to_string(), expected);
+    };
+    check(
+        json!({"nodeName": [1, "x"]}),
+        r#".spec.nodeName: expected string, got &value.valueUnstructured{Value:[]interface {}{1, "x"}}"#,
+    );
+    check(json!({"hostPID": "x"}), ".spec.hostPID: expected boolean, got &{x}");
+    check(json!({"priority": "x"}), ".spec.priority: expected numeric (int or float), got string");
+    check(
+        json!({"overhead": {"cpu": {}}}),
+        ".spec.overhead.cpu: expected any scalar, got &{map[]}",
+    );
+    check(json!({"overhead": 3}), ".spec.overhead: expected map, got &{3}");
+    check(
+        json!({"nodeSelector": {"a": "b"}, "securityContext": {"sysctls": [{"odd": 1}]}}),
+        ".spec.securityContext.sysctls[0].odd: field not declared in schema",
+    );
+    let nothing = json!({"spec": {"nodeName": null, "overhead": {}, "containers": null}});
+    assert_eq!(built_in::check(root("", "Pod"), &nothing), Ok(()));
 }
 
 #[track_caller]

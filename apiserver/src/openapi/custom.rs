@@ -14,7 +14,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::{Document, assemble, path_of};
+use super::{
+    Document, Parts, path_of,
+    schemas::{META, reference},
+};
 use crate::{
     custom::{OfTenant, compiled::Compiled},
     error::chain,
@@ -98,8 +101,20 @@ struct SpecSchema {
 }
 
 fn make(parts: &[(&Arc<Compiled>, &Arc<Version>)]) -> Value {
-    let resources: Vec<&Resource> = parts.iter().map(|(_, version)| &*version.resource).collect();
-    assemble(&resources, schemas(parts))
+    let of = parts.first().map(|(_, it)| (&*it.resource.group, &*it.resource.version));
+    let mut document = Parts::new(schemas(parts), of);
+    add(parts, &mut document);
+    document.whole()
+}
+
+/// Adds what may be asked of each.
+pub(super) fn add(parts: &[(&Arc<Compiled>, &Arc<Version>)], to: &mut Parts) {
+    to.schemas.refer(&format!("{META}ObjectMeta"));
+    to.schemas.refer(&format!("{META}ListMeta"));
+    for (_, version) in parts {
+        let resource = &*version.resource;
+        to.add(resource, Some(&name_of(resource, &resource.kind)));
+    }
 }
 
 /// The schemas of kinds and of their lists, by name.
@@ -133,8 +148,6 @@ fn name_of(resource: &Resource, kind: &str) -> String {
     format!("{}.{}.{kind}", group.join("."), resource.version)
 }
 
-const META: &str = "#/components/schemas/io.k8s.apimachinery.pkg.apis.meta.v1.";
-
 /// `apiVersion`, `kind` and `metadata`, as every object has them.
 fn head(of_list: bool) -> Map<String, Value> {
     let metadata = if of_list { "ListMeta" } else { "ObjectMeta" };
@@ -149,7 +162,7 @@ fn head(of_list: bool) -> Map<String, Value> {
     );
     fields.insert(
         "metadata".into(),
-        json!({"description": "Standard object's metadata.", "allOf": [{"$ref": format!("{META}{metadata}")}]}),
+        json!({"description": "Standard object's metadata.", "allOf": [reference(&format!("{META}{metadata}"))]}),
     );
     fields
 }
@@ -165,24 +178,19 @@ fn object(version: &Version, schema: Value) -> Value {
         _ => Map::new(),
     };
     embed(&mut schema);
-    let keeps_all = schema.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(true));
     let mut properties = match schema.remove("properties") {
         Some(Value::Object(properties)) => properties,
         _ => Map::new(),
     };
-    if !properties.is_empty() || !keeps_all {
-        properties.extend(head(false));
-    }
-    if !properties.is_empty() {
-        schema.insert("properties".into(), properties.into());
-    }
+    properties.extend(head(false));
+    schema.insert("properties".into(), properties.into());
     schema.insert("type".into(), "object".into());
     let kinds = group_version_kind(version, &version.resource.kind);
     schema.insert("x-kubernetes-group-version-kind".into(), kinds);
     schema.into()
 }
 
-/// Gives embedded objects the head that they have.
+/// Gives embedded objects the head that they have, and what is a number or a text both forms.
 fn embed(schema: &mut Map<String, Value>) {
     for (name, below) in schema.iter_mut() {
         match (name.as_str(), below) {
@@ -198,12 +206,24 @@ fn embed(schema: &mut Map<String, Value>) {
         if let Some(properties) = properties.as_object_mut() {
             properties.extend(head(false));
         }
+        let required = schema.entry("required").or_insert_with(|| json!([]));
+        if let Some(required) = required.as_array_mut() {
+            for name in ["apiVersion", "kind"].map(Value::from) {
+                if !required.contains(&name) {
+                    required.push(name);
+                }
+            }
+        }
+    }
+    if schema.get("x-kubernetes-int-or-string") == Some(&Value::Bool(true)) {
+        let both = json!([{"type": "integer"}, {"type": "string"}]);
+        schema.entry("anyOf").or_insert(both);
     }
 }
 
 fn list(version: &Version, item: &str) -> Value {
     let mut properties = head(true);
-    let items = json!({"allOf": [{"$ref": format!("#/components/schemas/{item}")}]});
+    let items = reference(item);
     properties.insert(
         "items".into(),
         json!({"type": "array", "items": items, "description": "The objects of the list."}),

@@ -9,15 +9,6 @@ pub(super) mod v3;
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
-/// Entries of the two maps that a document consists of.
-#[derive(Debug, Default)]
-pub(super) struct Part {
-    /// Fields of `Paths`.
-    paths: Message,
-    /// Fields of `Definitions`.
-    definitions: Message,
-}
-
 /// A message under way.
 #[derive(Debug, Default)]
 struct Message(Vec<u8>);
@@ -31,10 +22,14 @@ impl Message {
         self.0.push(value as u8);
     }
 
-    fn bytes(mut self, number: u64, bytes: &[u8]) -> Self {
+    fn add(&mut self, number: u64, bytes: &[u8]) {
         self.varint(number << 3 | 2);
         self.varint(bytes.len() as u64);
         self.0.extend_from_slice(bytes);
+    }
+
+    fn bytes(mut self, number: u64, bytes: &[u8]) -> Self {
+        self.add(number, bytes);
         self
     }
 
@@ -73,33 +68,40 @@ fn named(name: &str, value: &Message) -> Message {
     Message::default().text(1, name).message(2, value)
 }
 
-/// Makes the messages of entries given as JSON without the outer braces.
-pub(super) fn part(paths: &str, definitions: &str) -> Part {
+/// Makes the messages of entries given as JSON without the outer braces: the fields of `Paths` and
+/// of `Definitions`.
+pub(super) fn part(paths: &str, definitions: &str) -> [Bytes; 2] {
     let entries = |text: &str| -> Map<String, Value> {
         // It is this program that wrote it.
         serde_json::from_str(&format!("{{{text}}}")).unwrap_or_default()
     };
-    let mut part = Part::default();
+    let mut out = [Message::default(), Message::default()];
     for (name, it) in entries(paths) {
-        part.paths = part.paths.message(2, &named(&name, &path(&it)));
+        out[0].add(2, &named(&name, &path(&it)).0);
     }
     for (name, it) in entries(definitions) {
-        part.definitions = part.definitions.message(1, &named(&name, &schema(&it)));
+        out[1].add(1, &named(&name, &schema(&it)).0);
     }
-    part
+    out.map(|it| it.0.into())
 }
 
 /// The whole document.
-pub(super) fn document(version: &str, parts: &[&Part]) -> Bytes {
+pub(super) fn document(version: &str, parts: &[[Bytes; 2]]) -> Bytes {
     let info = Message::default().text(1, "Kubernetes").text(2, version);
-    let join = |of: fn(&Part) -> &Message| {
-        Message(parts.iter().flat_map(|it| of(it).0.iter().copied()).collect())
-    };
-    let document = Message::default()
-        .text(1, "2.0")
-        .message(2, &info)
-        .message(8, &join(|it| &it.paths))
-        .message(9, &join(|it| &it.definitions));
+    let key = Message::default()
+        .text(1, "apiKey")
+        .text(2, "authorization")
+        .text(3, "header")
+        .text(4, "Bearer Token authentication");
+    let key = named("BearerToken", &Message::default().message(2, &key));
+    let mut document = Message::default().text(1, "2.0").message(2, &info);
+    for (number, which) in [(8, 0), (9, 1)] {
+        document.add(number, &parts.iter().map(|it| &*it[which]).collect::<Vec<_>>().concat());
+    }
+    let none = named("BearerToken", &Message::default());
+    let document = document
+        .message(12, &Message::default().message(1, &none))
+        .message(13, &Message::default().message(1, &key));
     document.0.into()
 }
 
@@ -111,7 +113,13 @@ fn path(it: &Value) -> Message {
             "put" => 3,
             "post" => 4,
             "delete" => 5,
+            "options" => 6,
+            "head" => 7,
             "patch" => 8,
+            "parameters" => {
+                out = parameters(out, 9, value);
+                continue;
+            }
             _ => continue,
         };
         out = out.message(number, &operation(value));
@@ -119,35 +127,78 @@ fn path(it: &Value) -> Message {
     out
 }
 
+fn parameters(out: Message, number: u64, list: &Value) -> Message {
+    let list = list.as_array().into_iter().flatten();
+    list.fold(out, |out, it| out.message(number, &parameter(it)))
+}
+
+/// `ParametersItem { Parameter { BodyParameter | NonBodyParameter { ... } } }`.
+fn parameter(it: &Value) -> Message {
+    let text = |name: &str| it[name].as_str().unwrap_or_default();
+    let place = text("in");
+    let required = u64::from(it["required"] == true);
+    let (inner, path): (Message, &[u64]) = match place {
+        "body" => {
+            let body = Message::default()
+                .text(2, text("name"))
+                .text(3, place)
+                .number(4, required)
+                .message(5, &schema(&it["schema"]));
+            (body, &[1, 1])
+        }
+        _ => {
+            // What is in a path cannot be empty, which its fields' numbers show.
+            let (kind, unique, outer): (u64, u64, &[u64]) = match place {
+                "path" => (5, 19, &[4, 2, 1]),
+                _ => (6, 20, &[3, 2, 1]),
+            };
+            let mut out = Message::default()
+                .number(1, required)
+                .text(2, place)
+                .text(4, text("name"))
+                .text(kind, text("type"));
+            if it["uniqueItems"] == true {
+                out = out.number(unique, 1);
+            }
+            (out, outer)
+        }
+    };
+    path.iter().fold(inner, |inner, number| Message::default().message(*number, &inner))
+}
+
 fn operation(it: &Value) -> Message {
     let mut out = Message::default();
-    for parameter in it["parameters"].as_array().into_iter().flatten() {
-        // ParametersItem { Parameter { NonBodyParameter { QueryParameterSubSchema } } }
-        let mut query = Message::default();
-        for (number, field) in [(2, "in"), (4, "name"), (6, "type")] {
-            if let Some(text) = parameter[field].as_str() {
-                query = query.text(number, text);
-            }
-        }
-        if parameter["uniqueItems"] == true {
-            query = query.number(20, 1);
-        }
-        let item = [3, 2, 1]
-            .into_iter()
-            .fold(query, |inner, number| Message::default().message(number, &inner));
-        out = out.message(8, &item);
-    }
-    let mut responses = Message::default();
-    for (code, response) in it["responses"].as_object().into_iter().flatten() {
-        let text = response["description"].as_str().unwrap_or_default();
-        let value = Message::default().message(1, &Message::default().text(1, text));
-        responses = responses.message(1, &named(code, &value));
-    }
-    out = out.message(9, &responses);
     for (name, value) in it.as_object().into_iter().flatten() {
-        if name.starts_with("x-") {
-            out = out.extension(13, name, value);
+        out = match (name.as_str(), value) {
+            ("description", Value::String(text)) => out.text(3, text),
+            ("operationId", Value::String(text)) => out.text(5, text),
+            ("parameters", list) => parameters(out, 8, list),
+            ("responses", codes) => out.message(9, &responses(codes)),
+            ("tags" | "produces" | "consumes" | "schemes", Value::Array(list)) => {
+                let number = match name.as_str() {
+                    "tags" => 1,
+                    "produces" => 6,
+                    "consumes" => 7,
+                    _ => 10,
+                };
+                list.iter().filter_map(Value::as_str).fold(out, |out, it| out.text(number, it))
+            }
+            (name, value) if name.starts_with("x-") => out.extension(13, name, value),
+            _ => out,
+        };
+    }
+    out
+}
+
+fn responses(codes: &Value) -> Message {
+    let mut out = Message::default();
+    for (code, response) in codes.as_object().into_iter().flatten() {
+        let text = response["description"].as_str().unwrap_or_default();
+        let mut value = Message::default().text(1, text);
+        if let Some(it) = response.get("schema") {
+            value = value.message(2, &Message::default().message(1, &schema(it)));
         }
+        out = out.message(1, &named(code, &Message::default().message(1, &value)));
     }
     out
 }
@@ -264,7 +315,7 @@ mod tests {
     fn a_message_says_what_the_document_says() {
         let paths = r#""/a":{"post":{"parameters":[{"in":"query","name":"fieldValidation","type":"string","uniqueItems":true}],"responses":{"200":{"description":"OK"}},"x-kubernetes-action":"post"}}"#;
         let definitions = r##""A":{"type":"object","required":["name"],"properties":{"name":{"type":"string","maxLength":300,"pattern":"^a+$"},"b":{"$ref":"#/definitions/Bee"}},"x-kubernetes-list-type":"atomic"}"##;
-        let made = document("v1.36.2", &[&part(paths, definitions), &part("", "")]);
+        let made = document("v1.36.2", &[part(paths, definitions), part("", "")]);
         let mut found = Vec::new();
         texts("", &made, &mut found).unwrap();
         for expected in [

@@ -5,7 +5,7 @@
 //! is added as they say it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, OnceLock},
 };
 
@@ -14,15 +14,25 @@ use insula_api::resources::Resource;
 use serde_json::{Map, Value, json};
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::{Reader, assemble, custom, gnostic};
-use crate::custom::OfTenant;
+use super::{GENERAL, Parts, Reader, bearer, custom, gnostic};
+use crate::{compress::Packed, custom::OfTenant};
 
 /// Entries of the two maps that a document consists of, as JSON without the outer braces.
 struct Part {
     paths: String,
     definitions: String,
-    /// The same as a message, of what is kept.
-    message: OnceLock<gnostic::Part>,
+    names: BTreeSet<String>,
+}
+
+/// A part that is kept.
+struct Kept {
+    /// `paths` and `definitions`.
+    texts: [Packed; 2],
+    names: BTreeSet<String>,
+    /// Changes with it.
+    hash: u128,
+    /// The same as a message.
+    message: OnceLock<[Packed; 2]>,
 }
 
 /// What a document of somebody else says of one group version: entries, each with its name.
@@ -36,7 +46,7 @@ pub(crate) struct Foreign {
 pub(crate) fn tag(reader: Reader<'_>, others: &[Arc<Foreign>]) -> String {
     let mut seed = Vec::new();
     for part in built_in(reader) {
-        seed.extend_from_slice(&xxh3_128(part.definitions.as_bytes()).to_le_bytes());
+        seed.extend_from_slice(&part.hash.to_le_bytes());
     }
     for compiled in reader.customs.compiled() {
         seed.extend_from_slice(&compiled.hash.to_le_bytes());
@@ -105,7 +115,7 @@ fn references(it: &Value) -> Vec<String> {
 
 /// What a tenant adds: its definitions, and its extension servers, which do not say anew what was
 /// said.
-fn added(customs: &OfTenant, others: &[Arc<Foreign>], built_in: &[&Part]) -> Part {
+fn added(customs: &OfTenant, others: &[Arc<Foreign>], built_in: &[&Kept]) -> Part {
     let mut part = own(customs, built_in);
     let add = |to: &mut String, text: &str| {
         if !to.is_empty() {
@@ -118,7 +128,7 @@ fn added(customs: &OfTenant, others: &[Arc<Foreign>], built_in: &[&Part]) -> Par
             add(&mut part.paths, text);
         }
         for (name, text) in &foreign.definitions {
-            if !have(built_in, name) && !part.has(name) {
+            if !have(built_in, name) && part.names.insert(name.clone()) {
                 add(&mut part.definitions, text);
             }
         }
@@ -127,22 +137,22 @@ fn added(customs: &OfTenant, others: &[Arc<Foreign>], built_in: &[&Part]) -> Par
 }
 
 /// What a tenant's definitions add.
-fn own(customs: &OfTenant, built_in: &[&Part]) -> Part {
+fn own(customs: &OfTenant, built_in: &[&Kept]) -> Part {
     let parts: Vec<_> =
         customs.compiled().flat_map(|it| it.versions().map(move |version| (it, version))).collect();
-    let resources: Vec<&Resource> = parts.iter().map(|(_, version)| &*version.resource).collect();
-    part(&resources, custom::schemas(&parts), |name| have(built_in, name))
+    let mut document = Parts::new(custom::schemas(&parts), None);
+    if !parts.is_empty() {
+        custom::add(&parts, &mut document);
+    }
+    part(document, |name| have(built_in, name))
 }
 
 /// The document as a message.
 pub(crate) fn message(reader: Reader<'_>, others: &[Arc<Foreign>]) -> Bytes {
     let built_in = built_in(reader);
-    let added = added(reader.customs, others, &built_in).message();
-    let parts: Vec<&gnostic::Part> = built_in
-        .iter()
-        .map(|part| part.message.get_or_init(|| part.message()))
-        .chain([&added])
-        .collect();
+    let added = added(reader.customs, others, &built_in);
+    let mut parts: Vec<[Bytes; 2]> = built_in.iter().map(|it| it.message()).collect();
+    parts.push(gnostic::part(&added.paths, &added.definitions));
     gnostic::document(crate::version::GIT_VERSION, &parts)
 }
 
@@ -150,46 +160,75 @@ pub(crate) fn message(reader: Reader<'_>, others: &[Arc<Foreign>]) -> Bytes {
 pub(crate) fn document(reader: Reader<'_>, others: &[Arc<Foreign>]) -> Bytes {
     let built_in = built_in(reader);
     let added = added(reader.customs, others, &built_in);
-    let join = |of: fn(&Part) -> &str| {
-        let texts = built_in.iter().copied().chain([&added]).map(of);
-        texts.filter(|it| !it.is_empty()).collect::<Vec<_>>().join(",")
-    };
-    let (paths, definitions) = (join(|it| &it.paths), join(|it| &it.definitions));
-    let version = crate::version::GIT_VERSION;
-    format!(
-        "{{\"swagger\":\"2.0\",\"info\":{{\"title\":\"Kubernetes\",\"version\":\"{version}\"}},\
-         \"paths\":{{{paths}}},\"definitions\":{{{definitions}}}}}\n"
-    )
-    .into()
+    let mut document = json!({
+        "swagger": "2.0",
+        "info": {"title": "Kubernetes", "version": crate::version::GIT_VERSION},
+        "security": [{"BearerToken": []}],
+        "securityDefinitions": {"BearerToken": bearer()},
+    })
+    .to_string()
+    .into_bytes();
+    // Into the place of the last brace.
+    document.pop();
+    for (which, name, own) in [(0, "paths", added.paths), (1, "definitions", added.definitions)] {
+        document.extend_from_slice(format!(",\"{name}\":{{").as_bytes());
+        let texts = built_in.iter().map(|it| it.texts[which].unpacked()).chain([own.into()]);
+        for (index, text) in texts.filter(|it| !it.is_empty()).enumerate() {
+            if 0 < index {
+                document.push(b',');
+            }
+            document.extend_from_slice(&text);
+        }
+        document.push(b'}');
+    }
+    document.extend_from_slice(b"}\n");
+    document.into()
 }
 
-impl Part {
-    fn new(paths: String, definitions: String) -> Self {
-        Self { paths, definitions, message: OnceLock::new() }
+impl Kept {
+    fn new(part: &Part) -> Self {
+        let text = [&part.paths, &part.definitions];
+        let hashes = text.map(|it| xxh3_128(it.as_bytes()).to_le_bytes());
+        Self {
+            texts: text.map(|it| Packed::new(it.as_bytes())),
+            names: part.names.clone(),
+            hash: xxh3_128(&hashes.concat()),
+            message: OnceLock::new(),
+        }
     }
 
-    fn has(&self, name: &str) -> bool {
-        self.definitions.contains(&format!("\"{name}\":{{"))
-    }
-
-    fn message(&self) -> gnostic::Part {
-        gnostic::part(&self.paths, &self.definitions)
+    fn message(&self) -> [Bytes; 2] {
+        let made = || {
+            let [paths, definitions] =
+                [0, 1].map(|it| String::from_utf8(self.texts[it].unpacked().into()));
+            let part = gnostic::part(&paths.unwrap_or_default(), &definitions.unwrap_or_default());
+            part.map(|it| Packed::new(&it))
+        };
+        self.message.get_or_init(made).each_ref().map(Packed::unpacked)
     }
 }
 
-fn have(parts: &[&Part], name: &str) -> bool {
-    parts.iter().any(|it| it.has(name))
+fn have(parts: &[&Kept], name: &str) -> bool {
+    parts.iter().any(|it| it.names.contains(name))
 }
 
 /// What everybody is told, and what stands in for what a tenant may have of its own.
-fn built_in(reader: Reader<'_>) -> Vec<&'static Part> {
-    static PARTS: [OnceLock<Part>; 2] = [OnceLock::new(), OnceLock::new()];
-    static STAND_INS: OnceLock<Part> = OnceLock::new();
+fn built_in(reader: Reader<'_>) -> Vec<&'static Kept> {
+    static PARTS: [OnceLock<Kept>; 2] = [OnceLock::new(), OnceLock::new()];
+    static STAND_INS: OnceLock<Kept> = OnceLock::new();
     let Reader { registry, customs, apis, platform } = reader;
     let base = PARTS[usize::from(platform)].get_or_init(|| {
         let all = registry.all().iter().map(|it| &*it.resource);
         let resources: Vec<&Resource> = all.filter(|it| platform || !it.is_platforms()).collect();
-        part(&resources, BTreeMap::new(), |_| false)
+        let mut document = of_resources(&resources);
+        let groups: BTreeSet<&str> = resources.iter().map(|it| &*it.group).collect();
+        for group in groups.into_iter().filter(|it| !it.is_empty()) {
+            document.general(&format!("apis/{group}"));
+        }
+        for path in GENERAL {
+            document.general(path);
+        }
+        Kept::new(&part(document, |_| false))
     });
     // There is one group version of them.
     let shown: Vec<&Resource> =
@@ -197,45 +236,102 @@ fn built_in(reader: Reader<'_>) -> Vec<&'static Part> {
     if shown.is_empty() {
         return vec![base];
     }
-    let stand_ins = STAND_INS.get_or_init(|| part(&shown, BTreeMap::new(), |name| base.has(name)));
+    let stand_ins = STAND_INS
+        .get_or_init(|| Kept::new(&part(of_resources(&shown), |name| base.names.contains(name))));
     vec![base, stand_ins]
 }
 
-fn part(
-    resources: &[&Resource],
-    own: BTreeMap<String, Value>,
-    is_known: impl Fn(&str) -> bool,
-) -> Part {
-    if resources.is_empty() {
-        return Part::new(String::new(), String::new());
+fn of_resources(resources: &[&Resource]) -> Parts {
+    let mut document = Parts::new(BTreeMap::new(), None);
+    document.versions(resources);
+    for resource in resources {
+        document.add(resource, None);
     }
-    let mut document = assemble(resources, own);
-    let entries = |map: Option<Map<String, Value>>, change: fn(Value) -> Value| {
-        let map = map.unwrap_or_default();
-        let known = map.into_iter().filter(|(name, _)| !is_known(name));
-        let texts: Vec<String> =
-            known.map(|(name, it)| format!("{}:{}", Value::from(name), change(it))).collect();
-        texts.join(",")
-    };
-    let mut take = |pointer: &str| match document.pointer_mut(pointer).map(Value::take) {
-        Some(Value::Object(map)) => Some(map),
-        _ => None,
-    };
-    let (paths, schemas) = (take("/paths"), take("/components/schemas"));
-    Part::new(entries(paths, path), entries(schemas, schema))
+    document
 }
 
-/// A path's operations: a parameter's type is said in the parameter itself.
+fn part(document: Parts, is_known: impl Fn(&str) -> bool) -> Part {
+    let Parts { schemas, paths } = document;
+    let mut names = BTreeSet::new();
+    let definitions: Vec<String> = schemas
+        .all()
+        .into_iter()
+        .filter(|(name, _)| !is_known(name))
+        .map(|(name, it)| {
+            let text = format!("{}:{}", Value::from(&*name), schema(it));
+            names.insert(name);
+            text
+        })
+        .collect();
+    let paths: Vec<String> =
+        paths.into_iter().map(|(name, it)| format!("{}:{}", Value::from(name), path(it))).collect();
+    Part { paths: paths.join(","), definitions: definitions.join(","), names }
+}
+
+/// A path's operations in the words of v2: a parameter's type is said in the parameter itself, a
+/// body is a parameter, and what may be sent is said once.
 fn path(mut it: Value) -> Value {
-    for operation in it.as_object_mut().into_iter().flatten().map(|(_, it)| it) {
-        let parameters = operation.get_mut("parameters").and_then(Value::as_array_mut);
-        for parameter in parameters.into_iter().flatten().filter_map(Value::as_object_mut) {
-            if let Some(Value::Object(schema)) = parameter.remove("schema") {
-                parameter.extend(schema);
-            }
+    for (name, below) in it.as_object_mut().into_iter().flatten() {
+        if name == "parameters" {
+            below.as_array_mut().into_iter().flatten().for_each(parameter);
+        } else if let Some(fields) = below.as_object_mut() {
+            operation(fields);
         }
     }
     it
+}
+
+fn parameter(it: &mut Value) {
+    if let Some(fields) = it.as_object_mut()
+        && let Some(Value::Object(schema)) = fields.remove("schema")
+    {
+        fields.extend(schema);
+    }
+}
+
+fn operation(fields: &mut Map<String, Value>) {
+    let mut consumes = json!(["*/*"]);
+    let mut parameters = Vec::new();
+    if let Some(body) = fields.remove("requestBody") {
+        let (types, schema) = content(&body);
+        let mut it = json!({"in": "body", "name": "body", "schema": schema});
+        if body["required"] == true {
+            it["required"] = true.into();
+        }
+        parameters.push(it);
+        consumes = types;
+    }
+    if let Some(Value::Array(mut others)) = fields.remove("parameters") {
+        others.iter_mut().for_each(parameter);
+        parameters.append(&mut others);
+    }
+    if !parameters.is_empty() {
+        fields.insert("parameters".into(), parameters.into());
+    }
+    let mut produces = json!([]);
+    let responses = fields.get_mut("responses").and_then(Value::as_object_mut);
+    for (_, response) in responses.into_iter().flatten() {
+        if response.get("content").is_some() {
+            let (types, schema) = content(response);
+            produces = types;
+            *response = json!({"description": response["description"], "schema": schema});
+        }
+    }
+    // What describes the API is said to take what it gives.
+    if !fields.contains_key("x-kubernetes-action") {
+        consumes = produces.clone();
+    }
+    fields.insert("consumes".into(), consumes);
+    fields.insert("produces".into(), produces);
+    fields.insert("schemes".into(), json!(["https"]));
+}
+
+/// The media types of a body, and its schema, which is the same in each.
+fn content(it: &Value) -> (Value, Value) {
+    let content = it.get("content").and_then(Value::as_object);
+    let types: Vec<&String> = content.into_iter().flatten().map(|(name, _)| name).collect();
+    let of = content.and_then(|it| it.values().next()).and_then(|it| it.get("schema"));
+    (json!(types), schema(of.cloned().unwrap_or_default()))
 }
 
 /// What v2 has no words for.

@@ -23,6 +23,9 @@ const SERVERS: &[&[&str]] = &[
     &["metadata", "uid"],
 ];
 
+/// Resources whose statuses are written without any of the metadata.
+const ALONE: &[&str] = &["flowschemas", "resourceclaims", "servicecidrs"];
+
 /// The fields that writes through a path are about.
 pub(super) fn scope(served: &Served, subresource: &str) -> &'static Scope {
     let resource = &served.resource;
@@ -30,8 +33,7 @@ pub(super) fn scope(served: &Served, subresource: &str) -> &'static Scope {
     static MAIN: LazyLock<Scope> = LazyLock::new(|| Scope::new(&[], &[&["status"]], SERVERS));
     static STATUS: LazyLock<Scope> =
         LazyLock::new(|| Scope::new(&["metadata", "status"], &[], SERVERS));
-    static STATUS_OF_CUSTOM: LazyLock<Scope> =
-        LazyLock::new(|| Scope::new(&["status"], &[], SERVERS));
+    static STATUS_ALONE: LazyLock<Scope> = LazyLock::new(|| Scope::new(&["status"], &[], SERVERS));
     static STATUS_OF_DEPLOYMENTS: LazyLock<Scope> =
         LazyLock::new(|| Scope::new(&["metadata", "status"], &[&["metadata", "labels"]], SERVERS));
     static STATUS_OF_PODS: LazyLock<Scope> = LazyLock::new(|| {
@@ -57,7 +59,7 @@ pub(super) fn scope(served: &Served, subresource: &str) -> &'static Scope {
             &STATUS_OF_DEPLOYMENTS
         }
         "status" if resource.name == "pods" => &STATUS_OF_PODS,
-        "status" if served.custom().is_some() => &STATUS_OF_CUSTOM,
+        "status" if served.custom().is_some() || ALONE.contains(&&*resource.name) => &STATUS_ALONE,
         "status" => &STATUS,
         "scale" | "ephemeralcontainers" | "resize" => &SPEC,
         _ if resource.subresource("status").is_some() => &MAIN,

@@ -36,6 +36,10 @@ pub(super) async fn create_value(
     }
     check_head(call, &mut it)?;
     if !object::meta_str(&it, "resourceVersion").is_empty() {
+        let name = object::name(&it);
+        if !name.is_empty() && found(server, call, name).await?.is_some() {
+            return Err(ApiError::already_exists(&resource.group, &resource.name, name));
+        }
         // Upstream's store says it, and so it is nobody's mistake.
         return Err(ApiError::unexplained(
             "resourceVersion should not be set on objects to be created",
@@ -89,10 +93,14 @@ pub(super) async fn create_value(
             None => {
                 let name = object::name(&it);
                 let mut error = ApiError::already_exists(&resource.group, &resource.name, name);
-                if is_leaving(server, call, name).await? {
+                if !generate.is_empty() {
+                    let why = ", the server was not able to generate a unique name for the object";
+                    error.message.push_str(why);
+                    error.retry_after = Some(1);
+                }
+                if found(server, call, name).await?.is_some_and(|it| object::is_deleting(&it)) {
                     error.message = format!("object is being deleted: {}", error.message);
                 }
-                error.retry_after = generated.then_some(1);
                 return Err(error);
             }
         }
@@ -154,13 +162,12 @@ async fn put_new(
     }
 }
 
-/// Whether the object that has this name is on its way out.
-async fn is_leaving(server: &Server, call: &Call, name: &str) -> Result<bool> {
+/// The object that has this name.
+async fn found(server: &Server, call: &Call, name: &str) -> Result<Option<Value>> {
     let (_, store) = call.served.place(&server.partitions, call.tenant()?, &call.namespace(), name);
     let current = store.read(&call.served.collection, ReadAt::Latest).await?;
-    let Some(found) = current.get(&call.key(name)?) else { return Ok(false) };
-    let found = object::parse(&found.value.bytes()).map_err(ApiError::internal)?;
-    Ok(object::is_deleting(&found))
+    let Some(found) = current.get(&call.key(name)?) else { return Ok(None) };
+    object::parse(&found.value.bytes()).map(Some).map_err(ApiError::internal)
 }
 
 /// Five characters that make no words, behind at most 58 of the base.

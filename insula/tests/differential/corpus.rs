@@ -1,5 +1,5 @@
 //! The requests: for each kind of `corpus/` its life and its bad input, what is asked once, the
-//! life of a definition of custom resources, and policies of admission.
+//! life of a definition of custom resources, what is applied again, and policies of admission.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -11,6 +11,7 @@ const KINDS: [&str; 3] = [
 ];
 const ONCE: &str = include_str!("corpus/once.yaml");
 const CUSTOM: &str = include_str!("corpus/custom.yaml");
+const AGAIN: &str = include_str!("corpus/again.yaml");
 const POLICIES: &str = include_str!("corpus/policies.yaml");
 
 /// Where namespaced objects are made.
@@ -113,6 +114,11 @@ impl Once {
     /// Those about custom resources, each after the one before it.
     pub(crate) fn of_custom() -> Vec<Self> {
         serde_saphyr::from_str(CUSTOM).unwrap()
+    }
+
+    /// Those about what is applied again and deleted together, likewise.
+    pub(crate) fn of_again() -> Vec<Self> {
+        serde_saphyr::from_str(AGAIN).unwrap()
     }
 
     /// Those about policies of admission, likewise.

@@ -44,6 +44,7 @@ pub(crate) async fn all(user: &Path, fleet: &Path) -> Vec<(String, Answers)> {
     }
     all.push(("once".into(), user.each(Once::all()).await));
     all.push(("custom".into(), user.each(Once::of_custom()).await));
+    all.push(("again".into(), user.each(Once::of_again()).await));
     all.push(("policies".into(), user.each(Once::of_policies()).await));
     all
 }

@@ -11,7 +11,15 @@ pub(crate) fn document(it: &Value) -> Bytes {
     let info = Message::default()
         .text(1, &text(&it["info"]["title"]))
         .text(6, &text(&it["info"]["version"]));
-    let components = Message::default().message(1, &schemas(&it["components"]["schemas"]));
+    let secured = all(&it["components"]["securitySchemes"], |out, name, it| {
+        let key = [(1, "type"), (2, "description"), (3, "name"), (4, "in")];
+        let key = key.iter().fold(Message::default(), |out, (number, field)| {
+            out.text(*number, it[*field].as_str().unwrap_or_default())
+        });
+        out.message(1, &named(name, &Message::default().message(1, &key)))
+    });
+    let components =
+        Message::default().message(1, &schemas(&it["components"]["schemas"])).message(7, &secured);
     let document = Message::default()
         .text(1, &text(&it["openapi"]))
         .message(2, &info)
@@ -38,30 +46,54 @@ fn path(it: &Value) -> Message {
             "put" => 5,
             "post" => 6,
             "delete" => 7,
+            "options" => 8,
+            "head" => 9,
             "patch" => 10,
+            "parameters" => return parameters(out, 13, it),
             _ => return out,
         };
         out.message(number, &operation(it))
     })
 }
 
+fn parameters(out: Message, number: u64, list: &Value) -> Message {
+    let list = list.as_array().into_iter().flatten();
+    list.fold(out, |out, it| out.message(number, &Message::default().message(1, &parameter(it))))
+}
+
 fn operation(it: &Value) -> Message {
-    all(it, |out, name, it| match name {
-        "parameters" => it
-            .as_array()
-            .into_iter()
-            .flatten()
-            .fold(out, |out, it| out.message(6, &Message::default().message(1, &parameter(it)))),
-        "responses" => {
-            let codes = all(it, |out, code, it| {
+    all(it, |out, name, it| match (name, it) {
+        ("tags", Value::Array(list)) => {
+            list.iter().filter_map(Value::as_str).fold(out, |out, it| out.text(1, it))
+        }
+        ("description", Value::String(text)) => out.text(3, text),
+        ("operationId", Value::String(text)) => out.text(5, text),
+        ("parameters", list) => parameters(out, 6, list),
+        ("requestBody", it) => {
+            let required = u64::from(it["required"] == true);
+            let body = Message::default().message(2, &content(&it["content"])).number(3, required);
+            out.message(7, &Message::default().message(1, &body))
+        }
+        ("responses", codes) => {
+            let codes = all(codes, |out, code, it| {
                 let text = it["description"].as_str().unwrap_or_default();
-                let response = Message::default().message(1, &Message::default().text(1, text));
-                out.message(2, &named(code, &response))
+                let mut response = Message::default().text(1, text);
+                if let Some(types) = it.get("content") {
+                    response = response.message(3, &content(types));
+                }
+                out.message(2, &named(code, &Message::default().message(1, &response)))
             });
             out.message(8, &codes)
         }
-        name if name.starts_with("x-") => out.extension(13, name, it),
+        (name, it) if name.starts_with("x-") => out.extension(13, name, it),
         _ => out,
+    })
+}
+
+/// Schemas by media type.
+fn content(it: &Value) -> Message {
+    all(it, |out, name, it| {
+        out.message(1, &named(name, &Message::default().message(1, &either(&it["schema"]))))
     })
 }
 
