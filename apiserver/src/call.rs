@@ -214,7 +214,7 @@ impl Call {
             FieldValidation::Warn => {
                 // Of YAML each is told by itself.
                 let told = decoded.findings.into_iter().map(|it| {
-                    it.strip_prefix("yaml: unmarshal errors:\n  ").map_or(it.clone(), str::to_owned)
+                    it.strip_prefix("yaml: unmarshal errors:\n  ").unwrap_or(&it).to_owned()
                 });
                 self.remarks.warn_all(told);
             }

@@ -222,10 +222,12 @@ impl Client {
         body: Option<(&'static str, Bytes)>,
     ) -> Result<Bytes, Error> {
         let request = describe(method, uri);
-        let fetched = async {
+        // Named nowhere: it would lie in this future twice.
+        tokio::time::timeout(self.timeout, async {
             read(self.exchange(method, uri, accept, body, &request).await?, &request).await
-        };
-        self.in_time(fetched, &request).await
+        })
+        .await
+        .unwrap_or_else(|_| Err(self.late(&request)))
     }
 
     /// Sends a request that must succeed, and whose answer says nothing more: however much of it
@@ -238,21 +240,15 @@ impl Client {
         body: Option<(&'static str, Bytes)>,
     ) -> Result<(), Error> {
         let request = describe(method, uri);
-        let passed_over = async {
-            let answer = self.exchange(method, uri, accept, body, &request).await?;
-            pass_over(answer, &request).await
-        };
-        self.in_time(passed_over, &request).await
+        tokio::time::timeout(self.timeout, async {
+            pass_over(self.exchange(method, uri, accept, body, &request).await?, &request).await
+        })
+        .await
+        .unwrap_or_else(|_| Err(self.late(&request)))
     }
 
-    async fn in_time<R>(
-        &self,
-        exchange: impl Future<Output = Result<R, Error>>,
-        request: &str,
-    ) -> Result<R, Error> {
-        tokio::time::timeout(self.timeout, exchange).await.unwrap_or_else(|_| {
-            Err(Error::Timeout { request: request.to_owned(), seconds: self.timeout.as_secs() })
-        })
+    fn late(&self, request: &str) -> Error {
+        Error::Timeout { request: request.to_owned(), seconds: self.timeout.as_secs() }
     }
 
     /// Sends a request until the server has room for it; the answer is a success, not yet read.

@@ -68,7 +68,7 @@ impl Paths<'_> {
     pub(super) fn add(&mut self, resource: &Resource, schema: Option<&str>) {
         let gvk = resource.gvk();
         let built_in = Schema::built_in().by_kind(&gvk).map(|id| Schema::built_in().get(id));
-        let Some(name) = schema.or(built_in.map(|it| it.name)) else { return };
+        let Some(name) = schema.or_else(|| built_in.map(|it| it.name)) else { return };
         let one = self.schemas.refer(name);
         let list = match schema {
             Some(name) => reference(&format!("{name}List")),
