@@ -123,11 +123,16 @@ pub(super) fn update(old: &Value, new: &Value, errors: &mut Errors) {
         ("reportingController", "reportingController"),
         ("reportingInstance", "reportingInstance"),
     ] {
-        if old.get(field) != new.get(field) {
+        if told(old, field) != told(new, field) {
             let value = new.get(field).cloned().unwrap_or_default();
             errors.push(FieldError::invalid(shown, &value, IMMUTABLE));
         }
     }
+}
+
+/// What a field says. The older form has empty ones where the newer has none.
+fn told<'a>(it: &'a Value, field: &str) -> Option<&'a Value> {
+    it.get(field).filter(|it| !it.is_null() && **it != "" && **it != 0)
 }
 
 fn series(it: &Value, errors: &mut Errors) {
